@@ -1,0 +1,35 @@
+"""Search images and captions by meaning, in SQL.
+
+import clipql
+db = clipql.connect("laion.db")
+db.ingest("laion400m/", table="laion")
+db.sql("SELECT url, caption FROM laion ORDER BY L2Distance(image_embedding, {q:Array(Float32)}) LIMIT 10", q=vector)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from clipql import errors
+from clipql.errors import ClipqlError
+
+if TYPE_CHECKING:
+    from clipql.database import Database, connect
+    from clipql.result import Result, Stats
+
+__version__ = "0.1.0"
+__all__ = ["ClipqlError", "Database", "Result", "Stats", "__version__", "connect", "errors"]
+
+_WHERE = {"Database": "clipql.database", "connect": "clipql.database", "Result": "clipql.result", "Stats": "clipql.result"}
+
+
+def __getattr__(name: str) -> Any:
+    # pyarrow, numba and chDB take half a second to load: `import clipql` does not wait for them
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,208 @@
+"""The facade: connect, sql, search, ingest, close."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipql import catalog, files
+from clipql.catalog import Catalog
+from clipql.engine import Engine, quote_name
+from clipql.errors import NotADatabase, QueryError, UnknownTable, VectorError
+from clipql.query.lexer import split_statements
+from clipql.result import Result, Stats
+from clipql.session import Answer, Progress, Session
+from clipql.tables import recover, schema
+from clipql.tables.registry import INTERNAL, Registry
+from clipql.vectors.metrics import NAMES
+
+
+def connect(path: str | os.PathLike[str] | None = None) -> Database:
+    """Open a database folder, which is made if it is not there.
+
+    path: the folder; None for $CLIPQL_DB, and ./clipql.db without that.
+    Raises DatabaseLocked (another process has it), DatabaseVersion, DatabaseDamaged or NotADatabase.
+    """
+    return Database(path if path is not None else os.environ.get("CLIPQL_DB") or "clipql.db")
+
+
+class Database:
+    """An open database. Thread-safe: queries run side by side, writers of a table wait for each other.
+
+    Use as a context manager, or call `close`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        fresh = _prepare(self.path)
+        self._lock = files.FolderLock(self.path)
+        self._closed = False
+        try:
+            if fresh:
+                catalog.save(self.path, Catalog())
+            found = catalog.load(self.path)
+            self._engine = Engine(self.path / "engine")
+        except BaseException:
+            self._lock.release()
+            raise
+        try:
+            self._registry = _open(self.path, self._engine, found)
+        except BaseException:
+            self._engine.close()
+            self._lock.release()
+            raise
+        self._session = Session(self._registry)
+        self._closing = threading.Lock()
+
+    def sql(self, text: str, /, **params: Any) -> Result:
+        """Run one statement, or several with semicolons between them, and return the last one's result.
+
+        params: values for `{name:Type}`, numpy arrays among them. Raises QueryError with ClickHouse's code, or another
+        ClipqlError.
+        """
+        statements = split_statements(text)
+        if not statements:
+            raise QueryError("there is no statement in the text")
+        for statement in statements[:-1]:
+            self.execute(statement, params, format="Null")
+        answer = self.execute(statements[-1], params)
+        stats = Stats(answer.elapsed, answer.output.rows_read, answer.output.bytes_read, answer.steps)
+        if answer.format == "ArrowStream":
+            return Result(answer.output.arrow(), stats)
+        return Result(pa.table({}), stats, answer.output.data)
+
+    def execute(
+        self,
+        statement: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        format: str = "ArrowStream",
+        progress: Progress | None = None,
+    ) -> Answer:
+        """Run one statement and return its output in a ClickHouse format, unless it names its own."""
+        if self._closed:
+            raise QueryError(f"the database {self.path} is closed")
+        return self._session.execute(statement, params, format=format, progress=progress)
+
+    def search(
+        self,
+        table: str,
+        *,
+        vector: NDArray[Any] | Sequence[float],
+        k: int = 10,
+        where: str | None = None,
+        column: str = "image_embedding",
+        columns: Sequence[str] | None = None,
+        distance: str = "cosineDistance",
+    ) -> Result:
+        """The k rows of a table nearest to a vector, nearest first, with their distance as the last column.
+
+        vector: (d,) numbers; where: a SQL condition on the table's columns; columns: what to return, by default all
+        that are not vectors; distance: any of ClickHouse's. Raises UnknownTable or VectorError.
+        """
+        return self.sql(self.search_sql(table, k=k, where=where, column=column, columns=columns, distance=distance),
+                        query=np.asarray(vector))  # fmt: skip
+
+    def search_sql(
+        self,
+        table: str,
+        *,
+        k: int = 10,
+        where: str | None = None,
+        column: str = "image_embedding",
+        columns: Sequence[str] | None = None,
+        distance: str = "cosineDistance",
+    ) -> str:
+        """The statement that `search` runs, with the query vector as parameter `query`."""
+        database, _, name = table.rpartition(".")
+        known = self._registry.find(database or None, name)
+        if known is None:
+            tables = ", ".join(t.full_name for t in self._registry.catalog.tables) or "none yet"
+            raise UnknownTable(f"there is no table {table} with vector columns; there are: {tables}")
+        if known.column(column) is None:
+            raise VectorError(
+                f"{known.full_name} has no vector column {column}; it has {', '.join(c.name for c in known.columns)}"
+            )
+        if distance.lower() not in NAMES:
+            raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in NAMES.values())}")
+        if k < 1:
+            raise QueryError(f"k = {k}: expected at least 1")
+        metric = NAMES[distance.lower()]
+        shown = list(columns) if columns is not None else self._plain_columns(known.id)
+        listed = ", ".join([*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {{query:Array(Float32)}}) AS distance"])
+        condition = f" WHERE {where}" if where else ""
+        way = " DESC" if metric.larger_is_nearer else ""
+        return f"SELECT {listed} FROM {self._registry.physical(known)}{condition} ORDER BY distance{way} LIMIT {k}"
+
+    def _plain_columns(self, id: str) -> list[str]:
+        table = self._registry.catalog.by_id(id)
+        names = self._engine.arrow(
+            f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {{id:String}} ORDER BY position",
+            params={"id": id},
+        )
+        return [n for n in names.column(0).to_pylist() if table is None or table.column(n) is None]
+
+    def ingest(
+        self, source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, table: str = "laion", **options: Any
+    ) -> Any:
+        """Take LAION parts in; see `clipql.ingest.pipeline.ingest` for the options and what is returned."""
+        from clipql.ingest.pipeline import ingest
+
+        return ingest(self, source, table=table, **options)
+
+    @property
+    def registry(self) -> Registry:
+        """The tables with vector columns, for the parts of clipql that work below SQL."""
+        return self._registry
+
+    def close(self) -> None:
+        """Close the database; harmless when called twice."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._registry.close()
+            self._engine.close()
+            self._lock.release()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _prepare(path: Path) -> bool:
+    """Make the folder; True where a new database begins in it. Raises NotADatabase for a folder of something else."""
+    if path.exists() and not path.is_dir():
+        raise NotADatabase(f"{path} is a file; a database is a folder")
+    fresh = not (path / catalog.NAME).exists()
+    strange = [p.name for p in path.iterdir() if p.name not in ("lock", catalog.NAME + ".tmp")] if path.is_dir() else []
+    if fresh and strange:
+        raise NotADatabase(
+            f"{path} holds {', '.join(sorted(strange)[:3])} but no {catalog.NAME}, so clipql did not make it: "
+            "name an empty or a new folder"
+        )
+    with files.translated(path, "making"):
+        path.mkdir(parents=True, exist_ok=True)
+    return fresh
+
+
+def _open(path: Path, engine: Engine, found: Catalog) -> Registry:
+    engine.run(f"CREATE DATABASE IF NOT EXISTS {INTERNAL}")
+    registry = Registry(path, engine, found)
+    recover.settle(registry)
+    for table in registry.catalog.tables:
+        if table.database == INTERNAL:  # a rewrite that never took its place
+            schema.drop(registry, table)
+    recover.check_agreement(registry)
+    recover.sweep(registry)
+    return registry

@@ -1,0 +1,372 @@
+"""chDB, which is ClickHouse in this process: connections, parameters, Arrow in and out, error translation.
+
+Nothing else imports chdb. What must stay true: one folder per process; a connection runs one query at a time and
+none while its stream is open, so every query borrows a connection of its own; SET statements reach all of them; the
+calling thread can be interrupted (Ctrl-C stops the query, not the process).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from clipql.errors import DatabaseLocked, QueryCancelled, QueryError, UnknownColumn, UnknownTable
+
+T = TypeVar("T")
+
+# Vector columns are ALIAS columns, so `*` must show them; mutations are waited for, so that a DELETE that has
+# returned is visible to the planner; a vector or its neighbours' row numbers make long statements.
+_SESSION = (
+    "SET asterisk_include_alias_columns = 1, mutations_sync = 1, insert_allow_materialized_columns = 1, "
+    "max_query_size = 1073741824"
+)
+_BY_CODE: Mapping[int, type[QueryError]] = {
+    60: UnknownTable,
+    81: UnknownTable,
+    47: UnknownColumn,
+    16: UnknownColumn,
+    394: QueryCancelled,
+    159: QueryCancelled,
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """The bytes of a result in the format asked for, and what reading it took (seconds, rows, bytes)."""
+
+    data: bytes
+    elapsed: float
+    rows_read: int
+    bytes_read: int
+
+    def arrow(self) -> pa.Table:
+        """The result as an Arrow table; the query must have asked for ArrowStream."""
+        if not self.data:
+            return pa.table({})
+        return pa.ipc.open_stream(pa.py_buffer(self.data)).read_all()
+
+
+def translate(error: BaseException) -> QueryError:
+    """chDB's exception as one of ours, with ClickHouse's code and name. The caller raises it `from` the original."""
+    text = str(error)
+    match = re.search(r"Code: (\d+)\. DB::Exception: (.*?)(?:\s*\(([A-Z_0-9]+)\))?\s*\Z", text, re.DOTALL)
+    if not match:
+        return QueryError(text)
+    code, message, name = int(match[1]), match[2].strip(), match[3] or ""
+    kind = _BY_CODE.get(code, QueryError)
+    return kind(f"{message} (ClickHouse {code} {name})".rstrip(), code=code, name=name)
+
+
+def parameter_text(value: Any) -> str:
+    """A Python value as the text that ClickHouse parses for a query parameter (`{name:Type}`).
+
+    Strings are taken as they are; lists, tuples and numpy arrays of any float type become arrays; None is NULL.
+    """
+    if value is None:
+        return "\\N"
+    return _escaped(value) if isinstance(value, str) else _literal(value)
+
+
+def _escaped(text: str) -> str:
+    for raw, escape in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"), ("\0", "\\0")):
+        text = text.replace(raw, escape)
+    return text
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, np.ndarray):
+        if value.ndim == 1 and value.dtype.kind in "fiu":
+            return str(value.tolist())
+        return _literal(value.tolist())
+    if isinstance(value, np.generic):
+        return _literal(value.item())
+    if isinstance(value, (list, tuple)):
+        left, right = ("[", "]") if isinstance(value, list) else ("(", ")")
+        return left + ",".join(_nested(v) for v in value) + right
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return str(value)
+
+
+def _nested(value: Any) -> str:
+    return "'" + _escaped(value).replace("'", "\\'") + "'" if isinstance(value, str) else _literal(value)
+
+
+def quote_string(text: str) -> str:
+    """A ClickHouse string literal."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def quote_name(name: str) -> str:
+    """A ClickHouse identifier in backticks."""
+    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+class _Connection:
+    """One chDB connection and the SET statements it has not seen yet."""
+
+    def __init__(self, raw: Any, tag: str) -> None:
+        self.raw, self.tag, self.seen = raw, tag, 0
+        raw.query(_SESSION + f", log_comment = '{tag}'")
+
+    def drained(self) -> bool:
+        """Whether the connection is clean again after an error.
+
+        chDB prefixes what a failed query had already written to the next result of the same connection, which
+        would be a wrong answer; a throw-away query takes it.
+        """
+        with contextlib.suppress(RuntimeError):
+            for _ in range(3):
+                if self.raw.query("SELECT 'clipql'", "TabSeparated").bytes() == b"clipql\n":
+                    return True
+        return False
+
+
+class Engine:
+    """The one chDB of this process, opened on a folder.
+
+    Thread-safe: each call borrows a connection. `close` ends it; another folder can then be opened.
+    """
+
+    _open: Engine | None = None
+    _guard = threading.Lock()
+
+    def __init__(self, folder: Path) -> None:
+        from chdb import _chdb
+
+        with Engine._guard:
+            if Engine._open is not None:
+                raise DatabaseLocked(
+                    f"this process has {Engine._open.folder} open; chDB serves one folder a process: "
+                    "close that database first, or use another process"
+                )
+            _chdb.set_signal_handlers_enabled(0)
+            self._chdb, self.folder = _chdb, folder
+            self._idle: list[_Connection] = []
+            self._lock = threading.Lock()
+            self._names = itertools.count()
+            self._statements: list[str] = []
+            self._workers = ThreadPoolExecutor(thread_name_prefix="clipql-query")
+            try:
+                self._anchor = self._chdb.connect(str(folder))  # chDB lives as long as it has a connection
+                self._idle.append(self._connect())
+            except RuntimeError as error:
+                raise translate(error) from error
+            Engine._open = self
+
+    def _connect(self) -> _Connection:
+        return _Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}")
+
+    @contextlib.contextmanager
+    def _borrow(self) -> Iterator[_Connection]:
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = self._connect()
+        usable = True
+        try:
+            for statement in self._statements[connection.seen :]:
+                connection.raw.query(statement)
+                connection.seen += 1
+            yield connection
+        except BaseException:
+            usable = connection.drained()
+            raise
+        finally:
+            if usable:
+                with self._lock:
+                    self._idle.append(connection)
+            else:
+                connection.raw.close()
+
+    def _interruptible(self, call: Callable[[], T], tag: str) -> T:
+        """Run a blocking call so that Ctrl-C in the main thread cancels the query and is then raised."""
+        if threading.current_thread() is not threading.main_thread():
+            return call()
+        future: Future[T] = self._workers.submit(call)
+        try:
+            while True:
+                try:
+                    return future.result(timeout=0.5)
+                except FutureTimeout:
+                    if future.done():
+                        raise
+        except KeyboardInterrupt:
+            while not future.done():  # the query may not have reached the process list yet
+                self.kill(tag)
+                with contextlib.suppress(Exception):
+                    future.result(timeout=0.1)
+            raise
+
+    def kill(self, tag: str) -> None:
+        """Cancel what the connection with this tag is running."""
+        with self._borrow() as other, contextlib.suppress(RuntimeError):
+            other.raw.query(f"KILL QUERY WHERE Settings['log_comment'] = '{tag}' ASYNC")
+
+    def query(
+        self,
+        sql: str,
+        format: str = "ArrowStream",
+        *,
+        params: Mapping[str, Any] | None = None,
+        progress: Callable[[Mapping[str, Any]], None] | None = None,
+        tables: Mapping[str, pa.Table] | None = None,
+    ) -> Output:
+        """Run one statement and return its whole result in a ClickHouse format.
+
+        params: values of `{name:Type}`; tables: Arrow tables that the statement reads as `Python(name)`.
+        Raises QueryError (or a subclass) with ClickHouse's code.
+        """
+        texts = {k: parameter_text(v) for k, v in (params or {}).items()}
+        with self._borrow() as connection:
+            run = _with_tables(connection.raw, tables) if tables else connection.raw.query
+            if progress is not None:
+                connection.raw.set_progress_callback(progress)
+            try:
+                raw = self._interruptible(lambda: run(sql, format, params=texts), connection.tag)
+                return Output(raw.bytes(), raw.elapsed(), raw.rows_read(), raw.bytes_read())
+            except RuntimeError as error:
+                raise translate(error) from error
+            finally:
+                if progress is not None:
+                    connection.raw.set_progress_callback(None)
+
+    def arrow(self, sql: str, *, params: Mapping[str, Any] | None = None) -> pa.Table:
+        """The result of a query as an Arrow table."""
+        return self.query(sql, params=params).arrow()
+
+    def scalar(self, sql: str, *, params: Mapping[str, Any] | None = None) -> Any:
+        """The first value of the first row of a query that returns one."""
+        return self.arrow(sql, params=params).column(0)[0].as_py()
+
+    def run(self, sql: str) -> None:
+        """A statement whose result does not matter."""
+        self.query(sql, "Null")
+
+    def set(self, statement: str) -> None:
+        """Run a SET or USE statement on this connection now and on every other before its next query."""
+        self.run(statement)
+        self._statements.append(statement)
+
+    def stream(
+        self, sql: str, *, params: Mapping[str, Any] | None = None, tables: Mapping[str, pa.Table] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The result of a query, block by block, in bounded memory."""
+        texts = {k: parameter_text(v) for k, v in (params or {}).items()}
+        with self._borrow() as connection:
+            raw = connection.raw
+            send = _with_tables(raw, tables, stream=True) if tables else raw.send_query
+            opened = None
+            try:
+                opened = self._interruptible(lambda: send(sql, "ArrowStream", params=texts), connection.tag)
+                while True:
+                    chunk = self._interruptible(lambda: raw.streaming_fetch_result(opened), connection.tag)
+                    if chunk is None or not chunk.rows_read():
+                        opened = None
+                        return
+                    yield from pa.ipc.open_stream(pa.py_buffer(chunk.bytes()))
+            except RuntimeError as error:
+                opened = None
+                raise translate(error) from error
+            finally:
+                if opened is not None:
+                    raw.streaming_cancel_query(opened)
+
+    def insert(self, head: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """`INSERT INTO …` (the head, without FORMAT) of Arrow batches, as one insert."""
+        with self._borrow() as connection:
+            raw = connection.raw
+            inserter = None
+            try:
+                inserter = raw.send_insert(head, "ArrowStream")
+                sink = _Appender(lambda data: raw.insert_append(inserter, data))
+                with pa.ipc.new_stream(sink, schema) as writer:
+                    for batch in batches:
+                        writer.write_batch(batch)
+                sink.flush_rest()
+                finished, inserter = inserter, None
+                raw.insert_done(finished)
+            except RuntimeError as error:
+                raise translate(error) from error
+            finally:
+                if inserter is not None:
+                    with contextlib.suppress(RuntimeError):
+                        raw.insert_cancel(inserter)
+
+    def register(self, name: str, function: Callable[..., Any], types: list[str], returns: str) -> None:
+        """Make a Python function callable from SQL, one call a row."""
+        self._chdb.create_function(name, function, types, returns)
+
+    def close(self) -> None:
+        """Close every connection; the process may then open another folder."""
+        with Engine._guard:
+            self._workers.shutdown(wait=True)
+            for connection in self._idle:
+                connection.raw.close()
+            self._idle.clear()
+            self._anchor.close()
+            if Engine._open is self:
+                Engine._open = None
+
+
+def _with_tables(raw: Any, tables: Mapping[str, pa.Table], *, stream: bool = False) -> Callable[..., Any]:
+    """chDB finds `Python(name)` among the local variables of its caller: make a caller that has just these."""
+
+    def call(sql: str, format: str, params: Mapping[str, str]) -> Any:
+        scope: dict[str, Any] = {"_run": raw.send_query if stream else raw.query, **tables}
+        scope.update(_sql=sql, _format=format, _params=dict(params))
+        return eval("_run(_sql, _format, params=_params)", scope)  # noqa: S307  a constant expression
+
+    return call
+
+
+class _Appender:
+    """A file-like object that hands what is written to it on in pieces of at least a megabyte."""
+
+    def __init__(self, append: Callable[[bytes], None]) -> None:
+        self._append, self._parts, self._size = append, [], 0  # type: ignore[var-annotated]
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        piece = bytes(data)
+        self._parts.append(piece)
+        self._size += len(piece)
+        if self._size >= 1 << 20:
+            self.flush_rest()
+        return len(piece)
+
+    def flush_rest(self) -> None:
+        if self._parts:
+            data, self._parts, self._size = b"".join(self._parts), [], 0
+            self._append(data)
+
+    def flush(self) -> None:
+        """Nothing to do: pyarrow asks for it after each message."""
+
+    def close(self) -> None:
+        self.closed = True
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False

@@ -1,0 +1,97 @@
+"""Every error clipql raises, one tree.
+
+    ClipqlError
+    ├── QueryError                 the engine refused a statement: `code` and `name` are ClickHouse's
+    │   ├── UnknownTable
+    │   ├── UnknownColumn
+    │   └── QueryCancelled
+    ├── VectorError                a vector of the wrong length, type or content
+    ├── UnsupportedStatement       SQL that a vector column cannot take part in
+    ├── IngestError                a part that cannot be taken in, with file and row
+    ├── VectorIndexError                an index that cannot be built, read or used as asked
+    ├── ModelError                 weights, tokenizer or picture that the encoder cannot use
+    └── StorageError               the database folder
+        ├── DatabaseLocked         another process has it open
+        ├── DatabaseVersion        written by a newer clipql
+        ├── DatabaseDamaged        a file is missing, cut short or altered
+        ├── NotADatabase           a folder that clipql did not make
+        └── DiskFull
+
+Catch `ClipqlError` to catch all. A message says what was seen, what was expected and what to do.
+The error of the library underneath, if there is one, is kept as `__cause__`.
+"""
+
+from __future__ import annotations
+
+
+class ClipqlError(Exception):
+    """Base class of every error that clipql raises."""
+
+
+class QueryError(ClipqlError):
+    """ClickHouse refused a statement.
+
+    `code` is ClickHouse's error number (62 for a syntax error), `name` its name (`SYNTAX_ERROR`); 0 and "" where
+    clipql itself refused.
+    """
+
+    def __init__(self, message: str, *, code: int = 0, name: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.name = name
+
+
+class UnknownTable(QueryError):
+    """The statement names a table that is not there."""
+
+
+class UnknownColumn(QueryError):
+    """The statement names a column or an identifier that is not there."""
+
+
+class QueryCancelled(QueryError):
+    """The query was stopped, by Ctrl-C, `cancel()` or a limit."""
+
+
+class VectorError(ClipqlError):
+    """A vector of the wrong length, of the wrong type, or with NaN or infinity in it."""
+
+
+class UnsupportedStatement(ClipqlError):
+    """SQL that cannot be carried out on a table with vector columns."""
+
+
+class IngestError(ClipqlError):
+    """A LAION part that cannot be taken in; the message names the file and, where there is one, the row."""
+
+
+class VectorIndexError(ClipqlError):
+    """An index that cannot be built, read, or used as asked."""
+
+
+class ModelError(ClipqlError):
+    """Weights, a tokenizer or an input that the encoder cannot use."""
+
+
+class StorageError(ClipqlError):
+    """The database folder cannot be used as it is."""
+
+
+class DatabaseLocked(StorageError):
+    """Another process, or another folder in this process, holds the engine."""
+
+
+class DatabaseVersion(StorageError):
+    """The folder was written by a newer clipql."""
+
+
+class DatabaseDamaged(StorageError):
+    """A file of the database is missing, cut short or altered."""
+
+
+class NotADatabase(StorageError):
+    """The folder holds something that clipql did not make."""
+
+
+class DiskFull(StorageError):
+    """The disk, or the quota, has no room for what was to be written."""

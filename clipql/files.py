@@ -1,0 +1,123 @@
+"""Durable files: the only place that writes, renames, syncs and locks.
+
+What must stay true: a file under its final name is complete and synced; replacing a file is atomic; an error of the
+operating system leaves here as one of clipql's own, with the path and the cause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from clipql.errors import DatabaseLocked, DiskFull, StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def translated(path: Path, doing: str) -> Iterator[None]:
+    """Turn an OSError raised inside into a StorageError that says what was being done to which path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(
+                f"the disk is full while {doing} {path}: {_room(path)}; free some room and try again, nothing was changed"
+            ) from error
+        raise StorageError(f"cannot finish {doing} {path}: {error.strerror or error}") from error
+
+
+def _room(path: Path) -> str:
+    folder = path
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB are free"
+    except OSError:
+        return "its free room is unknown"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals inside a folder durable."""
+    with translated(folder, "syncing"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a whole file durably and atomically: a reader sees the old content or the new, never a mixture."""
+    temporary = path.with_name(path.name + ".tmp")
+    with translated(path, "writing"):
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name, complete and synced, when the block ends without an error.
+
+    On any error, Ctrl-C included, nothing is left behind. The caller syncs the folder once all its files are there.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with translated(path, "writing"):
+            with open(temporary, "wb", buffering=0) as file:
+                yield file  # type: ignore[misc]
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all in it; no error where there is none."""
+    with translated(path, "removing"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class FolderLock:
+    """An exclusive lock on a database folder, which dies with the process that holds it.
+
+    The lock file names the holder, so that whoever is refused can be told.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "lock"
+        with translated(path, "locking"):
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._handle, 400, 0).decode("utf-8", "replace").strip() or "another process"
+            os.close(self._handle)
+            raise DatabaseLocked(
+                f"{folder} is open in {holder}; one process opens a database at a time: close it there, "
+                "or reach it through `clipql serve`"
+            ) from error
+        os.ftruncate(self._handle, 0)
+        command = " ".join(os.path.basename(a) if i == 0 else a for i, a in enumerate(sys.argv))[:300]
+        os.pwrite(self._handle, f"process {os.getpid()} ({command or 'python'})".encode(), 0)
+
+    def release(self) -> None:
+        """Let go of the folder; harmless when called twice."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1

@@ -1,0 +1,298 @@
+"""The exact scan, on every core, straight from the mapped segments: an index, and the oracle of all others.
+
+The scan works on a *key*, a weighted sum of distances (one term for an ordinary search, several where a query adds
+distances up), smallest first. What must stay true: it returns every row whose float64 key could be among the k
+smallest, ties included: kernels compute in float32, so rows within their rounding error of the k-th are kept and
+decided in float64.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.errors import VectorIndexError
+from clipql.index.base import Candidates, Cost
+from clipql.vectors import kernels, metrics
+from clipql.vectors.metrics import Metric
+from clipql.vectors.store import ColumnStore
+
+BLOCK_BYTES = 4 << 20
+# float32 sums of a few thousand products, in any order, stay well within this of the float64 value
+ROUNDING = 2e-5
+# above this norm squares leave float32; such columns are scanned in float64
+WIDE = 1e15
+
+_pool: ThreadPoolExecutor | None = None
+_pool_guard = threading.Lock()
+
+
+def threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _workers() -> ThreadPoolExecutor:
+    global _pool
+    with _pool_guard:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(threads(), thread_name_prefix="clipql-scan")
+        return _pool
+
+
+@dataclass(frozen=True)
+class Term:
+    """`weight` times the distance of a column's vectors to a query vector, float64 (d,)."""
+
+    store: ColumnStore
+    metric: Metric
+    query: NDArray[np.float64]
+    weight: float = 1.0
+
+    @property
+    def narrow(self) -> NDArray[np.float32]:
+        """The query in float32, as the kernels take it."""
+        with np.errstate(over="ignore"):
+            return self.query.astype(np.float32)
+
+    @property
+    def rounding(self) -> tuple[float, float]:
+        """Relative and absolute bound on the error of a float32 distance, weight included."""
+        scale = abs(self.weight)
+        if self.metric is Metric.COSINE:
+            return 0.0, scale * ROUNDING
+        if self.metric is Metric.DOT:
+            return 0.0, scale * ROUNDING * self.store.largest * float(np.linalg.norm(self.query))
+        return ROUNDING, scale * 1e-30
+
+
+def distances_between(term: Term, first: int, last: int, out: NDArray[Any]) -> None:
+    """Weighted distances of rows [first, last) into out, float32 from the kernels or float64 where values are huge."""
+    wide = max(term.store.largest, float(np.abs(term.query).max(initial=0))) > WIDE
+    for start, block in term.store.blocks(first, last):
+        part = out[start - first : start - first + len(block)]
+        if wide:
+            with np.errstate(over="ignore"):
+                part[:] = metrics.distances(term.metric, block, term.query)
+        else:
+            kernels.distances(term.metric, block, term.narrow, part)
+            if term.metric is Metric.COSINE:
+                _settle_nan(term, block, part)
+    if term.weight != 1.0:
+        out[: last - first] *= term.weight
+
+
+def _settle_nan(term: Term, block: NDArray[Any], part: NDArray[Any]) -> None:
+    # a vector so short that its squares vanish in float32 still has a direction in float64
+    odd = np.flatnonzero(np.isnan(part))
+    if len(odd):
+        part[odd] = metrics.distances(term.metric, block[odd], term.query)
+
+
+def exact(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
+    """The key of these rows in float64, recomputed from the stored vectors."""
+    total = np.zeros(len(rows))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for term in terms:
+            total += term.weight * metrics.distances(term.metric, term.store.take(rows), term.query)
+    return total
+
+
+@dataclass
+class _Share:
+    """What one thread has found: candidate rows and keys, and the k-th smallest key so far."""
+
+    rows: NDArray[np.int64]
+    keys: NDArray[np.float32]
+    used: int = 0
+    limit: float = np.inf
+    scanned: int = 0
+
+    def tighten(self, k: int, slack: Callable[[float], float]) -> None:
+        keys = self.keys[: self.used]
+        if self.used <= k:
+            return
+        self.limit = float(np.partition(keys, k - 1)[k - 1])
+        kept = np.flatnonzero(keys <= slack(self.limit))
+        self.rows[: len(kept)], self.keys[: len(kept)] = self.rows[kept], keys[kept]
+        self.used = len(kept)
+
+    def room(self, more: int) -> None:
+        if self.used + more > len(self.rows):
+            size = 2 * (self.used + more)
+            self.rows, self.keys = np.resize(self.rows, size), np.resize(self.keys, size)
+
+
+class Scan:
+    """One exact scan over `rows` rows of some terms, among the rows that a mask allows."""
+
+    def __init__(self, terms: Sequence[Term], rows: int, among: NDArray[np.bool_] | None = None) -> None:
+        self._terms, self._rows, self._among = terms, rows, among
+        self._relative = max(t.rounding[0] for t in terms)
+        self._absolute = sum(t.rounding[1] for t in terms)
+        width = max(t.store.dimension for t in terms) * 2
+        self._step = max(64, BLOCK_BYTES // max(width, 1))
+        self._stop = threading.Event()
+
+    def _slack(self, limit: float) -> float:
+        # both the k-th and the row compared with it may be off, in opposite directions
+        return limit + 2 * (self._relative * abs(limit) + self._absolute) if np.isfinite(limit) else limit
+
+    def nearest(self, k: int) -> Candidates:
+        """The rows that may be among the k smallest keys, smallest first; more than k where keys tie at the edge."""
+        began = time.perf_counter()
+        found = self._shares(k, np.inf)
+        rows, keys = self._joined(found)
+        if len(rows) > k:
+            rows = rows[keys <= self._slack(float(np.partition(keys, k - 1)[k - 1]))]
+        result = self._decided(rows, began, sum(s.scanned for s in found))
+        if len(result.rows) > k:
+            edge = result.distances[k - 1]
+            n = int(np.searchsorted(result.distances, edge, side="right")) if not np.isnan(edge) else len(result.rows)
+            result = Candidates(result.rows[:n], result.distances[:n], result.cost)
+        return result
+
+    def within(self, radius: float) -> Candidates:
+        """All rows whose key is at most `radius`, and those so near to it that rounding decides; smallest first."""
+        began = time.perf_counter()
+        found = self._shares(None, radius)
+        rows, _ = self._joined(found)
+        return self._decided(rows, began, sum(s.scanned for s in found))
+
+    def all(self) -> NDArray[np.float32]:
+        """The key of every row, float32 (rows,), NaN where it is NaN. The mask is not applied."""
+        out = np.empty(self._rows, np.float32)
+        self._on_all_cores(lambda first, last: self._fill(first, last, out[first:last]))
+        return out
+
+    def _fill(self, first: int, last: int, out: NDArray[Any]) -> None:
+        scratch = np.empty(min(self._step, last - first), np.float32)
+        for a in range(first, last, self._step):
+            b = min(last, a + self._step)
+            self._key(a, b, out[a - first : b - first], scratch[: b - a])
+
+    def _key(self, a: int, b: int, out: NDArray[Any], scratch: NDArray[Any]) -> None:
+        distances_between(self._terms[0], a, b, out)
+        for term in self._terms[1:]:
+            distances_between(term, a, b, scratch)
+            out += scratch
+
+    def _shares(self, k: int | None, radius: float) -> list[_Share]:
+        shares: list[_Share] = []
+
+        def work(first: int, last: int) -> None:
+            share = _Share(np.empty(2 * self._step, np.int64), np.empty(2 * self._step, np.float32))
+            shares.append(share)
+            self._search(first, last, k, radius, share)
+
+        self._on_all_cores(work)
+        return shares
+
+    def _search(self, first: int, last: int, k: int | None, radius: float, share: _Share) -> None:
+        share.limit = radius
+        out, scratch = np.empty(self._step, np.float32), np.empty(self._step, np.float32)
+        for a in range(first, last, self._step):
+            if self._stop.is_set():
+                return
+            b = min(last, a + self._step)
+            if self._among is None:
+                key = out[: b - a]
+                self._key(a, b, key, scratch[: b - a])
+                if k is not None:  # NaN sorts last, as in ClickHouse's ORDER BY; it is within no radius
+                    np.nan_to_num(key, copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+            else:
+                chosen = np.flatnonzero(self._among[a:b])
+                if not len(chosen):
+                    continue
+                key = self._masked(a, b, chosen, out, scratch)
+            share.scanned += b - a if self._among is None else len(chosen)
+            share.room(b - a)
+            share.used = kernels.collect(key, a, self._slack(share.limit), share.rows, share.keys, share.used)
+            if k is not None and share.used > max(4 * k, self._step // 2):
+                share.tighten(k, self._slack)
+
+    def _masked(self, a: int, b: int, chosen: NDArray[Any], out: NDArray[Any], scratch: NDArray[Any]) -> NDArray[Any]:
+        """Keys of a block of which only the chosen rows count: the others get NaN, which no search keeps."""
+        key = out[: b - a]
+        if len(chosen) > (b - a) // 4:
+            self._key(a, b, key, scratch[: b - a])
+            keep = np.full(b - a, np.nan, np.float32)
+            keep[chosen] = np.where(np.isnan(key[chosen]), np.inf, key[chosen])
+            key[:] = keep
+        else:
+            values = exact(self._terms, chosen + a)
+            key[:] = np.nan
+            with np.errstate(over="ignore"):
+                key[chosen] = np.where(np.isnan(values), np.inf, values)
+        return key
+
+    def _joined(self, shares: Sequence[_Share]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if not shares:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        return (
+            np.concatenate([s.rows[: s.used] for s in shares]),
+            np.concatenate([s.keys[: s.used] for s in shares]),
+        )
+
+    def _decided(self, rows: NDArray[np.int64], began: float, scanned: int) -> Candidates:
+        scan_seconds = time.perf_counter() - began
+        keys = exact(self._terms, rows)
+        order = np.lexsort((rows, keys))
+        cost = Cost(
+            rows_scanned=scanned,
+            rows_rescored=len(rows),
+            seconds={"scan": scan_seconds, "rescore": time.perf_counter() - began - scan_seconds},
+        )
+        return Candidates(rows[order].astype(np.uint64), keys[order], cost)
+
+    def _on_all_cores(self, work: Callable[[int, int], None]) -> None:
+        n = threads()
+        if n == 1 or self._rows * self._terms[0].store.dimension < 1 << 18:
+            work(0, self._rows)
+            return
+        edges = [self._rows * i // n for i in range(n + 1)]
+        futures = [_workers().submit(work, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:  # Ctrl-C reaches this thread: the others stop at their next block
+            self._stop.set()
+            raise
+
+
+class FlatIndex:
+    """The exact scan as an index: covers every row, needs no files, has no knobs."""
+
+    kind = "flat"
+
+    def __init__(self, store: ColumnStore, metric: Metric) -> None:
+        self._store, self.metric = store, metric
+
+    @property
+    def rows_covered(self) -> int:
+        """All rows of the column."""
+        return self._store.rows
+
+    def search(
+        self,
+        query: NDArray[np.floating[Any]],
+        k: int,
+        *,
+        among: NDArray[np.bool_] | None = None,
+        knobs: Mapping[str, float] | None = None,
+    ) -> Candidates:
+        """The k nearest rows, exactly, nearest first; ties in row order."""
+        if knobs:
+            raise VectorIndexError(f"a flat index has no knob {', '.join(sorted(knobs))}: it is always exact")
+        weight = -1.0 if self.metric.larger_is_nearer else 1.0
+        term = Term(self._store, self.metric, np.asarray(query, np.float64), weight)
+        found = Scan([term], self._store.rows, among).nearest(k)
+        return Candidates(found.rows[:k], weight * found.distances[:k], found.cost)

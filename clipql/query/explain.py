@@ -1,0 +1,52 @@
+"""EXPLAIN of a statement with vector searches: what will be done, and why, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipql.query.plan import Plan, Weighted
+
+
+def describe(plans: Sequence[Plan]) -> list[str]:
+    """The lines that EXPLAIN shows, one search after the other, outer ones first."""
+    lines: list[str] = []
+    for plan in plans:
+        lines += _one(plan)
+    return lines
+
+
+def _one(plan: Plan) -> list[str]:
+    select = plan.select
+    table = select.table
+    titles = {
+        "top-k": f"Top-k search (k = {plan.k})",
+        "range": "Range search",
+        "distances": "Distances of all rows",
+        "as it is": "No vector plan: ClickHouse reads each vector",
+    }
+    lines = [titles[plan.kind], f"  table: {table.full_name} ({table.rows:,} rows)"]
+    for name in dict.fromkeys(c.column for c in select.calls):
+        column = table.column(name)
+        if column:
+            stored = ", ".join(dict.fromkeys(s.dtype for s in column.segments)) or "empty"
+            lines.append(f"  column: {name} ({column.dimension or '?'} numbers, {stored})")
+    if plan.terms:
+        lines.append(f"  smallest: {_formula(plan.terms)}")
+    if plan.kind == "range":
+        lines.append(f"  up to: {plan.radius:g}")
+    if plan.kind in ("top-k", "range"):
+        lines.append("  index: flat (exact scan, all cores)")
+    if plan.filter:
+        lines.append(f"  filter first: {' '.join(plan.filter.split())}")
+    if plan.kept:
+        lines.append(f"  then keep: {' AND '.join(' '.join(c.text.split()) for c in plan.kept)}")
+    lines.append(f"  why: {plan.why}")
+    if plan.kind in ("top-k", "range"):
+        lines.append("  then: ClickHouse fetches the rows by number and does the rest")
+    return lines
+
+
+def _formula(terms: Sequence[Weighted]) -> str:
+    return " + ".join(
+        f"{'' if t.weight == 1 else f'{t.weight:g} × '}{t.call.metric.value}({t.call.column}, query vector)" for t in terms
+    )

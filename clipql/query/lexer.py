@@ -1,0 +1,110 @@
+"""SQL text as tokens with their places: enough of ClickHouse's lexis to find clauses and to edit the text in place.
+
+What must stay true: joining the tokens and the gaps between them gives the text back; strings, quoted names, comments
+and heredocs are one token each, so nothing inside them is ever taken for SQL. A literal array of numbers is one token
+too: a query vector would otherwise be a thousand.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_TOKEN = re.compile(
+    r"""
+    (?P<space>\s+|--[^\n]*|\#[! ][^\n]*|/\*.*?\*/)
+  | (?P<string>'(?:[^'\\]|\\.|'')*'|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$)
+  | (?P<quoted>`(?:[^`\\]|\\.|``)*`|"(?:[^"\\]|\\.|"")*")
+  | (?P<vector>\[\s*[-+]?[0-9.][-+0-9.eE\s]*(?:,\s*[-+]?[0-9.][-+0-9.eE\s]*)*\])
+  | (?P<number>(?:0[xX][0-9a-fA-F]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)(?![A-Za-z_]))
+  | (?P<word>[A-Za-z_$@][\w$]*|[^\W\d]\w*|[0-9]+\w+)
+  | (?P<symbol>::|->|\|\||<=>|<=|>=|<>|!=|==|.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Token:
+    """kind: 'word', 'quoted', 'string', 'number', 'vector' or 'symbol'; start and end are places in the text."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+    @property
+    def upper(self) -> str:
+        """The text in capitals for a word or a symbol; empty for the rest, which are never keywords."""
+        return self.text.upper() if self.kind in ("word", "symbol") else ""
+
+    @property
+    def name(self) -> str | None:
+        """The identifier it stands for, unquoted; None where it is none."""
+        if self.kind == "word":
+            return self.text
+        if self.kind == "quoted":
+            mark = self.text[0]
+            return re.sub(r"\\(.)", r"\1", self.text[1:-1].replace(mark * 2, mark), flags=re.DOTALL)
+        return None
+
+
+def tokenize(sql: str) -> list[Token]:
+    """The tokens of a statement, without space and comments."""
+    found: list[Token] = []
+    for match in _TOKEN.finditer(sql):
+        kind = match.lastgroup
+        if kind == "tag":
+            kind = "string"
+        if kind and kind != "space":
+            found.append(Token(kind, match.group(), match.start(), match.end()))
+    return found
+
+
+def matching(tokens: list[Token], at: int) -> int:
+    """The place of the bracket that closes the one at `at`; the last token's where none does."""
+    depth = 0
+    for i in range(at, len(tokens)):
+        if tokens[i].kind == "symbol":
+            if tokens[i].text in "([{":
+                depth += 1
+            elif tokens[i].text in ")]}":
+                depth -= 1
+                if depth == 0:
+                    return i
+    return len(tokens) - 1
+
+
+def split_statements(text: str) -> list[str]:
+    """A script as its statements, without their semicolons.
+
+    `INSERT … FORMAT name` takes all that follows as data, up to the end of the text, as clickhouse-client does; data
+    after VALUES ends at the semicolon.
+    """
+    statements: list[str] = []
+    begin = 0
+    tokens = tokenize(text)
+    i = 0
+    first = 0
+    while i < len(tokens):
+        token = tokens[i]
+        if token.text == ";" and token.kind == "symbol":
+            if i > first:
+                statements.append(text[begin : token.start].strip())
+            begin, first = token.end, i + 1
+        elif (
+            token.upper == "FORMAT"
+            and tokens[first].upper == "INSERT"
+            and i + 1 < len(tokens)
+            and tokens[i + 1].kind == "word"
+            and tokens[i + 1].upper != "VALUES"
+            and not any(t.upper in ("SELECT", "INFILE") for t in tokens[first:i])
+        ):
+            following = text[tokens[i + 1].end :].lstrip()
+            if following and not following.startswith(";"):
+                statements.append(text[begin:].strip())
+                return statements
+        i += 1
+    if first < len(tokens):
+        statements.append(text[begin:].strip())
+    return statements

@@ -1,0 +1,315 @@
+"""Carries plans out: searches, then edits the statement so that ClickHouse reads just the rows that were found.
+
+The text of the user's statement is edited in place and never generated anew, so whatever else it says keeps its
+meaning. What must stay true: the edited statement gives the rows that the original gives; where ClickHouse refuses the
+edited one, the original is run instead, and the answer is its.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipql.engine import quote_name
+from clipql.index.base import Candidates, Cost
+from clipql.index.flat import Scan, Term, exact
+from clipql.query import scopes as sql_scopes
+from clipql.query.constants import Constants, with_clause
+from clipql.query.lexer import tokenize
+from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, Plan, plan
+from clipql.query.recognise import Call, VectorSelect, recognise
+from clipql.query.scopes import Scope, split_list
+from clipql.tables import shape
+from clipql.tables.registry import ROW, Registry
+
+INLINE = 256
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was done for one SELECT: the plan, how it ended up (`kind` may be 'as it is' after all), and its cost."""
+
+    plan: Plan
+    kind: str
+    why: str
+    cost: Cost = Cost()
+    filtered: int | None = None
+    found: int = 0
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A statement as ClickHouse shall run it, with the parameters and Arrow tables that it needs besides the user's."""
+
+    sql: str
+    params: Mapping[str, Any]
+    tables: Mapping[str, pa.Table]
+    steps: tuple[Step, ...]
+
+
+@dataclass
+class _Work:
+    """A statement being edited, with what the edits refer to."""
+
+    sql: str
+    params: dict[str, Any]
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+    def edit(self, edits: list[tuple[int, int, str]]) -> None:
+        for start, end, text in sorted(edits, reverse=True):
+            self.sql = self.sql[:start] + text + self.sql[end:]
+
+    def name(self, kind: str) -> str:
+        return f"clipql_{kind}_{len(self.params) + len(self.tables)}"
+
+
+class Planner:
+    """Rewrites statements over the tables of a registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry, self._engine = registry, registry.engine
+
+    def rewrite(self, sql: str, params: Mapping[str, Any], *, search: bool = True) -> Rewritten:
+        """The statement with each vector search in it carried out; `search` False only expands `*`.
+
+        Inner SELECTs come first, so that an outer one sees the text that will be run.
+        """
+        work = _Work(sql, dict(params))
+        constants = Constants(self._engine, params)
+        count = len(sql_scopes.scopes(sql, tokenize(sql)))
+        for at in reversed(range(count)):
+            scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            star = self._star(scope)
+            if star:
+                work.edit([star])
+                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            select = recognise(scope, self._registry.find) if search else None
+            if select:
+                _Execution(self._registry, select, constants, work).run()
+        return Rewritten(work.sql, work.params, work.tables, tuple(reversed(work.steps)))
+
+    def plans(self, sql: str, params: Mapping[str, Any]) -> list[Plan]:
+        """The plan of each SELECT that computes distances, outer ones first, with nothing searched."""
+        constants = Constants(self._engine, params)
+        found = (recognise(s, self._registry.find) for s in sql_scopes.scopes(sql, tokenize(sql)))
+        return [plan(select, constants) for select in found if select]
+
+    def _star(self, scope: Scope) -> tuple[int, int, str] | None:
+        """The edit that spells `SELECT *` out, where ClickHouse would give the columns in another order.
+
+        It puts ALIAS columns, as vector columns are to it, behind all others.
+        """
+        select, source = scope.within("SELECT"), scope.within("FROM")
+        if len(select) != 1 or select[0].text != "*" or not source or not source[0].name:
+            return None
+        names = [t.name for t in source[::2]]
+        if len(source) == 1:
+            table = None if names[0] in scope.names else self._registry.find(None, names[0] or "")
+        elif len(source) == 3 and source[1].text == "." and names[1]:
+            table = self._registry.find(names[0], names[1])
+        else:
+            return None
+        columns = [n for n, _ in shape.insertable(self._engine, table)] if table else []
+        vectors = [n for n in columns if table and table.column(n)]
+        if not table or columns[len(columns) - len(vectors) :] == vectors:
+            return None
+        return select[0].start, select[0].end, ", ".join(quote_name(c) for c in columns)
+
+
+class _Execution:
+    """One SELECT: plan, search, edits."""
+
+    def __init__(self, registry: Registry, select: VectorSelect, constants: Constants, work: _Work) -> None:
+        self._registry, self._engine, self._select, self._work = registry, registry.engine, select, work
+        self._plan = plan(select, constants)
+        self._filtered: int | None = None
+
+    def run(self) -> None:
+        kind = self._plan.kind
+        if kind == "top-k":
+            self._top()
+        elif kind == "range":
+            self._range()
+        elif kind == "distances":
+            self._distances(self._plan.why)
+        else:
+            self._step(kind, self._plan.why)
+
+    def _step(self, kind: str, why: str, cost: Cost = Cost(), found: int = 0) -> None:
+        self._work.steps.append(Step(self._plan, kind, why, cost, self._filtered, found))
+
+    def _terms(self) -> list[Term]:
+        table, store = self._select.table, self._registry.store
+        return [
+            Term(store(table, t.call.column), t.call.metric, t.vector.values, t.weight) for t in self._plan.terms
+        ]
+
+    def _among(self) -> NDArray[np.bool_] | None:
+        """The rows that may be in the answer: those that the filter lets through, or those that are there."""
+        table = self._select.table
+        if self._plan.filter is None:
+            return self._registry.alive(table)
+        rows = self._matching()
+        self._filtered = len(rows)
+        mask = np.zeros(table.rows, np.bool_)
+        mask[rows[rows < table.rows]] = True
+        return mask
+
+    def _matching(self) -> NDArray[np.uint64]:
+        select = self._select
+        text = self._plan.filter or "1"
+        prefix = with_clause(text, select.scope.withs, select.aliases)
+        sql = f"{prefix}SELECT {select.qualifier_sql}{ROW} FROM {select.scope.body('FROM')} WHERE {text}"
+        return self._registry.row_numbers(sql, self._work.params, self._work.tables)
+
+    def _top(self) -> None:
+        among = self._among()
+        found = Scan(self._terms(), self._select.table.rows, among).nearest(self._plan.k)
+        self._restrict(found)
+        self._step("top-k", self._plan.why, found.cost, len(found.rows))
+
+    def _range(self) -> None:
+        if self._select.joined:
+            among = None
+        else:
+            among = self._among()
+        found = Scan(self._terms(), self._select.table.rows, among).within(self._plan.radius)
+        if len(found.rows) > LARGEST_RANGE:
+            self._distances(f"{len(found.rows):,} rows are in range")
+            return
+        self._restrict(found)
+        self._step("range", self._plan.why, found.cost, len(found.rows))
+
+    # edits
+
+    def _restrict(self, found: Candidates) -> None:
+        """Let WHERE name the rows that were found, and put their distances where the statement computes them."""
+        select, scope = self._select, self._select.scope
+        row = f"{select.qualifier_sql}{ROW}"
+        numbers = self._array(found.rows, "UInt64")
+        condition = f"{row} IN {numbers}" if len(found.rows) else "0"
+        texts = {i: self._looked_up(call, found, numbers) for i, call in enumerate(select.calls)}
+        edits = [
+            (c.start, c.end, texts[i]) for i, c in enumerate(select.calls) if self._may_replace(c) and c.clause not in ("WHERE", "PREWHERE")
+        ]
+        kept = [self._edited(c.start, c.end, texts) for c in self._plan.kept]
+        if select.joined and self._plan.filter:
+            kept.append(self._plan.filter)
+        where = " AND ".join([condition, *(f"({k})" for k in kept)])
+        edits += _where_edits(scope, where)
+        self._work.edit(edits)
+
+    def _edited(self, start: int, end: int, texts: Mapping[int, str]) -> str:
+        text = self._select.scope.text
+        inside = [(c.start, c.end, texts[i]) for i, c in enumerate(self._select.calls) if start <= c.start and c.end <= end]
+        for a, b, replacement in sorted(inside, reverse=True):
+            text = text[:a] + replacement + text[b:]
+            end += len(replacement) - (b - a)
+        return text[start:end]
+
+    def _array(self, values: NDArray[Any], kind: str) -> str:
+        """An array of numbers as SQL: written out when short, a parameter when long."""
+        if len(values) <= INLINE:
+            return "[" + ",".join(map(repr, values.tolist())) + "]"
+        name = self._work.name("array")
+        self._work.params[name] = values
+        return f"{{{name}:Array({kind})}}"
+
+    def _looked_up(self, call: Call, found: Candidates, numbers: str) -> str:
+        """The distance of a call as an expression over the row number."""
+        if not len(found.rows):
+            return "toFloat32(0)"
+        at = self._select.calls.index(call)
+        vector = self._plan.vectors[at]
+        store = self._registry.store(self._select.table, call.column)
+        values = exact([Term(store, call.metric, vector.values)], found.rows)
+        text = f"transform({self._select.qualifier_sql}{ROW}, {numbers}, {self._array(values, 'Float64')}, nan)"
+        return f"toFloat32({text})" if vector.narrow else text
+
+    def _may_replace(self, call: Call) -> bool:
+        """Whether a call can be replaced without changing the name of a column of the result."""
+        if call.clause != "SELECT":
+            return True
+        span = self._select.scope.clauses["SELECT"]
+        for first, last in split_list(self._select.scope.tokens, span.first, span.last):
+            if first <= call.first < last:
+                return call.last < last and self._select.scope.tokens[last - 1].name in self._select.aliases
+        return False
+
+    def _distances(self, why: str) -> None:
+        select = self._select
+        if self._plan.filter is not None and not select.joined:
+            self._filtered = len(self._matching())
+            if self._filtered * ALIAS_COST < select.table.rows:
+                self._step("as it is", f"the filter leaves {self._filtered:,} rows; {why}")
+                return
+        began = time.perf_counter()
+        names = {} if all(self._may_replace(c) for c in select.calls) else self._item_names()
+        texts: dict[int, str] = {}
+        for call in select.calls:
+            if call.same not in texts:
+                texts[call.same] = self._all_distances(call)
+        edits = [
+            (c.start, c.end, texts[c.same]) for c in select.calls if self._may_replace(c) or names
+        ]
+        edits += [(end, end, f" AS {quote_name(name)}") for end, name in names.items()]
+        self._work.edit(edits)
+        scanned = select.table.rows * len(texts)
+        self._step("distances", why, Cost(rows_scanned=scanned, seconds={"scan": time.perf_counter() - began}))
+
+    def _all_distances(self, call: Call) -> str:
+        """The distances of all rows as one constant array, indexed by the row number."""
+        select = self._select
+        vector = self._plan.vectors[select.calls.index(call)]
+        store = self._registry.store(select.table, call.column)
+        values = Scan([Term(store, call.metric, vector.values)], select.table.rows).all()
+        name = self._work.name("distances")
+        self._work.tables[name] = pa.table({"d": pa.ListArray.from_arrays([0, len(values)], pa.array(values))})
+        text = f"assumeNotNull((SELECT d FROM Python({name}))[{select.qualifier_sql}{ROW} + 1])"
+        return text if vector.narrow else f"toFloat64({text})"
+
+    def _item_names(self) -> dict[int, str]:
+        """Where the items of SELECT that have no name of their own end, and the names ClickHouse gives them.
+
+        Empty where they cannot be told: for a nested SELECT, whose names may be referred to, and beside a `*`.
+        """
+        scope = self._select.scope
+        span = scope.clauses["SELECT"]
+        items = split_list(scope.tokens, span.first, span.last)
+        end = scope.clauses.get("FORMAT") or scope.clauses.get("SETTINGS") or scope.clauses.get("INTO")
+        if scope.nested or any(t.text == "*" for t in scope.within("SELECT")):
+            return {}
+        text = scope.text[scope.whole.start : scope.tokens[end.first - 1].start if end else scope.whole.end]
+        if end and scope.tokens[end.first - 1].upper == "OUTFILE":
+            return {}
+        described = self._engine.arrow(f"DESCRIBE TABLE ({text})", params=self._work.params)
+        found = described.column(0).to_pylist() if described.num_rows == len(items) else []
+        return {
+            scope.tokens[last - 1].end: name
+            for (first, last), name in zip(items, found, strict=False)
+            if scope.tokens[last - 1].name not in self._select.aliases
+            and any(first <= c.first < last for c in self._select.calls)
+        }
+
+
+def _where_edits(scope: Scope, where: str) -> list[tuple[int, int, str]]:
+    """The edits that make `where` the one condition of a SELECT."""
+    edits: list[tuple[int, int, str]] = []
+    placed = False
+    for clause in ("WHERE", "PREWHERE"):
+        span = scope.clauses.get(clause)
+        if span:
+            start = scope.tokens[span.first - 1].start
+            edits.append((start, span.end, "" if placed else f"WHERE {where}"))
+            placed = True
+    if not placed:
+        end = scope.clauses["FROM"].end
+        edits.append((end, end, f" WHERE {where}"))
+    return edits

@@ -1,0 +1,124 @@
+"""What a statement returns: rows, columns, Arrow, a DataFrame, and what it took."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from clipql.query.run import Step
+
+SHOWN_ROWS = 50
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a statement took: seconds in all, rows and bytes that ClickHouse read, and each vector search's step."""
+
+    elapsed: float
+    rows_read: int = 0
+    bytes_read: int = 0
+    searches: tuple[Step, ...] = ()
+
+    @property
+    def rows_scanned(self) -> int:
+        """Vectors compared with a query vector, in all searches."""
+        return sum(s.cost.rows_scanned for s in self.searches)
+
+
+class Result:
+    """The result of one statement, held in memory.
+
+    `text` is set instead of rows where the statement had a FORMAT clause of its own.
+    """
+
+    def __init__(self, table: pa.Table, stats: Stats, text: bytes | None = None) -> None:
+        self._table, self.stats, self._text = table, stats, text
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self._table.column_names)
+
+    @property
+    def rows(self) -> list[tuple[Any, ...]]:
+        """The rows as tuples of Python values; text that is not UTF-8 as bytes, Array(Float32) as lists."""
+        values = [_values(column) for column in self._table.columns]
+        return list(zip(*values, strict=True)) if values else []
+
+    @property
+    def text(self) -> str:
+        """What the statement's own FORMAT clause produced."""
+        return (self._text or b"").decode("utf-8", "replace")
+
+    @property
+    def data(self) -> bytes:
+        """What the statement's own FORMAT clause produced, as bytes."""
+        return self._text or b""
+
+    def arrow(self) -> pa.Table:
+        """The result as an Arrow table."""
+        return self._table
+
+    def df(self) -> pd.DataFrame:
+        """The result as a pandas DataFrame."""
+        frame: pd.DataFrame = self._table.to_pandas()
+        return frame
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        if self._text is not None:
+            return self.text
+        shown = self.rows[:SHOWN_ROWS]
+        cells = [list(self.columns), *([_short(v) for v in row] for row in shown)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+        return "\n".join([*lines, f"({len(self):,} rows, {self.stats.elapsed:.3f} s)"])
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks; every value is escaped."""
+        head = "".join(f"<th>{html.escape(c)}</th>" for c in self.columns)
+        body = "".join(_html_row(row) for row in self.rows[:SHOWN_ROWS])
+        more = f", the first {SHOWN_ROWS} shown" if len(self) > SHOWN_ROWS else ""
+        caption = f"{len(self):,} rows in {self.stats.elapsed:.3f} s{more}"
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+
+
+def _html_row(row: Sequence[Any]) -> str:
+    return "<tr>" + "".join(f"<td>{html.escape(_short(v))}</td>" for v in row) + "</tr>"
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        found: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        kind = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
+        found = [_decoded(v) for v in column.cast(kind).to_pylist()]
+    return found
+
+
+def _decoded(value: bytes | None) -> str | bytes | None:
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (list, tuple)) and len(value) > 8:
+        return "[" + ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value[:4]) + f", … {len(value)} in all]"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 120 else text[:119] + "…"

@@ -1,0 +1,275 @@
+"""Running statements: each kind goes its way, and what is not ours goes to ClickHouse as it stands.
+
+Start here to see where a query goes: `Session.execute` is the crossroads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from clipql.catalog import Table
+from clipql.engine import Output, QueryError
+from clipql.errors import UnsupportedStatement
+from clipql.query import explain, settings, statements
+from clipql.query.insert import insert
+from clipql.query.run import Planner, Rewritten, Step
+from clipql.query.statements import CreateTable, Explain, Insert, OnTable, Other, Select, Set, TableName
+from clipql.tables import schema
+from clipql.tables.registry import INTERNAL, Registry
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a statement gave: ClickHouse's output in the format that was asked for, and the vector searches in it.
+
+    format: the format of the output, which is the statement's own where it names one. rows: rows inserted.
+    """
+
+    output: Output
+    format: str
+    elapsed: float
+    steps: tuple[Step, ...] = ()
+    rows: int | None = None
+
+
+class Session:
+    """Statements of one user on one open database: SET parameters, settings and the current database are kept."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry, self._engine, self._planner = registry, registry.engine, Planner(registry)
+        self.params: dict[str, Any] = {}
+        self.settings: dict[str, str] = {}
+
+    def execute(
+        self,
+        sql: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        format: str = "ArrowStream",
+        progress: Progress | None = None,
+    ) -> Answer:
+        """Run one statement. Raises ClipqlError of the kind that fits."""
+        began = time.perf_counter()
+        statement, tokens = statements.classify(sql)
+        given = {**self.params, **(params or {})}
+        own: str | None = None
+        steps: tuple[Step, ...] = ()
+        rows: int | None = None
+        if isinstance(statement, (Select, Explain)):
+            sql, own = settings.take_format(sql)
+            output, steps = self._read(sql, statement, given, own or format, progress)
+        elif isinstance(statement, Insert):
+            output, steps, rows = self._insert(sql, statement, given, progress)
+        elif isinstance(statement, Set):
+            output = self._set(sql, statement)
+        elif isinstance(statement, CreateTable):
+            output, rows = self._create(sql, statement, given)
+        elif isinstance(statement, OnTable):
+            sql, own = settings.take_format(sql)
+            output = self._on_table(sql, statement, given, own or format)
+        else:
+            sql, own = settings.take_format(sql)
+            output = self._pass(sql, statement, given, own or format, progress)
+        return Answer(output, own or format, time.perf_counter() - began, steps, rows)
+
+    def _pass(
+        self, sql: str, statement: Other, params: Mapping[str, Any], format: str, progress: Progress | None = None
+    ) -> Output:
+        return self._engine.query(sql, format, params=params, progress=progress)
+
+    # reading
+
+    def _read(
+        self, sql: str, statement: Select | Explain, params: Mapping[str, Any], format: str, progress: Progress | None
+    ) -> tuple[Output, tuple[Step, ...]]:
+        text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
+        search = self._searches(own)
+        if isinstance(statement, Explain):
+            plans = self._planner.plans(text, params) if search else []
+            if not plans:
+                return self._engine.query(f"EXPLAIN {text}", format, params=params), ()
+            table = pa.table({"explain": explain.describe(plans)})
+            return self._engine.query("SELECT explain FROM Python(lines)", format, tables={"lines": table}), ()
+        with self._registry.gate.reading():
+            rewritten = self._planner.rewrite(text, params, search=search)
+            return self._run(rewritten, text, params, format, progress)
+
+    def _run(
+        self, planned: Rewritten, original: str, params: Mapping[str, Any], format: str, progress: Progress | None
+    ) -> tuple[Output, tuple[Step, ...]]:
+        try:
+            output = self._engine.query(
+                planned.sql, format, params=planned.params, progress=progress, tables=planned.tables
+            )
+            return output, planned.steps
+        except QueryError:
+            if planned.sql == original:
+                raise
+        # an error is reported in terms of what the user wrote; should that succeed, it is the answer
+        output = self._engine.query(original, format, params=params, progress=progress)
+        why = "ClickHouse refused the planned statement"
+        return output, tuple(Step(s.plan, "as it is", why, s.cost) for s in planned.steps)
+
+    def _searches(self, own: Mapping[str, str]) -> bool:
+        checked = {name: settings.checked(name, value) for name, value in {**self.settings, **own}.items()}
+        return checked.get("vector_plan", "1") in ("1", "true")
+
+    # SET
+
+    def _set(self, sql: str, statement: Set) -> Output:
+        if statement.database is not None:
+            self._engine.set(sql)
+            self._registry.database = statement.database
+            return Output(b"", 0.0, 0, 0)
+        theirs: list[str] = []
+        for name, text in statement.assignments:
+            if name.startswith("param_"):
+                self.params[name.removeprefix("param_")] = _parameter(text)
+            elif name in settings.OURS:
+                self.settings[name] = settings.checked(name, text)
+            else:
+                theirs.append(f"{name} = {text}")
+        if theirs:
+            self._engine.set("SET " + ", ".join(theirs))
+        return Output(b"", 0.0, 0, 0)
+
+    # writing
+
+    def _insert(
+        self, sql: str, statement: Insert, params: Mapping[str, Any], progress: Progress | None
+    ) -> tuple[Output, tuple[Step, ...], int | None]:
+        table = self._find(statement.table)
+        with self._registry.gate.reading():
+            if table is None and statement.source == "SELECT":
+                text, own = settings.taken_from(sql)
+                select = text[statement.body :]
+                planned = self._planner.rewrite(select, params, search=self._searches(own))
+                head = text[: statement.body]
+                whole = Rewritten(head + planned.sql, planned.params, planned.tables, planned.steps)
+                output, steps = self._run(whole, text, params, "Null", progress)
+                return output, steps, None
+            if table is None:
+                return self._engine.query(sql, "Null", params=params, progress=progress), (), None
+            began = time.perf_counter()
+            rows = insert(self._registry, self._planner, table, sql, statement, params)
+        return Output(b"", time.perf_counter() - began, rows, 0), (), rows
+
+    def _create(self, sql: str, statement: CreateTable, params: Mapping[str, Any]) -> tuple[Output, int | None]:
+        name = statement.table
+        database = name.database or self._registry.database
+        engine = self._engine
+        here = self._registry.find(database, name.name)
+        exists = bool(engine.scalar(f"EXISTS TABLE {sql[name.start : name.end]}"))
+        like = self._find(statement.like) if statement.like else None
+        plain = not ("Array(" in sql or statement.select is not None or like is not None)
+        if plain or (exists and (statement.if_not_exists or not statement.or_replace)):
+            return engine.query(sql, "Null", params=params), None
+        if database == INTERNAL:
+            raise UnsupportedStatement(f"the database {INTERNAL} is clipql's own: use another")
+        definition = sql[statement.rest :]
+        if statement.like is not None and like is not None:
+            a, b = statement.like.start - statement.rest, statement.like.end - statement.rest
+            definition = definition[:a] + self._registry.shape(like) + definition[b:]
+        select = sql[statement.select :] if statement.select is not None else None
+        if statement.select is not None:
+            definition = self._empty(definition, statement.select - statement.rest)
+        if here is not None and statement.or_replace:
+            schema.drop(self._registry, here)
+        table = schema.create(self._registry, database, name.name, definition)
+        if table is None:
+            return engine.query(sql, "Null", params=params), None
+        if select is None:
+            return Output(b"", 0.0, 0, 0), None
+        filled = Insert(name, None, "SELECT", 0, "")
+        try:
+            rows = insert(self._registry, self._planner, table, select, filled, params)
+        except BaseException:
+            schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
+            raise
+        return Output(b"", 0.0, rows, 0), rows
+
+    def _empty(self, definition: str, select: int) -> str:
+        """`… AS SELECT` as `… EMPTY AS SELECT`: the shape only, without the rows."""
+        head = definition[:select].rstrip()
+        assert head.upper().endswith("AS"), "the reader found AS before the SELECT"
+        return f"{head[:-2]}EMPTY AS {definition[select:]}"
+
+    def _on_table(self, sql: str, statement: OnTable, params: Mapping[str, Any], format: str) -> Output:
+        found = [self._find(name) for name in statement.tables]
+        ours = [t for t in found if t is not None]
+        if statement.verb == "SHOW DATABASES":
+            return self._engine.query(f"{sql.rstrip('; ')} NOT LIKE '{INTERNAL}'", format)
+        if not ours:
+            output = self._engine.query(sql, format, params=params)
+            return output
+        table = ours[0]
+        verb = statement.verb
+        if verb == "SHOW CREATE":
+            return self._show_create(table, format)
+        if verb == "DESCRIBE":
+            text = f"DESCRIBE TABLE {self._registry.shape(table)} {sql[statement.rest :]}"
+            return self._engine.query(text, format, params=params)
+        self._change(sql, statement, table, found)
+        return Output(b"", 0.0, 0, 0)
+
+    def _change(self, sql: str, statement: OnTable, table: Table, found: list[Table | None]) -> None:
+        registry = self._registry
+        verb = statement.verb
+        if verb == "ALTER":
+            _, tokens = statements.classify(sql)
+            first = next((i for i, t in enumerate(tokens) if t.start >= statement.rest), len(tokens))
+            schema.alter(registry, table, tokens, first, sql)
+        elif verb == "DROP":
+            for name, each in zip(statement.tables, found, strict=True):
+                if each is not None:
+                    schema.drop(registry, each)
+                else:
+                    self._engine.run(f"DROP TABLE {sql[name.start : name.end]}")
+        elif verb == "TRUNCATE":
+            schema.truncate(registry, table)
+        elif verb in ("DELETE", "UPDATE"):
+            schema.delete(registry, table, sql)
+        elif verb == "OPTIMIZE":
+            final = any(t.upper == "FINAL" for t in statements.classify(sql)[1])
+            schema.optimize(registry, table, sql, final=final)
+        elif verb == "RENAME":
+            pairs = [
+                (t, new.database or registry.database, new.name)
+                for t, new in zip(found[::2], statement.tables[1::2], strict=True)
+                if t is not None
+            ]
+            schema.rename(registry, sql, pairs)
+        elif verb == "CREATE VIEW":
+            raise UnsupportedStatement(
+                f"a materialized view on {table.full_name} would not see its inserts; use a plain view"
+            )
+        else:
+            raise UnsupportedStatement(
+                f"{verb} is not carried out on {table.full_name}, whose vectors lie outside ClickHouse"
+            )
+
+    def _show_create(self, table: Table, format: str) -> Output:
+        shape = str(self._engine.scalar(f"SHOW CREATE TABLE {self._registry.shape(table)}"))
+        lines = shape.split("\n")
+        lines[0] = f"CREATE TABLE {table.full_name}"
+        shown = pa.table({"statement": ["\n".join(lines)]})
+        return self._engine.query("SELECT statement FROM Python(shown)", format, tables={"shown": shown})
+
+    def _find(self, name: TableName | None) -> Table | None:
+        return self._registry.find(name.database, name.name) if name else None
+
+
+def _parameter(text: str) -> str:
+    """The value of SET param_x = …: a string without its quotes, anything else as it is written."""
+    if text[:1] == "'" and text[-1:] == "'" and len(text) > 1:
+        import re
+
+        return re.sub(r"\\(.)", r"\1", text[1:-1].replace("''", "'"))
+    return text

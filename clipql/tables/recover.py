@@ -1,0 +1,187 @@
+"""Finish, or take back, what a crash cut off: run at open, and before the next write where a commit failed half-way.
+
+What must stay true: afterwards MergeTree and the catalog agree on which tables and rows there are, and no file lies
+about that belongs to neither. Data that the catalog does not know of is removed only where the manifest said that a
+change was under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from clipql import files
+from clipql.catalog import Pending, Table
+from clipql.engine import quote_string
+from clipql.errors import DatabaseDamaged
+from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
+
+
+def settle(registry: Registry) -> None:
+    """Bring an interrupted change to its end, forwards where all of it is there, backwards where not."""
+    pending = registry.catalog.pending
+    if pending is None:
+        return
+    finish = {
+        "insert": _insert,
+        "create": _create,
+        "drop": _drop,
+        "truncate": _truncate,
+        "rename": _rename,
+        "alter": _alter,
+        "rewrite": _rewrite,
+    }
+    finish[pending.kind](registry, pending)
+
+
+def check_agreement(registry: Registry) -> None:
+    """Compare the catalog with MergeTree after `settle`. Raises DatabaseDamaged, naming the table, where they differ."""
+    for table in registry.catalog.tables:
+        if not _exists(registry, table):
+            raise DatabaseDamaged(
+                f"{registry.folder}: table {table.full_name} is in the manifest but not in engine/: restore a backup"
+            )
+        beyond = registry.engine.scalar(
+            f"SELECT count() FROM {registry.physical(table)} WHERE {ROW} >= {table.rows}"
+        )
+        if beyond:
+            raise DatabaseDamaged(
+                f"{registry.folder}: {table.full_name} has {beyond:,} rows beyond the {table.rows:,} of the manifest, "
+                "which is older than the table: restore a whole backup, not single files"
+            )
+        for column in table.columns:
+            if column.rows != table.rows:
+                raise DatabaseDamaged(
+                    f"{registry.folder}: {table.full_name} has {table.rows:,} rows and {column.rows:,} vectors in "
+                    f"{column.name}: restore manifest.json from a backup"
+                )
+    known = {(t.database, t.name) for t in registry.catalog.tables}
+    found = registry.engine.arrow(
+        f"SELECT database, name FROM system.tables WHERE database != '{INTERNAL}' "
+        f"AND create_table_query LIKE '%{FUNCTION}(%' AND engine LIKE '%MergeTree'"
+    ).to_pylist()
+    for row in found:
+        if (row["database"], row["name"]) not in known:
+            raise DatabaseDamaged(
+                f"{registry.folder}: table {row['database']}.{row['name']} is in engine/ but not in the manifest: "
+                "restore manifest.json from a backup"
+            )
+
+
+def sweep(registry: Registry) -> None:
+    """Remove staged rows, shapes of tables that are gone, and segment files that nothing refers to."""
+    known = {t.id for t in registry.catalog.tables}
+    rewritten = {t.name for t in registry.catalog.tables if t.database == INTERNAL}
+    names = registry.engine.arrow(f"SELECT name FROM system.tables WHERE database = '{INTERNAL}'").column(0).to_pylist()
+    for name in names:
+        if name not in known | rewritten:
+            registry.engine.run(f"DROP TABLE IF EXISTS {INTERNAL}.`{name}` SYNC")
+    vectors = registry.folder / "vectors"
+    for folder in vectors.iterdir() if vectors.is_dir() else ():
+        table = registry.catalog.by_id(folder.name)
+        if table is None:
+            files.remove(folder)
+            continue
+        kept = {(c.folder, s.file) for c in table.columns for s in c.segments}
+        for file in folder.glob("*/*"):
+            if (file.parent.name, file.name) not in kept:
+                file.unlink()
+
+
+def take_back_rows(registry: Registry, table: Table) -> None:
+    """Remove from MergeTree whatever lies beyond the rows that the catalog knows."""
+    registry.engine.run(
+        f"ALTER TABLE {registry.physical(table)} DELETE WHERE {ROW} >= {table.rows} SETTINGS mutations_sync = 2"
+    )
+
+
+def _exists(registry: Registry, table: Table) -> bool:
+    where = f"database = {quote_string(table.database)} AND name = {quote_string(table.name)}"
+    return bool(registry.engine.scalar(f"SELECT count() FROM system.tables WHERE {where}"))
+
+
+def _done(registry: Registry, table: Table | None, gone: str | None = None) -> None:
+    catalog = registry.catalog.with_pending(None)
+    catalog = catalog.with_table(table) if table else catalog
+    registry.save(catalog.without(gone) if gone else catalog)
+
+
+def _insert(registry: Registry, pending: Pending) -> None:
+    before, after = pending.before, pending.after
+    assert before is not None and after is not None, "an insert has a table before and after"
+    there = registry.engine.scalar(
+        f"SELECT count() FROM {registry.physical(before)} WHERE {ROW} >= {before.rows}"
+    )
+    if there == after.rows - before.rows:
+        registry.publish(after)
+        _done(registry, after)
+        return
+    if there:
+        take_back_rows(registry, before)
+    registry.publish(before)
+    _done(registry, before)
+
+
+def _create(registry: Registry, pending: Pending) -> None:
+    table = pending.after
+    assert table is not None, "a create has a table after"
+    _remove(registry, table)
+    _done(registry, None, table.id)
+
+
+def _drop(registry: Registry, pending: Pending) -> None:
+    table = pending.before
+    assert table is not None, "a drop has a table before"
+    _remove(registry, table)
+    _done(registry, None, table.id)
+
+
+def _remove(registry: Registry, table: Table) -> None:
+    registry.withdraw(table.id)
+    registry.engine.run(f"DROP TABLE IF EXISTS {registry.physical(table)} SYNC")
+    registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(table)} SYNC")
+    with contextlib.suppress(FileNotFoundError):
+        files.remove(registry.table_folder(table))
+
+
+def _truncate(registry: Registry, pending: Pending) -> None:
+    after = pending.after
+    assert after is not None, "a truncate has a table after"
+    registry.engine.run(f"TRUNCATE TABLE {registry.physical(after)} SYNC")
+    registry.publish(after)
+    registry.touched([after.id])
+    _done(registry, after)
+
+
+def _rename(registry: Registry, pending: Pending) -> None:
+    before, after = pending.before, pending.after
+    assert before is not None and after is not None, "a rename has a table before and after"
+    _done(registry, after if _exists(registry, after) else before)
+
+
+def _alter(registry: Registry, pending: Pending) -> None:
+    """A vector column was being added, renamed or dropped: go by what MergeTree has."""
+    before, after = pending.before, pending.after
+    assert before is not None and after is not None, "an alter has a table before and after"
+    where = f"database = {quote_string(before.database)} AND table = {quote_string(before.name)}"
+    there = set(registry.engine.arrow(f"SELECT name FROM system.columns WHERE {where}").column(0).to_pylist())
+    table = after if {c.name for c in after.columns} <= there and not (
+        {c.name for c in before.columns} - {c.name for c in after.columns}
+    ) & there else before
+    registry.publish(table)
+    _done(registry, table)
+
+
+def _rewrite(registry: Registry, pending: Pending) -> None:
+    """A table was being put in the place of its older copy: the one with the user's name stays."""
+    before, after = pending.before, pending.after
+    assert before is not None and after is not None, "a rewrite has a table before and after"
+    made = str(registry.engine.scalar(f"SHOW CREATE TABLE {registry.physical(after)}"))
+    exchanged = f"'{after.id}/" in made
+    stays, goes = (after, before) if exchanged else (before, after)
+    temporary = f"{INTERNAL}.`rewrite of {before.id}`"
+    registry.withdraw(goes.id)
+    registry.engine.run(f"DROP TABLE IF EXISTS {temporary} SYNC")
+    registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(goes)} SYNC")
+    registry.touched([stays.id])
+    registry.save(registry.catalog.with_pending(None).without(goes.id).with_table(stays))
+    files.remove(registry.table_folder(goes))

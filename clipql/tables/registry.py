@@ -1,0 +1,164 @@
+"""What tables with vector columns there are, and their mapped vectors, while a database is open.
+
+What must stay true: the catalog in memory equals the manifest on disk; a store is published before rows that need it
+can be read; the SQL function behind every vector column reads the stores published last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipql import catalog as manifest
+from clipql.catalog import Catalog, Table
+from clipql.engine import Engine, quote_name, quote_string
+from clipql.errors import ClipqlError
+from clipql.tables.gate import Gate
+from clipql.vectors.store import ColumnStore
+
+# holds an empty table of each shape (the columns as the user wrote them) and rows on their way into a table
+INTERNAL = "clipql_internal"
+FUNCTION = "_clipql_vector"
+ROW = "_row"
+
+
+class Registry:
+    """The tables with vector columns of one open database.
+
+    write_lock is held by whoever changes the catalog; gate by planned queries (reading) and by statements that take
+    rows, columns or tables away (writing).
+    """
+
+    _current: ClassVar[Registry | None] = None
+    _registered: ClassVar[bool] = False
+
+    def __init__(self, folder: Path, engine: Engine, catalog: Catalog) -> None:
+        self.folder, self.engine, self._catalog = folder, engine, catalog
+        self.write_lock, self.gate = threading.RLock(), Gate()
+        self.database = "default"
+        self._stores: dict[str, ColumnStore] = {}
+        self._alive: dict[str, tuple[int, NDArray[np.bool_] | None]] = {}
+        for table in catalog.tables:
+            self.publish(table)
+        Registry._current = self
+        if not Registry._registered:
+            engine.register(FUNCTION, _vector, ["String", "UInt64"], "String")
+            Registry._registered = True
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog as it is on disk."""
+        return self._catalog
+
+    def save(self, catalog: Catalog) -> None:
+        """Write a new catalog durably, then make it the one in force."""
+        catalog = dataclasses.replace(catalog, serial=self._catalog.serial + 1)
+        manifest.save(self.folder, catalog)
+        self._catalog = catalog
+
+    def find(self, database: str | None, name: str) -> Table | None:
+        """The table of this name if it has vector columns; `database` None means the current one."""
+        return self._catalog.table(database or self.database, name)
+
+    def column_folder(self, table: Table, column: str) -> Path:
+        """Where the segments of a column lie."""
+        found = table.column(column)
+        if found is None:
+            raise ClipqlError(f"{table.full_name} has no vector column {column}")
+        return self.folder / "vectors" / table.id / found.folder
+
+    def table_folder(self, table: Table) -> Path:
+        """Where the segments of a table lie."""
+        return self.folder / "vectors" / table.id
+
+    def publish(self, table: Table) -> None:
+        """Map the segments of a table, so that its vectors can be read."""
+        for column in table.columns:
+            handle = f"{table.id}/{column.folder}"
+            folder = self.folder / "vectors" / table.id / column.folder
+            self._stores[handle] = ColumnStore(folder, column, self._stores.get(handle))
+
+    def withdraw(self, id: str) -> None:
+        """Forget the stores of a table that is gone."""
+        for handle in [h for h in self._stores if h.startswith(f"{id}/")]:
+            del self._stores[handle]
+        self._alive.pop(id, None)
+
+    def store(self, table: Table, column: str) -> ColumnStore:
+        """The mapped vectors of a column."""
+        found = table.column(column)
+        assert found is not None, "the recogniser only names columns of the table"
+        return self._stores[f"{table.id}/{found.folder}"]
+
+    def vector(self, handle: str, row: int) -> bytes:
+        """One vector by its column's handle, as the bytes of an Array(Float32)."""
+        return self._stores[handle].vector_bytes(row)
+
+    def physical(self, table: Table) -> str:
+        """The quoted name of a table's MergeTree half."""
+        return f"{quote_name(table.database)}.{quote_name(table.name)}"
+
+    def shape(self, table: Table) -> str:
+        """The quoted name of the empty table that has the user's own definition."""
+        return f"{INTERNAL}.{quote_name(table.id)}"
+
+    def touched(self, ids: Iterable[str] | None = None) -> None:
+        """Rows of these tables (or of all) may have been deleted: look again before the next search."""
+        for id in list(self._alive) if ids is None else ids:
+            self._alive.pop(id, None)
+
+    def alive(self, table: Table) -> NDArray[np.bool_] | None:
+        """Which rows are there, bool (table.rows,); None where all are.
+
+        Rows with a TTL may go at any time, so for such a table the answer is not kept.
+        """
+        known = self._alive.get(table.id)
+        if known is None:
+            known = self._look(table)
+            if not self._expires(table):
+                self._alive[table.id] = known
+        rows, mask = known
+        if mask is None or rows == table.rows:
+            return mask
+        grown = np.ones(table.rows, np.bool_)  # rows that came after the look are there
+        grown[:rows] = mask[: table.rows]
+        return grown
+
+    def _look(self, table: Table) -> tuple[int, NDArray[np.bool_] | None]:
+        name, rows = self.physical(table), table.rows
+        count = self.engine.scalar(f"SELECT count() FROM {name} WHERE {ROW} < {rows}")
+        if count == rows:
+            return rows, None
+        mask = np.zeros(rows, np.bool_)
+        mask[self.row_numbers(f"SELECT {ROW} FROM {name} WHERE {ROW} < {rows}")] = True
+        return rows, mask
+
+    def _expires(self, table: Table) -> bool:
+        where = f"database = {quote_string(INTERNAL)} AND name = {quote_string(table.id)}"
+        return " TTL " in str(self.engine.scalar(f"SELECT engine_full FROM system.tables WHERE {where}"))
+
+    def row_numbers(
+        self, sql: str, params: Mapping[str, Any] | None = None, tables: Mapping[str, pa.Table] | None = None
+    ) -> NDArray[np.uint64]:
+        """The row numbers that a query of one UInt64 column gives."""
+        return np.frombuffer(self.engine.query(sql, "RowBinary", params=params, tables=tables).data, np.uint64)
+
+    def close(self) -> None:
+        """Unmap everything."""
+        self._stores.clear()
+        if Registry._current is self:
+            Registry._current = None
+
+
+def _vector(handle: str, row: int) -> bytes:
+    registry = Registry._current
+    if registry is None:
+        raise ClipqlError("no clipql database is open")
+    return registry.vector(handle, row)

@@ -1,0 +1,260 @@
+"""CREATE, ALTER, RENAME, TRUNCATE, DROP and OPTIMIZE of tables with vector columns.
+
+Each change of the catalog is announced in the manifest before it begins, so that `recover` can finish it. The caller
+has already found out that the statement is about such a table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from clipql.catalog import Pending, Table
+from clipql.engine import quote_name
+from clipql.errors import UnsupportedStatement
+from clipql.query.lexer import Token
+from clipql.query.scopes import split_list
+from clipql.tables import recover, shape
+from clipql.tables.registry import INTERNAL, ROW, Registry
+from clipql.tables.writer import Insertion
+
+# parts of ALTER that only touch rows: the shape has none
+_ROW_CHANGES = {"DELETE", "UPDATE", "MATERIALIZE", "DROP PARTITION", "DROP PART", "CLEAR", "APPLY"}
+_REFUSED = {"ATTACH", "REPLACE", "MOVE", "FETCH", "FREEZE", "UNFREEZE", "EXPORT"}
+
+
+def new_id(registry: Registry, name: str) -> str:
+    """An id that no table of this database has had: the name as far as it is plain, and the catalog's serial."""
+    plain = "".join(c if c.isalnum() and c.isascii() else "_" for c in name)[:40]
+    return f"{plain}-{registry.catalog.serial + 1}"
+
+
+def create(registry: Registry, database: str, name: str, definition: str) -> Table | None:
+    """Make a table from what follows its name in CREATE TABLE; None, with nothing made, where it has no vector columns.
+
+    Raises QueryError as ClickHouse does, for instance where the table exists.
+    """
+    with registry.write_lock:
+        recover.settle(registry)
+        table = Table(database, name, new_id(registry, name), ())
+        registry.engine.run(f"CREATE DATABASE IF NOT EXISTS {INTERNAL}")
+        registry.engine.run(f"CREATE TABLE {registry.shape(table)} {definition}")
+        try:
+            columns = shape.vector_columns(registry.engine, table.id)
+            if columns is None:
+                registry.engine.run(f"DROP TABLE {registry.shape(table)} SYNC")
+                return None
+            table = dataclasses.replace(table, columns=columns)
+            statement = shape.physical_definition(registry.engine, table, registry.physical(table))
+            registry.save(registry.catalog.with_pending(Pending("create", None, table)))
+            registry.publish(table)  # ClickHouse tries the columns' expressions out
+            try:
+                registry.engine.run(statement)
+            except BaseException:
+                registry.withdraw(table.id)
+                registry.save(registry.catalog.with_pending(None))
+                raise
+            registry.save(registry.catalog.with_table(table).with_pending(None))
+        except BaseException:
+            with contextlib.suppress(Exception):
+                registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(table)} SYNC")
+            raise
+        return table
+
+
+def drop(registry: Registry, table: Table) -> None:
+    """Remove a table, its vectors and all."""
+    with registry.write_lock, registry.gate.writing():
+        recover.settle(registry)
+        registry.save(registry.catalog.with_pending(Pending("drop", table, None)))
+        recover.settle(registry)
+
+
+def truncate(registry: Registry, table: Table) -> None:
+    """Remove all rows of a table. Its row numbers begin again, and so does its vectors' dimension."""
+    with registry.write_lock, registry.gate.writing():
+        recover.settle(registry)
+        columns = tuple(dataclasses.replace(c, dimension=None, model=None, segments=()) for c in table.columns)
+        after = dataclasses.replace(table, columns=columns, rows=0, parts=())
+        registry.save(registry.catalog.with_pending(Pending("truncate", table, after)))
+        recover.settle(registry)
+        recover.sweep(registry)
+
+
+def rename(registry: Registry, statement: str, pairs: Sequence[tuple[Table, str, str]]) -> None:
+    """RENAME TABLE of one table with vector columns; pairs: the table and its new database and name."""
+    if len(pairs) != 1:
+        raise UnsupportedStatement("rename tables with vector columns one statement each")
+    table, database, name = pairs[0]
+    with registry.write_lock, registry.gate.writing():
+        recover.settle(registry)
+        after = dataclasses.replace(table, database=database, name=name)
+        registry.save(registry.catalog.with_pending(Pending("rename", table, after)))
+        try:
+            registry.engine.run(statement)
+        finally:
+            recover.settle(registry)
+
+
+def alter(registry: Registry, table: Table, tokens: Sequence[Token], first: int, sql: str) -> None:
+    """ALTER TABLE: each of its commands on the shape, on the physical table, or on both, as it needs."""
+    with registry.write_lock, registry.gate.writing():
+        recover.settle(registry)
+        for a, b in split_list(list(tokens), first, len(tokens)):
+            _alter_one(registry, table, list(tokens[a:b]), sql[tokens[a].start : tokens[b - 1].end])
+            table = registry.catalog.by_id(table.id) or table
+
+
+def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: str) -> None:
+    words = [t.upper for t in tokens]
+    verb = words[0]
+    run = registry.engine.run
+    on_physical, on_shape = f"ALTER TABLE {registry.physical(table)}", f"ALTER TABLE {registry.shape(table)}"
+    named = _named_column(tokens)
+    column = table.column(named) if named else None
+    if verb in _REFUSED:
+        raise UnsupportedStatement(
+            f"ALTER TABLE … {verb} moves rows without their vectors, so it is refused on {table.full_name}; "
+            "use INSERT INTO … SELECT"
+        )
+    if verb == "UPDATE":
+        changed = next((t.name for t, n in zip(tokens, tokens[1:], strict=False) if n.text == "=" and t.name), None)
+        if changed and table.column(changed):
+            raise UnsupportedStatement(
+                f"{changed} is a vector column and vectors are not updated in place: insert the row anew and delete "
+                "the old one"
+            )
+    if verb in _ROW_CHANGES or " ".join(words[:2]) in _ROW_CHANGES:
+        try:
+            run(f"{on_physical} {command}")
+        finally:
+            registry.touched([table.id])
+        return
+    if column and verb == "MODIFY" or column and verb == "ALTER":
+        raise UnsupportedStatement(f"{column.name} is a vector column; it can be renamed or dropped, not modified")
+    if column and verb in ("DROP", "RENAME"):
+        _alter_vectors(registry, table, column.name, tokens[-1].name if verb == "RENAME" else None)
+        return
+    run(f"{on_shape} {command}")
+    try:
+        if verb == "ADD" and not table.rows and _added_vectors(registry, table, named):
+            return
+        if " ".join(words[:2]) not in ("MODIFY ORDER", "RESET SETTING"):
+            run(f"{on_physical} {command}")
+    except BaseException:
+        _undo_on_shape(registry, table, words, named)
+        raise
+
+
+def _undo_on_shape(registry: Registry, table: Table, words: list[str], named: str | None) -> None:
+    if words[:2] == ["ADD", "COLUMN"] and named:
+        with contextlib.suppress(Exception):
+            registry.engine.run(f"ALTER TABLE {registry.shape(table)} DROP COLUMN {quote_name(named)}")
+
+
+def _named_column(tokens: list[Token]) -> str | None:
+    at = 1
+    while at < len(tokens) and tokens[at].upper in ("COLUMN", "IF", "EXISTS", "NOT"):
+        at += 1
+    return tokens[at].name if at < len(tokens) else None
+
+
+def _added_vectors(registry: Registry, table: Table, named: str | None) -> bool:
+    """A new Array(Float32) column of a table without rows becomes a vector column."""
+    found = shape.vector_columns(registry.engine, table.id) or ()
+    fresh = [c for c in found if c.name == named]
+    if not fresh:
+        return False
+    taken = {c.folder for c in table.columns}
+    folder = next(f"column-{i}" for i in range(1000) if f"column-{i}" not in taken)
+    added = dataclasses.replace(fresh[0], folder=folder)
+    after = dataclasses.replace(table, columns=(*table.columns, added))
+    registry.save(registry.catalog.with_pending(Pending("alter", table, after)))
+    registry.publish(after)
+    try:
+        registry.engine.run(f"ALTER TABLE {registry.physical(table)} ADD COLUMN {shape.alias_of(table, added)}")
+    finally:
+        recover.settle(registry)
+    return True
+
+
+def _alter_vectors(registry: Registry, table: Table, name: str, new_name: str | None) -> None:
+    kept = tuple(c for c in table.columns if c.name != name)
+    if new_name is None and not kept:
+        raise UnsupportedStatement(f"{name} is the last vector column of {table.full_name}: drop the table instead")
+    column = table.column(name)
+    assert column is not None, "the caller found it"
+    if new_name is not None:
+        kept = tuple(dataclasses.replace(c, name=new_name) if c.name == name else c for c in table.columns)
+    after = dataclasses.replace(table, columns=kept)
+    command = f"RENAME COLUMN {quote_name(name)} TO {quote_name(new_name)}" if new_name else f"DROP COLUMN {quote_name(name)}"
+    registry.save(registry.catalog.with_pending(Pending("alter", table, after)))
+    try:
+        registry.engine.run(f"ALTER TABLE {registry.shape(table)} {command}")
+        registry.engine.run(f"ALTER TABLE {registry.physical(table)} {command}")
+    finally:
+        recover.settle(registry)
+    recover.sweep(registry)
+
+
+def delete(registry: Registry, table: Table, statement: str) -> None:
+    """DELETE FROM, or a lightweight UPDATE: ClickHouse's, with the planner told to look again."""
+    with registry.write_lock, registry.gate.writing():
+        recover.settle(registry)
+        try:
+            registry.engine.run(statement)
+        finally:
+            registry.touched([table.id])
+
+
+def optimize(registry: Registry, table: Table, statement: str, *, final: bool) -> None:
+    """OPTIMIZE TABLE; with FINAL, the vectors of deleted rows go, and the rows are numbered anew."""
+    with registry.write_lock:
+        recover.settle(registry)
+        registry.engine.run(statement)
+        alive = registry.alive(table) if final else None
+        if alive is not None:
+            _rewrite(registry, table, alive)
+
+
+def _rewrite(registry: Registry, table: Table, alive: np.ndarray) -> None:
+    """Copy the rows that are there into a new table, then put it in the place of the old one."""
+    fresh = Table(INTERNAL, "rewrite of " + table.id, new_id(registry, table.name), table.columns, 0, table.parts)
+    fresh = dataclasses.replace(fresh, columns=tuple(dataclasses.replace(c, segments=()) for c in table.columns))
+    run = registry.engine.run
+    run(f"CREATE TABLE {registry.shape(fresh)} AS {registry.shape(table)}")
+    registry.save(registry.catalog.with_pending(Pending("create", None, fresh)))
+    registry.publish(fresh)
+    run(shape.physical_definition(registry.engine, fresh, registry.physical(fresh)))
+    registry.save(registry.catalog.with_table(fresh).with_pending(None))
+    try:
+        _copy_rows(registry, table, fresh, np.flatnonzero(alive))
+        with registry.gate.writing():
+            fresh = registry.catalog.by_id(fresh.id) or fresh
+            after = dataclasses.replace(fresh, database=table.database, name=table.name)
+            registry.save(registry.catalog.with_pending(Pending("rewrite", table, after)))
+            run(f"EXCHANGE TABLES {registry.physical(table)} AND {registry.physical(fresh)}")
+            recover.settle(registry)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            drop(registry, registry.catalog.by_id(fresh.id) or fresh)
+        raise
+
+
+def _copy_rows(registry: Registry, table: Table, fresh: Table, rows: np.ndarray) -> None:
+    with Insertion(registry, fresh.id) as insertion:
+        for column in table.columns:
+            store, step = registry.store(table, column.name), max(1, (8 << 20) // (4 * max(column.dimension or 1, 1)))
+            for at in range(0, len(rows), step):
+                insertion.add_vectors(column.name, store.take(rows[at : at + step]), at)
+        names = ", ".join(
+            quote_name(n) for n, _ in shape.insertable(registry.engine, table) if table.column(n) is None
+        )
+        # MATERIALIZED columns are computed again, which gives what they were unless their expression changed since
+        insertion.add_rows(
+            registry.engine.stream(f"SELECT {names} FROM {registry.physical(table)} ORDER BY {ROW}")
+        )
+        insertion.commit()

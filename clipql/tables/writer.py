@@ -1,0 +1,312 @@
+"""Rows into a table: staged where nobody sees them, then committed all at once, or not at all.
+
+The order of a commit, each step durable before the next:
+    1. vectors in segment files under their final names
+    2. the manifest says that these rows are on their way
+    3. the rows' other columns in MergeTree
+    4. the manifest says that they are there
+Whatever is cut off before 3 leaves nothing; `recover` takes 3 back or completes it with 4. So no acknowledged row is
+lost, none is doubled, and none lacks its vector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipql import files
+from clipql.catalog import Part, Pending, Segment, Table, VectorColumn
+from clipql.engine import quote_name
+from clipql.errors import VectorError
+from clipql.tables import recover
+from clipql.tables.registry import INTERNAL, ROW, Registry
+from clipql.vectors import segments
+from clipql.vectors.segments import ArrayFile, SegmentWriter
+
+DIRECT_ROWS = 50_000  # up to this many rows go into MergeTree as one block, which is atomic by itself
+SMALL_ROWS, SMALL_SEGMENTS, MERGED_ROWS = 4_096, 32, 131_072
+
+
+class _Abandoned(Exception):
+    """Tells an open segment file that nobody will finish it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _OpenSegment:
+    stack: contextlib.ExitStack
+    writer: SegmentWriter
+    dtype: str
+    dimension: int
+
+
+class Insertion:
+    """One insert into one table; use as a context manager, and `commit` or leave nothing behind.
+
+    Vectors come by `copy`, `link` or `add_vectors`, the other columns by `add_rows`; the two may run in different
+    threads, one thread a column. The table's writers wait for each other, its readers do not wait.
+    """
+
+    def __init__(self, registry: Registry, table_id: str) -> None:
+        self._registry, self._id = registry, table_id
+        self._vectors: dict[str, list[Segment]] = {}
+        self._open: dict[str, _OpenSegment] = {}
+        self._batches: list[pa.RecordBatch] = []
+        self._rows, self._serial, self._staged = 0, itertools.count(), False
+
+    def __enter__(self) -> Insertion:
+        self._registry.write_lock.acquire()
+        try:
+            recover.settle(self._registry)
+            table = self._registry.catalog.by_id(self._id)
+            if table is None:
+                raise VectorError("the table was dropped meanwhile")
+            for column in table.columns:
+                self._registry.column_folder(table, column.name).mkdir(parents=True, exist_ok=True)
+                self._vectors[column.name] = []
+        except BaseException:
+            self._registry.write_lock.release()
+            raise
+        self.table, self.first = table, table.rows
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            for opened in self._open.values():
+                with contextlib.suppress(_Abandoned):
+                    opened.stack.__exit__(_Abandoned, _Abandoned(), None)
+            for path in self._leftovers():
+                path.unlink(missing_ok=True)
+            if self._staged:
+                with contextlib.suppress(Exception):
+                    self._registry.engine.run(f"DROP TABLE IF EXISTS {self._staging} SYNC")
+        finally:
+            self._registry.write_lock.release()
+
+    def _leftovers(self) -> list[Path]:
+        """Segment files of ours that no row needs: neither a committed one nor one that a half-done commit may keep."""
+        pending = self._registry.catalog.pending
+        kept = [self._registry.catalog.by_id(self._id), pending.after if pending else None]
+        known = {s.file for t in kept if t for c in t.columns for s in c.segments}
+        return [
+            self._registry.column_folder(self.table, column) / s.file
+            for column, found in self._vectors.items()
+            for s in found
+            if not s.linked and s.file not in known
+        ]
+
+    @property
+    def rows(self) -> int:
+        """Rows whose other columns have come so far."""
+        return self._rows
+
+    # vectors
+
+    def copy(self, column: str, array: ArrayFile, tick: Callable[[int], None] = lambda n: None) -> None:
+        """Copy the vectors of a `.npy` file, checked and hashed on the way, in bounded memory."""
+        self._check_dimension(column, array.dimension, str(array.path), 0)
+        path = self._new_path(column)
+        with files.new_file(path) as file:
+            dtype = array.dtype.name if array.stored_as_is else "float32"
+            writer = SegmentWriter(file, path, self._end(column), array.dimension, dtype)
+            for row, block in segments.read_blocks(array):
+                writer.append(block, str(array.path), row)
+                tick(len(block))
+            segment = writer.finish()
+        self._vectors[column].append(segment)
+
+    def link(self, column: str, array: ArrayFile, tick: Callable[[int], None] = lambda n: None) -> None:
+        """Use a `.npy` file where it lies. It must stay there, unchanged, as long as the table."""
+        self._check_dimension(column, array.dimension, str(array.path), 0)
+        if not array.stored_as_is:
+            raise VectorError(f"{array.path} holds {array.dtype}, which cannot be linked; ingest it without --link")
+        self._vectors[column].append(segments.segment_of(array, self._end(column), str(array.path)))
+        tick(array.rows)
+
+    def add_vectors(self, column: str, block: NDArray[np.float32], row: int) -> None:
+        """Append (n, d) float32 vectors, kept as float16 where that loses nothing; `row` counts from the insert's first."""
+        self._check_dimension(column, block.shape[1], "the insert", row)
+        dtype = "float16" if segments.fits_float16(block) else "float32"
+        opened = self._open.get(column)
+        if opened and opened.dtype == "float16" and dtype == "float32":
+            self._close(column)  # what is written so far stays float16
+            opened = None
+        if opened is None:
+            path = self._new_path(column)
+            stack = contextlib.ExitStack()
+            file = stack.enter_context(files.new_file(path))
+            writer = SegmentWriter(file, path, self._end(column), block.shape[1], dtype)
+            opened = self._open[column] = _OpenSegment(stack, writer, dtype, block.shape[1])
+        opened.writer.append(block, f"column {column}", row)
+
+    def _close(self, column: str) -> None:
+        opened = self._open.pop(column)
+        segment = opened.writer.finish()
+        opened.stack.close()
+        self._vectors[column].append(segment)
+
+    def _end(self, column: str) -> int:
+        """The row number that the column's next vector gets."""
+        return self._vectors[column][-1].end if self._vectors[column] else self.first
+
+    def _new_path(self, column: str) -> Path:
+        folder = self._registry.column_folder(self.table, column)
+        return folder / f"{self._end(column):012d}-{self._registry.catalog.serial}-{next(self._serial)}.npy"
+
+    def _check_dimension(self, column: str, found: int, where: str, row: int) -> None:
+        known = self.table.column(column)
+        expected = known.dimension if known else None
+        if expected is None and self._vectors[column]:
+            expected = self._vectors[column][0].dimension
+        if expected is None and column in self._open:
+            expected = self._open[column].dimension
+        if expected is not None and expected != found:
+            raise VectorError(
+                f"{column} of {self.table.full_name} holds {expected} numbers; row {row:,} of {where} has {found}"
+            )
+
+    # the other columns
+
+    def add_rows(self, batches: Iterable[pa.RecordBatch], tick: Callable[[int], None] = lambda n: None) -> None:
+        """Add the other columns of rows, in the order of their vectors. Large numbers of rows are staged on disk."""
+        pending: list[pa.RecordBatch] = []
+        held = 0
+        for batch in batches:
+            numbered = self._numbered(batch)
+            pending.append(numbered)
+            held += numbered.num_rows
+            tick(numbered.num_rows)
+            if held + sum(b.num_rows for b in self._batches) > DIRECT_ROWS or self._staged:
+                self._stage([*self._batches, *pending])
+                self._batches, pending, held = [], [], 0
+        if self._staged and pending:
+            self._stage(pending)
+        else:
+            self._batches += pending
+
+    def _numbered(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        start = self.first + self._rows
+        self._rows += batch.num_rows
+        numbers = pa.array(np.arange(start, start + batch.num_rows, dtype=np.uint64))
+        if batch.schema.names == [ROW]:
+            return pa.RecordBatch.from_arrays([numbers], [ROW])
+        return batch.append_column(ROW, numbers)
+
+    @property
+    def _staging(self) -> str:
+        return f"{INTERNAL}.{quote_name('rows of ' + self._id)}"
+
+    def _stage(self, batches: Sequence[pa.RecordBatch]) -> None:
+        if not self._staged:
+            self._registry.engine.run(f"CREATE TABLE {self._staging} AS {self._registry.physical(self.table)}")
+            self._staged = True
+        self._insert(self._staging, batches)
+
+    def _insert(self, into: str, batches: Sequence[pa.RecordBatch]) -> None:
+        if not batches or not sum(b.num_rows for b in batches):
+            return
+        names = ", ".join(quote_name(n) for n in batches[0].schema.names)
+        self._registry.engine.insert(f"INSERT INTO {into} ({names})", batches[0].schema, batches)
+
+    # the end
+
+    def commit(self, parts: Sequence[Part] = (), models: Mapping[str, str] | None = None) -> None:
+        """Make the rows part of the table. Raises VectorError, and changes nothing, where a column lacks vectors."""
+        for name in list(self._open):
+            self._close(name)
+        for column in self.table.columns:
+            got = sum(s.rows for s in self._vectors[column.name])
+            if got != self._rows:
+                raise VectorError(
+                    f"{column.name} of {self.table.full_name}: {got:,} vectors came for {self._rows:,} rows; "
+                    "each row needs one"
+                )
+            files.sync_folder(self._registry.column_folder(self.table, column.name))
+        if not self._rows:
+            return
+        columns, merged_away = self._columns(models or {})
+        after = dataclasses.replace(
+            self.table, columns=columns, rows=self.first + self._rows, parts=(*self.table.parts, *parts)
+        )
+        registry, before = self._registry, self.table
+        registry.save(registry.catalog.with_pending(Pending("insert", before, after)))
+        try:
+            registry.publish(after)
+            self._move()
+            registry.save(registry.catalog.with_table(after).with_pending(None))
+        except BaseException:
+            self._take_back(before)
+            raise
+        for path in merged_away:
+            path.unlink(missing_ok=True)
+
+    def _move(self) -> None:
+        registry = self._registry
+        if not self._staged:
+            self._insert(registry.physical(self.table), self._batches)
+            return
+        name = "rows of " + self._id
+        partitions = registry.engine.arrow(
+            f"SELECT DISTINCT partition_id FROM system.parts WHERE active AND database = '{INTERNAL}' "
+            f"AND table = {{name:String}}",
+            params={"name": name},
+        ).column(0)
+        for partition in partitions.to_pylist():
+            registry.engine.run(
+                f"ALTER TABLE {self._staging} MOVE PARTITION ID '{partition}' TO TABLE {registry.physical(self.table)}"
+            )
+
+    def _take_back(self, before: Table) -> None:
+        """Remove rows of a commit that failed half-way; what cannot be removed now, the next open removes."""
+        with contextlib.suppress(Exception):
+            recover.take_back_rows(self._registry, before)
+            self._registry.publish(before)
+            self._registry.save(self._registry.catalog.with_table(before).with_pending(None))
+
+    def _columns(self, models: Mapping[str, str]) -> tuple[tuple[VectorColumn, ...], list[Path]]:
+        columns: list[VectorColumn] = []
+        away: list[Path] = []
+        for column in self.table.columns:
+            added = self._vectors[column.name]
+            kept, merged = self._merge_small(column, (*column.segments, *added))
+            away += merged
+            columns.append(
+                dataclasses.replace(
+                    column,
+                    dimension=column.dimension or added[0].dimension,
+                    segments=kept,
+                    model=column.model or models.get(column.name),
+                )
+            )
+        return tuple(columns), away
+
+    def _merge_small(self, column: VectorColumn, run: tuple[Segment, ...]) -> tuple[tuple[Segment, ...], list[Path]]:
+        """Many small inserts would make many small files: join those at the end once there are enough of them."""
+        first = len(run)
+        rows = 0
+        while first and not run[first - 1].linked and rows + run[first - 1].rows <= MERGED_ROWS:
+            if run[first - 1].rows > max(SMALL_ROWS, rows):
+                break
+            rows += run[first - 1].rows
+            first -= 1
+        if len(run) - first < SMALL_SEGMENTS:
+            return run, []
+        folder = self._registry.column_folder(self.table, column.name)
+        tail = run[first:]
+        dtype = "float16" if all(s.dtype == "float16" for s in tail) else "float32"
+        path = folder / f"{tail[0].first:012d}-{self._registry.catalog.serial}-{next(self._serial)}.npy"
+        with files.new_file(path) as file:
+            writer = SegmentWriter(file, path, tail[0].first, tail[0].dimension, dtype)
+            for segment in tail:
+                writer.append(segments.map_segment(folder, segment), str(folder / segment.file), 0)
+            joined = writer.finish()
+        files.sync_folder(folder)
+        self._vectors[column.name].append(joined)
+        return (*run[:first], joined), [folder / s.file for s in tail]

@@ -1,0 +1,64 @@
+"""The distances clipql plans, under ClickHouse's names.
+
+A metric here is a pure description: how ClickHouse spells it, which way is nearer, and the plain numpy
+formula that the kernels and indexes must agree with.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Metric(enum.Enum):
+    """A distance function of ClickHouse, by its canonical name.
+
+    Formulas: https://clickhouse.com/docs/sql-reference/functions/distance-functions
+    """
+
+    L2 = "L2Distance"
+    L2_SQUARED = "L2SquaredDistance"
+    COSINE = "cosineDistance"
+    DOT = "dotProduct"
+
+    @property
+    def larger_is_nearer(self) -> bool:
+        """True for dotProduct, whose nearest rows have the largest value (ORDER BY … DESC)."""
+        return self is Metric.DOT
+
+
+# Every spelling ClickHouse takes, in lower case (these names are matched without regard to case, and chDB
+# itself refuses a spelling it does not know).
+NAMES: Mapping[str, Metric] = MappingProxyType(
+    {
+        "l2distance": Metric.L2,
+        "distancel2": Metric.L2,
+        "euclideandistance": Metric.L2,
+        "l2squareddistance": Metric.L2_SQUARED,
+        "distancel2squared": Metric.L2_SQUARED,
+        "cosinedistance": Metric.COSINE,
+        "distancecosine": Metric.COSINE,
+        "dotproduct": Metric.DOT,
+        "scalarproduct": Metric.DOT,
+    }
+)
+
+
+def distances(metric: Metric, rows: NDArray[np.floating], query: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The distance of each row to the query, in float64: the reference that kernels are tested against.
+
+    rows: (n, d) of any float type; query: (d,). Returns float64 (n,). A zero vector has cosine distance NaN, as
+    in ClickHouse.
+    """
+    x, q = np.asarray(rows, np.float64), np.asarray(query, np.float64)
+    if metric is Metric.DOT:
+        return x @ q
+    if metric is Metric.COSINE:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return 1.0 - (x @ q) / (np.sqrt((x * x).sum(1)) * np.sqrt(q @ q))
+    squared = ((x - q) ** 2).sum(1)
+    return squared if metric is Metric.L2_SQUARED else np.sqrt(squared)
