@@ -1,0 +1,85 @@
+"""The columns of a part's metadata against the columns of a table."""
+
+from __future__ import annotations
+
+import re
+
+from clipql.catalog import Table
+from clipql.engine import Engine, quote_name, quote_string
+from clipql.errors import IngestError, QueryError
+from clipql.ingest.layout import CheckedPart
+from clipql.tables.registry import INTERNAL
+
+_FLOATS = {"Float32", "Float64", "BFloat16"}
+
+
+def column_types(engine: Engine, part: CheckedPart) -> dict[str, str]:
+    """ClickHouse's types for the columns of a part's metadata, by name, in the file's order."""
+    try:
+        found = engine.arrow(f"DESCRIBE TABLE file({quote_string(str(part.files.metadata.resolve()))}, 'Parquet')")
+    except QueryError as error:
+        raise IngestError(f"{part.files.metadata}: ClickHouse cannot take its columns: {error}") from error
+    return dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))
+
+
+def check_columns(engine: Engine, table: Table, part: CheckedPart) -> None:
+    """Compare a part with the table it shall go into.
+
+    Raises IngestError, naming file and column: a column is missing on either side, has another type, or the vectors
+    have another length.
+    """
+    path = part.files.metadata
+    given = column_types(engine, part)
+    wanted = _columns(engine, table)
+    vectors = {c.name: c for c in table.columns}
+    for name, array in part.vectors.items():
+        if name not in vectors:
+            raise IngestError(f"{array.path}: {table.full_name} has no vector column {name}; it has {', '.join(vectors)}")
+        expected = vectors[name].dimension
+        if expected is not None and array.dimension != expected:
+            raise IngestError(f"{array.path} has vectors of {array.dimension} numbers; {name} of {table.full_name} holds {expected}")
+    for name in vectors:
+        if name not in part.vectors:
+            raise IngestError(f"{part.files.name} has no vectors for {name}, which each row of {table.full_name} needs")
+    for name, (kind, default) in wanted.items():
+        if name in vectors or name in given or default or (name == "id" and kind.startswith(("UInt", "Int"))):
+            continue
+        raise IngestError(f"{path} has no column {name}, which {table.full_name} has; its columns are {', '.join(given)}")
+    for name, kind in given.items():
+        if name not in wanted:
+            raise IngestError(
+                f"{path} has a column {name} that {table.full_name} lacks, and no column is dropped silently: add it with "
+                f"ALTER TABLE {table.full_name} ADD COLUMN {quote_name(name)} {kind}"
+            )
+        if not _fits(kind, wanted[name][0]):
+            raise IngestError(f"{path}: column {name} is {kind}; in {table.full_name} it is {wanted[name][0]}")
+
+
+def _columns(engine: Engine, table: Table) -> dict[str, tuple[str, bool]]:
+    found = engine.arrow(
+        f"SELECT name, type, default_kind != '' FROM system.columns WHERE database = '{INTERNAL}' "
+        f"AND table = {quote_string(table.id)} AND default_kind NOT IN ('ALIAS', 'MATERIALIZED', 'EPHEMERAL') "
+        "ORDER BY position"
+    )
+    return {n: (t, bool(d)) for n, t, d in zip(*(c.to_pylist() for c in found.columns), strict=True)}
+
+
+def _plain(kind: str) -> str:
+    while match := re.fullmatch(r"(?:Nullable|LowCardinality)\((.*)\)", kind):
+        kind = match[1]
+    return kind
+
+
+def _fits(given: str, wanted: str) -> bool:
+    """Whether values of one type go into a column of another without changing what they say.
+
+    A float may lose digits in a narrower float, as in ClickHouse's own INSERT; an integer must fit whole.
+    """
+    given, wanted = _plain(given), _plain(wanted)
+    if given == wanted or (given in _FLOATS and wanted in _FLOATS):
+        return True
+    a, b = re.fullmatch(r"(U?)Int(\d+)", given), re.fullmatch(r"(U?)Int(\d+)", wanted)
+    if a and b:
+        bits, room = int(a[2]), int(b[2])
+        return room > bits if a[1] and not b[1] else room >= bits and a[1] == b[1]
+    return bool(a) and int(a[2] if a else 0) <= 32 and wanted == "Float64"

@@ -1,0 +1,167 @@
+"""What a LAION part looks like on disk, and which files belong together.
+
+A part is `metadata_N.parquet` with `img_emb_N.npy`, `text_emb_N.npy` or both, side by side or in folders of their own
+(`img_emb/`, `text_emb/`, `metadata/` as clip-retrieval writes them; `images/`, `texts/` as LAION-400M names them). The
+number N pairs them. Finding parts reads no vectors.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from clipql import files
+from clipql.errors import IngestError, StorageError, VectorError
+from clipql.vectors import segments
+from clipql.vectors.segments import ArrayFile
+
+IMAGE, TEXT = "image_embedding", "text_embedding"
+_NAME = re.compile(r"(?P<kind>img_emb|image_emb|text_emb|metadata)_(?P<number>\d+)\.(?P<ending>npy|parquet)\Z")
+_KINDS = {("img_emb", "npy"): IMAGE, ("image_emb", "npy"): IMAGE, ("text_emb", "npy"): TEXT, ("metadata", "parquet"): "metadata"}
+_SAMPLE = 1 << 16
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """The files of one part; `image` or `text` may be missing, not both."""
+
+    number: int
+    metadata: Path
+    image: Path | None
+    text: Path | None
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"part {self.number} ({self.metadata})"
+
+
+@dataclass(frozen=True)
+class CheckedPart:
+    """A part whose headers agree: rows, its vectors' files by column, the Arrow schema of its metadata.
+
+    fingerprint: of the files' sizes and of their first and last 64 KB, the same wherever the files lie.
+    """
+
+    files: PartFiles
+    rows: int
+    vectors: dict[str, ArrayFile]
+    schema: pa.Schema
+    fingerprint: str
+
+
+def parse_numbers(text: str) -> frozenset[int]:
+    """`0-9,12` as numbers. Raises IngestError for anything else."""
+    found: set[int] = set()
+    for piece in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise IngestError(f"parts {text!r}: expected numbers and ranges such as 0-9,12")
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return frozenset(found)
+
+
+def find_parts(sources: Sequence[str | os.PathLike[str]], numbers: frozenset[int] | None = None) -> list[PartFiles]:
+    """The parts in folders, or of files, by number. Raises IngestError where something is missing or ambiguous."""
+    parts: list[PartFiles] = []
+    for source in sources:
+        parts += _parts_of(Path(source), numbers)
+    if not parts:
+        wanted = "" if numbers is None else f" with the numbers {', '.join(map(str, sorted(numbers)[:10]))}"
+        raise IngestError(
+            f"no parts{wanted} in {', '.join(map(str, sources))}: expected metadata_N.parquet with img_emb_N.npy or "
+            "text_emb_N.npy, side by side or in folders metadata/, img_emb/ and text_emb/"
+        )
+    return parts
+
+
+def _parts_of(source: Path, numbers: frozenset[int] | None) -> list[PartFiles]:
+    if not source.exists():
+        raise IngestError(f"there is no {source}")
+    if source.is_file():
+        match = _NAME.match(source.name)
+        if not match:
+            raise IngestError(f"{source} is not named like a file of a part: metadata_N.parquet, img_emb_N.npy or text_emb_N.npy")
+        folder = source.parent.parent if source.parent.name in ("metadata", "img_emb", "text_emb", "images", "texts") else source.parent
+        only = frozenset([int(match["number"])])
+        return _parts_of(folder, only)
+    found: dict[int, dict[str, Path]] = {}
+    for path in _candidates(source):
+        match = _NAME.match(path.name)
+        kind = _KINDS.get((match["kind"], match["ending"])) if match else None
+        if not match or not kind or (numbers is not None and int(match["number"]) not in numbers):
+            continue
+        pieces = found.setdefault(int(match["number"]), {})
+        if kind in pieces:
+            raise IngestError(f"part {match['number']} has two files for its {kind}: {pieces[kind]} and {path}; name the folder of one")
+        pieces[kind] = path
+    return [_part(number, found[number]) for number in sorted(found)]
+
+
+def _candidates(folder: Path) -> Iterable[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            yield path
+        elif path.is_dir() and not path.name.startswith("."):
+            yield from sorted(p for p in path.iterdir() if p.is_file())
+
+
+def _part(number: int, pieces: dict[str, Path]) -> PartFiles:
+    if "metadata" not in pieces:
+        raise IngestError(f"part {number}: there is no metadata_{number}.parquet for {next(iter(pieces.values()))}; fetch it too")
+    if IMAGE not in pieces and TEXT not in pieces:
+        raise IngestError(f"part {number}: {pieces['metadata']} has neither img_emb_{number}.npy nor text_emb_{number}.npy beside it")
+    return PartFiles(number, pieces["metadata"], pieces.get(IMAGE), pieces.get(TEXT))
+
+
+def check_part(part: PartFiles) -> CheckedPart:
+    """Read the headers of a part's files and compare them.
+
+    Raises IngestError, naming file and expectation, where one is damaged or their row counts differ.
+    """
+    try:
+        vectors = {c: segments.read_header(p) for c, p in ((IMAGE, part.image), (TEXT, part.text)) if p}
+    except VectorError as error:
+        raise IngestError(str(error)) from error
+    try:
+        with pq.ParquetFile(part.metadata) as file:
+            rows, schema = file.metadata.num_rows, file.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise IngestError(f"{part.metadata} is not a whole Parquet file ({error}); fetch it again") from error
+    for array in vectors.values():
+        if array.rows != rows:
+            raise IngestError(
+                f"{array.path} has {array.rows:,} vectors and {part.metadata} has {rows:,} rows: the files of a part must "
+                "have the same number; fetch the shorter one again"
+            )
+    for name in schema.names:
+        if name in (IMAGE, TEXT, "_row"):
+            raise IngestError(f"{part.metadata} has a column {name}, a name that clipql uses: rename it")
+    if len(set(schema.names)) != len(schema.names):
+        raise IngestError(f"{part.metadata} has two columns of one name: {', '.join(schema.names)}")
+    return CheckedPart(part, rows, vectors, schema, _fingerprint(part))
+
+
+def _fingerprint(part: PartFiles) -> str:
+    digest = xxhash.xxh3_128()
+    for path in (part.metadata, part.image, part.text):
+        if path is None:
+            digest.update(b"none")
+            continue
+        try:
+            with files.translated(path, "reading"), open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                digest.update(size.to_bytes(8, "little"))
+                digest.update(file.read(_SAMPLE))
+                file.seek(max(0, size - _SAMPLE))
+                digest.update(file.read(_SAMPLE))
+        except StorageError as error:
+            raise IngestError(str(error)) from error
+    return digest.hexdigest()

@@ -1,0 +1,254 @@
+"""Takes parts in: each one whole, or not at all, and none twice.
+
+Both vector columns and the metadata of a part are read, checked and written side by side, in blocks, so memory does
+not grow with the part. What must stay true: all headers are checked before the first byte is written; a part that fails
+leaves the database as it was; a part that is in the table already is skipped, wherever its files lie now.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipql.catalog import Part, Table
+from clipql.engine import quote_name, quote_string
+from clipql.errors import ClipqlError, IngestError, VectorError
+from clipql.ingest.columns import check_columns, column_types
+from clipql.ingest.layout import IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
+from clipql.tables import schema
+from clipql.tables.registry import Registry
+from clipql.tables.writer import Insertion
+
+if TYPE_CHECKING:
+    from clipql.database import Database
+
+BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class IngestProgress:
+    """How far a run is: rows over all its parts. finished: this part is committed, or was skipped."""
+
+    part: str
+    part_number: int
+    parts: int
+    rows_done: int
+    rows_total: int
+    seconds: float
+    finished: bool = False
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What a run took in. rows counts those of the parts taken, not of the skipped ones."""
+
+    rows: int
+    parts_taken: int
+    parts_skipped: int
+    seconds: float
+
+
+class _Stopped(Exception):
+    """Another thread of the same part failed."""
+
+
+def ingest(
+    db: Database,
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    table: str = "laion",
+    parts: str | None = None,
+    link: bool = False,
+    model: str | None = None,
+    progress: Callable[[IngestProgress], None] | None = None,
+) -> IngestReport:
+    """Take LAION parts into a table, which is made from the first part's columns if it is not there.
+
+    source: folders or files. parts: numbers such as '0-9,12'. link: use the `.npy` files where they lie; they must stay.
+    model: the model that made the vectors, remembered with the columns.
+    Raises IngestError, naming file and row, and leaves the parts before it in the table.
+    """
+    began = time.perf_counter()
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    found = find_parts(sources, parse_numbers(parts) if parts is not None else None)
+    checked = [check_part(p) for p in found]
+    run = _Run(db, table, link, model, checked, began, progress or (lambda p: None))
+    return run.all()
+
+
+class _Run:
+    """One call of `ingest`."""
+
+    def __init__(
+        self,
+        db: Database,
+        table: str,
+        link: bool,
+        model: str | None,
+        parts: list[CheckedPart],
+        began: float,
+        progress: Callable[[IngestProgress], None],
+    ) -> None:
+        self._db, self._registry, self._parts, self._link, self._model = db, db.registry, parts, link, model
+        self._began, self._progress = began, progress
+        database, _, self._name = table.rpartition(".")
+        self._database = database or self._registry.database
+        self._total = sum(p.rows for p in parts)
+        self._done = 0
+
+    def all(self) -> IngestReport:
+        """Take every part in, in the order of their numbers."""
+        table, made = self._table()
+        for part in self._parts:
+            check_columns(self._registry.engine, table, part)
+        taken = skipped = rows = 0
+        try:
+            for number, part in enumerate(self._parts, 1):
+                table = self._registry.catalog.by_id(table.id) or table
+                if any(p.fingerprint == part.fingerprint for p in table.parts):
+                    skipped += 1
+                    self._done += part.rows
+                    self._tell(part, number, finished=True, skipped=True)
+                    continue
+                try:
+                    _OnePart(self, table, part, number).take()
+                except VectorError as error:
+                    raise IngestError(str(error)) from error
+                taken, rows = taken + 1, rows + part.rows
+                self._done += part.rows
+                self._tell(part, number, finished=True)
+        except BaseException:
+            if made and not taken:
+                schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
+            raise
+        return IngestReport(rows, taken, skipped, time.perf_counter() - self._began)
+
+    def _tell(self, part: CheckedPart, number: int, rows: int = 0, *, finished: bool = False, skipped: bool = False) -> None:
+        seconds = time.perf_counter() - self._began
+        name = part.files.metadata.name
+        self._progress(
+            IngestProgress(name, number, len(self._parts), self._done + rows, self._total, seconds, finished, skipped)
+        )
+
+    def _table(self) -> tuple[Table, bool]:
+        """The table, and whether it was made just now."""
+        known = self._registry.find(self._database, self._name)
+        if known:
+            return known, False
+        full = f"{quote_name(self._database)}.{quote_name(self._name)}"
+        if self._registry.engine.scalar(f"EXISTS TABLE {full}"):
+            raise IngestError(
+                f"{full} is a table without vector columns; name another, or make it with Array(Float32) columns "
+                f"{IMAGE} and {TEXT}"
+            )
+        first = self._parts[0]
+        types = column_types(self._registry.engine, first)
+        columns = [f"{quote_name(n)} {t}" for n, t in types.items()]
+        if "id" not in types:
+            columns.insert(0, "id UInt64")
+        columns += [f"{quote_name(n)} Array(Float32)" for n in (IMAGE, TEXT) if n in first.vectors]
+        order = "id" if not types.get("id", "").startswith("Nullable") else "tuple()"
+        definition = f"({', '.join(columns)}) ENGINE = MergeTree ORDER BY {order}"
+        table = schema.create(self._registry, self._database, self._name, definition)
+        if table is None:
+            raise ClipqlError(f"{full} was made without vector columns")
+        return table, True
+
+
+class _OnePart:
+    """One part on its way in: a thread for each vector column and one for the metadata."""
+
+    def __init__(self, run: _Run, table: Table, part: CheckedPart, number: int) -> None:
+        self._run, self._table, self._part, self._number = run, table, part, number
+        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._rows: dict[str, int] = dict.fromkeys((*part.vectors, "metadata"), 0)
+        self._told = 0.0
+
+    def take(self) -> None:
+        """Read, write and commit the part."""
+        registry = self._run._registry
+        with Insertion(registry, self._table.id) as insertion, ThreadPoolExecutor(3) as pool:
+            try:
+                first_id = self._first_id(registry, insertion)
+                work = [pool.submit(self._vectors, insertion, c) for c in self._part.vectors]
+                work.append(pool.submit(self._metadata, insertion, first_id))
+                while not all(f.done() for f in work):
+                    wait_for(work, timeout=0.2)
+                    self._show()
+                errors = [e for e in (f.exception() for f in work) if e is not None]
+                for error in sorted(errors, key=lambda e: isinstance(e, _Stopped)):
+                    raise error
+            except BaseException:
+                self._stop.set()
+                raise
+            key = f"{self._part.files.metadata.resolve()}"
+            part = Part(key, insertion.first, self._part.rows, self._part.fingerprint)
+            models = dict.fromkeys(self._part.vectors, self._run._model) if self._run._model else {}
+            insertion.commit([part], {c: m for c, m in models.items() if m})
+
+    def _show(self) -> None:
+        self._run._tell(self._part, self._number, min(self._rows.values()))
+
+    def _tick(self, what: str) -> Callable[[int], None]:
+        def tick(rows: int) -> None:
+            if self._stop.is_set():
+                raise _Stopped
+            self._rows[what] += rows
+
+        return tick
+
+    def _vectors(self, insertion: Insertion, column: str) -> None:
+        try:
+            add = insertion.link if self._run._link else insertion.copy
+            add(column, self._part.vectors[column], self._tick(column))
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _metadata(self, insertion: Insertion, first_id: int | None) -> None:
+        try:
+            insertion.add_rows(self._batches(first_id), self._tick("metadata"))
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _batches(self, first_id: int | None) -> Iterator[pa.RecordBatch]:
+        path, row = self._part.files.metadata, 0
+        try:
+            with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+                for batch in file.iter_batches(BATCH_ROWS):
+                    if first_id is not None:
+                        ids = np.arange(first_id + row, first_id + row + batch.num_rows, dtype=np.uint64)
+                        batch = batch.append_column("id", pa.array(ids))
+                    row += batch.num_rows
+                    yield batch
+        except (pa.ArrowException, OSError) as error:
+            raise IngestError(f"{path} cannot be read beyond row {row:,} ({error}); fetch it again") from error
+        if row != self._part.rows:
+            raise IngestError(f"{path} announces {self._part.rows:,} rows and has {row:,}; fetch it again")
+
+    def _first_id(self, registry: Registry, insertion: Insertion) -> int | None:
+        """The id of the part's first row, above all ids there are; None where the part brings its own."""
+        if "id" in self._part.schema.names:
+            return None
+        where = f"table = {quote_string(insertion.table.id)} AND name = 'id' AND default_kind = ''"
+        kind = registry.engine.arrow(f"SELECT type FROM system.columns WHERE database = 'clipql_internal' AND {where}")
+        if not kind.num_rows:
+            return None
+        if not insertion.first:
+            return 0
+        top = registry.engine.scalar(f"SELECT max(id) FROM {registry.physical(insertion.table)}")
+        return max(insertion.first, int(top or 0) + 1)
+
+
