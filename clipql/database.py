@@ -22,7 +22,7 @@ from clipql.result import Result, Stats
 from clipql.session import Answer, Progress, Session
 from clipql.tables import recover, schema
 from clipql.tables.registry import INTERNAL, Registry
-from clipql.vectors.metrics import NAMES
+from clipql.vectors.metrics import Metric, metric_named
 
 
 def connect(path: str | os.PathLike[str] | None = None) -> Database:
@@ -131,11 +131,11 @@ class Database:
             raise VectorError(
                 f"{known.full_name} has no vector column {column}; it has {', '.join(c.name for c in known.columns)}"
             )
-        if distance.lower() not in NAMES:
-            raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in NAMES.values())}")
+        metric = metric_named(distance)
+        if metric is None:
+            raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in Metric)}")
         if k < 1:
             raise QueryError(f"k = {k}: expected at least 1")
-        metric = NAMES[distance.lower()]
         shown = list(columns) if columns is not None else self._plain_columns(known.id)
         listed = ", ".join([*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {{query:Array(Float32)}}) AS distance"])
         condition = f" WHERE {where}" if where else ""

@@ -15,7 +15,7 @@ from clipql.engine import quote_name
 from clipql.query.affine import Affine, Parser
 from clipql.query.lexer import Token, matching
 from clipql.query.scopes import Scope, split_list
-from clipql.vectors.metrics import NAMES, Metric
+from clipql.vectors.metrics import Metric, metric_named
 
 FindTable = Callable[[str | None, str], Table | None]
 _JOINS = {"JOIN", ",", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "ANY", "ASOF", "SEMI", "ANTI", "ALL", "GLOBAL",
@@ -212,7 +212,7 @@ def _calls(
             if token.kind == "symbol" and token.text == "(" and tokens[at + 1].upper in ("SELECT", "WITH"):
                 at = matching(tokens, at) + 1
                 continue
-            metric = NAMES.get(token.text.lower()) if token.kind == "word" and opens else None
+            metric = metric_named(token.text) if token.kind == "word" and opens else None
             if metric:
                 close = matching(tokens, at + 1)
                 call = _call(scope, metric, at, close, clause, sources, joined, aliases)

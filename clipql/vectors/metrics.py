@@ -31,21 +31,21 @@ class Metric(enum.Enum):
         return self is Metric.DOT
 
 
-# Every spelling ClickHouse takes, in lower case (these names are matched without regard to case, and chDB
-# itself refuses a spelling it does not know).
-NAMES: Mapping[str, Metric] = MappingProxyType(
+# ClickHouse takes its aliases without regard to case, and the names themselves only as they are
+_ALIASES: Mapping[str, Metric] = MappingProxyType(
     {
-        "l2distance": Metric.L2,
         "distancel2": Metric.L2,
-        "euclideandistance": Metric.L2,
-        "l2squareddistance": Metric.L2_SQUARED,
         "distancel2squared": Metric.L2_SQUARED,
-        "cosinedistance": Metric.COSINE,
         "distancecosine": Metric.COSINE,
-        "dotproduct": Metric.DOT,
         "scalarproduct": Metric.DOT,
     }
 )
+_NAMES: Mapping[str, Metric] = MappingProxyType({m.value: m for m in Metric})
+
+
+def metric_named(name: str) -> Metric | None:
+    """The metric that ClickHouse knows under a function name; None for any other function."""
+    return _NAMES.get(name) or _ALIASES.get(name.lower())
 
 
 def distances(metric: Metric, rows: NDArray[np.floating], query: NDArray[np.floating]) -> NDArray[np.float64]:
