@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["ClipqlError", "Database", "Result", "Stats", "__version__", "connect", "errors"]
 
-_WHERE = {"Database": "clipql.database", "connect": "clipql.database", "Result": "clipql.result", "Stats": "clipql.result"}
+_WHERE = {
+    "Database": "clipql.database",
+    "connect": "clipql.database",
+    "Result": "clipql.result",
+    "Stats": "clipql.result",
+}
 
 
 def __getattr__(name: str) -> Any:

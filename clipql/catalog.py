@@ -97,13 +97,15 @@ class Table:
 class Pending:
     """A change under way, written before its first step and cleared after its last, so that open can finish it.
 
-    kind: 'insert', 'create', 'drop', 'truncate', 'rename' or 'rewrite'. before / after: the table as it was and as
-    it shall be (None where it does not exist then).
+    kind: 'insert', 'create', 'drop', 'truncate', 'rename', 'alter' or 'rewrite'. before / after: the table as it was
+    and as it shall be (None where it does not exist then). definitions: for 'alter', the shape and the physical table
+    as they were, as CREATE statements.
     """
 
     kind: str
     before: Table | None
     after: Table | None
+    definitions: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ def _catalog(d: Mapping[str, Any]) -> Catalog:
             pending["kind"],
             pending["before"] and _table(pending["before"]),
             pending["after"] and _table(pending["after"]),
+            pending["definitions"] and tuple(pending["definitions"]),
         ),
         serial=d["serial"],
     )

@@ -137,7 +137,9 @@ class Database:
         if k < 1:
             raise QueryError(f"k = {k}: expected at least 1")
         shown = list(columns) if columns is not None else self._plain_columns(known.id)
-        listed = ", ".join([*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {{query:Array(Float32)}}) AS distance"])
+        listed = ", ".join(
+            [*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {{query:Array(Float32)}}) AS distance"]
+        )
         condition = f" WHERE {where}" if where else ""
         way = " DESC" if metric.larger_is_nearer else ""
         return f"SELECT {listed} FROM {self._registry.physical(known)}{condition} ORDER BY distance{way} LIMIT {k}"
@@ -145,7 +147,8 @@ class Database:
     def _plain_columns(self, id: str) -> list[str]:
         table = self._registry.catalog.by_id(id)
         names = self._engine.arrow(
-            f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {{id:String}} ORDER BY position",
+            f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {{id:String}} "
+            "ORDER BY position",
             params={"id": id},
         )
         return [n for n in names.column(0).to_pylist() if table is None or table.column(n) is None]
@@ -176,7 +179,9 @@ class Database:
     def __enter__(self) -> Database:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -148,7 +149,8 @@ class Engine:
     _guard = threading.Lock()
 
     def __init__(self, folder: Path) -> None:
-        from chdb import _chdb
+        self.folder = folder
+        from chdb import _chdb  # type: ignore[attr-defined, unused-ignore]
 
         with Engine._guard:
             if Engine._open is not None:
@@ -156,8 +158,9 @@ class Engine:
                     f"this process has {Engine._open.folder} open; chDB serves one folder a process: "
                     "close that database first, or use another process"
                 )
-            _chdb.set_signal_handlers_enabled(0)
-            self._chdb, self.folder = _chdb, folder
+            chdb: Any = _chdb
+            chdb.set_signal_handlers_enabled(0)
+            self._chdb: Any = _chdb
             self._idle: list[_Connection] = []
             self._lock = threading.Lock()
             self._names = itertools.count()
@@ -275,8 +278,9 @@ class Engine:
             opened = None
             try:
                 opened = self._interruptible(lambda: send(sql, "ArrowStream", params=texts), connection.tag)
+                fetch = partial(raw.streaming_fetch_result, opened)
                 while True:
-                    chunk = self._interruptible(lambda: raw.streaming_fetch_result(opened), connection.tag)
+                    chunk = self._interruptible(fetch, connection.tag)
                     if chunk is None or not chunk.rows_read():
                         opened = None
                         return
@@ -331,7 +335,7 @@ def _with_tables(raw: Any, tables: Mapping[str, pa.Table], *, stream: bool = Fal
     def call(sql: str, format: str, params: Mapping[str, str]) -> Any:
         scope: dict[str, Any] = {"_run": raw.send_query if stream else raw.query, **tables}
         scope.update(_sql=sql, _format=format, _params=dict(params))
-        return eval("_run(_sql, _format, params=_params)", scope)  # noqa: S307  a constant expression
+        return eval("_run(_sql, _format, params=_params)", scope)
 
     return call
 

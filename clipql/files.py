@@ -29,7 +29,8 @@ def translated(path: Path, doing: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise DiskFull(
-                f"the disk is full while {doing} {path}: {_room(path)}; free some room and try again, nothing was changed"
+                f"the disk is full while {doing} {path}: {_room(path)}; nothing was changed, free some room and "
+                "try again"
             ) from error
         raise StorageError(f"cannot finish {doing} {path}: {error.strerror or error}") from error
 
@@ -76,7 +77,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with translated(path, "writing"):
             with open(temporary, "wb", buffering=0) as file:
-                yield file  # type: ignore[misc]
+                yield file
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException:

@@ -119,6 +119,10 @@ def _decoded(value: bytes | None) -> str | bytes | None:
 
 def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)) and len(value) > 8:
-        return "[" + ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value[:4]) + f", … {len(value)} in all]"
+        return (
+            "["
+            + ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value[:4])
+            + f", … {len(value)} in all]"
+        )
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 120 else text[:119] + "…"

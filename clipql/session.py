@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from clipql.catalog import Table
-from clipql.engine import Output, QueryError
-from clipql.errors import UnsupportedStatement
+from clipql.engine import Output
+from clipql.errors import QueryError, UnsupportedStatement
 from clipql.query import explain, settings, statements
 from clipql.query.insert import insert
 from clipql.query.run import Planner, Rewritten, Step
@@ -57,7 +57,7 @@ class Session:
     ) -> Answer:
         """Run one statement. Raises ClipqlError of the kind that fits."""
         began = time.perf_counter()
-        statement, tokens = statements.classify(sql)
+        statement, _tokens = statements.classify(sql)
         given = {**self.params, **(params or {})}
         own: str | None = None
         steps: tuple[Step, ...] = ()
@@ -146,20 +146,24 @@ class Session:
         self, sql: str, statement: Insert, params: Mapping[str, Any], progress: Progress | None
     ) -> tuple[Output, tuple[Step, ...], int | None]:
         table = self._find(statement.table)
-        with self._registry.gate.reading():
-            if table is None and statement.source == "SELECT":
-                text, own = settings.taken_from(sql)
-                select = text[statement.body :]
-                planned = self._planner.rewrite(select, params, search=self._searches(own))
-                head = text[: statement.body]
-                whole = Rewritten(head + planned.sql, planned.params, planned.tables, planned.steps)
-                output, steps = self._run(whole, text, params, "Null", progress)
-                return output, steps, None
-            if table is None:
-                return self._engine.query(sql, "Null", params=params, progress=progress), (), None
+        if table is not None:
             began = time.perf_counter()
-            rows = insert(self._registry, self._planner, table, sql, statement, params)
-        return Output(b"", time.perf_counter() - began, rows, 0), (), rows
+            rows = self._fill(table, sql, statement, params)
+            return Output(b"", time.perf_counter() - began, rows, 0), (), rows
+        if statement.source != "SELECT":
+            return self._engine.query(sql, "Null", params=params, progress=progress), (), None
+        text, own = settings.taken_from(sql)
+        with self._registry.gate.reading():
+            planned = self._planner.rewrite(text[statement.body :], params, search=self._searches(own))
+            head = text[: statement.body]
+            whole = Rewritten(head + planned.sql, planned.params, planned.tables, planned.steps)
+            output, steps = self._run(whole, text, params, "Null", progress)
+        return output, steps, None
+
+    def _fill(self, table: Table, sql: str, statement: Insert, params: Mapping[str, Any]) -> int:
+        # in this order: a DELETE holds the write lock while it waits for the readers
+        with self._registry.write_lock, self._registry.gate.reading():
+            return insert(self._registry, self._planner, table, sql, statement, params)
 
     def _create(self, sql: str, statement: CreateTable, params: Mapping[str, Any]) -> tuple[Output, int | None]:
         name = statement.table
@@ -189,7 +193,7 @@ class Session:
             return Output(b"", 0.0, 0, 0), None
         filled = Insert(name, None, "SELECT", 0, "")
         try:
-            rows = insert(self._registry, self._planner, table, select, filled, params)
+            rows = self._fill(table, select, filled, params)
         except BaseException:
             schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
             raise
@@ -207,8 +211,7 @@ class Session:
         if statement.verb == "SHOW DATABASES":
             return self._engine.query(f"{sql.rstrip('; ')} NOT LIKE '{INTERNAL}'", format)
         if not ours:
-            output = self._engine.query(sql, format, params=params)
-            return output
+            return self._engine.query(sql, format, params=params)
         table = ours[0]
         verb = statement.verb
         if verb == "SHOW CREATE":

@@ -58,7 +58,7 @@ class Candidates:
 
     rows: NDArray[np.uint64]
     distances: NDArray[np.float64]
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ decided in float64.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -160,11 +161,16 @@ class Scan:
             result = Candidates(result.rows[:n], result.distances[:n], result.cost)
         return result
 
-    def within(self, radius: float) -> Candidates:
-        """All rows whose key is at most `radius`, and those so near to it that rounding decides; smallest first."""
+    def within(self, radius: float, most: int) -> Candidates | int:
+        """All rows whose key is at most `radius`, and those so near to it that rounding decides; smallest first.
+
+        Where there are more than `most`, only their number.
+        """
         began = time.perf_counter()
         found = self._shares(None, radius)
         rows, _ = self._joined(found)
+        if len(rows) > most:
+            return len(rows)
         return self._decided(rows, began, sum(s.scanned for s in found))
 
     def all(self) -> NDArray[np.float32]:
@@ -259,7 +265,7 @@ class Scan:
             work(0, self._rows)
             return
         edges = [self._rows * i // n for i in range(n + 1)]
-        futures = [_workers().submit(work, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        futures = [_workers().submit(work, a, b) for a, b in itertools.pairwise(edges)]
         try:
             for future in futures:
                 future.result()

@@ -34,22 +34,28 @@ def check_columns(engine: Engine, table: Table, part: CheckedPart) -> None:
     vectors = {c.name: c for c in table.columns}
     for name, array in part.vectors.items():
         if name not in vectors:
-            raise IngestError(f"{array.path}: {table.full_name} has no vector column {name}; it has {', '.join(vectors)}")
+            raise IngestError(
+                f"{array.path}: {table.full_name} has no vector column {name}; it has {', '.join(vectors)}"
+            )
         expected = vectors[name].dimension
         if expected is not None and array.dimension != expected:
-            raise IngestError(f"{array.path} has vectors of {array.dimension} numbers; {name} of {table.full_name} holds {expected}")
+            raise IngestError(
+                f"{array.path} has vectors of {array.dimension} numbers; {name} of {table.full_name} holds {expected}"
+            )
     for name in vectors:
         if name not in part.vectors:
             raise IngestError(f"{part.files.name} has no vectors for {name}, which each row of {table.full_name} needs")
     for name, (kind, default) in wanted.items():
         if name in vectors or name in given or default or (name == "id" and kind.startswith(("UInt", "Int"))):
             continue
-        raise IngestError(f"{path} has no column {name}, which {table.full_name} has; its columns are {', '.join(given)}")
+        raise IngestError(
+            f"{path} has no column {name}, which {table.full_name} has; its columns are {', '.join(given)}"
+        )
     for name, kind in given.items():
         if name not in wanted:
             raise IngestError(
-                f"{path} has a column {name} that {table.full_name} lacks, and no column is dropped silently: add it with "
-                f"ALTER TABLE {table.full_name} ADD COLUMN {quote_name(name)} {kind}"
+                f"{path} has a column {name} that {table.full_name} lacks, and no column is dropped silently: "
+                f"add it with ALTER TABLE {table.full_name} ADD COLUMN {quote_name(name)} {kind}"
             )
         if not _fits(kind, wanted[name][0]):
             raise IngestError(f"{path}: column {name} is {kind}; in {table.full_name} it is {wanted[name][0]}")

@@ -24,7 +24,12 @@ from clipql.vectors.segments import ArrayFile
 
 IMAGE, TEXT = "image_embedding", "text_embedding"
 _NAME = re.compile(r"(?P<kind>img_emb|image_emb|text_emb|metadata)_(?P<number>\d+)\.(?P<ending>npy|parquet)\Z")
-_KINDS = {("img_emb", "npy"): IMAGE, ("image_emb", "npy"): IMAGE, ("text_emb", "npy"): TEXT, ("metadata", "parquet"): "metadata"}
+_KINDS = {
+    ("img_emb", "npy"): IMAGE,
+    ("image_emb", "npy"): IMAGE,
+    ("text_emb", "npy"): TEXT,
+    ("metadata", "parquet"): "metadata",
+}
 _SAMPLE = 1 << 16
 
 
@@ -88,8 +93,14 @@ def _parts_of(source: Path, numbers: frozenset[int] | None) -> list[PartFiles]:
     if source.is_file():
         match = _NAME.match(source.name)
         if not match:
-            raise IngestError(f"{source} is not named like a file of a part: metadata_N.parquet, img_emb_N.npy or text_emb_N.npy")
-        folder = source.parent.parent if source.parent.name in ("metadata", "img_emb", "text_emb", "images", "texts") else source.parent
+            raise IngestError(
+                f"{source} is not named like a file of a part: metadata_N.parquet, img_emb_N.npy or text_emb_N.npy"
+            )
+        folder = (
+            source.parent.parent
+            if source.parent.name in ("metadata", "img_emb", "text_emb", "images", "texts")
+            else source.parent
+        )
         only = frozenset([int(match["number"])])
         return _parts_of(folder, only)
     found: dict[int, dict[str, Path]] = {}
@@ -100,7 +111,9 @@ def _parts_of(source: Path, numbers: frozenset[int] | None) -> list[PartFiles]:
             continue
         pieces = found.setdefault(int(match["number"]), {})
         if kind in pieces:
-            raise IngestError(f"part {match['number']} has two files for its {kind}: {pieces[kind]} and {path}; name the folder of one")
+            raise IngestError(
+                f"part {match['number']} has two files for its {kind}, {pieces[kind]} and {path}: name one folder"
+            )
         pieces[kind] = path
     return [_part(number, found[number]) for number in sorted(found)]
 
@@ -115,9 +128,13 @@ def _candidates(folder: Path) -> Iterable[Path]:
 
 def _part(number: int, pieces: dict[str, Path]) -> PartFiles:
     if "metadata" not in pieces:
-        raise IngestError(f"part {number}: there is no metadata_{number}.parquet for {next(iter(pieces.values()))}; fetch it too")
+        raise IngestError(
+            f"part {number}: there is no metadata_{number}.parquet for {next(iter(pieces.values()))}; fetch it too"
+        )
     if IMAGE not in pieces and TEXT not in pieces:
-        raise IngestError(f"part {number}: {pieces['metadata']} has neither img_emb_{number}.npy nor text_emb_{number}.npy beside it")
+        raise IngestError(
+            f"part {number}: {pieces['metadata']} has neither img_emb_{number}.npy nor text_emb_{number}.npy beside it"
+        )
     return PartFiles(number, pieces["metadata"], pieces.get(IMAGE), pieces.get(TEXT))
 
 
@@ -138,8 +155,8 @@ def check_part(part: PartFiles) -> CheckedPart:
     for array in vectors.values():
         if array.rows != rows:
             raise IngestError(
-                f"{array.path} has {array.rows:,} vectors and {part.metadata} has {rows:,} rows: the files of a part must "
-                "have the same number; fetch the shorter one again"
+                f"{array.path} has {array.rows:,} vectors and {part.metadata} has {rows:,} rows: the files of a part "
+                "must have the same number; fetch the shorter one again"
             )
     for name in schema.names:
         if name in (IMAGE, TEXT, "_row"):

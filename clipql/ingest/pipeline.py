@@ -75,7 +75,7 @@ def ingest(
 ) -> IngestReport:
     """Take LAION parts into a table, which is made from the first part's columns if it is not there.
 
-    source: folders or files. parts: numbers such as '0-9,12'. link: use the `.npy` files where they lie; they must stay.
+    source: folders or files. parts: numbers such as '0-9,12'. link: use the `.npy` files where they lie, for good.
     model: the model that made the vectors, remembered with the columns.
     Raises IngestError, naming file and row, and leaves the parts before it in the table.
     """
@@ -134,7 +134,9 @@ class _Run:
             raise
         return IngestReport(rows, taken, skipped, time.perf_counter() - self._began)
 
-    def _tell(self, part: CheckedPart, number: int, rows: int = 0, *, finished: bool = False, skipped: bool = False) -> None:
+    def _tell(
+        self, part: CheckedPart, number: int, rows: int = 0, *, finished: bool = False, skipped: bool = False
+    ) -> None:
         seconds = time.perf_counter() - self._began
         name = part.files.metadata.name
         self._progress(
@@ -250,5 +252,3 @@ class _OnePart:
             return 0
         top = registry.engine.scalar(f"SELECT max(id) FROM {registry.physical(insertion.table)}")
         return max(insertion.first, int(top or 0) + 1)
-
-

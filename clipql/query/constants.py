@@ -84,7 +84,9 @@ class Constants:
 
     def _evaluated(self, text: str, prefix: str) -> QueryVector | None:
         try:
-            row = self._engine.arrow(f"{prefix}SELECT ({text}) AS clipql_value, toTypeName(clipql_value) AS clipql_type", params=self._params)
+            row = self._engine.arrow(
+                f"{prefix}SELECT ({text}) AS clipql_value, toTypeName(clipql_value) AS clipql_type", params=self._params
+            )
         except QueryError as error:
             if error.code in (456, 457):  # a parameter without a value, or with one that cannot be parsed
                 raise

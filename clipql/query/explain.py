@@ -48,5 +48,6 @@ def _one(plan: Plan) -> list[str]:
 
 def _formula(terms: Sequence[Weighted]) -> str:
     return " + ".join(
-        f"{'' if t.weight == 1 else f'{t.weight:g} × '}{t.call.metric.value}({t.call.column}, query vector)" for t in terms
+        f"{'' if t.weight == 1 else f'{t.weight:g} × '}{t.call.metric.value}({t.call.column}, query vector)"
+        for t in terms
     )

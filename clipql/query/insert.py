@@ -60,7 +60,7 @@ def insert(
     for column in table.columns:
         if column.name not in names:
             raise VectorError(
-                f"{table.full_name} needs a vector in {column.name} for each row; the INSERT names only {', '.join(names)}"
+                f"{table.full_name} needs a vector in {column.name} for each row; the INSERT names {', '.join(names)}"
             )
     if statement.source == "SELECT":
         source = _from_select(registry, planner, table, sql[statement.body :], names, types, params)
@@ -120,16 +120,19 @@ def _from_select(
     return _Source(text, tuple(names), rewritten.params, rewritten.tables, stored)
 
 
-def _stored_vectors(
-    registry: Registry, select: str, names: Sequence[str]
-) -> tuple[str, dict[int, tuple[Table, str]]]:
+def _stored_vectors(registry: Registry, select: str, names: Sequence[str]) -> tuple[str, dict[int, tuple[Table, str]]]:
     """The SELECT with row numbers in the place of vectors that it only passes on, and whose vectors they are."""
     found = scopes(select, tokenize(select))
     outer = found[0] if found and not found[0].nested else None
     if outer is None or outer.whole.start != 0 or outer.whole.end != len(select):
         return select, {}
     source, chosen = outer.within("FROM"), outer.within("SELECT")
-    if not chosen or not source or {"GROUP", "HAVING", "LIMIT 2"} & outer.clauses.keys() or chosen[0].upper == "DISTINCT":
+    if (
+        not chosen
+        or not source
+        or {"GROUP", "HAVING", "LIMIT 2"} & outer.clauses.keys()
+        or chosen[0].upper == "DISTINCT"
+    ):
         return select, {}
     path = [t.name for t in source[::2]]
     dotted = len(source) == 1 or (len(source) == 3 and source[1].text == ".")
@@ -139,7 +142,10 @@ def _stored_vectors(
     if origin is None:
         return select, {}
     span = outer.clauses["SELECT"]
-    items = [outer.text[outer.tokens[a].start : outer.tokens[b - 1].end] for a, b in split_list(outer.tokens, span.first, span.last)]
+    items = [
+        outer.text[outer.tokens[a].start : outer.tokens[b - 1].end]
+        for a, b in split_list(outer.tokens, span.first, span.last)
+    ]
     if items == ["*"]:
         items = [quote_name(n) for n, _ in shape.insertable(registry.engine, origin)]
     plain = {quote_name(c.name): c.name for c in origin.columns} | {c.name: c.name for c in origin.columns}
@@ -163,14 +169,19 @@ def _from_infile(
         return None
     files = sorted(glob.glob(path))
     if not files:
-        raise QueryError(f"no file matches {path}, which INSERT … FROM INFILE names; paths are relative to the current folder")
+        raise QueryError(
+            f"no file matches {path}, which INSERT … FROM INFILE names; paths are relative to the current folder"
+        )
     kind = tokens[words["FORMAT"] + 1].text if "FORMAT" in words else "auto"
     compression = _unquoted(tokens[words["COMPRESSION"] + 1].text) if "COMPRESSION" in words else "auto"
     scalars = _has_numpy_scalars(files[0])
     vectors = {c.name for c in table.columns}
     read_as = {n: "String" if scalars and n in vectors else types[n] for n in names}
     structure = ", ".join(f"{quote_name(n)} {t}" for n, t in read_as.items())
-    numbers = {n: f"CAST(replaceRegexpAll({quote_name(n)}, {quote_string(_NUMPY_SCALAR)}, '\\\\2'), 'Array(Float32)')" for n in names}
+    numbers = {
+        n: f"CAST(replaceRegexpAll({quote_name(n)}, {quote_string(_NUMPY_SCALAR)}, '\\\\2'), 'Array(Float32)')"
+        for n in names
+    }
     columns = ", ".join(
         f"{numbers[n]} AS {quote_name(n)}" if scalars and n in vectors else quote_name(n) for n in names
     )
@@ -221,7 +232,7 @@ def _without_vectors(registry: Registry, insertion: Insertion, source: _Source) 
 
 
 def _matrix(table: Table, name: str, column: pa.Array, row: int) -> NDArray[np.float32]:
-    """A list column as float32 (n, d). Raises VectorError where its lists differ in length from the column's vectors."""
+    """A list column as float32 (n, d). Raises VectorError where a list is not as long as the column's vectors."""
     lengths = np.asarray(column.value_lengths())
     known = table.column(name)
     expected = (known.dimension if known else None) or (int(lengths[0]) if len(lengths) else 0)

@@ -1,18 +1,20 @@
 """How a recognised SELECT is to be carried out. Planning reads no vectors; it decides, and says why.
 
-    top-k       ORDER BY distance LIMIT k: search, then let ClickHouse fetch and shape just those rows
-    range       WHERE distance < r: search, then the same
-    distances   any other use: compute the distance of every row at once, and hand ClickHouse the numbers
-    as it is    ClickHouse reads each vector through its ALIAS column: right, at about 100,000 rows a second
+top-k       ORDER BY distance LIMIT k: search, then let ClickHouse fetch and shape just those rows
+range       WHERE distance < r: search, then the same
+distances   any other use: compute the distance of every row at once, and hand ClickHouse the numbers
+as it is    ClickHouse reads each vector through its ALIAS column: right, at about 100,000 rows a second
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipql.query.constants import Constants, QueryVector
-from clipql.query.recognise import Call, Condition, VectorSelect
 from clipql.errors import VectorError
+from clipql.query.calls import Call
+from clipql.query.clauses import Condition
+from clipql.query.constants import Constants, QueryVector
+from clipql.query.recognise import VectorSelect
 
 # A row costs about 10 µs through its ALIAS column and 50 ns in the kernels
 ALIAS_COST = 200
@@ -20,7 +22,8 @@ SMALL_TABLE = 1_000
 # one Float32 a row is held in memory for `distances`
 MOST_DISTANCES = 1 << 25
 LARGEST_K = 100_000
-LARGEST_RANGE = 50_000
+# naming this many rows one by one costs ClickHouse what a scan of a million vectors does
+LARGEST_RANGE = 5_000
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,10 @@ def _range(select: VectorSelect, constants: Constants, vectors: tuple[QueryVecto
     kept = tuple(c for c in select.conditions if c.calls)
     for condition in kept:
         bound = condition.bound
-        value = bound and constants.number(bound.value, select.scope.withs, _without_calls(select))
-        if bound is None or value is None:
+        if bound is None:
+            continue
+        value = constants.number(bound.value, select.scope.withs, _without_calls(select))
+        if value is None:
             continue
         sign = 1.0 if bound.op.startswith("<") else -1.0
         return Plan(

@@ -20,15 +20,17 @@ from clipql.engine import quote_name
 from clipql.index.base import Candidates, Cost
 from clipql.index.flat import Scan, Term, exact
 from clipql.query import scopes as sql_scopes
+from clipql.query.calls import Call
 from clipql.query.constants import Constants, with_clause
 from clipql.query.lexer import tokenize
-from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, Plan, plan
-from clipql.query.recognise import Call, VectorSelect, recognise
+from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan, plan
+from clipql.query.recognise import VectorSelect, recognise
 from clipql.query.scopes import Scope, split_list
 from clipql.tables import shape
 from clipql.tables.registry import ROW, Registry
 
 INLINE = 256
+NO_COST = Cost()
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Step:
     plan: Plan
     kind: str
     why: str
-    cost: Cost = Cost()
+    cost: Cost = NO_COST
     filtered: int | None = None
     found: int = 0
 
@@ -142,14 +144,12 @@ class _Execution:
         else:
             self._step(kind, self._plan.why)
 
-    def _step(self, kind: str, why: str, cost: Cost = Cost(), found: int = 0) -> None:
+    def _step(self, kind: str, why: str, cost: Cost = NO_COST, found: int = 0) -> None:
         self._work.steps.append(Step(self._plan, kind, why, cost, self._filtered, found))
 
     def _terms(self) -> list[Term]:
         table, store = self._select.table, self._registry.store
-        return [
-            Term(store(table, t.call.column), t.call.metric, t.vector.values, t.weight) for t in self._plan.terms
-        ]
+        return [Term(store(table, t.call.column), t.call.metric, t.vector.values, t.weight) for t in self._plan.terms]
 
     def _among(self) -> NDArray[np.bool_] | None:
         """The rows that may be in the answer: those that the filter lets through, or those that are there."""
@@ -176,13 +176,12 @@ class _Execution:
         self._step("top-k", self._plan.why, found.cost, len(found.rows))
 
     def _range(self) -> None:
-        if self._select.joined:
-            among = None
-        else:
-            among = self._among()
-        found = Scan(self._terms(), self._select.table.rows, among).within(self._plan.radius)
-        if len(found.rows) > LARGEST_RANGE:
-            self._distances(f"{len(found.rows):,} rows are in range")
+        rows = self._select.table.rows
+        among = None if self._select.joined else self._among()
+        most = LARGEST_RANGE if rows <= MOST_DISTANCES else rows
+        found = Scan(self._terms(), rows, among).within(self._plan.radius, most)
+        if isinstance(found, int):
+            self._distances(f"{found:,} rows are in range")
             return
         self._restrict(found)
         self._step("range", self._plan.why, found.cost, len(found.rows))
@@ -197,7 +196,9 @@ class _Execution:
         condition = f"{row} IN {numbers}" if len(found.rows) else "0"
         texts = {i: self._looked_up(call, found, numbers) for i, call in enumerate(select.calls)}
         edits = [
-            (c.start, c.end, texts[i]) for i, c in enumerate(select.calls) if self._may_replace(c) and c.clause not in ("WHERE", "PREWHERE")
+            (c.start, c.end, texts[i])
+            for i, c in enumerate(select.calls)
+            if self._may_replace(c) and c.clause not in ("WHERE", "PREWHERE")
         ]
         kept = [self._edited(c.start, c.end, texts) for c in self._plan.kept]
         if select.joined and self._plan.filter:
@@ -208,7 +209,9 @@ class _Execution:
 
     def _edited(self, start: int, end: int, texts: Mapping[int, str]) -> str:
         text = self._select.scope.text
-        inside = [(c.start, c.end, texts[i]) for i, c in enumerate(self._select.calls) if start <= c.start and c.end <= end]
+        inside = [
+            (c.start, c.end, texts[i]) for i, c in enumerate(self._select.calls) if start <= c.start and c.end <= end
+        ]
         for a, b, replacement in sorted(inside, reverse=True):
             text = text[:a] + replacement + text[b:]
             end += len(replacement) - (b - a)
@@ -256,9 +259,7 @@ class _Execution:
         for call in select.calls:
             if call.same not in texts:
                 texts[call.same] = self._all_distances(call)
-        edits = [
-            (c.start, c.end, texts[c.same]) for c in select.calls if self._may_replace(c) or names
-        ]
+        edits = [(c.start, c.end, texts[c.same]) for c in select.calls if self._may_replace(c) or names]
         edits += [(end, end, f" AS {quote_name(name)}") for end, name in names.items()]
         self._work.edit(edits)
         scanned = select.table.rows * len(texts)

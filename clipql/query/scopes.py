@@ -93,7 +93,13 @@ def _collect(
 
 
 def _inside(
-    text: str, tokens: list[Token], first: int, last: int, withs: tuple[str, ...], names: frozenset[str], found: list[Scope]
+    text: str,
+    tokens: list[Token],
+    first: int,
+    last: int,
+    withs: tuple[str, ...],
+    names: frozenset[str],
+    found: list[Scope],
 ) -> None:
     """Look for SELECTs in the brackets of a SELECT."""
     at = first

@@ -41,7 +41,14 @@ def _end(tokens: list[Token], at: int) -> int:
         if tokens[at].kind == "symbol" and tokens[at].text in "([{":
             at = matching(tokens, at) + 1
             continue
-        if tokens[at].text in (")", ";") or tokens[at].upper in ("FORMAT", "UNION", "INTO", "VALUES", "SELECT", "COMMENT"):
+        if tokens[at].text in (")", ";") or tokens[at].upper in (
+            "FORMAT",
+            "UNION",
+            "INTO",
+            "VALUES",
+            "SELECT",
+            "COMMENT",
+        ):
             break
         at += 1
     return at
@@ -60,7 +67,11 @@ def take_format(sql: str) -> tuple[str, str | None]:
     tokens = tokenize(sql)
     while tokens and tokens[-1].text == ";" and tokens[-1].kind == "symbol":
         tokens.pop()
-    if len(tokens) > 3 and tokens[-2].upper == "FORMAT" and tokens[-1].kind == "word" and tokens[-3].text not in (",", "."):
-        if tokens[0].upper in ("SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "("):
-            return sql[: tokens[-2].start].rstrip(), tokens[-1].text
+    if (
+        len(tokens) > 3
+        and tokens[-2].upper == "FORMAT"
+        and tokens[-1].kind == "word"
+        and tokens[-3].text not in (",", ".")
+    ) and tokens[0].upper in ("SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "("):
+        return sql[: tokens[-2].start].rstrip(), tokens[-1].text
     return sql, None

@@ -183,7 +183,12 @@ class _Reader:
         begin = self.at
         settings = ""
         if self.word("SETTINGS"):
-            while self.at < len(self.tokens) and self.tokens[self.at].upper not in ("VALUES", "FORMAT", "SELECT", "WITH"):
+            while self.at < len(self.tokens) and self.tokens[self.at].upper not in (
+                "VALUES",
+                "FORMAT",
+                "SELECT",
+                "WITH",
+            ):
                 self.at += 1
             settings = self.sql[self.tokens[begin].start : self.tokens[self.at - 1].end]
         word = self.tokens[self.at].upper if self.at < len(self.tokens) else ""

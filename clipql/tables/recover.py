@@ -34,15 +34,13 @@ def settle(registry: Registry) -> None:
 
 
 def check_agreement(registry: Registry) -> None:
-    """Compare the catalog with MergeTree after `settle`. Raises DatabaseDamaged, naming the table, where they differ."""
+    """Compare the catalog with MergeTree, after `settle`. Raises DatabaseDamaged, naming the table that differs."""
     for table in registry.catalog.tables:
-        if not _exists(registry, table):
+        if not _is_there(registry, table):
             raise DatabaseDamaged(
                 f"{registry.folder}: table {table.full_name} is in the manifest but not in engine/: restore a backup"
             )
-        beyond = registry.engine.scalar(
-            f"SELECT count() FROM {registry.physical(table)} WHERE {ROW} >= {table.rows}"
-        )
+        beyond = registry.engine.scalar(f"SELECT count() FROM {registry.physical(table)} WHERE {ROW} >= {table.rows}")
         if beyond:
             raise DatabaseDamaged(
                 f"{registry.folder}: {table.full_name} has {beyond:,} rows beyond the {table.rows:,} of the manifest, "
@@ -94,9 +92,18 @@ def take_back_rows(registry: Registry, table: Table) -> None:
     )
 
 
-def _exists(registry: Registry, table: Table) -> bool:
-    where = f"database = {quote_string(table.database)} AND name = {quote_string(table.name)}"
-    return bool(registry.engine.scalar(f"SELECT count() FROM system.tables WHERE {where}"))
+def definition(registry: Registry, database: str, name: str) -> str | None:
+    """The CREATE statement of a table as ClickHouse has it; None where there is no such table."""
+    found = registry.engine.arrow(
+        f"SELECT create_table_query FROM system.tables WHERE database = {quote_string(database)} "
+        f"AND name = {quote_string(name)}"
+    )
+    return str(found.column(0)[0].as_py()) if found.num_rows else None
+
+
+def _is_there(registry: Registry, table: Table) -> bool:
+    """Whether the table that MergeTree has under this name is this one, and not another of the same name."""
+    return f"'{table.id}/" in (definition(registry, table.database, table.name) or "")
 
 
 def _done(registry: Registry, table: Table | None, gone: str | None = None) -> None:
@@ -108,9 +115,7 @@ def _done(registry: Registry, table: Table | None, gone: str | None = None) -> N
 def _insert(registry: Registry, pending: Pending) -> None:
     before, after = pending.before, pending.after
     assert before is not None and after is not None, "an insert has a table before and after"
-    there = registry.engine.scalar(
-        f"SELECT count() FROM {registry.physical(before)} WHERE {ROW} >= {before.rows}"
-    )
+    there = registry.engine.scalar(f"SELECT count() FROM {registry.physical(before)} WHERE {ROW} >= {before.rows}")
     if there == after.rows - before.rows:
         registry.publish(after)
         _done(registry, after)
@@ -137,7 +142,8 @@ def _drop(registry: Registry, pending: Pending) -> None:
 
 def _remove(registry: Registry, table: Table) -> None:
     registry.withdraw(table.id)
-    registry.engine.run(f"DROP TABLE IF EXISTS {registry.physical(table)} SYNC")
+    if _is_there(registry, table):
+        registry.engine.run(f"DROP TABLE IF EXISTS {registry.physical(table)} SYNC")
     registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(table)} SYNC")
     with contextlib.suppress(FileNotFoundError):
         files.remove(registry.table_folder(table))
@@ -155,20 +161,23 @@ def _truncate(registry: Registry, pending: Pending) -> None:
 def _rename(registry: Registry, pending: Pending) -> None:
     before, after = pending.before, pending.after
     assert before is not None and after is not None, "a rename has a table before and after"
-    _done(registry, after if _exists(registry, after) else before)
+    _done(registry, after if _is_there(registry, after) else before)
 
 
 def _alter(registry: Registry, pending: Pending) -> None:
-    """A vector column was being added, renamed or dropped: go by what MergeTree has."""
+    """Columns were being changed, on the shape first: go by whether the physical table has changed."""
     before, after = pending.before, pending.after
-    assert before is not None and after is not None, "an alter has a table before and after"
-    where = f"database = {quote_string(before.database)} AND table = {quote_string(before.name)}"
-    there = set(registry.engine.arrow(f"SELECT name FROM system.columns WHERE {where}").column(0).to_pylist())
-    table = after if {c.name for c in after.columns} <= there and not (
-        {c.name for c in before.columns} - {c.name for c in after.columns}
-    ) & there else before
-    registry.publish(table)
-    _done(registry, table)
+    assert before is not None and after is not None and pending.definitions, "an alter has a table before and after"
+    shape, physical = pending.definitions
+    if definition(registry, before.database, before.name) != physical:
+        registry.publish(after)
+        _done(registry, after)
+        return
+    if definition(registry, INTERNAL, before.id) != shape:
+        registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(before)} SYNC")
+        registry.engine.run(shape)
+    registry.publish(before)
+    _done(registry, before)
 
 
 def _rewrite(registry: Registry, pending: Pending) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -121,7 +122,7 @@ def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: s
             "use INSERT INTO … SELECT"
         )
     if verb == "UPDATE":
-        changed = next((t.name for t, n in zip(tokens, tokens[1:], strict=False) if n.text == "=" and t.name), None)
+        changed = next((t.name for t, n in itertools.pairwise(tokens) if n.text == "=" and t.name), None)
         if changed and table.column(changed):
             raise UnsupportedStatement(
                 f"{changed} is a vector column and vectors are not updated in place: insert the row anew and delete "
@@ -133,26 +134,31 @@ def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: s
         finally:
             registry.touched([table.id])
         return
-    if column and verb == "MODIFY" or column and verb == "ALTER":
+    if (column and verb == "MODIFY") or (column and verb == "ALTER"):
         raise UnsupportedStatement(f"{column.name} is a vector column; it can be renamed or dropped, not modified")
     if column and verb in ("DROP", "RENAME"):
         _alter_vectors(registry, table, column.name, tokens[-1].name if verb == "RENAME" else None)
         return
-    run(f"{on_shape} {command}")
-    try:
-        if verb == "ADD" and not table.rows and _added_vectors(registry, table, named):
-            return
-        if " ".join(words[:2]) not in ("MODIFY ORDER", "RESET SETTING"):
+    if " ".join(words[:2]) in ("MODIFY ORDER", "RESET SETTING"):
+        run(f"{on_shape} {command}")
+        return
+    with _altering(registry, table, table):
+        run(f"{on_shape} {command}")
+        if not (verb == "ADD" and not table.rows and _added_vectors(registry, table, named)):
             run(f"{on_physical} {command}")
-    except BaseException:
-        _undo_on_shape(registry, table, words, named)
-        raise
 
 
-def _undo_on_shape(registry: Registry, table: Table, words: list[str], named: str | None) -> None:
-    if words[:2] == ["ADD", "COLUMN"] and named:
-        with contextlib.suppress(Exception):
-            registry.engine.run(f"ALTER TABLE {registry.shape(table)} DROP COLUMN {quote_name(named)}")
+@contextlib.contextmanager
+def _altering(registry: Registry, table: Table, after: Table) -> Iterator[None]:
+    """Change the shape inside, then the physical table; where that fails or is cut off, the shape is as it was."""
+    shape_before = recover.definition(registry, INTERNAL, table.id)
+    before = recover.definition(registry, table.database, table.name)
+    assert shape_before and before, "the catalog names the table"
+    registry.save(registry.catalog.with_pending(Pending("alter", table, after, (shape_before, before))))
+    try:
+        yield
+    finally:
+        recover.settle(registry)
 
 
 def _named_column(tokens: list[Token]) -> str | None:
@@ -172,12 +178,11 @@ def _added_vectors(registry: Registry, table: Table, named: str | None) -> bool:
     folder = next(f"column-{i}" for i in range(1000) if f"column-{i}" not in taken)
     added = dataclasses.replace(fresh[0], folder=folder)
     after = dataclasses.replace(table, columns=(*table.columns, added))
-    registry.save(registry.catalog.with_pending(Pending("alter", table, after)))
+    announced = registry.catalog.pending
+    assert announced is not None, "the shape is being altered"
+    registry.save(registry.catalog.with_pending(dataclasses.replace(announced, after=after)))
     registry.publish(after)
-    try:
-        registry.engine.run(f"ALTER TABLE {registry.physical(table)} ADD COLUMN {shape.alias_of(table, added)}")
-    finally:
-        recover.settle(registry)
+    registry.engine.run(f"ALTER TABLE {registry.physical(table)} ADD COLUMN {shape.alias_of(table, added)}")
     return True
 
 
@@ -190,13 +195,12 @@ def _alter_vectors(registry: Registry, table: Table, name: str, new_name: str | 
     if new_name is not None:
         kept = tuple(dataclasses.replace(c, name=new_name) if c.name == name else c for c in table.columns)
     after = dataclasses.replace(table, columns=kept)
-    command = f"RENAME COLUMN {quote_name(name)} TO {quote_name(new_name)}" if new_name else f"DROP COLUMN {quote_name(name)}"
-    registry.save(registry.catalog.with_pending(Pending("alter", table, after)))
-    try:
+    command = (
+        f"RENAME COLUMN {quote_name(name)} TO {quote_name(new_name)}" if new_name else f"DROP COLUMN {quote_name(name)}"
+    )
+    with _altering(registry, table, after):
         registry.engine.run(f"ALTER TABLE {registry.shape(table)} {command}")
         registry.engine.run(f"ALTER TABLE {registry.physical(table)} {command}")
-    finally:
-        recover.settle(registry)
     recover.sweep(registry)
 
 
@@ -240,7 +244,10 @@ def _rewrite(registry: Registry, table: Table, alive: np.ndarray) -> None:
             recover.settle(registry)
     except BaseException:
         with contextlib.suppress(Exception):
-            drop(registry, registry.catalog.by_id(fresh.id) or fresh)
+            recover.settle(registry)
+            left = registry.catalog.by_id(fresh.id)
+            if left is not None and left.database == INTERNAL:  # else it has taken its place already
+                drop(registry, left)
         raise
 
 
@@ -250,11 +257,7 @@ def _copy_rows(registry: Registry, table: Table, fresh: Table, rows: np.ndarray)
             store, step = registry.store(table, column.name), max(1, (8 << 20) // (4 * max(column.dimension or 1, 1)))
             for at in range(0, len(rows), step):
                 insertion.add_vectors(column.name, store.take(rows[at : at + step]), at)
-        names = ", ".join(
-            quote_name(n) for n, _ in shape.insertable(registry.engine, table) if table.column(n) is None
-        )
+        names = ", ".join(quote_name(n) for n, _ in shape.insertable(registry.engine, table) if table.column(n) is None)
         # MATERIALIZED columns are computed again, which gives what they were unless their expression changed since
-        insertion.add_rows(
-            registry.engine.stream(f"SELECT {names} FROM {registry.physical(table)} ORDER BY {ROW}")
-        )
+        insertion.add_rows(registry.engine.stream(f"SELECT {names} FROM {registry.physical(table)} ORDER BY {ROW}"))
         insertion.commit()

@@ -77,7 +77,9 @@ class Insertion:
         self.table, self.first = table, table.rows
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             for opened in self._open.values():
                 with contextlib.suppress(_Abandoned):
@@ -131,7 +133,7 @@ class Insertion:
         tick(array.rows)
 
     def add_vectors(self, column: str, block: NDArray[np.float32], row: int) -> None:
-        """Append (n, d) float32 vectors, kept as float16 where that loses nothing; `row` counts from the insert's first."""
+        """Append (n, d) float32 vectors, kept as float16 where that loses nothing; `row` counts within the insert."""
         self._check_dimension(column, block.shape[1], "the insert", row)
         dtype = "float16" if segments.fits_float16(block) else "float32"
         opened = self._open.get(column)

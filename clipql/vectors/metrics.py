@@ -56,9 +56,12 @@ def distances(metric: Metric, rows: NDArray[np.floating], query: NDArray[np.floa
     """
     x, q = np.asarray(rows, np.float64), np.asarray(query, np.float64)
     if metric is Metric.DOT:
-        return x @ q
-    if metric is Metric.COSINE:
+        found = x @ q
+    elif metric is Metric.COSINE:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return 1.0 - (x @ q) / (np.sqrt((x * x).sum(1)) * np.sqrt(q @ q))
-    squared = ((x - q) ** 2).sum(1)
-    return squared if metric is Metric.L2_SQUARED else np.sqrt(squared)
+            found = 1.0 - (x @ q) / (np.sqrt((x * x).sum(1)) * np.sqrt(q @ q))
+    else:
+        found = ((x - q) ** 2).sum(1)
+        if metric is Metric.L2:
+            found = np.sqrt(found)
+    return np.asarray(found, np.float64)

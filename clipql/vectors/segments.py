@@ -119,6 +119,12 @@ def check_finite(block: NDArray[Any], first: int, where: str) -> float:
     return largest
 
 
+def _bytes(block: NDArray[Any]) -> memoryview:
+    """The bytes of a C-ordered array, not copied."""
+    view: Any = block
+    return memoryview(view).cast("B") if block.size else memoryview(b"")
+
+
 class SegmentWriter:
     """Writes one segment: header room, vectors as they come, then the true header; synced by `finish`.
 
@@ -138,7 +144,7 @@ class SegmentWriter:
     def append(self, block: NDArray[Any], where: str, row: int) -> None:
         """Add (n, dimension) vectors, checked to be finite; `where` and `row` name them in an error."""
         self._largest = max(self._largest, check_finite(block, row, where))
-        data = memoryview(np.ascontiguousarray(block, self._dtype)).cast("B") if len(block) else memoryview(b"")
+        data = _bytes(np.ascontiguousarray(block, self._dtype))
         self._hash.update(data)
         self._write(data)
         self._rows += len(block)
@@ -170,7 +176,7 @@ def segment_of(array: ArrayFile, first: int, where: str) -> Segment:
     digest, largest = xxhash.xxh3_64(), 0.0
     for row, block in read_blocks(array):
         largest = max(largest, check_finite(block, row, where))
-        digest.update(memoryview(block).cast("B"))
+        digest.update(_bytes(block))
     return Segment(
         file=str(array.path.resolve()),
         first=first,
@@ -211,7 +217,7 @@ def map_segment(folder: Path, segment: Segment) -> NDArray[Any]:
 def verify(folder: Path, segment: Segment) -> None:
     """Read a whole segment and compare its hash. Raises DatabaseDamaged, naming the file."""
     block = map_segment(folder, segment)
-    found = xxhash.xxh3_64(memoryview(block).cast("B") if len(block) else b"").hexdigest()
+    found = xxhash.xxh3_64(_bytes(block)).hexdigest()
     if found != segment.hash:
         raise DatabaseDamaged(
             f"segment {folder / segment.file} has hash {found}, the manifest says {segment.hash}: it was altered"

@@ -27,7 +27,9 @@ class ColumnStore:
 
     def __init__(self, folder: Path, column: VectorColumn, known: ColumnStore | None = None) -> None:
         shared: Mapping[Segment, NDArray[Any]] = known._mapped if known else {}
-        self._mapped = {s: shared[s] if s in shared else segments.map_segment(folder, s) for s in column.segments}
+        self._mapped: dict[Segment, NDArray[Any]] = {
+            s: shared[s] if s in shared else segments.map_segment(folder, s) for s in column.segments
+        }
         self._arrays = list(self._mapped.values())
         self._firsts = [s.first for s in column.segments]
         end = 0
@@ -84,4 +86,4 @@ class ColumnStore:
         if not 0 <= row < self._rows:
             raise IndexError(f"row {row:,} of {self._rows:,}")
         at = bisect_right(self._firsts, row) - 1
-        return self._arrays[at][row - self._firsts[at]].astype(np.float32).tobytes()
+        return bytes(self._arrays[at][row - self._firsts[at]].astype(np.float32).tobytes())

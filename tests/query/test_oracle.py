@@ -91,7 +91,11 @@ def test_a_planned_query_gives_what_clickhouse_gives(table: clipql.Database, exp
 @pytest.mark.parametrize(("expected", "statement"), cases()[::9], ids=lambda v: " ".join(str(v).split())[:100])
 def test_explain_names_the_plan_that_is_then_carried_out(table: clipql.Database, expected: str, statement: str) -> None:
     titles = {"top-k": "Top-k search", "range": "Range search", "distances": "Distances of all rows"}
-    lines = [row[0] for row in table.sql("EXPLAIN " + statement.lstrip("("), **parameters()).rows] if statement[0] != "(" else []
+    lines = (
+        [row[0] for row in table.sql("EXPLAIN " + statement.lstrip("("), **parameters()).rows]
+        if statement[0] != "("
+        else []
+    )
     if expected in titles and lines:
         assert any(line.startswith(titles[expected]) for line in lines)
     elif lines:

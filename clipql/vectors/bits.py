@@ -1,0 +1,110 @@
+"""A few instructions that Numba has no words for: popcounts over vectors of words, half floats, raw addresses.
+
+Everything here is plain LLVM IR, so it compiles to AVX-512, AVX2 or NEON as the host allows. Addresses are uint64;
+the caller keeps the memory alive and in bounds, nothing here checks.
+
+`kernel` is the one way clipql compiles a hot loop: no GIL, cached on disk, and only those fast-math liberties that
+leave NaN and infinity alone (`nnan` and `ninf` would let the compiler assume a zero norm away).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_LIBERTIES = frozenset({"reassoc", "contract", "arcp", "nsz"})
+_WORDS = ir.VectorType(ir.IntType(64), 8)  # 512 bits
+_FLOATS = ir.VectorType(ir.FloatType(), 8)
+
+
+def kernel(function: _Function) -> _Function:
+    """Compile a loop with Numba: without the GIL, cached, with NaN intact."""
+    return cast(_Function, njit(nogil=True, cache=True, fastmath=set(_LIBERTIES), error_model="numpy")(function))
+
+
+def _load(builder: Any, address: Any, kind: Any, align: int) -> Any:
+    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
+    value.align = align
+    return value
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def code_dot(typingctx: Any, code: Any, planes: Any, weights: Any) -> Any:
+    """Eight words of code against a 4-bit query: sum over words w of weight[w] * sum_k ±2^k popcount(code[w] & plane[k][w]).
+
+    Arguments are addresses: of 8 uint64 (code), of 4 x 8 uint64 (planes, the last one is the sign of two's
+    complement and counts -8), of 8 float32 (weights). Returns float32.
+    """
+    sig = types.float32(types.uint64, types.uint64, types.uint64)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        popcount = cgutils.get_or_insert_function(b.module, ir.FunctionType(_WORDS, [_WORDS]), "llvm.ctpop.v8i64")
+        add_up = cgutils.get_or_insert_function(
+            b.module, ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS]), "llvm.vector.reduce.fadd.v8f32"
+        )
+        bits, total = _load(b, args[0], _WORDS, 8), None
+        for k in range(4):
+            plane = _load(b, b.add(args[1], ir.Constant(ir.IntType(64), 64 * k)), _WORDS, 8)
+            term = b.shl(b.call(popcount, [b.and_(bits, plane)]), ir.Constant(_WORDS, [k] * 8))
+            total = term if total is None else (b.sub(total, term) if k == 3 else b.add(total, term))
+        weighted = b.fmul(b.sitofp(total, _FLOATS), _load(b, args[2], _FLOATS, 4))
+        return b.call(add_up, [ir.Constant(ir.FloatType(), 0.0), weighted], fastmath=("reassoc", "contract", "nsz"))
+
+    return sig, codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def popcount(typingctx: Any, word: Any) -> Any:
+    """Number of ones in a uint64, as int64."""
+    sig = types.int64(types.uint64)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        word_type = ir.IntType(64)
+        count = cgutils.get_or_insert_function(b.module, ir.FunctionType(word_type, [word_type]), "llvm.ctpop.i64")
+        return b.call(count, [args[0]])
+
+    return sig, codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def half_to_float(typingctx: Any, bits: Any) -> Any:
+    """The float32 whose float16 has these bits (a uint16)."""
+    sig = types.float32(types.uint16)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.fpext(b.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return sig, codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(typingctx: Any, address: Any) -> Any:
+    """An address as the pointer that `numba.carray` takes."""
+    sig = types.voidptr(types.uint64)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.inttoptr(args[0], cgutils.voidptr_t)
+
+    return sig, codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at this address; never faults."""
+    sig = types.void(types.uint64)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(32)
+        fetch = cgutils.get_or_insert_function(
+            b.module, ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word]), "llvm.prefetch.p0"
+        )
+        b.call(fetch, [b.inttoptr(args[0], cgutils.voidptr_t), word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return sig, codegen
