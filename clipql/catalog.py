@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,27 @@ class Part:
 
 
 @dataclass(frozen=True)
+class IndexEntry:
+    """A vector index: what the user asked for, and what was built.
+
+    definition: the text from TYPE on, as it was written. options: the kind's own, by name. folder: within `index/`,
+    None until it is built. rows: how many it covers. recall: of 10, by kind of query, as measured at the build.
+    """
+
+    name: str
+    column: str
+    kind: str
+    metric: str
+    definition: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    folder: str | None = None
+    rows: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    recall: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Table:
     """A table with vector columns. `id` names its folder and never changes; `rows` is the next row number."""
 
@@ -82,11 +103,22 @@ class Table:
     columns: tuple[VectorColumn, ...]
     rows: int = 0
     parts: tuple[Part, ...] = ()
+    indexes: tuple[IndexEntry, ...] = ()
 
     @property
     def full_name(self) -> str:
         """`database.table`, as messages show it."""
         return f"{self.database}.{self.name}"
+
+    def index(self, name: str) -> IndexEntry | None:
+        """The vector index of this name, if there is one."""
+        return next((i for i in self.indexes if i.name == name), None)
+
+    def with_index(self, entry: IndexEntry) -> Table:
+        """This table with the index added, or put in the place of the one of its name."""
+        if self.index(entry.name) is None:
+            return dataclasses.replace(self, indexes=(*self.indexes, entry))
+        return dataclasses.replace(self, indexes=tuple(entry if i.name == entry.name else i for i in self.indexes))
 
     def column(self, name: str) -> VectorColumn | None:
         """The vector column of this name, if there is one."""
@@ -151,12 +183,14 @@ def load(folder: Path) -> Catalog:
     Raises NotADatabase, DatabaseVersion (a newer clipql wrote it) or DatabaseDamaged.
     """
     path = folder / NAME
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         raise NotADatabase(
             f"{folder} holds files but no {NAME}, so clipql did not make it: name an empty or a new folder"
-        ) from None
+        )
+    with files.translated(path, "reading"):
+        content = path.read_bytes()
+    try:
+        document = json.loads(content)
     except (ValueError, UnicodeDecodeError) as error:
         raise DatabaseDamaged(f"{path} is not JSON ({error}): restore it from a backup") from error
     if not isinstance(document, Mapping) or document.get("clipql") != "manifest":
@@ -192,4 +226,5 @@ def _catalog(d: Mapping[str, Any]) -> Catalog:
 
 def _table(d: Mapping[str, Any]) -> Table:
     columns = tuple(VectorColumn(**{**c, "segments": tuple(Segment(**s) for s in c["segments"])}) for c in d["columns"])
-    return Table(**{**d, "columns": columns, "parts": tuple(Part(**p) for p in d["parts"])})
+    indexes = tuple(IndexEntry(**i) for i in d["indexes"])
+    return Table(**{**d, "columns": columns, "parts": tuple(Part(**p) for p in d["parts"]), "indexes": indexes})

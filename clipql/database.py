@@ -21,6 +21,7 @@ from clipql.query.lexer import split_statements
 from clipql.result import Result, Stats
 from clipql.session import Answer, Progress, Session
 from clipql.tables import recover, schema
+from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 from clipql.vectors.metrics import Metric, metric_named
 
@@ -59,7 +60,9 @@ class Database:
             self._engine.close()
             self._lock.release()
             raise
-        self._session = Session(self._registry)
+        self._indexes = Indexes(self._registry)
+        self._indexes.sweep()
+        self._session = Session(self._registry, self._indexes)
         self._closing = threading.Lock()
 
     def sql(self, text: str, /, **params: Any) -> Result:
@@ -165,6 +168,11 @@ class Database:
     def registry(self) -> Registry:
         """The tables with vector columns, for the parts of clipql that work below SQL."""
         return self._registry
+
+    @property
+    def indexes(self) -> Indexes:
+        """The vector indexes, for the parts of clipql that work below SQL."""
+        return self._indexes
 
     def close(self) -> None:
         """Close the database; harmless when called twice."""

@@ -5,6 +5,7 @@ Start here to see where a query goes: `Session.execute` is the crossroads.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipql.catalog import Table
-from clipql.engine import Output
+from clipql.catalog import IndexEntry, Table
+from clipql.engine import Output, quote_name
 from clipql.errors import QueryError, UnsupportedStatement
+from clipql.index import definition
 from clipql.query import explain, settings, statements
 from clipql.query.insert import insert
 from clipql.query.run import Planner, Rewritten, Step
 from clipql.query.statements import CreateTable, Explain, Insert, OnTable, Other, Select, Set, TableName
 from clipql.tables import schema
+from clipql.tables.indexes import Indexes, unbuilt
 from clipql.tables.registry import INTERNAL, Registry
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -42,8 +45,9 @@ class Answer:
 class Session:
     """Statements of one user on one open database: SET parameters, settings and the current database are kept."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry, self._engine, self._planner = registry, registry.engine, Planner(registry)
+    def __init__(self, registry: Registry, indexes: Indexes) -> None:
+        self._registry, self._engine, self._indexes = registry, registry.engine, indexes
+        self._planner = Planner(registry, indexes)
         self.params: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
 
@@ -86,19 +90,29 @@ class Session:
 
     # reading
 
+    def _listed(self, sql: str) -> tuple[str, dict[str, pa.Table]]:
+        """The statement with `clipql.indexes` as the table that it stands for."""
+        tokens = statements.classify(sql)[1]
+        for a, dot, b in reversed(list(zip(tokens, tokens[1:], tokens[2:], strict=False))):
+            if (a.name, dot.text, b.name) == ("clipql", ".", "indexes"):
+                sql = f"{sql[: a.start]}Python(clipql_indexes){sql[b.end :]}"
+        return sql, {"clipql_indexes": self._indexes.listing()} if "clipql_indexes" in sql else {}
+
     def _read(
         self, sql: str, statement: Select | Explain, params: Mapping[str, Any], format: str, progress: Progress | None
     ) -> tuple[Output, tuple[Step, ...]]:
         text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
-        search = self._searches(own)
+        options = settings.options({**self.settings, **own})
         if isinstance(statement, Explain):
-            plans = self._planner.plans(text, params) if search else []
+            plans = self._planner.plans(text, params, options) if options.plan else []
             if not plans:
                 return self._engine.query(f"EXPLAIN {text}", format, params=params), ()
             table = pa.table({"explain": explain.describe(plans)})
             return self._engine.query("SELECT explain FROM Python(lines)", format, tables={"lines": table}), ()
         with self._registry.gate.reading():
-            rewritten = self._planner.rewrite(text, params, search=search)
+            text, listing = self._listed(text) if "clipql" in text else (text, {})
+            rewritten = self._planner.rewrite(text, params, options)
+            rewritten = dataclasses.replace(rewritten, tables={**rewritten.tables, **listing})
             return self._run(rewritten, text, params, format, progress)
 
     def _run(
@@ -116,10 +130,6 @@ class Session:
         output = self._engine.query(original, format, params=params, progress=progress)
         why = "ClickHouse refused the planned statement"
         return output, tuple(Step(s.plan, "as it is", why, s.cost) for s in planned.steps)
-
-    def _searches(self, own: Mapping[str, str]) -> bool:
-        checked = {name: settings.checked(name, value) for name, value in {**self.settings, **own}.items()}
-        return checked.get("vector_plan", "1") in ("1", "true")
 
     # SET
 
@@ -154,7 +164,8 @@ class Session:
             return self._engine.query(sql, "Null", params=params, progress=progress), (), None
         text, own = settings.taken_from(sql)
         with self._registry.gate.reading():
-            planned = self._planner.rewrite(text[statement.body :], params, search=self._searches(own))
+            options = settings.options({**self.settings, **own})
+            planned = self._planner.rewrite(text[statement.body :], params, options)
             head = text[: statement.body]
             whole = Rewritten(head + planned.sql, planned.params, planned.tables, planned.steps)
             output, steps = self._run(whole, text, params, "Null", progress)
@@ -163,7 +174,9 @@ class Session:
     def _fill(self, table: Table, sql: str, statement: Insert, params: Mapping[str, Any]) -> int:
         # in this order: a DELETE holds the write lock while it waits for the readers
         with self._registry.write_lock, self._registry.gate.reading():
-            return insert(self._registry, self._planner, table, sql, statement, params)
+            rows = insert(self._registry, self._planner, table, sql, statement, params)
+            self._indexes.after_insert(table.id)
+            return rows
 
     def _create(self, sql: str, statement: CreateTable, params: Mapping[str, Any]) -> tuple[Output, int | None]:
         name = statement.table
@@ -177,7 +190,7 @@ class Session:
             return engine.query(sql, "Null", params=params), None
         if database == INTERNAL:
             raise UnsupportedStatement(f"the database {INTERNAL} is clipql's own: use another")
-        definition = sql[statement.rest :]
+        definition, entries = self._without_indexes(sql, statement)
         if statement.like is not None and like is not None:
             a, b = statement.like.start - statement.rest, statement.like.end - statement.rest
             definition = definition[:a] + self._registry.shape(like) + definition[b:]
@@ -186,7 +199,7 @@ class Session:
             definition = self._empty(definition, statement.select - statement.rest)
         if here is not None and statement.or_replace:
             schema.drop(self._registry, here)
-        table = schema.create(self._registry, database, name.name, definition)
+        table = schema.create(self._registry, database, name.name, definition, entries)
         if table is None:
             return engine.query(sql, "Null", params=params), None
         if select is None:
@@ -198,6 +211,23 @@ class Session:
             schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
             raise
         return Output(b"", 0.0, rows, 0), rows
+
+    def _without_indexes(self, sql: str, statement: CreateTable) -> tuple[str, list[IndexEntry]]:
+        """What follows the table's name, with its vector indexes blanked out, and those."""
+        _, tokens = statements.classify(sql)
+        first = next((i for i, t in enumerate(tokens) if t.start >= statement.rest), len(tokens))
+        if first >= len(tokens) or tokens[first].text != "(":
+            like = self._find(statement.like)
+            return sql[statement.rest :], list(unbuilt(like)) if like else []
+        found = definition.in_create(tokens, first, sql)
+        text = sql
+        for written in found:
+            # one of the commas around it goes with it
+            before, after = tokens[written.first - 1], tokens[written.last]
+            start = before.start if before.text == "," else tokens[written.first].start
+            end = after.end if before.text != "," and after.text == "," else tokens[written.last - 1].end
+            text = text[:start] + " " * (end - start) + text[end:]
+        return text[statement.rest :], [w.entry for w in found]
 
     def _empty(self, definition: str, select: int) -> str:
         """`… AS SELECT` as `… EMPTY AS SELECT`: the shape only, without the rows."""
@@ -228,7 +258,7 @@ class Session:
         if verb == "ALTER":
             _, tokens = statements.classify(sql)
             first = next((i for i, t in enumerate(tokens) if t.start >= statement.rest), len(tokens))
-            schema.alter(registry, table, tokens, first, sql)
+            schema.alter(registry, self._indexes, table, tokens, first, sql)
         elif verb == "DROP":
             for name, each in zip(statement.tables, found, strict=True):
                 if each is not None:
@@ -241,7 +271,7 @@ class Session:
             schema.delete(registry, table, sql)
         elif verb == "OPTIMIZE":
             final = any(t.upper == "FINAL" for t in statements.classify(sql)[1])
-            schema.optimize(registry, table, sql, final=final)
+            schema.optimize(registry, self._indexes, table, sql, final=final)
         elif verb == "RENAME":
             pairs = [
                 (t, new.database or registry.database, new.name)
@@ -262,6 +292,11 @@ class Session:
         shape = str(self._engine.scalar(f"SHOW CREATE TABLE {self._registry.shape(table)}"))
         lines = shape.split("\n")
         lines[0] = f"CREATE TABLE {table.full_name}"
+        end = lines.index(")")
+        for entry in table.indexes:
+            lines[end - 1] += ","
+            lines.insert(end, f"    INDEX {quote_name(entry.name)} {quote_name(entry.column)} {entry.definition}")
+            end += 1
         shown = pa.table({"statement": ["\n".join(lines)]})
         return self._engine.query("SELECT statement FROM Python(shown)", format, tables={"shown": shown})
 

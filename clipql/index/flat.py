@@ -76,19 +76,24 @@ class Term:
 
 
 def distances_between(term: Term, first: int, last: int, out: NDArray[Any]) -> None:
-    """Weighted distances of rows [first, last) into out, float32 from the kernels or float64 where values are huge."""
-    wide = max(term.store.largest, float(np.abs(term.query).max(initial=0))) > WIDE
+    """Weighted distances of rows [first, last) into out, float32 (last - first,)."""
     for start, block in term.store.blocks(first, last):
-        part = out[start - first : start - first + len(block)]
-        if wide:
-            with np.errstate(over="ignore"):
-                part[:] = metrics.distances(term.metric, block, term.query)
-        else:
-            kernels.distances(term.metric, block, term.narrow, part)
-            if term.metric is Metric.COSINE:
-                _settle_nan(term, block, part)
+        weighted(term, block, out[start - first : start - first + len(block)])
+
+
+def weighted(term: Term, block: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Weighted distances of a block's rows, float32: from the kernels, or from float64 where values are huge."""
+    part = np.empty(len(block), np.float32) if out is None else out
+    if max(term.store.largest, float(np.abs(term.query).max(initial=0))) > WIDE:
+        with np.errstate(over="ignore"):
+            part[:] = metrics.distances(term.metric, block, term.query)
+    else:
+        kernels.distances(term.metric, block, term.narrow, part)
+        if term.metric is Metric.COSINE:
+            _settle_nan(term, block, part)
     if term.weight != 1.0:
-        out[: last - first] *= term.weight
+        part *= term.weight
+    return part
 
 
 def _settle_nan(term: Term, block: NDArray[Any], part: NDArray[Any]) -> None:
@@ -133,10 +138,12 @@ class _Share:
 
 
 class Scan:
-    """One exact scan over `rows` rows of some terms, among the rows that a mask allows."""
+    """One exact scan over rows [first, rows) of some terms, among the rows that a mask allows."""
 
-    def __init__(self, terms: Sequence[Term], rows: int, among: NDArray[np.bool_] | None = None) -> None:
-        self._terms, self._rows, self._among = terms, rows, among
+    def __init__(
+        self, terms: Sequence[Term], rows: int, among: NDArray[np.bool_] | None = None, *, first: int = 0
+    ) -> None:
+        self._terms, self._rows, self._among, self._first = terms, rows, among, first
         self._relative = max(t.rounding[0] for t in terms)
         self._absolute = sum(t.rounding[1] for t in terms)
         width = max(t.store.dimension for t in terms) * 2
@@ -234,11 +241,19 @@ class Scan:
             keep[chosen] = np.where(np.isnan(key[chosen]), np.inf, key[chosen])
             key[:] = keep
         else:
-            values = exact(self._terms, chosen + a)
+            values = self._gathered(a, b, chosen + a)
             key[:] = np.nan
-            with np.errstate(over="ignore"):
-                key[chosen] = np.where(np.isnan(values), np.inf, values)
+            key[chosen] = np.where(np.isnan(values), np.inf, values)
         return key
+
+    def _gathered(self, a: int, b: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Keys of single rows of a block: the rows are brought together first, so that the kernels run over them."""
+        total = np.zeros(len(rows), np.float32)
+        for term in self._terms:
+            for start, block in term.store.blocks(a, b):
+                inside = (rows >= start) & (rows < start + len(block))
+                total[inside] += weighted(term, block[rows[inside] - start])
+        return total
 
     def _joined(self, shares: Sequence[_Share]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if not shares:
@@ -261,10 +276,11 @@ class Scan:
 
     def _on_all_cores(self, work: Callable[[int, int], None]) -> None:
         n = threads()
-        if n == 1 or self._rows * self._terms[0].store.dimension < 1 << 18:
-            work(0, self._rows)
+        span = self._rows - self._first
+        if n == 1 or span * self._terms[0].store.dimension < 1 << 18:
+            work(self._first, self._rows)
             return
-        edges = [self._rows * i // n for i in range(n + 1)]
+        edges = [self._first + span * i // n for i in range(n + 1)]
         futures = [_workers().submit(work, a, b) for a, b in itertools.pairwise(edges)]
         try:
             for future in futures:

@@ -132,6 +132,7 @@ class _Run:
             if made and not taken:
                 schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
             raise
+        self._db.indexes.after_insert(table.id)
         return IngestReport(rows, taken, skipped, time.perf_counter() - self._began)
 
     def _tell(

@@ -35,7 +35,7 @@ def _one(plan: Plan) -> list[str]:
     if plan.kind == "range":
         lines.append(f"  up to: {plan.radius:g}")
     if plan.kind in ("top-k", "range"):
-        lines.append("  index: flat (exact scan, all cores)")
+        lines.append(f"  index: {_index(plan)}")
     if plan.filter:
         lines.append(f"  filter first: {' '.join(plan.filter.split())}")
     if plan.kept:
@@ -44,6 +44,17 @@ def _one(plan: Plan) -> list[str]:
     if plan.kind in ("top-k", "range"):
         lines.append("  then: ClickHouse fetches the rows by number and does the rest")
     return lines
+
+
+def _index(plan: Plan) -> str:
+    entry, index = plan.chosen.entry, plan.chosen.index
+    if entry is None or index is None:
+        why = f"; {plan.chosen.why}" if plan.chosen.why else ""
+        return f"none, an exact scan on all cores{why}"
+    knobs = ", ".join(f"{k} = {v:g}" for k, v in plan.knobs.items())
+    tail = plan.select.table.rows - index.rows_covered
+    newer = f"; {tail:,} newer rows are scanned" if tail else ""
+    return f"{entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''}){newer}"
 
 
 def _formula(terms: Sequence[Weighted]) -> str:

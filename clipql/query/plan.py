@@ -8,13 +8,18 @@ as it is    ClickHouse reads each vector through its ALIAS column: right, at abo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from clipql.errors import VectorError
+from clipql.index import kinds
 from clipql.query.calls import Call
 from clipql.query.clauses import Condition
 from clipql.query.constants import Constants, QueryVector
 from clipql.query.recognise import VectorSelect
+from clipql.query.settings import SearchOptions
+from clipql.tables.indexes import Chosen, Indexes
 
 # A row costs about 10 µs through its ALIAS column and 50 ns in the kernels
 ALIAS_COST = 200
@@ -53,10 +58,31 @@ class Plan:
     filter: str | None = None
     kept: tuple[Condition, ...] = ()
     vectors: tuple[QueryVector, ...] = ()
+    chosen: Chosen = Chosen(None, None, "")
+    knobs: Mapping[str, float] = field(default_factory=dict)
 
 
-def plan(select: VectorSelect, constants: Constants) -> Plan:
+def plan(select: VectorSelect, constants: Constants, indexes: Indexes, options: SearchOptions) -> Plan:
     """Choose. Raises VectorError where a query vector has another length than the column."""
+    found = _plan(select, constants)
+    if found.kind not in ("top-k", "range"):
+        return found
+    chosen = _choose(found, indexes) if options.index else Chosen(None, None, "vector_index = 0")
+    knobs = kinds.knobs_for(chosen.entry, options.knobs) if chosen.index and chosen.entry else {}
+    return dataclasses.replace(found, chosen=chosen, knobs=knobs)
+
+
+def _choose(plan: Plan, indexes: Indexes) -> Chosen:
+    """The index to search with: one can serve a single distance, nearest rows first."""
+    if len(plan.terms) != 1:
+        return Chosen(None, None, "several distances are added up")
+    term = plan.terms[0]
+    if (term.weight < 0) != term.call.metric.larger_is_nearer:
+        return Chosen(None, None, "the farthest rows are asked for")
+    return indexes.choose(plan.select.table, term.call.column, term.call.metric)
+
+
+def _plan(select: VectorSelect, constants: Constants) -> Plan:
     vectors: list[QueryVector] = []
     for call in select.calls:
         vector = constants.vector(call.argument, select.scope.withs, _without_calls(select))

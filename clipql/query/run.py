@@ -22,11 +22,14 @@ from clipql.index.flat import Scan, Term, exact
 from clipql.query import scopes as sql_scopes
 from clipql.query.calls import Call
 from clipql.query.constants import Constants, with_clause
+from clipql.query import search
 from clipql.query.lexer import tokenize
 from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan, plan
 from clipql.query.recognise import VectorSelect, recognise
 from clipql.query.scopes import Scope, split_list
+from clipql.query.settings import SearchOptions
 from clipql.tables import shape
+from clipql.tables.indexes import Indexes
 from clipql.tables.registry import ROW, Registry
 
 INLINE = 256
@@ -75,11 +78,11 @@ class _Work:
 class Planner:
     """Rewrites statements over the tables of a registry."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry, self._engine = registry, registry.engine
+    def __init__(self, registry: Registry, indexes: Indexes) -> None:
+        self._registry, self._engine, self._indexes = registry, registry.engine, indexes
 
-    def rewrite(self, sql: str, params: Mapping[str, Any], *, search: bool = True) -> Rewritten:
-        """The statement with each vector search in it carried out; `search` False only expands `*`.
+    def rewrite(self, sql: str, params: Mapping[str, Any], options: SearchOptions = SearchOptions()) -> Rewritten:
+        """The statement with each vector search in it carried out; with `options.plan` False, only `*` is spelled out.
 
         Inner SELECTs come first, so that an outer one sees the text that will be run.
         """
@@ -92,16 +95,16 @@ class Planner:
             if star:
                 work.edit([star])
                 scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
-            select = recognise(scope, self._registry.find) if search else None
+            select = recognise(scope, self._registry.find) if options.plan else None
             if select:
-                _Execution(self._registry, select, constants, work).run()
+                _Execution(self._registry, plan(select, constants, self._indexes, options), work).run()
         return Rewritten(work.sql, work.params, work.tables, tuple(reversed(work.steps)))
 
-    def plans(self, sql: str, params: Mapping[str, Any]) -> list[Plan]:
+    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = SearchOptions()) -> list[Plan]:
         """The plan of each SELECT that computes distances, outer ones first, with nothing searched."""
         constants = Constants(self._engine, params)
         found = (recognise(s, self._registry.find) for s in sql_scopes.scopes(sql, tokenize(sql)))
-        return [plan(select, constants) for select in found if select]
+        return [plan(select, constants, self._indexes, options) for select in found if select]
 
     def _star(self, scope: Scope) -> tuple[int, int, str] | None:
         """The edit that spells `SELECT *` out, where ClickHouse would give the columns in another order.
@@ -128,9 +131,9 @@ class Planner:
 class _Execution:
     """One SELECT: plan, search, edits."""
 
-    def __init__(self, registry: Registry, select: VectorSelect, constants: Constants, work: _Work) -> None:
-        self._registry, self._engine, self._select, self._work = registry, registry.engine, select, work
-        self._plan = plan(select, constants)
+    def __init__(self, registry: Registry, plan: Plan, work: _Work) -> None:
+        self._registry, self._engine, self._work = registry, registry.engine, work
+        self._plan, self._select = plan, plan.select
         self._filtered: int | None = None
 
     def run(self) -> None:
@@ -170,8 +173,7 @@ class _Execution:
         return self._registry.row_numbers(sql, self._work.params, self._work.tables)
 
     def _top(self) -> None:
-        among = self._among()
-        found = Scan(self._terms(), self._select.table.rows, among).nearest(self._plan.k)
+        found = search.nearest(self._plan, self._terms(), self._among(), self._filtered)
         self._restrict(found)
         self._step("top-k", self._plan.why, found.cost, len(found.rows))
 
@@ -179,7 +181,7 @@ class _Execution:
         rows = self._select.table.rows
         among = None if self._select.joined else self._among()
         most = LARGEST_RANGE if rows <= MOST_DISTANCES else rows
-        found = Scan(self._terms(), rows, among).within(self._plan.radius, most)
+        found = search.within(self._plan, self._terms(), among, most)
         if isinstance(found, int):
             self._distances(f"{found:,} rows are in range")
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from clipql.errors import QueryError
 from clipql.query.lexer import Token, matching, tokenize
@@ -11,7 +13,31 @@ from clipql.query.scopes import split_list
 # name: what it does, as `clipql` documents it
 OURS: Mapping[str, str] = {
     "vector_plan": "1: plan vector searches (the default); 0: leave every query to ClickHouse as it stands",
+    "vector_index": "1: search by an index where one fits (the default); 0: scan exactly",
+    "recall": "the share of the true nearest rows that an index must find, 0.95 unless set",
+    "nprobe": "lists that an ivf index looks into, instead of what recall asks for",
+    "rescore": "rows that an ivf index compares exactly, instead of what recall asks for",
+    "annoy_index_search_k_nodes": "nodes that an annoy index looks at",
+    "hnsw_candidate_list_size_for_search": "breadth of the search in an hnsw index (ef)",
 }
+_SWITCHES = ("vector_plan", "vector_index")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How a statement's vector searches shall be done. knobs: the settings of indexes that are in force."""
+
+    plan: bool = True
+    index: bool = True
+    knobs: Mapping[str, str] = field(default_factory=dict)
+
+
+def options(given: Mapping[str, str]) -> SearchOptions:
+    """The options that settings make. Raises QueryError for a value that one cannot have."""
+    values = {name: checked(name, value) for name, value in given.items()}
+    knobs = {name: value for name, value in values.items() if name not in _SWITCHES}
+    on = {name: values.get(name, "1") in ("1", "true") for name in _SWITCHES}
+    return SearchOptions(on["vector_plan"], on["vector_index"], knobs)
 
 
 def taken_from(sql: str) -> tuple[str, dict[str, str]]:
@@ -55,10 +81,20 @@ def _end(tokens: list[Token], at: int) -> int:
 
 
 def checked(name: str, value: str) -> str:
-    """A setting of ours, checked. Raises QueryError for a value that it cannot have."""
+    """The value of a setting of ours, as text. Raises QueryError for one that it cannot have."""
     text = value.strip("'\"").lower()
-    if name == "vector_plan" and text not in ("0", "1", "true", "false"):
-        raise QueryError(f"vector_plan = {value}: expected 0 or 1")
+    if name in _SWITCHES:
+        if text not in ("0", "1", "true", "false"):
+            raise QueryError(f"{name} = {value}: expected 0 or 1")
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if name == "recall" and not 0 < number <= 1:
+        raise QueryError(f"recall = {value}: expected more than 0 and at most 1")
+    if name != "recall" and not (number >= 1 and number == int(number)):
+        raise QueryError(f"{name} = {value}: expected a whole number of at least 1")
     return text
 
 

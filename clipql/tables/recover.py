@@ -7,9 +7,7 @@ change was under way.
 
 from __future__ import annotations
 
-import contextlib
-
-from clipql import files
+from clipql import catalog, files
 from clipql.catalog import Pending, Table
 from clipql.engine import quote_string
 from clipql.errors import DatabaseDamaged
@@ -66,13 +64,14 @@ def check_agreement(registry: Registry) -> None:
 
 
 def sweep(registry: Registry) -> None:
-    """Remove staged rows, shapes of tables that are gone, and segment files that nothing refers to."""
+    """Remove staged rows, shapes of tables that are gone, and files that nothing refers to."""
     known = {t.id for t in registry.catalog.tables}
     rewritten = {t.name for t in registry.catalog.tables if t.database == INTERNAL}
     names = registry.engine.arrow(f"SELECT name FROM system.tables WHERE database = '{INTERNAL}'").column(0).to_pylist()
     for name in names:
         if name not in known | rewritten:
             registry.engine.run(f"DROP TABLE IF EXISTS {INTERNAL}.`{name}` SYNC")
+    files.remove(registry.folder / (catalog.NAME + ".tmp"))
     vectors = registry.folder / "vectors"
     for folder in vectors.iterdir() if vectors.is_dir() else ():
         table = registry.catalog.by_id(folder.name)
@@ -107,9 +106,9 @@ def _is_there(registry: Registry, table: Table) -> bool:
 
 
 def _done(registry: Registry, table: Table | None, gone: str | None = None) -> None:
-    catalog = registry.catalog.with_pending(None)
-    catalog = catalog.with_table(table) if table else catalog
-    registry.save(catalog.without(gone) if gone else catalog)
+    done = registry.catalog.with_pending(None)
+    done = done.with_table(table) if table else done
+    registry.save(done.without(gone) if gone else done)
 
 
 def _insert(registry: Registry, pending: Pending) -> None:
@@ -130,14 +129,12 @@ def _create(registry: Registry, pending: Pending) -> None:
     table = pending.after
     assert table is not None, "a create has a table after"
     _remove(registry, table)
-    _done(registry, None, table.id)
 
 
 def _drop(registry: Registry, pending: Pending) -> None:
     table = pending.before
     assert table is not None, "a drop has a table before"
     _remove(registry, table)
-    _done(registry, None, table.id)
 
 
 def _remove(registry: Registry, table: Table) -> None:
@@ -145,8 +142,8 @@ def _remove(registry: Registry, table: Table) -> None:
     if _is_there(registry, table):
         registry.engine.run(f"DROP TABLE IF EXISTS {registry.physical(table)} SYNC")
     registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(table)} SYNC")
-    with contextlib.suppress(FileNotFoundError):
-        files.remove(registry.table_folder(table))
+    _done(registry, None, table.id)
+    files.remove(registry.table_folder(table))  # last: while the manifest names a table, it can be opened
 
 
 def _truncate(registry: Registry, pending: Pending) -> None:

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from clipql.catalog import Pending, Table
+from clipql.catalog import IndexEntry, Pending, Table
 from clipql.engine import quote_name
-from clipql.errors import UnsupportedStatement
+from clipql.errors import UnsupportedStatement, VectorIndexError
+from clipql.index import definition
 from clipql.query.lexer import Token
 from clipql.query.scopes import split_list
 from clipql.tables import recover, shape
+from clipql.tables.indexes import Indexes, check_column, unbuilt
 from clipql.tables.registry import INTERNAL, ROW, Registry
 from clipql.tables.writer import Insertion
 
@@ -33,7 +35,9 @@ def new_id(registry: Registry, name: str) -> str:
     return f"{plain}-{registry.catalog.serial + 1}"
 
 
-def create(registry: Registry, database: str, name: str, definition: str) -> Table | None:
+def create(
+    registry: Registry, database: str, name: str, definition: str, indexes: Sequence[IndexEntry] = ()
+) -> Table | None:
     """Make a table from what follows its name in CREATE TABLE; None, with nothing made, where it has no vector columns.
 
     Raises QueryError as ClickHouse does, for instance where the table exists.
@@ -47,8 +51,14 @@ def create(registry: Registry, database: str, name: str, definition: str) -> Tab
             columns = shape.vector_columns(registry.engine, table.id)
             if columns is None:
                 registry.engine.run(f"DROP TABLE {registry.shape(table)} SYNC")
+                if indexes:
+                    raise VectorIndexError(
+                        f"index {indexes[0].name}: {name} has no vector column, that is an Array(Float32) of a MergeTree table"
+                    )
                 return None
-            table = dataclasses.replace(table, columns=columns)
+            table = dataclasses.replace(table, columns=columns, indexes=tuple(indexes))
+            for entry in indexes:
+                check_column(table, entry)
             statement = shape.physical_definition(registry.engine, table, registry.physical(table))
             registry.save(registry.catalog.with_pending(Pending("create", None, table)))
             registry.publish(table)  # ClickHouse tries the columns' expressions out
@@ -79,7 +89,7 @@ def truncate(registry: Registry, table: Table) -> None:
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
         columns = tuple(dataclasses.replace(c, dimension=None, model=None, segments=()) for c in table.columns)
-        after = dataclasses.replace(table, columns=columns, rows=0, parts=())
+        after = dataclasses.replace(table, columns=columns, rows=0, parts=(), indexes=unbuilt(table))
         registry.save(registry.catalog.with_pending(Pending("truncate", table, after)))
         recover.settle(registry)
         recover.sweep(registry)
@@ -100,13 +110,40 @@ def rename(registry: Registry, statement: str, pairs: Sequence[tuple[Table, str,
             recover.settle(registry)
 
 
-def alter(registry: Registry, table: Table, tokens: Sequence[Token], first: int, sql: str) -> None:
+def alter(
+    registry: Registry, indexes: Indexes, table: Table, tokens: Sequence[Token], first: int, sql: str
+) -> None:
     """ALTER TABLE: each of its commands on the shape, on the physical table, or on both, as it needs."""
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
         for a, b in split_list(list(tokens), first, len(tokens)):
-            _alter_one(registry, table, list(tokens[a:b]), sql[tokens[a].start : tokens[b - 1].end])
+            if not _alter_index(indexes, table, list(tokens), a, b, sql):
+                _alter_one(registry, table, list(tokens[a:b]), sql[tokens[a].start : tokens[b - 1].end])
             table = registry.catalog.by_id(table.id) or table
+
+
+def _alter_index(indexes: Indexes, table: Table, tokens: list[Token], first: int, last: int, sql: str) -> bool:
+    """ADD, DROP, CLEAR or MATERIALIZE INDEX, where it is about a vector index; whether it was."""
+    words = [t.upper for t in tokens[first:last]]
+    if len(words) < 3 or words[1] != "INDEX":
+        return False
+    verb, at = words[0], first + 2
+    conditional = words[2] == "IF"
+    while tokens[at].upper in ("IF", "NOT", "EXISTS"):
+        at += 1
+    name = tokens[at].name or ""
+    if verb == "ADD":
+        written = definition.read(tokens, at, last, sql)
+        if written:
+            indexes.add(table, written.entry, if_not_exists=conditional)
+        return written is not None
+    if table.index(name) is None:
+        return False
+    work = {"DROP": indexes.drop, "CLEAR": indexes.clear, "MATERIALIZE": indexes.build}.get(verb)
+    if work is None:
+        return False
+    work(table, name)
+    return True
 
 
 def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: str) -> None:
@@ -194,7 +231,12 @@ def _alter_vectors(registry: Registry, table: Table, name: str, new_name: str | 
     assert column is not None, "the caller found it"
     if new_name is not None:
         kept = tuple(dataclasses.replace(c, name=new_name) if c.name == name else c for c in table.columns)
-    after = dataclasses.replace(table, columns=kept)
+    indexes = tuple(
+        dataclasses.replace(i, column=new_name) if new_name and i.column == name else i
+        for i in table.indexes
+        if new_name or i.column != name
+    )
+    after = dataclasses.replace(table, columns=kept, indexes=indexes)
     command = (
         f"RENAME COLUMN {quote_name(name)} TO {quote_name(new_name)}" if new_name else f"DROP COLUMN {quote_name(name)}"
     )
@@ -214,20 +256,29 @@ def delete(registry: Registry, table: Table, statement: str) -> None:
             registry.touched([table.id])
 
 
-def optimize(registry: Registry, table: Table, statement: str, *, final: bool) -> None:
-    """OPTIMIZE TABLE; with FINAL, the vectors of deleted rows go, and the rows are numbered anew."""
+def optimize(registry: Registry, indexes: Indexes, table: Table, statement: str, *, final: bool) -> None:
+    """OPTIMIZE TABLE; its indexes then cover all rows. With FINAL, the vectors of deleted rows go, and the rows are
+    numbered anew.
+    """
     with registry.write_lock:
         recover.settle(registry)
         registry.engine.run(statement)
         alive = registry.alive(table) if final else None
         if alive is not None:
             _rewrite(registry, table, alive)
+            table = registry.catalog.table(table.database, table.name) or table
+            indexes.sweep()
+        for entry in table.indexes:
+            if entry.rows < table.rows:
+                indexes.build(table, entry.name)
 
 
 def _rewrite(registry: Registry, table: Table, alive: np.ndarray) -> None:
     """Copy the rows that are there into a new table, then put it in the place of the old one."""
     fresh = Table(INTERNAL, "rewrite of " + table.id, new_id(registry, table.name), table.columns, 0, table.parts)
-    fresh = dataclasses.replace(fresh, columns=tuple(dataclasses.replace(c, segments=()) for c in table.columns))
+    fresh = dataclasses.replace(
+        fresh, columns=tuple(dataclasses.replace(c, segments=()) for c in table.columns), indexes=unbuilt(table)
+    )
     run = registry.engine.run
     run(f"CREATE TABLE {registry.shape(fresh)} AS {registry.shape(table)}")
     registry.save(registry.catalog.with_pending(Pending("create", None, fresh)))

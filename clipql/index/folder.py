@@ -1,0 +1,149 @@
+"""The folder of an index: its files, plain .npy arrays where they can be, and a meta.json that vouches for them.
+
+A folder is written whole under a temporary name beside its place, fsynced, and renamed, so it is there in full or not
+at all. meta.json holds the size and xxh3 hash of every other file. Opening checks sizes, headers and the hashes of
+the small files; `verify` reads everything. What fails a check is reported as DatabaseDamaged with the file's name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from clipql.errors import DatabaseDamaged, DatabaseVersion, VectorIndexError
+
+VERSION = 1
+META = "meta.json"
+_HASHED_ON_OPEN = 16 << 20  # bytes; larger files are hashed by `verify` only
+_READ = 8 << 20
+
+
+class NewFolder:
+    """A folder in the making. `commit` puts it in its place; leaving the `with` block without that removes it."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.path = place.parent / f".{place.name}.{os.getpid()}.new"
+
+    def __enter__(self) -> NewFolder:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def create(self, name: str, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
+        """A mapped array to fill, kept as `name`.npy. An empty one is written at once, as nothing can be mapped."""
+        if 0 in shape:
+            empty = np.empty(shape, kind)
+            np.save(self.path / f"{name}.npy", empty)
+            return empty
+        return np.lib.format.open_memmap(self.path / f"{name}.npy", "w+", kind, shape)
+
+    def save(self, name: str, array: NDArray[Any]) -> None:
+        np.save(self.path / f"{name}.npy", np.ascontiguousarray(array))
+
+    def scratch(self, name: str, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
+        """A mapped array that is gone once committed."""
+        if 0 in shape:
+            return np.empty(shape, kind)
+        return np.memmap(self.path / f"{name}.scratch", kind, "w+", shape=shape)
+
+    def commit(self, meta: Mapping[str, object]) -> None:
+        for file in self.path.glob("*.scratch"):
+            file.unlink()
+        files = {f.name: {"size": f.stat().st_size, "xxh3": _hash(f)} for f in sorted(self.path.iterdir())}
+        write_meta(self.path, {**meta, "files": files})
+        for file in self.path.iterdir():
+            _sync(file)
+        _sync(self.path)
+        old = self.place.parent / f".{self.place.name}.{os.getpid()}.old"
+        if self.place.exists():
+            os.rename(self.place, old)
+        os.rename(self.path, self.place)
+        _sync(self.place.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_meta(folder: Path, meta: Mapping[str, object]) -> None:
+    (folder / META).write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """meta.json, after checking the files it lists: sizes, headers, and hashes of the small ones."""
+    meta = read_meta(folder)
+    for name, known in meta["files"].items():
+        file = folder / name
+        _check_size(file, known)
+        if known["size"] <= _HASHED_ON_OPEN:
+            _check_hash(file, known)
+        try:
+            if file.suffix == ".npy":
+                np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError) as error:
+            raise DatabaseDamaged(f"{file} does not open as an array ({error}); rebuild the index") from error
+    return meta
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    file = folder / META
+    try:
+        meta = json.loads(file.read_text("utf-8"))
+        version = int(meta["version"])
+    except FileNotFoundError as error:
+        if not folder.is_dir():
+            raise VectorIndexError(f"there is no index in {folder}") from error
+        raise DatabaseDamaged(f"{file} is missing; rebuild the index") from error
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise DatabaseDamaged(f"{file} cannot be read ({error}); rebuild the index") from error
+    if version > VERSION:
+        raise DatabaseVersion(f"{file} is of version {version}; this clipql knows versions up to {VERSION}")
+    if not isinstance(meta.get("files"), dict):
+        raise DatabaseDamaged(f"{file} does not list its files; rebuild the index")
+    return dict(meta)
+
+
+def verify(folder: Path) -> None:
+    """Read every file of an index and compare its hash; DatabaseDamaged names the first that differs."""
+    for name, known in read_meta(folder)["files"].items():
+        _check_size(folder / name, known)
+        _check_hash(folder / name, known)
+
+
+def _check_size(file: Path, known: Mapping[str, Any]) -> None:
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError as error:
+        raise DatabaseDamaged(f"{file} is missing; rebuild the index") from error
+    if size != known["size"]:
+        raise DatabaseDamaged(f"{file} has {size} bytes, expected {known['size']}; rebuild the index")
+
+
+def _check_hash(file: Path, known: Mapping[str, Any]) -> None:
+    if _hash(file) != known["xxh3"]:
+        raise DatabaseDamaged(f"{file} is not as it was written (its hash differs); rebuild the index")
+
+
+def _hash(file: Path) -> str:
+    state = xxhash.xxh3_64()
+    with file.open("rb") as stream:
+        while piece := stream.read(_READ):
+            state.update(piece)
+    return state.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

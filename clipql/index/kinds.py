@@ -1,0 +1,69 @@
+"""The kinds of index, and how each is built and opened. A library that a kind needs is imported here, when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipql.catalog import IndexEntry
+from clipql.errors import VectorIndexError
+from clipql.index.base import Index, Vectors
+from clipql.vectors.metrics import Metric
+
+Progress = Callable[[str, int, int], None]
+# below this many rows an exact scan is as fast as any index
+FEWEST_ROWS = 1_000
+# the search settings of ClickHouse's documentation, and ours, by the kind that knows them
+KNOBS: Mapping[str, Mapping[str, str]] = {
+    "ivf": {"nprobe": "nprobe", "rescore": "rescore", "recall": "recall"},
+    "hnsw": {"hnsw_candidate_list_size_for_search": "ef", "recall": "recall"},
+    "annoy": {"annoy_index_search_k_nodes": "search_k", "recall": "recall"},
+    "flat": {},
+}
+
+
+def build(
+    entry: IndexEntry, vectors: Vectors, folder: Path, *, queries: Vectors | None, progress: Progress
+) -> Index:
+    """Build an index of an entry's kind in a folder that is there in full afterwards, or not at all."""
+    metric = Metric(entry.metric)
+    if entry.kind == "ivf":
+        from clipql.index import ivf
+
+        return ivf.build(vectors, metric, folder, queries=queries, lists=entry.options.get("lists"), progress=progress)
+    if entry.kind == "hnsw":
+        from clipql.index import hnsw
+
+        return hnsw.build(vectors, metric, folder, options=entry.options, progress=progress)
+    if entry.kind == "annoy":
+        from clipql.index import annoy
+
+        return annoy.build(vectors, metric, folder, options=entry.options, progress=progress)
+    raise VectorIndexError(f"index {entry.name}: a {entry.kind} index has nothing to build")
+
+
+def open_index(entry: IndexEntry, folder: Path, vectors: Vectors) -> Index:
+    """Open what `build` made. Raises DatabaseDamaged, naming the file, where it is not as it was written."""
+    if entry.kind == "ivf":
+        from clipql.index import ivf
+
+        return ivf.open_index(folder, vectors)
+    if entry.kind == "hnsw":
+        from clipql.index import hnsw
+
+        return hnsw.open_index(folder, vectors)
+    if entry.kind == "annoy":
+        from clipql.index import annoy
+
+        return annoy.open_index(folder, vectors)
+    raise VectorIndexError(f"index {entry.name}: {entry.kind} has no files")
+
+
+def knobs_for(entry: IndexEntry, settings: Mapping[str, str]) -> dict[str, Any]:
+    """The search knobs among the settings in force that an index of this kind knows, under its own names."""
+    found: dict[str, Any] = {}
+    for setting, knob in KNOBS[entry.kind].items():
+        if setting in settings:
+            found[knob] = float(settings[setting])
+    return found

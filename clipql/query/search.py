@@ -1,0 +1,80 @@
+"""Searching as a plan says: by its index and an exact scan of the rows that came after it, or by an exact scan of all.
+
+What must stay true: an index never hides a row, so rows it does not cover are scanned; what it finds carries exact
+distances, so the two merge; k rows come back whenever k qualify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.index.base import Candidates, Cost, Index
+from clipql.index.flat import Scan, Term, exact
+from clipql.query.plan import Plan
+
+# a filter that leaves fewer rows than this is answered by comparing just those
+FILTER_FIRST = 20_000
+# an index answers a range by its nearest rows, so many at first, then four times as many, and so on
+FIRST_OF_RANGE = 256
+
+
+def nearest(
+    plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, filtered: int | None
+) -> Candidates:
+    """The rows with the smallest keys, at least k where k qualify."""
+    rows, index = plan.select.table.rows, plan.chosen.index
+    if index is None or (filtered is not None and filtered <= FILTER_FIRST):
+        return Scan(terms, rows, among).nearest(plan.k)
+    return _merged(plan, index, terms, among, plan.k)
+
+
+def _merged(
+    plan: Plan, index: Index, terms: Sequence[Term], among: NDArray[np.bool_] | None, k: int
+) -> Candidates:
+    rows, covered = plan.select.table.rows, index.rows_covered
+    allowed = None if among is None else among[:covered]
+    found = index.search(terms[0].narrow, k, among=allowed, knobs=plan.knobs)
+    keys = exact(terms, found.rows)
+    order = np.lexsort((found.rows, keys))
+    best = Candidates(found.rows[order], keys[order], found.cost)
+    if covered >= rows:
+        return best
+    tail = Scan(terms, rows, among, first=covered).nearest(k)
+    return _first(_joined(best, tail), k)
+
+
+def _joined(a: Candidates, b: Candidates) -> Candidates:
+    rows, keys = np.concatenate([a.rows, b.rows]), np.concatenate([a.distances, b.distances])
+    order = np.lexsort((rows, keys))
+    cost = Cost(
+        rows_scanned=a.cost.rows_scanned + b.cost.rows_scanned,
+        codes_scanned=a.cost.codes_scanned,
+        lists_probed=a.cost.lists_probed,
+        rows_rescored=a.cost.rows_rescored + b.cost.rows_rescored,
+        seconds={**a.cost.seconds, **{f"tail {stage}": s for stage, s in b.cost.seconds.items()}},
+    )
+    return Candidates(rows[order], keys[order], cost)
+
+
+def _first(found: Candidates, k: int) -> Candidates:
+    """The first k, and those that tie with the k-th."""
+    if len(found.rows) <= k or np.isnan(found.distances[k - 1]):
+        return found
+    n = int(np.searchsorted(found.distances, found.distances[k - 1], side="right"))
+    return Candidates(found.rows[:n], found.distances[:n], found.cost)
+
+
+def within(plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, most: int) -> Candidates | int:
+    """All rows with a key of at most the plan's radius, or only their number where there are more than `most`."""
+    rows, index = plan.select.table.rows, plan.chosen.index
+    k = FIRST_OF_RANGE
+    while index is not None and k <= most:
+        found = _merged(plan, index, terms, among, k)
+        inside = int(np.searchsorted(found.distances, plan.radius, side="right"))
+        if inside < min(k, len(found.rows)) or len(found.rows) < k:
+            return Candidates(found.rows[:inside], found.distances[:inside], found.cost)
+        k *= 4
+    return Scan(terms, rows, among).within(plan.radius, most)

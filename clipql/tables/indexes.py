@@ -1,0 +1,258 @@
+"""The vector indexes of tables: defined, built, opened, dropped.
+
+What must stay true: an index is used only when its folder is whole and covers the rows it claims; what is damaged is
+named and passed over; building leaves the table readable, and what a crash leaves of it is swept at the next open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from clipql import files
+from clipql.catalog import IndexEntry, Table
+from clipql.errors import ClipqlError, VectorIndexError
+from clipql.index import kinds
+from clipql.index.base import Index
+from clipql.tables.registry import Registry
+from clipql.vectors.metrics import Metric
+from clipql.vectors.store import ColumnStore
+
+Progress = Callable[[str, int, int], None]
+# rows that came since the build are scanned exactly: so many cost as much as the search itself
+UNCOVERED = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The index a search shall use, or None, and why."""
+
+    index: Index | None
+    entry: IndexEntry | None
+    why: str
+
+
+class Indexes:
+    """The opened indexes of a database."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._opened: dict[str, Index | ClipqlError] = {}
+        self._lock = threading.Lock()
+
+    def folder(self, entry: IndexEntry) -> Path:
+        """Where an index's files lie."""
+        return self._registry.folder / "index" / (entry.folder or "none")
+
+    def choose(self, table: Table, column: str, metric: Metric) -> Chosen:
+        """The index to search a column by a metric with."""
+        of_column = [i for i in table.indexes if i.column == column]
+        if not of_column:
+            return Chosen(None, None, "no index on the column")
+        fitting = [i for i in of_column if _same_order(Metric(i.metric), metric)]
+        if not fitting:
+            others = ", ".join(f"{i.name} is by {i.metric}" for i in of_column)
+            return Chosen(None, None, f"{others}, the query by {metric.value}")
+        why = ""
+        for entry in sorted(fitting, key=lambda i: i.kind != "ivf"):
+            if entry.kind == "flat":
+                return Chosen(None, entry, "the index is flat")
+            if entry.folder is None:
+                why = why or f"{entry.name} is not built yet: ALTER TABLE {table.full_name} MATERIALIZE INDEX {entry.name}"
+                continue
+            opened = self._open(table, entry)
+            if isinstance(opened, ClipqlError):
+                why = f"{entry.name} is out of use: {opened}"
+                continue
+            return Chosen(opened, entry, "")
+        return Chosen(None, None, why)
+
+    def _open(self, table: Table, entry: IndexEntry) -> Index | ClipqlError:
+        with self._lock:
+            key = entry.folder or ""
+            if key not in self._opened:
+                try:
+                    store = self._registry.store(table, entry.column)
+                    self._opened[key] = kinds.open_index(entry, self.folder(entry), store)
+                except ClipqlError as error:
+                    self._opened[key] = error
+            return self._opened[key]
+
+    def forget(self, entry: IndexEntry) -> None:
+        """Close an index and remove its files."""
+        with self._lock:
+            self._opened.pop(entry.folder or "", None)
+        if entry.folder:
+            files.remove(self.folder(entry))
+
+    def after_insert(self, table_id: str, progress: Progress | None = None) -> None:
+        """Build the indexes that cover less than half of a table, or none of it."""
+        table = self._registry.catalog.by_id(table_id)
+        for entry in table.indexes if table else ():
+            assert table is not None, "it has indexes"
+            if entry.kind != "flat" and table.rows - entry.rows > max(UNCOVERED, entry.rows):
+                self.build(table, entry.name, progress)
+
+    def build(self, table: Table, name: str, progress: Progress | None = None) -> None:
+        """Build an index over all rows there are now, and put it in the place of what there was.
+
+        A table of fewer rows than pay for an index gets none and is scanned. Raises VectorIndexError or DiskFull.
+        """
+        registry = self._registry
+        with registry.write_lock:
+            table = registry.catalog.by_id(table.id) or table
+            entry = _entry(table, name)
+            if entry.kind == "flat" or table.rows < kinds.FEWEST_ROWS:
+                return
+            _check_dimension(table, entry)
+            folder = f"{table.id}/{entry.name}-{registry.catalog.serial}"
+            place = registry.folder / "index" / folder
+            place.parent.mkdir(parents=True, exist_ok=True)
+            began = time.perf_counter()
+            with files.translated(place, "building"):
+                index = kinds.build(
+                    entry,
+                    registry.store(table, entry.column),
+                    place,
+                    queries=self._captions(table, entry),
+                    progress=progress or (lambda stage, done, total: None),
+                )
+            built = dataclasses.replace(
+                entry,
+                folder=folder,
+                rows=index.rows_covered,
+                seconds=round(time.perf_counter() - began, 3),
+                bytes=sum(f.stat().st_size for f in place.rglob("*") if f.is_file()),
+                recall=measured_recall(index),
+            )
+            registry.save(registry.catalog.with_table(table.with_index(built)))
+            with self._lock:
+                self._opened[folder] = index
+            self.forget(entry)
+
+    def _captions(self, table: Table, entry: IndexEntry) -> ColumnStore | None:
+        """The vectors of the captions, which are queries whose answer is known, if the table has them."""
+        column = table.column("text_embedding")
+        own = table.column(entry.column)
+        if column is None or own is None or entry.column == "text_embedding" or column.dimension != own.dimension:
+            return None
+        return self._registry.store(table, "text_embedding")
+
+    def add(self, table: Table, entry: IndexEntry, *, if_not_exists: bool = False) -> None:
+        """Define an index; it is built by MATERIALIZE INDEX, OPTIMIZE TABLE, or when enough rows come."""
+        registry = self._registry
+        if table.index(entry.name):
+            if if_not_exists:
+                return
+            raise VectorIndexError(f"{table.full_name} has an index {entry.name} already")
+        check_column(table, entry)
+        registry.save(registry.catalog.with_table(table.with_index(entry)))
+
+    def drop(self, table: Table, name: str) -> None:
+        """Remove an index."""
+        entry = _entry(table, name)
+        kept = tuple(i for i in table.indexes if i.name != name)
+        self._registry.save(self._registry.catalog.with_table(dataclasses.replace(table, indexes=kept)))
+        self.forget(entry)
+
+    def clear(self, table: Table, name: str) -> None:
+        """Remove what was built of an index and keep its definition."""
+        entry = _entry(table, name)
+        bare = next(i for i in unbuilt(table) if i.name == name)
+        self._registry.save(self._registry.catalog.with_table(table.with_index(bare)))
+        self.forget(entry)
+
+    def sweep(self) -> None:
+        """Remove folders that no index refers to: builds that were cut off, and indexes of tables that are gone."""
+        root = self._registry.folder / "index"
+        kept = {i.folder for t in self._registry.catalog.tables for i in t.indexes}
+        for table in root.iterdir() if root.is_dir() else ():
+            for folder in table.iterdir() if table.is_dir() else ():
+                if f"{table.name}/{folder.name}" not in kept:
+                    files.remove(folder)
+            with contextlib.suppress(OSError):
+                table.rmdir()
+
+    def listing(self) -> pa.Table:
+        """All indexes, as `SELECT * FROM clipql.indexes` shows them."""
+        rows = [(t, i) for t in self._registry.catalog.tables for i in t.indexes]
+        text = pa.string()
+        return pa.table(
+            {
+                "database": pa.array([t.database for t, _ in rows], text),
+                "table": pa.array([t.name for t, _ in rows], text),
+                "name": pa.array([i.name for _, i in rows], text),
+                "column": pa.array([i.column for _, i in rows], text),
+                "type": pa.array([i.kind for _, i in rows], text),
+                "metric": pa.array([i.metric for _, i in rows], text),
+                "definition": pa.array([i.definition for _, i in rows], text),
+                "rows": pa.array([t.rows for t, _ in rows], pa.uint64()),
+                "rows_covered": pa.array([i.rows for _, i in rows], pa.uint64()),
+                "bytes": pa.array([i.bytes for _, i in rows], pa.uint64()),
+                "build_seconds": pa.array([i.seconds for _, i in rows], pa.float64()),
+                "recall": pa.array([_recall_text(i) for _, i in rows], text),
+                "state": pa.array([self._state(t, i) for t, i in rows], text),
+            }
+        )
+
+    def _state(self, table: Table, entry: IndexEntry) -> str:
+        if entry.kind == "flat":
+            return "exact scan"
+        if entry.folder is None:
+            return "too few rows, exact scan" if table.rows < kinds.FEWEST_ROWS else "not built"
+        opened = self._open(table, entry)
+        return f"damaged: {opened}" if isinstance(opened, ClipqlError) else "in use"
+
+
+def unbuilt(table: Table) -> tuple[IndexEntry, ...]:
+    """The definitions of a table's indexes, without what was built."""
+    return tuple(dataclasses.replace(i, folder=None, rows=0, seconds=0.0, bytes=0, recall={}) for i in table.indexes)
+
+
+def measured_recall(index: Index) -> dict[str, float]:
+    """The recall of 10 that an index measured at its build at its default setting, by kind of query."""
+    measured = getattr(index, "measured_recall", None)
+    return dict(measured()) if callable(measured) else {}
+
+
+def check_column(table: Table, entry: IndexEntry) -> None:
+    """Raise VectorIndexError where an index is on a column that is no vector column, or of another dimension."""
+    if table.column(entry.column) is None:
+        raise VectorIndexError(
+            f"index {entry.name}: {entry.column} is no vector column of {table.full_name}; "
+            f"those are {', '.join(c.name for c in table.columns)}"
+        )
+    _check_dimension(table, entry)
+
+
+def _check_dimension(table: Table, entry: IndexEntry) -> None:
+    column, announced = table.column(entry.column), entry.options.get("dimension")
+    if column and column.dimension and announced and announced != column.dimension:
+        raise VectorIndexError(
+            f"index {entry.name} is for vectors of {announced} numbers; {entry.column} of {table.full_name} holds "
+            f"{column.dimension}"
+        )
+
+
+def _entry(table: Table, name: str) -> IndexEntry:
+    entry = table.index(name)
+    if entry is None:
+        known = ", ".join(i.name for i in table.indexes) or "none"
+        raise VectorIndexError(f"{table.full_name} has no vector index {name}; it has {known}")
+    return entry
+
+
+def _same_order(a: Metric, b: Metric) -> bool:
+    """Whether two metrics sort rows alike: L2Distance and its square do."""
+    squares = {Metric.L2, Metric.L2_SQUARED}
+    return a is b or (a in squares and b in squares)
+
+
+def _recall_text(entry: IndexEntry) -> str:
+    return ", ".join(f"{kind} {value:.3f}" for kind, value in entry.recall.items())
