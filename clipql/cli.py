@@ -83,8 +83,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top = argparse.ArgumentParser(
         prog="clipql",
-        description="Search images and captions by meaning, in SQL. Without a command: the SQL shell on a terminal, "
-        "otherwise the SQL script on standard input is run.",
+        description="Search images and captions by meaning, in SQL.\n"
+        "Without a command: the SQL shell on a terminal, otherwise the SQL script on standard input is run.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[shared],
@@ -98,10 +98,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, shared: argparse.ArgumentParser, name: str, help: str, run: Command
+    commands: Any, shared: argparse.ArgumentParser | None, name: str, help: str, run: Command
 ) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = commands.add_parser(
-        name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[shared], allow_abbrev=False
+        name,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}.",
+        parents=[shared] if shared else [],
+        allow_abbrev=False,
     )
     made.set_defaults(command=run)
     return made
@@ -160,8 +164,13 @@ def _add_search(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(commands: Any, shared: argparse.ArgumentParser) -> None:
-    made = _command(commands, shared, "demo", "show the whole of it on bundled real data", run_demo)
-    made.add_argument("--folder", type=Path, metavar="PATH", help="keep the demo's database in this empty folder")
+    made = _command(commands, None, "demo", "show the whole of it on bundled real data", run_demo)
+    made.add_argument(
+        "--folder",
+        type=Path,
+        metavar="PATH",
+        help="keep the demo's database in this empty folder (default: thrown away)",
+    )
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -182,7 +191,7 @@ def _file(text: str) -> Path:
 
 def shell_or_script(arguments: argparse.Namespace) -> int:
     """No command: the shell on a terminal, otherwise the script on standard input."""
-    if not sys.stdin.isatty():
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return _run_script(arguments, _read_input(), {}, None)
     from clipql.shell import Shell
 
@@ -248,6 +257,10 @@ def _open(arguments: argparse.Namespace) -> Iterator[Database]:
     from clipql.database import connect
 
     with connect(getattr(arguments, "db", None)) as db:
+        if sys.stdout.isatty():
+            from clipql.console import DISPLAY
+
+            db.execute(DISPLAY)
         yield db
 
 
@@ -270,16 +283,14 @@ def _lacks_data(text: str) -> bool:
 
 
 def _print_answer(db: Database, statement: str, params: Mapping[str, Any], format: str | None) -> None:
-    terminal = sys.stdout.isatty()
-    if terminal and not format:
-        from clipql.console import DISPLAY
+    from clipql.console import QueryProgress, printable
 
-        db.execute(DISPLAY)
-    answer = db.execute(statement, params, format=format or ("PrettyCompact" if terminal else "TabSeparated"))
+    terminal = sys.stdout.isatty()
+    format = format or ("PrettyCompact" if terminal else "TabSeparated")
+    with QueryProgress(sys.stderr) as progress:
+        answer = db.execute(statement, params, format=format, progress=progress.update if progress.live else None)
     data = answer.output.data
     if terminal and answer.format.startswith(("Pretty", "Vertical")):
-        from clipql.console import printable
-
         data = printable(data.decode("utf-8", "replace")).encode()
     _write(data)
 

@@ -13,9 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
+    from clipql.ingest.pipeline import IngestProgress
     from clipql.query.run import Step
 
 _SPINNER = "→↘↓↙←↖↑↗"
@@ -144,6 +145,11 @@ class QueryProgress:
         self._began = time.perf_counter()
         self.latest: Mapping[str, Any] = {}
 
+    @property
+    def live(self) -> bool:
+        """Whether anyone sees it."""
+        return self._line.live
+
     def update(self, progress: Mapping[str, Any]) -> None:
         """What the engine reports; called on its threads."""
         self.latest = dict(progress)
@@ -175,42 +181,6 @@ class QueryProgress:
         self._line.clear()
 
 
-class PartProgress(Protocol):
-    """What an ingest reports: see `clipql.ingest.pipeline.IngestProgress`."""
-
-    @property
-    def part(self) -> str:
-        """Name of the part."""
-
-    @property
-    def part_number(self) -> int:
-        """Which part of the run, from 1."""
-
-    @property
-    def parts(self) -> int:
-        """Parts of the run."""
-
-    @property
-    def rows_done(self) -> int:
-        """Rows so far, over all parts."""
-
-    @property
-    def rows_total(self) -> int:
-        """Rows of all parts."""
-
-    @property
-    def seconds(self) -> float:
-        """Since the run began."""
-
-    @property
-    def finished(self) -> bool:
-        """The part is committed or skipped."""
-
-    @property
-    def skipped(self) -> bool:
-        """The part was there already."""
-
-
 class IngestDisplay:
     """Shows how an ingest gets on: a bar with the time left on a terminal, otherwise a line for each part."""
 
@@ -218,7 +188,7 @@ class IngestDisplay:
         self._stream, self._line = stream, _Line(stream)
         self._at_part = self._last = self._skipped = 0
 
-    def update(self, progress: PartProgress) -> None:
+    def update(self, progress: IngestProgress) -> None:
         """Take note of a step; give this to `ingest` as its progress."""
         if progress.skipped:
             self._skipped += progress.rows_done - self._last
@@ -233,7 +203,7 @@ class IngestDisplay:
         if progress.finished:
             self._at_part = progress.rows_done
 
-    def _bar(self, progress: PartProgress) -> None:
+    def _bar(self, progress: IngestProgress) -> None:
         taken = progress.rows_done - self._skipped
         text = f"part {progress.part} ({progress.part_number} of {progress.parts})  {progress.rows_done:,}"
         text += f" of {progress.rows_total:,} rows"
