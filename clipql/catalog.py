@@ -226,5 +226,5 @@ def _catalog(d: Mapping[str, Any]) -> Catalog:
 
 def _table(d: Mapping[str, Any]) -> Table:
     columns = tuple(VectorColumn(**{**c, "segments": tuple(Segment(**s) for s in c["segments"])}) for c in d["columns"])
-    indexes = tuple(IndexEntry(**i) for i in d["indexes"])
+    indexes = tuple(IndexEntry(**i) for i in d.get("indexes", ()))
     return Table(**{**d, "columns": columns, "parts": tuple(Part(**p) for p in d["parts"]), "indexes": indexes})

@@ -93,7 +93,10 @@ def complete(text: str) -> bool:
     tokens = tokenize(text)
     if any(t.kind == "symbol" and t.text in "'`\"" for t in tokens):
         return False  # a quote that nothing closes
-    return bool(tokens) and (tokens[-1].text == ";" or stripped.endswith("\\G"))
+    if not tokens:
+        return False
+    data = text[tokens[-1].end :].strip()  # of INSERT … FORMAT, which has no tokens
+    return tokens[-1].text == ";" or stripped.endswith("\\G") or (data[-1:] == ";" and not data.startswith(("--", "/*")))
 
 
 def word_and_rest(text: str) -> tuple[str, str]:

@@ -45,12 +45,13 @@ _BY_CODE: Mapping[int, type[QueryError]] = {
 
 @dataclass(frozen=True)
 class Output:
-    """The bytes of a result in the format asked for, and what reading it took (seconds, rows, bytes)."""
+    """The bytes of a result in the format asked for, its rows, and what it took: seconds, rows and bytes read."""
 
-    data: bytes
-    elapsed: float
-    rows_read: int
-    bytes_read: int
+    data: bytes = b""
+    elapsed: float = 0.0
+    rows: int = 0
+    rows_read: int = 0
+    bytes_read: int = 0
 
     def arrow(self) -> pa.Table:
         """The result as an Arrow table; the query must have asked for ArrowStream."""
@@ -66,6 +67,7 @@ def translate(error: BaseException) -> QueryError:
     if not match:
         return QueryError(text)
     code, message, name = int(match[1]), match[2].strip(), match[3] or ""
+    message = re.sub(r"^(Code: \d+\. DB::Exception: )+|\s*\(version [\d.]+[^)]*\)$", "", message)
     kind = _BY_CODE.get(code, QueryError)
     return kind(f"{message} (ClickHouse {code} {name})".rstrip(), code=code, name=name)
 
@@ -211,9 +213,10 @@ class Engine:
                     if future.done():
                         raise
         except KeyboardInterrupt:
+            # until it has stopped, its connection cannot be used again, so a second Ctrl-C changes nothing
             while not future.done():  # the query may not have reached the process list yet
-                self.kill(tag)
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(Exception, KeyboardInterrupt):
+                    self.kill(tag)
                     future.result(timeout=0.1)
             raise
 
@@ -243,7 +246,9 @@ class Engine:
                 connection.raw.set_progress_callback(progress)
             try:
                 raw = self._interruptible(lambda: run(sql, format, params=texts), connection.tag)
-                return Output(raw.bytes(), raw.elapsed(), raw.rows_read(), raw.bytes_read())
+                return Output(
+                    raw.bytes(), raw.elapsed(), raw.rows_read(), raw.storage_rows_read(), raw.storage_bytes_read()
+                )
             except RuntimeError as error:
                 raise translate(error) from error
             finally:

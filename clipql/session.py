@@ -137,7 +137,7 @@ class Session:
         if statement.database is not None:
             self._engine.set(sql)
             self._registry.database = statement.database
-            return Output(b"", 0.0, 0, 0)
+            return Output()
         theirs: list[str] = []
         for name, text in statement.assignments:
             if name.startswith("param_"):
@@ -148,7 +148,7 @@ class Session:
                 theirs.append(f"{name} = {text}")
         if theirs:
             self._engine.set("SET " + ", ".join(theirs))
-        return Output(b"", 0.0, 0, 0)
+        return Output()
 
     # writing
 
@@ -159,7 +159,7 @@ class Session:
         if table is not None:
             began = time.perf_counter()
             rows = self._fill(table, sql, statement, params)
-            return Output(b"", time.perf_counter() - began, rows, 0), (), rows
+            return Output(elapsed=time.perf_counter() - began, rows=rows), (), rows
         if statement.source != "SELECT":
             return self._engine.query(sql, "Null", params=params, progress=progress), (), None
         text, own = settings.taken_from(sql)
@@ -203,14 +203,14 @@ class Session:
         if table is None:
             return engine.query(sql, "Null", params=params), None
         if select is None:
-            return Output(b"", 0.0, 0, 0), None
+            return Output(), None
         filled = Insert(name, None, "SELECT", 0, "")
         try:
             rows = self._fill(table, select, filled, params)
         except BaseException:
             schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
             raise
-        return Output(b"", 0.0, rows, 0), rows
+        return Output(rows=rows), rows
 
     def _without_indexes(self, sql: str, statement: CreateTable) -> tuple[str, list[IndexEntry]]:
         """What follows the table's name, with its vector indexes blanked out, and those."""
@@ -250,7 +250,7 @@ class Session:
             text = f"DESCRIBE TABLE {self._registry.shape(table)} {sql[statement.rest :]}"
             return self._engine.query(text, format, params=params)
         self._change(sql, statement, table, found)
-        return Output(b"", 0.0, 0, 0)
+        return Output()
 
     def _change(self, sql: str, statement: OnTable, table: Table, found: list[Table | None]) -> None:
         registry = self._registry

@@ -88,7 +88,13 @@ def build(
         forest.unload()
         progress("trees", rows, rows)
         new.commit(
-            {"version": files.VERSION, "kind": "annoy", "metric": metric.value, "rows": rows, "dimension": vectors.dimension}
+            {
+                "version": files.VERSION,
+                "kind": "annoy",
+                "metric": metric.value,
+                "rows": rows,
+                "dimension": vectors.dimension,
+            }
         )
     return open_index(folder, vectors)
 

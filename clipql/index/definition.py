@@ -29,7 +29,18 @@ _KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 # ClickHouse's own indexes, which cannot be on a vector column
-_PLAIN = {"minmax", "set", "bloom_filter", "ngrambf_v1", "tokenbf_v1", "sparse_grams", "text", "full_text", "inverted", "hypothesis"}
+_PLAIN = {
+    "minmax",
+    "set",
+    "bloom_filter",
+    "ngrambf_v1",
+    "tokenbf_v1",
+    "sparse_grams",
+    "text",
+    "full_text",
+    "inverted",
+    "hypothesis",
+}
 _QUANTIZATIONS = {"f64": "f32", "f32": "f32", "f16": "f16", "bf16": "bf16", "i8": "i8"}
 
 
@@ -73,7 +84,9 @@ def _resolve(name: str, spelling: str, arguments: Sequence[str]) -> tuple[str, M
     quoted = [a[:1] == "'" for a in arguments]
     if spelling == "vector_similarity":
         if not values or values[0] != "hnsw":
-            raise VectorIndexError(f"index {name}: vector_similarity takes 'hnsw' first, and got {', '.join(arguments) or 'nothing'}")
+            raise VectorIndexError(
+                f"index {name}: vector_similarity takes 'hnsw' first, and got {', '.join(arguments) or 'nothing'}"
+            )
         values, quoted = values[1:], quoted[1:]
     if values and not quoted[0] and len(values) > 1 and quoted[1]:  # annoy(100, 'L2Distance') of old
         values, quoted = [values[1], values[0], *values[2:]], [True, False, *quoted[2:]]
@@ -89,7 +102,9 @@ def _resolve(name: str, spelling: str, arguments: Sequence[str]) -> tuple[str, M
         metric = Metric.COSINE if not values else metric
     if len(values) > len(names):
         raise VectorIndexError(
-            f"index {name}: {spelling} takes a distance" + (f" and {', '.join(names)}" if names else "") + f"; it got {len(arguments)} arguments"
+            f"index {name}: {spelling} takes a distance"
+            + (f" and {', '.join(names)}" if names else "")
+            + f"; it got {len(arguments)} arguments"
         )
     return kind, metric, {n: _option(name, n, v) for n, v in zip(names, values, strict=False)}
 
@@ -97,7 +112,9 @@ def _resolve(name: str, spelling: str, arguments: Sequence[str]) -> tuple[str, M
 def _option(index: str, name: str, value: str) -> Any:
     if name == "quantization":
         if value not in _QUANTIZATIONS:
-            raise VectorIndexError(f"index {index}: there is no quantization {value!r}; known are {', '.join(_QUANTIZATIONS)}")
+            raise VectorIndexError(
+                f"index {index}: there is no quantization {value!r}; known are {', '.join(_QUANTIZATIONS)}"
+            )
         return _QUANTIZATIONS[value]
     if not value.isdigit() or (int(value) < 1 and name != "dimension"):
         raise VectorIndexError(f"index {index}: {name} = {value}; expected a whole number of at least 1")

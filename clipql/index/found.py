@@ -56,7 +56,9 @@ def search(
     return Candidates(rows[order].astype(np.uint64), distances[order], cost)
 
 
-def exact(vectors: Vectors, metric: Metric, rows: NDArray[Any], query: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def exact(
+    vectors: Vectors, metric: Metric, rows: NDArray[Any], query: NDArray[np.floating[Any]]
+) -> NDArray[np.float64]:
     """float64 distances of these rows to a query, in bounded memory."""
     out = np.empty(len(rows))
     for at in range(0, len(rows), 4096):

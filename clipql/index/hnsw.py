@@ -94,7 +94,13 @@ def build(
     with files.NewFolder(folder) as new:
         graph.save(str(new.path / _FILE))
         new.commit(
-            {"version": files.VERSION, "kind": "hnsw", "metric": metric.value, "rows": rows, "dimension": vectors.dimension}
+            {
+                "version": files.VERSION,
+                "kind": "hnsw",
+                "metric": metric.value,
+                "rows": rows,
+                "dimension": vectors.dimension,
+            }
         )
     return HnswIndex(graph, metric, rows, vectors)
 

@@ -1,4 +1,4 @@
-"""The kinds of index, and how each is built and opened. A library that a kind needs is imported here, when it is used."""
+"""The kinds of index, how each is built and opened. A library that a kind needs is imported when it is used."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ KNOBS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def build(
-    entry: IndexEntry, vectors: Vectors, folder: Path, *, queries: Vectors | None, progress: Progress
-) -> Index:
+def build(entry: IndexEntry, vectors: Vectors, folder: Path, *, queries: Vectors | None, progress: Progress) -> Index:
     """Build an index of an entry's kind in a folder that is there in full afterwards, or not at all."""
     metric = Metric(entry.metric)
     if entry.kind == "ivf":

@@ -30,6 +30,13 @@ from clipql.tables.writer import Insertion
 _serial = itertools.count()
 # numpy 2 writes its scalars so, and pandas writes lists of them into CSV files
 _NUMPY_SCALAR = "np\\.float(16|32|64)\\(([^)]*)\\)"
+# np.float16(0.0675) stands for the float16 nearest to it, 0.0675049: eleven significant bits, 2^-24 at the least
+_TO_HALF = (
+    "arrayMap((x, step) -> round(x / step) * step, {0}, "
+    "arrayMap(x -> exp2(greatest(floor(log2(abs(x))), -14) - 10), {0}))"
+)
+# ClickHouse would take the blanks at the end of a CSV file's unquoted text away
+_VERBATIM = "input_format_csv_trim_whitespaces"
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,10 @@ def _staged(
     engine.run(f"CREATE TABLE {stage} AS {registry.shape(table)} ENGINE = Memory")
     try:
         listed = "(" + ", ".join(map(quote_name, statement.columns)) + ") " if statement.columns else ""
-        engine.query(f"INSERT INTO {stage} {listed}{statement.settings} {sql[statement.body :]}", "Null", params=params)
+        settings = statement.settings
+        if _VERBATIM not in settings:
+            settings = f"{settings}, {_VERBATIM} = 0" if settings else f"SETTINGS {_VERBATIM} = 0"
+        engine.query(f"INSERT INTO {stage} {listed}{settings} {sql[statement.body :]}", "Null", params=params)
         everything = tuple(n for n, _ in shape.insertable(engine, table))
         columns = ", ".join(map(quote_name, everything))
         return _store(registry, table, _Source(f"SELECT {columns} FROM {stage}", everything, {}, {}, {}))
@@ -174,20 +184,12 @@ def _from_infile(
         )
     kind = tokens[words["FORMAT"] + 1].text if "FORMAT" in words else "auto"
     compression = _unquoted(tokens[words["COMPRESSION"] + 1].text) if "COMPRESSION" in words else "auto"
-    scalars = _has_numpy_scalars(files[0])
-    vectors = {c.name for c in table.columns}
-    read_as = {n: "String" if scalars and n in vectors else types[n] for n in names}
-    structure = ", ".join(f"{quote_name(n)} {t}" for n, t in read_as.items())
-    numbers = {
-        n: f"CAST(replaceRegexpAll({quote_name(n)}, {quote_string(_NUMPY_SCALAR)}, '\\\\2'), 'Array(Float32)')"
-        for n in names
-    }
-    columns = ", ".join(
-        f"{numbers[n]} AS {quote_name(n)}" if scalars and n in vectors else quote_name(n) for n in names
-    )
+    scalars = {c.name for c in table.columns} if any(map(_has_numpy_scalars, files)) else set()
+    structure = ", ".join(f"{quote_name(n)} {'String' if n in scalars else types[n]}" for n in names)
+    columns = ", ".join(_numbers(n) if n in scalars else quote_name(n) for n in names)
     selects = (
         f"SELECT {columns} FROM file({quote_string(f)}, {quote_string(kind)}, {quote_string(structure)}, "
-        f"{quote_string(compression)})"
+        f"{quote_string(compression)}) SETTINGS {_VERBATIM} = 0"
         for f in files
     )
     return _Source(" UNION ALL ".join(selects), tuple(names), {}, {}, {})
@@ -195,6 +197,14 @@ def _from_infile(
 
 def _unquoted(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text[1:-1])
+
+
+def _numbers(name: str) -> str:
+    """A column of text such as [np.float16(0.5), 1.0] as Array(Float32)."""
+    column = quote_name(name)
+    array = f"CAST(replaceRegexpAll({column}, {quote_string(_NUMPY_SCALAR)}, '\\\\2'), 'Array(Float32)')"
+    half = f"CAST({_TO_HALF.format(array)}, 'Array(Float32)')"
+    return f"if(position({column}, 'np.float16(') > 0, {half}, {array}) AS {column}"
 
 
 def _has_numpy_scalars(path: str) -> bool:

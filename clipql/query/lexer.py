@@ -50,15 +50,28 @@ class Token:
 
 
 def tokenize(sql: str) -> list[Token]:
-    """The tokens of a statement, without space and comments."""
+    """The tokens of a statement, without space and comments, and without the data that follows INSERT … FORMAT name."""
     found: list[Token] = []
+    begin = 0
     for match in _TOKEN.finditer(sql):
         kind = match.lastgroup
         if kind == "tag":
             kind = "string"
-        if kind and kind != "space":
-            found.append(Token(kind, match.group(), match.start(), match.end()))
+        if not kind or kind == "space":
+            continue
+        found.append(Token(kind, match.group(), match.start(), match.end()))
+        if found[-1].text == ";":
+            begin = len(found)
+        elif kind == "word" and len(found) - begin > 3 and _data_follows(found, begin):
+            break
     return found
+
+
+def _data_follows(tokens: list[Token], begin: int) -> bool:
+    """Whether the last token is the format's name in INSERT INTO table FORMAT name, which begins at `begin`."""
+    if tokens[-2].upper != "FORMAT" or tokens[begin].upper != "INSERT" or tokens[-1].upper == "VALUES":
+        return False
+    return not any(t.upper in ("SELECT", "WITH", "INFILE", "VALUES") for t in tokens[begin:-2])
 
 
 def matching(tokens: list[Token], at: int) -> int:
@@ -82,29 +95,18 @@ def split_statements(text: str) -> list[str]:
     after VALUES ends at the semicolon.
     """
     statements: list[str] = []
-    begin = 0
+    begin = first = 0
     tokens = tokenize(text)
-    i = 0
-    first = 0
-    while i < len(tokens):
-        token = tokens[i]
+    for i, token in enumerate(tokens):
         if token.text == ";" and token.kind == "symbol":
             if i > first:
                 statements.append(text[begin : token.start].strip())
             begin, first = token.end, i + 1
-        elif (
-            token.upper == "FORMAT"
-            and tokens[first].upper == "INSERT"
-            and i + 1 < len(tokens)
-            and tokens[i + 1].kind == "word"
-            and tokens[i + 1].upper != "VALUES"
-            and not any(t.upper in ("SELECT", "INFILE") for t in tokens[first:i])
-        ):
-            following = text[tokens[i + 1].end :].lstrip()
-            if following and not following.startswith(";"):
-                statements.append(text[begin:].strip())
-                return statements
-        i += 1
     if first < len(tokens):
+        data_follows = len(tokens) - first > 3 and _data_follows(tokens, first)
+        after = text[tokens[-1].end :].lstrip() if data_follows else ""
+        if after.startswith(";"):  # no data, but perhaps more statements
+            rest = text[tokens[-1].end :]
+            return [*statements, text[begin : tokens[-1].end].strip(), *split_statements(rest)]
         statements.append(text[begin:].strip())
     return statements

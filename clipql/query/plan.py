@@ -27,6 +27,7 @@ SMALL_TABLE = 1_000
 # one Float32 a row is held in memory for `distances`
 MOST_DISTANCES = 1 << 25
 LARGEST_K = 100_000
+NOT_CHOSEN = Chosen(None, None, "")
 # naming this many rows one by one costs ClickHouse what a scan of a million vectors does
 LARGEST_RANGE = 5_000
 
@@ -58,7 +59,7 @@ class Plan:
     filter: str | None = None
     kept: tuple[Condition, ...] = ()
     vectors: tuple[QueryVector, ...] = ()
-    chosen: Chosen = Chosen(None, None, "")
+    chosen: Chosen = NOT_CHOSEN
     knobs: Mapping[str, float] = field(default_factory=dict)
 
 

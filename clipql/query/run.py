@@ -20,12 +20,12 @@ from clipql.engine import quote_name
 from clipql.index.base import Candidates, Cost
 from clipql.index.flat import Scan, Term, exact
 from clipql.query import scopes as sql_scopes
+from clipql.query import search
 from clipql.query.calls import Call
 from clipql.query.constants import Constants, with_clause
-from clipql.query import search
 from clipql.query.lexer import tokenize
 from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan, plan
-from clipql.query.recognise import VectorSelect, recognise
+from clipql.query.recognise import recognise
 from clipql.query.scopes import Scope, split_list
 from clipql.query.settings import SearchOptions
 from clipql.tables import shape
@@ -34,6 +34,7 @@ from clipql.tables.registry import ROW, Registry
 
 INLINE = 256
 NO_COST = Cost()
+BY_DEFAULT = SearchOptions()
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Planner:
     def __init__(self, registry: Registry, indexes: Indexes) -> None:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
 
-    def rewrite(self, sql: str, params: Mapping[str, Any], options: SearchOptions = SearchOptions()) -> Rewritten:
+    def rewrite(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> Rewritten:
         """The statement with each vector search in it carried out; with `options.plan` False, only `*` is spelled out.
 
         Inner SELECTs come first, so that an outer one sees the text that will be run.
@@ -100,7 +101,7 @@ class Planner:
                 _Execution(self._registry, plan(select, constants, self._indexes, options), work).run()
         return Rewritten(work.sql, work.params, work.tables, tuple(reversed(work.steps)))
 
-    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = SearchOptions()) -> list[Plan]:
+    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Plan]:
         """The plan of each SELECT that computes distances, outer ones first, with nothing searched."""
         constants = Constants(self._engine, params)
         found = (recognise(s, self._registry.find) for s in sql_scopes.scopes(sql, tokenize(sql)))

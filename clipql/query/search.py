@@ -21,9 +21,7 @@ FILTER_FIRST = 20_000
 FIRST_OF_RANGE = 256
 
 
-def nearest(
-    plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, filtered: int | None
-) -> Candidates:
+def nearest(plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, filtered: int | None) -> Candidates:
     """The rows with the smallest keys, at least k where k qualify."""
     rows, index = plan.select.table.rows, plan.chosen.index
     if index is None or (filtered is not None and filtered <= FILTER_FIRST):
@@ -31,9 +29,7 @@ def nearest(
     return _merged(plan, index, terms, among, plan.k)
 
 
-def _merged(
-    plan: Plan, index: Index, terms: Sequence[Term], among: NDArray[np.bool_] | None, k: int
-) -> Candidates:
+def _merged(plan: Plan, index: Index, terms: Sequence[Term], among: NDArray[np.bool_] | None, k: int) -> Candidates:
     rows, covered = plan.select.table.rows, index.rows_covered
     allowed = None if among is None else among[:covered]
     found = index.search(terms[0].narrow, k, among=allowed, knobs=plan.knobs)

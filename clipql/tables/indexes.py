@@ -39,16 +39,16 @@ class Chosen:
 
 
 class Indexes:
-    """The opened indexes of a database."""
+    """The opened indexes of a database; `registry` holds their tables."""
 
     def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+        self.registry = registry
         self._opened: dict[str, Index | ClipqlError] = {}
         self._lock = threading.Lock()
 
     def folder(self, entry: IndexEntry) -> Path:
         """Where an index's files lie."""
-        return self._registry.folder / "index" / (entry.folder or "none")
+        return self.registry.folder / "index" / (entry.folder or "none")
 
     def choose(self, table: Table, column: str, metric: Metric) -> Chosen:
         """The index to search a column by a metric with."""
@@ -64,7 +64,10 @@ class Indexes:
             if entry.kind == "flat":
                 return Chosen(None, entry, "the index is flat")
             if entry.folder is None:
-                why = why or f"{entry.name} is not built yet: ALTER TABLE {table.full_name} MATERIALIZE INDEX {entry.name}"
+                why = (
+                    why
+                    or f"{entry.name} is not built yet: ALTER TABLE {table.full_name} MATERIALIZE INDEX {entry.name}"
+                )
                 continue
             opened = self._open(table, entry)
             if isinstance(opened, ClipqlError):
@@ -78,11 +81,16 @@ class Indexes:
             key = entry.folder or ""
             if key not in self._opened:
                 try:
-                    store = self._registry.store(table, entry.column)
+                    store = self.registry.store(table, entry.column)
                     self._opened[key] = kinds.open_index(entry, self.folder(entry), store)
                 except ClipqlError as error:
                     self._opened[key] = error
             return self._opened[key]
+
+    def close_all(self) -> None:
+        """Close every index; each is opened, and checked, again when it is next needed."""
+        with self._lock:
+            self._opened.clear()
 
     def forget(self, entry: IndexEntry) -> None:
         """Close an index and remove its files."""
@@ -93,7 +101,7 @@ class Indexes:
 
     def after_insert(self, table_id: str, progress: Progress | None = None) -> None:
         """Build the indexes that cover less than half of a table, or none of it."""
-        table = self._registry.catalog.by_id(table_id)
+        table = self.registry.catalog.by_id(table_id)
         for entry in table.indexes if table else ():
             assert table is not None, "it has indexes"
             if entry.kind != "flat" and table.rows - entry.rows > max(UNCOVERED, entry.rows):
@@ -104,7 +112,7 @@ class Indexes:
 
         A table of fewer rows than pay for an index gets none and is scanned. Raises VectorIndexError or DiskFull.
         """
-        registry = self._registry
+        registry = self.registry
         with registry.write_lock:
             table = registry.catalog.by_id(table.id) or table
             entry = _entry(table, name)
@@ -142,11 +150,11 @@ class Indexes:
         own = table.column(entry.column)
         if column is None or own is None or entry.column == "text_embedding" or column.dimension != own.dimension:
             return None
-        return self._registry.store(table, "text_embedding")
+        return self.registry.store(table, "text_embedding")
 
     def add(self, table: Table, entry: IndexEntry, *, if_not_exists: bool = False) -> None:
         """Define an index; it is built by MATERIALIZE INDEX, OPTIMIZE TABLE, or when enough rows come."""
-        registry = self._registry
+        registry = self.registry
         if table.index(entry.name):
             if if_not_exists:
                 return
@@ -158,20 +166,20 @@ class Indexes:
         """Remove an index."""
         entry = _entry(table, name)
         kept = tuple(i for i in table.indexes if i.name != name)
-        self._registry.save(self._registry.catalog.with_table(dataclasses.replace(table, indexes=kept)))
+        self.registry.save(self.registry.catalog.with_table(dataclasses.replace(table, indexes=kept)))
         self.forget(entry)
 
     def clear(self, table: Table, name: str) -> None:
         """Remove what was built of an index and keep its definition."""
         entry = _entry(table, name)
         bare = next(i for i in unbuilt(table) if i.name == name)
-        self._registry.save(self._registry.catalog.with_table(table.with_index(bare)))
+        self.registry.save(self.registry.catalog.with_table(table.with_index(bare)))
         self.forget(entry)
 
     def sweep(self) -> None:
         """Remove folders that no index refers to: builds that were cut off, and indexes of tables that are gone."""
-        root = self._registry.folder / "index"
-        kept = {i.folder for t in self._registry.catalog.tables for i in t.indexes}
+        root = self.registry.folder / "index"
+        kept = {i.folder for t in self.registry.catalog.tables for i in t.indexes}
         for table in root.iterdir() if root.is_dir() else ():
             for folder in table.iterdir() if table.is_dir() else ():
                 if f"{table.name}/{folder.name}" not in kept:
@@ -181,7 +189,7 @@ class Indexes:
 
     def listing(self) -> pa.Table:
         """All indexes, as `SELECT * FROM clipql.indexes` shows them."""
-        rows = [(t, i) for t in self._registry.catalog.tables for i in t.indexes]
+        rows = [(t, i) for t in self.registry.catalog.tables for i in t.indexes]
         text = pa.string()
         return pa.table(
             {

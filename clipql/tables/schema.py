@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from clipql.catalog import IndexEntry, Pending, Table
-from clipql.engine import quote_name
+from clipql.engine import quote_name, quote_string
 from clipql.errors import UnsupportedStatement, VectorIndexError
 from clipql.index import definition
 from clipql.query.lexer import Token
@@ -53,7 +53,7 @@ def create(
                 registry.engine.run(f"DROP TABLE {registry.shape(table)} SYNC")
                 if indexes:
                     raise VectorIndexError(
-                        f"index {indexes[0].name}: {name} has no vector column, that is an Array(Float32) of a MergeTree table"
+                        f"index {indexes[0].name}: {name} has no vector column (an Array(Float32) of a MergeTree table)"
                     )
                 return None
             table = dataclasses.replace(table, columns=columns, indexes=tuple(indexes))
@@ -110,9 +110,7 @@ def rename(registry: Registry, statement: str, pairs: Sequence[tuple[Table, str,
             recover.settle(registry)
 
 
-def alter(
-    registry: Registry, indexes: Indexes, table: Table, tokens: Sequence[Token], first: int, sql: str
-) -> None:
+def alter(registry: Registry, indexes: Indexes, table: Table, tokens: Sequence[Token], first: int, sql: str) -> None:
     """ALTER TABLE: each of its commands on the shape, on the physical table, or on both, as it needs."""
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
@@ -138,12 +136,19 @@ def _alter_index(indexes: Indexes, table: Table, tokens: list[Token], first: int
             indexes.add(table, written.entry, if_not_exists=conditional)
         return written is not None
     if table.index(name) is None:
+        if verb == "MATERIALIZE" and not conditional and not _has_plain_index(indexes.registry, table, name):
+            indexes.build(table, name)  # which says that there is none
         return False
     work = {"DROP": indexes.drop, "CLEAR": indexes.clear, "MATERIALIZE": indexes.build}.get(verb)
     if work is None:
         return False
     work(table, name)
     return True
+
+
+def _has_plain_index(registry: Registry, table: Table, name: str) -> bool:
+    where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)} AND name = {quote_string(name)}"
+    return bool(registry.engine.scalar(f"SELECT count() FROM system.data_skipping_indices WHERE {where}"))
 
 
 def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: str) -> None:
