@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"clipql {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", title="commands")
-    for add in (_add_sql, _add_ingest, _add_search, _add_demo):
+    for add in (_add_sql, _add_ingest, _add_search, _add_recall, _add_demo):
         add(commands, shared)
     return top
 
@@ -161,6 +161,24 @@ def _add_search(commands: Any, shared: argparse.ArgumentParser) -> None:
     made.add_argument("--columns", metavar="LIST", help="columns to print (default: all but the vectors)")
     made.add_argument("--distance", default="cosineDistance", metavar="NAME", help="(default: cosineDistance)")
     made.add_argument("--format", metavar="NAME", help=_FORMATS)
+
+
+def _add_recall(commands: Any, shared: argparse.ArgumentParser) -> None:
+    made = _command(
+        commands,
+        shared,
+        "recall",
+        "measure the indexes of a column against the exact scan on one's own queries",
+        run_recall,
+    )
+    made.add_argument("--table", default="laion", metavar="NAME", help="(default: laion)")
+    made.add_argument("--column", default="image_embedding", metavar="NAME", help="(default: image_embedding)")
+    made.add_argument(
+        "--queries", required=True, type=_file, metavar="@FILE.npy", help="query vectors, (n, d), from a numpy file"
+    )
+    made.add_argument("-k", type=int, default=10, metavar="K", help="rows a query (default: 10)")
+    made.add_argument("--index", metavar="NAME", help="only this index (default: all of the column)")
+    made.add_argument("--plot", type=Path, metavar="FILE.png", help="draw recall against latency")
 
 
 def _add_demo(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -241,6 +259,24 @@ def run_search(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_recall(arguments: argparse.Namespace) -> int:
+    """`clipql recall`."""
+    from clipql.evaluate import evaluate
+
+    queries = read_array(arguments.queries)
+    with _open(arguments) as db:
+        measured = evaluate(db, arguments.table, queries, column=arguments.column, k=arguments.k, index=arguments.index)
+    if arguments.plot:
+        measured.plot(arguments.plot)
+    print(f"{measured.table}.{measured.column}, {measured.queries} queries, one at a time")
+    heads = f"{'recall@' + str(measured.k):>10} {'median ms':>10} {'p95 ms':>10} {'rescored':>9}"
+    print(f"{'index':28} {'setting':18} {heads}")
+    for p in measured.points:
+        times = f"{p.median_seconds * 1e3:10.3f} {p.p95_seconds * 1e3:10.3f}"
+        print(f"{p.index:28} {p.setting:18} {p.recall:10.3f} {times} {p.rescored:9.0f}")
+    return 0
+
+
 def run_demo(arguments: argparse.Namespace) -> int:
     """`clipql demo`."""
     from clipql import demo
@@ -277,9 +313,11 @@ def _lacks_data(text: str) -> bool:
     """Whether the last statement is `INSERT … FORMAT name` without the data."""
     from clipql.query.lexer import split_statements, tokenize
 
-    words = [t.upper for statement in split_statements(text)[-1:] for t in tokenize(statement)]
+    last = (split_statements(text) or [""])[-1]
+    tokens = tokenize(last)
+    words = [t.upper for t in tokens]
     inserts = len(words) > 4 and words[0] == "INSERT" and words[-2] == "FORMAT" and words[-1] != "VALUES"
-    return inserts and "SELECT" not in words and "INFILE" not in words
+    return inserts and not {"SELECT", "INFILE"} & set(words) and not last[tokens[-1].end :].strip("; \n")
 
 
 def _print_answer(db: Database, statement: str, params: Mapping[str, Any], format: str | None) -> None:
@@ -318,6 +356,16 @@ def _parameter(value: str) -> Any:
 
 def read_vector(path: Path) -> Any:
     """The vector in a `.npy` file: shape (d,), or (1, d) as encoders write one. Raises VectorError."""
+    found = read_array(path)
+    if found.ndim == 2 and found.shape[0] == 1:
+        found = found[0]
+    if found.ndim != 1 or not found.size:
+        raise VectorError(f"{path} holds an array of shape {found.shape}; expected one vector, (d,) or (1, d)")
+    return found
+
+
+def read_array(path: Path) -> Any:
+    """The numbers in a `.npy` file. Raises VectorError."""
     import numpy as np
 
     try:
@@ -330,8 +378,4 @@ def read_vector(path: Path) -> Any:
         raise VectorError(f"{path} holds several arrays (.npz); expected one vector in a .npy file")
     if found.dtype.kind not in "fiu":
         raise VectorError(f"{path} holds {found.dtype} values; expected numbers")
-    if found.ndim == 2 and found.shape[0] == 1:
-        found = found[0]
-    if found.ndim != 1 or not found.size:
-        raise VectorError(f"{path} holds an array of shape {found.shape}; expected one vector, (d,) or (1, d)")
     return found

@@ -18,9 +18,11 @@ from clipql.engine import Output, quote_name
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index import definition
 from clipql.query import explain, settings, statements
+from clipql.query.calls import find_sources
 from clipql.query.insert import insert
 from clipql.query.run import Planner, Rewritten, Step
-from clipql.query.statements import CreateTable, Explain, Insert, OnTable, Other, Select, Set, TableName
+from clipql.query.scopes import scopes
+from clipql.query.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set, TableName
 from clipql.tables import schema
 from clipql.tables.indexes import Indexes, unbuilt
 from clipql.tables.registry import INTERNAL, Registry
@@ -75,6 +77,8 @@ class Session:
             output = self._set(sql, statement)
         elif isinstance(statement, CreateTable):
             output, rows = self._create(sql, statement, given)
+        elif isinstance(statement, OnDatabase):
+            output = self._on_database(sql, statement)
         elif isinstance(statement, OnTable):
             sql, own = settings.take_format(sql)
             output = self._on_table(sql, statement, given, own or format)
@@ -86,7 +90,22 @@ class Session:
     def _pass(
         self, sql: str, statement: Other, params: Mapping[str, Any], format: str, progress: Progress | None = None
     ) -> Output:
+        if statement.word in ("BACKUP", "RESTORE") and self._registry.catalog.tables:
+            raise UnsupportedStatement(f"{statement.word} would leave out the vectors, which lie outside ClickHouse")
+        if statement.word == "CREATE":
+            self._check_view(sql)
         return self._engine.query(sql, format, params=params, progress=progress)
+
+    def _check_view(self, sql: str) -> None:
+        """Refuse a materialized view that reads a table of ours: rows move into such a table past its views."""
+        tokens = statements.classify(sql)[1]
+        if not any(t.upper == "MATERIALIZED" for t in tokens[:4]):
+            return
+        for scope in scopes(sql, tokens):
+            for source in find_sources(scope, self._registry.find)[0]:
+                raise UnsupportedStatement(
+                    f"a materialized view on {source.table.full_name} would not see its inserts; use a plain view"
+                )
 
     # reading
 
@@ -194,14 +213,22 @@ class Session:
         if statement.like is not None and like is not None:
             a, b = statement.like.start - statement.rest, statement.like.end - statement.rest
             definition = definition[:a] + self._registry.shape(like) + definition[b:]
+            if any(t.upper == "CLONE" for t in statements.classify(sql)[1]):
+                raise UnsupportedStatement(
+                    f"CLONE AS {like.full_name} would leave out the vectors: use AS SELECT * FROM it"
+                )
         select = sql[statement.select :] if statement.select is not None else None
         if statement.select is not None:
             definition = self._empty(definition, statement.select - statement.rest)
         if here is not None and statement.or_replace:
             schema.drop(self._registry, here)
         table = schema.create(self._registry, database, name.name, definition, entries)
+        if table is None and like is not None:  # the copy of its shape, with plain columns
+            replace = "OR REPLACE " if statement.or_replace else ""
+            engine.run(f"CREATE {replace}TABLE {sql[name.start : name.end]} {definition}")
+            return Output(), None
         if table is None:
-            return engine.query(sql, "Null", params=params), None
+            return self._passed_create(sql, statement, params)
         if select is None:
             return Output(), None
         filled = Insert(name, None, "SELECT", 0, "")
@@ -211,6 +238,29 @@ class Session:
             schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
             raise
         return Output(rows=rows), rows
+
+    def _passed_create(self, sql: str, statement: CreateTable, params: Mapping[str, Any]) -> tuple[Output, int | None]:
+        """A table that is ClickHouse's alone; its SELECT may still search one of ours."""
+        with self._registry.gate.reading():
+            at = statement.select if statement.select is not None else len(sql)
+            planned = self._planner.rewrite(sql[at:], params)
+            whole = dataclasses.replace(planned, sql=sql[:at] + planned.sql)
+            return self._run(whole, sql, params, "Null", None)[0], None
+
+    def _on_database(self, sql: str, statement: OnDatabase) -> Output:
+        ours = [t for t in self._registry.catalog.tables if t.database == statement.database]
+        if statement.verb != "DROP" and ours:
+            raise UnsupportedStatement(
+                f"{statement.verb} DATABASE is not carried out on {statement.database}, which holds "
+                f"{ours[0].full_name} with its vectors: move its tables by RENAME TABLE"
+            )
+        if statement.database == INTERNAL:
+            raise UnsupportedStatement(f"the database {INTERNAL} is clipql's own")
+        for table in ours:
+            schema.drop(self._registry, table)
+        self._engine.run(sql)
+        self._indexes.sweep()
+        return Output()
 
     def _without_indexes(self, sql: str, statement: CreateTable) -> tuple[str, list[IndexEntry]]:
         """What follows the table's name, with its vector indexes blanked out, and those."""
@@ -263,6 +313,7 @@ class Session:
             for name, each in zip(statement.tables, found, strict=True):
                 if each is not None:
                     schema.drop(registry, each)
+                    self._indexes.sweep()
                 else:
                     self._engine.run(f"DROP TABLE {sql[name.start : name.end]}")
         elif verb == "TRUNCATE":
@@ -279,10 +330,6 @@ class Session:
                 if t is not None
             ]
             schema.rename(registry, sql, pairs)
-        elif verb == "CREATE VIEW":
-            raise UnsupportedStatement(
-                f"a materialized view on {table.full_name} would not see its inserts; use a plain view"
-            )
         else:
             raise UnsupportedStatement(
                 f"{verb} is not carried out on {table.full_name}, whose vectors lie outside ClickHouse"

@@ -71,7 +71,7 @@ class CreateTable:
 @dataclass(frozen=True)
 class OnTable:
     """A statement on one or more tables: 'ALTER', 'DROP', 'TRUNCATE', 'DELETE', 'UPDATE', 'OPTIMIZE', 'RENAME',
-    'EXCHANGE', 'SHOW CREATE', 'DESCRIBE', 'CREATE VIEW', 'DETACH', 'ATTACH', 'BACKUP'."""
+    'EXCHANGE', 'SHOW CREATE', 'SHOW DATABASES', 'DESCRIBE', 'DETACH', 'ATTACH'."""
 
     verb: str
     tables: tuple[TableName, ...]
@@ -85,7 +85,15 @@ class Other:
     word: str
 
 
-Statement = Select | Explain | Set | Insert | CreateTable | OnTable | Other
+@dataclass(frozen=True)
+class OnDatabase:
+    """'DROP', 'DETACH' or 'RENAME' of a whole database."""
+
+    verb: str
+    database: str
+
+
+Statement = Select | Explain | Set | Insert | CreateTable | OnTable | OnDatabase | Other
 
 
 def classify(sql: str) -> tuple[Statement, list[Token]]:
@@ -199,10 +207,6 @@ class _Reader:
 
     def create(self) -> Statement | None:
         or_replace = self.word("OR", "REPLACE")
-        if self.word("MATERIALIZED", "VIEW"):
-            self.word("IF", "NOT", "EXISTS")
-            name = self.name()
-            return OnTable("CREATE VIEW", (name,), self.place()) if name else None
         if not self.word("TABLE"):
             return None
         if_not_exists = self.word("IF", "NOT", "EXISTS")
@@ -238,6 +242,10 @@ class _Reader:
 
     def drop(self) -> Statement | None:
         verb = self.tokens[0].upper
+        if self.word("DATABASE"):
+            self.word("IF", "EXISTS")
+            database = self.name()
+            return OnDatabase(verb, database.name) if database else None
         self.word("TEMPORARY")
         if not self.word("TABLE") and verb != "TRUNCATE":
             return None
@@ -261,6 +269,9 @@ class _Reader:
 
     def rename(self) -> Statement | None:
         verb = self.tokens[0].upper
+        if self.word("DATABASE"):
+            database = self.name()
+            return OnDatabase(verb, database.name) if database else None
         if not self.word("TABLE") and not self.word("TABLES"):
             return None
         self.word("IF", "EXISTS")

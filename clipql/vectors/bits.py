@@ -34,9 +34,11 @@ def _load(builder: Any, address: Any, kind: Any, align: int) -> Any:
     return value
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def code_dot(typingctx: Any, code: Any, planes: Any, weights: Any) -> Any:
-    """Eight words of code against a 4-bit query: sum over words w of weight[w] * sum_k ±2^k popcount(code[w] & plane[k][w]).
+    """Eight words of code against a 4-bit query.
+
+    The sum over words w of weight[w] * sum_k ±2^k popcount(code[w] & plane[k][w]).
 
     Arguments are addresses: of 8 uint64 (code), of 4 x 8 uint64 (planes, the last one is the sign of two's
     complement and counts -8), of 8 float32 (weights). Returns float32.
@@ -59,7 +61,7 @@ def code_dot(typingctx: Any, code: Any, planes: Any, weights: Any) -> Any:
     return sig, codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def popcount(typingctx: Any, word: Any) -> Any:
     """Number of ones in a uint64, as int64."""
     sig = types.int64(types.uint64)
@@ -72,7 +74,7 @@ def popcount(typingctx: Any, word: Any) -> Any:
     return sig, codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def half_to_float(typingctx: Any, bits: Any) -> Any:
     """The float32 whose float16 has these bits (a uint16)."""
     sig = types.float32(types.uint16)
@@ -83,7 +85,7 @@ def half_to_float(typingctx: Any, bits: Any) -> Any:
     return sig, codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def pointer(typingctx: Any, address: Any) -> Any:
     """An address as the pointer that `numba.carray` takes."""
     sig = types.voidptr(types.uint64)
@@ -94,7 +96,7 @@ def pointer(typingctx: Any, address: Any) -> Any:
     return sig, codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for the cache line at this address; never faults."""
     sig = types.void(types.uint64)

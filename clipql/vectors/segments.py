@@ -138,8 +138,9 @@ class SegmentWriter:
 
     def _write(self, data: Any) -> None:
         view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+        with files.translated(self._path, "writing"):
+            while view:
+                view = view[self._file.write(view) :]
 
     def append(self, block: NDArray[Any], where: str, row: int) -> None:
         """Add (n, dimension) vectors, checked to be finite; `where` and `row` name them in an error."""

@@ -1,0 +1,299 @@
+"""The search loops: rank the lists, scan their codes, hand the survivors to `rescore`. All scratch belongs to the call.
+
+One loop, `_scan`, does both scans: list centroids have codes of their own and are ranked as if they were one long list.
+It estimates a score and keeps it only if it beats the running threshold, which `_tighten` raises each time the
+buffer fills; so nothing is sorted but the survivors, and a filter costs a look-up only for codes that pass.
+
+Estimates carry the slack of their own error (the error of a code grows with its scale), so the threshold compares
+what a row could be, not what it seems.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import uint64
+from numpy.typing import NDArray
+
+from clipql.index.ivf.codes import Words, quantise_query
+from clipql.index.ivf.geometry import Floats, Number
+from clipql.index.ivf.rescore import Table, distances, rescore_rows
+from clipql.vectors.bits import code_dot, kernel, popcount, prefetch
+
+Integers = NDArray[np.int64]
+
+
+class Arrays(NamedTuple):
+    """The mapped arrays of an index, as the kernels take them. n rows placed, l lists, w words, p parents.
+
+    start: int64 (l + 1,), list i holds positions [start[i], start[i + 1]). rows: uint32, row at each position (any
+    rows after the last position are in no list). codes: uint64 (n, w), scale: float32 (n,), bias: float32 (n,) or
+    empty. list_*: the same of centroids; list_small (l, d) int8 and list_unit: float32 (l,) are the centroids;
+    list_spread: float32 (l,), root mean square length of coded residuals. shape: float32 (b,), share of that length
+    in one number of each block. mean: float32 (d,). turn: float32 (64 b, d), the query's side of the coder.
+    """
+
+    start: Integers
+    rows: NDArray[np.uint32]
+    codes: Words
+    scale: Floats
+    bias: Floats
+    list_codes: Words
+    list_scale: Floats
+    list_bias: Floats
+    list_small: NDArray[np.int8]
+    list_unit: Floats
+    list_spread: Floats
+    parents: Floats
+    edges: Integers
+    turn: Floats
+    word_block: NDArray[np.int32]
+    word_weight: Floats
+    list_turn: Floats
+    list_word_block: NDArray[np.int32]
+    list_word_weight: Floats
+    shape: Floats
+    mean: Floats
+
+
+class _Coded(NamedTuple):
+    """Codes to scan, with what turns a bit count into a score: codes (n, w), scale (n,), bias (n,) or empty."""
+
+    codes: Words
+    scale: Floats
+    bias: Floats
+
+
+class _Ranges(NamedTuple):
+    """Which of them: positions [first, last) with the score of their centre, for each range."""
+
+    first: Integers
+    last: Integers
+    base: Floats
+
+
+class _Asked(NamedTuple):
+    """A query as `quantise_query` wrote it, and what to subtract from each sum."""
+
+    planes: Words
+    weights: Floats
+    total: Number
+
+
+@kernel
+def search(
+    ix: Arrays,
+    table: Table,
+    metric: int,
+    query: Floats,
+    v: Floats,
+    among: NDArray[np.bool_],
+    k: int,
+    nprobe: int,
+    rescore: int,
+    reach: Number,
+    slack: Number,
+    ranked: int,
+) -> tuple[Integers, NDArray[np.float64], Integers]:
+    """Row numbers and exact distances of about k + SPARE best rows, in no order, and counts: codes, lists, rescored.
+
+    query (d,) is as given, v (d,) as the space turned it. among: bool (rows,), or empty for no filter. reach: how
+    many deviations of a list's spread count for it. slack: how many deviations of a code's error. ranked: with more
+    lists than that, only those of the nearest parents are ranked.
+    """
+    turned, counts = np.empty(ix.turn.shape[0], np.float32), np.zeros(3, np.int64)
+    _multiply(ix.turn, v, turned)
+    length, deviation = np.float32(0), np.float32(0)
+    for b in range(ix.shape.size):
+        part = np.float32(0)
+        for j in range(64):
+            part += turned[b * 64 + j] * turned[b * 64 + j]
+        length += part
+        deviation += part * ix.shape[b]
+    bonus = np.float32(reach) * np.sqrt(deviation)
+    probe, base = _rank_lists(ix, v, bonus, min(nprobe, ix.list_scale.size), ranked)
+    first, last = ix.start[probe], np.empty(probe.size, np.int64)
+    for z in range(probe.size):
+        last[z] = ix.start[probe[z] + 1]
+    counts[0], counts[1] = (last - first).sum(), probe.size
+    asked = _ask(turned, ix.word_block, ix.word_weight, np.float32(slack) * np.sqrt(length))
+    value, at = _scan(_Coded(ix.codes, ix.scale, ix.bias), _Ranges(first, last, base), asked, ix.rows, among, rescore)
+    order = np.argsort(-value)
+    rows = np.empty(value.size, np.int64)
+    for i in range(value.size):
+        rows[i] = ix.rows[at[order[i]]]
+    found, counts[2] = rescore_rows(table, metric, query, v, ix.mean, rows, value[order], k)
+    return found, distances(table, metric, query, found), counts
+
+
+@kernel
+def _ask(turned: Floats, word_block: NDArray[np.int32], word_weight: Floats, slack: Number) -> _Asked:
+    chunks = (word_block.size + 7) // 8
+    planes, weights = np.empty((chunks, 4, 8), np.uint64), np.empty((chunks, 8), np.float32)
+    totals = np.empty((chunks, 8), np.float32)
+    quantise_query(turned, word_block, word_weight, planes, weights, totals)
+    return _Asked(planes, weights, totals.sum() - np.float32(slack))
+
+
+@kernel
+def _multiply(matrix: Floats, v: Floats, out: Floats) -> None:
+    for i in range(matrix.shape[0]):
+        s = np.float32(0)
+        for j in range(v.size):
+            s += matrix[i, j] * v[j]
+        out[i] = s
+
+
+@kernel
+def _rank_lists(ix: Arrays, v: Floats, deviation: Number, nprobe: int, ranked: int) -> tuple[Integers, Floats]:
+    """The lists to scan, most promising first, and the exact score of each one's centroid."""
+    count = ix.list_scale.size
+    turned, bonus = np.empty(ix.list_turn.shape[0], np.float32), np.empty(count, np.float32)
+    _multiply(ix.list_turn, v, turned)
+    for i in range(count):
+        bonus[i] = ix.list_bias[i] + deviation * ix.list_spread[i]
+    if count <= ranked:
+        first, last = np.zeros(1, np.int64), np.full(1, count, np.int64)
+    else:
+        first, last = _near_parents(ix, v, ranked)
+    asked = _ask(turned, ix.list_word_block, ix.list_word_weight, np.float32(0))
+    ranges = _Ranges(first, last, np.zeros(first.size, np.float32))
+    value, at = _scan(
+        _Coded(ix.list_codes, ix.list_scale, bonus), ranges, asked, ix.rows, np.empty(0, np.bool_), nprobe
+    )
+    probe, base = at[np.argsort(-value)], np.empty(at.size, np.float32)
+    for z in range(probe.size):
+        s, i, ahead = np.float32(0), probe[z], probe[min(z + 3, probe.size - 1)]
+        for line in range(0, v.size, 64):
+            prefetch(uint64(ix.list_small.ctypes.data) + uint64(ahead * v.size + line))
+        for j in range(v.size):
+            s += np.float32(ix.list_small[i, j]) * v[j]
+        base[z] = s * ix.list_unit[i]
+    return probe, base
+
+
+@kernel
+def _near_parents(ix: Arrays, v: Floats, wanted: int) -> tuple[Integers, Integers]:
+    """Ranges of the lists of the nearest parents, until they hold as many as wanted."""
+    near = np.empty(ix.edges.size - 1, np.float32)
+    _multiply(ix.parents, v, near)
+    if ix.bias.size > 0:
+        for p in range(near.size):
+            near[p] -= np.float32(0.5) * (ix.parents[p] * ix.parents[p]).sum()
+    order, seen, taken = np.argsort(-near), 0, 0
+    while taken < order.size and seen < wanted:
+        seen += ix.edges[order[taken] + 1] - ix.edges[order[taken]]
+        taken += 1
+    return ix.edges[order[:taken]], ix.edges[order[:taken] + 1]
+
+
+@kernel
+def _scan(
+    coded: _Coded, ranges: _Ranges, asked: _Asked, rows: NDArray[np.uint32], among: NDArray[np.bool_], wanted: int
+) -> tuple[Floats, Integers]:
+    """The largest `wanted` estimates in these ranges, in no order, and their positions; fewer if there are fewer.
+
+    Codes of the next range are fetched meanwhile: a list is too short for the processor to foresee the next.
+    """
+    codes, scale, bias = coded.codes, coded.scale, coded.bias
+    value, at = np.empty(2 * wanted + 64, np.float32), np.empty(2 * wanted + 64, np.int64)
+    words, total = codes.shape[1], np.float32(asked.total)
+    c, p, f = uint64(codes.ctypes.data), uint64(asked.planes.ctypes.data), uint64(asked.weights.ctypes.data)
+    s_address, step = uint64(scale.ctypes.data), uint64(8 * words)
+    biased, filtered = bias.size > 0, among.size > 0
+    kept, floor = 0, np.float32(-np.inf)
+    for z in range(ranges.first.size):
+        first, start = ranges.first[z], ranges.base[z]
+        ahead = uint64(ranges.first[min(z + 1, ranges.first.size - 1)])
+        for i in range(first, ranges.last[z]):
+            here = uint64(i - first) + ahead
+            prefetch(c + here * step)
+            if (i & 15) == 0:
+                prefetch(s_address + here * uint64(4))
+            s = code_dot(c + uint64(i) * step, p, f) if words == 8 else _long_dot(codes, i, asked.planes, asked.weights)
+            s = start + scale[i] * (s - total)
+            if biased:
+                s += bias[i]
+            if s > floor:
+                if filtered and not among[rows[i]]:
+                    continue
+                value[kept], at[kept] = s, i
+                kept += 1
+                if kept == value.size:
+                    kept, floor = _tighten(value, at, kept, wanted)
+    kept, floor = _tighten(value, at, kept, wanted)
+    return value[:kept], at[:kept]
+
+
+@kernel
+def _long_dot(codes: Words, i: int, planes: Words, weights: Floats) -> Number:
+    """`code_dot` for any number of words; the last few, short of eight, one by one."""
+    words = codes.shape[1]
+    full = words >> 3
+    c = uint64(codes.ctypes.data) + uint64(i) * uint64(words * 8)
+    p, f = uint64(planes.ctypes.data), uint64(weights.ctypes.data)
+    s = np.float32(0)
+    for chunk in range(full):
+        s += code_dot(c + uint64(64 * chunk), p + uint64(256 * chunk), f + uint64(32 * chunk))
+    for word in range(full * 8, words):
+        lane, bits = word & 7, codes[i, word]
+        level = (
+            popcount(bits & planes[full, 0, lane])
+            + 2 * popcount(bits & planes[full, 1, lane])
+            + 4 * popcount(bits & planes[full, 2, lane])
+            - 8 * popcount(bits & planes[full, 3, lane])
+        )
+        s += np.float32(level) * weights[full, lane]
+    return s
+
+
+@kernel
+def _tighten(value: Floats, at: Integers, kept: int, wanted: int) -> tuple[int, np.float32]:
+    """Keep exactly the `wanted` largest of value[:kept], in any order; returns their number and the least of them."""
+    if kept <= wanted:
+        return kept, np.float32(-np.inf)
+    copy = value[:kept].copy()
+    low, high, goal = 0, kept - 1, wanted - 1
+    while low < high:  # Hoare's selection, largest first
+        pivot = copy[(low + high) >> 1]
+        i, j = low, high
+        while i <= j:
+            while copy[i] > pivot:
+                i += 1
+            while copy[j] < pivot:
+                j -= 1
+            if i <= j:
+                copy[i], copy[j] = copy[j], copy[i]
+                i += 1
+                j -= 1
+        if goal <= j:
+            high = j
+        elif goal >= i:
+            low = i
+        else:
+            break
+    least, above = copy[goal], 0
+    for i in range(kept):
+        above += value[i] > least
+    ties, m = wanted - above, 0
+    for i in range(kept):
+        if value[i] > least or (value[i] == least and ties > 0):
+            ties -= value[i] == least
+            value[m], at[m] = value[i], at[i]
+            m += 1
+    return m, least
+
+
+@kernel
+def estimates(
+    codes: Words, scale: Floats, turned: Floats, word_block: NDArray[np.int32], word_weight: Floats, out: Floats
+) -> None:
+    """What codes say of residual.query for one turned query: for measuring how far off they are."""
+    chunks = (word_block.size + 7) // 8
+    planes, weights = np.empty((chunks, 4, 8), np.uint64), np.empty((chunks, 8), np.float32)
+    totals = np.empty((chunks, 8), np.float32)
+    quantise_query(turned, word_block, word_weight, planes, weights, totals)
+    total = totals.sum()
+    for i in range(codes.shape[0]):
+        out[i] = scale[i] * (_long_dot(codes, i, planes, weights) - total)

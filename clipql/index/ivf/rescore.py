@@ -1,0 +1,137 @@
+"""Exact scores of candidate rows, read from where the column's blocks lie in memory.
+
+Rescoring goes from the most promising row down and stops where even its slack could not lift the next row above the
+k-th found. Scores are float32 and only rank; the distances that are answered are computed again in float64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import carray, uint64
+from numpy.typing import NDArray
+
+from clipql.index.ivf.geometry import Floats, Number
+from clipql.vectors.bits import half_to_float, kernel, pointer, prefetch
+
+Integers = NDArray[np.int64]
+DOT, COSINE, L2 = 0, 1, 2
+SPARE = 8  # rows kept beyond k, so that float32 rounding loses none
+
+
+class Table(NamedTuple):
+    """Where stored vectors are: first row, address, bytes to the next row and float16 or not, for each block."""
+
+    first: Integers
+    address: NDArray[np.uint64]
+    stride: Integers
+    half: NDArray[np.bool_]
+
+
+@kernel
+def _address(table: Table, row: int) -> tuple[np.uint64, bool]:
+    b = table.first.size - 1
+    while table.first[b] > row:
+        b -= 1
+    return table.address[b] + uint64((row - table.first[b]) * table.stride[b]), table.half[b]
+
+
+@kernel
+def rescore_rows(
+    table: Table, metric: int, query: Floats, v: Floats, mean: Floats, rows: Integers, could_be: Floats, k: int
+) -> tuple[Integers, int]:
+    """The best k + SPARE of rows by their stored vectors, and how many were read.
+
+    could_be: what each row could score at most, in descending order.
+    """
+    n, keep = rows.size, min(rows.size, k + SPARE)
+    score, least, done = np.empty(n, np.float32), np.float32(-np.inf), 0
+    best = np.full(k, -np.inf, np.float32)
+    norm, shift = np.float32(0), np.float32(0)
+    for j in range(v.size):
+        norm += v[j] * v[j]
+        shift += mean[j] * v[j]
+    for i in range(n):
+        if i + 4 < n:
+            ahead, half = _address(table, rows[i + 4])
+            for line in range(0, v.size * (2 if half else 4), 64):
+                prefetch(ahead + uint64(line))
+        if k <= 256 and could_be[i] < least:
+            break
+        score[i] = _score(table, metric, query, v, norm, shift, rows[i])
+        done += 1
+        if k <= 256 and score[i] > least:
+            z = k - 1
+            while z > 0 and score[i] > best[z - 1]:
+                best[z] = best[z - 1]
+                z -= 1
+            best[z] = score[i]
+            least = best[k - 1]
+    keep = min(keep, done)
+    return rows[:done][np.argsort(-score[:done])[:keep]], done
+
+
+@kernel
+def _score(table: Table, metric: int, query: Floats, v: Floats, norm: Number, shift: Number, row: int) -> Number:
+    """y.v + bias of a stored row, from the row itself (see `geometry`)."""
+    address, half = _address(table, row)
+    d = v.size
+    s, square = np.float32(0), np.float32(0)
+    if half:
+        short = carray(pointer(address), d, np.uint16)
+        if metric == DOT:
+            for j in range(d):
+                s += half_to_float(short[j]) * v[j]
+        elif metric == COSINE:
+            for j in range(d):
+                x = half_to_float(short[j])
+                s += x * v[j]
+                square += x * x
+        else:
+            for j in range(d):
+                x = half_to_float(short[j]) - query[j]
+                square += x * x
+    else:
+        full = carray(pointer(address), d, np.float32)
+        if metric == DOT:
+            for j in range(d):
+                s += full[j] * v[j]
+        elif metric == COSINE:
+            for j in range(d):
+                s += full[j] * v[j]
+                square += full[j] * full[j]
+        else:
+            for j in range(d):
+                x = full[j] - query[j]
+                square += x * x
+    if metric == DOT:
+        return s - shift
+    if metric == COSINE:
+        return s / np.sqrt(square) - shift if square > 0 else np.float32(-np.inf)
+    return np.float32(0.5) * (norm - square)
+
+
+@kernel
+def distances(table: Table, metric: int, query: Floats, rows: Integers) -> NDArray[np.float64]:
+    """dotProduct, cosineDistance or squared L2 of stored rows, in float64; NaN where a cosine has a zero vector."""
+    out = np.empty(rows.size, np.float64)
+    for i in range(rows.size):
+        address, half = _address(table, rows[i])
+        short = carray(pointer(address), query.size, np.uint16)
+        full = carray(pointer(address), query.size, np.float32)
+        dot, xx, qq, far = 0.0, 0.0, 0.0, 0.0
+        for j in range(query.size):
+            x = np.float64(half_to_float(short[j])) if half else np.float64(full[j])
+            q = np.float64(query[j])
+            dot += x * q
+            xx += x * x
+            qq += q * q
+            far += (x - q) * (x - q)
+        if metric == DOT:
+            out[i] = dot
+        elif metric == COSINE:
+            out[i] = 1.0 - dot / (np.sqrt(xx) * np.sqrt(qq)) if xx > 0 and qq > 0 else np.nan
+        else:
+            out[i] = far
+    return out

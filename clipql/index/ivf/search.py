@@ -1,0 +1,220 @@
+"""The opened index: from a query and knobs to exactly k rows.
+
+What must stay true: k rows come back whenever k rows qualify. A search that finds fewer looks into more lists, in the
+end into all of them, and rows that are in no list (cosine distance NaN) come last. A filter that lets few rows pass is
+answered exactly, row by row. Nothing here changes after construction, so any number of threads may search at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.errors import DatabaseDamaged, VectorIndexError
+from clipql.index.base import Candidates, Cost, Vectors
+from clipql.index.folder import read
+from clipql.index.ivf import kernels, rescore
+from clipql.index.ivf.geometry import Floats, Space
+from clipql.index.ivf.settings import DEFAULT_RECALL, KNOBS, Curves, Setting, reached
+from clipql.vectors.metrics import Metric
+
+_CODE = {Metric.DOT: rescore.DOT, Metric.COSINE: rescore.COSINE, Metric.L2: rescore.L2, Metric.L2_SQUARED: rescore.L2}
+REACH = 3.0  # deviations of a list's spread added to its score: what its best row, not its middle, may reach
+SLACK = 4.5  # deviations of a code's error allowed for before a row is given up unseen
+# With more lists than this, and than so many for each one probed, only the lists of the nearest parents are ranked, an
+# eighth of all at least.
+RANKED_LISTS, RANKED_PER_PROBE = 8192, 64
+_NO_FILTER = np.empty(0, np.bool_)
+
+
+class IvfIndex:
+    """k-means lists with small codes, rescored exactly from the stored vectors. Made by `build` and `open_index`."""
+
+    kind = "ivf"
+
+    def __init__(self, meta: Mapping[str, Any], arrays: kernels.Arrays, vectors: Vectors) -> None:
+        self._arrays = arrays
+        self._placed = int(arrays.start[-1])
+        self._space = Space(Metric(meta["metric"]), arrays.mean)
+        self._error = float(meta["code_error"])
+        self._rows = int(meta["rows"])
+        self._seconds = float(meta.get("build_seconds", 0.0))
+        self._curves = Curves.from_meta(meta)
+        self._table, self._blocks = _table(vectors, self._rows)
+
+    @property
+    def metric(self) -> Metric:
+        return self._space.metric
+
+    @property
+    def rows_covered(self) -> int:
+        return self._rows
+
+    @property
+    def lists(self) -> int:
+        """Number of k-means lists."""
+        return len(self._arrays.list_scale)
+
+    @property
+    def build_seconds(self) -> float:
+        return self._seconds
+
+    @property
+    def curves(self) -> Curves:
+        """Recall measured at build, by kind of query and setting."""
+        return self._curves
+
+    def measured_recall(self) -> dict[str, float]:
+        """The recall of 10 measured at the build, by kind of query, at the setting that the default recall picks."""
+        curves = (("image", self._curves.image), ("text", self._curves.text))
+        return {kind: reached(points, DEFAULT_RECALL) for kind, points in curves if points}
+
+    def bytes_per_row(self) -> float:
+        """Size of the index beyond the vectors, for each row covered."""
+        return sum(a.nbytes for a in self._arrays) / max(1, self._rows)
+
+    def search(
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        *,
+        among: NDArray[np.bool_] | None = None,
+        knobs: Mapping[str, float] | None = None,
+    ) -> Candidates:
+        """The k nearest rows; see `Index.search`. Knobs: nprobe (lists), rescore (rows), recall (0 to 1, of 10)."""
+        begun = time.perf_counter()
+        v = self._space.query(query)
+        q = np.ascontiguousarray(query, np.float32)
+        if k <= 0:
+            return _answer(np.empty(0, np.int64), np.empty(0), 0, self.metric, Cost())
+        mask, matching = self._filter(among)
+        setting = self._setting(q, knobs or {})
+        kept = max(setting.rescore, 3 * k)
+        if matching <= kept or (self.metric is Metric.COSINE and not v.any()):
+            return self._exactly(q, k, among, begun)
+        nprobe = self._widened(setting.nprobe, k, matching)
+        wanted = min(k, matching)
+        while True:
+            rows, distances, counts = self._probe(q, v, mask, wanted, nprobe, kept)
+            if len(rows) >= wanted or nprobe >= self.lists:
+                break
+            nprobe = min(4 * nprobe, self.lists)
+        if len(rows) < wanted:
+            rest = self._arrays.rows[self._placed :].astype(np.int64)
+            rest = rest[mask[rest]] if mask.size else rest
+            rows = np.concatenate([rows, rest])
+            distances = np.concatenate([distances, rescore.distances(self._table, _CODE[self.metric], q, rest)])
+        cost = Cost(
+            codes_scanned=int(counts[0]),
+            lists_probed=int(counts[1]),
+            rows_rescored=int(counts[2]),
+            seconds={"search": time.perf_counter() - begun},
+        )
+        return _answer(rows, distances, k, self.metric, cost)
+
+    def _probe(
+        self, q: Floats, v: Floats, mask: NDArray[np.bool_], k: int, nprobe: int, kept: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+        found: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]] = kernels.search(
+            self._arrays,
+            self._table,
+            _CODE[self.metric],
+            q,
+            v,
+            mask,
+            k,
+            nprobe,
+            kept,
+            REACH,
+            SLACK * self._error,
+            max(RANKED_LISTS, RANKED_PER_PROBE * nprobe, self.lists // 8),
+        )
+        return found
+
+    def _filter(self, among: NDArray[np.bool_] | None) -> tuple[NDArray[np.bool_], int]:
+        if among is None:
+            return _NO_FILTER, self._rows
+        mask = np.ascontiguousarray(among, np.bool_)
+        if mask.ndim != 1 or len(mask) < self._rows:
+            raise VectorIndexError(f"the filter has shape {mask.shape}; the index covers {self._rows} rows")
+        return mask, int(np.count_nonzero(mask[: self._rows]))
+
+    def _exactly(self, q: Floats, k: int, among: NDArray[np.bool_] | None, begun: float) -> Candidates:
+        rows = np.arange(self._rows) if among is None else np.flatnonzero(among[: self._rows])
+        distances = rescore.distances(self._table, _CODE[self.metric], q, rows)
+        cost = Cost(rows_scanned=len(rows), rows_rescored=len(rows), seconds={"search": time.perf_counter() - begun})
+        return _answer(rows, distances, k, self.metric, cost)
+
+    def _widened(self, nprobe: int, k: int, matching: int) -> int:
+        """More lists for more rows asked or fewer allowed: the k nearest of a tenth are spread like ten times k."""
+        deeper = max(1.0, k / 10) * self._rows / max(1, matching)
+        return max(1, min(self.lists, int(nprobe * deeper**0.5)))
+
+    def _setting(self, q: Floats, knobs: Mapping[str, float]) -> Setting:
+        unknown = sorted(set(knobs) - set(KNOBS))
+        if unknown:
+            raise VectorIndexError(f"an ivf index has no knob {unknown[0]!r}; it has {', '.join(KNOBS)}")
+        recall = float(knobs.get("recall", DEFAULT_RECALL))
+        if not 0 < recall <= 1:
+            raise VectorIndexError(f"recall is {recall}; it is more than 0 and at most 1")
+        for name in ("nprobe", "rescore"):
+            if name in knobs and not knobs[name] >= 1:
+                raise VectorIndexError(f"{name} is {knobs[name]}; it is at least 1")
+        if "nprobe" in knobs and "rescore" in knobs:
+            return Setting(int(knobs["nprobe"]), int(knobs["rescore"]))
+        picked = self._curves.pick(q, recall, self.lists)
+        return Setting(int(knobs.get("nprobe", picked.nprobe)), int(knobs.get("rescore", picked.rescore)))
+
+
+def open_index(folder: str | Path, vectors: Vectors) -> IvfIndex:
+    """Open what `build` wrote over the same vectors. DatabaseDamaged names a file that fails a check."""
+    folder = Path(folder)
+    meta = read(folder)
+    missing = [name for name in kernels.Arrays._fields if f"{name}.npy" not in meta["files"]]
+    if missing:
+        raise DatabaseDamaged(f"{folder / missing[0]}.npy is not in the index; rebuild it")
+    if vectors.dimension != meta["dimension"] or vectors.rows < meta["rows"]:
+        raise VectorIndexError(
+            f"the index in {folder} covers {meta['rows']} rows of {meta['dimension']} numbers; "
+            f"the column has {vectors.rows} of {vectors.dimension}"
+        )
+    return IvfIndex(meta, arrays_of(folder), vectors)
+
+
+def arrays_of(folder: Path) -> kernels.Arrays:
+    """The arrays of an index, mapped read-only. Plain views: Numba is slow to recognise a subclass of ndarray."""
+    found = [np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in kernels.Arrays._fields]
+    return kernels.Arrays(*found)
+
+
+def _answer(rows: NDArray[np.int64], distances: NDArray[np.float64], k: int, metric: Metric, cost: Cost) -> Candidates:
+    """The k nearest in order; NaN last, ties by row."""
+    if metric is Metric.L2:
+        distances = np.sqrt(distances)
+    order = np.lexsort((rows, -distances if metric.larger_is_nearer else distances))[:k]
+    return Candidates(rows[order].astype(np.uint64), distances[order], cost)
+
+
+def _table(vectors: Vectors, rows: int) -> tuple[rescore.Table, list[NDArray[np.floating]]]:
+    """Addresses of the blocks, and the blocks themselves, which must be kept alive as long."""
+    first, kept = [], []
+    for row, block in vectors.blocks(0, rows):
+        if block.dtype not in (np.float16, np.float32) or (block.shape[1] > 1 and block.strides[1] != block.itemsize):
+            raise VectorIndexError(
+                f"the block at row {row} is {block.dtype} with strides {block.strides}; "
+                "rows must be float16 or float32, each in one piece"
+            )
+        first.append(row)
+        kept.append(block)
+    table = rescore.Table(
+        np.array(first, np.int64),
+        np.array([b.ctypes.data for b in kept], np.uint64),
+        np.array([b.strides[0] for b in kept], np.int64),
+        np.array([b.dtype == np.float16 for b in kept], np.bool_),
+    )
+    return table, kept

@@ -1,0 +1,147 @@
+"""Knobs, and which of them reach a recall: curves measured at build, one for each kind of query.
+
+A caption's vector and a picture's vector lie apart, and captions need more lists for the same recall. Which kind a
+query is shows in its likeness to the mean of either column. An index built without captions knows only its own rows:
+a query unlike nearly all of them is foreign to its curve and is given more than the curve says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clipql.index.ivf.geometry import Floats
+
+KNOBS = ("nprobe", "rescore", "recall")
+DEFAULT_RECALL = 0.95
+FOREIGN_LISTS, FOREIGN_ROWS = 4, 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """nprobe: lists scanned. rescore: rows kept by their codes and compared exactly, at most."""
+
+    nprobe: int
+    rescore: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """recall@10 measured at a setting, and its cost in codes read (a rescored row counts as many)."""
+
+    setting: Setting
+    recall: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """image, text: points measured with held-out stored rows and with captions (empty if there were none).
+
+    image_mean, text_mean: unit float32 (d,). familiar: the likeness to image_mean that nearly every stored row has.
+    apart: whether the means tell nearly every row from nearly every caption.
+    """
+
+    image: Sequence[Point]
+    text: Sequence[Point]
+    image_mean: Floats
+    text_mean: Floats | None
+    familiar: float
+    apart: bool = True
+
+    def kind_of(self, query: Floats) -> str:
+        """'text', 'image', 'either' (the two lie too close to tell), or 'foreign' (unlike the stored rows, with no
+        captions to compare with).
+        """
+        like_image = float(query @ self.image_mean)
+        if self.text_mean is not None and self.text:
+            if not self.apart:
+                return "either"
+            return "text" if float(query @ self.text_mean) > like_image else "image"
+        return "image" if like_image >= self.familiar * float(np.sqrt(query @ query)) else "foreign"
+
+    def pick(self, query: Floats, recall: float, lists: int) -> Setting:
+        """The cheapest setting that reaches a recall by the curve of the query's kind.
+
+        Every list for 1; where no measured point is enough, twice the widest.
+        """
+        kind = self.kind_of(query)
+        if kind == "either":
+            a, b = self._of("image", self.image, recall, lists), self._of("text", self.text, recall, lists)
+            return Setting(max(a.nprobe, b.nprobe), max(a.rescore, b.rescore))
+        return self._of(kind, self.text if kind == "text" else self.image, recall, lists)
+
+    def _of(self, kind: str, points: Sequence[Point], recall: float, lists: int) -> Setting:
+        if not points:
+            return Setting(min(lists, 64), 400)
+        widest = max(points, key=lambda p: (p.setting.nprobe, p.setting.rescore)).setting
+        if recall >= 1:
+            return Setting(lists, 4 * widest.rescore)
+        chosen = cheapest(points, recall) or Setting(2 * widest.nprobe, 2 * widest.rescore)
+        if kind == "foreign":
+            chosen = Setting(FOREIGN_LISTS * chosen.nprobe, FOREIGN_ROWS * chosen.rescore)
+        return Setting(min(lists, chosen.nprobe), chosen.rescore)
+
+    def to_meta(self) -> dict[str, Any]:
+        def table(points: Sequence[Point]) -> list[dict[str, float]]:
+            return [
+                {"nprobe": p.setting.nprobe, "rescore": p.setting.rescore, "recall": p.recall, "cost": p.cost}
+                for p in points
+            ]
+
+        return {
+            "image": table(self.image),
+            "text": table(self.text),
+            "image_mean": self.image_mean.tolist(),
+            "text_mean": None if self.text_mean is None else self.text_mean.tolist(),
+            "familiar": self.familiar,
+            "apart": self.apart,
+        }
+
+    @staticmethod
+    def from_meta(meta: Mapping[str, Any]) -> Curves:
+        def points(table: Sequence[Mapping[str, Any]]) -> list[Point]:
+            return [
+                Point(Setting(int(p["nprobe"]), int(p["rescore"])), float(p["recall"]), float(p["cost"])) for p in table
+            ]
+
+        told = meta["curves"]
+        text_mean = told["text_mean"]
+        return Curves(
+            points(told["image"]),
+            points(told["text"]),
+            np.array(told["image_mean"], np.float32),
+            None if text_mean is None else np.array(text_mean, np.float32),
+            float(told["familiar"]),
+            bool(told.get("apart", True)),
+        )
+
+
+def cheapest(points: Sequence[Point], recall: float) -> Setting | None:
+    """The cheapest setting on or between measured points; None if no point reaches this recall.
+
+    Between two numbers of lists recall is taken to grow with their logarithm.
+    """
+    best: tuple[float, Setting] | None = None
+    for rescore in sorted({p.setting.rescore for p in points}):
+        curve = sorted((p for p in points if p.setting.rescore == rescore), key=lambda p: p.setting.nprobe)
+        enough = next((i for i, p in enumerate(curve) if p.recall >= recall), None)
+        if enough is None:
+            continue
+        above, below = curve[enough], curve[max(0, enough - 1)]
+        share = (recall - below.recall) / (above.recall - below.recall) if above.recall > below.recall else 1.0
+        nprobe = math.ceil(below.setting.nprobe * (above.setting.nprobe / below.setting.nprobe) ** share)
+        cost = below.cost + (above.cost - below.cost) * share
+        if best is None or cost < best[0]:
+            best = cost, Setting(nprobe, rescore)
+    return None if best is None else best[1]
+
+
+def reached(points: Sequence[Point], recall: float) -> float:
+    """The recall measured at the cheapest point that reaches the one asked for, or the highest there is."""
+    enough = [p for p in points if p.recall >= recall]
+    return min(enough, key=lambda p: p.cost).recall if enough else max(p.recall for p in points)

@@ -1,0 +1,186 @@
+"""K-means in two levels, and the assignment of every row to its list.
+
+Owns where the lists are. Level one: `parents`, about sqrt(4 lists) centroids. Level two: each parent's own
+`centroids`, kept together, so that a parent's lists are a range. A row is compared with the parents and then with the
+lists of its few nearest parents only, which is what lets 400 million rows be assigned. Nothing here holds more than
+a sample (mapped from a scratch file) or one chunk of rows in memory.
+
+Centroids are rounded to int8 with one scale each *before* rows are assigned and encoded: the rounded centroid is the
+centroid, so the rounding costs no accuracy, and a list takes d + 4 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.index.ivf.geometry import Floats, Workers
+from clipql.vectors.bits import kernel
+
+Integers = NDArray[np.int64]
+COARSE_ROUNDS, FINE_ROUNDS = 8, 7
+PARENTS_TRIED = 4
+_CHUNK = 32_768
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Two levels of centroids in the centred space.
+
+    parents: float32 (p, d). edges: int64 (p + 1,), the lists of parent i are [edges[i], edges[i + 1]).
+    small: int8 (l, d) and scale: float32 (l,): centroid i is small[i] * scale[i].
+    """
+
+    parents: Floats
+    edges: Integers
+    small: NDArray[np.int8]
+    scale: Floats
+
+    @property
+    def count(self) -> int:
+        return len(self.small)
+
+    def centroids(self, first: int = 0, last: int | None = None) -> Floats:
+        return self.small[first:last].astype(np.float32) * self.scale[first:last, None]
+
+
+def to_small(centroids: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Round each centroid to int8 with a scale of its own."""
+    top = np.abs(centroids).max(1)
+    scale = np.where(top > 0, top / 127, 1).astype(np.float32)
+    return np.rint(centroids / scale[:, None]).astype(np.int8), scale
+
+
+def nearest(y: Floats, centroids: Floats, workers: Workers) -> NDArray[np.int32]:
+    """The L2-nearest centroid of each row, int32 (n,)."""
+    half = (centroids * centroids).sum(1) * np.float32(0.5)
+    out = np.empty(len(y), np.int32)
+    for a in range(0, len(y), _CHUNK):
+        score, part = y[a : a + _CHUNK] @ centroids.T, out[a : a + _CHUNK]
+        if score.size < 100_000:
+            _best(score, half, part)
+        else:
+            workers.each(len(part), lambda i, j, s=score, p=part: _best(s[i:j], half, p[i:j]))  # type: ignore[misc]
+    return out
+
+
+def kmeans(y: Floats, k: int, rounds: int, rng: np.random.Generator, workers: Workers) -> Floats:
+    """Lloyd's algorithm from k distinct rows; an emptied centroid restarts at a row drawn by chance."""
+    k = min(k, len(y))
+    centroids = y[np.sort(rng.choice(len(y), k, replace=False))].copy()
+    for _ in range(rounds if k > 1 else 1):
+        owner = nearest(y, centroids, workers) if k > 1 else np.zeros(len(y), np.int32)
+        sums, counts = np.zeros((k, y.shape[1]), np.float64), np.zeros(k, np.int64)
+        _add_up(y, owner, sums, counts)
+        centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        empty = np.flatnonzero(counts == 0)
+        centroids[empty] = y[rng.integers(0, len(y), len(empty))]
+    return centroids
+
+
+def train(
+    sample: Floats, lists: int, rng: np.random.Generator, workers: Workers, tick: Callable[[int, int], None]
+) -> Lists:
+    """Both levels from sampled rows (n, d), which may be a mapped scratch file."""
+    count = max(1, min(round((4 * lists) ** 0.5), len(sample) // 32))
+    some = np.sort(rng.choice(len(sample), min(len(sample), max(256 * count, 20_000)), replace=False))
+    parents = kmeans(np.ascontiguousarray(sample[some]), count, COARSE_ROUNDS, rng, workers)
+    owner = np.concatenate(
+        [nearest(np.asarray(sample[a : a + _CHUNK]), parents, workers) for a in range(0, len(sample), _CHUNK)]
+    )
+    order = np.argsort(owner, kind="stable")
+    size = np.bincount(owner, minlength=count)
+    last = np.cumsum(size)
+    share = np.maximum(1, np.rint(size * (lists / len(sample))).astype(np.int64))
+    parts = []
+    for p in range(count):
+        rows = np.asarray(sample[order[last[p] - size[p] : last[p]]])
+        parts.append(kmeans(rows, int(share[p]), FINE_ROUNDS, rng, workers) if len(rows) else parents[p : p + 1])
+        tick(p + 1, count)
+    edges = np.concatenate([[0], np.cumsum([len(c) for c in parts])]).astype(np.int64)
+    small, scale = to_small(np.concatenate(parts))
+    return Lists(parents, edges, small, scale)
+
+
+class Assigner:
+    """Finds the list of each row; holds float32 centroids of one parent at a time."""
+
+    def __init__(self, lists: Lists, workers: Workers) -> None:
+        self._lists, self._workers = lists, workers
+        self._half = (lists.parents * lists.parents).sum(1) * np.float32(0.5)
+        self._tried = min(PARENTS_TRIED, len(lists.parents))
+
+    def __call__(self, y: Floats) -> NDArray[np.int32]:
+        """int32 (n,): the list of each row of a chunk."""
+        n, tried = len(y), self._tried
+        score = y @ self._lists.parents.T
+        near = np.empty((n, tried), np.int32)
+        self._workers.each(n, lambda a, b: _few_best(score[a:b], self._half, near[a:b]))
+        pairs = near.ravel()
+        order = np.argsort(pairs, kind="stable")
+        edge = np.searchsorted(pairs[order], np.arange(len(self._lists.parents) + 1))
+        rows = order // tried
+        best, owner = np.full(n, -np.inf, np.float32), np.zeros(n, np.int32)
+
+        def one(parent: int) -> None:
+            a, b = int(edge[parent]), int(edge[parent + 1])
+            if a == b:
+                return
+            first = int(self._lists.edges[parent])
+            centroids = self._lists.centroids(first, int(self._lists.edges[parent + 1]))
+            half = (centroids * centroids).sum(1) * np.float32(0.5)
+            _improve(y[rows[a:b]] @ centroids.T, half, rows[a:b], first, best, owner)
+
+        for parent in range(len(self._lists.parents)):
+            one(parent)
+        return owner
+
+
+@kernel
+def _best(score: Floats, half: Floats, out: NDArray[np.int32]) -> None:
+    for i in range(score.shape[0]):
+        top, at = np.float32(-np.inf), 0
+        for j in range(score.shape[1]):
+            s = score[i, j] - half[j]
+            if s > top:
+                top, at = s, j
+        out[i] = at
+
+
+@kernel
+def _few_best(score: Floats, half: Floats, out: NDArray[np.int32]) -> None:
+    m = out.shape[1]
+    top = np.empty(m, np.float32)
+    for i in range(score.shape[0]):
+        top[:] = -np.inf
+        out[i] = 0
+        for j in range(score.shape[1]):
+            s = score[i, j] - half[j]
+            if s > top[m - 1]:
+                z = m - 1
+                while z > 0 and s > top[z - 1]:
+                    top[z], out[i, z] = top[z - 1], out[i, z - 1]
+                    z -= 1
+                top[z], out[i, z] = s, j
+
+
+@kernel
+def _improve(score: Floats, half: Floats, rows: Integers, first: int, best: Floats, owner: NDArray[np.int32]) -> None:
+    for i in range(score.shape[0]):
+        row = rows[i]
+        for j in range(score.shape[1]):
+            s = score[i, j] - half[j]
+            if s > best[row]:
+                best[row], owner[row] = s, first + j
+
+
+@kernel
+def _add_up(y: Floats, owner: NDArray[np.int32], sums: NDArray[np.float64], counts: Integers) -> None:
+    for i in range(y.shape[0]):
+        c = owner[i]
+        counts[c] += 1
+        for j in range(y.shape[1]):
+            sums[c, j] += y[i, j]
