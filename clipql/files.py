@@ -57,13 +57,10 @@ def sync_folder(folder: Path) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Write a whole file durably and atomically: a reader sees the old content or the new, never a mixture."""
-    temporary = path.with_name(path.name + ".tmp")
-    with translated(path, "writing"):
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+    with new_file(path) as file:
+        view = memoryview(content)
+        while view:
+            view = view[file.write(view) :]
     sync_folder(path.parent)
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from clipql.catalog import Table
 from clipql.engine import Engine, quote_name, quote_string
@@ -15,11 +20,23 @@ _FLOATS = {"Float32", "Float64", "BFloat16"}
 
 def column_types(engine: Engine, part: CheckedPart) -> dict[str, str]:
     """ClickHouse's types for the columns of a part's metadata, by name, in the file's order."""
+    # an empty file of the same columns, in the statement itself: file() would take { and * in the path as wildcards
+    sink = pa.BufferOutputStream()
+    pq.write_table(part.schema.remove_metadata().empty_table(), sink)
+    content = sink.getvalue().to_pybytes().hex()
     try:
-        found = engine.arrow(f"DESCRIBE TABLE file({quote_string(str(part.files.metadata.resolve()))}, 'Parquet')")
+        found = engine.arrow(f"DESCRIBE TABLE format('Parquet', unhex('{content}')) SETTINGS print_pretty_type_names = 0")
     except QueryError as error:
         raise IngestError(f"{part.files.metadata}: ClickHouse cannot take its columns: {error}") from error
     return dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))
+
+
+def check_parts(engine: Engine, table: Table, parts: Sequence[CheckedPart]) -> None:
+    """Compare parts with the table they shall go into, one after the other. Raises IngestError as `check_columns`."""
+    for part in parts:
+        check_columns(engine, table, part)
+        columns = (dataclasses.replace(c, dimension=part.vectors[c.name].dimension) for c in table.columns)
+        table = dataclasses.replace(table, columns=tuple(columns))
 
 
 def check_columns(engine: Engine, table: Table, part: CheckedPart) -> None:

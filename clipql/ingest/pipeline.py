@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from clipql.catalog import Part, Table
 from clipql.engine import quote_name, quote_string
 from clipql.errors import ClipqlError, IngestError, VectorError
-from clipql.ingest.columns import check_columns, column_types
+from clipql.ingest.columns import check_parts, column_types
 from clipql.ingest.layout import IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
 from clipql.tables import schema
 from clipql.tables.registry import Registry
@@ -110,10 +110,10 @@ class _Run:
     def all(self) -> IngestReport:
         """Take every part in, in the order of their numbers."""
         table, made = self._table()
-        for part in self._parts:
-            check_columns(self._registry.engine, table, part)
         taken = skipped = rows = 0
         try:
+            known = {p.fingerprint for p in table.parts}
+            check_parts(self._registry.engine, table, [p for p in self._parts if p.fingerprint not in known])
             for number, part in enumerate(self._parts, 1):
                 table = self._registry.catalog.by_id(table.id) or table
                 if any(p.fingerprint == part.fingerprint for p in table.parts):

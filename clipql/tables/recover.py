@@ -7,10 +7,12 @@ change was under way.
 
 from __future__ import annotations
 
+import contextlib
+
 from clipql import catalog, files
 from clipql.catalog import Pending, Table
 from clipql.engine import quote_string
-from clipql.errors import DatabaseDamaged
+from clipql.errors import DatabaseDamaged, QueryError
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
 
 
@@ -86,9 +88,14 @@ def sweep(registry: Registry) -> None:
 
 def take_back_rows(registry: Registry, table: Table) -> None:
     """Remove from MergeTree whatever lies beyond the rows that the catalog knows."""
-    registry.engine.run(
-        f"ALTER TABLE {registry.physical(table)} DELETE WHERE {ROW} >= {table.rows} SETTINGS mutations_sync = 2"
-    )
+    physical, run = registry.physical(table), registry.engine.run
+    fresh = registry.engine.arrow(f"SELECT _part FROM {physical} GROUP BY _part HAVING min({ROW}) >= {table.rows}")
+    for part in fresh.column(0).to_pylist():
+        with contextlib.suppress(QueryError):  # merged meanwhile
+            run(f"ALTER TABLE {physical} DROP PART {quote_string(part)}")
+    # a mutation waits for room on a full disk: not without need
+    if registry.engine.scalar(f"SELECT count() FROM {physical} WHERE {ROW} >= {table.rows}"):
+        run(f"ALTER TABLE {physical} DELETE WHERE {ROW} >= {table.rows} SETTINGS mutations_sync = 2")
 
 
 def definition(registry: Registry, database: str, name: str) -> str | None:
@@ -115,14 +122,17 @@ def _insert(registry: Registry, pending: Pending) -> None:
     before, after = pending.before, pending.after
     assert before is not None and after is not None, "an insert has a table before and after"
     there = registry.engine.scalar(f"SELECT count() FROM {registry.physical(before)} WHERE {ROW} >= {before.rows}")
-    if there == after.rows - before.rows:
-        registry.publish(after)
-        _done(registry, after)
-        return
-    if there:
+    whole = there == after.rows - before.rows
+    if there and not whole:
         take_back_rows(registry, before)
-    registry.publish(before)
-    _done(registry, before)
+    kept, other = (after, before) if whole else (before, after)
+    registry.publish(kept)
+    _done(registry, kept)
+    known = {s for c in kept.columns for s in c.segments}
+    for column in other.columns:
+        for segment in column.segments:
+            if segment not in known and not segment.linked:
+                files.remove(registry.column_folder(other, column.name) / segment.file)
 
 
 def _create(registry: Registry, pending: Pending) -> None:

@@ -122,7 +122,7 @@ class Registry:
         known = self._alive.get(table.id)
         if known is None:
             known = self._look(table)
-            if not self._expires(table):
+            if not self.expires(table):
                 self._alive[table.id] = known
         rows, mask = known
         if mask is None or rows == table.rows:
@@ -140,7 +140,8 @@ class Registry:
         mask[self.row_numbers(f"SELECT {ROW} FROM {name} WHERE {ROW} < {rows}")] = True
         return rows, mask
 
-    def _expires(self, table: Table) -> bool:
+    def expires(self, table: Table) -> bool:
+        """Whether rows of a table go by themselves, by a TTL."""
         where = f"database = {quote_string(INTERNAL)} AND name = {quote_string(table.id)}"
         return " TTL " in str(self.engine.scalar(f"SELECT engine_full FROM system.tables WHERE {where}"))
 

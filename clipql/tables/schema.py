@@ -170,6 +170,8 @@ def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: s
                 f"{changed} is a vector column and vectors are not updated in place: insert the row anew and delete "
                 "the old one"
             )
+    if column and verb == "CLEAR":
+        raise UnsupportedStatement(f"{column.name} is a vector column, and a vector cannot be empty: delete the rows")
     if verb in _ROW_CHANGES or " ".join(words[:2]) in _ROW_CHANGES:
         try:
             run(f"{on_physical} {command}")

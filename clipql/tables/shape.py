@@ -95,3 +95,14 @@ def insertable(engine: Engine, table: Table) -> list[tuple[str, str]]:
         "AND default_kind IN ('', 'DEFAULT') ORDER BY position"
     )
     return [(r["name"], r["type"]) for r in found.to_pylist()]
+
+
+def reads_vectors(engine: Engine, table: Table) -> bool:
+    """Whether ClickHouse computes something from the rows of a table as they come: columns, indexes, projections."""
+    where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)}"
+    counts = (
+        f"(SELECT count() FROM system.columns WHERE {where} AND default_kind = 'MATERIALIZED')",
+        f"(SELECT count() FROM system.data_skipping_indices WHERE {where})",
+        f"(SELECT count() FROM system.projections WHERE {where})",
+    )
+    return bool(engine.scalar(f"SELECT {' + '.join(counts)}"))

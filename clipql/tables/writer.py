@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from clipql import files
 from clipql.catalog import Part, Pending, Segment, Table, VectorColumn
 from clipql.engine import quote_name
-from clipql.errors import VectorError
-from clipql.tables import recover
+from clipql.errors import DiskFull, QueryError, VectorError
+from clipql.tables import recover, shape
 from clipql.tables.registry import INTERNAL, ROW, Registry
 from clipql.vectors import segments
 from clipql.vectors.segments import ArrayFile, SegmentWriter
@@ -60,6 +60,7 @@ class Insertion:
         self._open: dict[str, _OpenSegment] = {}
         self._batches: list[pa.RecordBatch] = []
         self._rows, self._serial, self._staged = 0, itertools.count(), False
+        self._computed, self._names = False, ""
 
     def __enter__(self) -> Insertion:
         self._registry.write_lock.acquire()
@@ -142,16 +143,16 @@ class Insertion:
             opened = None
         if opened is None:
             path = self._new_path(column)
-            stack = contextlib.ExitStack()
-            file = stack.enter_context(files.new_file(path))
-            writer = SegmentWriter(file, path, self._end(column), block.shape[1], dtype)
-            opened = self._open[column] = _OpenSegment(stack, writer, dtype, block.shape[1])
+            with contextlib.ExitStack() as stack:
+                file = stack.enter_context(files.new_file(path))
+                writer = SegmentWriter(file, path, self._end(column), block.shape[1], dtype)
+                opened = self._open[column] = _OpenSegment(stack.pop_all(), writer, dtype, block.shape[1])
         opened.writer.append(block, f"column {column}", row)
 
     def _close(self, column: str) -> None:
         opened = self._open.pop(column)
-        segment = opened.writer.finish()
-        opened.stack.close()
+        with opened.stack:
+            segment = opened.writer.finish()
         self._vectors[column].append(segment)
 
     def _end(self, column: str) -> int:
@@ -207,8 +208,16 @@ class Insertion:
 
     def _stage(self, batches: Sequence[pa.RecordBatch]) -> None:
         if not self._staged:
-            self._registry.engine.run(f"CREATE TABLE {self._staging} AS {self._registry.physical(self.table)}")
-            self._staged = True
+            run, physical = self._registry.engine.run, self._registry.physical(self.table)
+            names = ", ".join(quote_name(n) for n in batches[0].schema.names)
+            self._computed = shape.reads_vectors(self._registry.engine, self.table)
+            run(f"DROP TABLE IF EXISTS {self._staging} SYNC")
+            if self._computed:  # the vectors that it would read are published at the commit: stage just what came
+                same = f"EMPTY AS SELECT {names} FROM {physical}"
+                run(f"CREATE TABLE {self._staging} ENGINE = MergeTree ORDER BY {ROW} {same}")
+            else:
+                run(f"CREATE TABLE {self._staging} AS {physical}")
+            self._staged, self._names = True, names
         self._insert(self._staging, batches)
 
     def _insert(self, into: str, batches: Sequence[pa.RecordBatch]) -> None:
@@ -233,6 +242,8 @@ class Insertion:
             files.sync_folder(self._registry.column_folder(self.table, column.name))
         if not self._rows:
             return
+        if self._staged:
+            self._check_stored(self._staging)
         columns, merged_away = self._columns(models or {})
         after = dataclasses.replace(
             self.table, columns=columns, rows=self.first + self._rows, parts=(*self.table.parts, *parts)
@@ -250,10 +261,36 @@ class Insertion:
             path.unlink(missing_ok=True)
 
     def _move(self) -> None:
-        registry = self._registry
+        registry, physical = self._registry, self._registry.physical(self.table)
         if not self._staged:
-            self._insert(registry.physical(self.table), self._batches)
+            self._insert(physical, self._batches)
+        elif self._computed:
+            registry.engine.run(f"INSERT INTO {physical} ({self._names}) SELECT {self._names} FROM {self._staging}")
+        else:
+            self._move_partitions()
+        self._check_stored(physical)
+
+    def _check_stored(self, where: str) -> None:
+        """Count the rows that came: chDB ends a streamed insert without a word where its last block was not written.
+
+        Raises DiskFull or QueryError.
+        """
+        engine = self._registry.engine
+        there = engine.scalar(f"SELECT count() FROM {where} WHERE {ROW} >= {self.first}")
+        if there == self._rows or self._registry.expires(self.table):
             return
+        noted = engine.arrow(
+            "SELECT code, name, last_error_message AS message FROM system.errors WHERE last_error_time > now() - 60 "
+            "ORDER BY last_error_time DESC LIMIT 1"
+        ).to_pylist()
+        last = noted[0] if noted else {"code": 0, "name": "", "message": "no error was noted"}
+        message = f"{there:,} of {self._rows:,} rows were stored in {self.table.full_name}: {last['message']}"
+        if last["name"] == "NOT_ENOUGH_SPACE" or "No space left on device" in last["message"]:
+            raise DiskFull(f"the disk is full; {message}; nothing was changed, free some room and try again")
+        raise QueryError(f"{message} (ClickHouse {last['code']} {last['name']})", code=last["code"], name=last["name"])
+
+    def _move_partitions(self) -> None:
+        registry = self._registry
         name = "rows of " + self._id
         partitions = registry.engine.arrow(
             f"SELECT DISTINCT partition_id FROM system.parts WHERE active AND database = '{INTERNAL}' "
