@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -179,20 +179,20 @@ class Insertion:
 
     def add_rows(self, batches: Iterable[pa.RecordBatch], tick: Callable[[int], None] = lambda n: None) -> None:
         """Add the other columns of rows, in the order of their vectors. Large numbers of rows are staged on disk."""
-        pending: list[pa.RecordBatch] = []
-        held = 0
+        numbered = self._all_numbered(batches, tick)
+        held = sum(b.num_rows for b in self._batches)
+        for batch in numbered:
+            self._batches.append(batch)
+            held += batch.num_rows
+            if held > DIRECT_ROWS or self._staged:
+                few, self._batches = self._batches, []
+                self._stage(few[0].schema, itertools.chain(few, numbered))
+
+    def _all_numbered(self, batches: Iterable[pa.RecordBatch], tick: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             numbered = self._numbered(batch)
-            pending.append(numbered)
-            held += numbered.num_rows
             tick(numbered.num_rows)
-            if held + sum(b.num_rows for b in self._batches) > DIRECT_ROWS or self._staged:
-                self._stage([*self._batches, *pending])
-                self._batches, pending, held = [], [], 0
-        if self._staged and pending:
-            self._stage(pending)
-        else:
-            self._batches += pending
+            yield numbered
 
     def _numbered(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         start = self.first + self._rows
@@ -206,10 +206,11 @@ class Insertion:
     def _staging(self) -> str:
         return f"{INTERNAL}.{quote_name('rows of ' + self._id)}"
 
-    def _stage(self, batches: Sequence[pa.RecordBatch]) -> None:
+    def _stage(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Put rows where nobody sees them, as one insert: ClickHouse then syncs, and later merges, few parts."""
         if not self._staged:
             run, physical = self._registry.engine.run, self._registry.physical(self.table)
-            names = ", ".join(quote_name(n) for n in batches[0].schema.names)
+            names = ", ".join(map(quote_name, schema.names))
             self._computed = shape.reads_vectors(self._registry.engine, self.table)
             run(f"DROP TABLE IF EXISTS {self._staging} SYNC")
             if self._computed:  # the vectors that it would read are published at the commit: stage just what came
@@ -218,13 +219,11 @@ class Insertion:
             else:
                 run(f"CREATE TABLE {self._staging} AS {physical}")
             self._staged, self._names = True, names
-        self._insert(self._staging, batches)
+        self._insert(self._staging, schema, batches)
 
-    def _insert(self, into: str, batches: Sequence[pa.RecordBatch]) -> None:
-        if not batches or not sum(b.num_rows for b in batches):
-            return
-        names = ", ".join(quote_name(n) for n in batches[0].schema.names)
-        self._registry.engine.insert(f"INSERT INTO {into} ({names})", batches[0].schema, batches)
+    def _insert(self, into: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        names = ", ".join(map(quote_name, schema.names))
+        self._registry.engine.insert(f"INSERT INTO {into} ({names})", schema, batches)
 
     # the end
 
@@ -263,7 +262,7 @@ class Insertion:
     def _move(self) -> None:
         registry, physical = self._registry, self._registry.physical(self.table)
         if not self._staged:
-            self._insert(physical, self._batches)
+            self._insert(physical, self._batches[0].schema, self._batches)
         elif self._computed:
             registry.engine.run(f"INSERT INTO {physical} ({self._names}) SELECT {self._names} FROM {self._staging}")
         else:
