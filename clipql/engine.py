@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clipql.errors import DatabaseLocked, QueryCancelled, QueryError, UnknownColumn, UnknownTable
 
@@ -127,6 +128,13 @@ def quote_string(text: str) -> str:
 def quote_name(name: str) -> str:
     """A ClickHouse identifier in backticks."""
     return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+def arrow_numbers(values: NDArray[Any]) -> pa.Array:
+    """A numpy array of numbers as an Arrow array, not copied. (`pyarrow.array` would import pandas, for 0.3 s.)"""
+    whole = np.ascontiguousarray(values)
+    kind = pa.from_numpy_dtype(whole.dtype)
+    return pa.Array.from_buffers(kind, len(whole), [None, pa.py_buffer(whole)])
 
 
 class _Connection:

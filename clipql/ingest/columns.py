@@ -22,10 +22,12 @@ def column_types(engine: Engine, part: CheckedPart) -> dict[str, str]:
     """ClickHouse's types for the columns of a part's metadata, by name, in the file's order."""
     # an empty file of the same columns, in the statement itself: file() would take { and * in the path as wildcards
     sink = pa.BufferOutputStream()
-    pq.write_table(part.schema.remove_metadata().empty_table(), sink)
+    pq.write_table(pa.Table.from_batches([], part.schema.remove_metadata()), sink)
     content = sink.getvalue().to_pybytes().hex()
     try:
-        found = engine.arrow(f"DESCRIBE TABLE format('Parquet', unhex('{content}')) SETTINGS print_pretty_type_names = 0")
+        found = engine.arrow(
+            f"DESCRIBE TABLE format('Parquet', unhex('{content}')) SETTINGS print_pretty_type_names = 0"
+        )
     except QueryError as error:
         raise IngestError(f"{part.files.metadata}: ClickHouse cannot take its columns: {error}") from error
     return dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipql.catalog import Part, Table
-from clipql.engine import quote_name, quote_string
+from clipql.engine import arrow_numbers, quote_name, quote_string
 from clipql.errors import ClipqlError, IngestError, VectorError
 from clipql.ingest.columns import check_parts, column_types
 from clipql.ingest.layout import IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
@@ -115,7 +115,7 @@ class _Run:
             known = {p.fingerprint for p in table.parts}
             check_parts(self._registry.engine, table, [p for p in self._parts if p.fingerprint not in known])
             for number, part in enumerate(self._parts, 1):
-                table = self._registry.catalog.by_id(table.id) or table
+                table = self._registry.current(table)
                 if any(p.fingerprint == part.fingerprint for p in table.parts):
                     skipped += 1
                     self._done += part.rows
@@ -233,7 +233,7 @@ class _OnePart:
                 for batch in file.iter_batches(BATCH_ROWS):
                     if first_id is not None:
                         ids = np.arange(first_id + row, first_id + row + batch.num_rows, dtype=np.uint64)
-                        batch = batch.append_column("id", pa.array(ids))
+                        batch = batch.append_column("id", arrow_numbers(ids))
                     row += batch.num_rows
                     yield batch
         except (pa.ArrowException, OSError) as error:

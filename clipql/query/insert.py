@@ -58,6 +58,7 @@ def insert(
     registry: Registry, planner: Planner, table: Table, sql: str, statement: Insert, params: Mapping[str, Any]
 ) -> int:
     """Carry the statement out and return the number of rows. Raises VectorError or QueryError; then nothing changed."""
+    table = registry.current(table)
     filled = shape.insertable(registry.engine, table)
     types = dict(filled)
     names = statement.columns or tuple(n for n, _ in filled)

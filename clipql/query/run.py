@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.engine import quote_name
+from clipql.engine import arrow_numbers, quote_name
 from clipql.index.base import Candidates, Cost
 from clipql.index.flat import Scan, Term, exact
 from clipql.query import scopes as sql_scopes
@@ -275,7 +275,9 @@ class _Execution:
         store = self._registry.store(select.table, call.column)
         values = Scan([Term(store, call.metric, vector.values)], select.table.rows).all()
         name = self._work.name("distances")
-        self._work.tables[name] = pa.table({"d": pa.ListArray.from_arrays([0, len(values)], pa.array(values))})
+        self._work.tables[name] = pa.table(
+            {"d": pa.ListArray.from_arrays(arrow_numbers(np.array([0, len(values)], np.int32)), arrow_numbers(values))}
+        )
         text = f"assumeNotNull((SELECT d FROM Python({name}))[{select.qualifier_sql}{ROW} + 1])"
         return text if vector.narrow else f"toFloat64({text})"
 

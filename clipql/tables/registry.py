@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from clipql import catalog as manifest
 from clipql.catalog import Catalog, Table
 from clipql.engine import Engine, quote_name, quote_string
-from clipql.errors import ClipqlError
+from clipql.errors import ClipqlError, UnknownTable
 from clipql.tables.gate import Gate
 from clipql.vectors.store import ColumnStore
 
@@ -66,6 +66,16 @@ class Registry:
     def find(self, database: str | None, name: str) -> Table | None:
         """The table of this name if it has vector columns; `database` None means the current one."""
         return self._catalog.table(database or self.database, name)
+
+    def current(self, table: Table) -> Table:
+        """A table as the catalog has it now: what was looked up before the lock was had may be old by then.
+
+        Raises UnknownTable where it is gone.
+        """
+        found = self._catalog.by_id(table.id) or self._catalog.table(table.database, table.name)
+        if found is None:
+            raise UnknownTable(f"{table.full_name} was dropped meanwhile")
+        return found
 
     def column_folder(self, table: Table, column: str) -> Path:
         """Where the segments of a column lie."""

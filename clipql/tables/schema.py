@@ -80,6 +80,7 @@ def drop(registry: Registry, table: Table) -> None:
     """Remove a table, its vectors and all."""
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
+        table = registry.current(table)
         registry.save(registry.catalog.with_pending(Pending("drop", table, None)))
         recover.settle(registry)
 
@@ -88,6 +89,7 @@ def truncate(registry: Registry, table: Table) -> None:
     """Remove all rows of a table. Its row numbers begin again, and so does its vectors' dimension."""
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
+        table = registry.current(table)
         columns = tuple(dataclasses.replace(c, dimension=None, model=None, segments=()) for c in table.columns)
         after = dataclasses.replace(table, columns=columns, rows=0, parts=(), indexes=unbuilt(table))
         registry.save(registry.catalog.with_pending(Pending("truncate", table, after)))
@@ -102,6 +104,7 @@ def rename(registry: Registry, statement: str, pairs: Sequence[tuple[Table, str,
     table, database, name = pairs[0]
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
+        table = registry.current(table)
         after = dataclasses.replace(table, database=database, name=name)
         registry.save(registry.catalog.with_pending(Pending("rename", table, after)))
         try:
@@ -114,6 +117,7 @@ def alter(registry: Registry, indexes: Indexes, table: Table, tokens: Sequence[T
     """ALTER TABLE: each of its commands on the shape, on the physical table, or on both, as it needs."""
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
+        table = registry.current(table)
         for a, b in split_list(list(tokens), first, len(tokens)):
             if not _alter_index(indexes, table, list(tokens), a, b, sql):
                 _alter_one(registry, table, list(tokens[a:b]), sql[tokens[a].start : tokens[b - 1].end])
@@ -257,6 +261,7 @@ def delete(registry: Registry, table: Table, statement: str) -> None:
     """DELETE FROM, or a lightweight UPDATE: ClickHouse's, with the planner told to look again."""
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
+        table = registry.current(table)
         try:
             registry.engine.run(statement)
         finally:
@@ -269,6 +274,7 @@ def optimize(registry: Registry, indexes: Indexes, table: Table, statement: str,
     """
     with registry.write_lock:
         recover.settle(registry)
+        table = registry.current(table)
         registry.engine.run(statement)
         alive = registry.alive(table) if final else None
         if alive is not None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from clipql import files
 from clipql.catalog import Part, Pending, Segment, Table, VectorColumn
-from clipql.engine import quote_name
+from clipql.engine import arrow_numbers, quote_name
 from clipql.errors import DiskFull, QueryError, VectorError
 from clipql.tables import recover, shape
 from clipql.tables.registry import INTERNAL, ROW, Registry
@@ -197,7 +197,7 @@ class Insertion:
     def _numbered(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         start = self.first + self._rows
         self._rows += batch.num_rows
-        numbers = pa.array(np.arange(start, start + batch.num_rows, dtype=np.uint64))
+        numbers = arrow_numbers(np.arange(start, start + batch.num_rows, dtype=np.uint64))
         if batch.schema.names == [ROW]:
             return pa.RecordBatch.from_arrays([numbers], [ROW])
         return batch.append_column(ROW, numbers)
@@ -282,11 +282,11 @@ class Insertion:
             "SELECT code, name, last_error_message AS message FROM system.errors WHERE last_error_time > now() - 60 "
             "ORDER BY last_error_time DESC LIMIT 1"
         ).to_pylist()
-        last = noted[0] if noted else {"code": 0, "name": "", "message": "no error was noted"}
-        message = f"{there:,} of {self._rows:,} rows were stored in {self.table.full_name}: {last['message']}"
-        if last["name"] == "NOT_ENOUGH_SPACE" or "No space left on device" in last["message"]:
+        code, name, why = tuple(noted[0].values()) if noted else (0, "", "no error was noted")
+        message = f"{there:,} of {self._rows:,} rows were stored in {self.table.full_name}: {why}"
+        if name == "NOT_ENOUGH_SPACE" or "No space left on device" in why:
             raise DiskFull(f"the disk is full; {message}; nothing was changed, free some room and try again")
-        raise QueryError(f"{message} (ClickHouse {last['code']} {last['name']})", code=last["code"], name=last["name"])
+        raise QueryError(f"{message} (ClickHouse {code} {name})", code=code, name=name)
 
     def _move_partitions(self) -> None:
         registry = self._registry

@@ -1,0 +1,68 @@
+# make demo and make test do all the set-up they need; Python 3.11 or newer, pip and make are enough (uv is used if there).
+
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null)
+BIN := .venv/bin
+READY := .venv/.ready
+READY_BENCH := .venv/.ready-bench
+LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
+
+ifeq ($(UV),)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+else
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python
+endif
+
+.PHONY: help setup demo test bench lint format lock clean
+.DELETE_ON_ERROR:
+
+help: ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+setup: $(READY) ## the virtual environment .venv, with what the lock names
+
+demo: $(READY) ## real image-caption vectors, taken in and asked in SQL
+	$(BIN)/clipql demo
+
+test: $(READY) ## the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(READY) $(READY_BENCH) ## side by side with peers; writes docs/benchmarks.md (ARGS="--only exact" for a part)
+	$(BIN)/python -m bench.run $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY) ## put the code in ruff's form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: ## resolve pyproject.toml anew into the lock files; needs uv
+	uv pip compile --upgrade $(LOCK_OPTIONS) --extra dev pyproject.toml -o requirements.lock
+	uv pip compile --upgrade $(LOCK_OPTIONS) --extra dev --extra bench -c requirements.lock pyproject.toml -o requirements-bench.lock
+	uv pip compile --upgrade $(LOCK_OPTIONS) --extra dev --extra annoy -c requirements.lock pyproject.toml -o requirements-annoy.lock
+
+clean: ## what make made: environment, caches, benchmark data
+	rm -rf .venv build dist bench/data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find clipql tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Annoy has no wheels, so it is left out where there is no C++ compiler; its tests are then skipped
+$(READY): requirements.lock requirements-annoy.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"$(PYTHON) is Python {v[0]}.{v[1]}: clipql needs 3.11 or newer; name one with make PYTHON=…")'
+ifeq ($(UV),)
+	@echo "setting up .venv, which takes about a minute"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+else
+	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
+endif
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation -e .
+	if command -v c++ >/dev/null; then $(INSTALL) --require-hashes --no-build-isolation -r requirements-annoy.lock; fi
+	$(BIN)/python -c 'from clipql.vectors import kernels; kernels.warm()'
+	@touch $@
+
+$(READY_BENCH): requirements-bench.lock $(READY)
+	$(INSTALL) --require-hashes -r requirements-bench.lock
+	@touch $@

@@ -1,0 +1,49 @@
+"""Measures, prints each line as it is known, and writes docs/benchmarks.md.
+
+    python -m bench.run [--only exact,ingest] [--rows 300000]
+
+Data and results are kept under bench/data; a comparison that is not run again keeps its last result and date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+
+from bench import exact, ingest, kernel, report, results, start, tutorial
+from bench.results import Comparison
+
+COMPARISONS: dict[str, Callable[[int], Comparison]] = {
+    "exact": exact.compare,
+    "kernel": kernel.compare,
+    "ingest": ingest.compare,
+    "tutorial": tutorial.compare,
+    "memory": ingest.memory,
+    "start": start.compare,
+}
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", default=",".join(COMPARISONS), metavar="NAMES", help="of %(default)s")
+    parser.add_argument("--rows", type=int, default=300_000, help="rows of the part (%(default)s)")
+    arguments = parser.parse_args()
+    names = arguments.only.split(",")
+    if unknown := sorted(set(names) - set(COMPARISONS)):
+        parser.error(f"--only {', '.join(unknown)}: expected some of {', '.join(COMPARISONS)}")
+    for name in names:
+        began = time.perf_counter()
+        found = COMPARISONS[name](arguments.rows)
+        results.save(dataclasses.replace(found, when=time.strftime("%Y-%m-%d")))
+        for line in found.lines:
+            print(line.work, line.measured, line.bar, {True: "met", False: "MISSED", None: ""}[line.met], sep=" | ")
+        print(f"({name}: {time.perf_counter() - began:.0f} s)", flush=True)
+    kept = results.load()
+    print(report.write({name: kept[name] for name in COMPARISONS if name in kept}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Real data that comes with the package: a LAION-shaped part of nine pictures, and its licence."""
