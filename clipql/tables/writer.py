@@ -119,6 +119,7 @@ class Insertion:
         with files.new_file(path) as file:
             dtype = array.dtype.name if array.stored_as_is else "float32"
             writer = SegmentWriter(file, path, self._end(column), array.dimension, dtype)
+            writer.reserve(array.rows)
             for row, block in segments.read_blocks(array):
                 writer.append(block, str(array.path), row)
                 tick(len(block))

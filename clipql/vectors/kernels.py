@@ -186,7 +186,3 @@ def warm() -> None:
         for metric in Metric:
             distances(metric, x, query, out)
     collect(np.ones(2, np.float32), 0, 1.0, np.empty(2, np.int64), np.empty(2, np.float32), 0)
-
-
-if __name__ == "__main__":
-    warm()

