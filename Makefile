@@ -60,7 +60,7 @@ endif
 	$(INSTALL) --require-hashes -r requirements.lock
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	if command -v c++ >/dev/null; then $(INSTALL) --require-hashes --no-build-isolation -r requirements-annoy.lock; fi
-	$(BIN)/python -c 'from clipql.vectors import kernels; kernels.warm()'
+	$(BIN)/python -m clipql.warm
 	@touch $@
 
 $(READY_BENCH): requirements-bench.lock $(READY)
