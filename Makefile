@@ -25,7 +25,7 @@ demo: $(READY) ## real image-caption vectors, taken in and asked in SQL
 	$(BIN)/clipql demo
 
 test: $(READY) ## the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python tests/run.py $(ARGS)
 
 bench: $(READY) $(READY_BENCH) ## side by side with peers; writes docs/benchmarks.md (ARGS="--only exact" for a part)
 	$(BIN)/python -m bench.run $(ARGS)

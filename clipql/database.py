@@ -25,6 +25,9 @@ from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 from clipql.vectors.metrics import Metric, metric_named
 
+# what may lie in the folder of a database that was not finished being made
+_OWN = ("lock", catalog.NAME + ".tmp")
+
 
 def connect(path: str | os.PathLike[str] | None = None) -> Database:
     """Open a database folder, which is made if it is not there.
@@ -43,11 +46,11 @@ class Database:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        fresh = _prepare(self.path)
+        _prepare(self.path)
         self._lock = files.FolderLock(self.path)
         self._closed = False
         try:
-            if fresh:
+            if not (self.path / catalog.NAME).exists():  # only who holds the lock may say that it is new
                 catalog.save(self.path, Catalog())
             found = catalog.load(self.path)
             self._engine = Engine(self.path / "engine")
@@ -193,20 +196,18 @@ class Database:
         self.close()
 
 
-def _prepare(path: Path) -> bool:
-    """Make the folder; True where a new database begins in it. Raises NotADatabase for a folder of something else."""
+def _prepare(path: Path) -> None:
+    """Make the folder if it is not there. Raises NotADatabase for a folder of something else."""
     if path.exists() and not path.is_dir():
         raise NotADatabase(f"{path} is a file; a database is a folder")
-    fresh = not (path / catalog.NAME).exists()
-    strange = [p.name for p in path.iterdir() if p.name not in ("lock", catalog.NAME + ".tmp")] if path.is_dir() else []
-    if fresh and strange:
+    strange = [p.name for p in path.iterdir() if p.name not in _OWN] if path.is_dir() else []
+    if strange and not (path / catalog.NAME).exists():
         raise NotADatabase(
             f"{path} holds {', '.join(sorted(strange)[:3])} but no {catalog.NAME}, so clipql did not make it: "
             "name an empty or a new folder"
         )
     with files.translated(path, "making"):
         path.mkdir(parents=True, exist_ok=True)
-    return fresh
 
 
 def _open(path: Path, engine: Engine, found: Catalog) -> Registry:

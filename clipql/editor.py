@@ -96,7 +96,9 @@ def complete(text: str) -> bool:
     if not tokens:
         return False
     data = text[tokens[-1].end :].strip()  # of INSERT … FORMAT, which has no tokens
-    return tokens[-1].text == ";" or stripped.endswith("\\G") or (data[-1:] == ";" and not data.startswith(("--", "/*")))
+    return (
+        tokens[-1].text == ";" or stripped.endswith("\\G") or (data[-1:] == ";" and not data.startswith(("--", "/*")))
+    )
 
 
 def word_and_rest(text: str) -> tuple[str, str]:

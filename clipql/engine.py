@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.errors import DatabaseLocked, QueryCancelled, QueryError, UnknownColumn, UnknownTable
+from clipql.errors import DatabaseDamaged, DatabaseLocked, QueryCancelled, QueryError, UnknownColumn, UnknownTable
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ def arrow_numbers(values: NDArray[Any]) -> pa.Array:
 
 
 class _Connection:
-    """One chDB connection and the SET statements it has not seen yet."""
+    """One chDB connection, and how many of the user's SET statements it has seen."""
 
     def __init__(self, raw: Any, tag: str) -> None:
         self.raw, self.tag, self.seen = raw, tag, 0
@@ -179,30 +179,34 @@ class Engine:
             chdb: Any = _chdb
             chdb.set_signal_handlers_enabled(0)
             self._chdb: Any = _chdb
-            self._idle: list[_Connection] = []
+            # clipql's own queries must not be bent by what a user SETs (a limit, say), so users have their own
+            self._idle: dict[bool, list[_Connection]] = {False: [], True: []}
             self._lock = threading.Lock()
             self._names = itertools.count()
             self._statements: list[str] = []
             self._workers = ThreadPoolExecutor(thread_name_prefix="clipql-query")
             try:
                 self._anchor = self._chdb.connect(str(folder))  # chDB lives as long as it has a connection
-                self._idle.append(self._connect())
+                self._idle[False].append(self._connect())
             except RuntimeError as error:
-                raise translate(error) from error
+                raise DatabaseDamaged(
+                    f"ClickHouse cannot open {folder}, a database's half of rows: {translate(error)}; restore a backup"
+                ) from error
             Engine._open = self
 
     def _connect(self) -> _Connection:
         return _Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}")
 
     @contextlib.contextmanager
-    def _borrow(self) -> Iterator[_Connection]:
+    def _borrow(self, user: bool = False) -> Iterator[_Connection]:
+        idle = self._idle[user]
         with self._lock:
-            connection = self._idle.pop() if self._idle else None
+            connection = idle.pop() if idle else None
         if connection is None:
             connection = self._connect()
         usable = True
         try:
-            for statement in self._statements[connection.seen :]:
+            for statement in self._statements[connection.seen :] if user else ():
                 connection.raw.query(statement)
                 connection.seen += 1
             yield connection
@@ -212,7 +216,7 @@ class Engine:
         finally:
             if usable:
                 with self._lock:
-                    self._idle.append(connection)
+                    idle.append(connection)
             else:
                 connection.raw.close()
 
@@ -249,14 +253,16 @@ class Engine:
         params: Mapping[str, Any] | None = None,
         progress: Callable[[Mapping[str, Any]], None] | None = None,
         tables: Mapping[str, pa.Table] | None = None,
+        user: bool = False,
     ) -> Output:
         """Run one statement and return its whole result in a ClickHouse format.
 
-        params: values of `{name:Type}`; tables: Arrow tables that the statement reads as `Python(name)`.
+        params: values of `{name:Type}`; tables: Arrow tables that the statement reads as `Python(name)`; user: with
+        what the user SET, and in the database that the user USEs.
         Raises QueryError (or a subclass) with ClickHouse's code.
         """
         texts = _texts(sql, params)
-        with self._borrow() as connection:
+        with self._borrow(user) as connection:
             run = _with_tables(connection.raw, tables) if tables else connection.raw.query
             if progress is not None:
                 connection.raw.set_progress_callback(progress)
@@ -271,29 +277,34 @@ class Engine:
                 if progress is not None:
                     connection.raw.set_progress_callback(None)
 
-    def arrow(self, sql: str, *, params: Mapping[str, Any] | None = None) -> pa.Table:
+    def arrow(self, sql: str, *, params: Mapping[str, Any] | None = None, user: bool = False) -> pa.Table:
         """The result of a query as an Arrow table."""
-        return self.query(sql, params=params).arrow()
+        return self.query(sql, params=params, user=user).arrow()
 
-    def scalar(self, sql: str, *, params: Mapping[str, Any] | None = None) -> Any:
+    def scalar(self, sql: str, *, params: Mapping[str, Any] | None = None, user: bool = False) -> Any:
         """The first value of the first row of a query that returns one."""
-        return self.arrow(sql, params=params).column(0)[0].as_py()
+        return self.arrow(sql, params=params, user=user).column(0)[0].as_py()
 
-    def run(self, sql: str) -> None:
+    def run(self, sql: str, *, params: Mapping[str, Any] | None = None, user: bool = False) -> None:
         """A statement whose result does not matter."""
-        self.query(sql, "Null")
+        self.query(sql, "Null", params=params, user=user)
 
     def set(self, statement: str) -> None:
-        """Run a SET or USE statement on this connection now and on every other before its next query."""
-        self.run(statement)
+        """Run a user's SET or USE now, and on each of the user's connections before its next query."""
+        self.run(statement, user=True)
         self._statements.append(statement)
 
     def stream(
-        self, sql: str, *, params: Mapping[str, Any] | None = None, tables: Mapping[str, pa.Table] | None = None
+        self,
+        sql: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        tables: Mapping[str, pa.Table] | None = None,
+        user: bool = False,
     ) -> Iterator[pa.RecordBatch]:
         """The result of a query, block by block, in bounded memory."""
         texts = _texts(sql, params)
-        with self._borrow() as connection:
+        with self._borrow(user) as connection:
             raw = connection.raw
             send = _with_tables(raw, tables, stream=True) if tables else raw.send_query
             opened = None
@@ -342,9 +353,10 @@ class Engine:
         """Close every connection; the process may then open another folder."""
         with Engine._guard:
             self._workers.shutdown(wait=True)
-            for connection in self._idle:
-                connection.raw.close()
-            self._idle.clear()
+            for idle in self._idle.values():
+                for connection in idle:
+                    connection.raw.close()
+                idle.clear()
             self._anchor.close()
             if Engine._open is self:
                 Engine._open = None

@@ -23,7 +23,7 @@ from clipql.query.insert import insert
 from clipql.query.run import Planner, Rewritten, Step
 from clipql.query.scopes import scopes
 from clipql.query.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set, TableName
-from clipql.tables import schema
+from clipql.tables import rewrite, schema
 from clipql.tables.indexes import Indexes, unbuilt
 from clipql.tables.registry import INTERNAL, Registry
 
@@ -94,7 +94,7 @@ class Session:
             raise UnsupportedStatement(f"{statement.word} would leave out the vectors, which lie outside ClickHouse")
         if statement.word == "CREATE":
             self._check_view(sql)
-        return self._engine.query(sql, format, params=params, progress=progress)
+        return self._engine.query(sql, format, params=params, progress=progress, user=True)
 
     def _check_view(self, sql: str) -> None:
         """Refuse a materialized view that reads a table of ours: rows move into such a table past its views."""
@@ -125,9 +125,11 @@ class Session:
         if isinstance(statement, Explain):
             plans = self._planner.plans(text, params, options) if options.plan else []
             if not plans:
-                return self._engine.query(f"EXPLAIN {text}", format, params=params), ()
+                return self._engine.query(f"EXPLAIN {text}", format, params=params, user=True), ()
             table = pa.table({"explain": explain.describe(plans)})
-            return self._engine.query("SELECT explain FROM Python(lines)", format, tables={"lines": table}), ()
+            return self._engine.query(
+                "SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True
+            ), ()
         with self._registry.gate.reading():
             text, listing = self._listed(text) if "clipql" in text else (text, {})
             rewritten = self._planner.rewrite(text, params, options)
@@ -139,14 +141,14 @@ class Session:
     ) -> tuple[Output, tuple[Step, ...]]:
         try:
             output = self._engine.query(
-                planned.sql, format, params=planned.params, progress=progress, tables=planned.tables
+                planned.sql, format, params=planned.params, progress=progress, tables=planned.tables, user=True
             )
             return output, planned.steps
         except QueryError:
             if planned.sql == original:
                 raise
         # an error is reported in terms of what the user wrote; should that succeed, it is the answer
-        output = self._engine.query(original, format, params=params, progress=progress)
+        output = self._engine.query(original, format, params=params, progress=progress, user=True)
         why = "ClickHouse refused the planned statement"
         return output, tuple(Step(s.plan, "as it is", why, s.cost) for s in planned.steps)
 
@@ -163,6 +165,8 @@ class Session:
                 self.params[name.removeprefix("param_")] = _parameter(text)
             elif name in settings.OURS:
                 self.settings[name] = settings.checked(name, text)
+            elif name in settings.KEPT:
+                raise QueryError(f"{name} cannot be SET: clipql keeps it at {settings.KEPT[name]}")
             else:
                 theirs.append(f"{name} = {text}")
         if theirs:
@@ -180,7 +184,7 @@ class Session:
             rows = self._fill(table, sql, statement, params)
             return Output(elapsed=time.perf_counter() - began, rows=rows), (), rows
         if statement.source != "SELECT":
-            return self._engine.query(sql, "Null", params=params, progress=progress), (), None
+            return self._engine.query(sql, "Null", params=params, progress=progress, user=True), (), None
         text, own = settings.taken_from(sql)
         with self._registry.gate.reading():
             options = settings.options({**self.settings, **own})
@@ -202,11 +206,11 @@ class Session:
         database = name.database or self._registry.database
         engine = self._engine
         here = self._registry.find(database, name.name)
-        exists = bool(engine.scalar(f"EXISTS TABLE {sql[name.start : name.end]}"))
+        exists = bool(engine.scalar(f"EXISTS TABLE {sql[name.start : name.end]}", user=True))
         like = self._find(statement.like) if statement.like else None
         plain = not ("Array(" in sql or statement.select is not None or like is not None)
         if plain or (exists and (statement.if_not_exists or not statement.or_replace)):
-            return engine.query(sql, "Null", params=params), None
+            return engine.query(sql, "Null", params=params, user=True), None
         if database == INTERNAL:
             raise UnsupportedStatement(f"the database {INTERNAL} is clipql's own: use another")
         definition, entries = self._without_indexes(sql, statement)
@@ -217,27 +221,36 @@ class Session:
                 raise UnsupportedStatement(
                     f"CLONE AS {like.full_name} would leave out the vectors: use AS SELECT * FROM it"
                 )
-        select = sql[statement.select :] if statement.select is not None else None
+        select = sql[statement.select :] if statement.select is not None and not statement.empty else None
         if statement.select is not None:
             definition = self._empty(definition, statement.select - statement.rest)
-        if here is not None and statement.or_replace:
-            schema.drop(self._registry, here)
-        table = schema.create(self._registry, database, name.name, definition, entries)
+        replaced = here if statement.or_replace else None
+        if replaced is not None:  # made beside the old table, which stays until all of the new one is there
+            table = schema.create(self._registry, INTERNAL, f"rewrite of {replaced.id}", definition, entries, params)
+            if table is None:
+                schema.drop(self._registry, replaced)
+        elif exists:
+            raise UnsupportedStatement(
+                f"{database}.{name.name} has no vector columns and the new table has: DROP it first"
+            )
+        else:
+            table = schema.create(self._registry, database, name.name, definition, entries, params)
         if table is None and like is not None:  # the copy of its shape, with plain columns
             replace = "OR REPLACE " if statement.or_replace else ""
-            engine.run(f"CREATE {replace}TABLE {sql[name.start : name.end]} {definition}")
+            engine.run(f"CREATE {replace}TABLE {sql[name.start : name.end]} {definition}", user=True)
             return Output(), None
         if table is None:
             return self._passed_create(sql, statement, params)
-        if select is None:
-            return Output(), None
-        filled = Insert(name, None, "SELECT", 0, "")
+        rows = None
         try:
-            rows = self._fill(table, select, filled, params)
+            if select is not None:
+                rows = self._fill(table, select, Insert(name, None, "SELECT", 0, ""), params)
+            if replaced is not None:
+                rewrite.take_place(self._registry, replaced, table)
         except BaseException:
-            schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
+            schema.drop_if_there(self._registry, table)
             raise
-        return Output(rows=rows), rows
+        return Output(rows=rows or 0), rows
 
     def _passed_create(self, sql: str, statement: CreateTable, params: Mapping[str, Any]) -> tuple[Output, int | None]:
         """A table that is ClickHouse's alone; its SELECT may still search one of ours."""
@@ -258,7 +271,7 @@ class Session:
             raise UnsupportedStatement(f"the database {INTERNAL} is clipql's own")
         for table in ours:
             schema.drop(self._registry, table)
-        self._engine.run(sql)
+        self._engine.run(sql, user=True)
         self._indexes.sweep()
         return Output()
 
@@ -283,46 +296,52 @@ class Session:
         """`… AS SELECT` as `… EMPTY AS SELECT`: the shape only, without the rows."""
         head = definition[:select].rstrip()
         assert head.upper().endswith("AS"), "the reader found AS before the SELECT"
+        if head[:-2].rstrip().upper().endswith("EMPTY"):
+            return definition
         return f"{head[:-2]}EMPTY AS {definition[select:]}"
 
     def _on_table(self, sql: str, statement: OnTable, params: Mapping[str, Any], format: str) -> Output:
         found = [self._find(name) for name in statement.tables]
         ours = [t for t in found if t is not None]
         if statement.verb == "SHOW DATABASES":
-            return self._engine.query(f"{sql.rstrip('; ')} NOT LIKE '{INTERNAL}'", format)
+            return self._engine.query(f"{sql.rstrip('; ')} NOT LIKE '{INTERNAL}'", format, user=True)
         if not ours:
-            return self._engine.query(sql, format, params=params)
+            return self._engine.query(sql, format, params=params, user=True)
         table = ours[0]
         verb = statement.verb
         if verb == "SHOW CREATE":
             return self._show_create(table, format)
         if verb == "DESCRIBE":
             text = f"DESCRIBE TABLE {self._registry.shape(table)} {sql[statement.rest :]}"
-            return self._engine.query(text, format, params=params)
-        self._change(sql, statement, table, found)
+            return self._engine.query(text, format, params=params, user=True)
+        self._change(sql, statement, table, found, params)
         return Output()
 
-    def _change(self, sql: str, statement: OnTable, table: Table, found: list[Table | None]) -> None:
+    def _change(
+        self, sql: str, statement: OnTable, table: Table, found: list[Table | None], params: Mapping[str, Any]
+    ) -> None:
         registry = self._registry
         verb = statement.verb
         if verb == "ALTER":
             _, tokens = statements.classify(sql)
             first = next((i for i, t in enumerate(tokens) if t.start >= statement.rest), len(tokens))
-            schema.alter(registry, self._indexes, table, tokens, first, sql)
-        elif verb == "DROP":
+            schema.alter(registry, self._indexes, table, tokens, first, sql, params)
+        elif verb in ("DROP", "DROP IF EMPTY"):
+            if verb == "DROP IF EMPTY":
+                self._check_empty([t for t in found if t is not None])
             for name, each in zip(statement.tables, found, strict=True):
                 if each is not None:
                     schema.drop(registry, each)
                     self._indexes.sweep()
                 else:
-                    self._engine.run(f"DROP TABLE {sql[name.start : name.end]}")
+                    self._engine.run(f"DROP TABLE {sql[name.start : name.end]}", user=True)
         elif verb == "TRUNCATE":
             schema.truncate(registry, table)
         elif verb in ("DELETE", "UPDATE"):
-            schema.delete(registry, table, sql)
+            schema.delete(registry, table, sql, params)
         elif verb == "OPTIMIZE":
             final = any(t.upper == "FINAL" for t in statements.classify(sql)[1])
-            schema.optimize(registry, self._indexes, table, sql, final=final)
+            rewrite.optimize(registry, self._indexes, table, sql, final=final)
         elif verb == "RENAME":
             pairs = [
                 (t, new.database or registry.database, new.name)
@@ -335,6 +354,12 @@ class Session:
                 f"{verb} is not carried out on {table.full_name}, whose vectors lie outside ClickHouse"
             )
 
+    def _check_empty(self, tables: list[Table]) -> None:
+        for table in tables:
+            rows = self._engine.scalar(f"SELECT count() FROM {self._registry.physical(table)}")
+            if rows:
+                raise QueryError(f"{table.full_name} has {rows:,} rows, so DROP TABLE IF EMPTY does not drop it")
+
     def _show_create(self, table: Table, format: str) -> Output:
         shape = str(self._engine.scalar(f"SHOW CREATE TABLE {self._registry.shape(table)}"))
         lines = shape.split("\n")
@@ -345,7 +370,7 @@ class Session:
             lines.insert(end, f"    INDEX {quote_name(entry.name)} {quote_name(entry.column)} {entry.definition}")
             end += 1
         shown = pa.table({"statement": ["\n".join(lines)]})
-        return self._engine.query("SELECT statement FROM Python(shown)", format, tables={"shown": shown})
+        return self._engine.query("SELECT statement FROM Python(shown)", format, tables={"shown": shown}, user=True)
 
     def _find(self, name: TableName | None) -> Table | None:
         return self._registry.find(name.database, name.name) if name else None

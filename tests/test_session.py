@@ -86,3 +86,30 @@ def test_a_closed_database_says_so(laion: clipql.Database) -> None:
     with pytest.raises(clipql.ClipqlError) as caught:
         laion.sql("SELECT 1")
     assert "is closed" in str(caught.value)
+
+
+def test_what_a_user_sets_does_not_bend_what_clipql_asks_for_itself(laion: clipql.Database) -> None:
+    laion.sql("SET limit = 1; SET max_result_rows = 1; SET offset = 0")
+    statement = "SELECT id FROM laion WHERE w > 0 ORDER BY L2Distance(v, [3, 4]) LIMIT 2"
+    assert laion.sql(statement).rows == [(2,)]
+    assert laion.sql(statement).stats.searches[0].filtered == 2
+    laion.sql("SET limit = 0; SET max_result_rows = 0")
+    laion.sql("DELETE FROM laion WHERE id = {n:UInt32}", n=2)
+    assert laion.sql("SELECT id FROM laion").rows == [(1,)]
+    with pytest.raises(clipql.ClipqlError) as caught:
+        laion.sql("SET mutations_sync = 0")
+    assert "clipql keeps it at 1" in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["[]", "{q:Array(Float32)}", "[1, 2, 3]"])
+def test_a_target_of_another_length_is_refused_with_both(laion: clipql.Database, target: str) -> None:
+    with pytest.raises(clipql.errors.VectorError) as caught:
+        laion.sql(f"SELECT id FROM laion ORDER BY L2Distance(v, {target}) LIMIT 1", q=[])
+    assert "v of default.laion holds 2 numbers; the query vector" in str(caught.value)
+
+
+def test_a_search_without_its_parameter_says_which_is_missing(laion: clipql.Database) -> None:
+    with pytest.raises(clipql.errors.QueryError) as caught:
+        laion.sql("SELECT id FROM laion ORDER BY L2Distance(v, {target:Array(Float32)}) LIMIT 1")
+    assert caught.value.code == 456
+    assert "target" in str(caught.value)

@@ -55,6 +55,8 @@ class Constants:
         return found
 
     def _literal(self, text: str) -> QueryVector | None:
+        if not text.strip("[ ]\n"):
+            return QueryVector(np.empty(0), True)
         tokens = tokenize(text) if text.startswith("[") else []
         if len(tokens) != 1 or tokens[0].kind != "vector":
             return None
@@ -76,11 +78,12 @@ class Constants:
         value = self._params[match[1]]
         try:
             if isinstance(value, str):
-                value = [float(n) for n in value.strip().removeprefix("[").removesuffix("]").split(",")]
+                inside = value.strip().removeprefix("[").removesuffix("]").strip()
+                value = [float(n) for n in inside.split(",")] if inside else []
             values = np.asarray(value, np.float32 if kind == "Array(Float32)" else np.float64).astype(np.float64)
         except (ValueError, TypeError):
             return None
-        return QueryVector(values, kind == "Array(Float32)") if values.ndim == 1 and len(values) else None
+        return QueryVector(values, kind == "Array(Float32)") if values.ndim == 1 else None
 
     def _evaluated(self, text: str, prefix: str) -> QueryVector | None:
         try:
@@ -95,7 +98,7 @@ class Constants:
         if not kind or not re.match(r"(U?Int|B?Float)\d+$", kind[1]):
             return None
         values = np.array(row.column(0)[0].as_py(), np.float64)
-        return QueryVector(values, kind[1] in _NARROW) if len(values) else None
+        return QueryVector(values, kind[1] in _NARROW)
 
     def number(self, text: str, withs: tuple[str, ...] = (), aliases: Mapping[str, str] | None = None) -> float | None:
         """The number an expression gives, or None where it cannot be known beforehand."""
@@ -103,7 +106,7 @@ class Constants:
             return float(text)
         try:
             prefix = with_clause(text, withs, aliases or {})
-            value = self._engine.scalar(f"{prefix}SELECT toFloat64({text})", params=self._params)
+            value = self._engine.scalar(f"{prefix}SELECT toFloat64({text})", params=self._params, user=True)
         except QueryError as error:
             if error.code in (456, 457):
                 raise

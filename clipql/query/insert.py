@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,13 @@ _VERBATIM = "input_format_csv_trim_whitespaces"
 
 @dataclass(frozen=True)
 class _Source:
-    """A query whose columns are the table's by position.
+    """Queries, one after the other, whose columns are the table's by position.
 
     stored: for a vector column whose vectors another table already stores, that table and column; the query then
     gives the row number in its place.
     """
 
-    sql: str
+    queries: tuple[str, ...]
     names: tuple[str, ...]
     params: Mapping[str, Any]
     tables: Mapping[str, pa.Table]
@@ -91,10 +92,12 @@ def _staged(
         settings = statement.settings
         if _VERBATIM not in settings:
             settings = f"{settings}, {_VERBATIM} = 0" if settings else f"SETTINGS {_VERBATIM} = 0"
-        engine.query(f"INSERT INTO {stage} {listed}{settings} {sql[statement.body :]}", "Null", params=params)
+        engine.query(
+            f"INSERT INTO {stage} {listed}{settings} {sql[statement.body :]}", "Null", params=params, user=True
+        )
         everything = tuple(n for n, _ in shape.insertable(engine, table))
         columns = ", ".join(map(quote_name, everything))
-        return _store(registry, table, _Source(f"SELECT {columns} FROM {stage}", everything, {}, {}, {}))
+        return _store(registry, table, _Source((f"SELECT {columns} FROM {stage}",), everything, {}, {}, {}))
     finally:
         engine.run(f"DROP TABLE IF EXISTS {stage} SYNC")
 
@@ -112,7 +115,7 @@ def _from_select(
     rewritten = planner.rewrite(select, params)
     text, by_position = _stored_vectors(registry, rewritten.sql, names)
     described = registry.engine.query(
-        f"DESCRIBE TABLE ({text})", params=rewritten.params, tables=rewritten.tables
+        f"DESCRIBE TABLE ({text})", params=rewritten.params, tables=rewritten.tables, user=True
     ).arrow()
     given = described.column(0).to_pylist()
     if len(given) != len(names):
@@ -128,7 +131,7 @@ def _from_select(
             for g, n in zip(given, names, strict=True)
         )
         text = f"SELECT {', '.join(casts)} FROM ({text})"
-    return _Source(text, tuple(names), rewritten.params, rewritten.tables, stored)
+    return _Source((text,), tuple(names), rewritten.params, rewritten.tables, stored)
 
 
 def _stored_vectors(registry: Registry, select: str, names: Sequence[str]) -> tuple[str, dict[int, tuple[Table, str]]]:
@@ -193,7 +196,7 @@ def _from_infile(
         f"{quote_string(compression)}) SETTINGS {_VERBATIM} = 0"
         for f in files
     )
-    return _Source(" UNION ALL ".join(selects), tuple(names), {}, {}, {})
+    return _Source(tuple(selects), tuple(names), {}, {}, {})
 
 
 def _unquoted(text: str) -> str:
@@ -225,7 +228,8 @@ def _without_vectors(registry: Registry, insertion: Insertion, source: _Source) 
     vectors = [n for n in source.names if insertion.table.column(n)]
     others = [i for i, n in enumerate(source.names) if n not in vectors]
     row = 0
-    for block in registry.engine.stream(source.sql, params=source.params, tables=source.tables):
+    stream = partial(registry.engine.stream, params=source.params, tables=source.tables, user=True)
+    for block in itertools.chain.from_iterable(map(stream, source.queries)):
         for name in vectors:
             column = block.column(source.names.index(name))
             if name in source.stored:

@@ -171,6 +171,9 @@ class _Execution:
         text = self._plan.filter or "1"
         prefix = with_clause(text, select.scope.withs, select.aliases)
         sql = f"{prefix}SELECT {select.qualifier_sql}{ROW} FROM {select.scope.body('FROM')} WHERE {text}"
+        # what a user SETs to cut a result short must not cut this one
+        own = select.scope.body("SETTINGS")
+        sql += f" SETTINGS {own + ', ' if own else ''}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
         return self._registry.row_numbers(sql, self._work.params, self._work.tables)
 
     def _top(self) -> None:
@@ -295,7 +298,7 @@ class _Execution:
         text = scope.text[scope.whole.start : scope.tokens[end.first - 1].start if end else scope.whole.end]
         if end and scope.tokens[end.first - 1].upper == "OUTFILE":
             return {}
-        described = self._engine.arrow(f"DESCRIBE TABLE ({text})", params=self._work.params)
+        described = self._engine.arrow(f"DESCRIBE TABLE ({text})", params=self._work.params, user=True)
         found = described.column(0).to_pylist() if described.num_rows == len(items) else []
         return {
             scope.tokens[last - 1].end: name

@@ -20,6 +20,13 @@ OURS: Mapping[str, str] = {
     "annoy_index_search_k_nodes": "nodes that an annoy index looks at",
     "hnsw_candidate_list_size_for_search": "breadth of the search in an hnsw index (ef)",
 }
+# what clipql relies on, and so keeps from SET
+KEPT: Mapping[str, str] = {
+    "mutations_sync": "1, so that a DELETE that has returned is done",
+    "lightweight_deletes_sync": "2, so that a DELETE that has returned is done",
+    "asterisk_include_alias_columns": "1, so that * gives vector columns",
+    "insert_allow_materialized_columns": "1, so that rows get their numbers",
+}
 _SWITCHES = ("vector_plan", "vector_index")
 
 

@@ -66,12 +66,13 @@ class CreateTable:
     select: int | None
     like: TableName | None
     rest: int
+    empty: bool = False
 
 
 @dataclass(frozen=True)
 class OnTable:
-    """A statement on one or more tables: 'ALTER', 'DROP', 'TRUNCATE', 'DELETE', 'UPDATE', 'OPTIMIZE', 'RENAME',
-    'EXCHANGE', 'SHOW CREATE', 'SHOW DATABASES', 'DESCRIBE', 'DETACH', 'ATTACH'."""
+    """A statement on one or more tables: 'ALTER', 'DROP', 'DROP IF EMPTY', 'TRUNCATE', 'DELETE', 'UPDATE',
+    'OPTIMIZE', 'RENAME', 'EXCHANGE', 'SHOW CREATE', 'SHOW DATABASES', 'DESCRIBE', 'DETACH', 'ATTACH'."""
 
     verb: str
     tables: tuple[TableName, ...]
@@ -114,6 +115,7 @@ def classify(sql: str) -> tuple[Statement, list[Token]]:
         "USE": reader.use,
         "INSERT": reader.insert,
         "CREATE": reader.create,
+        "REPLACE": reader.create,
         "ALTER": reader.alter,
         "DROP": reader.drop,
         "TRUNCATE": reader.drop,
@@ -206,7 +208,7 @@ class _Reader:
         return Insert(table, columns, source, self.place(), settings) if source else None
 
     def create(self) -> Statement | None:
-        or_replace = self.word("OR", "REPLACE")
+        or_replace = self.word("OR", "REPLACE") or self.tokens[0].upper == "REPLACE"
         if not self.word("TABLE"):
             return None
         if_not_exists = self.word("IF", "NOT", "EXISTS")
@@ -232,7 +234,8 @@ class _Reader:
                     like = self.name()
                     break
             at += 1
-        return CreateTable(table, if_not_exists, or_replace, select, like, rest)
+        empty = select is not None and self.tokens[at - 1].upper == "EMPTY"
+        return CreateTable(table, if_not_exists, or_replace, select, like, rest, empty)
 
     def alter(self) -> Statement | None:
         if not self.word("TABLE"):
@@ -250,6 +253,8 @@ class _Reader:
         if not self.word("TABLE") and verb != "TRUNCATE":
             return None
         self.word("IF", "EXISTS")
+        if verb == "DROP" and self.word("IF", "EMPTY"):
+            verb = "DROP IF EMPTY"
         names: list[TableName] = []
         while name := self.name():
             names.append(name)

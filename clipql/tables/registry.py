@@ -158,8 +158,10 @@ class Registry:
     def row_numbers(
         self, sql: str, params: Mapping[str, Any] | None = None, tables: Mapping[str, pa.Table] | None = None
     ) -> NDArray[np.uint64]:
-        """The row numbers that a query of one UInt64 column gives."""
-        return np.frombuffer(self.engine.query(sql, "RowBinary", params=params, tables=tables).data, np.uint64)
+        """The row numbers that a query of one UInt64 column gives; with parameters, it is (made of) a user's query."""
+        user = params is not None
+        output = self.engine.query(sql, "RowBinary", params=params, tables=tables, user=user)
+        return np.frombuffer(output.data, np.uint64)
 
     def close(self) -> None:
         """Unmap everything."""

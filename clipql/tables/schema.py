@@ -1,4 +1,4 @@
-"""CREATE, ALTER, RENAME, TRUNCATE, DROP and OPTIMIZE of tables with vector columns.
+"""CREATE, ALTER, RENAME, TRUNCATE, DROP and DELETE of tables with vector columns.
 
 Each change of the catalog is announced in the manifest before it begins, so that `recover` can finish it. The caller
 has already found out that the statement is about such a table.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from clipql.catalog import IndexEntry, Pending, Table
 from clipql.engine import quote_name, quote_string
@@ -21,8 +21,7 @@ from clipql.query.lexer import Token
 from clipql.query.scopes import split_list
 from clipql.tables import recover, shape
 from clipql.tables.indexes import Indexes, check_column, unbuilt
-from clipql.tables.registry import INTERNAL, ROW, Registry
-from clipql.tables.writer import Insertion
+from clipql.tables.registry import INTERNAL, Registry
 
 # parts of ALTER that only touch rows: the shape has none
 _ROW_CHANGES = {"DELETE", "UPDATE", "MATERIALIZE", "DROP PARTITION", "DROP PART", "CLEAR", "APPLY"}
@@ -36,7 +35,12 @@ def new_id(registry: Registry, name: str) -> str:
 
 
 def create(
-    registry: Registry, database: str, name: str, definition: str, indexes: Sequence[IndexEntry] = ()
+    registry: Registry,
+    database: str,
+    name: str,
+    definition: str,
+    indexes: Sequence[IndexEntry] = (),
+    params: Mapping[str, Any] | None = None,
 ) -> Table | None:
     """Make a table from what follows its name in CREATE TABLE; None, with nothing made, where it has no vector columns.
 
@@ -46,7 +50,7 @@ def create(
         recover.settle(registry)
         table = Table(database, name, new_id(registry, name), ())
         registry.engine.run(f"CREATE DATABASE IF NOT EXISTS {INTERNAL}")
-        registry.engine.run(f"CREATE TABLE {registry.shape(table)} {definition}")
+        registry.engine.run(f"CREATE TABLE {registry.shape(table)} {definition}", params=params, user=True)
         try:
             columns = shape.vector_columns(registry.engine, table.id)
             if columns is None:
@@ -59,6 +63,7 @@ def create(
             table = dataclasses.replace(table, columns=columns, indexes=tuple(indexes))
             for entry in indexes:
                 check_column(table, entry)
+            shape.check_computed(registry.engine, table)
             statement = shape.physical_definition(registry.engine, table, registry.physical(table))
             registry.save(registry.catalog.with_pending(Pending("create", None, table)))
             registry.publish(table)  # ClickHouse tries the columns' expressions out
@@ -85,6 +90,15 @@ def drop(registry: Registry, table: Table) -> None:
         recover.settle(registry)
 
 
+def drop_if_there(registry: Registry, table: Table) -> None:
+    """Remove a table that was being made, where something went wrong on the way."""
+    with contextlib.suppress(Exception):
+        recover.settle(registry)
+        left = registry.catalog.by_id(table.id)
+        if left is not None and (left.database, left.name) == (table.database, table.name):
+            drop(registry, left)
+
+
 def truncate(registry: Registry, table: Table) -> None:
     """Remove all rows of a table. Its row numbers begin again, and so does its vectors' dimension."""
     with registry.write_lock, registry.gate.writing():
@@ -108,19 +122,27 @@ def rename(registry: Registry, statement: str, pairs: Sequence[tuple[Table, str,
         after = dataclasses.replace(table, database=database, name=name)
         registry.save(registry.catalog.with_pending(Pending("rename", table, after)))
         try:
-            registry.engine.run(statement)
+            registry.engine.run(statement, user=True)
         finally:
             recover.settle(registry)
 
 
-def alter(registry: Registry, indexes: Indexes, table: Table, tokens: Sequence[Token], first: int, sql: str) -> None:
+def alter(
+    registry: Registry,
+    indexes: Indexes,
+    table: Table,
+    tokens: Sequence[Token],
+    first: int,
+    sql: str,
+    params: Mapping[str, Any],
+) -> None:
     """ALTER TABLE: each of its commands on the shape, on the physical table, or on both, as it needs."""
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
         table = registry.current(table)
         for a, b in split_list(list(tokens), first, len(tokens)):
             if not _alter_index(indexes, table, list(tokens), a, b, sql):
-                _alter_one(registry, table, list(tokens[a:b]), sql[tokens[a].start : tokens[b - 1].end])
+                _alter_one(registry, table, list(tokens[a:b]), sql[tokens[a].start : tokens[b - 1].end], params)
             table = registry.catalog.by_id(table.id) or table
 
 
@@ -155,10 +177,10 @@ def _has_plain_index(registry: Registry, table: Table, name: str) -> bool:
     return bool(registry.engine.scalar(f"SELECT count() FROM system.data_skipping_indices WHERE {where}"))
 
 
-def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: str) -> None:
+def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: str, params: Mapping[str, Any]) -> None:
     words = [t.upper for t in tokens]
     verb = words[0]
-    run = registry.engine.run
+    run = partial(registry.engine.run, params=params, user=True)
     on_physical, on_shape = f"ALTER TABLE {registry.physical(table)}", f"ALTER TABLE {registry.shape(table)}"
     named = _named_column(tokens)
     column = table.column(named) if named else None
@@ -192,6 +214,7 @@ def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: s
         return
     with _altering(registry, table, table):
         run(f"{on_shape} {command}")
+        shape.check_computed(registry.engine, table)
         if not (verb == "ADD" and not table.rows and _added_vectors(registry, table, named)):
             run(f"{on_physical} {command}")
 
@@ -257,71 +280,12 @@ def _alter_vectors(registry: Registry, table: Table, name: str, new_name: str | 
     recover.sweep(registry)
 
 
-def delete(registry: Registry, table: Table, statement: str) -> None:
+def delete(registry: Registry, table: Table, statement: str, params: Mapping[str, Any]) -> None:
     """DELETE FROM, or a lightweight UPDATE: ClickHouse's, with the planner told to look again."""
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
         table = registry.current(table)
         try:
-            registry.engine.run(statement)
+            registry.engine.run(statement, params=params, user=True)
         finally:
             registry.touched([table.id])
-
-
-def optimize(registry: Registry, indexes: Indexes, table: Table, statement: str, *, final: bool) -> None:
-    """OPTIMIZE TABLE; its indexes then cover all rows. With FINAL, the vectors of deleted rows go, and the rows are
-    numbered anew.
-    """
-    with registry.write_lock:
-        recover.settle(registry)
-        table = registry.current(table)
-        registry.engine.run(statement)
-        alive = registry.alive(table) if final else None
-        if alive is not None:
-            _rewrite(registry, table, alive)
-            table = registry.catalog.table(table.database, table.name) or table
-            indexes.sweep()
-        for entry in table.indexes:
-            if entry.rows < table.rows:
-                indexes.build(table, entry.name)
-
-
-def _rewrite(registry: Registry, table: Table, alive: np.ndarray) -> None:
-    """Copy the rows that are there into a new table, then put it in the place of the old one."""
-    fresh = Table(INTERNAL, "rewrite of " + table.id, new_id(registry, table.name), table.columns, 0, table.parts)
-    fresh = dataclasses.replace(
-        fresh, columns=tuple(dataclasses.replace(c, segments=()) for c in table.columns), indexes=unbuilt(table)
-    )
-    run = registry.engine.run
-    run(f"CREATE TABLE {registry.shape(fresh)} AS {registry.shape(table)}")
-    registry.save(registry.catalog.with_pending(Pending("create", None, fresh)))
-    registry.publish(fresh)
-    run(shape.physical_definition(registry.engine, fresh, registry.physical(fresh)))
-    registry.save(registry.catalog.with_table(fresh).with_pending(None))
-    try:
-        _copy_rows(registry, table, fresh, np.flatnonzero(alive))
-        with registry.gate.writing():
-            fresh = registry.catalog.by_id(fresh.id) or fresh
-            after = dataclasses.replace(fresh, database=table.database, name=table.name)
-            registry.save(registry.catalog.with_pending(Pending("rewrite", table, after)))
-            run(f"EXCHANGE TABLES {registry.physical(table)} AND {registry.physical(fresh)}")
-            recover.settle(registry)
-    except BaseException:
-        with contextlib.suppress(Exception):
-            recover.settle(registry)
-            left = registry.catalog.by_id(fresh.id)
-            if left is not None and left.database == INTERNAL:  # else it has taken its place already
-                drop(registry, left)
-        raise
-
-
-def _copy_rows(registry: Registry, table: Table, fresh: Table, rows: np.ndarray) -> None:
-    with Insertion(registry, fresh.id) as insertion:
-        for column in table.columns:
-            store, step = registry.store(table, column.name), max(1, (8 << 20) // (4 * max(column.dimension or 1, 1)))
-            for at in range(0, len(rows), step):
-                insertion.add_vectors(column.name, store.take(rows[at : at + step]), at)
-        names = ", ".join(quote_name(n) for n, _ in shape.insertable(registry.engine, table) if table.column(n) is None)
-        # MATERIALIZED columns are computed again, which gives what they were unless their expression changed since
-        insertion.add_rows(registry.engine.stream(f"SELECT {names} FROM {registry.physical(table)} ORDER BY {ROW}"))
-        insertion.commit()

@@ -11,6 +11,8 @@ import re
 
 from clipql.catalog import Table, VectorColumn
 from clipql.engine import Engine, quote_name, quote_string
+from clipql.errors import UnsupportedStatement
+from clipql.query.lexer import tokenize
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW
 
 # small granules in small compressed blocks: ten rows by number cost 5 ms at 300,000 rows, and 8 ms with the defaults
@@ -106,3 +108,24 @@ def reads_vectors(engine: Engine, table: Table) -> bool:
         f"(SELECT count() FROM system.projections WHERE {where})",
     )
     return bool(engine.scalar(f"SELECT {' + '.join(counts)}"))
+
+
+def check_computed(engine: Engine, table: Table) -> None:
+    """Refuse what ClickHouse would compute from vectors by itself, in the background, where it cannot read them.
+
+    Raises UnsupportedStatement for a MATERIALIZED or DEFAULT column, a skip index or a projection over a vector column.
+    """
+    where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)}"
+    found = engine.arrow(
+        f"SELECT 'column ' || name, default_expression FROM system.columns WHERE {where} "
+        "AND default_kind IN ('MATERIALIZED', 'DEFAULT') "
+        f"UNION ALL SELECT 'index ' || name, expr FROM system.data_skipping_indices WHERE {where} "
+        f"UNION ALL SELECT 'projection ' || name, query FROM system.projections WHERE {where}"
+    )
+    for what, expression in zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True):
+        for column in table.columns:
+            if any(t.name == column.name for t in tokenize(expression)):
+                raise UnsupportedStatement(
+                    f"{what} is computed from the vector column {column.name}, which ClickHouse cannot read while it "
+                    "merges or deletes rows: make it an ALIAS column, or compute it in the query"
+                )

@@ -117,7 +117,7 @@ class Insertion:
         self._check_dimension(column, array.dimension, str(array.path), 0)
         path = self._new_path(column)
         with files.new_file(path) as file:
-            dtype = array.dtype.name if array.stored_as_is else "float32"
+            dtype = segments.smallest_dtype(array)
             writer = SegmentWriter(file, path, self._end(column), array.dimension, dtype)
             writer.reserve(array.rows)
             for row, block in segments.read_blocks(array):

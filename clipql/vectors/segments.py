@@ -108,6 +108,15 @@ def fits_float16(block: NDArray[Any]) -> bool:
         return bool((block[:1].astype(np.float16) == block[:1]).all() and (block.astype(np.float16) == block).all())
 
 
+def smallest_dtype(array: ArrayFile) -> str:
+    """'float16' where that holds every number of the file exactly, and 'float32' otherwise. Stops at the first block
+    that it does not hold.
+    """
+    if array.dtype == np.dtype("<f2") or all(fits_float16(block) for _, block in read_blocks(array)):
+        return "float16"
+    return "float32"
+
+
 def check_finite(block: NDArray[Any], first: int, where: str) -> float:
     """Refuse NaN and infinity, naming the row (`first` + its place in the block); return the largest norm."""
     from clipql.vectors import kernels

@@ -11,8 +11,15 @@ import pytest
 import clipql
 
 ROWS, DIMENSION = 25_000, 16
-KINDS = ("annoy()", "annoy('L2Distance', 20)", "usearch('L2Distance')", "hnsw('L2Distance', 16, 64)", "ivf('L2Distance')",
-         "vector_similarity('hnsw', 'L2Distance', 16, 'bf16', 16, 64)", "flat('L2Distance')")  # fmt: skip
+KINDS = (
+    "annoy()",
+    "annoy('L2Distance', 20)",
+    "usearch('L2Distance')",
+    "hnsw('L2Distance', 16, 64)",
+    "ivf('L2Distance')",
+    "vector_similarity('hnsw', 'L2Distance', 16, 'bf16', 16, 64)",
+    "flat('L2Distance')",
+)
 
 
 def vectors(seed: int, n: int = ROWS) -> np.ndarray:
@@ -30,27 +37,35 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table({"url": [f"u{i}" for i in range(ROWS)], "k": np.arange(ROWS) % 100}), folder / "metadata_0.parquet")
+    pq.write_table(
+        pa.table({"url": [f"u{i}" for i in range(ROWS)], "k": np.arange(ROWS) % 100}), folder / "metadata_0.parquet"
+    )
     with clipql.connect(folder / "db") as db:
         db.ingest(folder, table="laion")
         yield db
 
 
 def nearest(db: clipql.Database, table: str, query: np.ndarray, more: str = "", where: str = "1") -> list[int]:
-    statement = f"SELECT id FROM {table} WHERE {where} ORDER BY L2Distance(image_embedding, {{q:Array(Float32)}}) LIMIT 10"
+    statement = (
+        f"SELECT id FROM {table} WHERE {where} ORDER BY L2Distance(image_embedding, {{q:Array(Float32)}}) LIMIT 10"
+    )
     return [i for (i,) in db.sql(f"{statement} {more}", q=query).rows]
 
 
 def explained(db: clipql.Database, table: str, metric: str = "L2Distance", way: str = "") -> str:
-    statement = f"EXPLAIN SELECT id FROM {table} ORDER BY {metric}(image_embedding, {{q:Array(Float32)}}) {way} LIMIT 10"
+    statement = (
+        f"EXPLAIN SELECT id FROM {table} ORDER BY {metric}(image_embedding, {{q:Array(Float32)}}) {way} LIMIT 10"
+    )
     return "\n".join(line for (line,) in db.sql(statement, q=np.ones(DIMENSION)).rows)
 
 
 def create(db: clipql.Database, name: str, *indexes: str) -> None:
     listed = "".join(f", INDEX {i}" for i in indexes)
     db.sql(f"DROP TABLE IF EXISTS {name}")
-    db.sql(f"CREATE TABLE {name} (id UInt64, url String, k Int64, image_embedding Array(Float32), "
-           f"text_embedding Array(Float32){listed}) ENGINE = MergeTree ORDER BY id SETTINGS index_granularity = 8192")  # fmt: skip
+    db.sql(
+        f"CREATE TABLE {name} (id UInt64, url String, k Int64, image_embedding Array(Float32), "
+        f"text_embedding Array(Float32){listed}) ENGINE = MergeTree ORDER BY id SETTINGS index_granularity = 8192"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,7 +86,9 @@ def test_the_tutorial_builds_its_annoy_indexes_and_uses_them(db: clipql.Database
     create(db, "laion_annoy", "annoy_image image_embedding TYPE annoy()", "annoy_text text_embedding TYPE annoy()")
     db.sql("INSERT INTO laion_annoy SELECT * FROM laion;")
     assert "annoy_image (annoy, L2Distance)" in explained(db, "laion_annoy")
-    rows = db.sql("SELECT name, type, rows_covered, state FROM clipql.indexes WHERE table = 'laion_annoy' ORDER BY name").rows
+    rows = db.sql(
+        "SELECT name, type, rows_covered, state FROM clipql.indexes WHERE table = 'laion_annoy' ORDER BY name"
+    ).rows
     assert rows == [("annoy_image", "annoy", ROWS, "in use"), ("annoy_text", "annoy", ROWS, "in use")]
 
 
@@ -95,8 +112,12 @@ def test_rows_that_came_after_the_build_are_found_and_deleted_ones_are_not(db: c
 
 
 @pytest.mark.parametrize("kind", ["annoy('L2Distance', 20)", "hnsw('L2Distance', 16, 64)", "ivf('L2Distance')"])
-@pytest.mark.parametrize(("where", "matching"), [("k = 3", 250), ("k < 90", 22_500), ("id = 5", 1), ("id < 0", 0), ("k < 95 AND id > 20", 9)])
-def test_a_filtered_search_gives_k_rows_whenever_k_qualify(db: clipql.Database, kind: str, where: str, matching: int) -> None:
+@pytest.mark.parametrize(
+    ("where", "matching"), [("k = 3", 250), ("k < 90", 22_500), ("id = 5", 1), ("id < 0", 0), ("k < 95 AND id > 20", 9)]
+)
+def test_a_filtered_search_gives_k_rows_whenever_k_qualify(
+    db: clipql.Database, kind: str, where: str, matching: int
+) -> None:
     if db.registry.find(None, "f") is None or kind.split("(")[0] != db.registry.find(None, "f").indexes[0].kind:  # type: ignore[union-attr]
         create(db, "f", f"near image_embedding TYPE {kind}")
         db.sql("INSERT INTO f SELECT * FROM laion")
@@ -111,7 +132,9 @@ def test_a_filtered_search_gives_k_rows_whenever_k_qualify(db: clipql.Database, 
 def test_a_range_search_by_an_index_finds_what_the_scan_finds(db: clipql.Database) -> None:
     create(db, "t", "near image_embedding TYPE ivf('L2Distance')")
     db.sql("INSERT INTO t SELECT * FROM laion")
-    statement = "SELECT count() FROM t WHERE L2Distance(image_embedding, {q:Array(Float32)}) < 1.6 SETTINGS recall = 0.99"
+    statement = (
+        "SELECT count() FROM t WHERE L2Distance(image_embedding, {q:Array(Float32)}) < 1.6 SETTINGS recall = 0.99"
+    )
     for query in vectors(6, 5):
         found = db.sql(statement, q=query)
         exact = db.sql(statement + ", vector_index = 0", q=query)
@@ -148,17 +171,35 @@ def test_indexes_are_added_built_cleared_and_dropped_by_alter(db: clipql.Databas
     ("statement", "message"),
     [
         ("ALTER TABLE laion ADD INDEX i url TYPE ivf()", "url is no vector column of default.laion"),
-        ("ALTER TABLE laion ADD INDEX i image_embedding TYPE kdtree()", "there is no type kdtree; vector indexes are annoy"),
-        ("ALTER TABLE laion ADD INDEX i image_embedding TYPE ivf('L7')", "there is no distance 'L7'; known are L2Distance"),
-        ("ALTER TABLE laion ADD INDEX i image_embedding TYPE annoy('L2Distance', 'x')", "trees = x; expected a whole number"),
-        ("ALTER TABLE laion ADD INDEX i image_embedding TYPE usearch('L2Distance', 'f7')", "there is no quantization 'f7'"),
+        (
+            "ALTER TABLE laion ADD INDEX i image_embedding TYPE kdtree()",
+            "there is no type kdtree; vector indexes are annoy",
+        ),
+        (
+            "ALTER TABLE laion ADD INDEX i image_embedding TYPE ivf('L7')",
+            "there is no distance 'L7'; known are L2Distance",
+        ),
+        (
+            "ALTER TABLE laion ADD INDEX i image_embedding TYPE annoy('L2Distance', 'x')",
+            "trees = x; expected a whole number",
+        ),
+        (
+            "ALTER TABLE laion ADD INDEX i image_embedding TYPE usearch('L2Distance', 'f7')",
+            "there is no quantization 'f7'",
+        ),
         ("ALTER TABLE laion ADD INDEX i image_embedding TYPE ivf('L2Distance', 1, 2)", "it got 3 arguments"),
-        ("ALTER TABLE laion ADD INDEX i image_embedding TYPE vector_similarity('hnsw', 'L2Distance', 7)", "is for vectors of 7"),
+        (
+            "ALTER TABLE laion ADD INDEX i image_embedding TYPE vector_similarity('hnsw', 'L2Distance', 7)",
+            "is for vectors of 7",
+        ),
         ("ALTER TABLE laion MATERIALIZE INDEX nope", "nope"),
         ("SELECT 1 SETTINGS recall = 2", "recall = 2: expected more than 0 and at most 1"),
         ("SELECT 1 SETTINGS nprobe = 0", "nprobe = 0: expected a whole number of at least 1"),
         ("SELECT 1 SETTINGS rescore = 'many'", "rescore = 'many': expected a whole number"),
-        ("CREATE TABLE x (v Array(Float32), INDEX i w TYPE ivf()) ENGINE = MergeTree ORDER BY tuple()", "w is no vector column"),
+        (
+            "CREATE TABLE x (v Array(Float32), INDEX i w TYPE ivf()) ENGINE = MergeTree ORDER BY tuple()",
+            "w is no vector column",
+        ),
         ("CREATE TABLE x (v Array(Float32), INDEX i v TYPE ivf()) ENGINE = Memory", "x has no vector column"),
     ],
 )
@@ -179,7 +220,9 @@ def test_too_few_rows_are_scanned_and_the_listing_says_so(db: clipql.Database) -
 
 
 @pytest.mark.parametrize("kind", ["annoy('L2Distance', 20)", "hnsw('L2Distance', 16, 64)", "ivf('L2Distance')"])
-def test_a_damaged_index_is_named_passed_over_and_rebuilt_on_request(tmp_path: Path, db: clipql.Database, kind: str) -> None:
+def test_a_damaged_index_is_named_passed_over_and_rebuilt_on_request(
+    tmp_path: Path, db: clipql.Database, kind: str
+) -> None:
     create(db, "d", f"near image_embedding TYPE {kind}")
     db.sql("INSERT INTO d SELECT * FROM laion LIMIT 22000")
     query = vectors(8, 1)[0]
