@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from clipql.arrow import Appender
 from clipql.errors import DatabaseDamaged, DatabaseLocked, QueryCancelled, QueryError, UnknownColumn, UnknownTable
 
 T = TypeVar("T")
@@ -128,13 +128,6 @@ def quote_string(text: str) -> str:
 def quote_name(name: str) -> str:
     """A ClickHouse identifier in backticks."""
     return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
-
-
-def arrow_numbers(values: NDArray[Any]) -> pa.Array:
-    """A numpy array of numbers as an Arrow array, not copied. (`pyarrow.array` would import pandas, for 0.3 s.)"""
-    whole = np.ascontiguousarray(values)
-    kind = pa.from_numpy_dtype(whole.dtype)
-    return pa.Array.from_buffers(kind, len(whole), [None, pa.py_buffer(whole)])
 
 
 class _Connection:
@@ -331,7 +324,7 @@ class Engine:
             inserter = None
             try:
                 inserter = raw.send_insert(head, "ArrowStream")
-                sink = _Appender(lambda data: raw.insert_append(inserter, data))
+                sink = Appender(lambda data: raw.insert_append(inserter, data))
                 with pa.ipc.new_stream(sink, schema) as writer:
                     for batch in batches:
                         writer.write_batch(batch)
@@ -371,39 +364,3 @@ def _with_tables(raw: Any, tables: Mapping[str, pa.Table], *, stream: bool = Fal
         return eval("_run(_sql, _format, params=_params)", scope)
 
     return call
-
-
-class _Appender:
-    """A file-like object that hands what is written to it on in pieces of at least a megabyte."""
-
-    def __init__(self, append: Callable[[bytes], None]) -> None:
-        self._append, self._parts, self._size = append, [], 0  # type: ignore[var-annotated]
-        self.closed = False
-
-    def write(self, data: Any) -> int:
-        piece = bytes(data)
-        self._parts.append(piece)
-        self._size += len(piece)
-        if self._size >= 1 << 20:
-            self.flush_rest()
-        return len(piece)
-
-    def flush_rest(self) -> None:
-        if self._parts:
-            data, self._parts, self._size = b"".join(self._parts), [], 0
-            self._append(data)
-
-    def flush(self) -> None:
-        """Nothing to do: pyarrow asks for it after each message."""
-
-    def close(self) -> None:
-        self.closed = True
-
-    def writable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False

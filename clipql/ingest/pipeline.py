@@ -20,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipql.arrow import arrow_numbers
 from clipql.catalog import Part, Table
-from clipql.engine import arrow_numbers, quote_name, quote_string
+from clipql.engine import quote_name, quote_string
 from clipql.errors import ClipqlError, IngestError, VectorError
 from clipql.ingest.columns import check_parts, column_types
 from clipql.ingest.layout import IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.engine import arrow_numbers, quote_name
+from clipql.arrow import arrow_numbers
+from clipql.engine import quote_name
 from clipql.index.base import Candidates, Cost
 from clipql.index.flat import Scan, Term, exact
 from clipql.query import scopes as sql_scopes

@@ -23,8 +23,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql import files
+from clipql.arrow import arrow_numbers
 from clipql.catalog import Part, Pending, Segment, Table, VectorColumn
-from clipql.engine import arrow_numbers, quote_name
+from clipql.engine import quote_name
 from clipql.errors import DiskFull, QueryError, VectorError
 from clipql.tables import recover, shape
 from clipql.tables.registry import INTERNAL, ROW, Registry
