@@ -209,7 +209,8 @@ class Session:
         exists = bool(engine.scalar(f"EXISTS TABLE {sql[name.start : name.end]}", user=True))
         like = self._find(statement.like) if statement.like else None
         plain = not ("Array(" in sql or statement.select is not None or like is not None)
-        if plain or (exists and (statement.if_not_exists or not statement.or_replace)):
+        replaces = here is not None and statement.or_replace
+        if (plain and not replaces) or (exists and (statement.if_not_exists or not statement.or_replace)):
             return engine.query(sql, "Null", params=params, user=True), None
         if database == INTERNAL:
             raise UnsupportedStatement(f"the database {INTERNAL} is clipql's own: use another")

@@ -113,3 +113,13 @@ def test_a_search_without_its_parameter_says_which_is_missing(laion: clipql.Data
         laion.sql("SELECT id FROM laion ORDER BY L2Distance(v, {target:Array(Float32)}) LIMIT 1")
     assert caught.value.code == 456
     assert "target" in str(caught.value)
+
+
+def test_a_table_with_vectors_may_be_replaced_by_one_without(laion: clipql.Database) -> None:
+    laion.sql("CREATE OR REPLACE TABLE laion (id UInt32) ENGINE = MergeTree ORDER BY id")
+    laion.sql("INSERT INTO laion VALUES (9)")
+    assert laion.sql("SELECT * FROM laion").rows == [(9,)]
+    assert laion.registry.catalog.tables == ()
+    laion.close()
+    with clipql.connect(laion.path) as again:
+        assert again.sql("SELECT * FROM laion").rows == [(9,)]
