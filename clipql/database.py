@@ -17,7 +17,7 @@ from clipql import catalog, files
 from clipql.catalog import Catalog
 from clipql.engine import Engine, quote_name
 from clipql.errors import NotADatabase, QueryError, UnknownTable, VectorError
-from clipql.query.lexer import split_statements
+from clipql.query.lexer import split_statements, tokenize
 from clipql.result import Result, Stats
 from clipql.session import Answer, Progress, Session
 from clipql.tables import recover, schema
@@ -140,13 +140,13 @@ class Database:
         metric = metric_named(distance)
         if metric is None:
             raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in Metric)}")
-        if k < 1:
-            raise QueryError(f"k = {k}: expected at least 1")
+        if not isinstance(k, int) or k < 1:
+            raise QueryError(f"k = {k!r}: expected a whole number of at least 1")
         shown = list(columns) if columns is not None else self._plain_columns(known.id)
         listed = ", ".join(
             [*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {{query:Array(Float32)}}) AS distance"]
         )
-        condition = f" WHERE {where}" if where else ""
+        condition = f" WHERE ({_one_condition(where)}\n)" if where else ""
         way = " DESC" if metric.larger_is_nearer else ""
         return f"SELECT {listed} FROM {self._registry.physical(known)}{condition} ORDER BY distance{way} LIMIT {k}"
 
@@ -194,6 +194,19 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _one_condition(where: str) -> str:
+    """A condition as it is. Raises QueryError for a text that would end it, or the statement, before its end."""
+    depth = 0
+    for token in tokenize(where):
+        if token.kind == "symbol" and token.text in "()":
+            depth += 1 if token.text == "(" else -1
+        if depth < 0 or (token.kind == "symbol" and token.text in ";'`\""):
+            raise QueryError(f"where = {where!r}: expected one condition; {token.text} at {token.start} ends it")
+    if depth:
+        raise QueryError(f"where = {where!r}: expected one condition; a bracket is not closed")
+    return where
 
 
 def _prepare(path: Path) -> None:

@@ -9,7 +9,6 @@
     ├── UnsupportedStatement       SQL that a vector column cannot take part in
     ├── IngestError                a part that cannot be taken in, with file and row
     ├── VectorIndexError                an index that cannot be built, read or used as asked
-    ├── ModelError                 weights, tokenizer or picture that the encoder cannot use
     └── StorageError               the database folder
         ├── DatabaseLocked         another process has it open
         ├── DatabaseVersion        written by a newer clipql
@@ -67,10 +66,6 @@ class IngestError(ClipqlError):
 
 class VectorIndexError(ClipqlError):
     """An index that cannot be built, read, or used as asked."""
-
-
-class ModelError(ClipqlError):
-    """Weights, a tokenizer or an input that the encoder cannot use."""
 
 
 class StorageError(ClipqlError):

@@ -107,8 +107,7 @@ class FolderLock:
             holder = os.pread(self._handle, 400, 0).decode("utf-8", "replace").strip() or "another process"
             os.close(self._handle)
             raise DatabaseLocked(
-                f"{folder} is open in {holder}; one process opens a database at a time: close it there, "
-                "or reach it through `clipql serve`"
+                f"{folder} is open in {holder}; one process opens a database at a time: close it there"
             ) from error
         os.ftruncate(self._handle, 0)
         command = " ".join(os.path.basename(a) if i == 0 else a for i, a in enumerate(sys.argv))[:300]

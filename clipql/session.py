@@ -94,7 +94,23 @@ class Session:
             raise UnsupportedStatement(f"{statement.word} would leave out the vectors, which lie outside ClickHouse")
         if statement.word == "CREATE":
             self._check_view(sql)
-        return self._engine.query(sql, format, params=params, progress=progress, user=True)
+        output = self._engine.query(sql, format, params=params, progress=progress, user=True)
+        self._note_temporary(sql, statement.word)
+        return output
+
+    def _note_temporary(self, sql: str, word: str) -> None:
+        """A temporary table hides a table of ours of the same name, as it does in ClickHouse."""
+        tokens = statements.classify(sql)[1]
+        words = [t.upper for t in tokens]
+        if word not in ("CREATE", "DROP") or not {"TEMPORARY", "TEMP"} & set(words[:4]) or "TABLE" not in words:
+            return
+        at = words.index("TABLE") + 1
+        while at < len(words) - 1 and words[at] in ("IF", "NOT", "EXISTS"):
+            at += 1
+        name = tokens[at].name
+        if name:
+            change = self._registry.hidden.add if word == "CREATE" else self._registry.hidden.discard
+            change(name)
 
     def _check_view(self, sql: str) -> None:
         """Refuse a materialized view that reads a table of ours: rows move into such a table past its views."""
@@ -310,6 +326,7 @@ class Session:
             return self._engine.query(sql, format, params=params, user=True)
         table = ours[0]
         verb = statement.verb
+        self._check_rest(sql, statement)
         if verb == "SHOW CREATE":
             return self._show_create(table, format)
         if verb == "DESCRIBE":
@@ -353,6 +370,18 @@ class Session:
         else:
             raise UnsupportedStatement(
                 f"{verb} is not carried out on {table.full_name}, whose vectors lie outside ClickHouse"
+            )
+
+    def _check_rest(self, sql: str, statement: OnTable) -> None:
+        """Refuse what follows the table's name where nothing, or very little, may follow it."""
+        rest = [t.upper or t.text for t in statements.classify(sql)[1] if t.start >= statement.rest]
+        ends = statement.verb in ("DROP", "DROP IF EMPTY", "TRUNCATE", "SHOW CREATE") and rest
+        if (ends and not set(rest) <= {"SYNC", "NO", "DELAY"}) or (statement.verb == "ALTER" and not rest):
+            raise QueryError(
+                f"{statement.verb} {sql[statement.tables[0].start : statement.tables[0].end]}: "
+                + (f"it ends with {' '.join(rest)[:60]}, which is not understood" if rest else "it says no change"),
+                code=62,
+                name="SYNTAX_ERROR",
             )
 
     def _check_empty(self, tables: list[Table]) -> None:

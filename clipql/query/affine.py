@@ -30,6 +30,12 @@ class Affine:
         return Affine({c: w * factor for c, w in self.weights.items() if w * factor}, self.constant * factor)
 
 
+def _plain(form: Affine) -> bool:
+    """Whether rounding leaves the distances' order alone: 1e17 + d is the same number for every small d."""
+    weights = [abs(w) for w in form.weights.values()]
+    return not weights or (abs(form.constant) <= 1e3 and min(weights) >= 1e-3 and max(weights) <= 1e3)
+
+
 class _NotAffine(Exception):
     pass
 
@@ -57,7 +63,7 @@ class Parser:
             if self._depth > 20 or first >= last:
                 return None
             value = self._sum()
-            return value if self._at == last else None
+            return value if self._at == last and _plain(value) else None
         except _NotAffine:
             return None
         finally:

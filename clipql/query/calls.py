@@ -106,9 +106,74 @@ def alias_spans(scope: Scope) -> dict[str, tuple[int, int]]:
         for first, last in split_list(tokens, span.first, span.last) if span else []:
             if last - first >= 3 and tokens[last - 2].upper == "AS" and tokens[last - 1].name:
                 found[tokens[last - 1].name or ""] = (first, last - 2)
-            elif last - first >= 2 and tokens[last - 1].name and tokens[last - 2].text == ")":
+            elif last - first >= 2 and tokens[last - 1].name and _ends_expression(tokens[last - 2]):
                 found[tokens[last - 1].name or ""] = (first, last - 1)
     return found
+
+
+# words after which a name is no alias
+_OPERATORS = {"AND", "OR", "NOT", "IN", "LIKE", "ILIKE", "BETWEEN", "IS", "THEN", "ELSE", "WHEN", "AS", "DIV", "MOD",
+              "DISTINCT", "ALL", "CASE", "EXCEPT", "REPLACE", "APPLY", "INTERVAL", "GLOBAL"}  # fmt: skip
+
+
+def _ends_expression(token: Token) -> bool:
+    """Whether an expression may end here, so that a name after it is its alias."""
+    if token.kind == "word":
+        return token.upper not in _OPERATORS
+    return token.kind != "symbol" or token.text in ")]}"
+
+
+def lambda_arguments(scope: Scope) -> frozenset[str]:
+    """Names that stand for the arguments of lambdas somewhere in a SELECT."""
+    tokens, found = scope.tokens, set[str]()
+    for i in range(scope.whole.first, scope.whole.last - 1):
+        if tokens[i + 1].text != "->":
+            continue
+        at = i
+        if tokens[i].text == ")":
+            at -= 1
+            while at > scope.whole.first and tokens[at].text != "(":
+                found.add(tokens[at].name or "")
+                at -= 1
+        else:
+            found.add(tokens[i].name or "")
+    return frozenset(found)
+
+
+def inner_names(scope: Scope) -> frozenset[str]:
+    """Names given inside an expression, as in `length(w AS v)`, and used elsewhere in the SELECT."""
+    tokens = scope.tokens
+    given = {tokens[b - 1].start for a, b in _items(scope) if b - a > 2 and tokens[b - 2].upper == "AS"}
+    source = scope.clauses.get("FROM")
+    names: dict[str, int] = {}
+    for i in range(scope.whole.first, scope.whole.last - 1):
+        name = tokens[i + 1].name
+        in_from = source is not None and source.first <= i < source.last
+        if tokens[i].upper == "AS" and name and tokens[i + 1].start not in given and not in_from:
+            names[name] = i + 1
+    used = {
+        tokens[i].name
+        for i in range(scope.whole.first, scope.whole.last)
+        if tokens[i].name in names and names[tokens[i].name or ""] != i and not _is_type_or_function(tokens, i)
+    }
+    return frozenset(n for n in used if n)
+
+
+def _is_type_or_function(tokens: list[Token], at: int) -> bool:
+    return at + 1 < len(tokens) and tokens[at + 1].text == "("
+
+
+def _items(scope: Scope) -> list[tuple[int, int]]:
+    spans = [scope.clauses.get(c) for c in ("WITH", "SELECT")]
+    return [item for span in spans if span for item in split_list(scope.tokens, span.first, span.last)]
+
+
+def has_outer_join(scope: Scope) -> bool:
+    """Whether FROM joins so that a row may be there without its partner, and so without a row number."""
+    return any(
+        t.upper in ("LEFT", "RIGHT", "FULL", "OUTER", "ANTI", "SEMI", "ASOF", "PASTE", "ARRAY")
+        for t in scope.within("FROM")
+    )
 
 
 def find_calls(scope: Scope, sources: list[Source], joined: bool, aliases: frozenset[str]) -> tuple[Call, ...]:

@@ -127,6 +127,13 @@ def _conjuncts(tokens: list[Token], first: int, last: int) -> list[tuple[int, in
     return [*parts, (begin, last)] if begin < last else [(first, last)]
 
 
+def _compares(token: Token) -> bool:
+    """Whether a token makes a condition of what stands around it."""
+    symbols = {"=", "==", "!=", "<>", "<", ">", "<=", ">=", "<=>", "?"}
+    words = {"IN", "IS", "LIKE", "ILIKE", "BETWEEN", "NOT", "AND", "OR", "GLOBAL", "REGEXP"}
+    return (token.kind == "symbol" and token.text in symbols) or token.upper in words
+
+
 def _not_of_operator(tokens: list[Token], at: int, last: int) -> bool:
     following = tokens[at + 1].upper if at + 1 < last else ""
     return following in ("IN", "LIKE", "ILIKE", "BETWEEN", "NULL") or tokens[at - 1].upper == "IS"
@@ -140,6 +147,8 @@ def _bound(scope: Scope, first: int, last: int, parser: Parser) -> Bound | None:
             at = matching(tokens, at) + 1
             continue
         if token.kind == "symbol" and token.text in _FLIPPED:
+            if any(_compares(t) for t in (*tokens[first:at], *tokens[at + 1 : last])):
+                return None
             left, right = parser.parse(first, at), parser.parse(at + 1, last)
             text = text_of(scope, first, last)
             if left and left.weights and not (right and right.weights):

@@ -81,7 +81,7 @@ class Constants:
                 inside = value.strip().removeprefix("[").removesuffix("]").strip()
                 value = [float(n) for n in inside.split(",")] if inside else []
             values = np.asarray(value, np.float32 if kind == "Array(Float32)" else np.float64).astype(np.float64)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
         return QueryVector(values, kind == "Array(Float32)") if values.ndim == 1 else None
 

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from clipql.catalog import Table
 from clipql.engine import quote_name
 from clipql.query.affine import Affine, Parser
-from clipql.query.calls import Call, FindTable, alias_spans, find_calls, find_sources, text_of
+from clipql.query.calls import (
+    Call,
+    FindTable,
+    alias_spans,
+    find_calls,
+    find_sources,
+    has_outer_join,
+    inner_names,
+    lambda_arguments,
+    text_of,
+)
 from clipql.query.clauses import Condition, read_conditions, read_limit, read_order
 from clipql.query.scopes import Scope
 
@@ -49,11 +59,17 @@ def recognise(scope: Scope, find: FindTable) -> VectorSelect | None:
     sources, joined = find_sources(scope, find)
     if not sources:
         return None
+    if has_outer_join(scope) or len({s.qualifier for s in sources}) < len(sources):
+        return None
+    if any(t.upper == "ARRAYJOIN" for t in (*scope.within("WHERE"), *scope.within("PREWHERE"), *scope.within("ORDER"))):
+        return None
     spans = alias_spans(scope)
     calls = find_calls(scope, sources, joined, frozenset(spans))
     if not calls or len({c.qualifier for c in calls}) > 1:
         return None
     source = next(s for s in sources if s.qualifier == calls[0].qualifier)
+    if _misread(scope, calls, spans):
+        return None
     places = {c.first: (c.same, c.last) for c in calls}
     parser = Parser(scope.tokens, places, lambda token: spans.get(token.name or ""))
     order, descending, odd_order = read_order(scope, parser)
@@ -77,6 +93,15 @@ def recognise(scope: Scope, find: FindTable) -> VectorSelect | None:
         aliases={n: text_of(scope, *span) for n, span in spans.items()},
         why_not=why_not,
     )
+
+
+def _misread(scope: Scope, calls: tuple[Call, ...], spans: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a name in the SELECT may mean another thing than this module would take it for."""
+    if inner_names(scope) or lambda_arguments(scope) & {c.column for c in calls}:
+        return True
+    # an alias in WHERE that is made of aliases: ClickHouse may mean the columns of those names
+    filtered_by = {t.name for clause in ("WHERE", "PREWHERE") for t in scope.within(clause) if t.name} & spans.keys()
+    return any(t.name in spans for name in filtered_by for t in scope.tokens[slice(*spans[name])] if t.name)
 
 
 def _blocks_top(scope: Scope, joined: bool) -> str | None:

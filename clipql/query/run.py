@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from clipql.arrow import arrow_numbers
 from clipql.engine import quote_name
+from clipql.errors import QueryCancelled, QueryError
 from clipql.index.base import Candidates, Cost
-from clipql.index.flat import Scan, Term, exact
+from clipql.index.flat import WIDE, Scan, Term, exact
 from clipql.query import scopes as sql_scopes
 from clipql.query import search
-from clipql.query.calls import Call
+from clipql.query.calls import Call, find_sources
 from clipql.query.constants import Constants, with_clause
 from clipql.query.lexer import tokenize
 from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan, plan
@@ -97,6 +98,10 @@ class Planner:
             if star:
                 work.edit([star])
                 scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            moved = self._prewhere(scope)
+            if moved:
+                work.edit(moved)
+                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
             select = recognise(scope, self._registry.find) if options.plan else None
             if select:
                 _Execution(self._registry, plan(select, constants, self._indexes, options), work).run()
@@ -107,6 +112,15 @@ class Planner:
         constants = Constants(self._engine, params)
         found = (recognise(s, self._registry.find) for s in sql_scopes.scopes(sql, tokenize(sql)))
         return [plan(select, constants, self._indexes, options) for select in found if select]
+
+    def _prewhere(self, scope: Scope) -> list[tuple[int, int, str]]:
+        """The edits that make WHERE of a PREWHERE on a vector column, which ClickHouse cannot read so early."""
+        found, _ = find_sources(scope, self._registry.find)
+        vectors = {c.name for source in found for c in source.table.columns}
+        if not any(t.name in vectors for t in scope.within("PREWHERE")):
+            return []
+        where = scope.body("WHERE")
+        return _where_edits(scope, f"({scope.body('PREWHERE')})" + (f" AND ({where})" if where else ""))
 
     def _star(self, scope: Scope) -> tuple[int, int, str] | None:
         """The edit that spells `SELECT *` out, where ClickHouse would give the columns in another order.
@@ -139,6 +153,14 @@ class _Execution:
         self._filtered: int | None = None
 
     def run(self) -> None:
+        try:
+            self._carry_out()
+        except QueryCancelled:
+            raise
+        except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
+            self._step("as it is", "ClickHouse refused a part of it on its own")
+
+    def _carry_out(self) -> None:
         kind = self._plan.kind
         if kind == "top-k":
             self._top()
@@ -255,6 +277,9 @@ class _Execution:
 
     def _distances(self, why: str) -> None:
         select = self._select
+        if self._too_wide():
+            self._step("as it is", f"values too large for float32; {why}")
+            return
         if self._plan.filter is not None and not select.joined:
             self._filtered = len(self._matching())
             if self._filtered * ALIAS_COST < select.table.rows:
@@ -271,6 +296,12 @@ class _Execution:
         self._work.edit(edits)
         scanned = select.table.rows * len(texts)
         self._step("distances", why, Cost(rows_scanned=scanned, seconds={"scan": time.perf_counter() - began}))
+
+    def _too_wide(self) -> bool:
+        """Whether distances may leave float32, in which they are handed over."""
+        stores = [self._registry.store(self._select.table, c.column) for c in self._select.calls]
+        largest = [float(np.abs(v.values).max(initial=0)) for v in self._plan.vectors]
+        return max(*[s.largest for s in stores], *largest) > WIDE
 
     def _all_distances(self, call: Call) -> str:
         """The distances of all rows as one constant array, indexed by the row number."""

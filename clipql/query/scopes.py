@@ -123,6 +123,8 @@ def _end_of_select(tokens: list[Token], at: int, last: int) -> int:
             continue
         if token.upper in _SET_OPERATORS and at + 1 < last:
             following = tokens[at + 1].upper
+            if at + 2 >= last:
+                return last
             if token.upper == "EXCEPT" and following == "(" and tokens[at + 2].upper not in ("SELECT", "WITH"):
                 at += 1
                 continue

@@ -110,6 +110,9 @@ def take_format(sql: str) -> tuple[str, str | None]:
     tokens = tokenize(sql)
     while tokens and tokens[-1].text == ";" and tokens[-1].kind == "symbol":
         tokens.pop()
+    for i in range(len(tokens) - 3):  # FORMAT name SETTINGS …
+        if tokens[i].upper == "FORMAT" and tokens[i + 1].kind == "word" and tokens[i + 2].upper == "SETTINGS":
+            return sql[: tokens[i].start] + sql[tokens[i + 2].start :], tokens[i + 1].text
     if (
         len(tokens) > 3
         and tokens[-2].upper == "FORMAT"

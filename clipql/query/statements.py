@@ -106,7 +106,7 @@ def classify(sql: str) -> tuple[Statement, list[Token]]:
         return Other(""), tokens
     word = tokens[0].upper
     reader = _Reader(sql, tokens)
-    if word in ("SELECT", "WITH", "("):
+    if word in ("SELECT", "WITH", "FROM", "("):
         return Select(), tokens
     if word == "EXPLAIN" and len(tokens) > 1 and tokens[1].upper in ("SELECT", "WITH", "("):
         return Explain(sql[tokens[1].start :]), tokens
@@ -245,11 +245,12 @@ class _Reader:
 
     def drop(self) -> Statement | None:
         verb = self.tokens[0].upper
+        if self.word("TEMPORARY"):
+            return None
         if self.word("DATABASE"):
             self.word("IF", "EXISTS")
             database = self.name()
             return OnDatabase(verb, database.name) if database else None
-        self.word("TEMPORARY")
         if not self.word("TABLE") and verb != "TRUNCATE":
             return None
         self.word("IF", "EXISTS")

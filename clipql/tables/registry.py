@@ -43,6 +43,7 @@ class Registry:
         self.folder, self.engine, self._catalog = folder, engine, catalog
         self.write_lock, self.gate = threading.RLock(), Gate()
         self.database = "default"
+        self.hidden: set[str] = set()  # names of temporary tables
         self._stores: dict[str, ColumnStore] = {}
         self._alive: dict[str, tuple[int, NDArray[np.bool_] | None]] = {}
         for table in catalog.tables:
@@ -65,6 +66,8 @@ class Registry:
 
     def find(self, database: str | None, name: str) -> Table | None:
         """The table of this name if it has vector columns; `database` None means the current one."""
+        if database is None and name in self.hidden:
+            return None
         return self._catalog.table(database or self.database, name)
 
     def current(self, table: Table) -> Table:
