@@ -161,12 +161,27 @@ class Scan:
         rows, keys = self._joined(found)
         if len(rows) > k:
             rows = rows[keys <= self._slack(float(np.partition(keys, k - 1)[k - 1]))]
-        result = self._decided(rows, began, sum(s.scanned for s in found))
-        if len(result.rows) > k:
-            edge = result.distances[k - 1]
-            n = int(np.searchsorted(result.distances, edge, side="right")) if not np.isnan(edge) else len(result.rows)
-            result = Candidates(result.rows[:n], result.distances[:n], result.cost)
-        return result
+        return self._cut(self._decided(rows, began, sum(s.scanned for s in found)), k)
+
+    def _cut(self, found: Candidates, k: int) -> Candidates:
+        """The first k, and those that tie with the k-th."""
+        if len(found.rows) <= k or np.isnan(found.distances[k - 1]):
+            return found
+        n = int(np.searchsorted(found.distances, found.distances[k - 1], side="right"))
+        return Candidates(found.rows[:n], found.distances[:n], found.cost)
+
+    def nearest_of(self, chosen: NDArray[np.int64], k: int) -> Candidates:
+        """The same among a few rows, given by their numbers in ascending order: just those are read."""
+        began = time.perf_counter()
+        parts = [np.empty(0, np.float32)]
+        for at in range(0, len(chosen), self._step):
+            rows = chosen[at : at + self._step]
+            parts.append(self._gathered(int(rows[0]), int(rows[-1]) + 1, rows))
+        keys = np.nan_to_num(np.concatenate(parts), copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+        kept = chosen
+        if len(chosen) > k:
+            kept = chosen[keys <= self._slack(float(np.partition(keys, k - 1)[k - 1]))]
+        return self._cut(self._decided(kept, began, len(chosen)), k)
 
     def within(self, radius: float, most: int) -> Candidates | int:
         """All rows whose key is at most `radius`, and those so near to it that rounding decides; smallest first.

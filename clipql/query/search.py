@@ -24,7 +24,9 @@ FIRST_OF_RANGE = 256
 def nearest(plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, filtered: int | None) -> Candidates:
     """The rows with the smallest keys, at least k where k qualify."""
     rows, index = plan.select.table.rows, plan.chosen.index
-    if index is None or (filtered is not None and filtered <= FILTER_FIRST):
+    if among is not None and filtered is not None and filtered <= FILTER_FIRST:
+        return Scan(terms, rows).nearest_of(np.flatnonzero(among), plan.k)
+    if index is None:
         return Scan(terms, rows, among).nearest(plan.k)
     return _merged(plan, index, terms, among, plan.k)
 
