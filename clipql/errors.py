@@ -9,6 +9,11 @@
     ├── UnsupportedStatement       SQL that a vector column cannot take part in
     ├── IngestError                a part that cannot be taken in, with file and row
     ├── VectorIndexError                an index that cannot be built, read or used as asked
+    ├── EncodeError                words or pictures that cannot be turned into vectors
+    │   ├── ModelError             a model that is not there, not whole, or cannot be run
+    │   ├── ModelMismatch          vectors of two models compared
+    │   └── PictureError           a file that is no picture, is broken, or is too large
+    ├── ServerError                a server that cannot start, or that a client cannot reach
     └── StorageError               the database folder
         ├── DatabaseLocked         another process has it open
         ├── DatabaseVersion        written by a newer clipql
@@ -66,6 +71,26 @@ class IngestError(ClipqlError):
 
 class VectorIndexError(ClipqlError):
     """An index that cannot be built, read, or used as asked."""
+
+
+class EncodeError(ClipqlError):
+    """Words or pictures that cannot be turned into vectors."""
+
+
+class ModelError(EncodeError):
+    """A model that is not there, not whole, or cannot be run."""
+
+
+class ModelMismatch(EncodeError):
+    """A vector column and a query vector that come from two models; the message names both."""
+
+
+class PictureError(EncodeError):
+    """A file that is no picture, is cut short or broken, or has more pixels than the limit."""
+
+
+class ServerError(ClipqlError):
+    """A server that cannot start, or that a client cannot reach."""
 
 
 class StorageError(ClipqlError):

@@ -1,0 +1,104 @@
+"""What the commands of the command line share: their parsers, the database they open, what they print.
+
+What must stay true: importing this imports nothing heavy; results go to standard output as the engine wrote them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipql.errors import VectorError
+
+if TYPE_CHECKING:
+    from clipql.database import Database
+
+Command = Callable[[argparse.Namespace], int]
+
+FORMATS = (
+    "any ClickHouse format: Pretty, JSON, CSV, Arrow, Parquet, … "
+    "(default: PrettyCompact on a terminal, TabSeparated otherwise)"
+)
+
+
+def command(
+    commands: Any, shared: argparse.ArgumentParser | None, name: str, help: str, run: Command
+) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}.",
+        parents=[shared] if shared else [],
+        allow_abbrev=False,
+    )
+    made.set_defaults(command=run)
+    return made
+
+
+def vector_file(text: str) -> Path:
+    if not text.startswith("@") or len(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected @ and the name of a .npy file")
+    return Path(text[1:])
+
+
+@contextmanager
+def open_database(arguments: argparse.Namespace) -> Iterator[Database]:
+    from clipql.database import connect
+
+    with connect(getattr(arguments, "db", None)) as db:
+        if sys.stdout.isatty():
+            from clipql.console import DISPLAY
+
+            db.execute(DISPLAY)
+        yield db
+
+
+def print_answer(db: Database, statement: str, params: Mapping[str, Any], format: str | None) -> None:
+    from clipql.console import QueryProgress, printable
+
+    terminal = sys.stdout.isatty()
+    format = format or ("PrettyCompact" if terminal else "TabSeparated")
+    with QueryProgress(sys.stderr) as progress:
+        answer = db.execute(statement, params, format=format, progress=progress.update if progress.live else None)
+    data = answer.output.data
+    if terminal and answer.format.startswith(("Pretty", "Vertical")):
+        data = printable(data.decode("utf-8", "replace")).encode()
+    write(data)
+
+
+def write(data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:  # an unbuffered standard output (python -u) may take only a part
+        rest = rest[sys.stdout.buffer.write(rest) :]
+    sys.stdout.buffer.flush()
+
+
+def read_vector(path: Path) -> Any:
+    """The vector in a `.npy` file: shape (d,), or (1, d) as encoders write one. Raises VectorError."""
+    found = read_array(path)
+    if found.ndim == 2 and found.shape[0] == 1:
+        found = found[0]
+    if found.ndim != 1 or not found.size:
+        raise VectorError(f"{path} holds an array of shape {found.shape}; expected one vector, (d,) or (1, d)")
+    return found
+
+
+def read_array(path: Path) -> Any:
+    """The numbers in a `.npy` file. Raises VectorError."""
+    import numpy as np
+
+    try:
+        found = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise VectorError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise VectorError(f"{path} is not a .npy file of numbers") from error
+    if not isinstance(found, np.ndarray):
+        raise VectorError(f"{path} holds several arrays (.npz); expected one vector in a .npy file")
+    if found.dtype.kind not in "fiu":
+        raise VectorError(f"{path} holds {found.dtype} values; expected numbers")
+    return found

@@ -1,0 +1,49 @@
+"""What every encoder of words and pictures offers, whatever runs it.
+
+What must stay true: vectors come out with length 1, as float32, one row an input and in its order; an encoder is
+thread-safe and is told by its `model` name: two encoders with the same name give comparable vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+# the bytes of a picture file, or where it is
+Picture = bytes | Path
+
+
+@dataclass(frozen=True)
+class EncodedPictures:
+    """Vectors of a batch of pictures, and what was wrong with those that have none.
+
+    vectors: float32 (n, dimension); zeros where errors[i] is not None. errors: one message or None a picture.
+    sizes: (width, height) of each picture as it is shown, (0, 0) where it could not be read.
+    """
+
+    vectors: NDArray[np.float32]
+    errors: tuple[str | None, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+
+class Encoder(Protocol):
+    """Words and pictures to vectors of one space."""
+
+    @property
+    def model(self) -> str:
+        """The model's canonical name, such as `openai/clip-vit-base-patch32`."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of its vectors."""
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors (len(texts), dimension). Raises ModelError."""
+
+    def encode_pictures(self, pictures: Sequence[Picture]) -> EncodedPictures:
+        """Unit vectors of pictures; a bad one is an entry in `errors` and never an exception. Raises ModelError."""
