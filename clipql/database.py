@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from clipql import catalog, files
 from clipql.catalog import Catalog
+from clipql.encode.base import Picture
+from clipql.encode.service import Encoders
 from clipql.engine import Engine, quote_name
 from clipql.errors import NotADatabase, QueryError, UnknownTable, VectorError
 from clipql.query.lexer import split_statements, tokenize
@@ -27,12 +29,19 @@ from clipql.vectors.metrics import Metric, metric_named
 
 # what may lie in the folder of a database that was not finished being made
 _OWN = ("lock", catalog.NAME + ".tmp")
+# what a search is by, as SQL over the parameter `query`
+_QUERIES = {
+    "vector": "{query:Array(Float32)}",
+    "text": "encode_text({query:String})",
+    "image": "encode_image({query:String})",
+}
 
 
-def connect(path: str | os.PathLike[str] | None = None) -> Database:
+def connect(path: str | os.PathLike[str] | None = None, *, model: str | None = None) -> Database:
     """Open a database folder, which is made if it is not there.
 
-    path: the folder; None for $CLIPQL_DB, and ./clipql.db without that.
+    path: the folder; None for $CLIPQL_DB, and ./clipql.db without that. model: of encode_text and encode_image, a name
+    or a folder; None for $CLIPQL_MODEL, and without that the one that filled the columns asked for.
     Raises DatabaseLocked (another process has it), DatabaseVersion, DatabaseDamaged or NotADatabase.
     """
     return Database(path if path is not None else os.environ.get("CLIPQL_DB") or "clipql.db")
@@ -44,7 +53,7 @@ class Database:
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, model: str | None = None) -> None:
         self.path = Path(path).absolute()
         _prepare(self.path)
         self._lock = files.FolderLock(self.path)
@@ -65,7 +74,9 @@ class Database:
             raise
         self._indexes = Indexes(self._registry)
         self._indexes.sweep()
-        self._session = Session(self._registry, self._indexes)
+        self.encoders = Encoders(model)
+        self.encoders.register(self._engine)
+        self._session = Session(self._registry, self._indexes, self.encoders)
         self._closing = threading.Lock()
 
     def sql(self, text: str, /, **params: Any) -> Result:
@@ -98,40 +109,73 @@ class Database:
             raise QueryError(f"the database {self.path} is closed")
         return self._session.execute(statement, params, format=format, progress=progress)
 
+    def session(self) -> Session:
+        """A session of its own on this database; what it SETs stays apart only where `Engine.act` says who acts."""
+        return Session(self._registry, self._indexes, self.encoders)
+
     def search(
         self,
         table: str,
         *,
-        vector: NDArray[Any] | Sequence[float],
+        text: str | None = None,
+        image: Picture | str | None = None,
+        vector: NDArray[Any] | Sequence[float] | None = None,
         k: int = 10,
         where: str | None = None,
         column: str = "image_embedding",
         columns: Sequence[str] | None = None,
         distance: str = "cosineDistance",
+        recall: float | None = None,
     ) -> Result:
-        """The k rows of a table nearest to a vector, nearest first, with their distance as the last column.
+        """The k rows of a table nearest to words, a picture or a vector, nearest first, with their distance last.
 
-        vector: (d,) numbers; where: a SQL condition on the table's columns; columns: what to return, by default all
-        that are not vectors; distance: any of ClickHouse's. Raises UnknownTable or VectorError.
+        image: a path or the bytes of a picture; vector: (d,) numbers; where: a SQL condition on the table's columns;
+        columns: what to return, by default all that are not vectors; distance: any of ClickHouse's; recall: what an
+        index must reach, 0.95 unless given. Raises UnknownTable, VectorError, EncodeError, or QueryError where not
+        just one of text, image and vector is given.
         """
-        return self.sql(self.search_sql(table, k=k, where=where, column=column, columns=columns, distance=distance),
-                        query=np.asarray(vector))  # fmt: skip
+        given = [name for name, v in (("text", text), ("image", image), ("vector", vector)) if v is not None]
+        if len(given) != 1:
+            raise QueryError(f"search got {' and '.join(given) or 'nothing to look for'}: give text, image or vector")
+        query: Any = text if image is None else str(image) if isinstance(image, Path) else image
+        if isinstance(query, bytes):
+            name = table if "." in table else f"{self._registry.database}.{table}"
+            vector = self.encoders.picture(query, self._model_of(name, column))
+        statement = self.search_sql(
+            table,
+            by="vector" if vector is not None else given[0],
+            k=k,
+            where=where,
+            column=column,
+            columns=columns,
+            distance=distance,
+            recall=recall,
+        )
+        return self.sql(statement, query=np.asarray(vector) if vector is not None else query)
+
+    def _model_of(self, table: str, column: str) -> str | None:
+        database, _, name = table.rpartition(".")
+        known = self._registry.find(database, name)
+        found = known.column(column) if known else None
+        return self.encoders.default or (found.model if found else None)
 
     def search_sql(
         self,
         table: str,
         *,
+        by: str = "vector",
         k: int = 10,
         where: str | None = None,
         column: str = "image_embedding",
         columns: Sequence[str] | None = None,
         distance: str = "cosineDistance",
+        recall: float | None = None,
     ) -> str:
-        """The statement that `search` runs, with the query vector as parameter `query`."""
+        """The statement that `search` runs; its parameter `query` is a vector, a text, or an image's path (`by`)."""
         database, _, name = table.rpartition(".")
         known = self._registry.find(database or None, name)
         if known is None:
-            tables = ", ".join(t.full_name for t in self._registry.catalog.tables) or "none yet"
+            tables = ", ".join(t.full_name for t in self._registry.catalog.tables) or f"none in {self.path} yet"
             raise UnknownTable(f"there is no table {table} with vector columns; there are: {tables}")
         if known.column(column) is None:
             raise VectorError(
@@ -144,11 +188,14 @@ class Database:
             raise QueryError(f"k = {k!r}: expected a whole number of at least 1")
         shown = list(columns) if columns is not None else self._plain_columns(known.id)
         listed = ", ".join(
-            [*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {{query:Array(Float32)}}) AS distance"]
+            [*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {_QUERIES[by]}) AS distance"]
         )
         condition = f" WHERE ({_one_condition(where)}\n)" if where else ""
         way = " DESC" if metric.larger_is_nearer else ""
-        return f"SELECT {listed} FROM {self._registry.physical(known)}{condition} ORDER BY distance{way} LIMIT {k}"
+        asked = f" SETTINGS recall = {recall}" if recall is not None else ""
+        return (
+            f"SELECT {listed} FROM {self._registry.physical(known)}{condition} ORDER BY distance{way} LIMIT {k}{asked}"
+        )
 
     def _plain_columns(self, id: str) -> list[str]:
         table = self._registry.catalog.by_id(id)
@@ -184,6 +231,7 @@ class Database:
                 return
             self._closed = True
             self._registry.close()
+            self.encoders.close()
             self._engine.close()
             self._lock.release()
 

@@ -1,8 +1,8 @@
 """chDB, which is ClickHouse in this process: connections, parameters, Arrow in and out, error translation.
 
 Nothing else imports chdb. What must stay true: one folder per process; a connection runs one query at a time and
-none while its stream is open, so every query borrows a connection of its own; SET statements reach all of them; the
-calling thread can be interrupted (Ctrl-C stops the query, not the process).
+none while its stream is open, so every query borrows a connection of its own; what a user SETs reaches all of that
+user's connections and no other's; the calling thread can be interrupted (Ctrl-C stops the query, not the process).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +24,19 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from clipql import chunks
 from clipql.arrow import Appender
-from clipql.errors import DatabaseDamaged, DatabaseLocked, QueryCancelled, QueryError, UnknownColumn, UnknownTable
+from clipql.errors import (
+    DatabaseDamaged,
+    DatabaseLocked,
+    EncodeError,
+    ModelError,
+    PictureError,
+    QueryCancelled,
+    QueryError,
+    UnknownColumn,
+    UnknownTable,
+)
 
 T = TypeVar("T")
 
@@ -61,9 +73,19 @@ class Output:
         return pa.ipc.open_stream(pa.py_buffer(self.data)).read_all()
 
 
-def translate(error: BaseException) -> QueryError:
+# how chDB reports an exception of a Python function
+_UDF = re.compile(
+    r"Python UDF '_clipql_encode_\w+' raised an exception at row \d+: (?:[\w.]*\.)?(\w+): (.*?)\s*(?:At:|\Z)", re.DOTALL
+)
+_ENCODING: Mapping[str, type[EncodeError]] = {k.__name__: k for k in (EncodeError, ModelError, PictureError)}
+
+
+def translate(error: BaseException) -> QueryError | EncodeError:
     """chDB's exception as one of ours, with ClickHouse's code and name. The caller raises it `from` the original."""
     text = str(error)
+    ours = _UDF.search(text)
+    if ours:
+        return _ENCODING.get(ours[1], EncodeError)(ours[2].strip())
     match = re.search(r"Code: (\d+)\. DB::Exception: (.*?)(?:\s*\(([A-Z_0-9]+)\))?\s*\Z", text, re.DOTALL)
     if not match:
         return QueryError(text)
@@ -150,6 +172,34 @@ class _Connection:
         return False
 
 
+class EngineUser:
+    """One whose SET and USE statements, and temporary tables, concern nobody else: the process, or a network session.
+
+    statements: run on each connection before its first query. database: the current one. hidden: names of temporary
+    tables, which live on one connection: a user who has them runs one statement at a time.
+    """
+
+    def __init__(self, statements: Iterable[str] = ()) -> None:
+        self.statements = list(statements)
+        self.database = "default"
+        self.hidden: set[str] = set()
+        self.idle: list[_Connection] = []
+
+
+@dataclass
+class Acting:
+    """One request of a user: settings and database for it alone, and what it has running, so that it can be cancelled."""
+
+    user: EngineUser
+    settings: Mapping[str, str] = field(default_factory=dict)
+    database: str | None = None
+    running: set[str] = field(default_factory=set)
+    cancelled: bool = False
+
+
+_ACTING: ContextVar[Acting | None] = ContextVar("clipql_acting", default=None)
+
+
 class Engine:
     """The one chDB of this process, opened on a folder.
 
@@ -173,14 +223,15 @@ class Engine:
             chdb.set_signal_handlers_enabled(0)
             self._chdb: Any = _chdb
             # clipql's own queries must not be bent by what a user SETs (a limit, say), so users have their own
-            self._idle: dict[bool, list[_Connection]] = {False: [], True: []}
+            self._own = EngineUser()
+            self._acting = Acting(EngineUser())
+            self._users = [self._own, self._acting.user]
             self._lock = threading.Lock()
             self._names = itertools.count()
-            self._statements: list[str] = []
             self._workers = ThreadPoolExecutor(thread_name_prefix="clipql-query")
             try:
                 self._anchor = self._chdb.connect(str(folder))  # chDB lives as long as it has a connection
-                self._idle[False].append(self._connect())
+                self._own.idle.append(self._connect())
             except RuntimeError as error:
                 raise DatabaseDamaged(
                     f"ClickHouse cannot open {folder}, a database's half of rows: {translate(error)}; restore a backup"
@@ -190,28 +241,92 @@ class Engine:
     def _connect(self) -> _Connection:
         return _Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}")
 
+    @property
+    def acting(self) -> Acting:
+        """Who runs the queries of this thread."""
+        return _ACTING.get() or self._acting
+
+    @contextlib.contextmanager
+    def act(self, acting: Acting) -> Iterator[None]:
+        """Run this thread's queries for another user than the process's own."""
+        with self._lock:
+            if acting.user not in self._users:
+                self._users.append(acting.user)
+        before = _ACTING.set(acting)
+        try:
+            yield
+        finally:
+            _ACTING.reset(before)
+
+    def forget(self, user: EngineUser) -> None:
+        """Close what a user had, temporary tables included."""
+        with self._lock:
+            if user in self._users:
+                self._users.remove(user)
+            idle, user.idle = user.idle, []
+        for connection in idle:
+            connection.raw.close()
+
+    def cancel(self, acting: Acting) -> None:
+        """Stop what a request is running; its next query, if there was to be one, raises QueryCancelled."""
+        acting.cancelled = True
+        for tag in tuple(acting.running):
+            self.kill(tag)
+
     @contextlib.contextmanager
     def _borrow(self, user: bool = False) -> Iterator[_Connection]:
-        idle = self._idle[user]
+        acting = self.acting
+        owner = acting.user if user else self._own
+        if user and acting.cancelled:
+            raise QueryCancelled("the query was cancelled", code=394, name="QUERY_WAS_CANCELLED")
         with self._lock:
-            connection = idle.pop() if idle else None
+            connection = owner.idle.pop() if owner.idle else None
         if connection is None:
             connection = self._connect()
         usable = True
         try:
-            for statement in self._statements[connection.seen :] if user else ():
-                connection.raw.query(statement)
-                connection.seen += 1
+            if user:
+                acting.running.add(connection.tag)
+                self._prepare(connection, acting)
             yield connection
         except BaseException:
             usable = connection.drained()
             raise
         finally:
-            if usable:
+            acting.running.discard(connection.tag)
+            if usable and user:
+                usable = self._undo(connection, acting)
+            if usable and owner in self._users:
                 with self._lock:
-                    idle.append(connection)
+                    owner.idle.append(connection)
             else:
                 connection.raw.close()
+
+    def _prepare(self, connection: _Connection, acting: Acting) -> None:
+        try:
+            for statement in acting.user.statements[connection.seen :]:
+                connection.raw.query(statement)
+                connection.seen += 1
+            if acting.settings:
+                given = ", ".join(f"{name} = {quote_string(value)}" for name, value in acting.settings.items())
+                connection.raw.query(f"SET {given}")
+            if acting.database is not None:
+                connection.raw.query(f"USE {quote_name(acting.database)}")
+        except RuntimeError as error:
+            raise translate(error) from error
+
+    def _undo(self, connection: _Connection, acting: Acting) -> bool:
+        """Take back what was for one request alone; False where that fails."""
+        try:
+            if acting.settings:
+                connection.raw.query("SET " + ", ".join(f"{name} = DEFAULT" for name in acting.settings))
+                connection.seen = 0
+                connection.raw.query(_SESSION)
+            if acting.database is not None:
+                connection.raw.query(f"USE {quote_name(acting.user.database)}")
+        except RuntimeError:
+            return False
+        return True
 
     def _interruptible(self, call: Callable[[], T], tag: str) -> T:
         """Run a blocking call so that Ctrl-C in the main thread cancels the query and is then raised."""
@@ -285,7 +400,7 @@ class Engine:
     def set(self, statement: str) -> None:
         """Run a user's SET or USE now, and on each of the user's connections before its next query."""
         self.run(statement, user=True)
-        self._statements.append(statement)
+        self.acting.user.statements.append(statement)
 
     def stream(
         self,
@@ -317,6 +432,45 @@ class Engine:
                 if opened is not None:
                     raw.streaming_cancel_query(opened)
 
+    def stream_bytes(
+        self,
+        sql: str,
+        format: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[bytes]:
+        """The result of a user's query, piece by piece, in a format that `chunks.joins` knows.
+
+        progress: told rows and bytes read so far, before each piece.
+        """
+        joined = chunks.joiner(format)
+        texts = _texts(sql, params)
+        with self._borrow(True) as connection:
+            raw = connection.raw
+            opened = None
+            try:
+                opened = self._interruptible(lambda: raw.send_query(sql, format, params=texts), connection.tag)
+                fetch = partial(raw.streaming_fetch_result, opened)
+                while True:
+                    chunk = self._interruptible(fetch, connection.tag)
+                    if chunk is None or not chunk.rows_read():
+                        opened = None
+                        break
+                    if progress is not None:
+                        progress(chunk.rows_read(), chunk.size())
+                    yield joined.add(chunk.bytes())
+            except RuntimeError as error:
+                opened = None
+                raise translate(error) from error
+            finally:
+                if opened is not None:
+                    raw.streaming_cancel_query(opened)
+        if joined.empty and joined.has_header:
+            yield self.query(sql, format, params=params, user=True).data
+        else:
+            yield joined.end()
+
     def insert(self, head: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
         """`INSERT INTO …` (the head, without FORMAT) of Arrow batches, as one insert."""
         with self._borrow() as connection:
@@ -346,10 +500,10 @@ class Engine:
         """Close every connection; the process may then open another folder."""
         with Engine._guard:
             self._workers.shutdown(wait=True)
-            for idle in self._idle.values():
-                for connection in idle:
+            for user in self._users:
+                for connection in user.idle:
                     connection.raw.close()
-                idle.clear()
+                user.idle.clear()
             self._anchor.close()
             if Engine._open is self:
                 Engine._open = None

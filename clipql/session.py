@@ -13,7 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from clipql import chunks
 from clipql.catalog import IndexEntry, Table
+from clipql.encode.service import Encoders
 from clipql.engine import Output, quote_name
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index import definition
@@ -28,6 +30,8 @@ from clipql.tables.indexes import Indexes, unbuilt
 from clipql.tables.registry import INTERNAL, Registry
 
 Progress = Callable[[Mapping[str, Any]], None]
+# takes a result piece by piece
+Sink = Callable[[bytes], None]
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,9 @@ class Answer:
 class Session:
     """Statements of one user on one open database: SET parameters, settings and the current database are kept."""
 
-    def __init__(self, registry: Registry, indexes: Indexes) -> None:
+    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
-        self._planner = Planner(registry, indexes)
+        self._planner = Planner(registry, indexes, encoders)
         self.params: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
 
@@ -60,8 +64,12 @@ class Session:
         *,
         format: str = "ArrowStream",
         progress: Progress | None = None,
+        sink: Sink | None = None,
     ) -> Answer:
-        """Run one statement. Raises ClipqlError of the kind that fits."""
+        """Run one statement. Raises ClipqlError of the kind that fits.
+
+        sink: is given the result in pieces where it need not be held as a whole; the answer then has no data.
+        """
         began = time.perf_counter()
         statement, _tokens = statements.classify(sql)
         given = {**self.params, **(params or {})}
@@ -70,7 +78,7 @@ class Session:
         rows: int | None = None
         if isinstance(statement, (Select, Explain)):
             sql, own = settings.take_format(sql)
-            output, steps = self._read(sql, statement, given, own or format, progress)
+            output, steps = self._read(sql, statement, given, own or format, progress, sink)
         elif isinstance(statement, Insert):
             output, steps, rows = self._insert(sql, statement, given, progress)
         elif isinstance(statement, Set):
@@ -134,7 +142,13 @@ class Session:
         return sql, {"clipql_indexes": self._indexes.listing()} if "clipql_indexes" in sql else {}
 
     def _read(
-        self, sql: str, statement: Select | Explain, params: Mapping[str, Any], format: str, progress: Progress | None
+        self,
+        sql: str,
+        statement: Select | Explain,
+        params: Mapping[str, Any],
+        format: str,
+        progress: Progress | None,
+        sink: Sink | None,
     ) -> tuple[Output, tuple[Step, ...]]:
         text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
         options = settings.options({**self.settings, **own})
@@ -150,7 +164,21 @@ class Session:
             text, listing = self._listed(text) if "clipql" in text else (text, {})
             rewritten = self._planner.rewrite(text, params, options)
             rewritten = dataclasses.replace(rewritten, tables={**rewritten.tables, **listing})
+            if sink is not None and chunks.joins(format) and not (rewritten.steps or rewritten.tables):
+                return self._stream(rewritten, format, sink), ()
             return self._run(rewritten, text, params, format, progress)
+
+    def _stream(self, planned: Rewritten, format: str, sink: Sink) -> Output:
+        began, rows, size = time.perf_counter(), 0, 0
+
+        def progress(more_rows: int, more_bytes: int) -> None:
+            nonlocal rows, size
+            rows, size = rows + more_rows, size + more_bytes
+
+        for piece in self._engine.stream_bytes(planned.sql, format, params=planned.params, progress=progress):
+            if piece:
+                sink(piece)
+        return Output(elapsed=time.perf_counter() - began, rows=rows, rows_read=rows, bytes_read=size)
 
     def _run(
         self, planned: Rewritten, original: str, params: Mapping[str, Any], format: str, progress: Progress | None
@@ -206,7 +234,7 @@ class Session:
             options = settings.options({**self.settings, **own})
             planned = self._planner.rewrite(text[statement.body :], params, options)
             head = text[: statement.body]
-            whole = Rewritten(head + planned.sql, planned.params, planned.tables, planned.steps)
+            whole = dataclasses.replace(planned, sql=head + planned.sql)
             output, steps = self._run(whole, text, params, "Null", progress)
         return output, steps, None
 

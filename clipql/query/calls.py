@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clipql.catalog import Table
+from clipql.catalog import Table, VectorColumn
 from clipql.query.lexer import Token, matching
 from clipql.query.scopes import Scope, split_list
 from clipql.vectors.metrics import Metric, metric_named
@@ -252,3 +252,25 @@ def _column(
         if tuple(names[:-1]) in allowed and source.table.column(name):
             return name, source.qualifier
     return None
+
+
+def find_pairs(scope: Scope, find: FindTable) -> list[tuple[tuple[Table, VectorColumn], tuple[Table, VectorColumn]]]:
+    """The pairs of vector columns that a SELECT computes distances between, with their tables."""
+    sources, _joined = find_sources(scope, find)
+    found = []
+    tokens = scope.tokens
+    for at in range(scope.whole.first, scope.whole.last - 1) if sources else ():
+        if tokens[at].kind != "word" or tokens[at + 1].text != "(" or not metric_named(tokens[at].text):
+            continue
+        arguments = split_list(tokens, at + 2, matching(tokens, at + 1))
+        columns = [_column(tokens, *a, sources, False, frozenset()) for a in arguments]
+        pair = [
+            (source.table, column)
+            for known in columns
+            if known
+            for source in sources
+            if source.qualifier == known[1] and (column := source.table.column(known[0]))
+        ]
+        if len(pair) == 2:
+            found.append((pair[0], pair[1]))
+    return found

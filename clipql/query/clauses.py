@@ -70,7 +70,7 @@ def read_conditions(scope: Scope, calls: tuple[Call, ...], parser: Parser) -> tu
     found: list[Condition] = []
     for clause in ("PREWHERE", "WHERE"):
         span = scope.clauses.get(clause)
-        for first, last in _conjuncts(scope.tokens, span.first, span.last) if span else []:
+        for first, last in conjuncts(scope.tokens, span.first, span.last) if span else []:
             direct = [i for i, c in enumerate(calls) if first <= c.first < last]
             named = _named_calls(scope, first, last, parser, calls)
             found.append(
@@ -102,7 +102,7 @@ def _named_calls(scope: Scope, first: int, last: int, parser: Parser, calls: tup
     return found
 
 
-def _conjuncts(tokens: list[Token], first: int, last: int) -> list[tuple[int, int]]:
+def conjuncts(tokens: list[Token], first: int, last: int) -> list[tuple[int, int]]:
     """The conditions that AND joins, as [first, last); one where OR, or a lambda, stands at the same level."""
     parts: list[tuple[int, int]] = []
     begin = at = first

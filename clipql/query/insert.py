@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.catalog import Table
+from clipql.encode.service import Batch
 from clipql.engine import quote_name, quote_string
 from clipql.errors import QueryError, VectorError
 from clipql.query.lexer import tokenize
@@ -45,7 +46,7 @@ class _Source:
     """Queries, one after the other, whose columns are the table's by position.
 
     stored: for a vector column whose vectors another table already stores, that table and column; the query then
-    gives the row number in its place.
+    gives the row number in its place. batches: vectors that its rows will ask for, held until they have.
     """
 
     queries: tuple[str, ...]
@@ -53,6 +54,7 @@ class _Source:
     params: Mapping[str, Any]
     tables: Mapping[str, pa.Table]
     stored: Mapping[str, tuple[Table, str]]
+    batches: tuple[Batch, ...] = ()
 
 
 def insert(
@@ -77,11 +79,14 @@ def insert(
     infile = _from_infile(registry, table, sql, statement, names, types) if statement.source == "INFILE" else None
     if infile:
         return _store(registry, table, infile)
-    return _staged(registry, table, sql, statement, names, params)
+    body = sql[statement.body :]
+    if statement.source == "VALUES":
+        body = planner.encoding.written_out(body, params)
+    return _staged(registry, table, body, statement, names, params)
 
 
 def _staged(
-    registry: Registry, table: Table, sql: str, statement: Insert, names: Sequence[str], params: Mapping[str, Any]
+    registry: Registry, table: Table, body: str, statement: Insert, names: Sequence[str], params: Mapping[str, Any]
 ) -> int:
     """Let ClickHouse itself read VALUES or a FORMAT, defaults included, into a table in memory of the same shape."""
     stage = f"{INTERNAL}.`insert {next(_serial)} into {table.id}`"
@@ -92,9 +97,7 @@ def _staged(
         settings = statement.settings
         if _VERBATIM not in settings:
             settings = f"{settings}, {_VERBATIM} = 0" if settings else f"SETTINGS {_VERBATIM} = 0"
-        engine.query(
-            f"INSERT INTO {stage} {listed}{settings} {sql[statement.body :]}", "Null", params=params, user=True
-        )
+        engine.query(f"INSERT INTO {stage} {listed}{settings} {body}", "Null", params=params, user=True)
         everything = tuple(n for n, _ in shape.insertable(engine, table))
         columns = ", ".join(map(quote_name, everything))
         return _store(registry, table, _Source((f"SELECT {columns} FROM {stage}",), everything, {}, {}, {}))
@@ -131,7 +134,7 @@ def _from_select(
             for g, n in zip(given, names, strict=True)
         )
         text = f"SELECT {', '.join(casts)} FROM ({text})"
-    return _Source((text,), tuple(names), rewritten.params, rewritten.tables, stored)
+    return _Source((text,), tuple(names), rewritten.params, rewritten.tables, stored, rewritten.batches)
 
 
 def _stored_vectors(registry: Registry, select: str, names: Sequence[str]) -> tuple[str, dict[int, tuple[Table, str]]]:

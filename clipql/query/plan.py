@@ -17,6 +17,7 @@ from clipql.index import kinds
 from clipql.query.calls import Call
 from clipql.query.clauses import Condition
 from clipql.query.constants import Constants, QueryVector
+from clipql.query.identity import Origins
 from clipql.query.recognise import VectorSelect
 from clipql.query.settings import SearchOptions
 from clipql.tables.indexes import Chosen, Indexes
@@ -63,8 +64,13 @@ class Plan:
     knobs: Mapping[str, float] = field(default_factory=dict)
 
 
-def plan(select: VectorSelect, constants: Constants, indexes: Indexes, options: SearchOptions) -> Plan:
-    """Choose. Raises VectorError where a query vector has another length than the column."""
+def plan(
+    select: VectorSelect, constants: Constants, indexes: Indexes, options: SearchOptions, origins: Origins
+) -> Plan:
+    """Choose. Raises VectorError where a query vector has another length than the column, ModelMismatch where it is
+    another model's."""
+    for call in select.calls:
+        origins.check(select, call)
     found = _plan(select, constants)
     if found.kind not in ("top-k", "range"):
         return found

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.arrow import arrow_numbers
+from clipql.encode.service import Batch, Encoders
 from clipql.engine import quote_name
 from clipql.errors import QueryCancelled, QueryError
 from clipql.index.base import Candidates, Cost
@@ -25,6 +26,8 @@ from clipql.query import scopes as sql_scopes
 from clipql.query import search
 from clipql.query.calls import Call, find_sources
 from clipql.query.constants import Constants, with_clause
+from clipql.query.encoding import Encoding
+from clipql.query.identity import Origins
 from clipql.query.lexer import tokenize
 from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan, plan
 from clipql.query.recognise import recognise
@@ -53,12 +56,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A statement as ClickHouse shall run it, with the parameters and Arrow tables that it needs besides the user's."""
+    """A statement as ClickHouse shall run it, with the parameters and Arrow tables that it needs besides the user's.
+
+    batches: vectors that its rows will ask for; they go when this does.
+    """
 
     sql: str
     params: Mapping[str, Any]
     tables: Mapping[str, pa.Table]
     steps: tuple[Step, ...]
+    batches: tuple[Batch, ...] = ()
 
 
 @dataclass
@@ -81,19 +88,23 @@ class _Work:
 class Planner:
     """Rewrites statements over the tables of a registry."""
 
-    def __init__(self, registry: Registry, indexes: Indexes) -> None:
+    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
+        self.encoding = Encoding(registry.engine, encoders, registry.find, lambda: registry.catalog.tables)
 
     def rewrite(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> Rewritten:
         """The statement with each vector search in it carried out; with `options.plan` False, only `*` is spelled out.
 
         Inner SELECTs come first, so that an outer one sees the text that will be run.
         """
-        work = _Work(sql, dict(params))
-        constants = Constants(self._engine, params)
-        count = len(sql_scopes.scopes(sql, tokenize(sql)))
+        encoded = self.encoding.replace(sql, params)
+        work = _Work(encoded.sql, dict(encoded.params))
+        constants = Constants(self._engine, encoded.params)
+        origins = Origins(self._registry.find, encoded.models)
+        count = len(sql_scopes.scopes(work.sql, tokenize(work.sql)))
         for at in reversed(range(count)):
             scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            origins.check_pairs(scope)
             star = self._star(scope)
             if star:
                 work.edit([star])
@@ -104,14 +115,15 @@ class Planner:
                 scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
             select = recognise(scope, self._registry.find) if options.plan else None
             if select:
-                _Execution(self._registry, plan(select, constants, self._indexes, options), work).run()
-        return Rewritten(work.sql, work.params, work.tables, tuple(reversed(work.steps)))
+                _Execution(self._registry, plan(select, constants, self._indexes, options, origins), work).run()
+        return Rewritten(work.sql, work.params, work.tables, tuple(reversed(work.steps)), encoded.batches)
 
     def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Plan]:
         """The plan of each SELECT that computes distances, outer ones first, with nothing searched."""
-        constants = Constants(self._engine, params)
-        found = (recognise(s, self._registry.find) for s in sql_scopes.scopes(sql, tokenize(sql)))
-        return [plan(select, constants, self._indexes, options) for select in found if select]
+        encoded = self.encoding.replace(sql, params, rows=False)
+        constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
+        found = (recognise(s, self._registry.find) for s in sql_scopes.scopes(encoded.sql, tokenize(encoded.sql)))
+        return [plan(select, constants, self._indexes, options, origins) for select in found if select]
 
     def _prewhere(self, scope: Scope) -> list[tuple[int, int, str]]:
         """The edits that make WHERE of a PREWHERE on a vector column, which ClickHouse cannot read so early."""
