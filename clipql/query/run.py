@@ -27,6 +27,7 @@ from clipql.query import search
 from clipql.query.calls import Call, find_sources
 from clipql.query.constants import Constants, with_clause
 from clipql.query.encoding import Encoding
+from clipql.query.filters import FilterMemory
 from clipql.query.identity import Origins
 from clipql.query.lexer import tokenize
 from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan, plan
@@ -90,6 +91,7 @@ class Planner:
 
     def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
+        self._memory = FilterMemory(registry)
         self.encoding = Encoding(registry.engine, encoders, registry.find, lambda: registry.catalog.tables)
 
     def rewrite(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> Rewritten:
@@ -115,7 +117,9 @@ class Planner:
                 scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
             select = recognise(scope, self._registry.find) if options.plan else None
             if select:
-                _Execution(self._registry, plan(select, constants, self._indexes, options, origins), work).run()
+                _Execution(
+                    self._registry, self._memory, plan(select, constants, self._indexes, options, origins), work
+                ).run()
         return Rewritten(work.sql, work.params, work.tables, tuple(reversed(work.steps)), encoded.batches)
 
     def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Plan]:
@@ -159,8 +163,9 @@ class Planner:
 class _Execution:
     """One SELECT: plan, search, edits."""
 
-    def __init__(self, registry: Registry, plan: Plan, work: _Work) -> None:
+    def __init__(self, registry: Registry, memory: FilterMemory, plan: Plan, work: _Work) -> None:
         self._registry, self._engine, self._work = registry, registry.engine, work
+        self._memory = memory
         self._plan, self._select = plan, plan.select
         self._filtered: int | None = None
 
@@ -195,21 +200,34 @@ class _Execution:
         table = self._select.table
         if self._plan.filter is None:
             return self._registry.alive(table)
-        rows = self._matching()
-        self._filtered = len(rows)
-        mask = np.zeros(table.rows, np.bool_)
-        mask[rows[rows < table.rows]] = True
-        return mask
+        return self._matching()
 
-    def _matching(self) -> NDArray[np.uint64]:
+    def _matching(self) -> NDArray[np.bool_]:
+        """The rows that the filter lets through, bool (table.rows,), and their number in `_filtered`."""
         select = self._select
         text = self._plan.filter or "1"
         prefix = with_clause(text, select.scope.withs, select.aliases)
+        acting = self._engine.acting
+        context = (*acting.user.statements, *acting.settings.items(), select.scope.body("SETTINGS"))
+        alone = not prefix and not select.joined
+        key = self._memory.key(select.table, text, self._work.params, context) if alone else None
+        known = self._memory.get(key)
+        if known is None:
+            known = self._look(prefix, text)
+            self._memory.put(key, *known)
+        mask, self._filtered = known
+        return mask
+
+    def _look(self, prefix: str, text: str) -> tuple[NDArray[np.bool_], int]:
+        select = self._select
         sql = f"{prefix}SELECT {select.qualifier_sql}{ROW} FROM {select.scope.body('FROM')} WHERE {text}"
         # what a user SETs to cut a result short must not cut this one
         own = select.scope.body("SETTINGS")
         sql += f" SETTINGS {own + ', ' if own else ''}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
-        return self._registry.row_numbers(sql, self._work.params, self._work.tables)
+        rows = self._registry.row_numbers(sql, self._work.params, self._work.tables)
+        mask = np.zeros(select.table.rows, np.bool_)
+        mask[rows[rows < select.table.rows]] = True
+        return mask, len(rows)
 
     def _top(self) -> None:
         found = search.nearest(self._plan, self._terms(), self._among(), self._filtered)
@@ -293,8 +311,8 @@ class _Execution:
             self._step("as it is", f"values too large for float32; {why}")
             return
         if self._plan.filter is not None and not select.joined:
-            self._filtered = len(self._matching())
-            if self._filtered * ALIAS_COST < select.table.rows:
+            self._matching()
+            if (self._filtered or 0) * ALIAS_COST < select.table.rows:
                 self._step("as it is", f"the filter leaves {self._filtered:,} rows; {why}")
                 return
         began = time.perf_counter()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql import catalog as manifest
+from clipql import native
 from clipql.catalog import Catalog, Table
 from clipql.engine import Engine, quote_name, quote_string
 from clipql.errors import ClipqlError, UnknownTable
@@ -27,6 +29,14 @@ from clipql.vectors.store import ColumnStore
 INTERNAL = "clipql_internal"
 FUNCTION = "_clipql_vector"
 ROW = "_row"
+
+
+@dataclass(frozen=True)
+class Traits:
+    """stored: the columns whose values MergeTree stores, in order. expires: whether rows go by themselves, by a TTL."""
+
+    stored: tuple[str, ...]
+    expires: bool
 
 
 class Registry:
@@ -42,16 +52,31 @@ class Registry:
     def __init__(self, folder: Path, engine: Engine, catalog: Catalog) -> None:
         self.folder, self.engine, self._catalog = folder, engine, catalog
         self.write_lock, self.gate = threading.RLock(), Gate()
-        self.database = "default"
-        self.hidden: set[str] = set()  # names of temporary tables
         self._stores: dict[str, ColumnStore] = {}
         self._alive: dict[str, tuple[int, NDArray[np.bool_] | None]] = {}
+        self._versions: dict[str, int] = {}
+        self._traits: dict[str, tuple[int, Traits]] = {}
         for table in catalog.tables:
             self.publish(table)
         Registry._current = self
         if not Registry._registered:
             engine.register(FUNCTION, _vector, ["String", "UInt64"], "String")
             Registry._registered = True
+
+    @property
+    def database(self) -> str:
+        """The current database of whoever acts."""
+        acting = self.engine.acting
+        return acting.database or acting.user.database
+
+    @database.setter
+    def database(self, name: str) -> None:
+        self.engine.acting.user.database = name
+
+    @property
+    def hidden(self) -> set[str]:
+        """Names of the temporary tables of whoever acts."""
+        return self.engine.acting.user.hidden
 
     @property
     def catalog(self) -> Catalog:
@@ -93,6 +118,7 @@ class Registry:
 
     def publish(self, table: Table) -> None:
         """Map the segments of a table, so that its vectors can be read."""
+        self._versions[table.id] = self.version(table.id) + 1
         for column in table.columns:
             handle = f"{table.id}/{column.folder}"
             folder = self.folder / "vectors" / table.id / column.folder
@@ -123,9 +149,28 @@ class Registry:
         return f"{INTERNAL}.{quote_name(table.id)}"
 
     def touched(self, ids: Iterable[str] | None = None) -> None:
-        """Rows of these tables (or of all) may have been deleted: look again before the next search."""
-        for id in list(self._alive) if ids is None else ids:
+        """Rows of these tables (or of all) may have been deleted or changed: look again before the next search."""
+        for id in list(self._versions) if ids is None else ids:
             self._alive.pop(id, None)
+            self._versions[id] = self.version(id) + 1
+
+    def version(self, id: str) -> int:
+        """A number that is another one after each change of a table's rows or columns."""
+        return self._versions.get(id, 0)
+
+    def traits(self, table: Table) -> Traits:
+        """What holds of a table until its definition changes."""
+        version = self.version(table.id)
+        known = self._traits.get(table.id)
+        if known is None or known[0] != version:
+            names = self.engine.arrow(
+                f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {quote_string(table.id)} "
+                "AND default_kind IN ('', 'DEFAULT', 'MATERIALIZED') ORDER BY position"
+            ).column(0)
+            stored = tuple(n for n in names.to_pylist() if table.column(n) is None)
+            known = (version, Traits(stored, self.expires(table)))
+            self._traits[table.id] = known
+        return known[1]
 
     def alive(self, table: Table) -> NDArray[np.bool_] | None:
         """Which rows are there, bool (table.rows,); None where all are.
@@ -163,8 +208,8 @@ class Registry:
     ) -> NDArray[np.uint64]:
         """The row numbers that a query of one UInt64 column gives; with parameters, it is (made of) a user's query."""
         user = params is not None
-        output = self.engine.query(sql, "RowBinary", params=params, tables=tables, user=user)
-        return np.frombuffer(output.data, np.uint64)
+        # twice as fast as RowBinary
+        return native.numbers(self.engine.query(sql, "Native", params=params, tables=tables, user=user).data)
 
     def close(self) -> None:
         """Unmap everything."""
