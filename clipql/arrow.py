@@ -17,6 +17,14 @@ def arrow_numbers(values: NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(kind, len(whole), [None, pa.py_buffer(whole)])
 
 
+def arrow_stream(table: pa.Table) -> bytes:
+    """A table in the Arrow IPC stream format."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
 class Appender:
     """A file-like object that hands what is written to it on in pieces of at least a megabyte."""
 

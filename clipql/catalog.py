@@ -94,6 +94,18 @@ class IndexEntry:
 
 
 @dataclass(frozen=True)
+class RowFile:
+    """A copy of a table's stored columns that can be mapped: folder within `rows/`, rows up to which number it covers,
+    bytes of its batches, hash of what describes them.
+    """
+
+    folder: str
+    rows: int
+    bytes: int
+    hash: str
+
+
+@dataclass(frozen=True)
 class Table:
     """A table with vector columns. `id` names its folder and never changes; `rows` is the next row number."""
 
@@ -104,6 +116,7 @@ class Table:
     rows: int = 0
     parts: tuple[Part, ...] = ()
     indexes: tuple[IndexEntry, ...] = ()
+    row_file: RowFile | None = None
 
     @property
     def full_name(self) -> str:
@@ -227,4 +240,6 @@ def _catalog(d: Mapping[str, Any]) -> Catalog:
 def _table(d: Mapping[str, Any]) -> Table:
     columns = tuple(VectorColumn(**{**c, "segments": tuple(Segment(**s) for s in c["segments"])}) for c in d["columns"])
     indexes = tuple(IndexEntry(**i) for i in d.get("indexes", ()))
-    return Table(**{**d, "columns": columns, "parts": tuple(Part(**p) for p in d["parts"]), "indexes": indexes})
+    parts = tuple(Part(**p) for p in d["parts"])
+    row_file = RowFile(**d["row_file"]) if d.get("row_file") else None
+    return Table(**{**d, "columns": columns, "parts": parts, "indexes": indexes, "row_file": row_file})

@@ -76,12 +76,9 @@ def work_of(steps: Sequence[Step], read: Mapping[str, Any]) -> Work:
     """The work of vector searches together with what ClickHouse last reported (`read_rows`, `read_bytes`)."""
     rows, size = int(read.get("read_rows", 0)), int(read.get("read_bytes", 0))
     for step in steps:
-        select = step.plan.select
-        columns = {call.column: select.table.column(call.column) for call in select.calls}
-        widths = [
-            s.dimension * (2 if s.dtype == "float16" else 4) for c in columns.values() if c for s in c.segments[-1:]
-        ]
-        code = sum(c.dimension or 0 for c in columns.values() if c) // 8
+        columns = step.plan.columns
+        widths = [s.dimension * (2 if s.dtype == "float16" else 4) for c in columns for s in c.segments[-1:]]
+        code = sum(c.dimension or 0 for c in columns) // 8
         rows += step.cost.rows_scanned + step.cost.codes_scanned
         size += step.cost.rows_scanned * sum(widths) + step.cost.codes_scanned * code
     return Work(rows, size)

@@ -190,7 +190,7 @@ class Database:
         listed = ", ".join(
             [*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {_QUERIES[by]}) AS distance"]
         )
-        condition = f" WHERE ({_one_condition(where)}\n)" if where else ""
+        condition = f" WHERE ({one_condition(where)}\n)" if where else ""
         way = " DESC" if metric.larger_is_nearer else ""
         asked = f" SETTINGS recall = {recall}" if recall is not None else ""
         return (
@@ -244,7 +244,7 @@ class Database:
         self.close()
 
 
-def _one_condition(where: str) -> str:
+def one_condition(where: str) -> str:
     """A condition as it is. Raises QueryError for a text that would end it, or the statement, before its end."""
     depth = 0
     for token in tokenize(where):

@@ -103,6 +103,10 @@ def _texts(sql: str, params: Mapping[str, Any] | None) -> dict[str, str]:
     return {name: parameter_text(value) for name, value in params.items() if name in named}
 
 
+class EscapedText(str):
+    """A parameter's text as ClickHouse itself parses it, which is not to be escaped once more."""
+
+
 def parameter_text(value: Any) -> str:
     """A Python value as the text that ClickHouse parses for a query parameter (`{name:Type}`).
 
@@ -110,6 +114,8 @@ def parameter_text(value: Any) -> str:
     """
     if value is None:
         return "\\N"
+    if isinstance(value, EscapedText):
+        return str(value)
     return _escaped(value) if isinstance(value, str) else _literal(value)
 
 
@@ -153,10 +159,15 @@ def quote_name(name: str) -> str:
 
 
 class _Connection:
-    """One chDB connection, and how many of the user's SET statements it has seen."""
+    """One chDB connection: how many of the user's SET statements it has seen, and what a request had set besides.
+
+    database: the one that a request asked for, None where it is in the user's own.
+    """
 
     def __init__(self, raw: Any, tag: str) -> None:
         self.raw, self.tag, self.seen = raw, tag, 0
+        self.settings: dict[str, str] = {}
+        self.database: str | None = None
         raw.query(_SESSION + f", log_comment = '{tag}'")
 
     def drained(self) -> bool:
@@ -294,39 +305,33 @@ class Engine:
             raise
         finally:
             acting.running.discard(connection.tag)
-            if usable and user:
-                usable = self._undo(connection, acting)
             if usable and owner in self._users:
                 with self._lock:
                     owner.idle.append(connection)
             else:
                 connection.raw.close()
 
-    def _prepare(self, connection: _Connection, acting: Acting) -> None:
+    @staticmethod
+    def _prepare(connection: _Connection, acting: Acting) -> None:
+        """Have the connection be as the request wants it; requests of one client mostly want the same."""
+        run, user = connection.raw.query, acting.user
         try:
-            for statement in acting.user.statements[connection.seen :]:
-                connection.raw.query(statement)
+            if connection.settings != acting.settings and connection.settings:
+                run("SET " + ", ".join(f"{name} = DEFAULT" for name in connection.settings))
+                run(_SESSION)
+                connection.settings, connection.seen = {}, 0
+            for statement in user.statements[connection.seen :]:
+                run(statement)
                 connection.seen += 1
-            if acting.settings:
+            if connection.settings != acting.settings:
+                connection.settings = dict(acting.settings)
                 given = ", ".join(f"{name} = {quote_string(value)}" for name, value in acting.settings.items())
-                connection.raw.query(f"SET {given}")
-            if acting.database is not None:
-                connection.raw.query(f"USE {quote_name(acting.database)}")
+                run(f"SET {given}")
+            if connection.database != acting.database:
+                run(f"USE {quote_name(acting.database or user.database)}")
+                connection.database = acting.database
         except RuntimeError as error:
             raise translate(error) from error
-
-    def _undo(self, connection: _Connection, acting: Acting) -> bool:
-        """Take back what was for one request alone; False where that fails."""
-        try:
-            if acting.settings:
-                connection.raw.query("SET " + ", ".join(f"{name} = DEFAULT" for name in acting.settings))
-                connection.seen = 0
-                connection.raw.query(_SESSION)
-            if acting.database is not None:
-                connection.raw.query(f"USE {quote_name(acting.user.database)}")
-        except RuntimeError:
-            return False
-        return True
 
     def _interruptible(self, call: Callable[[], T], tag: str) -> T:
         """Run a blocking call so that Ctrl-C in the main thread cancels the query and is then raised."""
@@ -485,6 +490,25 @@ class Engine:
                 sink.flush_rest()
                 finished, inserter = inserter, None
                 raw.insert_done(finished)
+            except RuntimeError as error:
+                raise translate(error) from error
+            finally:
+                if inserter is not None:
+                    with contextlib.suppress(RuntimeError):
+                        raw.insert_cancel(inserter)
+
+    def insert_bytes(self, head: str, format: str, pieces: Iterable[bytes], *, user: bool = False) -> int:
+        """`INSERT INTO …` (the head, without FORMAT) of data in a ClickHouse format, in pieces; the rows it had."""
+        with self._borrow(user) as connection:
+            raw = connection.raw
+            inserter = None
+            try:
+                inserter = raw.send_insert(head, format)
+                for piece in pieces:
+                    for at in range(0, len(piece), 1 << 20):
+                        raw.insert_append(inserter, piece[at : at + (1 << 20)])
+                finished, inserter = inserter, None
+                return int(raw.insert_done(finished).rows_written())
             except RuntimeError as error:
                 raise translate(error) from error
             finally:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from clipql import chunks
+from clipql.arrow import arrow_stream
 from clipql.catalog import IndexEntry, Table
 from clipql.encode.service import Encoders
 from clipql.engine import Output, quote_name
@@ -21,9 +23,11 @@ from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index import definition
 from clipql.query import explain, settings, statements
 from clipql.query.calls import find_sources
-from clipql.query.insert import insert
-from clipql.query.run import Planner, Rewritten, Step
-from clipql.query.scopes import scopes
+from clipql.query.direct import settings_allow
+from clipql.query.insert import insert, load
+from clipql.query.lexer import tokenize
+from clipql.query.run import Direct, Planner, Rewritten, Step
+from clipql.query.scopes import scopes, split_list
 from clipql.query.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set, TableName
 from clipql.tables import rewrite, schema
 from clipql.tables.indexes import Indexes, unbuilt
@@ -162,11 +166,21 @@ class Session:
             ), ()
         with self._registry.gate.reading():
             text, listing = self._listed(text) if "clipql" in text else (text, {})
-            rewritten = self._planner.rewrite(text, params, options)
+            acting = self._engine.acting
+            direct = settings_allow(acting.user.statements, acting.settings)
+            rewritten = self._planner.rewrite(text, params, options, format=format if direct else None)
+            if rewritten.answer is not None:
+                return self._answered(rewritten.answer, format), rewritten.steps
             rewritten = dataclasses.replace(rewritten, tables={**rewritten.tables, **listing})
             if sink is not None and chunks.joins(format) and not (rewritten.steps or rewritten.tables):
                 return self._stream(rewritten, format, sink), ()
             return self._run(rewritten, text, params, format, progress)
+
+    def _answered(self, answer: Direct, format: str) -> Output:
+        """A result that the row file gave."""
+        if answer.sql is not None:
+            return self._engine.query(answer.sql, format, tables={"clipql_answer": answer.table}, user=True)
+        return Output(arrow_stream(answer.table), rows=answer.table.num_rows)
 
     def _stream(self, planned: Rewritten, format: str, sink: Sink) -> Output:
         began, rows, size = time.perf_counter(), 0, 0
@@ -225,7 +239,7 @@ class Session:
         table = self._find(statement.table)
         if table is not None:
             began = time.perf_counter()
-            rows = self._fill(table, sql, statement, params)
+            rows = self._fill(table, partial(insert, self._registry, self._planner, table, sql, statement, params))
             return Output(elapsed=time.perf_counter() - began, rows=rows), (), rows
         if statement.source != "SELECT":
             return self._engine.query(sql, "Null", params=params, progress=progress, user=True), (), None
@@ -238,10 +252,23 @@ class Session:
             output, steps = self._run(whole, text, params, "Null", progress)
         return output, steps, None
 
-    def _fill(self, table: Table, sql: str, statement: Insert, params: Mapping[str, Any]) -> int:
+    def load(self, sql: str, format: str, data: Iterable[bytes]) -> Answer:
+        """Run `INSERT INTO table … FORMAT name`, or `… VALUES`, with the data apart, in pieces. Raises ClipqlError."""
+        began = time.perf_counter()
+        statement, _tokens = statements.classify(sql)
+        if not isinstance(statement, Insert):
+            raise QueryError(f"{sql[:100]}: expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")
+        table = self._find(statement.table)
+        if table is not None:
+            rows = self._fill(table, partial(load, self._registry, table, statement, format, data))
+        else:
+            rows = self._engine.insert_bytes(sql[: statement.body], format, data, user=True)
+        return Answer(Output(elapsed=time.perf_counter() - began), "Null", time.perf_counter() - began, rows=rows)
+
+    def _fill(self, table: Table, fill: Callable[[], int]) -> int:
         # in this order: a DELETE holds the write lock while it waits for the readers
         with self._registry.write_lock, self._registry.gate.reading():
-            rows = insert(self._registry, self._planner, table, sql, statement, params)
+            rows = fill()
             self._indexes.after_insert(table.id)
             return rows
 
@@ -289,7 +316,8 @@ class Session:
         rows = None
         try:
             if select is not None:
-                rows = self._fill(table, select, Insert(name, None, "SELECT", 0, ""), params)
+                into = Insert(name, None, "SELECT", 0, "")
+                rows = self._fill(table, partial(insert, self._registry, self._planner, table, select, into, params))
             if replaced is not None:
                 rewrite.take_place(self._registry, replaced, table)
         except BaseException:
@@ -360,7 +388,13 @@ class Session:
         if verb == "DESCRIBE":
             text = f"DESCRIBE TABLE {self._registry.shape(table)} {sql[statement.rest :]}"
             return self._engine.query(text, format, params=params, user=True)
-        self._change(sql, statement, table, found, params)
+        with self._registry.write_lock:
+            if statement.verb in ("ALTER", "UPDATE", "TRUNCATE") and not _concerns_index(sql, statement):
+                self._indexes.rows.drop(table)
+            try:
+                self._change(sql, statement, table, found, params)
+            finally:
+                self._registry.touched([table.id])
         return Output()
 
     def _change(
@@ -441,3 +475,9 @@ def _parameter(text: str) -> str:
 
         return re.sub(r"\\(.)", r"\1", text[1:-1].replace("''", "'"))
     return text
+
+
+def _concerns_index(sql: str, statement: OnTable) -> bool:
+    """Whether an ALTER defines, builds or drops an index, which changes no row."""
+    tokens = tokenize(sql[statement.rest :])
+    return "INDEX" in [t.upper for t in tokens[:2]] and len(split_list(tokens, 0, len(tokens))) == 1

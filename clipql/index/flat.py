@@ -49,6 +49,14 @@ def _workers() -> ThreadPoolExecutor:
         return _pool
 
 
+def each_core(n: int, work: Callable[[int, int], None]) -> None:
+    """Run work(first, last) over shares of range(n), one a core, and wait for all."""
+    edges = [n * i // threads() for i in range(threads() + 1)]
+    futures = [_workers().submit(work, a, b) for a, b in itertools.pairwise(edges) if b > a]
+    for future in futures:
+        future.result()
+
+
 @dataclass(frozen=True)
 class Term:
     """`weight` times the distance of a column's vectors to a query vector, float64 (d,)."""

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clipql.query.pairs import JoinPlan
 from clipql.query.plan import Plan, Weighted
 
 
-def describe(plans: Sequence[Plan]) -> list[str]:
+def describe(plans: Sequence[Plan | JoinPlan]) -> list[str]:
     """The lines that EXPLAIN shows, one search after the other, outer ones first."""
     lines: list[str] = []
     for plan in plans:
-        lines += _one(plan)
+        lines += _join(plan) if isinstance(plan, JoinPlan) else _one(plan)
     return lines
+
+
+def _join(plan: JoinPlan) -> list[str]:
+    join = plan.join
+    lines = [f"Nearest-neighbour join (n = {join.k})"]
+    for side, what in ((join.each, "for each row of"), (join.near, "the nearest of")):
+        lines.append(f"  {what}: {side.table.full_name} ({side.table.rows:,} rows), {side.column}")
+        if side.filter:
+            lines.append(f"    filter first: {' '.join(side.filter.split())}")
+    lines.append(f"  by: {join.metric.value}")
+    entry, knobs = plan.chosen.entry, ", ".join(f"{k} = {v:g}" for k, v in plan.knobs.items())
+    if entry is None or plan.chosen.index is None:
+        lines.append(f"  index: none, one exact pass for all; {plan.chosen.why}")
+    else:
+        lines.append(f"  index: {entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''})")
+    if join.mixed:
+        lines.append(f"  pairs must meet: {' AND '.join(' '.join(c.split()) for c in join.mixed)}")
+    return [*lines, f"  why: {plan.why}"]
 
 
 def _one(plan: Plan) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,17 +62,7 @@ def insert(
 ) -> int:
     """Carry the statement out and return the number of rows. Raises VectorError or QueryError; then nothing changed."""
     table = registry.current(table)
-    filled = shape.insertable(registry.engine, table)
-    types = dict(filled)
-    names = statement.columns or tuple(n for n, _ in filled)
-    for name in names:
-        if name not in types:
-            raise QueryError(f"{table.full_name} has no column {name} to insert into; it has {', '.join(types)}")
-    for column in table.columns:
-        if column.name not in names:
-            raise VectorError(
-                f"{table.full_name} needs a vector in {column.name} for each row; the INSERT names {', '.join(names)}"
-            )
+    names, types = _filled(registry, table, statement)
     if statement.source == "SELECT":
         source = _from_select(registry, planner, table, sql[statement.body :], names, types, params)
         return _store(registry, table, source)
@@ -85,8 +75,39 @@ def insert(
     return _staged(registry, table, body, statement, names, params)
 
 
+def load(registry: Registry, table: Table, statement: Insert, format: str, data: Iterable[bytes]) -> int:
+    """Carry out `INSERT … FORMAT name` whose data comes apart, in pieces, and return the number of rows.
+
+    Raises VectorError or QueryError; then nothing changed.
+    """
+    table = registry.current(table)
+    names, _ = _filled(registry, table, statement)
+    return _staged(registry, table, "", statement, names, {}, (format, data))
+
+
+def _filled(registry: Registry, table: Table, statement: Insert) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The columns that an INSERT fills, and the types of all columns."""
+    types = dict(shape.insertable(registry.engine, table))
+    names = statement.columns or tuple(types)
+    for name in names:
+        if name not in types:
+            raise QueryError(f"{table.full_name} has no column {name} to insert into; it has {', '.join(types)}")
+    for column in table.columns:
+        if column.name not in names:
+            raise VectorError(
+                f"{table.full_name} needs a vector in {column.name} for each row; the INSERT names {', '.join(names)}"
+            )
+    return names, types
+
+
 def _staged(
-    registry: Registry, table: Table, body: str, statement: Insert, names: Sequence[str], params: Mapping[str, Any]
+    registry: Registry,
+    table: Table,
+    body: str,
+    statement: Insert,
+    names: Sequence[str],
+    params: Mapping[str, Any],
+    data: tuple[str, Iterable[bytes]] | None = None,
 ) -> int:
     """Let ClickHouse itself read VALUES or a FORMAT, defaults included, into a table in memory of the same shape."""
     stage = f"{INTERNAL}.`insert {next(_serial)} into {table.id}`"
@@ -97,7 +118,11 @@ def _staged(
         settings = statement.settings
         if _VERBATIM not in settings:
             settings = f"{settings}, {_VERBATIM} = 0" if settings else f"SETTINGS {_VERBATIM} = 0"
-        engine.query(f"INSERT INTO {stage} {listed}{settings} {body}", "Null", params=params, user=True)
+        head = f"INSERT INTO {stage} {listed}{settings}"
+        if data is None:
+            engine.query(f"{head} {body}", "Null", params=params, user=True)
+        else:
+            engine.insert_bytes(head, *data, user=True)
         everything = tuple(n for n, _ in shape.insertable(engine, table))
         columns = ", ".join(map(quote_name, everything))
         return _store(registry, table, _Source((f"SELECT {columns} FROM {stage}",), everything, {}, {}, {}))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
+_LONG = 32_768
 _TOKEN = re.compile(
     r"""
     (?P<space>\s+|--[^\n]*|\#[! ][^\n]*|/\*.*?\*/)
@@ -51,6 +53,16 @@ class Token:
 
 def tokenize(sql: str) -> list[Token]:
     """The tokens of a statement, without space and comments, and without the data that follows INSERT … FORMAT name."""
+    # a statement is looked at several times on its way; a long one is data
+    return list(_remembered(sql)) if len(sql) < _LONG else _tokens(sql)
+
+
+@lru_cache(64)
+def _remembered(sql: str) -> tuple[Token, ...]:
+    return tuple(_tokens(sql))
+
+
+def _tokens(sql: str) -> list[Token]:
     found: list[Token] = []
     begin = 0
     for match in _TOKEN.finditer(sql):

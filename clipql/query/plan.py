@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from clipql.catalog import VectorColumn
 from clipql.errors import VectorError
 from clipql.index import kinds
 from clipql.query.calls import Call
@@ -62,6 +63,13 @@ class Plan:
     vectors: tuple[QueryVector, ...] = ()
     chosen: Chosen = NOT_CHOSEN
     knobs: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> tuple[VectorColumn, ...]:
+        """The vector columns it searches."""
+        table = self.select.table
+        found = (table.column(name) for name in dict.fromkeys(c.column for c in self.select.calls))
+        return tuple(c for c in found if c)
 
 
 def plan(

@@ -8,8 +8,9 @@ edited one, the original is run instead, and the answer is its.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,16 @@ from clipql.engine import quote_name
 from clipql.errors import QueryCancelled, QueryError
 from clipql.index.base import Candidates, Cost
 from clipql.index.flat import WIDE, Scan, Term, exact
+from clipql.query import direct, search
 from clipql.query import scopes as sql_scopes
-from clipql.query import search
 from clipql.query.calls import Call, find_sources
 from clipql.query.constants import Constants, with_clause
 from clipql.query.encoding import Encoding
 from clipql.query.filters import FilterMemory
 from clipql.query.identity import Origins
+from clipql.query.joins import PAIRS, edits, recognise_join
 from clipql.query.lexer import tokenize
+from clipql.query.pairs import JoinPlan, PairSearch, plan_join
 from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan, plan
 from clipql.query.recognise import recognise
 from clipql.query.scopes import Scope, split_list
@@ -47,7 +50,7 @@ BY_DEFAULT = SearchOptions()
 class Step:
     """What was done for one SELECT: the plan, how it ended up (`kind` may be 'as it is' after all), and its cost."""
 
-    plan: Plan
+    plan: Plan | JoinPlan
     kind: str
     why: str
     cost: Cost = NO_COST
@@ -56,10 +59,19 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Direct:
+    """A result from the row file, and the SELECT from it (as `clipql_answer`) that writes it in another format."""
+
+    table: pa.Table
+    sql: str | None
+
+
+@dataclass(frozen=True)
 class Rewritten:
     """A statement as ClickHouse shall run it, with the parameters and Arrow tables that it needs besides the user's.
 
-    batches: vectors that its rows will ask for; they go when this does.
+    batches: vectors that its rows will ask for; they go when this does. answer: all of the result, where the row file
+    gave it; sql is then what the user wrote.
     """
 
     sql: str
@@ -67,6 +79,7 @@ class Rewritten:
     tables: Mapping[str, pa.Table]
     steps: tuple[Step, ...]
     batches: tuple[Batch, ...] = ()
+    answer: Direct | None = None
 
 
 @dataclass
@@ -77,6 +90,7 @@ class _Work:
     params: dict[str, Any]
     tables: dict[str, pa.Table] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+    answer: Direct | None = None
 
     def edit(self, edits: list[tuple[int, int, str]]) -> None:
         for start, end, text in sorted(edits, reverse=True):
@@ -94,10 +108,18 @@ class Planner:
         self._memory = FilterMemory(registry)
         self.encoding = Encoding(registry.engine, encoders, registry.find, lambda: registry.catalog.tables)
 
-    def rewrite(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> Rewritten:
+    def rewrite(
+        self,
+        sql: str,
+        params: Mapping[str, Any],
+        options: SearchOptions = BY_DEFAULT,
+        *,
+        format: str | None = None,
+    ) -> Rewritten:
         """The statement with each vector search in it carried out; with `options.plan` False, only `*` is spelled out.
 
-        Inner SELECTs come first, so that an outer one sees the text that will be run.
+        Inner SELECTs come first, so that an outer one sees the text that will be run. format: of the result, where it
+        may be answered from the row file.
         """
         encoded = self.encoding.replace(sql, params)
         work = _Work(encoded.sql, dict(encoded.params))
@@ -115,19 +137,65 @@ class Planner:
             if moved:
                 work.edit(moved)
                 scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            join = recognise_join(scope, self._registry.find) if options.plan else None
+            if join:
+                self._join(plan_join(join, self._indexes, options), work)
+                continue
             select = recognise(scope, self._registry.find) if options.plan else None
             if select:
-                _Execution(
-                    self._registry, self._memory, plan(select, constants, self._indexes, options, origins), work
-                ).run()
-        return Rewritten(work.sql, work.params, work.tables, tuple(reversed(work.steps)), encoded.batches)
+                planned = plan(select, constants, self._indexes, options, origins)
+                answer = partial(self._answer, planned, direct.items(planned, work.sql), constants, format)
+                _Execution(self._registry, self._memory, planned, work).run(answer if format else _no_answer)
+        steps = tuple(reversed(work.steps))
+        return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer)
 
-    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Plan]:
+    def _join(self, planned: JoinPlan, work: _Work) -> None:
+        """Search for the pairs of a nearest-neighbour join, and edit the statement to join just those."""
+        try:
+            found = PairSearch(self._registry, planned, work.params).find()
+            changed = edits(planned.join, self._registry, work.params)
+        except QueryCancelled:
+            raise
+        except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
+            found, changed = "ClickHouse refused a part of it on its own", []
+        if isinstance(found, str):
+            work.steps.append(Step(planned, "as it is", found))
+            return
+        pairs, cost = found
+        work.tables[PAIRS] = pairs
+        work.edit(changed)
+        work.steps.append(Step(planned, planned.kind, planned.why, cost, found=pairs.num_rows))
+
+    def _answer(
+        self,
+        planned: Plan,
+        wanted: tuple[direct.Item, ...] | None,
+        constants: Constants,
+        format: str | None,
+        found: Candidates,
+    ) -> Direct | None:
+        """The result from the row file, if it can be had from there in this format."""
+        if wanted is None:
+            return None
+        text = None if format == "ArrowStream" else direct.as_select(self._indexes, planned, wanted, "clipql_answer")
+        if text is None and format != "ArrowStream":
+            return None
+        table = direct.answer(self._registry, self._indexes, planned, wanted, found, constants)
+        return None if table is None else Direct(table, text)
+
+    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Plan | JoinPlan]:
         """The plan of each SELECT that computes distances, outer ones first, with nothing searched."""
         encoded = self.encoding.replace(sql, params, rows=False)
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
-        found = (recognise(s, self._registry.find) for s in sql_scopes.scopes(encoded.sql, tokenize(encoded.sql)))
-        return [plan(select, constants, self._indexes, options, origins) for select in found if select]
+        plans: list[Plan | JoinPlan] = []
+        for scope in sql_scopes.scopes(encoded.sql, tokenize(encoded.sql)):
+            join = recognise_join(scope, self._registry.find)
+            select = None if join else recognise(scope, self._registry.find)
+            if join:
+                plans.append(plan_join(join, self._indexes, options))
+            elif select:
+                plans.append(plan(select, constants, self._indexes, options, origins))
+        return plans
 
     def _prewhere(self, scope: Scope) -> list[tuple[int, int, str]]:
         """The edits that make WHERE of a PREWHERE on a vector column, which ClickHouse cannot read so early."""
@@ -160,6 +228,10 @@ class Planner:
         return select[0].start, select[0].end, ", ".join(quote_name(c) for c in columns)
 
 
+def _no_answer(found: Candidates) -> Direct | None:
+    return None
+
+
 class _Execution:
     """One SELECT: plan, search, edits."""
 
@@ -168,8 +240,11 @@ class _Execution:
         self._memory = memory
         self._plan, self._select = plan, plan.select
         self._filtered: int | None = None
+        self._answer: Callable[[Candidates], Direct | None] = _no_answer
 
-    def run(self) -> None:
+    def run(self, answer: Callable[[Candidates], Direct | None]) -> None:
+        """Carry the plan out. answer: gives the whole result for the rows found, if it can."""
+        self._answer = answer
         try:
             self._carry_out()
         except QueryCancelled:
@@ -231,7 +306,9 @@ class _Execution:
 
     def _top(self) -> None:
         found = search.nearest(self._plan, self._terms(), self._among(), self._filtered)
-        self._restrict(found)
+        self._work.answer = self._answer(found)
+        if self._work.answer is None:
+            self._restrict(found)
         self._step("top-k", self._plan.why, found.cost, len(found.rows))
 
     def _range(self) -> None:

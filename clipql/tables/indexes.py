@@ -21,6 +21,7 @@ from clipql.errors import ClipqlError, VectorIndexError
 from clipql.index import kinds
 from clipql.index.base import Index
 from clipql.tables.registry import Registry
+from clipql.tables.rowfile import RowFiles
 from clipql.vectors.metrics import Metric
 from clipql.vectors.store import ColumnStore
 
@@ -43,6 +44,7 @@ class Indexes:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
+        self.rows = RowFiles(registry)
         self._opened: dict[str, Index | ClipqlError] = {}
         self._lock = threading.Lock()
 
@@ -143,6 +145,7 @@ class Indexes:
             with self._lock:
                 self._opened[folder] = index
             self.forget(entry)
+            self.rows.build(table)
 
     def _captions(self, table: Table, entry: IndexEntry) -> ColumnStore | None:
         """The vectors of the captions, which are queries whose answer is known, if the table has them."""
@@ -178,6 +181,7 @@ class Indexes:
 
     def sweep(self) -> None:
         """Remove folders that no index refers to: builds that were cut off, and indexes of tables that are gone."""
+        self.rows.sweep()
         root = self.registry.folder / "index"
         kept = {i.folder for t in self.registry.catalog.tables for i in t.indexes}
         for table in root.iterdir() if root.is_dir() else ():

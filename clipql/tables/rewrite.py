@@ -35,6 +35,7 @@ def optimize(registry: Registry, indexes: Indexes, table: Table, statement: str,
         for entry in table.indexes:
             if entry.rows < table.rows:
                 indexes.build(table, entry.name)
+        indexes.rows.build(table)
 
 
 def _rewrite(registry: Registry, table: Table, alive: NDArray[np.bool_]) -> None:

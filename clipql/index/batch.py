@@ -1,0 +1,124 @@
+"""The nearest rows of many queries at once, exactly: one pass over the rows, as products of matrices.
+
+What must stay true: it gives what a scan for each query would give. Products are float32, so rows within rounding of
+the k-th are decided in float64, and a query for which that cannot be told is scanned by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.index.flat import WIDE, Scan, Term
+from clipql.vectors import metrics
+from clipql.vectors.metrics import Metric
+from clipql.vectors.store import ColumnStore
+
+ROWS_AT_ONCE, QUERIES_AT_ONCE = 8_192, 512
+SPARE = 24  # candidates beyond the k-th, so that rounding seldom decides
+# relative to the largest terms that a float32 score is made of
+ROUNDING = 4e-6
+
+
+def nearest_each(
+    store: ColumnStore,
+    metric: Metric,
+    queries: NDArray[np.float32],
+    k: int,
+    among: NDArray[np.bool_] | None = None,
+    *,
+    first: int = 0,
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The k nearest of rows [first, store.rows) to each query: rows int64 (n, k), -1 where there are fewer, and float64
+    (n, k) distances, nearest first, infinite there. queries: (n, d). stopped: asked between blocks.
+    """
+    rows = np.full((len(queries), k), -1, np.int64)
+    distances = np.full((len(queries), k), np.inf)
+    for a in range(0, len(queries), QUERIES_AT_ONCE):
+        part = slice(a, min(len(queries), a + QUERIES_AT_ONCE))
+        chosen, unsure = _candidates(store, metric, queries[part], k, among, first, stopped)
+        for i, candidates in enumerate(chosen):
+            query = queries[a + i].astype(np.float64)
+            if unsure[i]:
+                weight = -1.0 if metric.larger_is_nearer else 1.0
+                found = Scan([Term(store, metric, query, weight)], store.rows, among, first=first).nearest(k)
+                candidates = found.rows.astype(np.int64)
+            values = metrics.distances(metric, store.take(candidates), query)
+            keys = np.where(np.isnan(values), np.inf, -values if metric.larger_is_nearer else values)
+            order = np.lexsort((candidates, keys))[:k]
+            rows[a + i, : len(order)] = candidates[order]
+            distances[a + i, : len(order)] = values[order]
+    return rows, distances
+
+
+def _candidates(
+    store: ColumnStore,
+    metric: Metric,
+    queries: NDArray[np.float32],
+    k: int,
+    among: NDArray[np.bool_] | None,
+    first: int,
+    stopped: Callable[[], bool],
+) -> tuple[list[NDArray[np.int64]], NDArray[np.bool_]]:
+    """Rows that hold the k nearest of each query, and whether that is unsure."""
+    n, keep = len(queries), k + SPARE
+    if max(store.largest, float(np.abs(queries).max(initial=0))) > WIDE**0.5:
+        return [np.empty(0, np.int64)] * n, np.ones(n, np.bool_)
+    sides = _unit(queries) if metric is Metric.COSINE else queries
+    best = np.full((n, 0), -np.inf, np.float32)
+    found = np.empty((n, 0), np.int64)
+    largest = 0.0
+    for start, block in store.blocks(first, store.rows):
+        for at in range(0, len(block), ROWS_AT_ONCE):
+            if stopped():
+                return [np.empty(0, np.int64)] * n, np.zeros(n, np.bool_)
+            x = block[at : at + ROWS_AT_ONCE].astype(np.float32)
+            numbers = np.arange(start + at, start + at + len(x))
+            if among is not None:
+                allowed = among[start + at : start + at + len(x)]
+                x, numbers = x[allowed], numbers[allowed]
+            if not len(x):
+                continue
+            scores, scale = _scores(metric, sides, x)
+            largest = max(largest, scale)
+            scores, at_once = _first(scores, keep)
+            best = np.concatenate([best, scores], axis=1)
+            found = np.concatenate([found, numbers[at_once]], axis=1)
+            best, kept = _first(best, keep)
+            found = np.take_along_axis(found, kept, axis=1)
+    if best.shape[1] <= k:
+        return [found[i] for i in range(n)], np.isnan(best).any(axis=1)
+    ordered = -np.sort(-best, axis=1)
+    margin = 2 * ROUNDING * largest
+    close = np.asarray(ordered[:, -1] >= ordered[:, k - 1] - margin) if best.shape[1] == keep else np.zeros(n, np.bool_)
+    unsure: NDArray[np.bool_] = np.isnan(best).any(axis=1)
+    unsure |= close
+    return [found[i][best[i] >= ordered[i, k - 1] - margin] for i in range(n)], unsure
+
+
+def _first(scores: NDArray[np.float32], keep: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The `keep` largest scores of each query, in no order, and their places."""
+    if scores.shape[1] <= keep:
+        return scores, np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    places = np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
+    return np.take_along_axis(scores, places, axis=1), places
+
+
+def _scores(metric: Metric, queries: NDArray[np.float32], x: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Scores (queries, rows), larger is nearer, and the size of the terms they are made of."""
+    if metric is Metric.COSINE:
+        return queries @ _unit(x).T, 1.0
+    products = queries @ x.T
+    norms = np.einsum("ij,ij->i", x, x)
+    reach = float(np.sqrt(norms.max(initial=0)) * np.sqrt(np.einsum("ij,ij->i", queries, queries).max(initial=0)))
+    if metric is Metric.DOT:
+        return products, reach
+    return products - norms * np.float32(0.5), max(reach, float(norms.max(initial=0)))
+
+
+def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(x / np.sqrt(np.einsum("ij,ij->i", x, x))[:, None], np.float32)
