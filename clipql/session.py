@@ -5,6 +5,7 @@ Start here to see where a query goes: `Session.execute` is the crossroads.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +31,7 @@ from clipql.query.run import Direct, Planner, Rewritten, Step
 from clipql.query.scopes import scopes, split_list
 from clipql.query.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set, TableName
 from clipql.tables import rewrite, schema
-from clipql.tables.indexes import Indexes, unbuilt
+from clipql.tables.indexes import Indexes, unbuilt, watching
 from clipql.tables.registry import INTERNAL, Registry
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -74,6 +75,12 @@ class Session:
 
         sink: is given the result in pieces where it need not be held as a whole; the answer then has no data.
         """
+        with watching(_reported(progress)) if progress else contextlib.nullcontext():
+            return self._execute(sql, params, format, progress, sink)
+
+    def _execute(
+        self, sql: str, params: Mapping[str, Any] | None, format: str, progress: Progress | None, sink: Sink | None
+    ) -> Answer:
         began = time.perf_counter()
         statement, _tokens = statements.classify(sql)
         given = {**self.params, **(params or {})}
@@ -481,3 +488,8 @@ def _concerns_index(sql: str, statement: OnTable) -> bool:
     """Whether an ALTER defines, builds or drops an index, which changes no row."""
     tokens = tokenize(sql[statement.rest :])
     return "INDEX" in [t.upper for t in tokens[:2]] and len(split_list(tokens, 0, len(tokens))) == 1
+
+
+def _reported(progress: Progress) -> Callable[[str, int, int], None]:
+    """How the build of an index is told of: as ClickHouse tells of its rows, with the stage's name."""
+    return lambda stage, done, total: progress({"stage": stage, "read_rows": done, "total_rows_to_read": total})

@@ -90,12 +90,11 @@ def _candidates(
             best, kept = _first(best, keep)
             found = np.take_along_axis(found, kept, axis=1)
     if best.shape[1] <= k:
-        return [found[i] for i in range(n)], np.isnan(best).any(axis=1)
+        return [found[i] for i in range(n)], _nan(best)
     ordered = -np.sort(-best, axis=1)
     margin = 2 * ROUNDING * largest
     close = np.asarray(ordered[:, -1] >= ordered[:, k - 1] - margin) if best.shape[1] == keep else np.zeros(n, np.bool_)
-    unsure: NDArray[np.bool_] = np.isnan(best).any(axis=1)
-    unsure |= close
+    unsure = np.logical_or(_nan(best), close)
     return [found[i][best[i] >= ordered[i, k - 1] - margin] for i in range(n)], unsure
 
 
@@ -117,6 +116,11 @@ def _scores(metric: Metric, queries: NDArray[np.float32], x: NDArray[np.float32]
     if metric is Metric.DOT:
         return products, reach
     return products - norms * np.float32(0.5), max(reach, float(norms.max(initial=0)))
+
+
+def _nan(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which queries have a score that is no number."""
+    return np.asarray(np.isnan(scores).any(axis=1), np.bool_)
 
 
 def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:

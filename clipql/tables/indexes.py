@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from clipql.vectors.metrics import Metric
 from clipql.vectors.store import ColumnStore
 
 Progress = Callable[[str, int, int], None]
+_watcher: ContextVar[Progress | None] = ContextVar("clipql_build_watcher", default=None)
 # rows that came since the build are scanned exactly: so many cost as much as the search itself
 UNCOVERED = 20_000
 
@@ -37,6 +39,16 @@ class Chosen:
     index: Index | None
     entry: IndexEntry | None
     why: str
+
+
+@contextlib.contextmanager
+def watching(progress: Progress) -> Iterator[None]:
+    """Have the builds that this thread starts reported as (stage, done, total)."""
+    before = _watcher.set(progress)
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
 
 
 class Indexes:
@@ -131,7 +143,7 @@ class Indexes:
                     registry.store(table, entry.column),
                     place,
                     queries=self._captions(table, entry),
-                    progress=progress or (lambda stage, done, total: None),
+                    progress=progress or _watcher.get() or (lambda stage, done, total: None),
                 )
             built = dataclasses.replace(
                 entry,
