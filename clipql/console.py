@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from clipql.ingest.pipeline import IngestProgress
-    from clipql.query.run import Step
+    from clipql.query.execution import Step
 
 _SPINNER = "→↘↓↙←↖↑↗"
 _CONTROLS = (

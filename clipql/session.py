@@ -25,9 +25,10 @@ from clipql.index import definition
 from clipql.query import explain, settings, statements
 from clipql.query.calls import find_sources
 from clipql.query.direct import settings_allow
+from clipql.query.execution import Direct, Step
 from clipql.query.insert import insert, load
 from clipql.query.lexer import tokenize
-from clipql.query.run import Direct, Planner, Rewritten, Step
+from clipql.query.run import Planner, Rewritten
 from clipql.query.scopes import scopes, split_list
 from clipql.query.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set, TableName
 from clipql.tables import rewrite, schema
