@@ -21,6 +21,8 @@ def page() -> str:
         parts += _section("clipql", top)
         for name, command in _commands(top).items():
             parts += _section(f"clipql {name}", command)
+            for action, under in _commands(command).items():
+                parts += _section(f"clipql {name} {action}", under)
     parts += ["## The shell\n", f"```text\n{KEYS.rstrip()}\n```\n"]
     return "\n".join(parts)
 
@@ -30,8 +32,8 @@ def _section(title: str, command: argparse.ArgumentParser) -> list[str]:
 
 
 def _commands(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    (found,) = [a for a in top._actions if isinstance(a, argparse._SubParsersAction)]
-    return dict(found.choices)
+    found = [a for a in top._actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(found[0].choices) if found else {}
 
 
 if __name__ == "__main__":

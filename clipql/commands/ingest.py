@@ -39,4 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=display.update,
         )
     print(ingest_summary(report.rows, report.parts_taken, report.parts_skipped, report.seconds))
+    if report.rows_left_out:
+        left = "1 row has" if report.rows_left_out == 1 else f"{report.rows_left_out:,} rows have"
+        print(f"{left} an error in place of vectors and {'was' if report.rows_left_out == 1 else 'were'} left out")
     return 0

@@ -19,6 +19,7 @@ import xxhash
 
 from clipql import files
 from clipql.errors import IngestError, StorageError, VectorError
+from clipql.ingest import origin
 from clipql.vectors import segments
 from clipql.vectors.segments import ArrayFile
 
@@ -52,7 +53,8 @@ class PartFiles:
 class CheckedPart:
     """A part whose headers agree: rows, its vectors' files by column, the Arrow schema of its metadata.
 
-    fingerprint: of the files' sizes and of their first and last 64 KB, the same wherever the files lie.
+    fingerprint: of the files' sizes and of their first and last 64 KB, the same wherever the files lie. model: what
+    made its vectors, where it says so. failed: how many of its rows have an error in place of vectors.
     """
 
     files: PartFiles
@@ -60,6 +62,8 @@ class CheckedPart:
     vectors: dict[str, ArrayFile]
     schema: pa.Schema
     fingerprint: str
+    model: str | None = None
+    failed: int = 0
 
 
 def parse_numbers(text: str) -> frozenset[int]:
@@ -163,7 +167,8 @@ def check_part(part: PartFiles) -> CheckedPart:
             raise IngestError(f"{part.metadata} has a column {name}, a name that clipql uses: rename it")
     if len(set(schema.names)) != len(schema.names):
         raise IngestError(f"{part.metadata} has two columns of one name: {', '.join(schema.names)}")
-    return CheckedPart(part, rows, vectors, schema, _fingerprint(part))
+    model, failed = origin.part_model(part.metadata, schema), origin.rows_without_vectors(schema)
+    return CheckedPart(part, rows, vectors, schema, _fingerprint(part), model, failed)
 
 
 def _fingerprint(part: PartFiles) -> str:

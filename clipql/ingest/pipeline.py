@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from clipql.arrow import arrow_numbers
 from clipql.catalog import Part, Table
@@ -26,9 +27,11 @@ from clipql.engine import quote_name, quote_string
 from clipql.errors import ClipqlError, IngestError, VectorError
 from clipql.ingest.columns import check_parts, column_types
 from clipql.ingest.layout import IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
+from clipql.ingest.origin import check_origins, rows_with_vectors
 from clipql.tables import schema
 from clipql.tables.registry import Registry
 from clipql.tables.writer import Insertion
+from clipql.vectors import segments
 
 if TYPE_CHECKING:
     from clipql.database import Database
@@ -52,12 +55,16 @@ class IngestProgress:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What a run took in. rows counts those of the parts taken, not of the skipped ones."""
+    """What a run took in. rows counts those of the parts taken, not of the skipped ones.
+
+    rows_left_out: of the parts taken, rows that `clipql embed` gave an error and no vectors.
+    """
 
     rows: int
     parts_taken: int
     parts_skipped: int
     seconds: float
+    rows_left_out: int = 0
 
 
 class _Stopped(Exception):
@@ -77,7 +84,7 @@ def ingest(
     """Take LAION parts into a table, which is made from the first part's columns if it is not there.
 
     source: folders or files. parts: numbers such as '0-9,12'. link: use the `.npy` files where they lie, for good.
-    model: the model that made the vectors, remembered with the columns.
+    model: the model that made the vectors, remembered with the columns; parts of `clipql embed` name it themselves.
     Raises IngestError, naming file and row, and leaves the parts before it in the table.
     """
     began = time.perf_counter()
@@ -111,10 +118,12 @@ class _Run:
     def all(self) -> IngestReport:
         """Take every part in, in the order of their numbers."""
         table, made = self._table()
-        taken = skipped = rows = 0
+        taken = skipped = rows = left_out = 0
         try:
             known = {p.fingerprint for p in table.parts}
-            check_parts(self._registry.engine, table, [p for p in self._parts if p.fingerprint not in known])
+            new = [p for p in self._parts if p.fingerprint not in known]
+            check_parts(self._registry.engine, table, new)
+            check_origins(table, new, self._model, self._link)
             for number, part in enumerate(self._parts, 1):
                 table = self._registry.current(table)
                 if any(p.fingerprint == part.fingerprint for p in table.parts):
@@ -122,11 +131,16 @@ class _Run:
                     self._done += part.rows
                     self._tell(part, number, finished=True, skipped=True)
                     continue
+                left_out += part.failed
+                if part.failed and part.failed == part.rows:
+                    self._done += part.rows
+                    self._tell(part, number, finished=True, skipped=True)
+                    continue
                 try:
                     _OnePart(self, table, part, number).take()
                 except VectorError as error:
                     raise IngestError(str(error)) from error
-                taken, rows = taken + 1, rows + part.rows
+                taken, rows = taken + 1, rows + part.rows - part.failed
                 self._done += part.rows
                 self._tell(part, number, finished=True)
         except BaseException:
@@ -134,7 +148,7 @@ class _Run:
                 schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
             raise
         self._db.indexes.after_insert(table.id)
-        return IngestReport(rows, taken, skipped, time.perf_counter() - self._began)
+        return IngestReport(rows, taken, skipped, time.perf_counter() - self._began, left_out)
 
     def _tell(
         self, part: CheckedPart, number: int, rows: int = 0, *, finished: bool = False, skipped: bool = False
@@ -176,6 +190,7 @@ class _OnePart:
     def __init__(self, run: _Run, table: Table, part: CheckedPart, number: int) -> None:
         self._run, self._table, self._part, self._number = run, table, part, number
         self._stop, self._lock = threading.Event(), threading.Lock()
+        self._kept = rows_with_vectors(part)
         self._rows: dict[str, int] = dict.fromkeys((*part.vectors, "metadata"), 0)
         self._told = 0.0
 
@@ -197,9 +212,9 @@ class _OnePart:
                 self._stop.set()
                 raise
             key = f"{self._part.files.metadata.resolve()}"
-            part = Part(key, insertion.first, self._part.rows, self._part.fingerprint)
-            models = dict.fromkeys(self._part.vectors, self._run._model) if self._run._model else {}
-            insertion.commit([part], {c: m for c, m in models.items() if m})
+            part = Part(key, insertion.first, insertion.rows, self._part.fingerprint)
+            model = self._part.model or self._run._model
+            insertion.commit([part], dict.fromkeys(self._part.vectors, model) if model else {})
 
     def _show(self) -> None:
         self._run._tell(self._part, self._number, min(self._rows.values()))
@@ -214,11 +229,21 @@ class _OnePart:
 
     def _vectors(self, insertion: Insertion, column: str) -> None:
         try:
+            if self._kept is not None:
+                self._vectors_kept(insertion, column, self._kept)
+                return
             add = insertion.link if self._run._link else insertion.copy
             add(column, self._part.vectors[column], self._tick(column))
         except BaseException:
             self._stop.set()
             raise
+
+    def _vectors_kept(self, insertion: Insertion, column: str, kept: NDArray[np.bool_]) -> None:
+        """The vectors of the rows that have any: a zero vector would be near to much by L2Distance."""
+        array, tick = self._part.vectors[column], self._tick(column)
+        for row, block in segments.read_blocks(array):
+            insertion.add_vectors(column, block[kept[row : row + len(block)]].astype(np.float32), row)
+            tick(len(block))
 
     def _metadata(self, insertion: Insertion, first_id: int | None) -> None:
         try:
@@ -228,19 +253,23 @@ class _OnePart:
             raise
 
     def _batches(self, first_id: int | None) -> Iterator[pa.RecordBatch]:
-        path, row = self._part.files.metadata, 0
+        path, row, read = self._part.files.metadata, 0, 0
         try:
             with pq.ParquetFile(path, buffer_size=1 << 20) as file:
                 for batch in file.iter_batches(BATCH_ROWS):
+                    read, batch = read + batch.num_rows, self._without_gaps(batch, read)
                     if first_id is not None:
                         ids = np.arange(first_id + row, first_id + row + batch.num_rows, dtype=np.uint64)
                         batch = batch.append_column("id", arrow_numbers(ids))
                     row += batch.num_rows
                     yield batch
         except (pa.ArrowException, OSError) as error:
-            raise IngestError(f"{path} cannot be read beyond row {row:,} ({error}); fetch it again") from error
-        if row != self._part.rows:
-            raise IngestError(f"{path} announces {self._part.rows:,} rows and has {row:,}; fetch it again")
+            raise IngestError(f"{path} cannot be read beyond row {read:,} ({error}); fetch it again") from error
+        if read != self._part.rows:
+            raise IngestError(f"{path} announces {self._part.rows:,} rows and has {read:,}; fetch it again")
+
+    def _without_gaps(self, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
+        return batch if self._kept is None else batch.filter(pa.array(self._kept[first : first + batch.num_rows]))
 
     def _first_id(self, registry: Registry, insertion: Insertion) -> int | None:
         """The id of the part's first row, above all ids there are; None where the part brings its own."""

@@ -1,0 +1,93 @@
+"""`clipql serve`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from clipql.commands.common import command
+from clipql.errors import ServerError
+
+
+def add(commands: Any, shared: argparse.ArgumentParser) -> None:
+    made = command(commands, shared, "serve", "serve the database over HTTP: ClickHouse's protocol, REST, a page", run)
+    made.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)"
+    )
+    made.add_argument("--port", type=int, default=8123, metavar="N", help="port; 0 takes a free one (default: 8123)")
+    made.add_argument(
+        "--token", metavar="TEXT", help="what clients must bring as token or password (default: $CLIPQL_TOKEN)"
+    )
+    made.add_argument("--write", action="store_true", help="allow INSERT, DELETE, CREATE, ALTER and DROP")
+    made.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a name that the server goes by"
+    )
+    made.add_argument(
+        "--pictures",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="show small pictures of files in this folder only (default: of any that a row names; with --write none)",
+    )
+    for name, default, unit, what in _LIMITS:
+        made.add_argument(
+            f"--max-{name}", type=_positive, default=default, metavar="N", help=f"{what} (default: {default}{unit})"
+        )
+    made.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: info)"
+    )
+
+
+_LIMITS = (
+    ("seconds", 60, "", "seconds that one query may take"),
+    ("memory", 4096, "", "megabytes that one query may take within ClickHouse"),
+    ("rows", 10_000_000, "", "rows of one result"),
+    ("k", 1000, "", "rows of one search through REST"),
+    ("body", 256, "", "megabytes of one request"),
+    ("running", 8, "", "requests that run at once"),
+    ("waiting", 64, "", "requests that wait; more are told to come back (429)"),
+)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`clipql serve`."""
+    from clipql.database import connect
+    from clipql.serve import server
+    from clipql.serve.limits import Limits, Options
+
+    token = arguments.token or os.environ.get("CLIPQL_TOKEN") or None
+    if token is None and not server.is_loopback(arguments.host):
+        raise ServerError(
+            f"--host {arguments.host} lets other machines in: give --token (or $CLIPQL_TOKEN), which they must bring"
+        )
+    limits = Limits(
+        seconds=arguments.max_seconds,
+        memory=arguments.max_memory << 20,
+        rows=arguments.max_rows,
+        k=arguments.max_k,
+        body=arguments.max_body << 20,
+        running=arguments.max_running,
+        waiting=arguments.max_waiting,
+    )
+    pictures = tuple(arguments.pictures) or None
+    options = Options(token, arguments.write, tuple(arguments.allow_host), pictures, limits)
+    bound = server.bind(arguments.host, arguments.port)
+    server.log_to_stderr(arguments.log_level)
+    url = server.url_of(bound, arguments.host)
+    database = connect(getattr(arguments, "db", None))
+    try:
+        server.serve(database, bound, options, lambda: print(f"clipql serves {database.path} at {url}", flush=True))
+    finally:
+        database.close()
+    sys.stdout.flush()
+    return 0

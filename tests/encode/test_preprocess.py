@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipql.encode import preprocess
+from clipql.encode.folder import PictureShape
+from clipql.encode.prepare import OPENAI
+
+DATA = Path(__file__).parents[1] / "data"
+MEAN, STD = np.array(OPENAI.mean, np.float32), np.array(OPENAI.std, np.float32)
+
+
+def plainly(image: Image.Image, edge: int = 224) -> np.ndarray:
+    """What OpenAI's transform does, written out: resize the shorter edge, crop the middle, normalise."""
+    width, height = image.size
+    size = (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
+    image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    left, top = round((size[0] - edge) / 2), round((size[1] - edge) / 2)
+    pixels = np.asarray(image.crop((left, top, left + edge, top + edge)), np.float32) / np.float32(255)
+    return ((pixels - MEAN) / STD).transpose(2, 0, 1)
+
+
+def test_a_photograph_comes_out_as_the_published_array() -> None:
+    found = preprocess(DATA / "preprocess" / "franz-kafka.jpg")
+    [expected] = np.load(DATA / "preprocess" / "expected_preprocessed_image.npy")
+    assert (found.dtype, found.shape) == (np.float32, (3, 224, 224))
+    assert np.abs(found - expected).max() <= 1e-5
+
+
+def test_the_diagram_of_clip_is_resized_without_its_transparency() -> None:
+    path = DATA / "openai_clip" / "CLIP.png"
+    assert np.abs(preprocess(path) - plainly(Image.open(path))).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "size", [(224, 224), (500, 333), (333, 500), (225, 224), (10, 7), (1, 1), (640, 224), (97, 301)]
+)
+def test_pictures_of_any_size_are_resized_and_cropped_as_openai_does(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    image = Image.fromarray(noise)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    assert np.abs(preprocess(buffer.getvalue()) - plainly(image)).max() <= 1e-5
+
+
+def test_a_long_strip_does_not_become_millions_of_pixels() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (60_000, 2), (255, 0, 0)).save(buffer, "PNG")
+    red = ((np.array([1, 0, 0], np.float32) - MEAN) / STD)[:, None, None]
+    assert np.abs(preprocess(buffer.getvalue()) - red).max() <= 1e-5
+
+
+def test_a_model_that_squeezes_pictures_gets_all_of_them() -> None:
+    halves = np.zeros((40, 400, 3), np.uint8)
+    halves[:, 200:] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(halves).save(buffer, "PNG")
+    shape = PictureShape(resize=(16, 32), crop=(16, 32), mean=(0.5,) * 3, std=(0.5,) * 3, resample=2)
+    found = preprocess(buffer.getvalue(), shape)
+    assert found.shape == (3, 16, 32)
+    assert np.array_equal(found[:, :, :15], np.full((3, 16, 15), -1, np.float32))
+    assert np.array_equal(found[:, :, 17:], np.full((3, 16, 15), 1, np.float32))
+
+
+def test_a_huge_jpeg_read_at_half_its_size_comes_out_nearly_the_same() -> None:
+    photograph = Image.open(DATA / "preprocess" / "franz-kafka.jpg").resize((2400, 2000), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    photograph.save(buffer, "JPEG", quality=92)
+    found, expected = preprocess(buffer.getvalue()), plainly(Image.open(buffer))
+    cosine = (found * expected).sum() / np.linalg.norm(found) / np.linalg.norm(expected)
+    assert cosine > 0.9999
+    assert np.abs(found - expected).mean() < 0.01  # of values between -1.8 and 2.1
