@@ -24,11 +24,22 @@ def part(rows: int) -> Path:
     return folder
 
 
-def make(folder: str, rows: int) -> None:
+def images(rows: int) -> Path:
+    """The same without caption vectors."""
+    folder = FOLDER / f"images-{rows}"
+    whole = folder / "whole"
+    if not whole.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        child.run(make, folder=str(folder), rows=rows, images_only=True)
+        whole.touch()
+    return folder
+
+
+def make(folder: str, rows: int, images_only: bool = False) -> None:
     """In a child: write the part."""
     from clipql import synthetic
 
-    synthetic.write_parts(folder, rows=rows, queries=QUERIES, seed=2)
+    synthetic.write_parts(folder, rows=rows, queries=QUERIES, seed=2, images_only=images_only)
 
 
 def files(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from bench import exact, ingest, kernel, report, results, start, tutorial
+from bench import exact, index, ingest, kernel, report, results, start, tutorial
 from bench.results import Comparison
 
 COMPARISONS: dict[str, Callable[[int], Comparison]] = {
@@ -23,26 +23,39 @@ COMPARISONS: dict[str, Callable[[int], Comparison]] = {
     "memory": ingest.memory,
     "start": start.compare,
 }
+# half an hour more, so only when they are named
+LONG: dict[str, Callable[[int], Comparison]] = {
+    "index": index.compare_call,
+    "index-sql": index.compare_sql,
+    "filters": index.compare_filters,
+    "growth": index.compare_growth,
+}
 
 
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", default=",".join(COMPARISONS), metavar="NAMES", help="of %(default)s")
+    parser.add_argument(
+        "--only",
+        default=",".join(COMPARISONS),
+        metavar="NAMES",
+        help=f"of %(default)s and, half an hour more, {','.join(LONG)}",
+    )
     parser.add_argument("--rows", type=int, default=300_000, help="rows of the part (%(default)s)")
     arguments = parser.parse_args()
     names = arguments.only.split(",")
-    if unknown := sorted(set(names) - set(COMPARISONS)):
-        parser.error(f"--only {', '.join(unknown)}: expected some of {', '.join(COMPARISONS)}")
+    every = {**COMPARISONS, **LONG}
+    if unknown := sorted(set(names) - set(every)):
+        parser.error(f"--only {', '.join(unknown)}: expected some of {', '.join(every)}")
     for name in names:
         began = time.perf_counter()
-        found = COMPARISONS[name](arguments.rows)
+        found = every[name](arguments.rows)
         results.save(dataclasses.replace(found, when=time.strftime("%Y-%m-%d")))
         for line in found.lines:
             print(line.work, line.measured, line.bar, {True: "met", False: "MISSED", None: ""}[line.met], sep=" | ")
         print(f"({name}: {time.perf_counter() - began:.0f} s)", flush=True)
     kept = results.load()
-    print(report.write({name: kept[name] for name in COMPARISONS if name in kept}))
+    print(report.write({name: kept[name] for name in every if name in kept}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from clipql import files
 from clipql.catalog import IndexEntry, Table
-from clipql.errors import ClipqlError, VectorIndexError
+from clipql.errors import ClipqlError, VectorError, VectorIndexError
 from clipql.index import kinds
 from clipql.index.base import Index
 from clipql.tables.registry import Registry
@@ -57,6 +57,7 @@ class Indexes:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self.rows = RowFiles(registry)
+        self._failures: dict[tuple[str, str], str] = {}
         self._opened: dict[str, Index | ClipqlError] = {}
         self._lock = threading.Lock()
 
@@ -78,9 +79,12 @@ class Indexes:
             if entry.kind == "flat":
                 return Chosen(None, entry, "the index is flat")
             if entry.folder is None:
-                why = (
-                    why
-                    or f"{entry.name} is not built yet: ALTER TABLE {table.full_name} MATERIALIZE INDEX {entry.name}"
+                command = f"ALTER TABLE {table.full_name} MATERIALIZE INDEX {entry.name}"
+                failed = self._failures.get((table.id, entry.name))
+                why = why or (
+                    f"{entry.name} could not be built: {failed}"
+                    if failed
+                    else f"{entry.name} is not built yet: {command}"
                 )
                 continue
             opened = self._open(table, entry)
@@ -119,7 +123,16 @@ class Indexes:
         for entry in table.indexes if table else ():
             assert table is not None, "it has indexes"
             if entry.kind != "flat" and table.rows - entry.rows > max(UNCOVERED, entry.rows):
-                self.build(table, entry.name, progress)
+                # the rows are in, so the insert has succeeded; a search without the index is slower, not wrong
+                with self._noted(table, entry):
+                    self.build(table, entry.name, progress)
+
+    @contextlib.contextmanager
+    def _noted(self, table: Table, entry: IndexEntry) -> Iterator[None]:
+        try:
+            yield
+        except (VectorError, VectorIndexError) as error:
+            self._failures[table.id, entry.name] = str(error)
 
     def build(self, table: Table, name: str, progress: Progress | None = None) -> None:
         """Build an index over all rows there are now, and put it in the place of what there was.
@@ -154,6 +167,7 @@ class Indexes:
                 recall=measured_recall(index),
             )
             registry.save(registry.catalog.with_table(table.with_index(built)))
+            self._failures.pop((table.id, entry.name), None)
             with self._lock:
                 self._opened[folder] = index
             self.forget(entry)
@@ -229,7 +243,9 @@ class Indexes:
         if entry.kind == "flat":
             return "exact scan"
         if entry.folder is None:
-            return "too few rows, exact scan" if table.rows < kinds.FEWEST_ROWS else "not built"
+            failed = self._failures.get((table.id, entry.name))
+            few = table.rows < kinds.FEWEST_ROWS
+            return "too few rows, exact scan" if few else f"not built: {failed}" if failed else "not built"
         opened = self._open(table, entry)
         return f"damaged: {opened}" if isinstance(opened, ClipqlError) else "in use"
 
