@@ -186,6 +186,7 @@ class IngestDisplay:
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._line = stream, _Line(stream)
         self._at_part = self._last = self._skipped = 0
+        self._stage = ""
 
     def update(self, progress: IngestProgress) -> None:
         """Take note of a step; give this to `ingest` as its progress."""
@@ -201,6 +202,15 @@ class IngestDisplay:
             self._stream.flush()
         if progress.finished:
             self._at_part = progress.rows_done
+
+    def building(self, stage: str, done: int, total: int) -> None:
+        """Take note of the build of an index, which follows an ingest; a line for each stage where there is no bar."""
+        if self._line.live:
+            self._line.show(f"building the index: {stage}  {done:,} of {total:,}", done / total if total else None)
+        elif stage != self._stage:
+            self._stream.write(f"building the index: {stage}\n")
+            self._stream.flush()
+        self._stage = stage
 
     def _bar(self, progress: IngestProgress) -> None:
         taken = progress.rows_done - self._skipped

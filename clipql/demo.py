@@ -1,4 +1,4 @@
-"""The whole of clipql in a minute: real vectors taken in and asked in SQL, then a part of 100,000 rows, timed.
+"""The whole of clipql in a minute: real vectors taken in and asked in SQL, emoji by words, then 100,000 rows, timed.
 
 Everything shown is what the engine gave: the statements run as they are printed, and the tables are ClickHouse's own
 bytes. What must stay true: without a folder to keep it in, nothing is left behind.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql import synthetic
+from clipql import demo_emoji, synthetic
 from clipql.database import Database, connect
 from clipql.errors import StorageError
 from clipql.session import Answer
@@ -87,6 +87,7 @@ def run(print_line: PrintLine, folder: str | os.PathLike[str] | None = None, *, 
         show = _Show(db, print_line)
         show.ask(f"SET output_format_pretty_max_value_width = {WIDEST}", quiet=True)
         _real(show, db)
+        demo_emoji.run(show, db, Path(folder))
         _large(show, db, Path(folder) / "part", rows)
 
 

@@ -49,7 +49,7 @@ def vector_file(text: str) -> Path:
 def open_database(arguments: argparse.Namespace) -> Iterator[Database]:
     from clipql.database import connect
 
-    with connect(getattr(arguments, "db", None)) as db:
+    with connect(getattr(arguments, "url", None) or getattr(arguments, "db", None)) as db:
         if sys.stdout.isatty():
             from clipql.console import DISPLAY
 

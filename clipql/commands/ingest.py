@@ -28,8 +28,9 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """`clipql ingest`."""
     from clipql.console import IngestDisplay, ingest_summary
+    from clipql.tables.indexes import watching
 
-    with open_database(arguments) as db, IngestDisplay(sys.stderr) as display:
+    with open_database(arguments) as db, IngestDisplay(sys.stderr) as display, watching(display.building):
         report = db.ingest(
             arguments.sources,
             table=arguments.table,

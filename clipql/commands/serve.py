@@ -21,6 +21,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--token", metavar="TEXT", help="what clients must bring as token or password (default: $CLIPQL_TOKEN)"
     )
+    made.add_argument("--model", metavar="NAME", help="of encode_text and encode_image (default: the columns' own)")
     made.add_argument("--write", action="store_true", help="allow INSERT, DELETE, CREATE, ALTER and DROP")
     made.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="a name that the server goes by"
@@ -84,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
     bound = server.bind(arguments.host, arguments.port)
     server.log_to_stderr(arguments.log_level)
     url = server.url_of(bound, arguments.host)
-    database = connect(getattr(arguments, "db", None))
+    if getattr(arguments, "url", None):
+        raise ServerError("--url names a server that runs already: give --db, the folder to serve")
+    database = connect(getattr(arguments, "db", None), model=arguments.model)
     try:
         server.serve(database, bound, options, lambda: print(f"clipql serves {database.path} at {url}", flush=True))
     finally:

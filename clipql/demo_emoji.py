@@ -1,0 +1,78 @@
+"""The demo's second part: pictures and words to vectors and back, with the small model that ships with clipql.
+
+What must stay true: it is the real pipeline (embed, ingest, index, encode inside queries), run on files in a folder as
+a user's own would be; and it says that this model knows emoji only.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import time
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Protocol
+
+from clipql.database import Database
+
+MODEL = "clipql/emoji"
+PICTURES = "emoji.tar"
+
+
+class Show(Protocol):
+    """What prints headings, lines and statements with their tables."""
+
+    line: Callable[[str], None]
+
+    def title(self, text: str) -> None: ...
+
+    def ask(self, sql: str) -> object: ...
+
+
+def unpack(folder: Path) -> Path:
+    """The pictures and their captions as files in `folder`/pictures."""
+    target = folder / "pictures"
+    with as_file(files("clipql.data") / "emoji" / PICTURES) as archive, tarfile.open(archive) as opened:
+        opened.extractall(target, filter="data")
+    return target
+
+
+def run(show: Show, db: Database, folder: Path) -> None:
+    """Embed the emoji, take them in, index them, and ask by words, by a picture, and by sums of both."""
+    from clipql.encode.clip import open_encoder
+    from clipql.encode.embed import embed_pictures
+
+    show.title("Pictures and words to vectors: emoji, with the small model that ships with clipql")
+    show.line("This model was trained on these emoji and knows nothing else. For photographs get CLIP's own:")
+    show.line("    clipql model pull openai/clip-vit-base-patch32")
+    pictures = unpack(folder)
+    began = time.perf_counter()
+    embedded = embed_pictures([pictures], folder / "emoji", encoder=open_encoder(MODEL))
+    show.line("")
+    show.line(f"clipql embed images pictures emoji --model {MODEL}")
+    show.line(f"    {embedded.rows:,} pictures and captions in {time.perf_counter() - began:.1f} s")
+    report = db.ingest(folder / "emoji", table="emoji")
+    show.line("clipql ingest emoji --table emoji")
+    show.line(f"    {report.rows:,} rows in {report.seconds:.2f} s; their vectors remember the model")
+    for sql in ("ALTER TABLE emoji ADD INDEX near image_embedding TYPE ivf('cosineDistance')",
+                "ALTER TABLE emoji MATERIALIZE INDEX near"):  # fmt: skip
+        show.line("")
+        show.line(sql)
+        db.sql(sql)
+    heart = next(p for p in sorted(pictures.glob("*.txt")) if p.read_text().startswith("red heart")).with_suffix(".png")
+    for title, vector in (
+        ("A word finds pictures", "encode_text('cat')"),
+        ("A picture finds others", f"encode_image('{heart}')"),
+        ("'cat' plus 'heart'", "encode_text('cat') + encode_text('heart')"),
+        ("'face' minus 'smile'", "encode_text('face') - encode_text('smile')"),
+    ):
+        show.title(title)
+        show.ask(_query(vector))
+
+
+def _query(vector: str) -> str:
+    return f"""\
+SELECT basename(image_path) AS picture, caption, cosineDistance(image_embedding, {vector}) AS distance
+FROM emoji
+ORDER BY distance
+LIMIT 5"""
