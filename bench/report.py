@@ -14,7 +14,10 @@ from bench.results import Comparison, Plot
 
 DOCS = child.ROOT / "docs"
 BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"
-_LIBRARIES = ("chdb-core", "numpy", "numba", "pyarrow", "pandas", "lancedb")
+_LIBRARIES = (
+    "chdb-core", "numpy", "numba", "pyarrow", "pandas", "lancedb", "faiss-cpu", "rabitqlib", "onnxruntime", "pillow",
+    "tokenizers", "uvicorn",
+)  # fmt: skip
 _STRONG, _WEAK, _TEXT = "#2a6f97", "#c9d3da", "#333333"
 
 

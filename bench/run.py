@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from bench import exact, index, ingest, kernel, report, results, start, tutorial
+from bench import encode_speed, exact, index, ingest, kernel, report, results, serve_load, start, tutorial
 from bench.results import Comparison
 
 COMPARISONS: dict[str, Callable[[int], Comparison]] = {
@@ -23,12 +23,15 @@ COMPARISONS: dict[str, Callable[[int], Comparison]] = {
     "memory": ingest.memory,
     "start": start.compare,
 }
-# half an hour more, so only when they are named
+# an hour more, so only when they are named
 LONG: dict[str, Callable[[int], Comparison]] = {
     "index": index.compare_call,
     "index-sql": index.compare_sql,
     "filters": index.compare_filters,
     "growth": index.compare_growth,
+    "encode-text": encode_speed.text,
+    "encode-pictures": encode_speed.pictures,
+    "serve": serve_load.compare,
 }
 
 
@@ -39,7 +42,7 @@ def main() -> None:
         "--only",
         default=",".join(COMPARISONS),
         metavar="NAMES",
-        help=f"of %(default)s and, half an hour more, {','.join(LONG)}",
+        help=f"of %(default)s and, an hour more, {','.join(LONG)}",
     )
     parser.add_argument("--rows", type=int, default=300_000, help="rows of the part (%(default)s)")
     arguments = parser.parse_args()

@@ -180,12 +180,16 @@ def _looks_like(beginning: bytes) -> str:
 
 
 def _decoded(image: Image, shape: PictureShape) -> Pixels:
-    orientation = _orientation(image)
-    size = image.size[::-1] if orientation >= 5 else image.size
+    size = image.size
     if image.format in ("JPEG", "MPO"):
         _draft(image, DRAFT * min(_edges(size, shape)))
     with _ALLOWANCE.taking(image.width * image.height):
-        return Pixels(np.asarray(_cropped(_turned(_rgb(image), orientation), size, shape)), size)
+        try:
+            orientation = _orientation(image)  # of a PNG, this decodes all of it
+            size = size[::-1] if orientation >= 5 else size
+            return Pixels(np.asarray(_cropped(_turned(_rgb(image), orientation), size, shape)), size)
+        finally:
+            image.close()  # whoever still holds it, as an exception's traceback does, holds no pixels
 
 
 def _edges(size: tuple[int, int], shape: PictureShape) -> tuple[int, int]:
