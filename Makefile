@@ -5,6 +5,8 @@ UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 READY := .venv/.ready
 READY_BENCH := .venv/.ready-bench
+READY_BROWSER := .venv/.ready-browser
+CHROMIUM := chromium chromium-browser google-chrome
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
 ifeq ($(UV),)
@@ -24,7 +26,7 @@ setup: $(READY) ## the virtual environment .venv, with what the lock names
 demo: $(READY) ## real image-caption vectors, taken in and asked in SQL
 	$(BIN)/clipql demo
 
-test: $(READY) ## the tests
+test: $(READY) $(READY_BROWSER) ## the tests; the page is tried in Chromium, which is installed where apt-get can
 	$(BIN)/python tests/run.py $(ARGS)
 
 bench: $(READY) $(READY_BENCH) ## side by side with peers; writes docs/benchmarks.md (ARGS="--only exact" for a part)
@@ -62,6 +64,13 @@ endif
 	if command -v c++ >/dev/null; then $(INSTALL) --require-hashes --no-build-isolation -r requirements-annoy.lock; fi
 	$(BIN)/python -m clipql.warm
 	@touch $@
+
+$(READY_BROWSER):
+	@for name in $(CHROMIUM); do command -v $$name >/dev/null && exit 0; done; \
+	echo "installing Chromium, in which the page is tested"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null || \
+	{ echo "no Chromium: install one of $(CHROMIUM)"; exit 1; }
+	@mkdir -p .venv && touch $@
 
 $(READY_BENCH): requirements-bench.lock $(READY)
 	$(INSTALL) --require-hashes -r requirements-bench.lock

@@ -16,20 +16,26 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SECONDS = 600  # for one file or folder: what takes longer hangs
-SLOW_FIRST = ("tables", "index", "ingest", "test_readme.py", "query")
+SLOW_FIRST = ("serve", "encode", "serve/browser", "tables", "query", "index", "ingest", "test_readme.py")
 
 
 def units() -> list[Path]:
-    """The files and folders of tests, those that take long first."""
-    found = [p for p in HERE.iterdir() if p.name.startswith("test_") or (p.is_dir() and any(p.glob("**/test_*.py")))]
+    """The files of tests and the folders that hold such files, those that take long first."""
+    found = list(HERE.glob("test_*.py")) + sorted({p.parent for p in HERE.rglob("test_*.py")} - {HERE})
     slow = {name: i for i, name in enumerate(SLOW_FIRST)}
-    return sorted(found, key=lambda p: (slow.get(p.name, len(slow)), p.name))
+    return sorted(found, key=lambda p: (slow.get(name(p), len(slow)), name(p)))
+
+
+def name(unit: Path) -> str:
+    """How a unit is called."""
+    return unit.relative_to(HERE).as_posix()
 
 
 def run(unit: Path) -> tuple[Path, int, str, float]:
     """One unit: its path, pytest's exit status, its output, the seconds it took."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(unit)]
+    tests = [str(p) for p in sorted(unit.glob("test_*.py"))] if unit.is_dir() else [str(unit)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     try:
         done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=SECONDS)
         status, output = done.returncode, done.stdout + done.stderr
@@ -49,11 +55,11 @@ def main(arguments: list[str]) -> int:
             for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", output.rstrip().rpartition("\n")[2]):
                 counts["failed" if what == "error" else what] += int(count)
             if status:
-                broken.append(unit.name)
+                broken.append(name(unit))
                 print(output)
             last = output.rstrip().rpartition("\n")[2]
             print(
-                f"{unit.name:28} {seconds:5.0f} s  {last if status == 0 else f'FAILED (status {status})'}", flush=True
+                f"{name(unit):28} {seconds:5.0f} s  {last if status == 0 else f'FAILED (status {status})'}", flush=True
             )
     print(f"in {time.monotonic() - began:.0f} s" + (f"; broken: {', '.join(broken)}" if broken else ""))
     print(f"{counts['passed']} passed, {counts['failed'] + (1 if broken and not counts['failed'] else 0)} failed, "
