@@ -12,8 +12,9 @@ import pyarrow as pa
 
 # the same rows whether written in one piece or several
 _PLAIN = {
-    "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "Raw", "CSV", "JSONEachRow", "JSONLines", "NDJSON", "JSONCompactEachRow",
-    "JSONStringsEachRow", "JSONCompactStringsEachRow", "Native", "RowBinary", "LineAsString", "RawBLOB", "Null",
+    "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "Raw", "CSV", "JSONEachRow", "JSONLines", "NDJSON",
+    "JSONCompactEachRow", "JSONStringsEachRow", "JSONCompactStringsEachRow", "Native", "RowBinary", "LineAsString",
+    "RawBLOB", "Null",
 }  # fmt: skip
 # and those that begin with so many lines of names and types
 _LINES = {

@@ -68,6 +68,12 @@ def parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,  # so that a subcommand's default does not undo `clipql --db X sql`
         help="the database folder, made if it is not there (default: $CLIPQL_DB, then ./clipql.db)",
     )
+    shared.add_argument(
+        "--url",
+        metavar="URL",
+        default=argparse.SUPPRESS,
+        help="a server instead of a folder, as http://host:port (its token: $CLIPQL_TOKEN)",
+    )
     top = argparse.ArgumentParser(
         prog="clipql",
         description="Search images and captions by meaning, in SQL.\n"

@@ -30,21 +30,30 @@ from clipql.vectors.metrics import Metric, metric_named
 # what may lie in the folder of a database that was not finished being made
 _OWN = ("lock", catalog.NAME + ".tmp")
 # what a search is by, as SQL over the parameter `query`
-_QUERIES = {
+QUERIES = {
     "vector": "{query:Array(Float32)}",
     "text": "encode_text({query:String})",
     "image": "encode_image({query:String})",
 }
 
 
-def connect(path: str | os.PathLike[str] | None = None, *, model: str | None = None) -> Database:
-    """Open a database folder, which is made if it is not there.
+def connect(
+    path: str | os.PathLike[str] | None = None, *, model: str | None = None, token: str | None = None
+) -> Database:
+    """Open a database folder, which is made if it is not there, or reach a server by its address (http://…).
 
-    path: the folder; None for $CLIPQL_DB, and ./clipql.db without that. model: of encode_text and encode_image, a name
+    path: the folder; None for $CLIPQL_DB, and ./clipql.db without that. token: what a server asks for, None for
+    $CLIPQL_TOKEN. model: of encode_text and encode_image, a name
     or a folder; None for $CLIPQL_MODEL, and without that the one that filled the columns asked for.
-    Raises DatabaseLocked (another process has it), DatabaseVersion, DatabaseDamaged or NotADatabase.
+    Raises DatabaseLocked (another process has it), DatabaseVersion, DatabaseDamaged or NotADatabase; ServerError for a
+    server that does not answer, or asks for another token.
     """
-    return Database(path if path is not None else os.environ.get("CLIPQL_DB") or "clipql.db")
+    where = path if path is not None else os.environ.get("CLIPQL_DB") or "clipql.db"
+    if isinstance(where, str) and where.lower().startswith(("http://", "https://")):
+        from clipql.remote import RemoteDatabase
+
+        return RemoteDatabase(where, token=token)
+    return Database(where, model=model)
 
 
 class Database:
@@ -188,7 +197,7 @@ class Database:
             raise QueryError(f"k = {k!r}: expected a whole number of at least 1")
         shown = list(columns) if columns is not None else self._plain_columns(known.id)
         listed = ", ".join(
-            [*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {_QUERIES[by]}) AS distance"]
+            [*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {QUERIES[by]}) AS distance"]
         )
         condition = f" WHERE ({one_condition(where)}\n)" if where else ""
         way = " DESC" if metric.larger_is_nearer else ""

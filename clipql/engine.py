@@ -199,7 +199,7 @@ class EngineUser:
 
 @dataclass
 class Acting:
-    """One request of a user: settings and database for it alone, and what it has running, so that it can be cancelled."""
+    """One request of a user: settings and database for it alone, and what it runs, so that it can be cancelled."""
 
     user: EngineUser
     settings: Mapping[str, str] = field(default_factory=dict)

@@ -87,8 +87,12 @@ class Constants:
 
     def _evaluated(self, text: str, prefix: str) -> QueryVector | None:
         try:
+            # as the user's, so that limits and cancelling hold; what a user SETs to cut results short must not cut this
             row = self._engine.arrow(
-                f"{prefix}SELECT ({text}) AS clipql_value, toTypeName(clipql_value) AS clipql_type", params=self._params
+                f"{prefix}SELECT ({text}) AS clipql_value, toTypeName(clipql_value) AS clipql_type "
+                "SETTINGS limit = 0, offset = 0",
+                params=self._params,
+                user=True,
             )
         except QueryError as error:
             if error.code in (456, 457):  # a parameter without a value, or with one that cannot be parsed

@@ -1,0 +1,398 @@
+"""The REST API: what the page and programs ask for in JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from clipql import __version__
+from clipql.catalog import Table
+from clipql.encode.service import DEFAULT_MODEL
+from clipql.engine import quote_name
+from clipql.errors import ClipqlError, ModelError, PictureError, QueryError
+from clipql.query import explain
+from clipql.serve import doors, openapi, search
+from clipql.serve.body import read_body
+from clipql.serve.errors import error_status
+from clipql.serve.layout import Layout, kind, layout_of
+from clipql.serve.metrics import CONTENT_TYPE
+from clipql.serve.pool import Busy
+from clipql.serve.search import Search
+from clipql.serve.service import Request, Service
+from clipql.serve.thumbnails import SIZES, Thumbnails
+from clipql.serve.values import folded, plain, projected
+from clipql.tables.registry import INTERNAL, ROW
+
+MAP_ROWS = 5_000
+MEDIA = {"CSV": ("text/csv; charset=utf-8", "csv"), "Parquet": ("application/vnd.apache.parquet", "parquet"),
+         "Arrow": ("application/vnd.apache.arrow.file", "arrow")}  # fmt: skip
+Body = Callable[[HttpRequest], Any]
+T = TypeVar("T")
+
+
+class Api:
+    """The routes under /api, and /healthz and /metrics."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        limits, pictures = service.options.limits, service.options.pictures
+        roots = pictures if pictures is not None else (() if service.options.write else None)
+        self._thumbnails = Thumbnails(service.database.path.parent, roots, limits.pixels)
+
+    def routes(self) -> list[Route]:
+        """All routes."""
+        guarded = self._guarded
+        return [
+            Route("/healthz", self._health),
+            Route("/metrics", guarded(self._metrics)),
+            Route("/api/openapi.json", guarded(self._openapi)),
+            Route("/api/login", self._login, methods=["POST"]),
+            Route("/api/tables", guarded(self._tables)),
+            Route("/api/search", guarded(self._search), methods=["POST"]),
+            Route("/api/rows/{database}/{table}/{id}", guarded(self._row)),
+            Route("/api/thumbnail/{database}/{table}/{id}", guarded(self._thumbnail)),
+            Route("/api/map", guarded(self._map), methods=["POST"]),
+            Route("/api/explain", guarded(self._explain), methods=["POST"]),
+            Route("/api/complete", guarded(self._complete)),
+        ]
+
+    def _guarded(self, handler: Body) -> Body:
+        """With the token asked for, and errors as JSON."""
+
+        async def handle(request: HttpRequest) -> Response:
+            status = 500
+            began = time.perf_counter()
+            try:
+                if not doors.authorised(self._service.options.token, request):
+                    raise PermissionError
+                response: Response = await handler(request)
+                status = response.status_code
+                return response
+            except PermissionError:
+                status = 401
+                return _error(401, "this server asks for a token: Authorization: Bearer …", 516)
+            except Busy as busy:
+                status = 429
+                return _error(429, str(busy), 202, {"Retry-After": "1"})
+            except ClipqlError as error:
+                status = error_status(error)
+                return _error(status, str(error), getattr(error, "code", 0))
+            except ClientDisconnect:
+                status = 499
+                return _error(499, "the client has gone")
+            finally:
+                self._service.metrics.requests.labels("api", str(status)).inc()
+                self._service.metrics.took("api", time.perf_counter() - began)
+
+        return handle
+
+    async def _in_thread(self, work: Callable[[], T], request: Request | None = None) -> T:
+        """Work in the pool, for everybody's user; cancelled when the client goes."""
+        service = self._service
+        acting = service.acting(None, request)
+
+        def run() -> T:
+            with service.engine.act(acting):
+                return work()
+
+        future = service.pool.submit(run)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            service.engine.cancel(acting)
+            raise
+
+    async def _health(self, request: HttpRequest) -> Response:
+        return JSONResponse({"ok": True})
+
+    async def _metrics(self, request: HttpRequest) -> Response:
+        return Response(self._service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _openapi(self, request: HttpRequest) -> Response:
+        return JSONResponse(openapi.document(self._service.options))
+
+    async def _login(self, request: HttpRequest) -> Response:
+        given = await _json(request, 10_000)
+        token = self._service.options.token
+        if token is not None and not (isinstance(given, Mapping) and doors.same(token, str(given.get("token", "")))):
+            return _error(401, "this is not the token", 516)
+        response = JSONResponse({"ok": True})
+        if token is not None:
+            response.set_cookie(doors.COOKIE, token, httponly=True, samesite="strict", path="/api")
+        return response
+
+    async def _tables(self, request: HttpRequest) -> Response:
+        return JSONResponse(await self._in_thread(self._describe_tables))
+
+    def _describe_tables(self) -> dict[str, Any]:
+        service = self._service
+        try:
+            model: str | None = service.database.encoders.encoder().model
+        except (ClipqlError, NotImplementedError):
+            model = None
+        tables = [t for t in service.registry.catalog.tables if t.database != INTERNAL]
+        return {
+            "version": __version__,
+            "model": model,
+            "write": service.options.write,
+            "tables": [self._describe(t, layout_of(service.engine, t)) for t in tables],
+        }
+
+    @staticmethod
+    def _describe(table: Table, layout: Layout) -> dict[str, Any]:
+        picture = {"column": layout.url, "kind": "url"} if layout.url else None
+        if picture is None and layout.file:
+            picture = {"column": layout.file, "kind": "file"}
+        return {
+            "database": table.database,
+            "name": table.name,
+            "rows": table.rows,
+            "id": None,
+            "caption": layout.caption,
+            "picture": picture,
+            "nsfw": layout.nsfw,
+            "columns": [{"name": n, "type": t, "kind": kind(t)} for n, t in layout.types.items() if n != ROW],
+            "vectors": [
+                {
+                    "column": c.name,
+                    "dimension": c.dimension,
+                    "model": c.model,
+                    "of": "text" if "text" in c.name.lower() or "caption" in c.name.lower() else "image",
+                    "indexes": [i.kind for i in table.indexes if i.column == c.name],
+                }
+                for c in table.columns
+            ],
+        }
+
+    # searching
+
+    async def _search(self, request: HttpRequest) -> Response:
+        given, uploads = await self._search_body(request)
+        asked = Search.read(given, uploads, self._service.options.limits.k)
+        return await self._in_thread(lambda: self._run_search(asked))
+
+    async def _search_body(self, request: HttpRequest) -> tuple[Any, dict[str, bytes]]:
+        limit = self._service.options.limits.body
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            return await _json(request, limit), {}
+        if int(request.headers.get("content-length") or limit + 1) > limit:
+            raise QueryError(f"the request is larger than {limit:,} bytes", code=307, name="TOO_MANY_BYTES")
+        async with request.form(max_files=search.MOST_TERMS, max_fields=search.MOST_TERMS) as form:
+            query = form.get("query")
+            if not isinstance(query, str):
+                raise search.wrong("the form has no field `query` with the request's JSON")
+            uploads = {n: await v.read() for n, v in form.items() if isinstance(v, UploadFile)}
+        return _parsed(query.encode()), uploads
+
+    def _run_search(self, asked: Search) -> Response:
+        service = self._service
+        began = time.perf_counter()
+        table = service.table(asked.database, asked.table)
+        column = service.column(table, asked.column)
+        layout = layout_of(service.engine, table)
+        vectors = [self._vector(term, table, column.name, column.model) for term in asked.terms]
+        encoded = time.perf_counter()
+        vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
+        download = asked.format != "JSON"
+        made = search.statement(asked, table, column, layout, vector, download=download)
+        answer = service.run(
+            Request(made.sql, made.params, search.FORMATS[asked.format] if download else "ArrowStream"),
+            service.engine.acting,
+        )
+        searched = time.perf_counter()
+        if asked.terms:
+            service.metrics.took("encode", encoded - began)
+        service.metrics.took("search", searched - encoded)
+        if download:
+            media, ending = MEDIA[asked.format]
+            disposition = f'attachment; filename="clipql-results.{ending}"'
+            return Response(answer.output.data, headers={"Content-Type": media, "Content-Disposition": disposition})
+        found = answer.output.arrow()
+        page, more, duplicates = self._page(asked, table, column.name, found)
+        params = dict(made.shown_params)
+        pictures = [v for t, v in zip(asked.terms, vectors, strict=True) if t.picture is not None or t.vector]
+        for name, value in zip(params, pictures, strict=True):
+            params[name] = [float(x) for x in value]
+        seconds = {"encode": encoded - began, "search": searched - encoded, "total": time.perf_counter() - began}
+        return JSONResponse(
+            {
+                "rows": [self._shown(table, layout, row, duplicates) for row in page],
+                "sql": made.shown,
+                "params": params,
+                "plan": explain.describe([s.plan for s in answer.steps]),
+                "more": more,
+                "ms": {k: round(v * 1000, 2) for k, v in seconds.items()},
+            }
+        )
+
+    def _vector(self, term: search.Term, table: Table, column: str, model: str | None) -> NDArray[np.float32]:
+        service = self._service
+        if term.vector is not None:
+            return np.asarray(term.vector, np.float32)
+        if term.row is not None:
+            store = service.registry.store(table, column)
+            if term.row >= store.rows or not self._rows_there(table, [term.row]):
+                raise QueryError(f"{table.full_name} has no row {term.row}", code=36, name="BAD_ARGUMENTS")
+            return np.asarray(store.take(np.array([term.row]))[0])
+        encoders = service.database.encoders
+        model = encoders.default or model
+        service.metrics.encoded.labels("text" if term.text is not None else "picture").inc()
+        try:
+            if term.text is not None:
+                found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
+                return found
+            return encoders.picture(term.picture or b"", model)
+        except NotImplementedError as error:
+            raise ModelError(f"no encoder for {model or DEFAULT_MODEL}") from error
+
+    def _rows_there(self, table: Table, rows: list[int]) -> list[int]:
+        alive = self._service.registry.alive(table)
+        return [r for r in rows if 0 <= r < table.rows and (alive is None or bool(alive[r]))]
+
+    def _page(
+        self, asked: Search, table: Table, column: str, found: pa.Table
+    ) -> tuple[list[dict[str, Any]], bool, dict[int, int]]:
+        """The rows of the page asked for, whether there are more, and which row each duplicate repeats."""
+        duplicates: dict[int, int] = {}
+        first = 0
+        if asked.fold is not None:
+            first = asked.offset
+            rows = found.column(ROW).to_numpy().astype(np.int64)[: first + asked.k]
+            duplicates = folded(self._service.registry.store(table, column).take(rows), rows, asked.fold)
+        more = found.num_rows > first + asked.k
+        return found.slice(first, asked.k).to_pylist(), more, duplicates
+
+    def _shown(
+        self, table: Table, layout: Layout, row: dict[str, Any], duplicates: Mapping[int, int] | None = None
+    ) -> dict[str, Any]:
+        number = row.pop(ROW)
+        distance = row.pop("distance", None) if "distance" not in layout.types else None
+        url = row.get(layout.url) if layout.url else None
+        good = isinstance(url, str) and url.lower().startswith(("http://", "https://"))
+        drawn = f"/api/thumbnail/{_part(table.database)}/{_part(table.name)}/{number}"
+        twin = (duplicates or {}).get(number)
+        return {
+            "id": str(number),
+            "distance": plain(distance),
+            "caption": plain(row.get(layout.caption)) if layout.caption else None,
+            "picture": url if good else None,
+            "thumbnail": drawn if layout.file and row.get(layout.file, True) else None,
+            "values": {name: plain(value) for name, value in row.items()},
+            "duplicate_of": None if twin is None else str(twin),
+        }
+
+    # rows and their pictures
+
+    async def _row(self, request: HttpRequest) -> Response:
+        return await self._in_thread(lambda: self._one_row(request.path_params))
+
+    def _one_row(self, path: Mapping[str, str]) -> Response:
+        table = self._service.table(path["database"], path["table"])
+        layout = layout_of(self._service.engine, table)
+        found = self._read_row(table, layout.plain, search.row_number(path["id"]))
+        if found is None:
+            return _error(404, f"{table.full_name} has no row {path['id'][:20]}")
+        shown = self._shown(table, layout, found)
+        return JSONResponse({k: shown[k] for k in ("id", "caption", "picture", "thumbnail", "values")})
+
+    def _read_row(self, table: Table, columns: tuple[str, ...], row: int) -> dict[str, Any] | None:
+        names = ", ".join([*map(quote_name, columns), ROW])
+        sql = f"SELECT {names} FROM {self._service.registry.physical(table)} WHERE {ROW} = {row} LIMIT 1"
+        rows: list[dict[str, Any]] = self._service.engine.arrow(sql, user=True).to_pylist()
+        return rows[0] if rows else None
+
+    async def _thumbnail(self, request: HttpRequest) -> Response:
+        size = request.query_params.get("size", "256")
+        if not size.isascii() or not size.isdigit() or not SIZES[0] <= int(size[:6]) <= SIZES[1]:
+            raise search.wrong(f"size: expected a whole number from {SIZES[0]} to {SIZES[1]}")
+        seen = request.headers.get("if-none-match", "")
+        return await self._in_thread(lambda: self._drawn(request.path_params, int(size), seen))
+
+    def _drawn(self, path: Mapping[str, str], size: int, seen: str) -> Response:
+        table = self._service.table(path["database"], path["table"])
+        layout = layout_of(self._service.engine, table)
+        row = self._read_row(table, (layout.file,), search.row_number(path["id"])) if layout.file else None
+        if row is None or layout.file is None:
+            return _error(404, "there is no such row with a picture's file")
+        try:
+            file = self._thumbnails.locate(str(row[layout.file] or ""))
+            tag = f'"{self._thumbnails.tag(file, size)}"'
+            headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
+            if tag in seen:
+                return Response(status_code=304, headers=headers)
+            data = self._thumbnails.make(file, size)
+        except PictureError as error:
+            return _error(404, str(error))
+        return Response(data, media_type="image/webp", headers=headers)
+
+    async def _map(self, request: HttpRequest) -> Response:
+        given = await _json(request, self._service.options.limits.body)
+        ids = given.get("ids") if isinstance(given, Mapping) else None
+        if not isinstance(ids, list) or len(ids) > MAP_ROWS or not all(isinstance(i, str) for i in ids):
+            raise search.wrong(f"ids: expected a list of at most {MAP_ROWS:,} ids")
+        return await self._in_thread(lambda: self._projected(given, ids))
+
+    def _projected(self, given: Mapping[str, Any], ids: list[str]) -> Response:
+        table = self._service.table(given.get("database"), str(given.get("table")))
+        column = self._service.column(table, given.get("column"))
+        rows = self._rows_there(table, [search.row_number(i) for i in ids])
+        if not rows:
+            return JSONResponse({"points": []})
+        places = projected(self._service.registry.store(table, column.name).take(np.array(rows, np.int64)))
+        points = zip(rows, places.tolist(), strict=True)
+        return JSONResponse({"points": [{"id": str(r), "x": round(x, 4), "y": round(y, 4)} for r, (x, y) in points]})
+
+    async def _explain(self, request: HttpRequest) -> Response:
+        given = await _json(request, self._service.options.limits.body)
+        sql = given.get("sql") if isinstance(given, Mapping) else None
+        if not isinstance(sql, str):
+            raise search.wrong("sql: expected a statement")
+        params = given.get("params") or {}
+        asked = Request(f"EXPLAIN {sql}", params if isinstance(params, dict) else {})
+        answer = await self._in_thread(lambda: self._service.run(asked, self._service.engine.acting))
+        return JSONResponse({"plan": [str(v) for v in answer.output.arrow().column(0).to_pylist()]})
+
+    async def _complete(self, request: HttpRequest) -> Response:
+        return JSONResponse(await self._in_thread(self._completions))
+
+    def _completions(self) -> dict[str, list[str]]:
+        from clipql.serve import allowed
+
+        engine = self._service.engine
+        words = engine.arrow("SELECT keyword FROM system.keywords ORDER BY keyword").column(0).to_pylist()
+        names = engine.arrow("SELECT name FROM system.functions ORDER BY name").column(0).to_pylist()
+        functions = [n for n in names if allowed.function(n)] + ["encode_image", "encode_text"]
+        return {"keywords": words, "functions": sorted(functions, key=str.lower)}
+
+
+def _part(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(name, safe="")
+
+
+def _error(status: int, message: str, code: int = 0, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": message, "code": code}, status, headers)
+
+
+async def _json(request: HttpRequest, most: int) -> Any:
+    return _parsed(await read_body(request, most))
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise search.wrong(f"the request is not JSON: {error}") from None

@@ -1,0 +1,53 @@
+"""The server's application: ClickHouse's protocol and the page at `/`, REST under /api, one database behind all."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from clipql.database import Database
+from clipql.serve.api import Api
+from clipql.serve.clickhouse import ClickHouse
+from clipql.serve.doors import Doors
+from clipql.serve.limits import Options
+from clipql.serve.service import Service
+
+
+def pages() -> Path:
+    """The folder of the page: as it was built, or as it stands."""
+    web = Path(str(files("clipql.serve"))) / "web"
+    return web / "dist" if (web / "dist" / "index.html").is_file() else web
+
+
+def make_app(database: Database, options: Options) -> tuple[Doors, Service]:
+    """The ASGI application of an open database, and what it works with. Close the service before the database."""
+    service = Service(database, options)
+    clickhouse = ClickHouse(service)
+    folder = pages()
+
+    async def front(request: Request) -> Response:
+        wants_page = "text/html" in request.headers.get("accept", "") and "query" not in request.query_params
+        if request.method in ("GET", "HEAD") and wants_page and (folder / "index.html").is_file():
+            return FileResponse(folder / "index.html", headers={"Cache-Control": "no-cache"})
+        return await clickhouse.handle(request)
+
+    async def missing(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": f"there is no {request.url.path[:100]} here", "code": 0}, 404)
+
+    app = Starlette(
+        routes=[
+            Route("/", front, methods=["GET", "HEAD", "POST"]),
+            Route("/ping", clickhouse.ping),
+            Route("/replicas_status", clickhouse.replicas),
+            *Api(service).routes(),
+            Mount("/static", StaticFiles(directory=folder, check_dir=False)),
+        ],
+        exception_handlers={404: missing},
+    )
+    return Doors(app, options), service

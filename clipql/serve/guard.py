@@ -1,0 +1,398 @@
+"""What SQL from the network may do, by allow-list: chDB is no sandbox, and reads files and addresses by their names.
+
+In depth, each layer enough on its own for what it sees:
+1. characters: no controls, and nothing but ASCII outside strings and quoted names, so that our lexer and ClickHouse's
+   see the same tokens; comments are taken out, so that nothing hides in them;
+2. tokens: the kind of statement, settings, formats, names with a slash, and calls of functions that are known to
+   ClickHouse but not allowed here;
+3. ClickHouse's own syntax tree (EXPLAIN AST, which runs nothing): every function, table function, table and engine.
+
+What must stay true: what runs is the text that was checked, and what is not understood is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from clipql.encode.service import DEFAULT_MODEL, IMAGE, TEXT, Encoders
+from clipql.errors import QueryError
+from clipql.query import settings as own_settings
+from clipql.query import statements
+from clipql.query.lexer import Token, tokenize
+from clipql.query.statements import Insert
+from clipql.serve import allowed, tree
+from clipql.serve.allowed import words
+from clipql.serve.limits import Options
+from clipql.serve.spelling import check_name, cleaned, denied
+from clipql.tables.registry import INTERNAL, Registry
+
+REMEMBERED, LONGEST = 1_000, 1 << 16
+_READS = words("SELECT WITH FROM ( EXPLAIN SHOW DESCRIBE DESC EXISTS SET USE KILL")
+_WRITES = words("INSERT DELETE UPDATE ALTER CREATE REPLACE DROP TRUNCATE RENAME EXCHANGE OPTIMIZE")
+_SHOWN = words("TABLES DATABASES COLUMNS FULL CREATE INDEX INDEXES INDICES KEYS FUNCTIONS SETTINGS FIELDS")
+_CREATED = words("TABLE VIEW INDEX DATABASE TEMPORARY OR")
+_FORBIDDEN_WORDS = words("OUTFILE INFILE")
+# what the first word of a statement is followed by, where that tells kinds of things apart
+_FOLLOWED = {
+    "SHOW": _SHOWN,
+    "ALTER": words("TABLE"),
+    "RENAME": words("TABLE TABLES DATABASE"),
+    "EXCHANGE": words("TABLES"),
+    "OPTIMIZE": words("TABLE"),
+    "DELETE": words("FROM"),
+    "TRUNCATE": words("TABLE DATABASE TEMPORARY IF"),
+    "DROP": words("TABLE VIEW INDEX DATABASE TEMPORARY"),
+}
+_CLICKHOUSES = words("system information_schema")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A statement that may run. sql: its text without comments. sets: SET or USE. writes: changes data. kills: the
+    query's id that KILL QUERY names."""
+
+    sql: str
+    word: str
+    sets: bool = False
+    writes: bool = False
+    temporary: bool = False
+    kills: str | None = None
+
+
+class Guard:
+    """Checks statements and settings. Thread-safe."""
+
+    def __init__(self, registry: Registry, encoders: Encoders, options: Options) -> None:
+        self._registry, self._engine, self._encoders = registry, registry.engine, encoders
+        self._limits = options.limits
+        self._known: OrderedDict[tuple[str, bool], Checked] = OrderedDict()
+        self._lock = threading.Lock()
+        names = self._engine.arrow(
+            "SELECT name FROM system.functions UNION ALL SELECT name FROM system.table_functions"
+        )
+        every = {n.lower() for n in names.column(0).to_pylist()}
+        self._refused_calls = {n for n in every if not allowed.function(n)}
+        self._refused_calls -= allowed.TABLE_FUNCTIONS | {TEXT, IMAGE}
+
+    def limits_sql(self) -> str:
+        """The statement that puts the limits on a connection."""
+        limits = self._limits
+        return (
+            f"SET max_execution_time = {limits.seconds}, max_memory_usage = {limits.memory}, "
+            f"max_result_rows = {limits.rows}, result_overflow_mode = 'throw', allow_introspection_functions = 0, "
+            # expressions in the data of an INSERT would be evaluated without having been looked at
+            "input_format_values_interpret_expressions = 0, input_format_values_deduce_templates_of_expressions = 0"
+        )
+
+    def check(self, sql: str, *, write: bool) -> Checked:
+        """What a statement is, and its text to run. Raises QueryError (ACCESS_DENIED, READONLY, a syntax error)."""
+        key = (sql, write)
+        with self._lock:
+            found = self._known.get(key)
+            if found is not None:
+                self._known.move_to_end(key)
+                return found
+        found = self._check(sql, write)
+        if len(sql) <= LONGEST:
+            with self._lock:
+                self._known[key] = found
+                while len(self._known) > REMEMBERED:
+                    self._known.popitem(last=False)
+        return found
+
+    def _check(self, sql: str, write: bool) -> Checked:
+        text = cleaned(sql)
+        statement, tokens = statements.classify(text)
+        if not tokens:
+            raise QueryError("Empty query", code=62, name="SYNTAX_ERROR")
+        text = text[: tokens[-1].end] if not _has_data(statement) else text
+        word = tokens[0].upper
+        self._check_tokens(tokens)
+        if word in _WRITES:
+            if not write:
+                raise QueryError("Cannot execute query in readonly mode", code=164, name="READONLY")
+        elif word not in _READS:
+            self._tree(text, tokens)  # what is no statement at all is a syntax error
+            raise denied(f"{word or tokens[0].text[:30]} statements are not run for the network")
+        writes = word in _WRITES
+        if word == "KILL":
+            return Checked(text, word, kills=_killed(tokens))
+        if word in ("SET", "USE"):
+            self._check_set(statement)
+            return Checked(text, word, sets=True)
+        temporary = word == "CREATE" and any(t.upper in ("TEMPORARY", "TEMP") for t in tokens[:4])
+        if word == "CREATE":
+            _check_create(tokens)
+        if [t.upper for t in tokens[:2]] == ["SHOW", "CREATE"] and (
+            len(tokens) > 3
+            and tokens[2].upper not in ("TABLE", "VIEW", "DATABASE", "TEMPORARY")
+            and tokens[3].text != "."
+        ):
+            raise denied(f"SHOW CREATE {tokens[2].text[:30]} is not run for the network")
+        following = tokens[min(1, len(tokens) - 1)].upper
+        if following not in _FOLLOWED.get(word, (following,)):
+            raise denied(f"{word} {following[:30]} is not run for the network")
+        head = text
+        if word == "INSERT":
+            if not isinstance(statement, Insert) or statement.source not in ("SELECT", "VALUES", "FORMAT"):
+                raise denied("INSERT is run for the network as INSERT INTO table [(columns)] SELECT, VALUES or FORMAT")
+            if statement.source != "SELECT":
+                head = text[: statement.body] + " VALUES"
+        self._check_settings(tokens)
+        nodes = tree.read(self._tree(head, tokens))
+        self._check_nodes(nodes, word)
+        return Checked(text, word, writes=writes, temporary=temporary)
+
+    # tokens
+
+    def _check_tokens(self, tokens: list[Token]) -> None:
+        for at, token in enumerate(tokens):
+            if token.text == ";" and token.kind == "symbol":
+                raise QueryError("Multi-statements are not allowed", code=62, name="SYNTAX_ERROR")
+            name = token.name
+            if name is not None:
+                check_name(name)
+                if name.lower() == INTERNAL or name.startswith("_clipql"):
+                    raise denied(f"{name[:60]} is clipql's own")
+            if token.upper in _FORBIDDEN_WORDS and not _is_operand(tokens, at):
+                raise denied(f"{token.upper} is not run for the network")
+            following = tokens[at + 1].text if at + 1 < len(tokens) else ""
+            if name is not None and following == "(" and name.lower() in self._refused_calls:
+                raise denied(f"{name[:60]}() is not called for the network")
+            if token.upper == "APPLY":
+                self._check_apply(tokens, at)
+            if token.upper == "FORMAT" and _is_format(tokens, at) and tokens[at + 1].text not in allowed.FORMATS:
+                raise QueryError(f"Unknown format {tokens[at + 1].text[:60]}", code=73, name="UNKNOWN_FORMAT")
+            if token.upper == "ENGINE":
+                self._check_engine(tokens, at)
+
+    @staticmethod
+    def _check_apply(tokens: list[Token], at: int) -> None:
+        """The function after APPLY, which the syntax tree does not show."""
+        rest = tokens[at + 1 :]
+        if rest and rest[0].text == "(" and rest[0].kind == "symbol":
+            rest = rest[1:]
+        name = rest[0].name if rest else None
+        if name is None or not allowed.function(name) or (len(rest) > 1 and rest[1].text == "->"):
+            raise denied("APPLY is run with the name of an allowed function")
+
+    @staticmethod
+    def _check_engine(tokens: list[Token], at: int) -> None:
+        at += 2 if at + 1 < len(tokens) and tokens[at + 1].text == "=" else 1
+        name = tokens[at].name if at < len(tokens) else None
+        before = tokens[at - 1].text == "="
+        if before and (name is None or name.lower() not in allowed.ENGINES):
+            raise denied(f"the engine {name and name[:60]} is not made for the network")
+
+    def _check_set(self, statement: statements.Statement) -> None:
+        if not isinstance(statement, statements.Set):
+            raise denied("SET is run as SET name = value")
+        if statement.database is not None:
+            self.check_database(statement.database)
+        for name, value in statement.assignments:
+            if name.startswith("param_"):
+                continue
+            if not _is_value(tokenize(value)):
+                raise denied(f"SET {name[:60]}: expected a number or a string")
+            self._check_setting(name, value)
+
+    def _check_settings(self, tokens: list[Token]) -> None:
+        """The assignments of each SETTINGS clause, and of CREATE … SETTINGS."""
+        for at, token in enumerate(tokens):
+            if token.upper == "SETTINGS" and at + 2 < len(tokens) and tokens[at + 2].text == "=":
+                self._check_clause(tokens, at + 1)
+
+    def _check_clause(self, tokens: list[Token], at: int) -> None:
+        while at + 2 < len(tokens) and tokens[at].name and tokens[at + 1].text == "=":
+            name = tokens[at].name or ""
+            end = at + 2 + (tokens[at + 2].text in ("-", "+"))
+            if not _is_value(tokens[at + 2 : end + 1]):
+                raise denied(f"SETTINGS {name[:60]}: expected a number or a string")
+            following = tokens[end + 1] if end + 1 < len(tokens) else None
+            if following is not None and following.text in ("(", ".", "::", "[", "||", "+", "-"):
+                raise denied(f"SETTINGS {name[:60]}: expected a number or a string")
+            self._check_setting(name, "".join(t.text for t in tokens[at + 2 : end + 1]))
+            if following is None or following.text != ",":
+                return
+            at = end + 2
+        if at < len(tokens):  # … SETTINGS a = 1, then something else
+            raise denied("SETTINGS: expected name = value")
+
+    def _check_setting(self, name: str, value: str) -> None:
+        if name in own_settings.OURS:
+            return
+        if not allowed.setting(name):
+            raise QueryError(
+                f"Setting {name[:60]} should not be changed: it is not on this server's list",
+                code=452,
+                name="SETTING_CONSTRAINT_VIOLATION",
+            )
+        if name in allowed.CAPPED:
+            self._check_cap(name, value.strip("'\""))
+
+    def _check_cap(self, name: str, value: str) -> None:
+        limits = self._limits
+        most = {"max_execution_time": limits.seconds, "max_memory_usage": limits.memory, "max_result_rows": limits.rows}
+        try:
+            good = 0 < float(value) <= most[name]
+        except ValueError:
+            good = False
+        if not good:
+            raise QueryError(
+                f"Setting {name} shouldn't be greater than {most[name]}: it is {value[:60]}",
+                code=452,
+                name="SETTING_CONSTRAINT_VIOLATION",
+            )
+
+    def settings(self, given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Settings given beside a statement, ClickHouse's and clipql's own; those that mean nothing here are left out.
+
+        Raises QueryError for one that may not be given.
+        """
+        theirs: dict[str, str] = {}
+        ours: dict[str, str] = {}
+        for name, value in given.items():
+            if name in allowed.IGNORED:
+                continue
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or any(ord(c) < 32 for c in value):
+                raise QueryError(f"Unknown setting {name[:60]!r}", code=115, name="UNKNOWN_SETTING")
+            if name in own_settings.OURS:
+                ours[name] = own_settings.checked(name, value)
+                continue
+            self._check_setting(name, value)
+            theirs[name] = value
+        return theirs, ours
+
+    @staticmethod
+    def check_database(name: str) -> None:
+        """Raise QueryError for a database that nobody from the network works in."""
+        check_name(name)
+        if name.lower() in ("system", INTERNAL):
+            raise denied(f"the database {name} is not worked in: name its tables with it")
+
+    # the syntax tree
+
+    def _tree(self, head: str, tokens: list[Token]) -> str:
+        """The syntax tree of the statement; parameters stand for a constant of about their kind."""
+        tokens = [t for t in tokens if t.end <= len(head)]
+        for at in reversed(range(len(tokens) - 3)):
+            if tokens[at].text == "{" and tokens[at + 1].kind == "word" and tokens[at + 2].text == ":":
+                end = next((i for i in range(at + 3, len(tokens)) if tokens[i].text == "}"), None)
+                if end is None:
+                    continue
+                neutral = "'1'" if tokens[at + 3].text in ("String", "FixedString") else "1"
+                head = f"{head[: tokens[at].start]} {neutral} {head[tokens[end].end :]}"
+        head = own_settings.taken_from(head)[0]
+        return self._engine.query(f"EXPLAIN AST {head}", "TSVRaw").data.decode("utf-8", "replace")
+
+    def _check_nodes(self, nodes: list[tree.Node], word: str) -> None:
+        for node in nodes:
+            if node.kind == "Function":
+                self._check_function(node)
+            elif node.kind == "TableIdentifier":
+                self._check_table(node.name)
+            elif node.kind == "Identifier":
+                self._check_identifier(node.name)
+                if word in _WRITES and node.parent is nodes[0] and node.name.lower() in _CLICKHOUSES:
+                    raise denied(f"{node.name} is ClickHouse's own")
+            elif node.kind == "AlterCommand" and node.name not in allowed.ALTERATIONS:
+                raise denied(f"ALTER … {node.name.replace('_', ' ')} is not run for the network")
+            elif node.kind in ("ViewTargets", "Dictionary", "FunctionWithKeyValueArguments", "ParallelWithQuery"):
+                raise denied(f"{node.kind} is not made for the network")
+
+    def _check_function(self, node: tree.Node) -> None:
+        name = node.name
+        place = node.parent.kind if node.parent else ""
+        if place == "TableExpression":
+            if name.lower() not in allowed.TABLE_FUNCTIONS:
+                raise denied(f"the table function {name[:60]} is not run for the network")
+        elif place == "Storage":
+            if name.lower() not in allowed.ENGINES and not allowed.function(name):
+                raise denied(f"the engine {name[:60]} is not made for the network")
+        elif place == "Index":
+            if name.lower() not in allowed.INDEX_KINDS and not allowed.function(name):
+                raise denied(f"the index type {name[:60]} is not made for the network")
+        elif name in (TEXT, IMAGE):
+            self._check_encoding(node)
+        elif not allowed.function(name):
+            raise denied(f"{name[:60]}() is not called for the network")
+
+    def _check_encoding(self, node: tree.Node) -> None:
+        """A model may be named where it is one that this database knows: a name can be a folder on the server."""
+        arguments = node.children[0].children if node.children else []
+        if len(arguments) < 2:
+            return
+        known = {c.model for t in self._registry.catalog.tables for c in t.columns if c.model}
+        known |= {m for m in (self._encoders.default, DEFAULT_MODEL) if m}
+        given = arguments[1]
+        if len(arguments) > 2 or given.kind != "Literal" or given.name[1:-1] not in known:
+            raise denied(f"{node.name}: the model must be one of {', '.join(sorted(known)) or 'none'}")
+
+    def _check_table(self, name: str) -> None:
+        database, dot, table = name.partition(".")
+        check_name(name)
+        if dot and database.lower() == "system" and table.lower() not in allowed.SYSTEM_TABLES:
+            raise denied(f"{name[:60]} is not read for the network")
+        if database.lower() == INTERNAL:
+            raise denied(f"{name[:60]} is clipql's own")
+
+    def _check_identifier(self, name: str) -> None:
+        check_name(name)
+        database, dot, _ = name.partition(".")
+        if dot and database.lower() in ("system", INTERNAL):
+            self._check_table(name)
+
+
+def _has_data(statement: statements.Statement) -> bool:
+    return isinstance(statement, Insert) and statement.source in ("FORMAT", "VALUES")
+
+
+def _is_value(tokens: list[Token]) -> bool:
+    """Whether tokens are one literal."""
+    if len(tokens) == 2 and tokens[0].text in ("-", "+"):
+        tokens = tokens[1:]
+    if len(tokens) != 1:
+        return False
+    return tokens[0].kind in ("number", "string", "vector") or tokens[0].upper in ("TRUE", "FALSE", "DEFAULT")
+
+
+def _is_operand(tokens: list[Token], at: int) -> bool:
+    """Whether a word is a name here: quoted, after a dot, or between brackets and commas as columns are."""
+    before = tokens[at - 1].text if at else ""
+    after = tokens[at + 1].text if at + 1 < len(tokens) else ""
+    return before == "." or (before in ("(", ",") and after in (")", ","))
+
+
+def _is_format(tokens: list[Token], at: int) -> bool:
+    """Whether FORMAT opens a clause here."""
+    if at + 1 >= len(tokens) or tokens[at + 1].kind != "word" or (at and tokens[at - 1].text in (",", ".", "(")):
+        return False
+    after = tokens[at + 2] if at + 2 < len(tokens) else None
+    return after is None or after.upper in ("SETTINGS", "INTO") or tokens[0].upper == "INSERT"
+
+
+def _check_create(tokens: list[Token]) -> None:
+    spelled = [t.upper for t in tokens]
+    kind = next((w for w in spelled[1:6] if w in ("TABLE", "VIEW", "INDEX", "DATABASE")), None)
+    before = set(spelled[1 : spelled.index(kind)]) if kind else set()
+    if kind is None or not before <= {"OR", "REPLACE", "TEMPORARY", "TEMP", "UNIQUE"}:
+        raise denied("CREATE is run for TABLE, VIEW, INDEX and DATABASE")
+    if kind == "DATABASE":
+        at = spelled.index(kind) + 1
+        at += 3 if spelled[at : at + 3] == ["IF", "NOT", "EXISTS"] else 0
+        if len(tokens) != at + 1:
+            raise denied("CREATE DATABASE is run with a name alone")
+
+
+def _killed(tokens: list[Token]) -> str:
+    """The id in KILL QUERY WHERE query_id = '…' [SYNC | ASYNC]."""
+    words = [t.upper or t.text for t in tokens]
+    shape = ["KILL", "QUERY", "WHERE", "QUERY_ID", "="]
+    good = words[:5] == shape and len(tokens) in (6, 7) and tokens[5].kind == "string"
+    if not good or (len(tokens) == 7 and words[6] not in ("SYNC", "ASYNC")):
+        raise denied("KILL is run as KILL QUERY WHERE query_id = '…'")
+    return tokens[5].text[1:-1]

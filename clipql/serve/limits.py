@@ -1,0 +1,39 @@
+"""What a server allows, as its options say. Frozen: no request changes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one request may take, and how many may run.
+
+    seconds: of a query. memory: bytes of a query within ClickHouse. rows: of a result. k: rows of one search. body:
+    bytes of a request, unpacked. running, waiting: requests at work and in the queue; 429 beyond. stall: seconds that
+    a client may leave a result unread. pixels: of a picture to be shown small.
+    """
+
+    seconds: int = 60
+    memory: int = 4 << 30
+    rows: int = 10_000_000
+    k: int = 1_000
+    body: int = 256 << 20
+    running: int = 8
+    waiting: int = 64
+    stall: int = 30
+    pixels: int = 64_000_000
+    sessions: int = 1_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a server is told at its start. token: None where none is asked for. hosts: names it goes by, besides
+    addresses and localhost. pictures: folders whose pictures it may show small; None for any that a row names."""
+
+    token: str | None = None
+    write: bool = False
+    hosts: tuple[str, ...] = ()
+    pictures: tuple[Path, ...] | None = None
+    limits: Limits = Limits()

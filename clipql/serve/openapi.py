@@ -1,0 +1,144 @@
+"""The OpenAPI document of the server, which a test compares with the routes that there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipql import __version__
+from clipql.serve.limits import Options
+
+_TEXT = {"type": "string"}
+_NUMBER = {"type": "number"}
+_WHOLE = {"type": "integer"}
+_NAMES = {"type": "array", "items": _TEXT}
+_ROW = {
+    "id": _TEXT,
+    "distance": {"type": ["number", "null"]},
+    "caption": {"type": ["string", "null"]},
+    "picture": {"type": ["string", "null"], "description": "an http(s) address, for the browser to load"},
+    "thumbnail": {"type": ["string", "null"], "description": "a path on this server"},
+    "values": {"type": "object"},
+    "duplicate_of": {"type": ["string", "null"]},
+}
+_PLACE = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in ("database", "table", "id")]
+
+
+def document(options: Options) -> dict[str, Any]:
+    """The document, with this server's limits."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "clipql",
+            "version": __version__,
+            "description": "Search images and captions by meaning; `/` speaks ClickHouse's HTTP protocol.",
+        },
+        "security": [{"bearer": []}, {"basic": []}] if options.token else [],
+        "paths": {**_clickhouse(), **_rest(options)},
+        "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "basic": {"type": "http", "scheme": "basic"},
+            },
+            "schemas": {
+                "Error": _object({"error": _TEXT, "code": _WHOLE}, ["error", "code"]),
+                "Term": _object({"text": _TEXT, "image": _TEXT, "upload": _TEXT, "id": _TEXT, "weight": _NUMBER,
+                                 "vector": {"type": "array", "items": _NUMBER}}),
+                "Row": _object(_ROW, list(_ROW)),
+            },
+        },
+    }  # fmt: skip
+
+
+def _object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required or []}
+
+
+def _reply(description: str, schema: dict[str, Any] | None, media: str = "application/json") -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    content = {"content": {media: {"schema": schema}}} if schema is not None else {}
+    return {"200": {"description": description, **content}, "default": {"description": "an error", "content": error}}
+
+
+def _get(summary: str, schema: dict[str, Any], media: str = "application/json", **more: Any) -> dict[str, Any]:
+    return {"get": {"summary": summary, "responses": _reply(summary, schema, media), **more}}
+
+
+def _post(summary: str, body: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    taken = {"required": True, "content": {"application/json": {"schema": body}}}
+    return {"post": {"summary": summary, "requestBody": taken, "responses": _reply(summary, schema)}}
+
+
+def _clickhouse() -> dict[str, Any]:
+    query = [{"name": "query", "in": "query", "schema": _TEXT}]
+    statement = {"content": {"text/plain": {"schema": _TEXT}}}
+    return {
+        "/": {
+            **_get("A statement in `query`, that only reads", _TEXT, "text/plain", parameters=query),
+            "post": {
+                "summary": "A statement, in `query` or the body, and data to insert",
+                "parameters": query,
+                "requestBody": statement,
+                "responses": _reply("the result, in the format asked for", _TEXT, "text/plain"),
+            },
+        },
+        "/ping": _get("Whether the server is there", _TEXT, "text/plain"),
+        "/replicas_status": _get("Whether the server is there", _TEXT, "text/plain"),
+    }
+
+
+def _search(options: Options) -> dict[str, Any]:
+    terms = {"type": "array", "items": {"$ref": "#/components/schemas/Term"}}
+    properties = {
+        "table": _TEXT,
+        "database": _TEXT,
+        "column": _TEXT,
+        "k": {**_WHOLE, "minimum": 1, "maximum": options.limits.k, "default": 40},
+        "offset": {**_WHOLE, "minimum": 0, "default": 0},
+        "where": {"type": ["string", "null"], "description": "a condition in SQL"},
+        "safe": {"type": "boolean", "default": True},
+        "recall": {"type": ["number", "null"]},
+        "exact": {"type": "boolean", "default": False},
+        "fold": {"type": ["number", "null"], "description": "cosine from which a row repeats an earlier one"},
+        "terms": terms,
+        "columns": {"type": ["array", "null"], "items": _TEXT},
+        "format": {"enum": ["JSON", "CSV", "Parquet", "Arrow"], "default": "JSON"},
+    }
+    result = {
+        "rows": {"type": "array", "items": {"$ref": "#/components/schemas/Row"}},
+        "sql": _TEXT,
+        "params": {"type": "object"},
+        "plan": _NAMES,
+        "more": {"type": "boolean"},
+        "ms": {"type": "object"},
+    }
+    made = _post(
+        "The rows nearest to words, pictures, rows and vectors", _object(properties, ["table"]), _object(result)
+    )
+    made["post"]["requestBody"]["content"]["multipart/form-data"] = {"schema": _object({"query": _TEXT}, ["query"])}
+    return made
+
+
+def _rest(options: Options) -> dict[str, Any]:
+    point = _object({"id": _TEXT, "x": _NUMBER, "y": _NUMBER})
+    size = {"name": "size", "in": "query", "schema": {**_WHOLE, "minimum": 16, "maximum": 1024, "default": 256}}
+    tables = _object({"version": _TEXT, "model": {"type": ["string", "null"]}, "write": {"type": "boolean"},
+                      "tables": {"type": "array", "items": {"type": "object"}}})  # fmt: skip
+    asked = _object({"database": _TEXT, "table": _TEXT, "column": _TEXT, "ids": _NAMES}, ["table", "ids"])
+    row = {k: v for k, v in _ROW.items() if k not in ("distance", "duplicate_of")}
+    return {
+        "/healthz": _get("Whether the server is well", _object({"ok": {"type": "boolean"}})),
+        "/metrics": _get("Figures for Prometheus", _TEXT, "text/plain"),
+        "/api/openapi.json": _get("This document", {"type": "object"}),
+        "/api/login": _post("A token for a cookie", _object({"token": _TEXT}), _object({"ok": {"type": "boolean"}})),
+        "/api/tables": _get("The tables with vectors", tables),
+        "/api/search": _search(options),
+        "/api/rows/{database}/{table}/{id}": _get("A row", _object(row), parameters=_PLACE),
+        "/api/thumbnail/{database}/{table}/{id}": _get(
+            "A small picture of the file that a row names", _TEXT, "image/webp", parameters=[*_PLACE, size]
+        ),
+        "/api/map": _post(
+            "Places of rows in the plane, within [-1, 1]", asked, _object({"points": {"type": "array", "items": point}})
+        ),
+        "/api/explain": _post("The plan of a statement", _object({"sql": _TEXT}, ["sql"]), _object({"plan": _NAMES})),
+        "/api/complete": _get("Words to complete SQL with", _object({"keywords": _NAMES, "functions": _NAMES})),
+    }

@@ -1,0 +1,138 @@
+"""Running the application: the socket, uvicorn, signals, the logs."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+
+from clipql.database import Database
+from clipql.errors import ServerError
+from clipql.serve.app import make_app
+from clipql.serve.limits import Options
+
+LOG = logging.getLogger("clipql.serve")
+# longer than any query may run
+FINISH_SECONDS = 5
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is of this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one. Raises ServerError."""
+    if not 0 <= port <= 65535:
+        raise ServerError(f"port {port}: expected 0 to 65535")
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, proto)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(512)
+    except OSError as error:
+        raise ServerError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; another server may have the port: "
+            "give --port another, or 0 for a free one"
+        ) from error
+    return bound
+
+
+def url_of(bound: socket.socket, host: str) -> str:
+    """The address for people and clients."""
+    port = bound.getsockname()[1]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}/"
+
+
+class _Lines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def log_to_stderr(level: str) -> None:
+    """Send the server's logs to standard error, as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    for name in ("clipql.serve", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level.upper() if name == "clipql.serve" else logging.WARNING)
+
+
+class Server(uvicorn.Server):
+    """uvicorn that tells when it is ready, and leaves signals to `serve`."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(database: Database, bound: socket.socket, options: Options, ready: Callable[[], None]) -> None:
+    """Serve an open database on a bound socket until SIGTERM or SIGINT, then finish what runs and close it.
+
+    ready: called once requests are taken.
+    """
+    app, service = make_app(database, options)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=options.limits.seconds + FINISH_SECONDS,
+        h11_max_incomplete_event_size=1 << 20,
+    )
+    server = Server(config, ready)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        LOG.info("stopping", extra={"fields": {"signal": signal.Signals(number).name}})
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run(sockets=[bound])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        service.close()
+        database.close()
+        bound.close()
+        LOG.info("stopped")

@@ -1,0 +1,112 @@
+"""What all the server's faces share: the open database, who may do what in it, and the figures.
+
+What must stay true: every statement from the network goes through `run`, which has the guard look at it first, and
+runs on connections whose limits are set; so does every piece of SQL that a request may put into a statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from clipql.catalog import Table, VectorColumn
+from clipql.database import Database
+from clipql.engine import Acting, Engine, EngineUser
+from clipql.errors import UnknownTable, VectorError
+from clipql.serve.guard import Checked, Guard
+from clipql.serve.limits import Options
+from clipql.serve.metrics import Metrics
+from clipql.serve.pool import Pool
+from clipql.session import Answer, Session, Sink
+from clipql.tables.registry import INTERNAL
+
+
+@dataclass
+class Request:
+    """One statement from the network. settings: as given beside it, ClickHouse's and clipql's own."""
+
+    sql: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    format: str = "ArrowStream"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    database: str | None = None
+    write: bool = False
+
+
+class Service:
+    """The database as the network may use it."""
+
+    def __init__(self, database: Database, options: Options) -> None:
+        self.database, self.options = database, options
+        self.registry = database.registry
+        self.engine: Engine = database.registry.engine
+        self.guard = Guard(database.registry, database.encoders, options)
+        self.pool = Pool(options.limits)
+        self.metrics = Metrics(self)
+        self.everyone = self.new_user()
+        database.encoders.files = False
+
+    def new_user(self) -> EngineUser:
+        """Someone new, with the server's limits on what is run for them."""
+        return EngineUser([self.guard.limits_sql()])
+
+    def acting(self, user: EngineUser | None = None, request: Request | None = None) -> Acting:
+        """A request of somebody's, or of everybody's. Raises QueryError for a setting that it may not have."""
+        if request is None:
+            return Acting(user or self.everyone)
+        theirs, _ = self.guard.settings(request.settings)
+        return Acting(user or self.everyone, theirs, request.database)
+
+    def run(
+        self, request: Request, acting: Acting | None = None, session: Session | None = None, sink: Sink | None = None
+    ) -> Answer:
+        """Run one statement after the guard has passed it; in the thread that calls. Raises ClipqlError."""
+        acting = acting or self.acting(None, request)
+        with self.engine.act(acting):
+            checked = self.guard.check(request.sql, write=request.write and self.options.write)
+            return self.run_checked(checked, request, session, sink)
+
+    def run_checked(
+        self, checked: Checked, request: Request, session: Session | None = None, sink: Sink | None = None
+    ) -> Answer:
+        """Run what the guard has passed, as whoever acts in this thread."""
+        own = self.database.session()
+        if session is not None:
+            own.params, own.settings = dict(session.params), dict(session.settings)
+        if not checked.sets:
+            own.settings.update(self.guard.settings(request.settings)[1])
+        answer = own.execute(checked.sql, request.params, format=request.format, sink=sink)
+        if session is not None and checked.sets:
+            session.params, session.settings = own.params, own.settings
+        self.metrics.searched(answer)
+        return answer
+
+    def table(self, database: str | None, name: str) -> Table:
+        """A table with vectors. Raises UnknownTable."""
+        found = None if database == INTERNAL else self.registry.find(database, name)
+        if found is None:
+            tables = ", ".join(t.full_name for t in self.registry.catalog.tables if t.database != INTERNAL)
+            raise UnknownTable(
+                f"there is no table {database or 'default'}.{name} with vector columns; there are: {tables or 'none'}",
+                code=60,
+                name="UNKNOWN_TABLE",
+            )
+        return found
+
+    @staticmethod
+    def column(table: Table, name: str | None) -> VectorColumn:
+        """A vector column of a table, by default its first. Raises VectorError."""
+        if not table.columns:
+            raise VectorError(f"{table.full_name} has no vector columns")
+        if name is None:
+            return table.columns[0]
+        found = table.column(name)
+        if found is None:
+            names = ", ".join(c.name for c in table.columns)
+            raise VectorError(f"{table.full_name} has no vector column {name}; it has {names}")
+        return found
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self.pool.close()

@@ -1,0 +1,88 @@
+"""Sessions of ClickHouse's HTTP protocol: settings, parameters, the database and temporary tables, kept by session_id.
+
+What must stay true: one statement of a session at a time (a second gets SESSION_IS_LOCKED, as from ClickHouse); a
+session that nobody used for its timeout is gone, with its temporary tables.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from clipql.engine import Engine, EngineUser
+from clipql.errors import QueryError
+from clipql.session import Session
+
+LONGEST_SECONDS, DEFAULT_SECONDS = 3600, 60
+
+
+@dataclass
+class Kept:
+    """A session: its user in the engine, its own parameters and settings, and when it ends unless it is used."""
+
+    user: EngineUser
+    session: Session
+    timeout: float
+    ends: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Sessions:
+    """All sessions of a server."""
+
+    def __init__(
+        self, engine: Engine, new_user: Callable[[], EngineUser], new_session: Callable[[], Session], most: int
+    ) -> None:
+        self._engine, self._new_user, self._new_session, self._most = engine, new_user, new_session, most
+        self._kept: dict[str, Kept] = {}
+        self._lock = threading.Lock()
+
+    def take(self, id: str, timeout: str | None, *, check: bool) -> Kept:
+        """The session of this id for one statement; give it back with `release`.
+
+        check: it must be there already. Raises QueryError: SESSION_NOT_FOUND, SESSION_IS_LOCKED, or a bad timeout.
+        """
+        seconds = _timeout(timeout)
+        with self._lock:
+            self._sweep()
+            kept = self._kept.get(id)
+            if kept is None:
+                if check:
+                    raise QueryError("Session not found", code=372, name="SESSION_NOT_FOUND")
+                if len(self._kept) >= self._most:
+                    raise QueryError(
+                        f"there are {self._most} sessions, as many as may be",
+                        code=202,
+                        name="TOO_MANY_SIMULTANEOUS_QUERIES",
+                    )
+                kept = self._kept[id] = Kept(self._new_user(), self._new_session(), seconds)
+            if not kept.lock.acquire(blocking=False):
+                raise QueryError("Session is locked by a concurrent client", code=373, name="SESSION_IS_LOCKED")
+            kept.timeout = seconds
+            return kept
+
+    def release(self, kept: Kept) -> None:
+        """The statement is done."""
+        kept.ends = time.monotonic() + kept.timeout
+        kept.lock.release()
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for id, kept in list(self._kept.items()):
+            if kept.ends and kept.ends < now and not kept.lock.locked():
+                del self._kept[id]
+                self._engine.forget(kept.user)
+
+
+def _timeout(text: str | None) -> float:
+    if not text:
+        return DEFAULT_SECONDS
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) <= LONGEST_SECONDS:
+        raise QueryError(
+            f"Session timeout {text[:20]!r} is invalid: expected 1 to {LONGEST_SECONDS} seconds",
+            code=374,
+            name="INVALID_SESSION_TIMEOUT",
+        )
+    return float(text)

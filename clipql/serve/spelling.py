@@ -1,0 +1,78 @@
+"""The letters of a statement from the network: what characters and names it may have, before it is read as SQL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from clipql.engine import quote_name
+from clipql.errors import QueryError
+from clipql.query.lexer import tokenize
+
+_UNSAFE_NAME = re.compile(r"[\x00-\x1f\x7f/\\*?]|\A\.|://|\A~")
+
+
+def cleaned(sql: str) -> str:
+    """The statement with each comment as a space. Raises QueryError for characters that have no place in SQL."""
+    if "\0" in sql:
+        raise QueryError("the statement holds a NUL character", code=62, name="SYNTAX_ERROR")
+    parts: list[str] = []
+    at = 0
+    for token in tokenize(sql):
+        gap = sql[at : token.start]
+        parts.append(gap if gap.isspace() or not gap else " ")
+        outside = token.kind not in ("string", "quoted")
+        if (outside and not token.text.isascii()) or (
+            outside and any(ord(c) < 32 and not c.isspace() for c in token.text)
+        ):
+            raise QueryError(
+                f"{token.text[:20]!r} at {token.start}: outside strings and quoted names, SQL is ASCII",
+                code=62,
+                name="SYNTAX_ERROR",
+            )
+        parts.append(token.text)
+        at = token.end
+    rest = sql[at:]
+    words = tokenize(sql)
+    data = len(words) > 3 and words[0].upper == "INSERT" and words[-2].upper == "FORMAT"
+    text = "".join(parts)
+    if any(not c.isascii() and c.isspace() for c in _gaps(text)):
+        raise QueryError("outside strings and quoted names, SQL is ASCII", code=62, name="SYNTAX_ERROR")
+    return text + (rest if data else "")
+
+
+def _gaps(text: str) -> str:
+    """What stands between the tokens."""
+    at, found = 0, []
+    for token in tokenize(text):
+        found.append(text[at : token.start])
+        at = token.end
+    return "".join(found)
+
+
+def check_name(name: str) -> None:
+    """Raise QueryError for a name that chDB might take for a file or an address."""
+    if _UNSAFE_NAME.search(name):
+        raise denied(f"the name {name[:60]!r} could be a file's or an address")
+
+
+def denied(message: str) -> QueryError:
+    """The error of what the network may not do."""
+    return QueryError(message, code=497, name="ACCESS_DENIED")
+
+
+def with_identifiers(sql: str, params: Mapping[str, Any]) -> str:
+    """The statement with each `{name:Identifier}` as the quoted name that it stands for."""
+    if "Identifier" not in sql:
+        return sql
+    tokens = tokenize(sql)
+    for at in reversed(range(len(tokens) - 4)):
+        a, name, colon, kind, z = tokens[at : at + 5]
+        if (a.text, colon.text, kind.text, z.text) == ("{", ":", "Identifier", "}") and name.text in params:
+            value = str(params[name.text])
+            parts = [value] if "`" in value else value.split(".")
+            if not all(parts):
+                raise QueryError(f"{name.text} = {value[:60]!r} is no name", code=457, name="BAD_QUERY_PARAMETER")
+            sql = f"{sql[: a.start]}{'.'.join(map(quote_name, parts))}{sql[z.end :]}"
+    return sql

@@ -1,0 +1,145 @@
+/**
+ * The details of one row: the picture at its size, every value, and what can be done with it. The row is in the address,
+ * so it can be shared, and the back button closes it.
+ */
+
+import { addTerm, whenKnown } from './chips.js';
+import { announce, button, el, icon, picture, pictureOf, webAddress, webLink } from './dom.js';
+import { SMALL_PICTURE, factsOf, focusTile, shownIds } from './grid.js';
+import { change, now } from './state.js';
+
+const LARGE = 768;
+
+let dialog = null;
+let body = null;
+let shown = null;
+let currentTable = () => null;
+
+/** `table()` gives what is known of the table shown. */
+export function makeDetails(table) {
+  currentTable = table;
+}
+
+/** Opens, changes or closes the dialog, as the state says. */
+export function drawDetails(state) {
+  if (state.row === null || state.view === 'sql') {
+    shown = null;
+    dialog?.close();
+    return;
+  }
+  if (!dialog) open();
+  if (state.row !== shown) {
+    shown = state.row;
+    fill(state.row);
+  }
+}
+
+function open() {
+  body = el('div', { class: 'details-body' });
+  dialog = el('dialog', { class: 'dialog details', 'aria-label': 'Details of a picture' });
+  dialog.append(
+    button('Close', { icon: 'close', class: 'ghost details-close', onclick: () => dialog.close() }),
+    button('The picture before', { icon: 'left', class: 'ghost details-step to-left', onclick: () => go(-1) }),
+    button('The picture after', { icon: 'right', class: 'ghost details-step to-right', onclick: () => go(1) }),
+    body,
+  );
+  dialog.addEventListener('click', (event) => event.target === dialog && dialog.close());
+  dialog.addEventListener('keydown', (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const keys = { ArrowLeft: () => go(-1), ArrowRight: () => go(1), m: () => like(shown), '+': () => add(1), '-': () => add(-0.5) };
+    if (!keys[event.key]) return;
+    event.preventDefault();
+    keys[event.key]();
+  });
+  dialog.addEventListener('close', () => {
+    const id = shown ?? now.row;
+    dialog.remove();
+    dialog = shown = null;
+    if (now.row !== null) leave();
+    if (now.view === 'pictures') focusTile(id);
+  });
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
+/** Closing is going back where the page itself had opened the row, so no closed row is left in the history. */
+function leave() {
+  if (history.state?.opened) history.back();
+  else change({ row: null }, 'replace');
+}
+
+/** Opens the details of a row, as a step of its own. */
+export function openRow(id) {
+  change({ row: id }, now.row === null ? 'push' : 'replace');
+  history.replaceState({ ...history.state, opened: true }, '');
+}
+
+function go(by) {
+  const ids = shownIds();
+  const next = ids[ids.indexOf(shown) + by];
+  if (next !== undefined && shown !== null) change({ row: next }, 'replace');
+}
+
+function like(id) {
+  change({ words: '', weight: 1, terms: [{ kind: 'row', id, weight: 1 }], row: null });
+}
+
+function add(weight) {
+  addTerm({ kind: 'row', id: shown, weight });
+}
+
+async function fill(id) {
+  const row = await whenKnown(id);
+  if (id !== shown) return;
+  if (!row) {
+    body.replaceChildren(el('p', { class: 'details-missing' }, `There is no row ${id} in this table, or it cannot be read.`));
+    return;
+  }
+  const table = currentTable();
+  const address = webAddress(row.picture);
+  body.replaceChildren(
+    el('div', { class: 'details-picture' }, largePicture(row)),
+    el(
+      'div',
+      { class: 'details-words' },
+      el('h2', {}, row.caption || 'Without a caption'),
+      factsOf(row, table, true),
+      el(
+        'div',
+        { class: 'buttons' },
+        button('More like this', { icon: 'like', text: 'More like this', class: 'tool primary', onclick: () => like(id) }),
+        button('Add to the search', { icon: 'plus', text: 'Add', class: 'tool', 'aria-label': 'Add to the search', onclick: () => add(1) }),
+        button('Take away from the search', { icon: 'minus', text: 'Take away', class: 'tool', onclick: () => add(-0.5) }),
+      ),
+      address ? webLink(address, el('span', { class: 'details-link' }, icon('out'), 'Open the picture’s address'), { class: 'link' }) : null,
+      values(row, table),
+    ),
+  );
+  announce(row.caption || 'Picture without a caption');
+}
+
+function largePicture(row) {
+  const source = pictureOf(row, LARGE);
+  const words = el('p', { class: 'details-missing' }, source ? 'This picture no longer loads.' : 'This row has no picture.');
+  if (!source) return words;
+  const image = picture(source, row.caption || 'Picture without a caption', { loading: 'eager' });
+  image.addEventListener('load', () => image.classList.toggle('small', Math.max(image.naturalWidth, image.naturalHeight) <= SMALL_PICTURE));
+  image.addEventListener('error', () => image.replaceWith(words));
+  return image;
+}
+
+/** All values of the row. Addresses become links only where they are of the web. */
+function values(row, table) {
+  const list = el('dl', { class: 'values' });
+  const put = (name, value) => list.append(el('dt', {}, name), el('dd', {}, value));
+  put('row', row.id);
+  const names = new Set([...(table?.columns.map((column) => column.name) ?? []), ...Object.keys(row.values ?? {})]);
+  for (const name of names) {
+    if (!(name in (row.values ?? {}))) continue;
+    const value = row.values[name];
+    if (value === null || value === '') put(name, el('i', { class: 'quiet' }, value === null ? 'NULL' : 'empty'));
+    else if (typeof value === 'string') put(name, webLink(value));
+    else put(name, typeof value === 'object' ? JSON.stringify(value) : String(value));
+  }
+  return list;
+}

@@ -1,0 +1,360 @@
+/**
+ * The grid of pictures. Rows are justified by the browser: each tile grows by its shape, so a row is filled and all its
+ * pictures are equally high, and a tile that goes leaves no hole. What must stay true: a tile belongs to one id and is
+ * kept while it is shown, so pictures do not load again while the user types.
+ */
+
+import { button, count, el, picture, pictureOf, plural, webAddress, webLink } from './dom.js';
+import { isSafe, knownColumns } from './filters.js';
+
+export const SMALL_PICTURE = 160; // pixels; enlarged to fill a row, such a picture would only be blurred
+const OWN_TRIES = 2;
+const NARROWEST = 0.45;
+const WIDEST = 2.6;
+
+const tiles = new Map(); // id → {row, node, image}
+const shapes = new Map(); // picture's address → width / height, once seen
+const folded = new Map(); // id of a row → the rows that are almost the same
+let deadCount = 0;
+
+let list = null;
+let act = null;
+let tools = null;
+let view = { table: null, safe: 'safe', ranked: false };
+
+/** `actions`: open(id), like(id), add(id, weight), deadChanged(count). */
+export function makeGrid(node, actions) {
+  list = node;
+  act = actions;
+  list.addEventListener('keydown', onKey);
+  tools = makeTools();
+  list.addEventListener('focusin', (event) => {
+    const tile = event.target.closest('.tile');
+    setCurrent(tile);
+    takeTools(tile);
+  });
+  list.addEventListener('pointerover', (event) => takeTools(event.target.closest('.tile')));
+}
+
+/** Shows these rows and no others, or adds them at the end. */
+export function show(rows, context, { append = false } = {}) {
+  view = context;
+  if (!append) {
+    folded.clear();
+    deadCount = 0;
+    list.classList.remove('show-dead');
+  }
+  const nodes = [];
+  for (const row of rows) {
+    const head = row.duplicate_of;
+    if (head !== null && head !== undefined && (tiles.has(head) || rows.some((one) => one.id === head))) {
+      folded.set(head, [...(folded.get(head) ?? []), row]);
+    } else nodes.push(tileFor(row));
+  }
+  if (append) list.append(...nodes);
+  else {
+    const keep = new Set(nodes);
+    for (const [id, tile] of tiles) if (!keep.has(tile.node)) drop(id, tile);
+    place(nodes);
+  }
+  for (const id of folded.keys()) badge(id);
+  for (const tile of tiles.values()) if (tile.dead && !append) deadCount++;
+  act.deadChanged(deadCount);
+  if (!list.querySelector('.tile[data-current]')) setCurrent(list.firstElementChild);
+}
+
+/** Forgets a tile; a picture still on its way must not keep those of the next search waiting. */
+function drop(id, tile) {
+  tiles.delete(id);
+  if (!tile.image.complete) tile.image.removeAttribute('src');
+}
+
+/** Puts the nodes in order, moving only those out of place: what stays keeps its focus. */
+function place(nodes) {
+  const keep = new Set(nodes);
+  for (const node of [...list.children]) if (!keep.has(node)) node.remove();
+  nodes.forEach((node, i) => {
+    if (list.children[i] !== node) list.insertBefore(node, list.children[i] ?? null);
+  });
+}
+
+/** Empty shapes while the first results are on their way. */
+export function showSkeletons() {
+  tiles.clear();
+  const wide = [1.5, 0.8, 1.2, 1, 1.7, 0.7, 1.3, 1, 0.9, 1.6, 1.1, 0.75, 1.4, 1, 1.2, 0.85, 1.5, 1];
+  place(
+    wide.map((shape) => {
+      const node = el('li', { class: 'tile skeleton', 'aria-hidden': 'true' }, el('div', { class: 'frame' }), el('p', { class: 'caption' }));
+      node.style.setProperty('--shape', shape);
+      return node;
+    }),
+  );
+}
+
+export function clear() {
+  tiles.clear();
+  place([]);
+}
+
+/** The ids in the order shown, for going from one to the next in the details. */
+export const shownIds = () => [...list.querySelectorAll('.tile[data-id]:not(.dead)')].map((node) => node.dataset.id);
+
+export function rowOf(id) {
+  const tile = tiles.get(id);
+  if (tile) return tile.row;
+  for (const rows of folded.values()) for (const row of rows) if (row.id === id) return row;
+  return null;
+}
+
+export function focusTile(id) {
+  const node = (id && tiles.get(id)?.node) || list.querySelector('.tile[data-current]') || list.firstElementChild;
+  node?.querySelector('.open')?.focus();
+}
+
+export function showDead(shown) {
+  list.classList.toggle('show-dead', shown);
+}
+
+function tileFor(row) {
+  const known = tiles.get(row.id);
+  if (known) {
+    known.row = row;
+    known.node.querySelector('.facts').replaceWith(factsOf(row));
+    known.node.querySelector('.alike')?.remove();
+    veil(known);
+    return known.node;
+  }
+  const source = pictureOf(row);
+  const image = picture(null, row.caption || 'Picture without a caption');
+  const open = el('button', { type: 'button', class: 'open', tabindex: -1, onclick: () => press(row.id) }, image);
+  const node = el(
+    'li',
+    { class: 'tile', dataset: { id: row.id } },
+    el('div', { class: 'frame' }, open),
+    el('p', { class: 'caption', title: row.caption || null }, row.caption || ' '),
+    factsOf(row),
+  );
+  const tile = { row, node, image, source, dead: false, tries: 0 };
+  tiles.set(row.id, tile);
+  node.draggable = true;
+  node.addEventListener('dragstart', (event) => event.dataTransfer.setData('application/x-clipql-row', row.id));
+  node.style.setProperty('--shape', clamp(shapes.get(source) ?? shapeOf(row) ?? 1));
+  const size = sizeOf(row);
+  if (size) takeSize(node, ...size);
+  veil(tile);
+  load(tile);
+  return node;
+}
+
+const clamp = (shape) => Math.max(NARROWEST, Math.min(WIDEST, shape));
+
+function sizeOf(row) {
+  const { width, height } = knownColumns(view.table);
+  const [w, h] = [Number(row.values?.[width]), Number(row.values?.[height])];
+  return w > 0 && h > 0 ? [w, h] : null;
+}
+
+function shapeOf(row) {
+  const size = sizeOf(row);
+  return size && size[0] / size[1];
+}
+
+/** Small pictures are shown small, and a grid that begins with them has lower rows. */
+function takeSize(node, w, h) {
+  const small = Math.max(w, h) <= SMALL_PICTURE;
+  node.classList.toggle('small', small);
+  if (small) list.classList.add('icons');
+  else if (node === list.firstElementChild) list.classList.remove('icons');
+}
+
+function load(tile) {
+  const { image, node, source } = tile;
+  if (!source) {
+    node.classList.add('wordy');
+    tile.node.querySelector('.open').replaceChildren(el('span', { class: 'words-only' }, tile.row.caption || `Row ${tile.row.id}`));
+    return;
+  }
+  image.addEventListener('load', () => {
+    const [w, h] = [image.naturalWidth, image.naturalHeight];
+    node.classList.add('loaded');
+    if (!w || !h) return;
+    shapes.set(source, w / h);
+    takeSize(node, w, h);
+    // a tile whose shape was guessed takes the true one; the browser keeps what is in view in its place
+    if (!shapeOf(tile.row)) node.style.setProperty('--shape', clamp(w / h));
+  });
+  image.addEventListener('error', () => {
+    if (!image.getAttribute('src')) return;
+    // our own server may only be busy; the web's pictures are taken at their word
+    if (source.startsWith('./') && tile.tries < OWN_TRIES) setTimeout(() => (image.src = `${source}&again=${tile.tries}`), 700 * 3 ** tile.tries++);
+    else die(tile);
+  });
+  image.src = source;
+}
+
+/** The server was gone and is back: its pictures that could not be had are asked for again. */
+export function revive() {
+  for (const tile of tiles.values()) {
+    if (!tile.dead || !tile.source.startsWith('./')) continue;
+    Object.assign(tile, { dead: false, tries: 0 });
+    tile.node.classList.remove('dead');
+    tile.node.removeAttribute('title');
+    tile.image.src = tile.source;
+    deadCount--;
+  }
+  act.deadChanged(deadCount);
+}
+
+/** A picture that no longer loads fades, then leaves; its neighbours take the room. */
+function die(tile) {
+  tile.dead = true;
+  tile.node.classList.add('dead');
+  tile.node.title = 'This picture no longer loads';
+  const open = tile.node.querySelector('.open');
+  if (document.activeElement === open) step(tile.node, 1);
+  deadCount++;
+  act.deadChanged(deadCount);
+  promote(tile);
+}
+
+/** What was folded under a picture that is gone may still be there: the next of them takes its place. */
+function promote(tile) {
+  const [next, ...others] = folded.get(tile.row.id) ?? [];
+  if (!next) return;
+  folded.delete(tile.row.id);
+  tile.node.querySelector('.alike')?.remove();
+  tile.node.after(tileFor(next));
+  if (!others.length) return;
+  folded.set(next.id, others);
+  badge(next.id);
+}
+
+function unfold(tile) {
+  const rows = folded.get(tile.row.id);
+  folded.delete(tile.row.id);
+  tile.node.querySelector('.alike')?.remove();
+  tile.node.after(...rows.map(tileFor));
+}
+
+function veil(tile) {
+  const veiled = view.safe === 'blur' && !isSafe(tile.row, view.table) && !tile.revealed;
+  tile.node.classList.toggle('veiled', veiled);
+  const open = tile.node.querySelector('.open');
+  if (veiled) open.setAttribute('aria-label', 'Picture that may not be safe: show it');
+  else open.removeAttribute('aria-label');
+}
+
+function press(id) {
+  const tile = tiles.get(id);
+  if (tile?.node.classList.contains('veiled')) {
+    tile.revealed = true;
+    veil(tile);
+  } else act.open(id);
+}
+
+/** The buttons of a tile. There is one set of them, which goes to the tile that is pointed at or has the focus. */
+function makeTools() {
+  const id = () => tools.closest('.tile').dataset.id;
+  const one = (label, name, run) => button(label, { icon: name, onclick: run });
+  return el(
+    'div',
+    { class: 'actions' },
+    one('More like this', 'like', () => act.like(id())),
+    one('Add to the search', 'plus', () => act.add(id(), 1)),
+    one('Take away from the search', 'minus', () => act.add(id(), -0.5)),
+  );
+}
+
+function takeTools(tile) {
+  // a pointer passing by does not take the buttons away from the keyboard
+  if (!tile?.dataset.id || tools.parentElement?.parentElement === tile || tools.contains(document.activeElement)) return;
+  tile.querySelector('.frame').append(tools);
+}
+
+/** "0.712 · 0.34 similar · 640 × 480 · example.com", as far as it is known. */
+export function factsOf(row, table = view.table, ranked = view.ranked) {
+  const known = knownColumns(table);
+  const node = el('p', { class: 'facts' });
+  const add = (...content) => node.append(node.hasChildNodes() ? el('i', {}, '·') : '', ...content);
+  if (ranked && typeof row.distance === 'number') add(el('span', { class: 'distance', title: 'Distance from what you search for' }, row.distance.toFixed(3)));
+  const similarity = row.values?.[known.similarity];
+  if (typeof similarity === 'number') add(el('span', { title: 'Similarity of picture and caption' }, `≈ ${similarity.toFixed(2)}`));
+  const [w, h] = [row.values?.[known.width], row.values?.[known.height]];
+  if (w && h) add(`${w} × ${h}`);
+  const address = webAddress(row.picture);
+  if (address) add(webLink(address, new URL(address).hostname.replace(/^www\./, ''), { title: address, tabindex: -1 }));
+  return node;
+}
+
+function badge(id) {
+  const tile = tiles.get(id);
+  if (!tile) return;
+  tile.node.querySelector('.alike')?.remove();
+  const rows = folded.get(id);
+  if (tile.dead) {
+    promote(tile);
+    return;
+  }
+  const open = () => {
+    unfold(tile);
+    focusTile(id);
+  };
+  tile.node
+    .querySelector('.frame')
+    .append(button(`Show ${plural(rows.length, 'picture')} almost like this one`, { icon: 'stack', text: `+${count(rows.length)}`, class: 'alike', onclick: open }));
+}
+
+/** One tile can be reached with Tab, with its buttons; arrows go to the others. */
+function setCurrent(tile) {
+  if (!tile || tile.dataset.current !== undefined || !tile.dataset.id) return;
+  for (const old of list.querySelectorAll('.tile[data-current]')) {
+    delete old.dataset.current;
+    for (const node of old.querySelectorAll('.open, .facts a')) node.tabIndex = -1;
+  }
+  tile.dataset.current = '';
+  for (const node of tile.querySelectorAll('.open, .facts a')) node.tabIndex = 0;
+}
+
+function step(tile, by) {
+  let next = tile;
+  do next = by > 0 ? next.nextElementSibling : next.previousElementSibling;
+  while (next && (!next.dataset.id || next.offsetWidth === 0 || next.classList.contains('dead')));
+  next?.querySelector('.open')?.focus();
+  next?.scrollIntoView({ block: 'nearest' });
+}
+
+/** The tile of the next row up or down that is nearest in the middle. */
+function stepRow(tile, by) {
+  const from = tile.getBoundingClientRect();
+  const middle = from.left + from.width / 2;
+  let best = null;
+  for (let next = tile; (next = by > 0 ? next.nextElementSibling : next.previousElementSibling); ) {
+    if (!next.dataset.id || next.classList.contains('dead')) continue;
+    const box = next.getBoundingClientRect();
+    if (Math.abs(box.top - from.top) < 4) continue;
+    if (best && Math.abs(box.top - best.top) > 4) break;
+    const off = Math.abs(box.left + box.width / 2 - middle);
+    if (!best || off < best.off) best = { off, top: box.top, node: next };
+  }
+  best?.node.querySelector('.open').focus();
+  best?.node.scrollIntoView({ block: 'nearest' });
+}
+
+function onKey(event) {
+  const tile = event.target.closest('.tile');
+  if (!tile || event.ctrlKey || event.metaKey || event.altKey) return;
+  const id = tile.dataset.id;
+  const keys = {
+    ArrowRight: () => step(tile, 1),
+    ArrowLeft: () => step(tile, -1),
+    ArrowDown: () => stepRow(tile, 1),
+    ArrowUp: () => stepRow(tile, -1),
+    Home: () => list.querySelector('.tile:not(.dead) .open')?.focus(),
+    m: () => act.like(id),
+    '+': () => act.add(id, 1),
+    '-': () => act.add(id, -0.5),
+  };
+  if (!keys[event.key]) return;
+  event.preventDefault();
+  keys[event.key]();
+}

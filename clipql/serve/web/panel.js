@@ -1,0 +1,136 @@
+/** The panel of filters, made from the table's columns, and the pills of those in use. */
+
+import { openDialog } from './dialogs.js';
+import { button, byId, el } from './dom.js';
+import { SHOWN_OPERATIONS, describe, knownColumns, mistakeIn, operationsOf } from './filters.js';
+import { change, now } from './state.js';
+
+/** The filters in use, each of which can be taken out. */
+export function drawPills(state, table) {
+  const out = (label, text, run) => el('span', { class: 'pill' }, el('span', { class: 'pill-text' }, text), button(label, { icon: 'close', onclick: run }));
+  const pills = state.filters.map((filter, i) => {
+    const column = table?.columns.find((one) => one.name === filter.column);
+    const wrong = mistakeIn(filter, column);
+    const pill = out(`Remove ${describe(filter)}`, describe(filter), () => change({ filters: now.filters.filter((_, n) => n !== i) }));
+    if (wrong) {
+      pill.classList.add('wrong');
+      pill.title = `Not used: ${wrong}`;
+    }
+    return pill;
+  });
+  if (state.where.trim()) pills.push(out('Remove the WHERE', `WHERE ${state.where.trim()}`, () => change({ where: '' })));
+  if (pills.length > 1) pills.push(button('Clear all', { text: 'Clear all', class: 'link', onclick: () => change({ filters: [], where: '' }) }));
+  byId('pills').replaceChildren(...pills);
+  byId('pills').hidden = !pills.length;
+}
+
+/** Opens the panel; what is set there counts at once. */
+export function openFilters(table) {
+  const known = knownColumns(table);
+  const first = [known.width, known.height, known.similarity].filter(Boolean);
+  const usable = table.columns.filter((column) => operationsOf(column).length && column.name !== table.nsfw);
+  const rows = el('div', { class: 'filter-rows' });
+  const column = (name) => table.columns.find((one) => one.name === name);
+
+  const others = now.filters.filter((filter) => !(first.includes(filter.column) && (filter.op === 'ge' || filter.op === 'le')));
+  for (const name of first) rows.append(rangeRow(column(name), apply));
+  for (const filter of others) rows.append(filterRow(usable, filter, apply));
+
+  function apply() {
+    const filters = [...rows.children].flatMap((row) => row.read());
+    if (JSON.stringify(filters) !== JSON.stringify(now.filters)) change({ filters }, 'replace');
+  }
+
+  const where = el('textarea', {
+    rows: 3,
+    spellcheck: 'false',
+    autocapitalize: 'off',
+    'aria-label': 'WHERE, in SQL',
+    placeholder: "length(caption) > 20 AND caption NOT LIKE '%logo%'",
+    value: now.where,
+  });
+  const useWhere = () => where.value.trim() !== now.where.trim() && change({ where: where.value }, 'replace');
+  where.addEventListener('change', useWhere);
+  where.addEventListener('keydown', (event) => event.key === 'Enter' && (event.ctrlKey || event.metaKey) && useWhere());
+
+  const recall = el('select', {}, [['', 'as fast as is good (default)'], ['0.9', 'at least 90 %'], ['0.99', 'at least 99 %'], ['exact', 'exact: look at every row']].map(([value, text]) => el('option', { value, selected: String(now.recall ?? '') === value }, text)));
+  recall.addEventListener('change', () => change({ recall: recall.value === 'exact' ? 'exact' : Number(recall.value) || null }, 'replace'));
+
+  // the whole panel is one step of the back button: it begins here, and what is set in it replaces this step
+  change({}, 'step');
+  byId('filters').setAttribute('aria-expanded', 'true');
+  openDialog(
+    'Filters',
+    [
+      rows,
+      usable.length ? button('Another column', { icon: 'plus', text: 'Another column', class: 'tool', onclick: () => rows.append(filterRow(usable, null, apply)) && rows.lastChild.querySelector('select').focus() }) : null,
+      el('h3', {}, 'Any condition, in SQL'),
+      el('label', { class: 'field tall' }, el('span', { class: 'mono' }, 'WHERE'), where),
+      el('p', { class: 'filter-error', id: 'filter-error', role: 'alert' }),
+      table.vectors.some((vector) => vector.indexes?.length) ? [el('h3', {}, 'How much of the best to find'), recall] : null,
+    ],
+    {
+      style: 'side',
+      onclose: () => {
+        useWhere();
+        byId('filters').setAttribute('aria-expanded', 'false');
+      },
+    },
+  );
+}
+
+/** "width from … to …". Its read() gives the filters it stands for. */
+function rangeRow(column, apply) {
+  const valueOf = (op) => now.filters.find((filter) => filter.column === column.name && filter.op === op)?.value ?? '';
+  const field = (op, label) => numberField(valueOf(op), `${column.name} ${label}`, label, column, apply);
+  const [least, most] = [field('ge', 'at least'), field('le', 'at most')];
+  const row = el('div', { class: 'filter-row range' }, el('span', { class: 'filter-name' }, column.name), least, el('span', { class: 'quiet' }, '–'), most);
+  row.read = () => [['ge', least], ['le', most]].filter(([, input]) => input.value.trim()).map(([op, input]) => ({ column: column.name, op, value: input.value.trim() }));
+  return row;
+}
+
+function numberField(value, label, placeholder, column, apply) {
+  const input = el('input', { type: 'text', inputmode: 'decimal', 'aria-label': label, placeholder, value, autocomplete: 'off' });
+  input.addEventListener('input', () => {
+    const wrong = input.value.trim() && mistakeIn({ value: input.value.trim(), column: column.name }, column);
+    input.setCustomValidity(wrong || '');
+    input.title = wrong || '';
+    if (!wrong) apply();
+  });
+  return input;
+}
+
+/** A column, an operation and a value, freely chosen. */
+function filterRow(columns, filter, apply) {
+  const choose = el('select', { 'aria-label': 'Column' }, columns.map((column) => el('option', { value: column.name, selected: column.name === filter?.column }, column.name)));
+  const op = el('select', { 'aria-label': 'Comparison' });
+  const place = el('span', { class: 'filter-value' });
+  const chosen = () => columns.find((column) => column.name === choose.value);
+  let timer = 0;
+  const later = () => {
+    clearTimeout(timer);
+    timer = setTimeout(apply, 200);
+  };
+  function draw(start) {
+    const column = chosen();
+    op.replaceChildren(...operationsOf(column).map((name) => el('option', { value: name, selected: name === start?.op }, SHOWN_OPERATIONS[name])));
+    const input =
+      column.kind === 'bool'
+        ? el('select', { 'aria-label': 'Value' }, ['true', 'false'].map((value) => el('option', { value, selected: value === start?.value }, value)))
+        : el('input', { type: column.kind === 'date' ? 'date' : 'text', 'aria-label': 'Value', value: start?.value ?? '', autocomplete: 'off' });
+    input.addEventListener('input', later);
+    place.replaceChildren(input);
+  }
+  choose.addEventListener('change', () => {
+    draw(null);
+    apply();
+  });
+  op.addEventListener('change', apply);
+  const row = el('div', { class: 'filter-row' }, choose, op, place, button('Remove this filter', { icon: 'close', onclick: () => { row.remove(); apply(); } }));
+  row.read = () => {
+    const made = { column: choose.value, op: op.value, value: place.firstChild.value.trim() };
+    return made.value && !mistakeIn(made, chosen()) ? [made] : [];
+  };
+  draw(filter);
+  return row;
+}

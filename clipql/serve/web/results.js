@@ -1,0 +1,138 @@
+/**
+ * The search that is shown and its rows, page after page. What must stay true: a reply that is not to the newest search
+ * is dropped, and no id is shown twice, however the pages overlap.
+ */
+
+import { ApiError, call, send } from './api.js';
+import { whereOf } from './filters.js';
+import { parts } from './state.js';
+import { pictureFor } from './uploads.js';
+
+const FIRST = 40;
+const MORE = 80;
+const NEAR_DUPLICATE = 0.96; // cosine of two pictures that a person would call the same
+
+/** What is known of the search shown. `rows` holds every row received once, in order. */
+export const results = { rows: [], offset: 0, more: false, sql: '', params: {}, plan: [], ms: null, state: null, table: null };
+
+const seen = new Set();
+let controller = null;
+let answered = null; // the controller of the search whose rows these are
+let running = null;
+
+/** The parts of the state that decide which rows there are; where this stays the same nothing is searched again. */
+export function keyOf(state) {
+  const { database, table, column, words, weight, terms, filters, where, safe, fold, recall } = state;
+  const hidden = safe === 'safe';
+  return JSON.stringify([database, table, column, words.trim(), weight, terms, filters, where.trim(), hidden, fold, recall]);
+}
+
+/** A picture of the query that this tab does not have: its link came from elsewhere. */
+export class MissingPicture extends Error {}
+
+/** The body of POST /api/search: JSON, or a form where pictures go along. */
+export async function requestBody(state, table, rest) {
+  const form = new FormData();
+  const terms = [];
+  for (const part of parts(state)) {
+    if (part.kind === 'text') terms.push({ text: part.text, weight: part.weight });
+    else if (part.kind === 'row') terms.push({ id: part.id, weight: part.weight });
+    else {
+      const blob = await pictureFor(part.key);
+      if (!blob) throw new MissingPicture(part.key);
+      form.set(part.key, blob, 'picture');
+      terms.push({ upload: part.key, weight: part.weight });
+    }
+  }
+  const query = {
+    database: state.database ?? table.database,
+    table: table.name,
+    column: state.column ?? table.vectors[0]?.column ?? null,
+    where: whereOf(state, table),
+    safe: state.safe === 'safe',
+    recall: typeof state.recall === 'number' ? state.recall : null,
+    exact: state.recall === 'exact',
+    fold: state.fold ? NEAR_DUPLICATE : null,
+    terms,
+    ...rest,
+  };
+  if ([...form.keys()].length === 0) return query;
+  form.set('query', JSON.stringify(query));
+  return form;
+}
+
+/** Searches anew. Gives true where its rows are now `results`, false where a newer search has overtaken it. */
+export async function search(state, table) {
+  controller?.abort();
+  const mine = (controller = new AbortController());
+  running = null;
+  const body = await requestBody(state, table, { k: FIRST, offset: 0 });
+  if (mine !== controller) return false;
+  let reply;
+  try {
+    reply = await call('/api/search', { body, signal: mine.signal });
+  } catch (error) {
+    if (mine !== controller) return false;
+    throw error;
+  }
+  if (mine !== controller) return false;
+  answered = mine;
+  seen.clear();
+  Object.assign(results, { rows: unseen(reply.rows), offset: reply.rows.length, state, table });
+  takeRest(reply);
+  return true;
+}
+
+/** The next page's new rows; [] at the end, null where a search or a page is on its way already, or one has begun since. */
+export async function nextPage(k = MORE) {
+  // a page of the search before must not end up among the rows of the one on its way
+  if (running || controller !== answered) return null;
+  if (!results.more || !results.state) return [];
+  const mine = controller;
+  const page = (running = Symbol('page'));
+  try {
+    const body = await requestBody(results.state, results.table, { k, offset: results.offset });
+    const reply = await call('/api/search', { body, signal: mine.signal });
+    if (mine !== controller) return null;
+    const fresh = unseen(reply.rows);
+    results.rows.push(...fresh);
+    results.offset += reply.rows.length;
+    takeRest({ ...reply, sql: results.sql, params: results.params, plan: results.plan, ms: results.ms });
+    if (reply.rows.length === 0) results.more = false;
+    return fresh;
+  } catch (error) {
+    if (mine !== controller) return null;
+    throw error;
+  } finally {
+    if (running === page) running = null;
+  }
+}
+
+/** Forgets the search, so that none is shown. */
+export function forget() {
+  controller?.abort();
+  answered = controller = new AbortController();
+  seen.clear();
+  Object.assign(results, { rows: [], offset: 0, more: false, sql: '', params: {}, plan: [], ms: null, state: null, table: null });
+}
+
+function unseen(rows) {
+  return rows.filter((row) => !seen.has(row.id) && seen.add(row.id));
+}
+
+function takeRest({ more, sql, params, plan, ms }) {
+  Object.assign(results, { more: Boolean(more), sql: sql ?? '', params: params ?? {}, plan: plan ?? [], ms: ms ?? null });
+}
+
+/** The rows of the search shown as a file. Throws ApiError. */
+export async function download(format, rows) {
+  if (!results.state) throw new ApiError('There is nothing to export yet.', 0);
+  const body = await requestBody(results.state, results.table, { k: rows, offset: 0, format });
+  const form = body instanceof FormData;
+  const response = await send('/api/search', {
+    method: 'POST',
+    body: form ? body : JSON.stringify(body),
+    headers: form ? {} : { 'Content-Type': 'application/json' },
+  });
+  return response.blob();
+}

@@ -1,0 +1,129 @@
+/**
+ * The search box, and pictures that are picked, dropped or pasted anywhere on the page. Words are searched while they are
+ * typed; one run of typing is one step of the back button.
+ */
+
+import { addTerm } from './chips.js';
+import { byId, webAddress } from './dom.js';
+import { change, now, spokenParts } from './state.js';
+import { keepPicture } from './uploads.js';
+
+const QUIET_MS = 15; // after the last key: enough for keys that come together, too short to be felt
+
+let timer = 0;
+let typing = false; // whether the newest step of the history is this run of typing
+let say = () => {};
+
+/** `tell(text)` shows a notice; `toResults()` takes the focus into the grid. */
+export function makeSearchBox({ tell, toResults }) {
+  say = tell;
+  const words = byId('words');
+  words.addEventListener('input', () => {
+    byId('clear').hidden = !words.value;
+    clearTimeout(timer);
+    performance.mark('clipql:key');
+    timer = setTimeout(take, QUIET_MS);
+  });
+  words.addEventListener('keydown', (event) => {
+    if (event.key === 'ArrowDown') {
+      event.preventDefault();
+      toResults();
+    } else if (event.key === 'Escape' && words.value) {
+      event.stopPropagation();
+      empty();
+    }
+  });
+  words.addEventListener('blur', () => (typing = false));
+  byId('search-form').addEventListener('submit', (event) => {
+    event.preventDefault();
+    commit();
+  });
+  byId('clear').addEventListener('click', empty);
+  byId('pick').addEventListener('click', () => byId('file').click());
+  byId('file').addEventListener('change', () => {
+    takePictures(byId('file').files);
+    byId('file').value = '';
+  });
+  makeDrop();
+  document.addEventListener('paste', (event) => {
+    if (event.clipboardData?.files.length) {
+      event.preventDefault();
+      takePictures(event.clipboardData.files);
+    }
+  });
+}
+
+function take() {
+  clearTimeout(timer);
+  const words = byId('words').value;
+  if (words === now.words && now.view !== 'sql') return;
+  change({ words, row: null, view: now.view === 'sql' ? 'pictures' : now.view }, typing ? 'replace' : 'push');
+  typing = true;
+}
+
+function empty() {
+  byId('words').value = '';
+  byId('clear').hidden = true;
+  typing = false;
+  change({ words: '', weight: 1, row: null });
+  byId('words').focus();
+}
+
+/** Enter: what is typed is searched at once, and several phrases become chips that can be weighed. */
+function commit() {
+  take();
+  typing = false;
+  const [first, ...rest] = spokenParts(now.words, now.weight);
+  if (!rest.length) return;
+  change({ words: first.weight > 0 ? first.text : '', terms: [...now.terms, ...(first.weight > 0 ? rest : [first, ...rest])] }, 'replace');
+}
+
+/** Shows the words of the state, unless they are being typed this moment. */
+export function drawWords(state) {
+  const words = byId('words');
+  if (words.value !== state.words && !(document.activeElement === words && typing)) {
+    clearTimeout(timer);
+    words.value = state.words;
+  }
+  byId('clear').hidden = !words.value;
+}
+
+async function takePictures(files) {
+  for (const file of files) {
+    try {
+      addTerm({ kind: 'picture', key: await keepPicture(file), weight: 1 });
+      say(null);
+    } catch (error) {
+      say(error instanceof TypeError ? error.message : 'That picture could not be read.');
+    }
+  }
+}
+
+function makeDrop() {
+  const cover = byId('drop');
+  let inside = 0;
+  const wanted = (event) => [...(event.dataTransfer?.types ?? [])].some((type) => type === 'Files' || type === 'application/x-clipql-row');
+  const hide = () => {
+    inside = 0;
+    cover.hidden = true;
+  };
+  document.addEventListener('dragenter', (event) => {
+    if (!wanted(event)) return;
+    inside++;
+    cover.hidden = false;
+  });
+  document.addEventListener('dragleave', (event) => {
+    if (wanted(event) && --inside <= 0) hide();
+  });
+  document.addEventListener('dragover', (event) => event.preventDefault());
+  document.addEventListener('drop', (event) => {
+    event.preventDefault();
+    hide();
+    const id = event.dataTransfer.getData('application/x-clipql-row');
+    if (id) addTerm({ kind: 'row', id, weight: 1 });
+    else if (event.dataTransfer.files.length) takePictures(event.dataTransfer.files);
+    else if (webAddress(event.dataTransfer.getData('text/uri-list'))) {
+      say('That is the address of a picture, and this page fetches nothing from elsewhere: save the picture and drop its file.');
+    }
+  });
+}

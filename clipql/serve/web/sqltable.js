@@ -1,0 +1,68 @@
+/** The result of a statement as a table; pictures are shown where a column holds their addresses. */
+
+import { button, count, el, picture, webAddress, webLink } from './dom.js';
+
+const AT_ONCE = 200; // rows; the rest on request, so that a long result does not stop the page
+const LONGEST_TEXT = 400;
+
+const NUMBER = /^(Nullable\()?(U?Int|Float|Decimal|BFloat)/;
+const PICTURE_NAME = /url|image|picture|photo|thumb|src/i;
+const PICTURE_END = /\.(jpe?g|png|webp|gif|avif|svg)([?#]|$)/i;
+
+/** `answer` is ClickHouse's JSONCompact; `table` what the page knows of the table chosen, for its thumbnails. */
+export function resultTable(answer, table) {
+  const kinds = answer.meta.map((column, i) => kindOf(column, i, answer.data));
+  const thumbs = thumbnailsOf(answer.meta, table);
+  const body = el('tbody');
+  const head = el('tr', {}, answer.meta.map((column, i) => el('th', { scope: 'col', class: kinds[i] === 'number' ? 'number' : null, title: column.type }, column.name)));
+  const place = el('div', { class: 'sql-table', tabindex: 0, role: 'region', 'aria-label': 'Result' }, el('table', {}, el('thead', {}, head), body));
+  const whole = el('div', {}, place);
+  let shown = 0;
+  const rest = button('Show more rows', { text: 'Show more rows', class: 'tool', onclick: more });
+  function more() {
+    const rows = answer.data.slice(shown, shown + AT_ONCE);
+    body.append(...rows.map((row) => el('tr', {}, row.map((value, i) => cell(value, kinds[i], thumbs?.column === i ? thumbs.of(row) : null)))));
+    shown += rows.length;
+    if (shown >= answer.data.length) rest.remove();
+    else {
+      rest.textContent = `Show more of ${count(answer.data.length)} rows`;
+      whole.append(rest);
+    }
+  }
+  more();
+  if (!answer.data.length) whole.append(el('p', { class: 'quiet' }, 'No rows.'));
+  return whole;
+}
+
+function kindOf(column, i, data) {
+  if (NUMBER.test(column.type)) return 'number';
+  const sample = data.slice(0, 20).map((row) => row[i]).filter((value) => webAddress(value));
+  if (sample.length && (PICTURE_NAME.test(column.name) || sample.some((value) => PICTURE_END.test(value)))) return 'picture';
+  return 'text';
+}
+
+/** Where the result has a table's row numbers and the column of its picture files: the server's thumbnails of those rows. */
+function thumbnailsOf(meta, table) {
+  if (table?.picture?.kind !== 'file') return null;
+  const names = meta.map((column) => column.name);
+  const [id, column] = [names.indexOf('_row'), names.indexOf(table.picture.column)];
+  if (id < 0 || column < 0) return null;
+  const folder = `./api/thumbnail/${encodeURIComponent(table.database)}/${encodeURIComponent(table.name)}`;
+  return { column, of: (row) => `${folder}/${encodeURIComponent(row[id])}?size=128` };
+}
+
+function cell(value, kind, thumbnail) {
+  if (value === null) return el('td', {}, el('i', { class: 'quiet' }, 'NULL'));
+  const address = kind === 'picture' ? webAddress(value) : null;
+  const source = thumbnail ?? address;
+  if (source) {
+    const image = picture(source, '');
+    const node = el('td', { class: 'cell-picture' }, image, webLink(value, value, { title: value }));
+    image.addEventListener('error', () => image.remove());
+    return node;
+  }
+  if (typeof value === 'string' && webAddress(value)) return el('td', {}, webLink(value));
+  const text = typeof value === 'object' ? JSON.stringify(value) : String(value);
+  const short = text.length > LONGEST_TEXT;
+  return el('td', { class: kind === 'number' ? 'number' : null, title: short ? text.slice(0, 4000) : null }, short ? `${text.slice(0, LONGEST_TEXT)}…` : text);
+}

@@ -1,0 +1,99 @@
+"""What the browser tests do and see, in words."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from playwright.sync_api import Page, expect
+
+PATIENCE_SECONDS = 10
+
+
+def ids(page: Page) -> list[str]:
+    """The ids of the pictures shown, in order."""
+    found: list[str] = page.eval_on_selector_all(".tile[data-id]:not(.dead)", "tiles => tiles.map(t => t.dataset.id)")
+    return found
+
+
+def captions(page: Page) -> list[str]:
+    """The captions shown, in order."""
+    return [text.strip() for text in page.locator(".tile[data-id]:not(.dead) .caption").all_inner_texts()]
+
+
+def until(page: Page, expression: str, argument: Any = None) -> None:
+    """Wait until JavaScript is true. Playwright's own waiting uses eval, which the page's policy forbids."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not page.evaluate(expression, argument):
+        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s: {expression} {argument or ''}"
+        page.wait_for_timeout(20)
+
+
+def answer(page: Page, *terms: str | dict[str, Any], table: str = "emoji", **rest: Any) -> list[str]:
+    """The ids that the server itself gives for words, or for terms as the API takes them."""
+    asked = {"table": table, "terms": [{"text": t} if isinstance(t, str) else t for t in terms], **rest}
+    reply = page.request.post(f"{page.url.partition('#')[0]}api/search", data=asked)
+    assert reply.ok, reply.text()
+    return [row["id"] for row in reply.json()["rows"]]
+
+
+def shows(page: Page, wanted: list[str]) -> None:
+    """Wait until the pictures begin with these."""
+    until(
+        page,
+        "ids => ids.every((id, i) => document.querySelectorAll('.tile[data-id]')[i]?.dataset.id === id)",
+        wanted[:30],
+    )
+
+
+def first_is(page: Page, id: str) -> None:
+    """Wait until a row is the first shown."""
+    until(page, "id => document.querySelector('.tile[data-id]')?.dataset.id === id", id)
+
+
+def settled(page: Page) -> None:
+    """Wait until the newest search is shown."""
+    until(
+        page,
+        "!document.querySelector('#grid').matches('[aria-busy=true]')"
+        " && document.querySelector('.tile[data-id], .empty')",
+    )
+
+
+def search(page: Page, words: str) -> None:
+    """Type words and wait for their results."""
+    with page.expect_response(lambda reply: reply.url.endswith("/api/search")):
+        page.get_by_label("Describe a picture").fill(words)
+        page.get_by_label("Describe a picture").press("Enter")
+    settled(page)
+
+
+def hover_action(page: Page, number: int, name: str) -> str:
+    """Press a button of the number-th picture; gives its id."""
+    tile = page.locator(".tile[data-id]:not(.dead)").nth(number)
+    found = tile.get_attribute("data-id")
+    assert found is not None
+    tile.hover()
+    tile.get_by_role("button", name=name, exact=True).click()
+    return found
+
+
+def drop(page: Page, data: bytes, type: str = "image/png") -> None:
+    """Drop a file on the page, as from the desktop."""
+    transfer = page.evaluate_handle(
+        """([bytes, type]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], 'picture.png', { type }));
+            return transfer;
+        }""",
+        [list(data), type],
+    )
+    page.dispatch_event("body", "dragenter", {"dataTransfer": transfer})
+    expect(page.locator("#drop")).to_be_visible()
+    page.dispatch_event("body", "drop", {"dataTransfer": transfer})
+    expect(page.locator("#drop")).to_be_hidden()
+
+
+def chips(page: Page) -> list[str]:
+    """The parts of the query, as a screen reader names them."""
+    return page.eval_on_selector_all(".chip", "chips => chips.map(c => c.getAttribute('aria-label'))")  # type: ignore[no-any-return]

@@ -1,0 +1,151 @@
+"""The SQL view, the map, and how the page looks on a phone and in the dark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from browser_data import EMOJI
+from browser_steps import captions, ids, search, settled, until
+from browser_support import Served
+from playwright.sync_api import Page, expect
+
+
+def write_sql(page: Page, sql: str) -> None:
+    """Replace the statement."""
+    page.get_by_label("SQL statement").fill(sql)
+
+
+def test_sql_is_completed_run_and_shared(page: Page, open_page: Callable[..., Page]) -> None:
+    page.get_by_role("link", name="SQL").click()
+    write_sql(page, "")
+    page.get_by_label("SQL statement").press_sequentially("SELECT capt")
+    expect(page.get_by_role("option").first).to_contain_text("caption")
+    page.keyboard.press("Enter")
+    page.keyboard.type(", letters FROM emoji ORDER BY letters, caption LIMIT 3")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".sql-table th")).to_have_text(["caption", "letters"])
+    rows = page.locator(".sql-table tbody tr").all_inner_texts()
+    assert len(rows) == 3
+    other = open_page(page.url)
+    expect(other.get_by_label("SQL statement")).to_have_value(
+        "SELECT caption, letters FROM emoji ORDER BY letters, caption LIMIT 3"
+    )
+
+
+def test_pictures_are_shown_where_a_column_holds_their_addresses(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    page = open_page(f"{served.address}#sql?table=web")
+    write_sql(page, "SELECT url, caption, toUInt64(18446744073709551615) AS big FROM web LIMIT 4")
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator(".cell-picture img")).to_have_count(3)
+    until(page, "document.querySelector('.cell-picture img').naturalWidth > 0")
+    cells = page.locator(".sql-table tbody tr").nth(1).locator("td")
+    expect(cells).to_have_text(
+        ["javascript:document.title='hacked'", "an address that is a script", "18446744073709551615"]
+    )
+    assert page.locator(".sql-table a[href^='javascript']").count() == 0
+
+
+def test_a_wrong_statement_says_what_is_wrong_and_explain_shows_the_plan(page: Page) -> None:
+    page.get_by_role("link", name="SQL").click()
+    write_sql(page, "SELECT captoin FROM emoji")
+    page.keyboard.press("Control+Enter")
+    page.get_by_label("SQL statement").press("Control+Enter")
+    expect(page.locator(".sql-error")).to_contain_text("captoin")
+    write_sql(page, "SELECT caption FROM emoji ORDER BY cosineDistance(image_embedding, encode_text('cat')) LIMIT 5")
+    page.get_by_role("button", name="Explain").click()
+    expect(page.locator(".sql-out .plan")).to_contain_text("image_embedding")
+    expect(page.locator(".sql-error")).to_be_hidden()
+
+
+def test_the_sql_of_a_search_gives_its_rows(page: Page) -> None:
+    search(page, "heart")
+    page.get_by_role("button", name="Show SQL").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator(".statement")).to_contain_text("encode_text('heart')")
+    dialog.get_by_role("button", name="Edit and run").click()
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator(".sql-table tbody tr")).to_have_count(40)
+    shown = page.locator(".sql-table tbody tr td:nth-child(2)").all_inner_texts()
+    page.go_back()
+    settled(page)
+    assert shown[:20] == captions(page)[:20]
+
+
+def test_the_map_shows_the_results_and_opens_them(page: Page) -> None:
+    search(page, "cat")
+    page.get_by_role("link", name="Map").click()
+    expect(page.locator(".map-said")).to_contain_text(f"{EMOJI} pictures")
+    expect(page.locator(".map-list li")).to_have_count(EMOJI)
+    page.get_by_role("button", name="Zoom in").click()
+    first = page.locator(".map-list button").first
+    caption = first.inner_text()
+    first.click()
+    expect(page.get_by_role("dialog").get_by_role("heading")).to_have_text(caption)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.get_by_role("button", name="Show all").click()
+    page.wait_for_timeout(300)
+    place = page.evaluate(
+        """() => { // somewhere on the canvas there is a picture: find it as a pointer would
+            const canvas = document.querySelector('.map-canvas');
+            const box = canvas.getBoundingClientRect();
+            for (let y = 40; y < box.height - 40; y += 8) for (let x = 40; x < box.width - 40; x += 8) {
+                canvas.dispatchEvent(new PointerEvent('pointermove', { clientX: box.left + x, clientY: box.top + y }));
+                if (canvas.classList.contains('over')) return [box.left + x, box.top + y];
+            }
+        }"""
+    )
+    page.mouse.click(*place)
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="Pictures").click()
+    assert sorted(map(int, ids(page))) == list(range(EMOJI))
+
+
+@pytest.mark.parametrize("view", ["pictures", "map", "sql"])
+def test_a_phone_shows_it_without_scrolling_sideways(open_page: Callable[..., Page], served: Served, view: str) -> None:
+    page = open_page(
+        f"{served.address}#{view}?table=emoji&q=cat&with=-0.5~heart",
+        viewport={"width": 375, "height": 740},
+        is_mobile=True,
+        has_touch=True,
+        device_scale_factor=2,
+    )
+    page.wait_for_selector({"pictures": ".tile.loaded", "map": ".map-list li", "sql": ".sql-editor"}[view])
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    if view == "pictures":
+        page.locator(".tile .open").first.tap()
+        expect(page.get_by_role("dialog").get_by_role("button", name="More like this")).to_be_visible()
+
+
+def test_it_is_dark_where_the_system_is_and_where_it_is_asked_to_be(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    page = open_page(f"{served.address}#pictures?table=emoji&q=star", color_scheme="dark")
+    page.wait_for_selector(".tile.loaded")
+    brightness = (
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)"
+    )
+    assert page.evaluate(brightness) < 120
+    page.get_by_role("button", name="Change between light and dark").click()
+    assert page.evaluate(brightness) > 600
+    page.reload()
+    assert page.evaluate(brightness) > 600
+
+
+def test_every_control_has_a_name_and_every_picture_its_caption(page: Page) -> None:
+    search(page, "cat + star")
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('button, a, input, select, textarea')]
+            .filter(node => node.checkVisibility() && !(node.getAttribute('aria-label') || node.textContent.trim() ||
+                node.title || node.labels?.length || node.querySelector('img[alt]')))
+            .map(node => node.outerHTML.slice(0, 120))"""
+    )
+    assert nameless == []
+    alts = page.eval_on_selector_all(".tile", "tiles => tiles.map(t => [t.querySelector('img').alt, t.innerText])")
+    assert alts
+    assert all(text.strip().startswith(alt) for alt, text in alts)

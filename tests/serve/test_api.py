@@ -1,0 +1,272 @@
+"""The REST API, and the client behind `clipql.connect("http://…")`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import clipql
+from clipql.errors import QueryError, ServerError, UnknownTable
+from tests.parts import vectors
+from tests.serve.conftest import ROWS, TOKEN, Running
+
+FIRST = vectors(ROWS, 16, 0)  # the image vectors of the table laion
+
+
+def search(server: Running, **asked: object) -> dict[str, object]:
+    reply = server.post("/api/search", {"table": "laion", **asked})
+    assert reply.status == 200, reply.text
+    found: dict[str, object] = reply.json
+    return found
+
+
+def ids(found: dict[str, object]) -> list[str]:
+    rows = found["rows"]
+    assert isinstance(rows, list)
+    return [r["id"] for r in rows]
+
+
+def nearest(vector: np.ndarray, rows: np.ndarray) -> list[str]:
+    unit = FIRST.astype(np.float64)
+    distance = 1 - unit @ (vector / np.linalg.norm(vector)) / np.linalg.norm(unit, axis=1)
+    return [str(i) for i in rows[np.argsort(distance[rows], kind="stable")]]
+
+
+def test_tables_are_described(server: Running) -> None:
+    found = server.ask("/api/tables").json
+    laion = next(t for t in found["tables"] if t["name"] == "laion")
+    assert (found["write"], found["version"], laion["rows"]) == (True, clipql.__version__, ROWS)
+    assert laion["picture"] == {"column": "url", "kind": "url"}
+    assert (laion["caption"], laion["nsfw"]) == ("caption", "NSFW")
+    assert [(v["column"], v["dimension"], v["of"]) for v in laion["vectors"]] == [
+        ("image_embedding", 16, "image"),
+        ("text_embedding", 16, "text"),
+    ]
+    kinds = {c["name"]: c["kind"] for c in laion["columns"]}
+    assert (kinds["caption"], kinds["similarity"], kinds["image_embedding"]) == ("text", "number", "vector")
+    pictures = next(t for t in found["tables"] if t["name"] == "pictures")
+    assert pictures["picture"] == {"column": "image_path", "kind": "file"}
+
+
+def test_a_search_gives_the_nearest_rows_page_by_page(server: Running) -> None:
+    every = np.arange(ROWS)
+    query = [float(x) for x in FIRST[7]]
+    found = search(server, terms=[{"vector": query}], k=5, safe=False)
+    assert ids(found) == nearest(FIRST[7].astype(np.float64), every)[:5]
+    assert found["more"] is True
+    assert found["plan"][0] == "Top-k search (k = 6)"  # type: ignore[index]
+    second = search(server, terms=[{"vector": query}], k=5, offset=5, safe=False)
+    assert ids(found) + ids(second) == nearest(FIRST[7].astype(np.float64), every)[:10]
+    assert ids(search(server, terms=[{"id": "7"}], k=5, safe=False)) == ids(found)
+    last = search(server, terms=[{"id": "7"}], k=100, offset=250, safe=False)
+    assert (len(ids(last)), last["more"]) == (50, False)
+
+
+def test_safe_mode_leaves_out_what_is_marked(server: Running) -> None:
+    found = search(server, terms=[{"id": "0"}], k=100)
+    assert ids(found) == nearest(FIRST[0].astype(np.float64), np.arange(0, ROWS, 3))[:100]
+    assert "`NSFW` = 'UNLIKELY'" in str(found["sql"])
+    assert ids(search(server, table="pictures", k=10, terms=[])) == ["0", "1", "2"]
+
+
+def test_terms_are_mixed_by_weight(server: Running) -> None:
+    terms = [{"id": "3"}, {"id": "9", "weight": -0.5}, {"vector": FIRST[20].tolist(), "weight": 2}]
+    unit = [FIRST[i].astype(np.float64) / np.linalg.norm(FIRST[i].astype(np.float64)) for i in (3, 9, 20)]
+    expected = nearest(unit[0] - 0.5 * unit[1] + 2 * unit[2], np.arange(ROWS))
+    assert ids(search(server, terms=terms, k=8, safe=False)) == expected[:8]
+
+
+def test_the_statement_shown_gives_the_same_rows(server: Running) -> None:
+    terms = [{"id": "3"}, {"id": "9", "weight": -0.5}, {"vector": FIRST[20].tolist(), "weight": 2}]
+    found = search(server, terms=terms, k=8, where="similarity > 0.3")
+    params = {f"param_{n}": json.dumps(v) for n, v in dict(found["params"]).items()}  # type: ignore[call-overload]
+    reply = server.sql(f"{found['sql']} FORMAT JSONEachRow", **params)
+    urls = [json.loads(line)["url"] for line in reply.text.splitlines()]
+    assert urls[:8] == [r["picture"] for r in found["rows"]]  # type: ignore[attr-defined]
+
+
+def test_where_recall_exact_columns_and_browsing(server: Running) -> None:
+    found = search(server, terms=[{"id": "0"}], where="similarity > 0.4", columns=["similarity"], k=50, safe=False)
+    values = [r["values"] for r in found["rows"]]  # type: ignore[attr-defined]
+    assert all(v["similarity"] > 0.4 and list(v) == ["similarity"] for v in values)
+    assert ids(search(server, k=4, safe=False)) == ["0", "1", "2", "3"]
+    assert "SETTINGS recall = 0.5, vector_index = 0" in str(search(server, recall=0.5, exact=True)["sql"])
+
+
+def test_near_duplicates_name_the_row_that_they_repeat(server: Running) -> None:
+    found = search(server, terms=[{"id": "5"}], k=3, fold=0.0, safe=False)
+    twins = [r["duplicate_of"] for r in found["rows"]]  # type: ignore[attr-defined]
+    assert (twins[0], set(twins[1:])) == (None, {"5"})
+
+
+def test_results_are_downloaded_in_other_formats(server: Running) -> None:
+    asked = {"table": "laion", "terms": [{"id": "5"}], "k": 4, "columns": ["url"], "safe": False}
+    rows = [r["picture"] for r in search(server, **asked)["rows"]]  # type: ignore[arg-type, attr-defined]
+    parquet = server.post("/api/search", {**asked, "format": "Parquet"})
+    assert parquet.headers["content-disposition"] == 'attachment; filename="clipql-results.parquet"'
+    assert pq.read_table(io.BytesIO(parquet.body)).column("url").to_pylist() == rows
+    arrow = server.post("/api/search", {**asked, "format": "Arrow"})
+    assert pa.ipc.open_file(arrow.body).read_all().column("url").to_pylist() == rows
+    text = server.post("/api/search", {**asked, "format": "CSV"}).text.splitlines()
+    assert (text[0], len(text)) == ('"url","distance"', 5)
+
+
+def test_a_search_that_is_not_as_it_should_be_is_told_why(server: Running) -> None:
+    for asked, status, words in (
+        ({}, 400, "table: expected"),
+        ({"table": "nosuch"}, 404, "there is no table"),
+        ({"table": "laion", "column": "url"}, 400, "no vector column url"),
+        ({"table": "laion", "k": 100_000}, 400, "k: expected"),
+        ({"table": "laion", "k": "5"}, 400, "k: expected"),
+        ({"table": "laion", "terms": [{"vector": [1, 2]}]}, 400, "holds 16 numbers"),
+        ({"table": "laion", "terms": [{"id": "9999"}]}, 400, "has no row 9999"),
+        ({"table": "laion", "terms": [{"text": "a", "id": "1"}]}, 400, "a term has one of"),
+        ({"table": "laion", "terms": [{"text": "a cat"}]}, 503, "no-model"),
+        ({"table": "laion", "where": "1) OR (1"}, 400, "one condition"),
+        ({"table": "laion", "where": "url IN (SELECT * FROM file('/etc/passwd'))"}, 403, "file"),
+        ({"table": "laion", "where": "1 SETTINGS max_threads = 1"}, 400, ""),
+        ({"table": "laion", "columns": ["a`b"]}, 400, "has no column"),
+        ([], 400, "expected a JSON object"),
+    ):
+        reply = server.post("/api/search", asked)
+        assert (reply.status, words in reply.json["error"]) == (status, True), (asked, reply.text)
+    assert server.ask("/api/search", "{").status == 400
+
+
+def test_a_picture_is_uploaded_as_a_form_or_in_base64(server: Running) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "PNG")
+    query = json.dumps({"table": "laion", "terms": [{"upload": "one"}]})
+    body = (
+        (
+            f'--x\r\nContent-Disposition: form-data; name="query"\r\n\r\n{query}\r\n'
+            '--x\r\nContent-Disposition: form-data; name="one"; filename="a.png"\r\n\r\n'
+        ).encode()
+        + out.getvalue()
+        + b"\r\n--x--\r\n"
+    )
+    reply = server.ask("/api/search", body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert (reply.status, "no-model" in reply.json["error"]) == (503, True)
+    asked = {"table": "laion", "terms": [{"image": base64.b64encode(out.getvalue()).decode()}]}
+    assert server.post("/api/search", asked).status == 503
+
+
+def test_a_row_and_the_map_of_rows(server: Running) -> None:
+    row = server.ask("/api/rows/default/laion/7").json
+    assert (row["id"], row["picture"]) == ("7", "https://example.org/0/7.jpg")
+    assert server.ask("/api/rows/default/laion/99999").status == 404
+    asked = {"table": "laion", "column": "image_embedding", "ids": [str(i) for i in range(40)]}
+    points = server.post("/api/map", asked).json["points"]
+    places = np.array([[p["x"], p["y"]] for p in points])
+    assert [p["id"] for p in points] == asked["ids"]
+    assert np.abs(places).max() == 1
+    centred = FIRST[:40].astype(np.float64) - FIRST[:40].astype(np.float64).mean(axis=0)
+    expected = np.linalg.svd(centred, full_matrices=False)[1][:2]
+    assert np.linalg.norm(places, axis=0) / np.linalg.norm(places) == pytest.approx(
+        expected / np.linalg.norm(expected), abs=1e-3
+    )
+    assert server.post("/api/map", {**asked, "ids": ["1"]}).json["points"] == [{"id": "1", "x": 0.0, "y": 0.0}]
+
+
+def test_thumbnails_are_of_the_files_that_rows_name_and_of_no_others(server: Running) -> None:
+    reply = server.ask("/api/thumbnail/default/pictures/0", size="64")
+    with Image.open(io.BytesIO(reply.body)) as picture:
+        assert (reply.headers["content-type"], picture.size) == ("image/webp", (64, 32))
+    again = server.ask("/api/thumbnail/default/pictures/0", size="64", headers={"If-None-Match": reply.headers["etag"]})
+    assert (again.status, again.body) == (304, b"")
+    for row in ("1", "2", "3", "77"):  # gone, no picture, gone, no row
+        assert server.ask(f"/api/thumbnail/default/pictures/{row}").status == 404
+    assert b"canary" not in server.ask("/api/thumbnail/default/pictures/2").body
+    assert server.ask("/api/thumbnail/default/pictures/..%2F0").status in (400, 404)
+    assert server.ask("/api/thumbnail/default/pictures/0", size="100000").status == 400
+    outside = server.folder / "outside.png"
+    Image.new("RGB", (8, 8)).save(outside)
+    server.sql(f"INSERT INTO pictures VALUES ('{outside}', 'x', 0, [1, 0, 0, 0])")
+    assert server.ask("/api/thumbnail/default/pictures/4").status == 404
+    server.sql("DELETE FROM pictures WHERE caption = 'x'")
+
+
+def test_plans_completions_and_figures(server: Running) -> None:
+    sql = "SELECT url FROM laion ORDER BY L2Distance(image_embedding, text_embedding) LIMIT 1"
+    assert server.post("/api/explain", {"sql": sql}).status == 200
+    assert server.post("/api/explain", {"sql": "SELECT * FROM file('x')"}).status == 403
+    words = server.ask("/api/complete").json
+    assert {"cosineDistance", "encode_text"} <= set(words["functions"])
+    assert "file" not in words["functions"]
+    assert "SELECT" in words["keywords"]
+    search(server, terms=[{"id": "1"}])
+    figures = server.ask("/metrics").text
+    for name in ("clipql_requests_total", "clipql_stage_seconds_bucket", "clipql_vector_searches_total",
+                 'clipql_table_rows{table="default.laion"} 300.0'):  # fmt: skip
+        assert name in figures
+
+
+def test_the_document_describes_every_route_that_there_is(server: Running) -> None:
+    document = server.ask("/api/openapi.json").json
+    assert document["openapi"].startswith("3.1")
+    for path, methods in document["paths"].items():
+        for method in methods:
+            target = path.replace("{database}", "default").replace("{table}", "laion").replace("{id}", "1")
+            reply = server.ask(target, "{}" if method == "post" else None, method=method.upper())
+            assert reply.status not in (405, 500), (path, method, reply.text[:100])
+    assert {"/api/tables", "/api/search", "/api/map", "/api/explain", "/api/complete", "/api/login", "/healthz",
+            "/metrics", "/api/rows/{database}/{table}/{id}", "/api/thumbnail/{database}/{table}/{id}",
+            "/", "/ping", "/replicas_status", "/api/openapi.json"} == set(document["paths"])  # fmt: skip
+
+
+def test_a_page_logs_in_once_and_gets_a_cookie_for_pictures(reader: Running) -> None:
+    assert reader.post("/api/login", {"token": "wrong"}).status == 401
+    reply = reader.post("/api/login", {"token": TOKEN})
+    cookie = reply.headers["set-cookie"]
+    assert all(word in cookie.lower() for word in ("httponly", "samesite=strict"))
+    headers = {"Cookie": cookie.partition(";")[0]}
+    assert reader.ask("/api/thumbnail/default/pictures/0", headers=headers).status == 200
+    assert reader.ask("/api/thumbnail/default/pictures/0").status == 401
+
+
+def test_a_server_is_used_like_a_folder(server: Running) -> None:
+    with clipql.connect(server.url) as db:
+        assert db.sql("SELECT count() FROM laion").rows == [(ROWS,)]
+        given = {"s": "it's \\ a\ttab\n", "a": ["x'y\\"], "n": None}
+        assert db.sql("SELECT {s:String}, {a:Array(String)}, {n:Nullable(String)}", **given).rows == [
+            tuple(given.values())
+        ]
+        found = db.search("laion", vector=FIRST[7].astype(np.float32), k=3, columns=["url"])
+        assert found.columns == ("url", "distance")
+        assert found.rows[0][0] == "https://example.org/0/7.jpg"
+        db.sql("SET max_threads = 1; CREATE TEMPORARY TABLE mine (a Int8); INSERT INTO mine VALUES (3)")
+        assert db.sql("SELECT a, getSetting('max_threads') FROM mine").rows == [(3, 1)]
+        long = np.arange(5000, dtype=np.float32)
+        assert db.sql("SELECT length({v:Array(Float32)})", v=long).rows == [(5000,)]
+        assert db.execute("SELECT 1 AS a FORMAT JSONEachRow").output.data == b'{"a":1}\n'
+        with pytest.raises(UnknownTable) as caught:
+            db.sql("SELECT * FROM nosuch")
+        assert (caught.value.code, caught.value.name) == (60, "UNKNOWN_TABLE")
+        with pytest.raises(QueryError, match="no-model"):
+            db.search("laion", text="a cat")
+        with pytest.raises(ServerError, match="run it where the server runs"):
+            db.ingest("somewhere")
+
+
+def test_a_server_that_is_not_there_or_wants_a_token_is_told(reader: Running) -> None:
+    with pytest.raises(ServerError, match="does not answer"):
+        clipql.connect("http://127.0.0.1:9")
+    with pytest.raises(ServerError, match="asks for a token"):
+        clipql.connect(reader.url, token="wrong")
+    with clipql.connect(reader.url, token=TOKEN) as db:
+        assert len(db.sql("SELECT 1")) == 1
+
+
+def test_the_command_line_reaches_a_server(server: Running) -> None:
+    command = [sys.executable, "-m", "clipql", "--url", server.url, "sql", "SELECT count() FROM laion"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{ROWS}\n"

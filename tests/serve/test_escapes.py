@@ -1,0 +1,110 @@
+"""What SQL from the network must not do: every attempt of escapes.txt is sent to a real server, and is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import pytest
+
+from tests.serve.conftest import Reply, Running, fill, start, stop
+
+SECRET = "the canary sings"
+# 503: refused for want of a model, before it is known what the picture is
+REFUSED = (400, 403, 421, 503)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One line of the table."""
+
+    name: str
+    how: str
+    text: str
+
+
+def attempts() -> list[Attempt]:
+    """All lines of the table."""
+    text = (Path(__file__).parent / "escapes.txt").read_text(encoding="utf-8")
+    lines = [line.split("\t") for line in text.splitlines() if line and not line.startswith("#")]
+    return [Attempt(n, h, json.loads('"' + t.replace('"', '\\"') + '"')) for n, h, t in lines]
+
+
+@pytest.fixture(scope="module")
+def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that may write, with a secret beside its database."""
+    folder = tmp_path_factory.mktemp("exposed")
+    fill(folder)
+    secrets = folder / "secrets"
+    secrets.mkdir()
+    for name in ("canary", "canary.csv"):
+        (secrets / name).write_text(f"{SECRET}\n")
+        (folder / name).write_text(f"{SECRET}\n")
+    running = start(folder, "--write")
+    assert running.sql("CREATE TABLE plain (a String) ENGINE = MergeTree ORDER BY a").status == 200
+    assert running.sql("INSERT INTO plain VALUES ('kept')").status == 200
+    yield running
+    stop(running)
+
+
+def send(server: Running, attempt: Attempt) -> Reply:
+    """Send an attempt as its line says."""
+    secrets = server.folder / "secrets"
+    text = attempt.text.replace("{canary}", str(secrets / "canary")).replace("{folder}", str(secrets))
+    text = text.replace("{port}", str(server.port))
+    if attempt.how == "params":
+        sql, _, given = text.partition("&")
+        return server.ask("/", sql, **dict(parse_qsl(given, keep_blank_values=True)))
+    if attempt.how == "header":
+        sql, _, header = text.partition("|")
+        name, _, value = header.partition(": ")
+        return server.ask("/", sql, headers={name: value})
+    return server.ask("/", query=text) if attempt.how == "get" else server.sql(text)
+
+
+def test_the_table_of_attempts_is_long_and_each_has_a_name_of_its_own() -> None:
+    names = [a.name for a in attempts()]
+    assert len(names) >= 200
+    assert len(set(names)) == len(names)
+    assert {a.how for a in attempts()} == {"sql", "get", "params", "header"}
+
+
+def test_every_attempt_is_refused_and_tells_nothing(exposed: Running) -> None:
+    secrets = exposed.folder / "secrets"
+    wrong = []
+    for attempt in attempts():
+        reply = send(exposed, attempt)
+        if reply.status not in REFUSED or SECRET in reply.body.decode("utf-8", "replace"):
+            wrong.append(f"{attempt.name}: {reply.status} {reply.text[:200]}")
+    assert wrong == [], "\n".join(wrong)
+    assert sorted(p.name for p in secrets.iterdir()) == ["canary", "canary.csv"]
+    assert exposed.sql("SELECT a FROM plain").text == "kept\n"
+    assert exposed.sql("SELECT count() FROM laion").text == "300\n"
+    tables = exposed.sql("SELECT name FROM system.tables WHERE database = 'default' ORDER BY name").text.split()
+    assert tables == ["laion", "pictures", "plain"]
+
+
+def test_harmless_statements_pass(exposed: Running) -> None:
+    wrong = []
+    lines = (Path(__file__).parent / "harmless.txt").read_text(encoding="utf-8").splitlines()
+    for sql in (line for line in lines if not line.startswith("#")):
+        reply = exposed.sql(sql)
+        if reply.status != 200:
+            wrong.append(f"{sql[:100]}: {reply.status} {reply.text[:200]}")
+    assert wrong == [], "\n".join(wrong)
+    assert exposed.sql("SELECT a FROM plain").text == "kept\n"
+
+
+def test_a_statement_of_bytes_that_are_no_text_is_refused(exposed: Running) -> None:
+    for data in (b"SELECT '\xff\xfe'", b"\xff\xfeS\x00E\x00L\x00", b"SELECT 1\x00", b"SELECT \xc0\xaffile('x')"):
+        assert exposed.ask("/", data).status == 400
+
+
+def test_a_reading_server_refuses_every_write(reader: Running) -> None:
+    for sql in ("INSERT INTO laion VALUES (1)", "CREATE TABLE x (a Int8) ENGINE = Memory", "DROP TABLE laion",
+                "ALTER TABLE laion DELETE WHERE 1", "DELETE FROM laion WHERE 1", "TRUNCATE TABLE laion"):  # fmt: skip
+        reply = reader.ask("/", sql, headers={"X-ClickHouse-Key": "open sesame"})
+        assert (reply.status, reply.headers["x-clickhouse-exception-code"]) == (403, "164")

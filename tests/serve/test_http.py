@@ -1,0 +1,302 @@
+"""ClickHouse's HTTP protocol as curl speaks it, the doors before it, and the life of the server."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import lz4.frame
+import numpy as np
+import pyarrow as pa
+import pytest
+import zstandard
+
+from clipql.serve import packing
+from clipql.serve.cityhash import cityhash128
+from tests.serve.conftest import TOKEN, Running, fill, start, stop
+
+FOREVER = "SELECT count() FROM numbers(100000000000) WHERE sipHash64(number) % 7 = 9"
+
+
+def wait_until_busy(server: Running, requests: int = 1) -> None:
+    """Wait until so many requests run."""
+    while f"clipql_requests_taken {requests}.0" not in server.ask("/metrics").text:
+        time.sleep(0.02)
+
+
+def test_ping_and_an_empty_address_answer_ok(server: Running) -> None:
+    assert server.ask("/ping").text == "Ok.\n"
+    assert server.ask("/replicas_status").text == "Ok.\n"
+    assert server.ask("/").text == "Ok.\n"
+    assert server.ask("/nowhere").status == 404
+
+
+def test_a_statement_comes_in_the_address_or_the_body_or_both(server: Running) -> None:
+    assert server.ask(query="SELECT 1, 'a'").text == "1\ta\n"
+    assert server.sql("SELECT 2").text == "2\n"
+    assert server.ask("/", "1 + 2", query="SELECT").text == "3\n"
+    reply = server.ask(query="SELECT 1 AS a", default_format="JSONCompact")
+    assert (reply.json["data"], reply.headers["content-type"]) == ([[1]], "application/json; charset=UTF-8")
+    assert server.ask("/", "SELECT 1 AS a", headers={"X-ClickHouse-Format": "CSVWithNames"}).text == '"a"\n1\n'
+    assert server.ask(query="SELECT 1 FORMAT JSONEachRow", default_format="CSV").text == '{"1":1}\n'
+
+
+def test_headers_tell_about_the_query(server: Running) -> None:
+    reply = server.sql("SELECT number FROM numbers(10)", query_id="my-own")
+    summary = json.loads(reply.headers["x-clickhouse-summary"])
+    assert reply.headers["x-clickhouse-query-id"] == "my-own"
+    assert reply.headers["x-clickhouse-format"] == "TabSeparated"
+    assert reply.headers["x-clickhouse-server-display-name"] == "clipql"
+    assert reply.headers["x-clickhouse-timezone"] in ("UTC", "Etc/UTC")
+    assert summary["result_rows"] == "10"
+
+
+def test_parameters_settings_and_the_database(server: Running) -> None:
+    vector = ",".join(map(str, np.eye(16)[0]))
+    sql = "SELECT url FROM laion ORDER BY L2Distance(image_embedding, {q:Array(Float32)}) LIMIT 2"
+    assert server.sql(sql, param_q=f"[{vector}]").text.count("\n") == 2
+    assert server.sql("SELECT {s:String}", param_s="tab\\tquote'").text == "tab\\tquote\\'\n"
+    assert server.sql("SELECT {n:Nullable(Int8)}", param_n="\\N").text == "\\N\n"
+    assert server.sql("SELECT getSetting('max_threads')", max_threads="1").text == "1\n"
+    assert server.sql("SELECT currentDatabase()", database="default").text == "default\n"
+    assert server.ask("/", "SELECT name FROM tables WHERE name = 'tables' AND database = 'information_schema' LIMIT 1",
+                      headers={"X-ClickHouse-Database": "information_schema"}).status in (200, 404)  # fmt: skip
+    assert server.sql(sql, param_q="[1,2]").status == 400
+    assert "holds 16 numbers" in server.sql(sql, param_q="[1,2]").text
+
+
+def test_errors_have_clickhouses_shape_and_status(server: Running) -> None:
+    for sql, status, code in (
+        ("SELECT * FROM nosuch", 404, "60"),
+        ("SELECT nosuch FROM laion", 404, "47"),
+        ("SELEC", 400, "62"),
+        ("", 400, "62"),
+        ("SELECT * FROM file('x')", 403, "497"),
+        ("SELECT throwIf(1, 'boo')", 500, "395"),
+        ("SELECT 1 FORMAT Nosuch", 400, "73"),
+    ):
+        reply = server.sql(sql)
+        assert (reply.status, reply.headers["x-clickhouse-exception-code"]) == (status, code), sql
+        assert reply.text.startswith(f"Code: {code}. DB::Exception: ")
+    assert (
+        server.sql("SELECT * FROM nosuch")
+        .text.rstrip()
+        .endswith("(UNKNOWN_TABLE) (version " + server.sql("SELECT version()").text.strip() + ")")
+    )
+
+
+def test_get_reads_only(server: Running) -> None:
+    reply = server.ask(query="CREATE TABLE got (a Int8) ENGINE = Memory")
+    assert (reply.status, reply.headers["x-clickhouse-exception-code"]) == (403, "164")
+
+
+def test_data_is_inserted_from_the_body(server: Running) -> None:
+    server.sql("CREATE TABLE bodies (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    assert server.sql("INSERT INTO bodies VALUES (1, [1, 0]), (2, [0, 1]);").status == 200
+    assert server.ask("/", "(3, [1, 1])", query="INSERT INTO bodies VALUES").status == 200
+    assert server.ask("/", '4,"[2, 2]"\n5,"[3, 3]"\n', query="INSERT INTO bodies FORMAT CSV").status == 200
+    assert server.sql('INSERT INTO bodies FORMAT JSONEachRow\n{"id": 6, "v": [4, 4]}').status == 200
+    native = server.sql("SELECT toUInt32(7) AS id, [5::Float32, 5::Float32] AS v FORMAT Native").body
+    assert server.ask("/", native, query="INSERT INTO bodies FORMAT Native").status == 200
+    assert server.ask("/", b"INSERT INTO bodies FORMAT Native\n" + native.replace(b"\x07", b"\x07")).status == 200
+    assert server.sql("INSERT INTO bodies SELECT id + 10, v FROM bodies WHERE id = 1").status == 200
+    assert server.sql("SELECT groupArray(id) FROM (SELECT id FROM bodies ORDER BY id)").text == "[1,2,3,4,5,6,7,7,11]\n"
+    bad = server.ask("/", '8,"[2]"\n', query="INSERT INTO bodies FORMAT CSV")
+    assert (bad.status, "v of default.bodies holds 2 numbers" in bad.text) == (400, True)
+    assert server.ask("/", "x,y\n", query="INSERT INTO bodies FORMAT CSV").status == 400
+    server.sql("DROP TABLE bodies")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [("gzip", gzip.compress), ("deflate", zlib.compress), ("lz4", lz4.frame.compress),
+     ("zstd", zstandard.ZstdCompressor().compress)],
+)  # fmt: skip
+def test_bodies_and_results_are_packed(server: Running, encoding: str, pack: object) -> None:
+    assert callable(pack)
+    reply = server.ask("/", pack(b"SELECT number FROM numbers(1000)"), headers={"Content-Encoding": encoding})
+    assert reply.text == "".join(f"{i}\n" for i in range(1000))
+    packed = server.ask("/", "SELECT 1", headers={"Accept-Encoding": encoding}, enable_http_compression="1")
+    unpack = {"gzip": gzip.decompress, "deflate": zlib.decompress, "lz4": lz4.frame.decompress,
+              "zstd": lambda d: zstandard.ZstdDecompressor().decompressobj().decompress(d)}[encoding]  # fmt: skip
+    assert (packed.headers["content-encoding"], unpack(packed.body)) == (encoding, b"1\n")
+    assert "content-encoding" not in server.ask("/", "SELECT 1", headers={"Accept-Encoding": encoding}).headers
+    assert server.ask("/", b"not packed", headers={"Content-Encoding": encoding}).status in (400, 500)
+
+
+def test_clickhouses_own_blocks_go_both_ways(server: Running) -> None:
+    # CityHash128 1.0.2 of so many bytes, as the reference implementation gives it
+    for length, expected in (
+        (0, "2b9ac064fc9df03d291ee592c340b53c"),
+        (13, "3f3b87712aedf375b7850c7f21cf0780"),
+        (100, "50c580ec698da15064e3d1c5b848c0c8"),
+        (300, "e568eb20911251db0d6614322eb714b9"),
+    ):
+        data = bytes(i * 7 % 256 for i in range(length))
+        assert cityhash128(data).hex() == expected
+    reply = server.sql("SELECT number FROM numbers(300000)", compress="1")
+    assert packing.unpack_blocks(reply.body, 1 << 30) == "".join(f"{i}\n" for i in range(300_000)).encode()
+    assert len(reply.body) < 1_900_000
+    body = packing.pack_block(b"SELECT 1 +") + packing.pack_block(b" 2")
+    assert server.ask("/", body, decompress="1").text == "3\n"
+    broken = bytes([body[0] ^ 1]) + body[1:]
+    assert "Checksum" in server.ask("/", broken, decompress="1").text
+    for wrong in (body[:-1], b"SELECT 1", body + b"x"):
+        assert server.ask("/", wrong, decompress="1").headers["x-clickhouse-exception-code"] == "271"
+
+
+def test_a_session_is_kept_locked_and_found(server: Running) -> None:
+    given = {"session_id": "one", "session_timeout": "100"}
+    assert server.sql("SELECT 1", session_id="none", session_check="1").headers["x-clickhouse-exception-code"] == "372"
+    assert server.sql("SET max_threads = 1, recall = 0.5, param_x = 'kept'", **given).status == 200
+    assert server.sql("SELECT getSetting('max_threads'), {x:String}", session_check="1", **given).text == "1\tkept\n"
+    assert server.sql("CREATE TEMPORARY TABLE own (a Int8)", **given).status == 200
+    assert server.sql("INSERT INTO own VALUES (5)", **given).status == 200
+    assert server.sql("SELECT a FROM own", **given).text == "5\n"
+    assert server.sql("SELECT a FROM own").status == 404
+    assert server.sql("CREATE TEMPORARY TABLE own (a Int8)").status == 404
+    assert server.sql("SELECT 1", session_id="one", session_timeout="99999").status >= 400
+    slow = threading.Thread(target=lambda: server.sql(FOREVER, query_id="slow", **given))
+    slow.start()
+    wait_until_busy(server)
+    assert server.sql("SELECT 1", query_id="slow").headers["x-clickhouse-exception-code"] == "216"
+    assert server.sql("SELECT 1", **given).headers["x-clickhouse-exception-code"] == "373"
+    while "waiting" not in server.sql("KILL QUERY WHERE query_id = 'slow'").text:
+        time.sleep(0.02)
+    slow.join(30)
+    assert server.sql("SELECT getSetting('max_threads')", **given).text == "1\n"
+
+
+def test_a_query_is_killed_and_its_client_told(server: Running) -> None:
+    replies = []
+    thread = threading.Thread(target=lambda: replies.append(server.sql(FOREVER, query_id="long")))
+    thread.start()
+    while "long" not in server.sql("KILL QUERY WHERE query_id = 'long'").text:
+        time.sleep(0.02)
+    thread.join(30)
+    assert replies[0].headers["x-clickhouse-exception-code"] == "394"
+
+
+def test_a_client_that_goes_takes_its_query_with_it(server: Running) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    connection.request("POST", "/?query_id=left", FOREVER)
+    wait_until_busy(server)
+    assert connection.sock is not None
+    connection.sock.close()
+    wait_until_busy(server, 0)  # it would run for the server's minute
+    assert server.sql("SELECT 1", query_id="left").status == 200
+
+
+def test_other_hosts_and_origins_are_refused_and_headers_shut_the_page_in(server: Running) -> None:
+    assert server.ask("/ping", headers={"Host": "evil.example"}).status == 421
+    assert server.ask("/", "SELECT 1", headers={"Origin": "http://evil.example"}).status == 403
+    assert server.ask("/", "SELECT 1", headers={"Origin": server.url.rstrip("/")}).status == 200
+    reply = server.ask("/ping")
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["referrer-policy"] == "no-referrer"
+    assert "access-control-allow-origin" not in server.ask("/", "SELECT 1", add_http_cors_header="1").headers
+
+
+def test_the_page_is_for_browsers_only(server: Running) -> None:
+    page = server.ask("/", headers={"Accept": "text/html"})
+    assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert server.ask(query="SELECT 1", headers={"Accept": "text/html"}).text == "1\n"
+
+
+def test_a_token_is_asked_for_in_every_way(reader: Running) -> None:
+    assert reader.ask("/ping").status == 200
+    assert reader.ask("/healthz").status == 200
+    for path in ("/?query=SELECT+1", "/api/tables", "/metrics", "/api/openapi.json"):
+        assert reader.ask(path).status == 401, path
+    basic = "Basic " + __import__("base64").b64encode(f"me:{TOKEN}".encode()).decode()
+    for headers in ({"X-ClickHouse-Key": TOKEN}, {"Authorization": basic}, {"Authorization": f"Bearer {TOKEN}"}):
+        assert reader.ask(query="SELECT 1", headers=headers).text == "1\n"
+    assert reader.ask(query="SELECT 1", user="anyone", password=TOKEN).text == "1\n"
+    refused = reader.ask(query="SELECT 1", headers={"X-ClickHouse-Key": "wrong"})
+    assert (refused.status, refused.headers["x-clickhouse-exception-code"]) == (401, "516")
+
+
+def test_limits_hold_and_the_crowd_is_told_to_come_back(tmp_path: Path) -> None:
+    fill(tmp_path)
+    server = start(tmp_path, "--max-running", "2", "--max-waiting", "2", "--max-body", "1", "--max-rows", "1000",
+                   "--max-seconds", "2")  # fmt: skip
+    try:
+        assert server.ask("/", b"x" * (2 << 20)).status == 413
+        bomb = gzip.compress(b" " * (64 << 20))
+        assert server.ask("/", bomb, headers={"Content-Encoding": "gzip"}).status == 413
+        assert server.sql("SELECT number FROM numbers(2000)").headers["x-clickhouse-exception-code"] == "396"
+        assert server.sql("SELECT number FROM numbers(900)").status == 200
+        late = server.sql(FOREVER)
+        assert (late.status, late.headers["x-clickhouse-exception-code"]) == (408, "159")
+        replies = []
+        crowd = [threading.Thread(target=lambda: replies.append(server.sql(FOREVER))) for _ in range(10)]
+        for each in crowd:
+            each.start()
+        for each in crowd:
+            each.join(60)
+        assert {r.status for r in replies} == {408, 429}
+        assert [r.status for r in replies].count(429) == 6
+        assert {r.headers["retry-after"] for r in replies if r.status == 429} == {"1"}
+        assert server.sql("SELECT 1").text == "1\n"
+    finally:
+        stop(server)
+
+
+def test_it_stops_cleanly_and_the_database_opens_again(tmp_path: Path) -> None:
+    fill(tmp_path)
+    server = start(tmp_path, "--write")
+    replies = []
+    sql = "SELECT count() FROM numbers(200000000) WHERE sipHash64(number) % 7 = 9"
+    thread = threading.Thread(target=lambda: replies.append(server.sql(sql, query_id="last")))
+    thread.start()
+    wait_until_busy(server)
+    assert stop(server) == 0
+    thread.join(30)
+    assert [r.text for r in replies] == ["0\n"]
+    log = [json.loads(line) for line in (tmp_path / "server.log").read_text().splitlines()]
+    assert log[-1]["event"] == "stopped"
+    assert {"time", "level", "event"} <= set(log[0])
+    again = start(tmp_path)
+    assert again.sql("SELECT count() FROM laion").text == "300\n"
+    stop(again)
+
+
+def test_a_start_that_cannot_be_is_told_in_a_line(tmp_path: Path) -> None:
+    def fails(*arguments: str) -> str:
+        command = [sys.executable, "-m", "clipql", "--db", str(tmp_path / "x.db"), "serve", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        return done.stderr
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert f"cannot listen on 127.0.0.1:{port}" in fails("--port", port)
+    assert "give --token" in fails("--host", "0.0.0.0", "--port", "0")
+    assert not (tmp_path / "x.db").exists()
+
+
+def test_a_streamed_result_has_its_header_once(server: Running) -> None:
+    sql = 'SELECT number AS `a"b`, toString(number) AS s FROM numbers(200000)'
+    rows = range(200_000)
+    for format, expected in (
+        ("CSVWithNamesAndTypes", '"a""b","s"\n"UInt64","String"\n' + "".join(f'{i},"{i}"\n' for i in rows)),
+        ("TSVWithNames", 'a"b\ts\n' + "".join(f"{i}\t{i}\n" for i in rows)),
+        ("JSONCompactEachRowWithNames", '["a\\"b", "s"]\n' + "".join(f'[{i}, "{i}"]\n' for i in rows)),
+    ):
+        found = server.sql(sql, default_format=format).text
+        assert found.replace('", "', '","').replace(", ", ",") == expected.replace(", ", ","), format
+    empty = server.sql("SELECT 1 AS a WHERE 0", default_format="CSVWithNames")
+    assert empty.text == '"a"\n'
+    batches = pa.ipc.open_stream(server.sql(sql, default_format="ArrowStream").body).read_all()
+    assert (batches.num_rows, batches.column("s")[199_999].as_py()) == (200_000, "199999")
