@@ -17,9 +17,10 @@ from clipql import catalog, files
 from clipql.catalog import Catalog
 from clipql.encode.base import Picture
 from clipql.encode.service import Encoders
-from clipql.engine import Engine, quote_name
+from clipql.engine import Engine
 from clipql.errors import NotADatabase, QueryError, UnknownTable, VectorError
 from clipql.query.lexer import split_statements, tokenize
+from clipql.quoting import quote_name
 from clipql.result import Result, Stats
 from clipql.session import Answer, Progress, Session
 from clipql.tables import recover, schema

@@ -25,10 +25,10 @@ from prompt_toolkit.lexers import Lexer
 from prompt_toolkit.styles import Style
 
 from clipql import console
-from clipql.engine import quote_name
 from clipql.errors import ClipqlError
 from clipql.query.lexer import Token, tokenize
 from clipql.query.settings import OURS
+from clipql.quoting import quote_name
 
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input

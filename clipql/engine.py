@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from clipql import chunks
@@ -29,31 +25,13 @@ from clipql.arrow import Appender
 from clipql.errors import (
     DatabaseDamaged,
     DatabaseLocked,
-    EncodeError,
-    ModelError,
-    PictureError,
     QueryCancelled,
-    QueryError,
-    UnknownColumn,
-    UnknownTable,
 )
+from clipql.quoting import parameter_texts, quote_name, quote_string
+from clipql.translate import translate
+from clipql.users import ACTING, SESSION, Acting, Connection, EngineUser
 
 T = TypeVar("T")
-
-# Vector columns are ALIAS columns, so `*` must show them; mutations are waited for, so that a DELETE that has
-# returned is visible to the planner; a vector or its neighbours' row numbers make long statements.
-_SESSION = (
-    "SET asterisk_include_alias_columns = 1, mutations_sync = 1, insert_allow_materialized_columns = 1, "
-    "max_query_size = 1073741824"
-)
-_BY_CODE: Mapping[int, type[QueryError]] = {
-    60: UnknownTable,
-    81: UnknownTable,
-    47: UnknownColumn,
-    16: UnknownColumn,
-    394: QueryCancelled,
-    159: QueryCancelled,
-}
 
 
 @dataclass(frozen=True)
@@ -71,144 +49,6 @@ class Output:
         if not self.data:
             return pa.table({})
         return pa.ipc.open_stream(pa.py_buffer(self.data)).read_all()
-
-
-# how chDB reports an exception of a Python function
-_UDF = re.compile(
-    r"Python UDF '_clipql_encode_\w+' raised an exception at row \d+: (?:[\w.]*\.)?(\w+): (.*?)\s*(?:At:|\Z)", re.DOTALL
-)
-_ENCODING: Mapping[str, type[EncodeError]] = {k.__name__: k for k in (EncodeError, ModelError, PictureError)}
-
-
-def translate(error: BaseException) -> QueryError | EncodeError:
-    """chDB's exception as one of ours, with ClickHouse's code and name. The caller raises it `from` the original."""
-    text = str(error)
-    ours = _UDF.search(text)
-    if ours:
-        return _ENCODING.get(ours[1], EncodeError)(ours[2].strip())
-    match = re.search(r"Code: (\d+)\. DB::Exception: (.*?)(?:\s*\(([A-Z_0-9]+)\))?\s*\Z", text, re.DOTALL)
-    if not match:
-        return QueryError(text)
-    code, message, name = int(match[1]), match[2].strip(), match[3] or ""
-    message = re.sub(r"^(Code: \d+\. DB::Exception: )+|\s*\(version [\d.]+[^)]*\)$", "", message)
-    kind = _BY_CODE.get(code, QueryError)
-    return kind(f"{message} (ClickHouse {code} {name})".rstrip(), code=code, name=name)
-
-
-def _texts(sql: str, params: Mapping[str, Any] | None) -> dict[str, str]:
-    """The parameters that a statement names; a query vector that it no longer needs would cost a millisecond."""
-    if not params:
-        return {}
-    named = set(re.findall(r"\{\s*(\w+)\s*:", sql))
-    return {name: parameter_text(value) for name, value in params.items() if name in named}
-
-
-class EscapedText(str):
-    """A parameter's text as ClickHouse itself parses it, which is not to be escaped once more."""
-
-
-def parameter_text(value: Any) -> str:
-    """A Python value as the text that ClickHouse parses for a query parameter (`{name:Type}`).
-
-    Strings are taken as they are; lists, tuples and numpy arrays of any float type become arrays; None is NULL.
-    """
-    if value is None:
-        return "\\N"
-    if isinstance(value, EscapedText):
-        return str(value)
-    return _escaped(value) if isinstance(value, str) else _literal(value)
-
-
-def _escaped(text: str) -> str:
-    for raw, escape in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"), ("\0", "\\0")):
-        text = text.replace(raw, escape)
-    return text
-
-
-def _literal(value: Any) -> str:
-    if value is None:
-        return "NULL"
-    if isinstance(value, np.ndarray):
-        if value.ndim == 1 and value.dtype.kind in "fiu":
-            return str(value.tolist())
-        return _literal(value.tolist())
-    if isinstance(value, np.generic):
-        return _literal(value.item())
-    if isinstance(value, (list, tuple)):
-        left, right = ("[", "]") if isinstance(value, list) else ("(", ")")
-        return left + ",".join(_nested(v) for v in value) + right
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return str(value)
-
-
-def _nested(value: Any) -> str:
-    return "'" + _escaped(value).replace("'", "\\'") + "'" if isinstance(value, str) else _literal(value)
-
-
-def quote_string(text: str) -> str:
-    """A ClickHouse string literal."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def quote_name(name: str) -> str:
-    """A ClickHouse identifier in backticks."""
-    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
-
-
-class _Connection:
-    """One chDB connection: how many of the user's SET statements it has seen, and what a request had set besides.
-
-    database: the one that a request asked for, None where it is in the user's own.
-    """
-
-    def __init__(self, raw: Any, tag: str) -> None:
-        self.raw, self.tag, self.seen = raw, tag, 0
-        self.settings: dict[str, str] = {}
-        self.database: str | None = None
-        raw.query(_SESSION + f", log_comment = '{tag}'")
-
-    def drained(self) -> bool:
-        """Whether the connection is clean again after an error.
-
-        chDB prefixes what a failed query had already written to the next result of the same connection, which
-        would be a wrong answer; a throw-away query takes it.
-        """
-        with contextlib.suppress(RuntimeError):
-            for _ in range(3):
-                if self.raw.query("SELECT 'clipql'", "TabSeparated").bytes() == b"clipql\n":
-                    return True
-        return False
-
-
-class EngineUser:
-    """One whose SET and USE statements, and temporary tables, concern nobody else: the process, or a network session.
-
-    statements: run on each connection before its first query. database: the current one. hidden: names of temporary
-    tables, which live on one connection: a user who has them runs one statement at a time.
-    """
-
-    def __init__(self, statements: Iterable[str] = ()) -> None:
-        self.statements = list(statements)
-        self.database = "default"
-        self.hidden: set[str] = set()
-        self.idle: list[_Connection] = []
-
-
-@dataclass
-class Acting:
-    """One request of a user: settings and database for it alone, and what it runs, so that it can be cancelled."""
-
-    user: EngineUser
-    settings: Mapping[str, str] = field(default_factory=dict)
-    database: str | None = None
-    running: set[str] = field(default_factory=set)
-    cancelled: bool = False
-
-
-_ACTING: ContextVar[Acting | None] = ContextVar("clipql_acting", default=None)
 
 
 class Engine:
@@ -249,13 +89,13 @@ class Engine:
                 ) from error
             Engine._open = self
 
-    def _connect(self) -> _Connection:
-        return _Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}")
+    def _connect(self) -> Connection:
+        return Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}")
 
     @property
     def acting(self) -> Acting:
         """Who runs the queries of this thread."""
-        return _ACTING.get() or self._acting
+        return ACTING.get() or self._acting
 
     @contextlib.contextmanager
     def act(self, acting: Acting) -> Iterator[None]:
@@ -263,11 +103,11 @@ class Engine:
         with self._lock:
             if acting.user not in self._users:
                 self._users.append(acting.user)
-        before = _ACTING.set(acting)
+        before = ACTING.set(acting)
         try:
             yield
         finally:
-            _ACTING.reset(before)
+            ACTING.reset(before)
 
     def forget(self, user: EngineUser) -> None:
         """Close what a user had, temporary tables included."""
@@ -285,7 +125,7 @@ class Engine:
             self.kill(tag)
 
     @contextlib.contextmanager
-    def _borrow(self, user: bool = False) -> Iterator[_Connection]:
+    def _borrow(self, user: bool = False) -> Iterator[Connection]:
         acting = self.acting
         owner = acting.user if user else self._own
         if user and acting.cancelled:
@@ -312,13 +152,13 @@ class Engine:
                 connection.raw.close()
 
     @staticmethod
-    def _prepare(connection: _Connection, acting: Acting) -> None:
+    def _prepare(connection: Connection, acting: Acting) -> None:
         """Have the connection be as the request wants it; requests of one client mostly want the same."""
         run, user = connection.raw.query, acting.user
         try:
             if connection.settings != acting.settings and connection.settings:
                 run("SET " + ", ".join(f"{name} = DEFAULT" for name in connection.settings))
-                run(_SESSION)
+                run(SESSION)
                 connection.settings, connection.seen = {}, 0
             for statement in user.statements[connection.seen :]:
                 run(statement)
@@ -374,7 +214,7 @@ class Engine:
         what the user SET, and in the database that the user USEs.
         Raises QueryError (or a subclass) with ClickHouse's code.
         """
-        texts = _texts(sql, params)
+        texts = parameter_texts(sql, params)
         with self._borrow(user) as connection:
             run = _with_tables(connection.raw, tables) if tables else connection.raw.query
             if progress is not None:
@@ -416,7 +256,7 @@ class Engine:
         user: bool = False,
     ) -> Iterator[pa.RecordBatch]:
         """The result of a query, block by block, in bounded memory."""
-        texts = _texts(sql, params)
+        texts = parameter_texts(sql, params)
         with self._borrow(user) as connection:
             raw = connection.raw
             send = _with_tables(raw, tables, stream=True) if tables else raw.send_query
@@ -450,7 +290,7 @@ class Engine:
         progress: told rows and bytes read so far, before each piece.
         """
         joined = chunks.joiner(format)
-        texts = _texts(sql, params)
+        texts = parameter_texts(sql, params)
         with self._borrow(True) as connection:
             raw = connection.raw
             opened = None

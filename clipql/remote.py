@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 
 from clipql.database import QUERIES, Database, one_condition
 from clipql.encode.base import Picture
-from clipql.engine import Output, parameter_text, quote_name, translate
+from clipql.engine import Output
 from clipql.errors import ClipqlError, QueryError, ServerError
+from clipql.quoting import parameter_text, quote_name
 from clipql.result import Result, Stats
 from clipql.session import Answer, Progress
+from clipql.translate import translate
 from clipql.vectors.metrics import Metric, metric_named
 
 SECONDS = 600

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.engine import Engine, quote_name
+from clipql.engine import Engine
 from clipql.errors import QueryError, VectorError
 from clipql.query.lexer import tokenize
+from clipql.quoting import quote_name
 
 _PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*(.+?)\s*\}\Z", re.DOTALL)
 _NARROW = {"Float32", "BFloat16", "UInt8", "Int8", "UInt16", "Int16"}

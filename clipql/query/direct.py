@@ -16,7 +16,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.arrow import arrow_numbers
-from clipql.engine import quote_name, quote_string
 from clipql.errors import DatabaseDamaged
 from clipql.index.base import Candidates
 from clipql.index.flat import Term, exact
@@ -24,6 +23,7 @@ from clipql.query.constants import Constants
 from clipql.query.plan import Plan
 from clipql.query.recognise import VectorSelect
 from clipql.query.scopes import split_list
+from clipql.quoting import quote_name, quote_string
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from clipql.catalog import Table
 from clipql.encode.service import IMAGE, TEXT, Batch, Encoders, call_sql
-from clipql.engine import Engine, quote_name
+from clipql.engine import Engine
 from clipql.errors import QueryError
 from clipql.query.calls import FindTable, alias_spans, find_sources
 from clipql.query.clauses import conjuncts
 from clipql.query.constants import with_clause
 from clipql.query.lexer import Token, matching, tokenize
 from clipql.query.scopes import Scope, scopes, split_list
+from clipql.quoting import quote_name
 
 BATCH = 1024
 # clauses with which the rows of a SELECT are not the rows that its expressions see

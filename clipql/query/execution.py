@@ -16,7 +16,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.arrow import arrow_numbers
-from clipql.engine import quote_name
 from clipql.errors import QueryCancelled, QueryError
 from clipql.index.base import Candidates, Cost
 from clipql.index.flat import WIDE, Scan, Term, exact
@@ -27,6 +26,7 @@ from clipql.query.filters import FilterMemory
 from clipql.query.pairs import JoinPlan
 from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan
 from clipql.query.scopes import Scope, split_list
+from clipql.quoting import quote_name
 from clipql.tables.registry import ROW, Registry
 
 INLINE = 256

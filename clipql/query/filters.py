@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.catalog import Table
-from clipql.engine import parameter_text
 from clipql.query.lexer import tokenize
+from clipql.quoting import parameter_text
 from clipql.tables.registry import Registry
 
 LARGEST = 256 << 20  # bytes of masks, one byte a row

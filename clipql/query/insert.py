@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from clipql.catalog import Table
 from clipql.encode.service import Batch
-from clipql.engine import quote_name, quote_string
 from clipql.errors import QueryError, VectorError
 from clipql.query.lexer import tokenize
 from clipql.query.run import Planner
 from clipql.query.scopes import scopes, split_list
 from clipql.query.statements import Insert
+from clipql.quoting import quote_name, quote_string
 from clipql.tables import shape
 from clipql.tables.registry import INTERNAL, ROW, Registry
 from clipql.tables.writer import Insertion

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipql.catalog import Table
-from clipql.engine import quote_name
 from clipql.errors import QueryError
 from clipql.query.calls import FindTable, Source, alias_spans, find_pairs, find_sources
 from clipql.query.clauses import conjuncts
 from clipql.query.lexer import Token, matching
 from clipql.query.scopes import Scope, split_list
+from clipql.quoting import quote_name
 from clipql.tables.registry import ROW, Registry
 from clipql.vectors.metrics import Metric, metric_named
 

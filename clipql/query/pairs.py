@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from clipql.arrow import arrow_numbers
 from clipql.catalog import VectorColumn
-from clipql.engine import quote_name
 from clipql.index import kinds
 from clipql.index.base import Cost, Index
 from clipql.index.batch import nearest_each
 from clipql.index.flat import each_core
 from clipql.query.joins import PAIRS, NearestJoin, Side, from_clause
 from clipql.query.settings import SearchOptions
+from clipql.quoting import quote_name
 from clipql.tables.indexes import Chosen, Indexes
 from clipql.tables.registry import ROW, Registry
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipql.catalog import Table
-from clipql.engine import quote_name
 from clipql.query.affine import Affine, Parser
 from clipql.query.calls import (
     Call,
@@ -25,6 +24,7 @@ from clipql.query.calls import (
 )
 from clipql.query.clauses import Condition, read_conditions, read_limit, read_order
 from clipql.query.scopes import Scope
+from clipql.quoting import quote_name
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from clipql.encode.service import Batch, Encoders
-from clipql.engine import quote_name
 from clipql.errors import QueryCancelled, QueryError
 from clipql.index.base import Candidates
 from clipql.query import direct
@@ -32,6 +31,7 @@ from clipql.query.plan import Plan, plan
 from clipql.query.recognise import recognise
 from clipql.query.scopes import Scope
 from clipql.query.settings import SearchOptions
+from clipql.quoting import quote_name
 from clipql.tables import shape
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry

@@ -20,9 +20,9 @@ from starlette.routing import Route
 from clipql import __version__
 from clipql.catalog import Table
 from clipql.encode.service import DEFAULT_MODEL
-from clipql.engine import quote_name
 from clipql.errors import ClipqlError, ModelError, PictureError, QueryError
 from clipql.query import explain
+from clipql.quoting import quote_name
 from clipql.serve import doors, openapi, search
 from clipql.serve.body import read_body
 from clipql.serve.errors import error_status

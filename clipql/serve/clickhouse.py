@@ -23,9 +23,9 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from clipql.engine import Acting, EscapedText
 from clipql.errors import ClipqlError, QueryError
 from clipql.query import statements
+from clipql.quoting import EscapedText
 from clipql.serve import doors, packing
 from clipql.serve.allowed import words
 from clipql.serve.body import read_body
@@ -35,6 +35,7 @@ from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
 from clipql.serve.spelling import denied, with_identifiers
 from clipql.session import Answer
+from clipql.users import Acting
 
 LOG = logging.getLogger("clipql.serve")
 # a result is held back to this size, so that an error in its beginning still has a status of its own

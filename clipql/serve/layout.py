@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipql.catalog import Table
-from clipql.engine import Engine, quote_name
+from clipql.engine import Engine
+from clipql.quoting import quote_name
 from clipql.tables.registry import INTERNAL, ROW
 
 _CAPTIONS = ("caption", "text", "alt", "title", "description", "name")

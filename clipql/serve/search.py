@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from clipql.catalog import Table, VectorColumn
 from clipql.database import one_condition
-from clipql.engine import quote_name, quote_string
 from clipql.errors import QueryError
+from clipql.quoting import quote_name, quote_string
 from clipql.serve.layout import Layout
 from clipql.tables.registry import ROW
 

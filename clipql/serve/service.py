@@ -12,7 +12,7 @@ from typing import Any
 
 from clipql.catalog import Table, VectorColumn
 from clipql.database import Database
-from clipql.engine import Acting, Engine, EngineUser
+from clipql.engine import Engine
 from clipql.errors import UnknownTable, VectorError
 from clipql.serve.guard import Checked, Guard
 from clipql.serve.limits import Options
@@ -20,6 +20,7 @@ from clipql.serve.metrics import Metrics
 from clipql.serve.pool import Pool
 from clipql.session import Answer, Session, Sink
 from clipql.tables.registry import INTERNAL
+from clipql.users import Acting, EngineUser
 
 
 @dataclass

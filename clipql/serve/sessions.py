@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from clipql.engine import Engine, EngineUser
+from clipql.engine import Engine
 from clipql.errors import QueryError
 from clipql.session import Session
+from clipql.users import EngineUser
 
 LONGEST_SECONDS, DEFAULT_SECONDS = 3600, 60
 

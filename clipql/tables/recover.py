@@ -11,8 +11,8 @@ import contextlib
 
 from clipql import catalog, files
 from clipql.catalog import Pending, Table
-from clipql.engine import quote_string
 from clipql.errors import DatabaseDamaged, QueryError
+from clipql.quoting import quote_string
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
 
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from clipql import catalog as manifest
 from clipql import native
 from clipql.catalog import Catalog, Table
-from clipql.engine import Engine, quote_name, quote_string
+from clipql.engine import Engine
 from clipql.errors import ClipqlError, UnknownTable
+from clipql.quoting import quote_name, quote_string
 from clipql.tables.gate import Gate
 from clipql.vectors.store import ColumnStore
 

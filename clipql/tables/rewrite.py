@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.catalog import Pending, Table
-from clipql.engine import quote_name
+from clipql.quoting import quote_name
 from clipql.tables import recover, schema, shape
 from clipql.tables.indexes import Indexes, unbuilt
 from clipql.tables.registry import INTERNAL, ROW, Registry

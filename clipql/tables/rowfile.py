@@ -23,8 +23,8 @@ import xxhash
 
 from clipql import files
 from clipql.catalog import RowFile, Table
-from clipql.engine import quote_name
 from clipql.errors import ClipqlError, DatabaseDamaged
+from clipql.quoting import quote_name
 from clipql.tables.registry import ROW, Registry
 
 BATCH_ROWS = 4096

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 from clipql.catalog import IndexEntry, Pending, Table
-from clipql.engine import quote_name, quote_string
 from clipql.errors import UnsupportedStatement, VectorIndexError
 from clipql.index import definition
 from clipql.query.lexer import Token
 from clipql.query.scopes import split_list
+from clipql.quoting import quote_name, quote_string
 from clipql.tables import recover, shape
 from clipql.tables.indexes import Indexes, check_column, unbuilt
 from clipql.tables.registry import INTERNAL, Registry

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from clipql import files
 from clipql.arrow import arrow_numbers
 from clipql.catalog import Part, Pending, Segment, Table, VectorColumn
-from clipql.engine import quote_name
 from clipql.errors import DiskFull, QueryError, VectorError
+from clipql.quoting import quote_name
 from clipql.tables import recover, shape
 from clipql.tables.registry import INTERNAL, ROW, Registry
 from clipql.vectors import segments

@@ -10,6 +10,7 @@ import { isSafe } from './filters.js';
 import { makeCanvas } from './mapcanvas.js';
 import { keyOf, nextPage, results } from './results.js';
 
+const MOST_WAITS = 100; // of 40 ms
 const WANTED = 240; // rows; more than that is a crowd on a screen
 
 let canvas = null;
@@ -64,11 +65,13 @@ export async function drawMap(state, table) {
   }
   drawnKey = key;
   said.textContent = 'Collecting pictures…';
+  let waits = 0;
   try {
     while (results.more && results.rows.length < WANTED && drawnKey === key) {
       const fresh = await nextPage(WANTED - results.rows.length);
       if (fresh?.length === 0) break;
-      // a page was on its way already, asked for by the grid
+      // a page was on its way already, asked for by the grid; or a search is, which will draw the map anew
+      if (fresh === null && waits++ > MOST_WAITS) return;
       if (fresh === null) await new Promise((resolve) => setTimeout(resolve, 40));
     }
     const rows = results.rows.slice(0, WANTED);

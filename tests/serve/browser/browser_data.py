@@ -1,6 +1,6 @@
 """Makes the database of the browser tests, in a process of its own: chDB serves one folder a process.
 
-    python browser_data.py FOLDER PICTURES_URL
+    python browser_data.py FOLDER PICTURES_URL [all]
 
 `emoji`: pictures in files, from the bundled data set. `web`: the same kind of pictures at web addresses, some of them
 gone, with captions and addresses that mean harm, rows that are not safe, and rows that are almost the same.
@@ -40,13 +40,13 @@ def chosen(table: pa.Table) -> list[dict]:
     """Rows that have to do with the words searched for, then others, in a fixed order."""
     rows = table.to_pylist()
     rows.sort(key=lambda row: (not any(word in row["name"].split() for word in WORDS), row["key"]))
-    return rows[:EMOJI]
+    return rows
 
 
-def main(folder: Path, pictures_url: str) -> None:
+def main(folder: Path, pictures_url: str, most: int) -> None:
     """Both tables."""
     with as_file(files("clipql.data").joinpath("emoji")) as source:
-        rows = chosen(pq.read_table(source / "emoji.parquet"))
+        rows = chosen(pq.read_table(source / "emoji.parquet"))[:most]
         with tarfile.open(source / "emoji.tar") as tar:
             (folder / "pictures").mkdir(parents=True)
             for row in rows:
@@ -86,4 +86,4 @@ def main(folder: Path, pictures_url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], sys.maxsize if sys.argv[3:] == ["all"] else EMOJI)

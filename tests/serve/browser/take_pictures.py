@@ -1,0 +1,53 @@
+"""Takes the pictures of the page in docs/img, of all bundled emoji: python tests/serve/browser/take_pictures.py"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from browser_support import serve
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).parents[3]
+SIZE = {"width": 1280, "height": 800}
+
+
+def take(page: Page, name: str) -> None:
+    """A screenshot in 256 colours: a README is read by many."""
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(ROOT / "docs" / "img" / name, optimize=True)
+
+
+def main() -> None:
+    """Both pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        build = [sys.executable, str(Path(__file__).with_name("browser_data.py")), folder, "http://127.0.0.1:9", "all"]
+        subprocess.run(build, check=True)
+        with (
+            serve(here / "test.db", here / "log", CLIPQL_MODEL="clipql/emoji") as served,
+            sync_playwright() as playwright,
+        ):
+            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+            page = browser.new_page(viewport=SIZE)
+            page.goto(f"{served.address}#pictures?table=emoji&q=cat&with=1~heart")
+            page.wait_for_selector(".tile.loaded")
+            page.evaluate("document.activeElement.blur()")
+            page.locator(".tile").nth(2).hover()
+            page.wait_for_timeout(2500)
+            take(page, "page-search.png")
+            page.goto(f"{served.address}#map?table=emoji&q=animal")
+            page.wait_for_selector(".map-list li")
+            page.wait_for_timeout(3000)
+            page.mouse.move(430, 420)
+            page.wait_for_timeout(500)
+            take(page, "page-map.png")
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()
