@@ -238,4 +238,9 @@ class Definitions:
 def _concerns_index(sql: str, statement: OnTable) -> bool:
     """Whether an ALTER defines, builds or drops an index, which changes no row."""
     tokens = tokenize(sql[statement.rest :])
-    return "INDEX" in [t.upper for t in tokens[:2]] and len(split_list(tokens, 0, len(tokens))) == 1
+    verb, what = [t.upper for t in tokens[:2]] if len(tokens) > 2 else ("", "")
+    return (
+        verb in ("ADD", "DROP", "CLEAR", "MATERIALIZE")
+        and what == "INDEX"
+        and len(split_list(tokens, 0, len(tokens))) == 1
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import tempfile
 import threading
 import weakref
@@ -29,7 +30,9 @@ TEXT, IMAGE = "encode_text", "encode_image"
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 REMEMBERED = 4096  # vectors of words and pictures asked for last: 8 MB of 512 numbers each
 # how picture files begin; anything else that encode_image gets is a path
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00")
+_PICTURES = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\x00\x00\x00\x00|II\*\x00|MM\x00\*|\x00\x00\x00", re.DOTALL
+)
 
 
 class Batch:
@@ -123,7 +126,8 @@ class Encoders:
     def batch(self) -> Batch:
         """A place for vectors that the SQL functions shall find; it lasts as long as it is held."""
         made = Batch()
-        self._batches.add(made)
+        with self._lock:
+            self._batches.add(made)
         return made
 
     def fill(self, batch: Batch, function: str, values: Sequence[bytes], model: str) -> None:
@@ -144,7 +148,7 @@ class Encoders:
 
     def as_picture(self, value: bytes) -> Picture:
         """What encode_image was given: the bytes of a picture, or a path. Raises PictureError for what may not be."""
-        if value.startswith(_PICTURES):
+        if _PICTURES.match(value):
             return value
         shown = value[:200].decode("utf-8", "replace")
         if not self.files:
@@ -159,7 +163,9 @@ class Encoders:
         """One call of a SQL function: the bytes of the vector as Array(Float32)."""
         name = self.encoder(model or None).model
         key = _key(function, name, value)
-        for batch in list(self._batches):
+        with self._lock:
+            batches = list(self._batches)
+        for batch in batches:
             found = batch.get(key)
             if found is not None:
                 return found

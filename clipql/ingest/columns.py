@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipql.catalog import Table
-from clipql.engine import Engine, quote_name, quote_string
+from clipql.engine import Engine
 from clipql.errors import IngestError, QueryError
 from clipql.ingest.layout import CheckedPart
+from clipql.quoting import quote_name, quote_string
 from clipql.tables.registry import INTERNAL
 
 _FLOATS = {"Float32", "Float64", "BFloat16"}

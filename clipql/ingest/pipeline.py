@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from clipql.arrow import arrow_numbers
 from clipql.catalog import Part, Table
-from clipql.engine import quote_name, quote_string
 from clipql.errors import ClipqlError, IngestError, VectorError
 from clipql.ingest.columns import check_parts, column_types
 from clipql.ingest.layout import IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
 from clipql.ingest.origin import check_origins, rows_with_vectors
+from clipql.quoting import quote_name, quote_string
 from clipql.tables import schema
 from clipql.tables.registry import Registry
 from clipql.tables.writer import Insertion

@@ -18,6 +18,7 @@ from clipql.engine import Engine
 from clipql.errors import QueryError, VectorError
 from clipql.query.lexer import tokenize
 from clipql.quoting import quote_name
+from clipql.vectors.metrics import Metric
 
 _PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*(.+?)\s*\}\Z", re.DOTALL)
 _NARROW = {"Float32", "BFloat16", "UInt8", "Int8", "UInt16", "Int16"}
@@ -25,10 +26,17 @@ _NARROW = {"Float32", "BFloat16", "UInt8", "Int8", "UInt16", "Int16"}
 
 @dataclass(frozen=True)
 class QueryVector:
-    """float64 (d,) values, and whether ClickHouse computes distances to it in Float32 rather than Float64."""
+    """float64 (d,) values, whether ClickHouse computes distances to it in Float32 rather than Float64, and whether they
+    are integers.
+    """
 
     values: NDArray[np.float64]
     narrow: bool
+    integral: bool = False
+
+    def narrow_for(self, metric: Metric) -> bool:
+        """Whether ClickHouse gives this distance as Float32: dotProduct of Float32 and integers is Float64."""
+        return self.narrow and not (self.integral and metric is Metric.DOT)
 
 
 class Constants:
@@ -67,7 +75,7 @@ class Constants:
         except ValueError:
             return None
         small = all(re.fullmatch(r"-?\d{1,4}", n) for n in numbers)
-        return QueryVector(values, small)
+        return QueryVector(values, small, small)
 
     def _parameter(self, text: str) -> QueryVector | None:
         match = _PARAMETER.fullmatch(text)
@@ -103,7 +111,7 @@ class Constants:
         if not kind or not re.match(r"(U?Int|B?Float)\d+$", kind[1]):
             return None
         values = np.array(row.column(0)[0].as_py(), np.float64)
-        return QueryVector(values, kind[1] in _NARROW)
+        return QueryVector(values, kind[1] in _NARROW, "Int" in kind[1])
 
     def number(self, text: str, withs: tuple[str, ...] = (), aliases: Mapping[str, str] | None = None) -> float | None:
         """The number an expression gives, or None where it cannot be known beforehand."""

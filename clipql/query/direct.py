@@ -76,7 +76,9 @@ def _item(select: VectorSelect, first: int, last: int) -> Item | None:
     if end - first == 1 and tokens[first].name and tokens[first].kind in ("word", "quoted"):
         column = tokens[first].name or ""
         # a name that SELECT gives may stand for something else than the column
-        return None if column in select.aliases and not named else Item(name or column, column, None)
+        if not named and column in select.aliases:
+            return None
+        return None if column in select.aliases and column != name else Item(name or column, column, None)
     call = next((i for i, c in enumerate(select.calls) if c.first == first and c.last == end), None)
     return Item(name or "", None, call) if named and call is not None else None
 
@@ -123,7 +125,7 @@ def _distance(registry: Registry, plan: Plan, item: Item, rows: NDArray[Any]) ->
     call = plan.select.calls[item.call or 0]
     vector = plan.vectors[item.call or 0]
     values = exact([Term(registry.store(plan.select.table, call.column), call.metric, vector.values)], rows)
-    return arrow_numbers(values.astype(np.float32) if vector.narrow else values)
+    return arrow_numbers(values.astype(np.float32) if vector.narrow_for(call.metric) else values)
 
 
 def as_select(indexes: Indexes, plan: Plan, wanted: tuple[Item, ...], name: str) -> str | None:
@@ -133,7 +135,8 @@ def as_select(indexes: Indexes, plan: Plan, wanted: tuple[Item, ...], name: str)
     reader = indexes.rows.reader(plan.select.table)
     parts = []
     for item in wanted:
-        narrow = item.call is not None and plan.vectors[item.call].narrow
+        call = item.call
+        narrow = call is not None and plan.vectors[call].narrow_for(plan.select.calls[call].metric)
         kind = reader.types[item.column] if reader and item.column else "Float32" if narrow else "Float64"
         if not _SIMPLE.match(kind):
             return None

@@ -10,9 +10,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,13 @@ from clipql.query.scopes import Scope, scopes, split_list
 from clipql.quoting import quote_name
 
 BATCH = 1024
+# functions of their arguments alone, so that text made with them is a constant; of any other that is not certain
+_FUNCTIONS = {
+    "base64decode", "char", "coalesce", "concat", "concatwithseparator", "format", "if", "ifnull", "left", "lower",
+    "lowerutf8", "repeat", "replace", "replaceall", "replaceone", "reverse", "right", "substring", "substringutf8",
+    "tostring", "trim", "trimboth", "trimleft", "trimright", "unhex", "upper", "upperutf8",
+}  # fmt: skip
+_TEXT = re.compile(r"(LowCardinality\()?(Nullable\()?(String|FixedString|Nothing)")
 # clauses with which the rows of a SELECT are not the rows that its expressions see
 _GROUPING = {"GROUP", "HAVING", "WINDOW", "QUALIFY", "LIMIT 2", "FETCH"}
 # how a parameter that holds an encoded constant is called
@@ -60,6 +67,10 @@ class _Call:
     value: tuple[int, int]
     model: tuple[int, int] | None
 
+    def alone(self, literal: bytes | None) -> TypeGuard[bytes]:
+        """Whether it is of a literal text, by the model of its statement."""
+        return literal is not None and self.function == TEXT and self.model is None
+
 
 class Encoding:
     """Replaces the calls in statements over the tables that `find` knows."""
@@ -89,15 +100,22 @@ class Encoding:
         if TEXT not in text and IMAGE not in text:
             return text
         work = _Replacement(self._engine, self._encoders, dict(params), False)
-        model = self.model_of(text)
-        while (found := _last_call(tokens := tokenize(text))) is not None:
-            vector = work.constant(text, tokens, found, model)
+        model, tokens = self.model_of(text), tokenize(text)
+        calls = list(_calls(tokens))
+        literals = [_literal(_text(text, tokens, c.value), params) for c in calls]
+        together = [v.decode("utf-8", "replace") for c, v in zip(calls, literals, strict=True) if c.alone(v)]
+        for at in range(0, len(together), BATCH):  # they are remembered, or at worst encoded again one by one
+            self._encoders.texts(together[at : at + BATCH], model)
+        pieces, end = [], len(text)
+        for call in reversed(calls):
+            vector = work.constant(text, tokens, call, model)
             if vector is None:
-                argument = _text(text, tokens, found.value)
-                raise QueryError(f"{found.function}({argument}): expected a constant among VALUES")
-            numbers = "[" + ",".join(map(repr, vector.tolist())) + "]"
-            text = text[: tokens[found.first].start] + numbers + text[tokens[found.last - 1].end :]
-        return text
+                argument = _text(text, tokens, call.value)
+                raise QueryError(f"{call.function}({argument}): expected a constant among VALUES")
+            last = tokens[call.last - 1].end
+            pieces += [text[last:end], "[" + ",".join(map(repr, vector.tolist())) + "]"]
+            end = tokens[call.first].start
+        return text[:end] + "".join(reversed(pieces))
 
     def model_of(self, sql: str) -> str | None:
         """The model of calls that name none: the default, else the one that filled the columns a statement reads."""
@@ -143,14 +161,28 @@ class _Replacement:
         argument = _text(sql, tokens, call.value)
         value = _literal(argument, self.params)
         if value is None:
-            prefix = with_clause(argument, (), aliases)
-            text = f"{prefix}SELECT base64Encode(assumeNotNull({argument}))"
-            value = base64.b64decode(self._engine.query(text, "RawBLOB", params=self.params, user=True).data)
+            value = self._evaluated(call.function, argument, aliases)
+        if value is None:
+            return np.empty(0, np.float32)
         named = self._model(sql, tokens, call) or model
         if call.function == TEXT:
             (vector,) = self._encoders.texts([value.decode("utf-8", "replace")], named)
             return np.asarray(vector, np.float32)
         return self._encoders.picture(self._encoders.as_picture(value), named)
+
+    def _evaluated(self, function: str, argument: str, aliases: Mapping[str, str]) -> bytes | None:
+        """The text that an expression without columns gives; None for NULL. Raises QueryError where it is no text."""
+        prefix = with_clause(argument, (), aliases)
+        row = self._engine.arrow(
+            f"{prefix}SELECT toTypeName({argument}), isNull({argument}), "
+            f"base64Encode(ifNull(CAST({argument} AS Nullable(String)), '')) SETTINGS limit = 0, offset = 0",
+            params=self.params,
+            user=True,
+        ).to_pylist()[0]
+        kind, null, value = row.values()
+        if not _TEXT.match(kind):
+            raise QueryError(f"{function}({argument}) got {kind}; expected text")
+        return None if null else base64.b64decode(value)
 
     def _model(self, sql: str, tokens: list[Token], call: _Call) -> str | None:
         if call.model is None:
@@ -233,16 +265,31 @@ def _plain_conditions(scope: Scope, clause: str) -> list[str]:
 
 def _last_call(tokens: list[Token]) -> _Call | None:
     for at in reversed(range(len(tokens) - 1)):
-        token = tokens[at]
-        if token.kind != "word" or token.text not in (TEXT, IMAGE) or tokens[at + 1].text != "(":
-            continue
-        close = matching(tokens, at + 1)
-        arguments = split_list(tokens, at + 2, close)
-        if tokens[close].text != ")" or not 1 <= len(arguments) <= 2:
-            usage = f"{token.text}(value) or {token.text}(value, 'model')"
-            raise QueryError(f"{token.text} got {len(arguments)} arguments; expected {usage}")
-        return _Call(token.text, at, close + 1, arguments[0], arguments[1] if len(arguments) == 2 else None)
+        if tokens[at].text in (TEXT, IMAGE) and (found := _call_at(tokens, at)):
+            return found
     return None
+
+
+def _calls(tokens: list[Token]) -> Iterator[_Call]:
+    """All calls, from the front; none of them is within another."""
+    at = 0
+    while at < len(tokens) - 1:
+        found = _call_at(tokens, at) if tokens[at].text in (TEXT, IMAGE) else None
+        if found:
+            yield found
+        at = found.last if found else at + 1
+
+
+def _call_at(tokens: list[Token], at: int) -> _Call | None:
+    token = tokens[at]
+    if token.kind != "word" or tokens[at + 1].text != "(":
+        return None
+    close = matching(tokens, at + 1)
+    arguments = split_list(tokens, at + 2, close)
+    if tokens[close].text != ")" or not 1 <= len(arguments) <= 2:
+        usage = f"{token.text}(value) or {token.text}(value, 'model')"
+        raise QueryError(f"{token.text} got {len(arguments)} arguments; expected {usage}")
+    return _Call(token.text, at, close + 1, arguments[0], arguments[1] if len(arguments) == 2 else None)
 
 
 def _is_constant(tokens: Sequence[Token], aliases: Mapping[str, str], depth: int = 0) -> bool:
@@ -256,7 +303,11 @@ def _is_constant(tokens: Sequence[Token], aliases: Mapping[str, str], depth: int
         if token.kind in ("word", "quoted"):
             called = at + 1 < len(tokens) and tokens[at + 1].text == "(" and token.kind == "word"
             known = aliases.get(token.name or "") if not called else None
-            if token.upper in ("SELECT", "ARRAYJOIN") or not (called or known is not None or token.upper == "NULL"):
+            if (
+                token.upper == "SELECT"
+                or (called and token.text.lower() not in _FUNCTIONS)
+                or not (called or known is not None or token.upper == "NULL")
+            ):
                 return False
             if known is not None and (depth > 8 or not _is_constant(tokenize(known), aliases, depth + 1)):
                 return False

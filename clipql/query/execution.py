@@ -25,7 +25,7 @@ from clipql.query.constants import with_clause
 from clipql.query.filters import FilterMemory
 from clipql.query.pairs import JoinPlan
 from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan
-from clipql.query.scopes import Scope, split_list
+from clipql.query.scopes import Scope, settings_in_force, split_list
 from clipql.quoting import quote_name
 from clipql.tables.registry import ROW, Registry
 
@@ -126,7 +126,7 @@ class Execution:
         text = self._plan.filter or "1"
         prefix = with_clause(text, select.scope.withs, select.aliases)
         acting = self._engine.acting
-        context = (*acting.user.statements, *acting.settings.items(), select.scope.body("SETTINGS"))
+        context = (*acting.user.statements, *acting.settings.items(), settings_in_force(self._work.sql, select.scope))
         alone = not prefix and not select.joined
         key = self._memory.key(select.table, text, self._work.params, context) if alone else None
         known = self._memory.get(key)
@@ -140,7 +140,7 @@ class Execution:
         select = self._select
         sql = f"{prefix}SELECT {select.qualifier_sql}{ROW} FROM {select.scope.body('FROM')} WHERE {text}"
         # what a user SETs to cut a result short must not cut this one
-        own = select.scope.body("SETTINGS")
+        own = settings_in_force(self._work.sql, select.scope)
         sql += f" SETTINGS {own + ', ' if own else ''}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
         rows = self._registry.row_numbers(sql, self._work.params, self._work.tables)
         mask = np.zeros(select.table.rows, np.bool_)
@@ -213,7 +213,7 @@ class Execution:
         store = self._registry.store(self._select.table, call.column)
         values = exact([Term(store, call.metric, vector.values)], found.rows)
         text = f"transform({self._select.qualifier_sql}{ROW}, {numbers}, {self._array(values, 'Float64')}, nan)"
-        return f"toFloat32({text})" if vector.narrow else text
+        return f"toFloat32({text})" if vector.narrow_for(call.metric) else text
 
     def _may_replace(self, call: Call) -> bool:
         """Whether a call can be replaced without changing the name of a column of the result."""
@@ -264,7 +264,7 @@ class Execution:
             {"d": pa.ListArray.from_arrays(arrow_numbers(np.array([0, len(values)], np.int32)), arrow_numbers(values))}
         )
         text = f"assumeNotNull((SELECT d FROM Python({name}))[{select.qualifier_sql}{ROW} + 1])"
-        return text if vector.narrow else f"toFloat64({text})"
+        return text if vector.narrow_for(call.metric) else f"toFloat64({text})"
 
     def _item_names(self) -> dict[int, str]:
         """Where the items of SELECT that have no name of their own end, and the names ClickHouse gives them.

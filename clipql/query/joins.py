@@ -23,7 +23,7 @@ from clipql.quoting import quote_name
 from clipql.tables.registry import ROW, Registry
 from clipql.vectors.metrics import Metric, metric_named
 
-PAIRS = "clipql_pairs"
+PAIRS = "clipql_pairs"  # how the statement calls them
 _CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "ORDER", "LIMIT", "LIMIT 2", "OFFSET", "SETTINGS", "FORMAT"}
 
 
@@ -64,6 +64,8 @@ def recognise_join(scope: Scope, find: FindTable) -> NearestJoin | None:
     if len(sources) != 2 or not _plain_from(scope, sources) or set(scope.clauses) - _CLAUSES:
         return None
     if any(t.text == "*" for t in scope.within("SELECT")) or scope.within("SELECT")[0].upper == "DISTINCT":
+        return None
+    if any(t.upper in ("OVER", "ARRAYJOIN") for t in scope.tokens[scope.whole.first : scope.whole.last]):
         return None
     ordered = _order(scope)
     limit = _limit_by(scope, sources)
@@ -202,19 +204,19 @@ def _owners(tokens: list[Token], qualifiers: tuple[str, ...]) -> set[str] | None
     return owners
 
 
-def from_clause(join: NearestJoin, registry: Registry) -> str:
-    """FROM that reads the pairs in the Arrow table `clipql_pairs` and just their rows."""
+def from_clause(join: NearestJoin, registry: Registry, pairs: str) -> str:
+    """FROM that reads the pairs in the Arrow table of the name `pairs`, and just their rows."""
 
     def rows(side: Side, key: str) -> str:
         table = registry.physical(side.table)
         return (
-            f"(SELECT *, {ROW} FROM {table} WHERE {ROW} IN (SELECT {key} FROM Python({PAIRS}))) "
+            f"(SELECT *, {ROW} FROM {table} WHERE {ROW} IN (SELECT {key} FROM Python({pairs}))) "
             f"AS {quote_name(side.qualifier)}"
         )
 
     each, near = quote_name(join.each.qualifier), quote_name(join.near.qualifier)
     return (
-        f"Python({PAIRS}) AS {PAIRS} INNER JOIN {rows(join.each, 'clipql_each')} "
+        f"Python({pairs}) AS {PAIRS} INNER JOIN {rows(join.each, 'clipql_each')} "
         f"ON {each}.{ROW} = {PAIRS}.clipql_each INNER JOIN {rows(join.near, 'clipql_near')} "
         f"ON {near}.{ROW} = {PAIRS}.clipql_near"
     )
@@ -237,7 +239,7 @@ def _names(join: NearestJoin, registry: Registry, params: Mapping[str, Any]) -> 
     ]
 
 
-def edits(join: NearestJoin, registry: Registry, params: Mapping[str, Any]) -> list[tuple[int, int, str]]:
+def edits(join: NearestJoin, registry: Registry, pairs: str, params: Mapping[str, Any]) -> list[tuple[int, int, str]]:
     """The edits that have ClickHouse join the pairs: FROM, WHERE, the distances that are known, and names.
 
     Raises QueryError where the names cannot be told.
@@ -246,7 +248,7 @@ def edits(join: NearestJoin, registry: Registry, params: Mapping[str, Any]) -> l
     found = [(a, b, f"toFloat32({PAIRS}.clipql_distance)") for a, b in join.calls]
     found += _names(join, registry, params)
     source = scope.clauses["FROM"]
-    found.append((source.start, source.end, from_clause(join, registry)))
+    found.append((source.start, source.end, from_clause(join, registry, pairs)))
     span = scope.clauses.get("WHERE")
     if span:
         kept = " AND ".join(f"({c})" for c in join.mixed)

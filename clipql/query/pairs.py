@@ -60,13 +60,14 @@ def plan_join(join: NearestJoin, indexes: Indexes, options: SearchOptions) -> Jo
 
 
 class PairSearch:
-    """The pairs of one join."""
+    """The pairs of one join. settings: those of the statement, for the conditions."""
 
-    def __init__(self, registry: Registry, plan: JoinPlan, params: Mapping[str, Any]) -> None:
+    def __init__(self, registry: Registry, plan: JoinPlan, params: Mapping[str, Any], settings: str) -> None:
         self._registry, self._plan, self._join, self._params = registry, plan, plan.join, params
         self._store = registry.store(plan.join.near.table, plan.join.near.column)
         self._queries = registry.store(plan.join.each.table, plan.join.each.column)
         self._codes = self._rescored = 0
+        self._settings = f"{settings}, " if settings else ""
 
     def find(self) -> tuple[pa.Table, Cost] | str:
         """Pairs as clipql_each, clipql_near, clipql_distance, and what it took; or why they are not searched for."""
@@ -105,7 +106,7 @@ class PairSearch:
             return None if alive is None else np.flatnonzero(alive)
         table = self._registry.physical(side.table)
         sql = f"SELECT {ROW} FROM {table} AS {quote_name(side.qualifier)} WHERE {side.filter}"
-        sql += " SETTINGS limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
+        sql += f" SETTINGS {self._settings}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
         rows = self._registry.row_numbers(sql, self._params).astype(np.int64)
         return np.sort(rows[rows < side.table.rows])
 
@@ -164,8 +165,8 @@ class PairSearch:
         most = int(mask.sum()) if mask is not None else join.near.table.rows
         while len(left):
             sql = (
-                f"SELECT {PAIRS}.clipql_each FROM {from_clause(join, self._registry)} "
-                f"WHERE {' AND '.join(f'({c})' for c in join.mixed)}"
+                f"SELECT {PAIRS}.clipql_each FROM {from_clause(join, self._registry, PAIRS)} "
+                f"WHERE {' AND '.join(f'({c})' for c in join.mixed)} SETTINGS {self._settings}limit = 0, offset = 0"
             )
             met = engine.query(sql, params=self._params, tables={PAIRS: found}, user=True).arrow().column(0).to_numpy()
             rows, counts = np.unique(met.astype(np.int64), return_counts=True)

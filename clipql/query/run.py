@@ -24,7 +24,7 @@ from clipql.query.encoding import Encoding
 from clipql.query.execution import Direct, Execution, Step, Work, no_answer, where_edits
 from clipql.query.filters import FilterMemory
 from clipql.query.identity import Origins
-from clipql.query.joins import PAIRS, edits, recognise_join
+from clipql.query.joins import edits, recognise_join
 from clipql.query.lexer import tokenize
 from clipql.query.pairs import JoinPlan, PairSearch, plan_join
 from clipql.query.plan import Plan, plan
@@ -107,17 +107,19 @@ class Planner:
     def _join(self, planned: JoinPlan, work: Work) -> None:
         """Search for the pairs of a nearest-neighbour join, and edit the statement to join just those."""
         try:
-            found = PairSearch(self._registry, planned, work.params).find()
-            changed = edits(planned.join, self._registry, work.params)
+            settings = sql_scopes.settings_in_force(work.sql, planned.join.scope)
+            found = PairSearch(self._registry, planned, work.params, settings).find()
+            name = work.name("pairs")
+            changed = edits(planned.join, self._registry, name, work.params)
         except QueryCancelled:
             raise
         except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
-            found, changed = "ClickHouse refused a part of it on its own", []
+            found, changed, name = "ClickHouse refused a part of it on its own", [], ""
         if isinstance(found, str):
             work.steps.append(Step(planned, "as it is", found))
             return
         pairs, cost = found
-        work.tables[PAIRS] = pairs
+        work.tables[name] = pairs
         work.edit(changed)
         work.steps.append(Step(planned, planned.kind, planned.why, cost, found=pairs.num_rows))
 

@@ -212,6 +212,14 @@ def _tables_of(tokens: list[Token], span: Span) -> frozenset[str]:
     )
 
 
+def settings_in_force(text: str, scope: Scope) -> str:
+    """The SETTINGS that hold in a SELECT: those of the SELECTs around it, then its own."""
+    around = (
+        s for s in scopes(text, scope.tokens) if s.whole.first <= scope.whole.first and scope.whole.last <= s.whole.last
+    )
+    return ", ".join(body for s in around if (body := s.body("SETTINGS")))
+
+
 def split_list(tokens: list[Token], first: int, last: int) -> list[tuple[int, int]]:
     """The comma-separated items of a run of tokens, as [first, last) pairs."""
     items: list[tuple[int, int]] = []

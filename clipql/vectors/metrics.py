@@ -59,7 +59,8 @@ def distances(metric: Metric, rows: NDArray[np.floating], query: NDArray[np.floa
         found = x @ q
     elif metric is Metric.COSINE:
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = 1.0 - (x @ q) / (np.sqrt((x * x).sum(1)) * np.sqrt(q @ q))
+            # the maximum takes rounding away: equal vectors are at distance 0, as in ClickHouse; NaN stays
+            found = np.maximum(1.0 - (x @ q) / (np.sqrt((x * x).sum(1)) * np.sqrt(q @ q)), 0.0)
     else:
         found = ((x - q) ** 2).sum(1)
         if metric is Metric.L2:

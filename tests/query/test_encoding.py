@@ -133,6 +133,37 @@ def test_array_join_gives_a_row_an_element(db: clipql.Database, encoder: Any) ->
     assert [np.array(r[0], np.float32).tolist() for r in found.rows] == [letters(t).tolist() for t in "abc"]
 
 
+def test_what_depends_on_rows_is_no_constant(pets: clipql.Database) -> None:
+    counted = pets.sql("SELECT encode_text(toString(count())) = encode_text('3') AS same FROM pets")
+    numbered = pets.sql("SELECT uniqExact(encode_text(toString(rowNumberInAllBlocks()))) AS n FROM pets")
+    drawn = pets.sql("SELECT uniqExact(encode_text(toString(generateUUIDv4()))) > 1 AS several FROM pets")
+    assert (counted.rows, numbered.rows, drawn.rows) == ([(1,)], [(3,)], [(1,)])
+
+
+def test_values_are_encoded_in_batches(pets: clipql.Database, encoder: Any) -> None:
+    plain = ", ".join(f"({i}, 'r', '', encode_text('row {i}'))" for i in range(2000, 3300))
+    pets.sql(f"INSERT INTO pets VALUES {plain}")
+    assert encoder.batches == [1024, 276]
+    found = pets.sql("SELECT count() FROM pets WHERE id >= 2000 AND L2Distance(image_embedding, "
+                     "encode_text(concat('row ', toString(id)))) = 0")  # fmt: skip
+    assert found.rows == [(1300,)]
+
+
+@pytest.mark.parametrize("name", ["BMW.bmp", "RIFF.png", "GIF8.gif"])
+def test_a_path_that_begins_as_a_picture_does_is_a_path(
+    pets: clipql.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8), (9, 99, 9)).save(name)
+    data = Path(name).read_bytes().hex()
+    assert pets.sql(f"SELECT encode_image('{name}') = encode_image(unhex('{data}')) AS same").rows == [(1,)]
+
+
+@pytest.mark.parametrize("null", ["NULL", "{word:Nullable(String)}"])
+def test_null_gives_an_empty_vector_as_a_constant_too(db: clipql.Database, encoder: Any, null: str) -> None:
+    assert db.sql(f"SELECT length(encode_text({null})) AS n", word=None).rows == [(0,)]
+
+
 def test_null_gives_an_empty_array(db: clipql.Database, encoder: Any) -> None:
     assert db.sql("SELECT encode_text(CAST(NULL AS Nullable(String))) AS v").rows == [([],)]
 

@@ -83,6 +83,41 @@ def test_any_other_join_is_left_to_clickhouse(db: clipql.Database, statement: st
     assert as_sets(planned) == as_sets(db.sql(statement + " SETTINGS vector_plan = 0"))
 
 
+UNLIKE_A_JOIN = "FROM words AS w CROSS JOIN pictures AS p WHERE w.id < 3 ORDER BY L2Distance(p.v, w.v) LIMIT 2 BY w.id"
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        "w.id, p.id, count() OVER (PARTITION BY w.id) AS c",
+        "w.id, p.id, sum(p.id) OVER () AS s",
+        "w.id, p.id, arrayJoin(if(p.id % 2 = 0, [1, 2], [])) AS g",
+    ],
+)
+def test_what_sees_more_than_the_found_pairs_is_left_to_clickhouse(db: clipql.Database, items: str) -> None:
+    statement = f"SELECT {items} {UNLIKE_A_JOIN}"
+    assert sorted(db.sql(statement).rows) == sorted(db.sql(statement + " SETTINGS vector_plan = 0").rows)
+
+
+def test_two_joins_in_one_statement_keep_their_pairs_apart(db: clipql.Database) -> None:
+    one = "SELECT w.id AS x, p.id AS y FROM words w, pictures p WHERE {} ORDER BY L2Distance(p.v, w.v) LIMIT {} BY w.id"
+    parts = one.format("w.id < 2", 2), one.format("w.id > 37 AND p.id > 200", 3)
+    both = f"SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY x, y"
+    found = db.sql(both)
+    assert [s.kind for s in found.stats.searches] == ["nearest join"] * 2
+    assert found.rows == db.sql(both + " SETTINGS vector_plan = 0").rows
+    assert len(found) == 10
+
+
+def test_settings_hold_for_the_conditions_of_a_join(db: clipql.Database) -> None:
+    statement = (
+        "SELECT w.id, p.id FROM words w, pictures p WHERE nullIf(p.id, 7) IN (NULL, 4, 5) AND w.id < 2 "
+        "ORDER BY L2Distance(p.v, w.v) LIMIT 3 BY w.id SETTINGS transform_null_in = 1"
+    )
+    assert sorted(db.sql(statement).rows) == sorted(db.sql(statement + ", vector_plan = 0").rows)
+    assert len(db.sql(statement)) == 6
+
+
 def test_explain_tells_of_a_nearest_join(db: clipql.Database) -> None:
     lines = [row[0] for row in db.sql("EXPLAIN " + JOINS[4]).rows]
     assert lines[0] == "Nearest-neighbour join (n = 2)"

@@ -130,6 +130,35 @@ def test_after_a_change_of_the_rows_the_answer_is_the_new_one(table: clipql.Data
     assert ask(table, sql=QUERY.replace("n, ", "")).rows == passed(table, QUERY.replace("n, ", "")).rows
 
 
+@pytest.mark.parametrize(
+    "items",
+    [
+        "label AS id, id AS w",
+        "id AS label, label AS id",
+        "n AS n, id AS x",
+        "L2Distance(v, {q:Array(Float32)}) AS n, n AS m",
+    ],
+)
+def test_an_alias_hides_a_column_as_in_clickhouse(table: clipql.Database, items: str) -> None:
+    sql = f"SELECT {items} FROM t ORDER BY L2Distance(v, {{q:Array(Float32)}}) LIMIT 3"
+    found, expected = ask(table, sql=sql), passed(table, sql)
+    assert found.columns == expected.columns
+    assert [r[1] for r in found.rows] == pytest.approx([r[1] for r in expected.rows])
+
+
+def test_an_update_of_a_column_called_index_is_seen(db: clipql.Database) -> None:
+    db.sql("CREATE TABLE t (id UInt64, `index` Int32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    db.sql("INSERT INTO t SELECT number, number, [number, 1, 2, 3] FROM numbers(100)")
+    db.sql("OPTIMIZE TABLE t")
+    db.sql("ALTER TABLE t UPDATE index = -7 WHERE 1")
+    assert db.sql("SELECT index FROM t ORDER BY L2Distance(v, [5, 1, 2, 3]) LIMIT 1").rows == [(-7,)]
+
+
+def test_dot_products_with_integers_have_the_type_of_clickhouse(table: clipql.Database) -> None:
+    sql = "SELECT id, dotProduct(v, [1, 2, 3, 4]) AS d FROM t ORDER BY d LIMIT 2"
+    assert ask(table, sql=sql).arrow().schema == passed(table, sql).arrow().schema
+
+
 def test_a_column_that_came_later_is_read_from_clickhouse(table: clipql.Database) -> None:
     table.sql("ALTER TABLE t ADD COLUMN score Float32 DEFAULT 0.5")
     table.sql("OPTIMIZE TABLE t")

@@ -19,7 +19,11 @@ export function makeCompletion(area, editor, paint, highlight) {
   let offered = [];
   let chosen = 0;
   call('/api/tables').then(
-    (catalog) => (tables = catalog.tables),
+    (catalog) => {
+      tables = catalog.tables;
+      // somebody may have typed faster than the names came
+      if (document.activeElement === area) update(false);
+    },
     () => {},
   );
 
