@@ -73,10 +73,17 @@ ORDER BY L2Distance(image_embedding, {words:Array(Float32)})
 LIMIT 5"""
 
 
-def run(print_line: PrintLine, folder: str | os.PathLike[str] | None = None, *, rows: int = ROWS) -> None:
+def run(
+    print_line: PrintLine,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    rows: int = ROWS,
+    emoji: int = demo_emoji.ALL,
+) -> None:
     """Run the demo. print_line: where its lines go. folder: kept, with the database `demo.db` in it; it must be empty.
 
-    rows: size of the part that is made. Raises StorageError where the folder holds something.
+    rows: size of the part that is made; emoji: how many are embedded, 144 or more. Raises StorageError where the folder
+    holds something.
     """
     with ExitStack() as stack:
         if folder is None:
@@ -87,7 +94,7 @@ def run(print_line: PrintLine, folder: str | os.PathLike[str] | None = None, *, 
         show = _Show(db, print_line)
         show.ask(f"SET output_format_pretty_max_value_width = {WIDEST}", quiet=True)
         _real(show, db)
-        demo_emoji.run(show, db, Path(folder))
+        demo_emoji.run(show, db, Path(folder), emoji)
         _large(show, db, Path(folder) / "part", rows)
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from clipql.database import Database
 
 MODEL = "clipql/emoji"
 PICTURES = "emoji.tar"
+ALL, HEART = 2543, "00144.png"
 
 
 class Show(Protocol):
@@ -26,18 +27,19 @@ class Show(Protocol):
 
     def title(self, text: str) -> None: ...
 
-    def ask(self, sql: str) -> object: ...
+    def ask(self, sql: str, params: Mapping[str, Any] | None = None) -> object: ...
 
 
-def unpack(folder: Path) -> Path:
-    """The pictures and their captions as files in `folder`/pictures."""
+def unpack(folder: Path, most: int = ALL) -> Path:
+    """The first `most` pictures and their captions as files in `folder`/pictures."""
     target = folder / "pictures"
     with as_file(files("clipql.data") / "emoji" / PICTURES) as archive, tarfile.open(archive) as opened:
-        opened.extractall(target, filter="data")
+        members = [m for m in opened.getmembers() if int(Path(m.name).stem) <= most]
+        opened.extractall(target, members, filter="data")
     return target
 
 
-def run(show: Show, db: Database, folder: Path) -> None:
+def run(show: Show, db: Database, folder: Path, most: int = ALL) -> None:
     """Embed the emoji, take them in, index them, and ask by words, by a picture, and by sums of both."""
     from clipql.encode.clip import open_encoder
     from clipql.encode.embed import embed_pictures
@@ -45,7 +47,7 @@ def run(show: Show, db: Database, folder: Path) -> None:
     show.title("Pictures and words to vectors: emoji, with the small model that ships with clipql")
     show.line("This model was trained on these emoji and knows nothing else. For photographs get CLIP's own:")
     show.line("    clipql model pull openai/clip-vit-base-patch32")
-    pictures = unpack(folder)
+    pictures = unpack(folder, most)
     began = time.perf_counter()
     embedded = embed_pictures([pictures], folder / "emoji", encoder=open_encoder(MODEL))
     show.line("")
@@ -59,15 +61,14 @@ def run(show: Show, db: Database, folder: Path) -> None:
         show.line("")
         show.line(sql)
         db.sql(sql)
-    heart = next(p for p in sorted(pictures.glob("*.txt")) if p.read_text().startswith("red heart")).with_suffix(".png")
     for title, vector in (
         ("A word finds pictures", "encode_text('cat')"),
-        ("A picture finds others", f"encode_image('{heart}')"),
+        (f"A picture finds others: the parameter `picture` is the path of {HEART}", "encode_image({picture:String})"),
         ("'cat' plus 'heart'", "encode_text('cat') + encode_text('heart')"),
         ("'face' minus 'smile'", "encode_text('face') - encode_text('smile')"),
     ):
         show.title(title)
-        show.ask(_query(vector))
+        show.ask(_query(vector), {"picture": str(pictures / HEART)})
 
 
 def _query(vector: str) -> str:

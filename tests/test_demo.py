@@ -14,7 +14,7 @@ from clipql.errors import StorageError
 @pytest.fixture(scope="module")
 def lines() -> list[str]:
     found: list[str] = []
-    demo.run(found.append, rows=3_000)
+    demo.run(found.append, rows=3_000, emoji=400)
     return found
 
 
@@ -57,18 +57,29 @@ def test_the_large_part_is_scanned_exactly_with_and_without_where(lines: list[st
     assert any(line.startswith("first query: ") and "warm: " in line for line in lines)
 
 
+def test_words_a_picture_and_sums_find_emoji(lines: list[str]) -> None:
+    for title, first in (
+        ("A word finds pictures", "cat"),
+        ("A picture finds others: the parameter `picture` is the path of 00144.png", "red heart"),
+        ("'cat' plus 'heart'", "smiling cat with heart-eyes"),
+    ):
+        assert first in table_after(lines, title)[0][1]
+    assert len(table_after(lines, "'face' minus 'smile'")) == 5
+    assert "This model was trained on these emoji and knows nothing else. For photographs get CLIP's own:" in lines
+
+
 def test_every_line_fits_a_wide_terminal(lines: list[str]) -> None:
     assert [line for line in lines if len(line) > 130 or "\n" in line] == []
 
 
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    demo.run(lambda line: None, rows=100)
+    demo.run(lambda line: None, rows=100, emoji=144)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_kept_and_can_be_opened(tmp_path: Path) -> None:
-    demo.run(lambda line: None, tmp_path / "kept", rows=100)
+    demo.run(lambda line: None, tmp_path / "kept", rows=100, emoji=144)
     with connect(tmp_path / "kept" / "demo.db") as db:
         assert db.sql("SELECT count() FROM fashion").rows == [(9,)]
         assert db.sql("SELECT count() FROM laion").rows == [(100,)]

@@ -77,6 +77,14 @@ def test_an_index_answers_too(outputs: list[tuple[str, str]]) -> None:
     assert [len(row) for row in rows] == [2] * 5
 
 
+def test_words_find_emoji(outputs: list[tuple[str, str]]) -> None:
+    lines = output_of(outputs, "clipql model list")
+    found = [line.split("\t") for line in lines[-4:]]
+    assert any("2,543 rows" in line for line in lines)
+    assert all("cat" in row[0] for row in found[:3])
+    assert found[3][0].startswith("smiling cat with heart-eyes")
+
+
 def test_every_file_that_the_readme_names_is_there() -> None:
     links = re.findall(r"\]\(([^)]+)\)", README)
     assert [link for link in links if not (ROOT / link).exists()] == []

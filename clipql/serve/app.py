@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -23,6 +24,15 @@ def pages() -> Path:
     """The folder of the page: as it was built, or as it stands."""
     web = Path(str(files("clipql.serve"))) / "web"
     return web / "dist" if (web / "dist" / "index.html").is_file() else web
+
+
+class _Fresh(StaticFiles):
+    """The page's files, asked for anew each time, so that a page never mixes modules of two versions."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def make_app(database: Database, options: Options) -> tuple[Doors, Service]:
@@ -46,7 +56,7 @@ def make_app(database: Database, options: Options) -> tuple[Doors, Service]:
             Route("/ping", clickhouse.ping),
             Route("/replicas_status", clickhouse.replicas),
             *Api(service).routes(),
-            Mount("/static", StaticFiles(directory=folder, check_dir=False)),
+            Mount("/static", _Fresh(directory=folder, check_dir=False)),
         ],
         exception_handlers={404: missing},
     )

@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -16,7 +17,7 @@ from types import FrameType
 import uvicorn
 
 from clipql.database import Database
-from clipql.errors import ServerError
+from clipql.errors import ClipqlError, ServerError
 from clipql.serve.app import make_app
 from clipql.serve.limits import Options
 
@@ -101,6 +102,13 @@ class Server(uvicorn.Server):
         yield
 
 
+def _warm(database: Database) -> None:
+    """Load the model that searches by words will need, so that the first of them need not wait for it."""
+    models = {c.model for t in database.registry.catalog.tables for c in t.columns if c.model}
+    with contextlib.suppress(ClipqlError):  # where there is no model, a search by words will say so
+        database.encoders.texts(["a picture"], models.pop() if len(models) == 1 else None)
+
+
 def serve(database: Database, bound: socket.socket, options: Options, ready: Callable[[], None]) -> None:
     """Serve an open database on a bound socket until SIGTERM or SIGINT, then finish what runs and close it.
 
@@ -126,6 +134,7 @@ def serve(database: Database, bound: socket.socket, options: Options, ready: Cal
         LOG.info("stopping", extra={"fields": {"signal": signal.Signals(number).name}})
         server.should_exit = True
 
+    threading.Thread(target=_warm, args=(database,), daemon=True).start()
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run(sockets=[bound])

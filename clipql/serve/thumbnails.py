@@ -17,6 +17,7 @@ from clipql.errors import PictureError
 
 SIZES = (16, 1024)
 KEPT_BYTES = 64 << 20
+SMALL = 160  # pixels: a drawing so small shows the ghosts of lossy WebP, and saves little
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 
 
@@ -81,7 +82,9 @@ class Thumbnails:
                     shown.thumbnail((size, size))
                     out = io.BytesIO()
                     alpha = shown.mode in ("RGBA", "LA", "PA") or "transparency" in shown.info
-                    shown.convert("RGBA" if alpha else "RGB").save(out, "WEBP", quality=80, method=2)
+                    shown.convert("RGBA" if alpha else "RGB").save(
+                        out, "WEBP", quality=80, method=2, lossless=max(shown.size) <= SMALL
+                    )
                     return out.getvalue()
         except PictureError:
             raise

@@ -9,9 +9,8 @@ import clipql
 
 @pytest.fixture
 def table(db: clipql.Database) -> clipql.Database:
-    db.sql(
-        "CREATE TABLE t (id UInt32, w Int64, s String, n Nullable(Int32), v Array(Float32)) ENGINE = MergeTree ORDER BY id"
-    )
+    columns = "id UInt32, w Int64, s String, n Nullable(Int32), v Array(Float32)"
+    db.sql(f"CREATE TABLE t ({columns}) ENGINE = MergeTree ORDER BY id")
     db.sql(
         "INSERT INTO t SELECT number, number % 50, if(number < 300, '2023-11-15 00:30:00', '2023-11-14 20:00:00'), "
         "if(number % 3 = 0, NULL, number % 10), [number, 1] FROM numbers(600)"
