@@ -27,6 +27,8 @@ from clipql.vectors.metrics import Metric
 from clipql.vectors.store import ColumnStore
 
 BLOCK_BYTES = 4 << 20
+# rows that are gathered at once: half a megabyte of 512 half floats, which stays in the cache
+FEW = 512
 # float32 sums of a few thousand products, in any order, stay well within this of the float64 value
 ROUNDING = 2e-5
 # above this norm squares leave float32; such columns are scanned in float64
@@ -181,11 +183,18 @@ class Scan:
     def nearest_of(self, chosen: NDArray[np.int64], k: int) -> Candidates:
         """The same among a few rows, given by their numbers in ascending order: just those are read."""
         began = time.perf_counter()
-        parts = [np.empty(0, np.float32)]
-        for at in range(0, len(chosen), self._step):
-            rows = chosen[at : at + self._step]
-            parts.append(self._gathered(int(rows[0]), int(rows[-1]) + 1, rows))
-        keys = np.nan_to_num(np.concatenate(parts), copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+        keys = np.empty(len(chosen), np.float32)
+
+        def work(first: int, last: int) -> None:
+            for at in range(first, last, FEW):
+                rows = chosen[at : min(last, at + FEW)]
+                keys[at : at + len(rows)] = self._gathered(int(rows[0]), int(rows[-1]) + 1, rows)
+
+        if len(chosen) < FEW:
+            work(0, len(chosen))
+        else:
+            each_core(len(chosen), work)
+        np.nan_to_num(keys, copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
         kept = chosen
         if len(chosen) > k:
             kept = chosen[keys <= self._slack(float(np.partition(keys, k - 1)[k - 1]))]

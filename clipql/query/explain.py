@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from clipql.query.pairs import JoinPlan
 from clipql.query.plan import Plan, Weighted
+from clipql.query.search import FILTER_FIRST
 
 
 def describe(plans: Sequence[Plan | JoinPlan]) -> list[str]:
@@ -57,6 +58,10 @@ def _one(plan: Plan) -> list[str]:
         lines.append(f"  index: {_index(plan)}")
     if plan.filter:
         lines.append(f"  filter first: {' '.join(plan.filter.split())}")
+        if plan.kind == "top-k":
+            most = f"at most {FILTER_FIRST:,} rows left: just those are compared"
+            skips = "the index skips the others" if plan.chosen.index else "the scan skips the others"
+            lines.append(f"    {most}; more: {skips}")
     if plan.kept:
         lines.append(f"  then keep: {' AND '.join(' '.join(c.text.split()) for c in plan.kept)}")
     lines.append(f"  why: {plan.why}")

@@ -86,6 +86,18 @@ def half_to_float(typingctx: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def cycles(typingctx: Any) -> Any:
+    """The processor's counter of cycles, as int64; 0 where it has none that programs may read."""
+    sig = types.int64()
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(64), [])
+        return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.readcyclecounter"), [])
+
+    return sig, codegen
+
+
+@intrinsic
 def pointer(typingctx: Any, address: Any) -> Any:
     """An address as the pointer that `numba.carray` takes."""
     sig = types.voidptr(types.uint64)

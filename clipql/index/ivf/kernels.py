@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from clipql.index.ivf.codes import Words, quantise_query
 from clipql.index.ivf.geometry import Floats, Number
 from clipql.index.ivf.rescore import Table, distances, rescore_rows
-from clipql.vectors.bits import code_dot, kernel, popcount, prefetch
+from clipql.vectors.bits import code_dot, cycles, kernel, popcount, prefetch
 
 Integers = NDArray[np.int64]
 
@@ -96,13 +96,15 @@ def search(
     slack: Number,
     ranked: int,
 ) -> tuple[Integers, NDArray[np.float64], Integers]:
-    """Row numbers and exact distances of about k + SPARE best rows, in no order, and counts: codes, lists, rescored.
+    """Row numbers and exact distances of about k + SPARE best rows, in no order, and counts: codes, lists, rescored,
+    and the processor's counter before the first stage and after each (rank, scan, rescore).
 
     query (d,) is as given, v (d,) as the space turned it. among: bool (rows,), or empty for no filter. reach: how
     many deviations of a list's spread count for it. slack: how many deviations of a code's error. ranked: with more
     lists than that, only those of the nearest parents are ranked.
     """
-    turned, counts = np.empty(ix.turn.shape[0], np.float32), np.zeros(3, np.int64)
+    turned, counts = np.empty(ix.turn.shape[0], np.float32), np.zeros(7, np.int64)
+    counts[3] = cycles()
     _multiply(ix.turn, v, turned)
     length, deviation = np.float32(0), np.float32(0)
     for b in range(ix.shape.size):
@@ -117,14 +119,18 @@ def search(
     for z in range(probe.size):
         last[z] = ix.start[probe[z] + 1]
     counts[0], counts[1] = (last - first).sum(), probe.size
+    counts[4] = cycles()
     asked = _ask(turned, ix.word_block, ix.word_weight, np.float32(slack) * np.sqrt(length))
     value, at = _scan(_Coded(ix.codes, ix.scale, ix.bias), _Ranges(first, last, base), asked, ix.rows, among, rescore)
     order = np.argsort(-value)
     rows = np.empty(value.size, np.int64)
     for i in range(value.size):
         rows[i] = ix.rows[at[order[i]]]
+    counts[5] = cycles()
     found, counts[2] = rescore_rows(table, metric, query, v, ix.mean, rows, value[order], k)
-    return found, distances(table, metric, query, found), counts
+    exact = distances(table, metric, query, found)
+    counts[6] = cycles()
+    return found, exact, counts
 
 
 @kernel
