@@ -33,9 +33,12 @@ class Show(Protocol):
 def unpack(folder: Path, most: int = ALL) -> Path:
     """The first `most` pictures and their captions as files in `folder`/pictures."""
     target = folder / "pictures"
+    target.mkdir(parents=True, exist_ok=True)
     with as_file(files("clipql.data") / "emoji" / PICTURES) as archive, tarfile.open(archive) as opened:
-        members = [m for m in opened.getmembers() if int(Path(m.name).stem) <= most]
-        opened.extractall(target, members, filter="data")
+        for member in opened:
+            content = opened.extractfile(member) if int(Path(member.name).stem) <= most else None
+            if content is not None:
+                (target / Path(member.name).name).write_bytes(content.read())
     return target
 
 
@@ -73,7 +76,8 @@ def run(show: Show, db: Database, folder: Path, most: int = ALL) -> None:
 
 def _query(vector: str) -> str:
     return f"""\
-SELECT basename(image_path) AS picture, caption, cosineDistance(image_embedding, {vector}) AS distance
+SELECT basename(image_path) AS picture, caption,
+    cosineDistance(image_embedding, {vector}) AS distance
 FROM emoji
 ORDER BY distance
 LIMIT 5"""

@@ -182,8 +182,7 @@ class Encoders:
             engine.register(f"_clipql_{TEXT}", _encode_text, ["String", "String"], "String")
             engine.register(f"_clipql_{IMAGE}", _encode_image, ["String", "String"], "String")
             Encoders._registered = True
-        known = engine.arrow(f"SELECT name FROM system.functions WHERE name IN ('{TEXT}', '{IMAGE}')").column(0)
-        for name in {TEXT, IMAGE} - set(known.to_pylist()):
+        for name in (TEXT, IMAGE):
             engine.run(f"CREATE OR REPLACE FUNCTION {name} AS (x) -> {call_sql(name, '', 'x')}")
 
     def close(self) -> None:

@@ -282,7 +282,7 @@ class Insertion:
             return
         noted = engine.arrow(
             "SELECT code, name, last_error_message AS message FROM system.errors WHERE last_error_time > now() - 60 "
-            "ORDER BY last_error_time DESC LIMIT 1"
+            "ORDER BY name = 'NOT_ENOUGH_SPACE' DESC, last_error_time DESC LIMIT 1"
         ).to_pylist()
         code, name, why = tuple(noted[0].values()) if noted else (0, "", "no error was noted")
         message = f"{there:,} of {self._rows:,} rows were stored in {self.table.full_name}: {why}"
