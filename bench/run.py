@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from bench import encode_speed, exact, index, ingest, kernel, report, results, serve_load, start, tutorial
+from bench import encode_speed, encode_sql, exact, index, ingest, kernel, report, results, serve_load, start, tutorial
 from bench.results import Comparison
 
 COMPARISONS: dict[str, Callable[[int], Comparison]] = {
@@ -31,6 +31,7 @@ LONG: dict[str, Callable[[int], Comparison]] = {
     "growth": index.compare_growth,
     "encode-text": encode_speed.text,
     "encode-pictures": encode_speed.pictures,
+    "encode-sql": encode_sql.compare,
     "serve": serve_load.compare,
 }
 
