@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 
 from clipql.encode.cache import REPOSITORY, cache_folder, cached_repositories, snapshot
 from clipql.encode.folder import ModelFolder, read_folder
-from clipql.encode.names import canonical
+from clipql.encode.names import DEFAULT_MODEL, canonical
 from clipql.errors import ModelError
 
 if TYPE_CHECKING:
     from clipql.encode.hub import Progress, RemoteFile, Repository
 
-DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 BUNDLED = "clipql/emoji"
 SAFETENSORS = "safetensors"
 

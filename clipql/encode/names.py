@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+DEFAULT_MODEL = "openai/clip-vit-base-patch32"
+
 _OPENAI = {
     "openai/clip-vit-base-patch32": ("vit-b/32", "vit-b-32", "clip-vit-b-32", "clip-vit-base-patch32"),
     "openai/clip-vit-base-patch16": ("vit-b/16", "vit-b-16", "clip-vit-b-16", "clip-vit-base-patch16"),

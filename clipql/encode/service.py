@@ -14,7 +14,7 @@ import tempfile
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,12 +22,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from clipql.catalog import Table
 from clipql.encode.base import Encoder, Picture
+from clipql.encode.names import DEFAULT_MODEL
 from clipql.engine import Engine
 from clipql.errors import EncodeError, ModelError, PictureError
 
 TEXT, IMAGE = "encode_text", "encode_image"
-DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 REMEMBERED = 4096  # vectors of words and pictures asked for last: 8 MB of 512 numbers each
 # how picture files begin; anything else that encode_image gets is a path
 _PICTURES = re.compile(
@@ -80,6 +81,11 @@ class Encoders:
         self._lock = threading.RLock()
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
         self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
+
+    def usual(self, tables: Iterable[Table]) -> str | None:
+        """The model where nothing names one: the default, else the only one that filled columns of these tables."""
+        models = {c.model for t in tables for c in t.columns if c.model}
+        return self.default or (models.pop() if len(models) == 1 else None)
 
     def use(self, encoder: Encoder) -> None:
         """Have an encoder of one's own answer for its model name, and be the default."""

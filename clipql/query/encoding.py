@@ -119,14 +119,8 @@ class Encoding:
 
     def model_of(self, sql: str) -> str | None:
         """The model of calls that name none: the default, else the one that filled the columns a statement reads."""
-        if self._encoders.default:
-            return self._encoders.default
         read = [s.table for scope in scopes(sql, tokenize(sql)) for s in find_sources(scope, self._find)[0]]
-        for tables in (read, self._tables()):
-            models = {c.model for t in tables for c in t.columns if c.model}
-            if len(models) == 1:
-                return models.pop()
-        return None
+        return self._encoders.usual(read) or self._encoders.usual(self._tables())
 
 
 class _Replacement:

@@ -19,8 +19,7 @@ from starlette.routing import Route
 
 from clipql import __version__
 from clipql.catalog import Table
-from clipql.encode.service import DEFAULT_MODEL
-from clipql.errors import ClipqlError, ModelError, PictureError, QueryError
+from clipql.errors import ClipqlError, PictureError, QueryError
 from clipql.query import explain
 from clipql.quoting import quote_name
 from clipql.serve import doors, openapi, search
@@ -139,8 +138,9 @@ class Api:
     def _describe_tables(self) -> dict[str, Any]:
         service = self._service
         try:
-            model: str | None = service.database.encoders.encoder().model
-        except (ClipqlError, NotImplementedError):
+            encoders = service.database.encoders
+            model: str | None = encoders.encoder(encoders.usual(service.registry.catalog.tables)).model
+        except ClipqlError:
             model = None
         tables = [t for t in service.registry.catalog.tables if t.database != INTERNAL]
         return {
@@ -249,13 +249,10 @@ class Api:
         encoders = service.database.encoders
         model = encoders.default or model
         service.metrics.encoded.labels("text" if term.text is not None else "picture").inc()
-        try:
-            if term.text is not None:
-                found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
-                return found
-            return encoders.picture(term.picture or b"", model)
-        except NotImplementedError as error:
-            raise ModelError(f"no encoder for {model or DEFAULT_MODEL}") from error
+        if term.text is not None:
+            found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
+            return found
+        return encoders.picture(term.picture or b"", model)
 
     def _rows_there(self, table: Table, rows: list[int]) -> list[int]:
         alive = self._service.registry.alive(table)

@@ -18,7 +18,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clipql.encode.service import DEFAULT_MODEL, IMAGE, TEXT, Encoders
+from clipql.encode.names import DEFAULT_MODEL
+from clipql.encode.service import IMAGE, TEXT, Encoders
 from clipql.errors import QueryError
 from clipql.query import settings as own_settings
 from clipql.query import statements

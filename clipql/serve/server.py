@@ -104,9 +104,8 @@ class Server(uvicorn.Server):
 
 def _warm(database: Database) -> None:
     """Load the model that searches by words will need, so that the first of them need not wait for it."""
-    models = {c.model for t in database.registry.catalog.tables for c in t.columns if c.model}
     with contextlib.suppress(ClipqlError):  # where there is no model, a search by words will say so
-        database.encoders.texts(["a picture"], models.pop() if len(models) == 1 else None)
+        database.encoders.texts(["a picture"], database.encoders.usual(database.registry.catalog.tables))
 
 
 def serve(database: Database, bound: socket.socket, options: Options, ready: Callable[[], None]) -> None:
