@@ -177,6 +177,7 @@ def test_a_shared_address_shows_the_same(page: Page, open_page: Callable[..., Pa
     page.wait_for_url("**column=text_embedding**")
     page.locator(".tile .open").nth(1).click()
     expect(page.get_by_role("dialog")).to_be_visible()
+    page.wait_for_url("**row=**")  # the address follows what is shown a moment later
     settled(page)
     other = open_page(page.url)
     expect(other.get_by_role("dialog").get_by_role("heading")).to_have_text(captions(page)[1])
