@@ -16,18 +16,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.arrow import arrow_numbers
-from clipql.errors import QueryCancelled, QueryError
+from clipql.errors import DatabaseDamaged, QueryCancelled, QueryError
 from clipql.index.base import Candidates, Cost
 from clipql.index.flat import WIDE, Scan, Term, exact
 from clipql.query import search
 from clipql.query.calls import Call
+from clipql.query.conditions import plain_mask
 from clipql.query.constants import with_clause
+from clipql.query.direct import settings_allow
 from clipql.query.filters import FilterMemory
 from clipql.query.pairs import JoinPlan
 from clipql.query.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan
 from clipql.query.scopes import Scope, settings_in_force, split_list
 from clipql.quoting import quote_name
 from clipql.tables.registry import ROW, Registry
+from clipql.tables.rowfile import RowFiles
 
 INLINE = 256
 NO_COST = Cost()
@@ -78,8 +81,8 @@ def no_answer(found: Candidates) -> Direct | None:
 class Execution:
     """One SELECT: plan, search, edits."""
 
-    def __init__(self, registry: Registry, memory: FilterMemory, plan: Plan, work: Work) -> None:
-        self._registry, self._engine, self._work = registry, registry.engine, work
+    def __init__(self, registry: Registry, rows: RowFiles, memory: FilterMemory, plan: Plan, work: Work) -> None:
+        self._registry, self._engine, self._work, self._rows = registry, registry.engine, work, rows
         self._memory = memory
         self._plan, self._select = plan, plan.select
         self._filtered: int | None = None
@@ -131,10 +134,34 @@ class Execution:
         key = self._memory.key(select.table, text, self._work.params, context) if alone else None
         known = self._memory.get(key)
         if known is None:
-            known = self._look(prefix, text)
+            known = (self._evaluated(text) if alone else None) or self._look(prefix, text)
             self._memory.put(key, *known)
         mask, self._filtered = known
         return mask
+
+    def _evaluated(self, text: str) -> tuple[NDArray[np.bool_], int] | None:
+        """The same without ClickHouse, where the condition is plain and its columns lie beside the row file."""
+        table, acting = self._select.table, self._engine.acting
+        own = settings_in_force(self._work.sql, self._select.scope)
+        reader = self._rows.reader(table)
+        if reader is None or not settings_allow((*acting.user.statements, own), acting.settings):
+            return None
+        rows = min(reader.rows, table.rows)
+        try:
+            mask = plain_mask(text, reader.columns.column, rows, self._work.params)
+        except DatabaseDamaged as error:
+            self._rows.distrust(table, error)
+            return None
+        if mask is None:
+            return None
+        if rows < table.rows:  # newer than the row file
+            newer, _ = self._look("", f"{self._select.qualifier_sql}{ROW} >= {rows} AND ({text})")
+            newer[:rows] = mask
+            mask = newer
+        alive = self._registry.alive(table)
+        if alive is not None:
+            mask &= alive
+        return mask, int(np.count_nonzero(mask))
 
     def _look(self, prefix: str, text: str) -> tuple[NDArray[np.bool_], int]:
         select = self._select

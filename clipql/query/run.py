@@ -100,7 +100,9 @@ class Planner:
             if select:
                 planned = plan(select, constants, self._indexes, options, origins)
                 answer = partial(self._answer, planned, direct.items(planned, work.sql), constants, format)
-                Execution(self._registry, self._memory, planned, work).run(answer if format else no_answer)
+                Execution(self._registry, self._indexes.rows, self._memory, planned, work).run(
+                    answer if format else no_answer
+                )
         steps = tuple(reversed(work.steps))
         return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer)
 

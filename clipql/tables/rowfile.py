@@ -5,7 +5,8 @@ anything changes a stored value. What must stay true: what it gives is what Clic
 noticed when it is first read, and the file is then no longer used.
 
 rows.bin holds Arrow record batches of up to 4,096 rows, one after the other; batches.npy where each begins and ends,
-its first row number and its hash; schema.arrow their schema, in whose metadata ClickHouse's own types stand.
+its first row number and its hash; schema.arrow their schema, in whose metadata ClickHouse's own types stand. Beside
+them lie columns that conditions are evaluated on (`columnfile`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from clipql import files
 from clipql.catalog import RowFile, Table
 from clipql.errors import ClipqlError, DatabaseDamaged
 from clipql.quoting import quote_name
+from clipql.tables.columnfile import LISTING, ColumnReader, ColumnWriter
 from clipql.tables.registry import ROW, Registry
 
 BATCH_ROWS = 4096
@@ -41,7 +43,8 @@ class RowReader:
         try:
             head = (folder / "schema.arrow").read_bytes()
             places = (folder / "batches.npy").read_bytes()
-            if xxhash.xxh3_64_hexdigest(head + places) != entry.hash:
+            listing = (folder / LISTING).read_bytes() if (folder / LISTING).exists() else b""
+            if xxhash.xxh3_64_hexdigest(head + places + listing) != entry.hash:
                 raise DatabaseDamaged(f"{folder} does not match its hash, so it was altered")
             self.schema = pa.ipc.read_schema(pa.py_buffer(head))
             self._places = np.load(folder / "batches.npy", allow_pickle=False)
@@ -53,6 +56,7 @@ class RowReader:
         if len(self._data) != entry.bytes:
             raise DatabaseDamaged(f"{folder}/rows.bin holds {len(self._data):,} bytes; expected {entry.bytes:,}")
         self.types: dict[str, str] = json.loads(self.schema.metadata[_TYPES])
+        self.columns = ColumnReader(folder, listing)
         self._batches: dict[int, pa.RecordBatch] = {}
         self._guard = threading.Lock()
 
@@ -156,7 +160,7 @@ class RowFiles:
 
 
 def _write(registry: Registry, table: Table, stored: Sequence[str], place: Path) -> tuple[int, str]:
-    """Write the files; return the size of rows.bin and the hash of the other two."""
+    """Write the files; return the size of rows.bin and the hash of those that tell what is where."""
     columns = [ROW, *(c for c in stored if c != ROW)]
     listed = ", ".join(map(quote_name, columns))
     select = f"SELECT {listed} FROM {registry.physical(table)} WHERE {ROW} < {table.rows} ORDER BY {ROW}"
@@ -165,18 +169,23 @@ def _write(registry: Registry, table: Table, stored: Sequence[str], place: Path)
     places: list[tuple[int, int, int, int]] = []
     schema = registry.engine.arrow(f"{select} LIMIT 0").schema
     at = 0
-    with files.new_file(place / "rows.bin") as file:
+    kinds = {name: kind for name, kind in types.items() if name != ROW}
+    with files.new_file(place / "rows.bin") as file, ColumnWriter(place, kinds, table.rows) as writer:
         for block in registry.engine.stream(select):
             schema = block.schema
+            if block.num_rows:
+                writer.add(block.column(0).to_numpy(zero_copy_only=False), block)
             for start in range(0, block.num_rows, BATCH_ROWS):
                 batch = block.slice(start, BATCH_ROWS)
                 data = batch.serialize()
                 file.write(data)
                 places.append((batch.column(0)[0].as_py(), at, at + len(data), xxhash.xxh3_64_intdigest(data)))
                 at += len(data)
+        writer.finish()
     head = schema.with_metadata({_TYPES: json.dumps(types).encode()}).serialize().to_pybytes()
     with files.new_file(place / "batches.npy") as file:
         np.save(file, np.array(places, _PLACES), allow_pickle=False)
     with files.new_file(place / "schema.arrow") as file:
         file.write(head)
-    return at, xxhash.xxh3_64_hexdigest(head + (place / "batches.npy").read_bytes())
+    rest = (place / "batches.npy").read_bytes() + (place / LISTING).read_bytes()
+    return at, xxhash.xxh3_64_hexdigest(head + rest)
