@@ -24,22 +24,22 @@ def part(rows: int) -> Path:
     return folder
 
 
-def images(rows: int) -> Path:
+def images(rows: int, parts: int = 1) -> Path:
     """The same without caption vectors."""
     folder = FOLDER / f"images-{rows}"
     whole = folder / "whole"
     if not whole.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        child.run(make, folder=str(folder), rows=rows, images_only=True)
+        child.run(make, folder=str(folder), rows=rows, parts=parts, images_only=True)
         whole.touch()
     return folder
 
 
-def make(folder: str, rows: int, images_only: bool = False) -> None:
-    """In a child: write the part."""
+def make(folder: str, rows: int, parts: int = 1, images_only: bool = False) -> None:
+    """In a child: write the parts."""
     from clipql import synthetic
 
-    synthetic.write_parts(folder, rows=rows, queries=QUERIES, seed=2, images_only=images_only)
+    synthetic.write_parts(folder, rows=rows, parts=parts, queries=QUERIES, seed=2, images_only=images_only)
 
 
 def files(folder: Path) -> list[Path]:

@@ -27,19 +27,30 @@ _READ = 8 << 20
 
 
 class NewFolder:
-    """A folder in the making. `commit` puts it in its place; leaving the `with` block without that removes it."""
+    """A folder in the making. `commit` puts it in its place; leaving the `with` block without that removes it.
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.path = place.parent / f".{place.name}.{os.getpid()}.new"
+    work: where to make it, instead of a place of its own. What a process that died left there is kept for the build to
+    go on from, and so is what Ctrl-C leaves.
+    """
+
+    def __init__(self, place: Path, work: Path | None = None) -> None:
+        self.place, self.resumed = place, work is not None
+        self.path = work or place.parent / f".{place.name}.{os.getpid()}.new"
 
     def __enter__(self) -> NewFolder:
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
+        if not self.resumed:
+            self.clear()
+        self.path.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not (self.resumed and kind is KeyboardInterrupt):
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Begin with nothing."""
         shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
 
     def create(self, name: str, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
         """A mapped array to fill, kept as `name`.npy. An empty one is written at once, as nothing can be mapped."""
@@ -59,7 +70,7 @@ class NewFolder:
         return np.memmap(self.path / f"{name}.scratch", kind, "w+", shape=shape)
 
     def commit(self, meta: Mapping[str, object]) -> None:
-        for file in self.path.glob("*.scratch"):
+        for file in [*self.path.glob("*.scratch"), *self.path.glob("*.npz")]:
             file.unlink()
         files = {f.name: {"size": f.stat().st_size, "xxh3": _hash(f)} for f in sorted(self.path.iterdir())}
         write_meta(self.path, {**meta, "files": files})

@@ -23,13 +23,28 @@ KNOBS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def build(entry: IndexEntry, vectors: Vectors, folder: Path, *, queries: Vectors | None, progress: Progress) -> Index:
-    """Build an index of an entry's kind in a folder that is there in full afterwards, or not at all."""
+def build(
+    entry: IndexEntry,
+    vectors: Vectors,
+    folder: Path,
+    *,
+    queries: Vectors | None,
+    progress: Progress,
+    work: Path,
+    identity: str,
+) -> Index:
+    """Build an index of an entry's kind in a folder that is there in full afterwards, or not at all.
+
+    work, identity: where a build may go on that was cut off, and of what it must be.
+    """
     metric = Metric(entry.metric)
     if entry.kind == "ivf":
         from clipql.index import ivf
 
-        return ivf.build(vectors, metric, folder, queries=queries, lists=entry.options.get("lists"), progress=progress)
+        return ivf.build(
+            vectors, metric, folder, queries=queries, lists=entry.options.get("lists"), progress=progress, work=work,
+            identity=identity,
+        )  # fmt: skip
     if entry.kind == "hnsw":
         from clipql.index import hnsw
 

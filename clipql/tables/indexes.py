@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 import pyarrow as pa
+import xxhash
 
 from clipql import files
 from clipql.catalog import IndexEntry, Table
@@ -117,6 +119,10 @@ class Indexes:
         if entry.folder:
             files.remove(self.folder(entry))
 
+    def _abandon(self, table: Table, entry: IndexEntry) -> None:
+        """Remove what a build that was cut off left."""
+        files.remove(self.registry.folder / "index" / table.id / unfinished(entry))
+
     def after_insert(self, table_id: str, progress: Progress | None = None) -> None:
         """Build the indexes that cover less than half of a table, or none of it."""
         table = self.registry.catalog.by_id(table_id)
@@ -157,6 +163,8 @@ class Indexes:
                     place,
                     queries=self._captions(table, entry),
                     progress=progress or _watcher.get() or (lambda stage, done, total: None),
+                    work=place.parent / unfinished(entry),
+                    identity=_identity(table, entry),
                 )
             built = dataclasses.replace(
                 entry,
@@ -197,6 +205,7 @@ class Indexes:
         kept = tuple(i for i in table.indexes if i.name != name)
         self.registry.save(self.registry.catalog.with_table(dataclasses.replace(table, indexes=kept)))
         self.forget(entry)
+        self._abandon(table, entry)
 
     def clear(self, table: Table, name: str) -> None:
         """Remove what was built of an index and keep its definition."""
@@ -204,15 +213,17 @@ class Indexes:
         bare = next(i for i in unbuilt(table) if i.name == name)
         self.registry.save(self.registry.catalog.with_table(table.with_index(bare)))
         self.forget(entry)
+        self._abandon(table, entry)
 
     def sweep(self) -> None:
-        """Remove folders that no index refers to: builds that were cut off, and indexes of tables that are gone."""
+        """Remove folders that no index refers to. A build that was cut off stays, for the next one to go on from."""
         self.rows.sweep()
         root = self.registry.folder / "index"
         kept = {i.folder for t in self.registry.catalog.tables for i in t.indexes}
+        begun = {f"{t.id}/{unfinished(i)}" for t in self.registry.catalog.tables for i in t.indexes}
         for table in root.iterdir() if root.is_dir() else ():
             for folder in table.iterdir() if table.is_dir() else ():
-                if f"{table.name}/{folder.name}" not in kept:
+                if f"{table.name}/{folder.name}" not in kept | begun:
                     files.remove(folder)
             with contextlib.suppress(OSError):
                 table.rmdir()
@@ -248,6 +259,18 @@ class Indexes:
             return "too few rows, exact scan" if few else f"not built: {failed}" if failed else "not built"
         opened = self._open(table, entry)
         return f"damaged: {opened}" if isinstance(opened, ClipqlError) else "in use"
+
+
+def unfinished(entry: IndexEntry) -> str:
+    """The folder, beside those of built indexes, in which an index is being built."""
+    return f".{entry.name}.building"
+
+
+def _identity(table: Table, entry: IndexEntry) -> str:
+    """Changes whenever the vectors that an index is built from do: the hashes of their segments."""
+    columns = [c for c in (table.column(entry.column), table.column("text_embedding")) if c]
+    told = [[(s.first, s.rows, s.hash) for s in c.segments] for c in columns]
+    return xxhash.xxh3_64_hexdigest(json.dumps([table.rows, entry.options, told]).encode())
 
 
 def unbuilt(table: Table) -> tuple[IndexEntry, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from clipql.errors import DatabaseDamaged, DatabaseVersion, VectorError, VectorIndexError
+from clipql.index import folder as folder_module
 from clipql.index.base import Index
 from clipql.index.ivf import IvfIndex, build, open_index, verify
 from clipql.index.ivf import place as place_module
@@ -235,7 +236,7 @@ def test_a_short_filter_is_refused(world: World, made: dict[Metric, IvfIndex]) -
 
 @pytest.mark.parametrize("dimension", [1, 3, 100, 513])
 def test_any_dimension_works(tmp_path: Path, dimension: int) -> None:
-    small = make_world(3000, dimension, 30)
+    small = make_world(3000, dimension, 100)
     index = build(small.images, Metric.L2, tmp_path / "ivf", seed=1)
     assert recall(index, small.images, small.image_queries) >= 0.9
 
@@ -312,6 +313,62 @@ def test_laying_out_in_stretches_gives_the_same_files(tmp_path: Path, monkeypatc
     assert kept[0] == kept[1]
 
 
+class Killed(BaseException):
+    """What a build dies of, so that nothing after it runs."""
+
+
+@pytest.mark.parametrize("killed_at", [1050, 1500, 3000])
+def test_a_build_cut_off_goes_on_and_gives_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    monkeypatch.setattr(place_module, "PART", 700)
+    monkeypatch.setattr(place_module, "CHUNK", 350)
+    monkeypatch.setattr(folder_module.NewFolder, "__exit__", lambda *_: None)  # as in a process that was killed
+    small = make_world(3000)
+
+    def dies(stage: str, done: int, total: int) -> None:
+        if stage == "encode" and done >= killed_at:
+            raise Killed
+
+    def made(place: str, identity: str, progress: Callable[[str, int, int], None] | None = None) -> None:
+        build(small.images, Metric.L2, tmp_path / place, queries=small.captions, seed=4, work=tmp_path / "work",
+              identity=identity, progress=progress)  # fmt: skip
+
+    with pytest.raises(Killed):
+        made("cut", "a", dies)
+    assert (tmp_path / "work" / "learned.npz").exists()
+    stages: list[tuple[str, int]] = []
+    made("cut", "a", lambda stage, done, total: stages.append((stage, done)))
+    assert not (tmp_path / "work").exists()
+    assert "train" not in {stage for stage, _ in stages}
+    assert min(done for stage, done in stages if stage == "encode") == killed_at  # rows before it are not read again
+    build(small.images, Metric.L2, tmp_path / "whole", queries=small.captions, seed=4)
+    for file in (tmp_path / "whole").iterdir():
+        if file.name != "meta.json":
+            assert (tmp_path / "cut" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_what_was_left_of_another_column_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module.NewFolder, "__exit__", lambda *_: None)
+    small, work = make_world(3000), tmp_path / "work"
+
+    def dies(stage: str, done: int, total: int) -> None:
+        if stage == "calibrate":
+            raise Killed
+
+    with pytest.raises(Killed):
+        build(small.images, Metric.L2, tmp_path / "a", work=work, identity="a", progress=dies)
+    stages: list[str] = []
+    build(small.images, Metric.L2, tmp_path / "b", work=work, identity="b", progress=lambda s, *_: stages.append(s))
+    assert "train" in stages
+    with pytest.raises(Killed):
+        build(small.images, Metric.L2, tmp_path / "c", work=work, identity="c", progress=dies)
+    (work / "learned.npz").write_bytes(b"damaged")
+    stages.clear()
+    build(small.images, Metric.L2, tmp_path / "c", work=work, identity="c", progress=lambda s, *_: stages.append(s))
+    assert "train" in stages
+
+
 def test_ranking_only_near_parents_keeps_the_recall(
     world: World, made: dict[Metric, IvfIndex], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +390,7 @@ def test_many_threads_get_what_one_gets(world: World, made: dict[Metric, IvfInde
 def test_progress_is_told_by_stage(world: World, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     build(world.images, Metric.L2, tmp_path / "ivf", progress=lambda *step: told.append(step))
-    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["sample", "train", "assign", "encode", "calibrate"]
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["sample", "train", "encode", "calibrate"]
     assert [t for t in told if t[0] == "encode"][-1] == ("encode", 8000, 8000)
 
 

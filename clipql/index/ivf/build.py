@@ -1,11 +1,13 @@
-"""Building an ivf index: sample, train, assign, encode, calibrate, commit.
+"""Building an ivf index: learn from a sample, assign and encode in one pass, lay out, calibrate, commit.
 
-Every stage reads the stored rows in chunks; besides the sample's scratch file and a few numbers a row and a list,
-nothing grows with the table. The same rows, captions and seed give the same files, whatever the number of threads.
+Every stage reads the stored rows in chunks; besides scratch files and a few numbers a list, nothing grows with the
+table. The same rows, captions and seed give the same files, whatever the number of threads, and whether a build was
+cut off and resumed or not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -19,25 +21,26 @@ from numpy.typing import NDArray
 from clipql.errors import VectorIndexError
 from clipql.index.base import Vectors
 from clipql.index.folder import VERSION, NewFolder
-from clipql.index.ivf import codes, kernels
+from clipql.index.ivf import codes, kernels, state
+from clipql.index.ivf.buckets import Buckets
 from clipql.index.ivf.calibrate import measure
 from clipql.index.ivf.geometry import Floats, Space, Workers, column_mean
-from clipql.index.ivf.place import CHUNK, Placed, chunks, place
-from clipql.index.ivf.routing import Pull, learn_pull, no_pull
+from clipql.index.ivf.learn import FEWEST_ROWS, learn, spread
+from clipql.index.ivf.place import Progressed, beginning, lay_out, limits, place, record
+from clipql.index.ivf.routing import Followed, buckets_for
 from clipql.index.ivf.search import IvfIndex, arrays_of, open_index
 from clipql.index.ivf.settings import Curves
-from clipql.index.ivf.train import Assigner, Lists, train
+from clipql.index.ivf.train import Assigner, Lists
 from clipql.index.ivf.truth import Truth
 from clipql.vectors.metrics import Metric
 
-FEWEST_ROWS = 1000
 ROWS_PER_LIST = 64
-SAMPLE_PER_LIST = 32
-LARGEST_SAMPLE = 8_000_000
-MOST_LISTS = 1_000_000  # by default; so many can still be trained on the largest sample
+MOST_LISTS = 1_000_000  # by default; so many can still be learnt from the largest sample
+MOST_ROWS = 2**32
 FITTED_ON = 40_000  # residuals, and as many queries of each kind, that the coder is fitted to
 CALIBRATED_ON = 200  # queries of each kind
 TOLD_APART = 0.98  # of rows and of captions, by their means, for a query's kind to be believed
+ENCODED = 65_536  # lists turned into numbers at once
 Progress = Callable[[str, int, int], None]
 
 
@@ -51,34 +54,45 @@ def build(
     seed: int = 0,
     progress: Progress | None = None,
     threads: int | None = None,
+    work: str | Path | None = None,
+    identity: str = "",
 ) -> IvfIndex:
     """Index the rows of `vectors` in `folder`, replacing what is there only when all is written.
 
     queries: vectors whose row i is a query that row i answers, its caption's; they shape the codes and give the
     recall curve of text. lists: how many, by default one for 64 rows. progress(stage, done, total) is called often.
-    Raises VectorIndexError for fewer than 1,000 rows.
+    work: a folder to build in; where a build of vectors of the same identity was cut off there, this one goes on.
+    identity: changes whenever the vectors or the queries do. Raises VectorIndexError for fewer than 1,000 rows.
     """
     begun, rows = time.perf_counter(), vectors.rows
     if rows < FEWEST_ROWS:
         raise VectorIndexError(
             f"an ivf index needs {FEWEST_ROWS} rows to learn from; the column has {rows}: scan it instead"
         )
+    if rows > MOST_ROWS:
+        raise VectorIndexError(f"an ivf index holds at most {MOST_ROWS:,} rows; the column has {rows:,}")
     if queries is not None and (queries.rows < rows or queries.dimension != vectors.dimension):
         raise VectorIndexError(
             f"queries hold {queries.rows} vectors of {queries.dimension} numbers; "
             f"they must pair with {rows} rows of {vectors.dimension}"
         )
-    count = max(1, min(lists or min(rows // ROWS_PER_LIST, MOST_LISTS), rows // 4))
+    count = lists_for(rows, lists)
     workers = Workers(threads or os.cpu_count() or 1)
+    told = f"{VERSION} {metric.value} {rows} {vectors.dimension} {count} {seed} {queries is not None} {identity}"
     try:
-        with NewFolder(Path(folder)) as new:
-            job = _Job(vectors, queries, metric, rows, count, seed, workers, new, progress or (lambda *_: None))
+        with NewFolder(Path(folder), Path(work) if work else None) as new:
+            job = _Job(vectors, queries, metric, rows, count, seed, told, workers, new, progress or (lambda *_: None))
             meta = job.run()
             meta["build_seconds"] = round(time.perf_counter() - begun, 3)
             new.commit(meta)
     finally:
         workers.close()
     return open_index(folder, vectors)
+
+
+def lists_for(rows: int, wanted: int | None = None) -> int:
+    """The number of lists an index of so many rows is built with."""
+    return max(1, min(wanted or min(rows // ROWS_PER_LIST, MOST_LISTS), rows // 4))
 
 
 @dataclass(frozen=True)
@@ -89,121 +103,96 @@ class _Job:
     rows: int
     lists: int
     seed: int
+    identity: str
     workers: Workers
     folder: NewFolder
     progress: Progress
 
     def run(self) -> dict[str, Any]:
-        rng = np.random.default_rng(self.seed)
-        held = np.sort(rng.choice(self.rows, min(CALIBRATED_ON, self.rows // 10), replace=False))
-        sample = self._sample(rng)
-        some = np.linspace(0, len(sample) - 1, min(len(sample), 100_000)).astype(np.int64)
-        space = Space(self.metric, column_mean(self.metric, self.vectors.take(sample[some]), self.workers))
-        y = self._sampled(space, sample)
-        lists = train(y, self.lists, rng, self.workers, lambda a, b: self.progress("train", a, b))
-        owner = self._assign(space, lists)
-        pull = self._pull(space, lists, owner, rng)
-        coder, list_coder, error = self._coders(space, lists, owner, pull, rng)
-        truth = self._truth(space, held)
-        done = self._place(space, lists, owner, coder, truth)
-        self._save(space, lists, coder, list_coder, pull, done)
-        return self._calibrated(space, coder, error, truth, lists)
+        known = state.load_known(self.folder.path, self.identity)
+        if known is None:
+            self.folder.clear()
+            known = self._learned()
+            state.save_known(self.folder.path, self.identity, known)
+        space = Space(self.metric, known.mean)
+        truth = self._truth(space)
+        self._pass(space, known, truth)
+        return self._calibrated(known, truth)
 
-    def _sample(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        wanted = min(self.rows, max(SAMPLE_PER_LIST * self.lists, 20_000), LARGEST_SAMPLE)
-        return np.sort(rng.choice(self.rows, wanted, replace=False))
+    def _learned(self) -> state.Known:
+        some = self.vectors.take(spread(self.rows, 100_000, (self.seed, 0)))
+        space = Space(self.metric, column_mean(self.metric, some, self.workers))
+        lists = learn(self.vectors, space, self.lists, self.folder.path, self.seed, self.workers, self.progress)
+        return state.Known(space.mean, lists, *self._coder(space, lists))
 
-    def _sampled(self, space: Space, sample: NDArray[np.int64]) -> Floats:
-        """The sampled rows in the space, in a scratch file; unplaceable ones left out."""
-        y, filled = self.folder.scratch("sample", (len(sample), self.vectors.dimension), np.float32), 0
-        for a in range(0, len(sample), CHUNK):
-            part, good = space.rows(self.vectors.take(sample[a : a + CHUNK]), self.workers)
-            part = part[good]
-            y[filled : filled + len(part)] = part
-            filled += len(part)
-            self.progress("sample", min(a + CHUNK, len(sample)), len(sample))
-        if filled < FEWEST_ROWS // 2:
-            raise VectorIndexError(
-                f"only {filled} of {len(sample)} sampled rows have a direction; too few to learn from"
-            )
-        return y[:filled]
+    def _asked(self, space: Space, rows: NDArray[np.int64], raw: Floats) -> Floats:
+        """Queries of each kind: the rows themselves and their captions. Each kind counts the same, whatever its length
+        (a dot product's queries may be of any).
+        """
+        asked = [_as_queries(space, raw)]
+        if self.queries is not None:
+            asked.append(_as_queries(space, self.queries.take(rows)))
+        return np.concatenate([q / max(float(np.sqrt((q * q).sum(1).mean())), 1e-20) for q in asked])
 
-    def _assign(self, space: Space, lists: Lists) -> NDArray[np.int32]:
-        assign, owner = Assigner(lists, self.workers), np.empty(self.rows, np.int32)
-        for first, block in chunks(self.vectors, self.rows, 2 * CHUNK):
-            y, good = space.rows(block, self.workers)
-            owner[first : first + len(y)] = np.where(good, assign(y), -1)
-            self.progress("assign", first + len(y), self.rows)
-        return owner
-
-    def _pull(self, space: Space, lists: Lists, owner: NDArray[np.int32], rng: np.random.Generator) -> Pull:
-        captions = self.queries
-        if captions is None:
-            return no_pull(lists)
-        return learn_pull(
-            lists,
-            owner,
-            lambda rows: space.rows(self.vectors.take(rows), self.workers)[0],
-            lambda rows: _as_queries(space, captions.take(rows)),
-            space.biased,
-            rng,
-            self.workers,
-            lambda a, b: self.progress("route", a, b),
-        )
-
-    def _coders(
-        self, space: Space, lists: Lists, owner: NDArray[np.int32], pull: Pull, rng: np.random.Generator
-    ) -> tuple[codes.Coder, codes.Coder, float]:
-        """The coders of rows and of lists, and the deviation of rows' estimates in units of scale times length."""
-        rows = np.sort(rng.choice(self.rows, min(self.rows, FITTED_ON), replace=False))
-        rows = rows[owner[rows] >= 0]
+    def _coder(self, space: Space, lists: Lists) -> tuple[codes.Coder, float]:
+        """The coder of rows, and the deviation of their estimates in units of scale times length."""
+        rows = spread(self.rows, FITTED_ON, (self.seed, 6))
         raw = self.vectors.take(rows)
-        y, _ = space.rows(raw, self.workers)
-        residuals = y - lists.small[owner[rows]] * lists.scale[owner[rows], None]
-        images = _as_queries(space, raw)
-        asked = [images] if self.queries is None else [images, _as_queries(space, self.queries.take(rows))]
-        # each kind of query counts the same, whatever its length (a dot product's queries may be of any)
-        asked = [q / max(float(np.sqrt((q * q).sum(1).mean())), 1e-20) for q in asked]
-        coder = codes.fitted_coder(residuals, np.concatenate(asked), rng)
-        towards = pull.to[:: max(1, lists.count // FITTED_ON)]
-        list_coder = codes.fitted_coder(towards - pull.to.mean(0), np.concatenate(asked), rng)
+        y, good = space.rows(raw, self.workers)
+        rows, raw, y = rows[good], raw[good], y[good]
+        owner = Assigner(lists, self.workers)(y)
+        residuals = y - lists.small[owner] * lists.scale[owner, None]
+        asked = self._asked(space, rows, raw)
+        coder = codes.fitted_coder(residuals, asked, np.random.default_rng((self.seed, 5)))
         few = slice(0, len(rows), max(1, len(rows) // 2000))
         coded, scale, _ = coder.encode(residuals[few], self.workers)
         errors = []
-        for v in np.concatenate([q[:: max(1, len(q) // 50)] for q in asked]):
+        for v in asked[:: max(1, len(rows) // 50)]:
             turned = coder.query @ v
             out = np.empty(len(coded), np.float32)
             kernels.estimates(coded, scale, turned, coder.word_block, coder.word_weight, out)
             unit = np.maximum(scale * np.sqrt((turned * turned).sum()), 1e-30)
             errors.append((out - residuals[few] @ v) / unit)
-        return coder, list_coder, float(np.sqrt(np.mean(np.square(errors))))
+        return coder, float(np.sqrt(np.mean(np.square(errors))))
 
-    def _truth(self, space: Space, held: NDArray[np.int64]) -> Truth:
+    def _truth(self, space: Space) -> Truth:
+        rng = np.random.default_rng((self.seed, 7))
+        held = np.sort(rng.choice(self.rows, min(CALIBRATED_ON, self.rows // 10), replace=False, shuffle=False))
         asked = [self.vectors.take(held)] + ([] if self.queries is None else [self.queries.take(held)])
         queries, rows = np.concatenate(asked), np.tile(held, len(asked))
         sound = np.isfinite(queries).all(1) & queries.any(1)
         kind = np.repeat(np.arange(len(asked)), len(held))
         return Truth(space, queries[sound], rows[sound], kind[sound], self.workers)
 
-    def _place(self, space: Space, lists: Lists, owner: NDArray[np.int32], coder: codes.Coder, truth: Truth) -> Placed:
-        def seen(first: int, y: Floats, good: NDArray[np.bool_]) -> None:
-            truth.add(first, y, good)
-            self.progress("encode", first + len(y), self.rows)
-
-        return place(self.vectors, space, lists, owner, coder, self.folder, self.workers, seen)
+    def _pass(self, space: Space, known: state.Known, truth: Truth) -> None:
+        """Assign and encode all rows, from where a build before this one came; write all arrays."""
+        folder, count, lists = self.folder.path, len(limits(known.lists, self.rows)) - 1, known.lists
+        so_far = state.load_pass(folder, self.identity)
+        if so_far is None:
+            asked = 0 if self.queries is None else buckets_for(self.vectors, lists)
+            so_far = beginning(lists.count, count, asked, truth)
+        truth.score, truth.rows = so_far.score, so_far.rows
+        with contextlib.ExitStack() as files:
+            buckets = files.enter_context(Buckets(folder, "placed", count, record(known.coder), so_far.sizes.tolist()))
+            followed = None
+            if self.queries is not None:
+                followed = Followed(self.vectors, lists, folder, self.seed, so_far.followed.tolist())
+                files.enter_context(followed.buckets)
+            done = place(
+                self.vectors, space, lists, known.coder, buckets, followed, truth, so_far, self.workers,
+                lambda row: self.progress("encode", row, self.rows),
+                lambda told: state.save_pass(folder, self.identity, told),
+            )  # fmt: skip
+            start = lay_out(buckets, self.folder, done, known.coder, space.biased)
+            self._save(space, known, done, start, followed)
 
     def _save(
-        self, space: Space, lists: Lists, coder: codes.Coder, list_coder: codes.Coder, pull: Pull, done: Placed
+        self, space: Space, known: state.Known, done: Progressed, start: NDArray[np.int64], followed: Followed | None
     ) -> None:
-        # what is left out here is the same for every list, and so does not change their order
-        list_codes, list_scale, _ = list_coder.encode(pull.to - pull.to.mean(0), self.workers)
-        size = np.maximum(np.diff(done.start), 1)
-        list_bias = -0.5 * done.square / size if space.biased else np.zeros(lists.count)
+        coder, lists, size = known.coder, known.lists, np.maximum(done.counts, 1)
+        list_bias = (-0.5 * done.square / size if space.biased else np.zeros(len(size))).astype(np.float32)
         small: dict[str, NDArray[Any]] = {
-            "start": done.start,
-            "list_codes": list_codes,
-            "list_scale": list_scale,
-            "list_bias": (list_bias + pull.lift).astype(np.float32),
+            "start": start,
             "list_small": lists.small,
             "list_unit": lists.scale,
             "list_spread": np.sqrt(done.energy / size).astype(np.float32),
@@ -212,16 +201,43 @@ class _Job:
             "turn": coder.query,
             "word_block": coder.word_block,
             "word_weight": coder.word_weight,
-            "list_turn": list_coder.query,
-            "list_word_block": list_coder.word_block,
-            "list_word_weight": list_coder.word_weight,
             "shape": coder.shape,
-            "mean": space.mean,
+            "mean": known.mean,
+            **self._ranking(space, lists, list_bias, followed),
         }
         for name, array in small.items():
             self.folder.save(name, array)
 
-    def _calibrated(self, space: Space, coder: codes.Coder, error: float, truth: Truth, lists: Lists) -> dict[str, Any]:
+    def _ranking(self, space: Space, lists: Lists, bias: Floats, followed: Followed | None) -> dict[str, NDArray[Any]]:
+        """What lists are ranked by: codes of their centroids, or of where captions find their nearest rows."""
+        to = self.folder.scratch("towards", lists.small.shape, np.float32)
+        for a in range(0, lists.count, ENCODED):
+            to[a : a + ENCODED] = lists.centroids(a, a + ENCODED)
+        captions, lift = self.queries, np.zeros(lists.count, np.float32)
+        if followed and captions is not None:
+            followed.pull(
+                space, lambda rows: _as_queries(space, captions.take(rows)), to, lift, self.workers,
+                lambda done, total: self.progress("route", done, total),
+            )  # fmt: skip
+        middle = _mean(to)  # what is left out here is the same for every list, and so does not change their order
+        rows = spread(self.rows, FITTED_ON, (self.seed, 6))
+        asked = self._asked(space, rows, self.vectors.take(rows))
+        some = np.asarray(to[:: max(1, len(to) // FITTED_ON)]) - middle
+        coder = codes.fitted_coder(some, asked, np.random.default_rng((self.seed, 10)))
+        words, scale = np.empty((len(to), coder.words), np.uint64), np.empty(len(to), np.float32)
+        for a in range(0, len(to), ENCODED):
+            part = slice(a, a + ENCODED)
+            words[part], scale[part], _ = coder.encode(to[part] - middle, self.workers)
+        return {
+            "list_codes": words,
+            "list_scale": scale,
+            "list_bias": bias + lift,
+            "list_turn": coder.query,
+            "list_word_block": coder.word_block,
+            "list_word_weight": coder.word_weight,
+        }
+
+    def _calibrated(self, known: state.Known, truth: Truth) -> dict[str, Any]:
         """meta.json's content, with the curves of the index as written so far."""
         means = self._means()
         meta: dict[str, Any] = {
@@ -231,13 +247,13 @@ class _Job:
             "dimension": self.vectors.dimension,
             "rows": self.rows,
             "parameters": {
-                "lists": lists.count,
-                "parents": len(lists.parents),
+                "lists": known.lists.count,
+                "parents": len(known.lists.parents),
                 "seed": self.seed,
-                "bits": coder.bits.tolist(),
+                "bits": known.coder.bits.tolist(),
                 "captions": self.queries is not None,
             },
-            "code_error": error,
+            "code_error": known.error,
             "curves": means.to_meta(),
         }
         index = IvfIndex(meta, arrays_of(self.folder.path), self.vectors)
@@ -274,6 +290,14 @@ def _unit(x: Floats) -> Floats:
     """Rows scaled to length 1; zero and non-finite rows become zeros."""
     x = np.where(np.isfinite(x).all(1, keepdims=True), x, 0)
     return np.asarray(x / np.maximum(np.sqrt((x * x).sum(1, keepdims=True)), 1e-30), np.float32)
+
+
+def _mean(x: Floats) -> Floats:
+    """The mean of rows, of which there may be many on disk."""
+    total = np.zeros(x.shape[1])
+    for a in range(0, len(x), ENCODED):
+        total += x[a : a + ENCODED].sum(0, dtype=np.float64)
+    return np.asarray(total / len(x), np.float32)
 
 
 def _as_queries(space: Space, raw: Floats) -> Floats:

@@ -58,11 +58,15 @@ class Arrays(NamedTuple):
 
 
 class _Coded(NamedTuple):
-    """Codes to scan, with what turns a bit count into a score: codes (n, w), scale (n,), bias (n,) or empty."""
+    """Codes to scan, with what turns a bit count into a score: codes (n, w), scale (n,), bias (n,) or empty, and
+    spread (n,) or empty, of which `reach` times as much is added.
+    """
 
     codes: Words
     scale: Floats
     bias: Floats
+    spread: Floats
+    reach: Number
 
 
 class _Ranges(NamedTuple):
@@ -121,7 +125,8 @@ def search(
     counts[0], counts[1] = (last - first).sum(), probe.size
     counts[4] = cycles()
     asked = _ask(turned, ix.word_block, ix.word_weight, np.float32(slack) * np.sqrt(length))
-    value, at = _scan(_Coded(ix.codes, ix.scale, ix.bias), _Ranges(first, last, base), asked, ix.rows, among, rescore)
+    coded = _Coded(ix.codes, ix.scale, ix.bias, np.empty(0, np.float32), np.float32(0))
+    value, at = _scan(coded, _Ranges(first, last, base), asked, ix.rows, among, rescore)
     order = np.argsort(-value)
     rows = np.empty(value.size, np.int64)
     for i in range(value.size):
@@ -154,20 +159,16 @@ def _multiply(matrix: Floats, v: Floats, out: Floats) -> None:
 @kernel
 def _rank_lists(ix: Arrays, v: Floats, deviation: Number, nprobe: int, ranked: int) -> tuple[Integers, Floats]:
     """The lists to scan, most promising first, and the exact score of each one's centroid."""
-    count = ix.list_scale.size
-    turned, bonus = np.empty(ix.list_turn.shape[0], np.float32), np.empty(count, np.float32)
+    count, turned = ix.list_scale.size, np.empty(ix.list_turn.shape[0], np.float32)
     _multiply(ix.list_turn, v, turned)
-    for i in range(count):
-        bonus[i] = ix.list_bias[i] + deviation * ix.list_spread[i]
     if count <= ranked:
         first, last = np.zeros(1, np.int64), np.full(1, count, np.int64)
     else:
         first, last = _near_parents(ix, v, ranked)
     asked = _ask(turned, ix.list_word_block, ix.list_word_weight, np.float32(0))
     ranges = _Ranges(first, last, np.zeros(first.size, np.float32))
-    value, at = _scan(
-        _Coded(ix.list_codes, ix.list_scale, bonus), ranges, asked, ix.rows, np.empty(0, np.bool_), nprobe
-    )
+    coded = _Coded(ix.list_codes, ix.list_scale, ix.list_bias, ix.list_spread, np.float32(deviation))
+    value, at = _scan(coded, ranges, asked, ix.rows, np.empty(0, np.bool_), nprobe)
     probe, base = at[np.argsort(-value)], np.empty(at.size, np.float32)
     for z in range(probe.size):
         s, i, ahead = np.float32(0), probe[z], probe[min(z + 3, probe.size - 1)]
@@ -207,7 +208,7 @@ def _scan(
     words, total = codes.shape[1], np.float32(asked.total)
     c, p, f = uint64(codes.ctypes.data), uint64(asked.planes.ctypes.data), uint64(asked.weights.ctypes.data)
     s_address, step = uint64(scale.ctypes.data), uint64(8 * words)
-    biased, filtered = bias.size > 0, among.size > 0
+    biased, filtered, spread = bias.size > 0, among.size > 0, coded.spread.size > 0
     kept, floor = 0, np.float32(-np.inf)
     for z in range(ranges.first.size):
         first, start = ranges.first[z], ranges.base[z]
@@ -221,6 +222,8 @@ def _scan(
             s = start + scale[i] * (s - total)
             if biased:
                 s += bias[i]
+            if spread:
+                s += coded.reach * coded.spread[i]
             if s > floor:
                 if filtered and not among[rows[i]]:
                     continue

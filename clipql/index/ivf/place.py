@@ -1,13 +1,13 @@
-"""The second pass of a build: encode every row and lay the codes out list by list, in bounded memory.
+"""The one pass of a build over all rows: find each row's list, encode it, and deal it to the stretch where it belongs.
 
-A row's final position is known before it is encoded (lists are counted first). Scattering 64-byte codes over a file
-larger than memory would rewrite every page many times, so the file is cut into stretches of positions; codes arrive
-in their stretch one after another, and then each stretch is put in order in memory.
+A row's final position is known only when all lists are counted. So codes go to buckets, each of neighbouring lists
+(`buckets`), and `lay_out` puts one bucket after the other in order, in memory. After each part of the rows everything
+is synced and a checkpoint says how far the pass is; a build that was cut off goes on there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,102 +16,142 @@ from numpy.typing import NDArray
 
 from clipql.index.base import Vectors
 from clipql.index.folder import NewFolder
+from clipql.index.ivf.buckets import Buckets
 from clipql.index.ivf.codes import Coder
 from clipql.index.ivf.geometry import Floats, Space, Workers
-from clipql.index.ivf.train import Lists
+from clipql.index.ivf.learn import CHUNK, chunks
+from clipql.index.ivf.routing import Followed
+from clipql.index.ivf.train import Assigner, Lists
+from clipql.index.ivf.truth import Truth
+from clipql.vectors.bits import kernel
 
-CHUNK = 32_768
-STRETCH = 4_000_000  # positions put in order at once: 300 MB of codes of 8 words
-
-
-def chunks(vectors: Vectors, rows: int, size: int = CHUNK) -> Iterator[tuple[int, NDArray[np.floating]]]:
-    """Stored rows [0, rows) in order, at most `size` at a time."""
-    for first, block in vectors.blocks(0, rows):
-        for a in range(0, min(len(block), rows - first), size):
-            yield first + a, block[a : min(a + size, rows - first)]
+STRETCH = 2_000_000  # rows of a bucket, about: 150 MB at 512 dimensions
+PART = 16 * CHUNK  # rows between two checkpoints
 
 
 @dataclass(frozen=True)
-class Placed:
-    """start: int64 (l + 1,). energy: float64 (l,), sum of |z|² of each list's residuals; square: the same of |y|²."""
+class Progressed:
+    """How far the pass is. next: the first row still to come. sizes, followed: records in each bucket.
 
-    start: NDArray[np.int64]
+    counts: int64 (l,), rows of each list. energy: float64 (l,), sum of |z|² of each list's residuals; square: the same
+    of |y|². score, rows: of `Truth`.
+    """
+
+    next: int
+    sizes: NDArray[np.int64]
+    followed: NDArray[np.int64]
+    counts: NDArray[np.int64]
     energy: NDArray[np.float64]
     square: NDArray[np.float64]
+    score: Floats
+    rows: NDArray[np.int64]
 
 
-class _Stretches:
-    """The final arrays, filled stretch by stretch in order of arrival, then sorted."""
+def beginning(lists: int, buckets: int, followed: int, truth: Truth) -> Progressed:
+    """Before the first row."""
+    sizes, more, counts = (np.zeros(n, np.int64) for n in (buckets, followed, lists))
+    return Progressed(0, sizes, more, counts, np.zeros(lists), np.zeros(lists), truth.score, truth.rows)
 
-    def __init__(self, folder: NewFolder, placed: int, words: int, biased: bool, stretch: int) -> None:
-        self._arrays: dict[str, NDArray[Any]] = {
-            "codes": folder.create("codes", (placed, words), np.uint64),
-            "scale": folder.create("scale", (placed,), np.float32),
-        }
-        if biased:
-            self._arrays["bias"] = folder.create("bias", (placed,), np.float32)
-        else:
-            folder.save("bias", np.empty(0, np.float32))
-        self._position = folder.scratch("position", (placed,), np.uint32)
-        self._stretch = stretch
-        self._next = np.arange(0, placed, stretch)
 
-    def add(self, position: NDArray[np.int64], **parts: NDArray[Any]) -> None:
-        which = position // self._stretch
-        for s in np.unique(which):
-            rows = np.flatnonzero(which == s)
-            a = int(self._next[s])
-            b = a + len(rows)
-            self._position[a:b] = position[rows]
-            for name, array in self._arrays.items():
-                array[a:b] = parts[name][rows]
-            self._next[s] = b
+def record(coder: Coder) -> np.dtype[Any]:
+    """What is known of a row in a bucket. list is -1 for a row that is in none; those are in the last bucket."""
+    return np.dtype(
+        [("row", "<u4"), ("list", "<i4"), ("scale", "<f4"), ("bias", "<f4"), ("code", "<u8", (coder.words,))]
+    )
 
-    def sort(self) -> None:
-        for first in range(0, len(self._position), self._stretch):
-            part = slice(first, first + self._stretch)
-            order = np.argsort(self._position[part])
-            for array in self._arrays.values():
-                array[part] = array[part][order]
+
+def limits(lists: Lists, rows: int) -> NDArray[np.int64]:
+    """int64 (b + 1,): bucket i holds lists [limits[i], limits[i + 1])."""
+    count = max(1, min(lists.count, -(-rows // STRETCH)))
+    return np.linspace(0, lists.count, count + 1).astype(np.int64)
 
 
 def place(
     vectors: Vectors,
     space: Space,
     lists: Lists,
-    owner: NDArray[np.int32],
     coder: Coder,
-    folder: NewFolder,
+    buckets: Buckets,
+    followed: Followed | None,
+    truth: Truth,
+    so_far: Progressed,
     workers: Workers,
-    seen: Callable[[int, Floats, NDArray[np.bool_]], None],
-) -> Placed:
-    """Write codes, scale, bias and rows.
-
-    owner: int32 (rows,), -1 for a row in no list. seen(first, y, good) is called with each chunk.
-    """
-    rows = len(owner)
-    size = np.bincount(owner[owner >= 0], minlength=lists.count)
-    start = np.concatenate([[0], np.cumsum(size)]).astype(np.int64)
-    placed = int(start[-1])
-    order = np.argsort(owner, kind="stable").astype(np.uint32)  # unplaced rows first
-    by_list = folder.create("rows", (rows,), np.uint32)
-    by_list[:placed], by_list[placed:] = order[rows - placed :], order[: rows - placed]
-    position = np.empty(rows, np.uint32)
-    position[by_list] = np.arange(rows, dtype=np.uint32)
-    stretches = _Stretches(folder, placed, coder.words, space.biased, STRETCH)
-    energy, square = np.zeros(lists.count), np.zeros(lists.count)
-    centroids = lists.centroids() if lists.count * vectors.dimension < 100_000_000 else None
-    for first, block in chunks(vectors, rows):
+    reached: Callable[[int], None],
+    keep: Callable[[Progressed], None],
+) -> Progressed:
+    """Deal all rows from `so_far` on. reached(row) is called with each chunk; keep(progressed) after each part."""
+    assign, limit = Assigner(lists, workers), limits(lists, vectors.rows)
+    counts, energy, square = so_far.counts.copy(), so_far.energy.copy(), so_far.square.copy()
+    kind, told = record(coder), so_far
+    for first, block in chunks(vectors, vectors.rows, CHUNK, so_far.next):
         y, good = space.rows(block, workers)
-        seen(first, y, good)
-        mine = np.flatnonzero(owner[first : first + len(y)] >= 0)
-        y = y if len(mine) == len(y) else y[mine]
-        which = owner[first + mine]
-        centre = lists.small[which] * lists.scale[which, None] if centroids is None else centroids[which]
-        norm = np.einsum("ij,ij->i", y, y)
-        codes, scale, length = coder.encode(y - centre, workers)
-        energy += np.bincount(which, length, lists.count)
-        square += np.bincount(which, norm, lists.count)
-        stretches.add(position[first + mine].astype(np.int64), codes=codes, scale=scale, bias=norm * np.float32(-0.5))
-    stretches.sort()
-    return Placed(start, energy, square)
+        truth.add(first, y, good)
+        owner = np.where(good, assign(y), -1)
+        if followed:
+            followed.add(first, block, owner)
+        records = np.zeros(len(y), kind)
+        records["row"], records["list"] = np.arange(first, first + len(y), dtype=np.uint32), owner
+        records["bias"] = np.einsum("ij,ij->i", y, y) * np.float32(-0.5)
+        workers.each(len(y), lambda a, b, y=y, o=owner: _residuals(y[a:b], o[a:b], lists.small, lists.scale))  # type: ignore[misc]
+        records["code"], records["scale"], length = coder.encode(y, workers)
+        _add_up(owner, length, records["bias"], counts, energy, square)
+        buckets.add(np.where(good, np.searchsorted(limit, owner, side="right") - 1, len(buckets) - 1), records)
+        end = first + len(y)
+        reached(end)
+        if end // PART > first // PART or end == vectors.rows:
+            sizes = np.array(buckets.sync(), np.int64)
+            more = np.array(followed.buckets.sync() if followed else [], np.int64)
+            told = Progressed(end, sizes, more, counts, energy, square, truth.score, truth.rows)
+            keep(told)
+    return told
+
+
+def lay_out(buckets: Buckets, folder: NewFolder, done: Progressed, coder: Coder, biased: bool) -> NDArray[np.int64]:
+    """Write codes, scale, bias and rows in list order; returns start, int64 (l + 1,)."""
+    start = np.concatenate([[0], np.cumsum(done.counts)]).astype(np.int64)
+    placed, rows = int(start[-1]), int(done.sizes.sum())
+    out: dict[str, NDArray[Any]] = {
+        "code": folder.create("codes", (placed, coder.words), np.uint64),
+        "scale": folder.create("scale", (placed,), np.float32),
+        "bias": folder.create("bias", (placed if biased else 0,), np.float32),
+        "row": folder.create("rows", (rows,), np.uint32),
+    }
+    at, lost = 0, []
+    for number in range(len(buckets)):
+        records = buckets.read(number)
+        records = records[np.argsort(records["list"], kind="stable")]
+        unplaced = int(np.searchsorted(records["list"], 0))
+        lost.append(records["row"][:unplaced])
+        records = records[unplaced:]
+        for name, array in out.items():
+            if len(array):
+                array[at : at + len(records)] = records[name]
+        at += len(records)
+    out["row"][placed:] = np.concatenate(lost)
+    return start
+
+
+@kernel
+def _residuals(y: Floats, owner: NDArray[np.int64], small: NDArray[np.int8], unit: Floats) -> None:
+    for i in range(y.shape[0]):
+        c = owner[i]
+        if c >= 0:
+            for j in range(y.shape[1]):
+                y[i, j] -= np.float32(small[c, j]) * unit[c]
+
+
+@kernel
+def _add_up(
+    owner: NDArray[np.int64],
+    length: Floats,
+    bias: Floats,
+    counts: NDArray[np.int64],
+    energy: NDArray[np.float64],
+    square: NDArray[np.float64],
+) -> None:
+    for i in range(owner.size):
+        c = owner[i]
+        if c >= 0:
+            counts[c] += 1
+            energy[c] += length[i]
+            square[c] -= 2 * bias[i]

@@ -4,7 +4,7 @@ Lists are ranked by how well a query fits them. Their centroid is the wrong thin
 list's best row for this query, and captions of one topic agree on which side of the list that is. Every stored row
 brings a caption, a query whose answer is known to be near, so it is measured: captions of one parent's rows ask each
 of its lists, and the rows that win (softly: by a softmax over the list's rows) are averaged. Lists are ranked by that
-average, `Pull.to`. Rows are still coded against the centroid itself.
+average, `to`. Rows are still coded against the centroid itself.
 
 It halves the codes that text queries read, leaves image queries as they were, and takes no space, since a list's code
 merely stands for another point (docs/ivf.md has the figures).
@@ -13,63 +13,92 @@ merely stands for another point (docs/ivf.md has the figures).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.index.ivf.geometry import Floats, Number, Workers
-from clipql.index.ivf.train import Lists
+from clipql.index.base import Vectors
+from clipql.index.ivf.buckets import Buckets
+from clipql.index.ivf.geometry import Floats, Number, Space, Workers
+from clipql.index.ivf.learn import BUCKET_BYTES, by_group, drawn, row_kind
+from clipql.index.ivf.train import Integers, Lists
 from clipql.vectors.bits import kernel
 
 CAPTIONS_PER_PARENT = 96
 SOFTNESS = 0.4  # temperature of the softmax, in deviations of a row's score within its list
-MOST_ROWS = 8_000_000  # rows asked in a larger table; each is read at random
+MOST_ROWS = 8_000_000  # rows that are asked about, in larger tables a share of all
 
 
-@dataclass(frozen=True)
-class Pull:
-    """to: float32 (l, d), the point each list is ranked by. lift: float32 (l,), winners' bias above the mean."""
+class Followed:
+    """Rows of the pass, dealt to the parents of their lists, so that each parent's captions can be asked later.
 
-    to: Floats
-    lift: Floats
+    folder is for scratch files. sizes: as `Buckets` takes them.
+    """
+
+    def __init__(self, vectors: Vectors, lists: Lists, folder: Path, seed: int, sizes: list[int] | None = None) -> None:
+        self._lists, self._seed = lists, seed
+        self._share = min(1.0, MOST_ROWS / vectors.rows)
+        self._kind = np.dtype([("row", "<u4"), ("list", "<i4"), ("x", row_kind(vectors), (vectors.dimension,))])
+        parents = len(lists.parents)
+        count = buckets_for(vectors, lists)
+        self._limit = np.linspace(0, parents, count + 1).astype(np.int64)
+        self.buckets = Buckets(folder, "followed", count, self._kind, sizes)
+
+    def add(self, first: int, block: NDArray[np.floating], owner: NDArray[np.integer]) -> None:
+        """Rows of the pass, as they are stored, and the list of each, -1 for none."""
+        chosen = drawn(len(block), self._share, (self._seed, 8, first))
+        chosen = chosen[owner[chosen] >= 0]
+        records = np.empty(len(chosen), self._kind)
+        records["row"], records["list"], records["x"] = first + chosen, owner[chosen], block[chosen]
+        parent = np.searchsorted(self._lists.edges, records["list"], side="right") - 1
+        self.buckets.add(np.searchsorted(self._limit, parent, side="right") - 1, records)
+
+    def pull(
+        self,
+        space: Space,
+        captions_of: Callable[[Integers], Floats],
+        to: Floats,
+        lift: Floats,
+        workers: Workers,
+        tick: Callable[[int, int], None],
+    ) -> None:
+        """Move `to` (l, d) and `lift` (l,). captions_of gives the query vectors of row numbers."""
+        edges, parents = self._lists.edges, len(self._lists.parents)
+        for number in range(len(self.buckets)):
+            records = self.buckets.read(number)
+            parent_of = np.searchsorted(edges, records["list"], side="right") - 1
+            for parent, mine in by_group(records, parent_of, int(self._limit[number]), int(self._limit[number + 1])):
+                tick(parent + 1, parents)
+                if len(mine) > 1:
+                    self._pull(parent, mine, space, captions_of, to, lift, workers)
+
+    def _pull(
+        self,
+        parent: int,
+        records: NDArray[Any],
+        space: Space,
+        captions_of: Callable[[Integers], Floats],
+        to: Floats,
+        lift: Floats,
+        workers: Workers,
+    ) -> None:
+        a, b = int(self._lists.edges[parent]), int(self._lists.edges[parent + 1])
+        rng = np.random.default_rng((self._seed, 9, parent))
+        asked = np.sort(rng.choice(len(records), min(len(records), CAPTIONS_PER_PARENT), replace=False))
+        y, _ = space.rows(records["x"], workers)
+        captions = captions_of(records["row"][asked].astype(np.int64))
+        pull(y, records["list"] - a, captions, asked, space.biased, to[a:b], lift[a:b], workers)
 
 
-def no_pull(lists: Lists) -> Pull:
-    """Ranking by the centroids themselves, where there are no captions."""
-    return Pull(lists.centroids(), np.zeros(lists.count, np.float32))
+def buckets_for(vectors: Vectors, lists: Lists) -> int:
+    """How many buckets the followed rows of a column go to."""
+    size = min(vectors.rows, MOST_ROWS) * vectors.dimension * np.dtype(row_kind(vectors)).itemsize
+    return int(max(1, min(len(lists.parents), -(-size // BUCKET_BYTES))))
 
 
-def learn_pull(
-    lists: Lists,
-    owner: NDArray[np.int32],
-    rows_of: Callable[[NDArray[np.int64]], Floats],
-    captions_of: Callable[[NDArray[np.int64]], Floats],
-    biased: bool,
-    rng: np.random.Generator,
-    workers: Workers,
-    tick: Callable[[int, int], None],
-) -> Pull:
-    """Ask every list. owner: int32 (rows,), -1 for none. rows_of and captions_of give y and v of row numbers."""
-    pull = no_pull(lists)
-    order = np.argsort(owner, kind="stable")
-    edge = np.searchsorted(owner[order], lists.edges)
-    share = min(1.0, MOST_ROWS / max(1, len(owner)))
-
-    for parent in range(len(lists.edges) - 1):
-        rows = order[edge[parent] : edge[parent + 1]]
-        rows = np.sort(rows if share == 1 else rows[rng.random(len(rows)) < share])
-        tick(parent + 1, len(lists.edges) - 1)
-        if len(rows) < 2:
-            continue
-        a, b = int(lists.edges[parent]), int(lists.edges[parent + 1])
-        asked = np.sort(rng.choice(len(rows), min(len(rows), CAPTIONS_PER_PARENT), replace=False))
-        captions = captions_of(rows[asked])
-        _pull(rows_of(rows), owner[rows] - a, captions, asked, biased, pull.to[a:b], pull.lift[a:b], workers)
-    return pull
-
-
-def _pull(
+def pull(
     rows: Floats,
     owner: NDArray[np.int32],
     captions: Floats,
@@ -79,7 +108,12 @@ def _pull(
     lift: Floats,
     workers: Workers,
 ) -> None:
-    """Move the points `to` (k, d) of one parent's lists. asked: (q,), which of the rows each caption belongs to."""
+    """Move the points `to` (k, d) of one parent's lists to where captions find their nearest rows, and `lift` (k,) by
+    the winners' bias above the mean.
+
+    rows: (n, d), y of the parent's rows. owner: (n,), the list of each. captions: (q, d), v of some rows' captions.
+    asked: (q,), which of the rows each caption belongs to.
+    """
     order = np.argsort(owner, kind="stable")
     edge = np.searchsorted(owner[order], np.arange(len(to) + 1))
     y = rows[order]

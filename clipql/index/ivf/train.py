@@ -1,9 +1,8 @@
 """K-means in two levels, and the assignment of every row to its list.
 
-Owns where the lists are. Level one: `parents`, about sqrt(4 lists) centroids. Level two: each parent's own
-`centroids`, kept together, so that a parent's lists are a range. A row is compared with the parents and then with the
-lists of its few nearest parents only, which is what lets 400 million rows be assigned. Nothing here holds more than
-a sample (mapped from a scratch file) or one chunk of rows in memory.
+Owns where the lists are. Level one: `parents`. Level two: each parent's own lists, kept together, so that a parent's
+lists are a range. A row is compared with the parents and then with the lists of its few nearest parents only, which is
+what lets 400 million rows be assigned. Nothing here holds more than one chunk of rows, or one parent's, in memory.
 
 Centroids are rounded to int8 with one scale each *before* rows are assigned and encoded: the rounded centroid is the
 centroid, so the rounding costs no accuracy, and a list takes d + 4 bytes.
@@ -11,7 +10,7 @@ centroid, so the rounding costs no accuracy, and a list takes d + 4 bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +23,7 @@ Integers = NDArray[np.int64]
 COARSE_ROUNDS, FINE_ROUNDS = 8, 7
 PARENTS_TRIED = 4
 _CHUNK = 32_768
+_SCORES = 16_384  # rows scored at once against all parents
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Lists:
 
     def centroids(self, first: int = 0, last: int | None = None) -> Floats:
         return self.small[first:last].astype(np.float32) * self.scale[first:last, None]
+
+
+def parents_for(lists: int) -> int:
+    """How many parents make the comparisons of a row fewest: as many as lists it is compared with below them."""
+    return max(1, round(math.sqrt(PARENTS_TRIED * lists)))
 
 
 def to_small(centroids: Floats) -> tuple[NDArray[np.int8], Floats]:
@@ -81,32 +86,8 @@ def kmeans(y: Floats, k: int, rounds: int, rng: np.random.Generator, workers: Wo
     return centroids
 
 
-def train(
-    sample: Floats, lists: int, rng: np.random.Generator, workers: Workers, tick: Callable[[int, int], None]
-) -> Lists:
-    """Both levels from sampled rows (n, d), which may be a mapped scratch file."""
-    count = max(1, min(round((4 * lists) ** 0.5), len(sample) // 32))
-    some = np.sort(rng.choice(len(sample), min(len(sample), max(256 * count, 20_000)), replace=False))
-    parents = kmeans(np.ascontiguousarray(sample[some]), count, COARSE_ROUNDS, rng, workers)
-    owner = np.concatenate(
-        [nearest(np.asarray(sample[a : a + _CHUNK]), parents, workers) for a in range(0, len(sample), _CHUNK)]
-    )
-    order = np.argsort(owner, kind="stable")
-    size = np.bincount(owner, minlength=count)
-    last = np.cumsum(size)
-    share = np.maximum(1, np.rint(size * (lists / len(sample))).astype(np.int64))
-    parts = []
-    for p in range(count):
-        rows = np.asarray(sample[order[last[p] - size[p] : last[p]]])
-        parts.append(kmeans(rows, int(share[p]), FINE_ROUNDS, rng, workers) if len(rows) else parents[p : p + 1])
-        tick(p + 1, count)
-    edges = np.concatenate([[0], np.cumsum([len(c) for c in parts])]).astype(np.int64)
-    small, scale = to_small(np.concatenate(parts))
-    return Lists(parents, edges, small, scale)
-
-
 class Assigner:
-    """Finds the list of each row; holds float32 centroids of one parent at a time."""
+    """Finds the list of each row; holds float32 centroids of one parent a thread at a time."""
 
     def __init__(self, lists: Lists, workers: Workers) -> None:
         self._lists, self._workers = lists, workers
@@ -116,26 +97,23 @@ class Assigner:
     def __call__(self, y: Floats) -> NDArray[np.int32]:
         """int32 (n,): the list of each row of a chunk."""
         n, tried = len(y), self._tried
-        score = y @ self._lists.parents.T
         near = np.empty((n, tried), np.int32)
-        self._workers.each(n, lambda a, b: _few_best(score[a:b], self._half, near[a:b]))
+        for first in range(0, n, _SCORES):
+            score, part = y[first : first + _SCORES] @ self._lists.parents.T, near[first : first + _SCORES]
+            self._workers.each(len(part), lambda a, b, s=score, p=part: _few_best(s[a:b], self._half, p[a:b]))  # type: ignore[misc]
         pairs = near.ravel()
         order = np.argsort(pairs, kind="stable")
-        edge = np.searchsorted(pairs[order], np.arange(len(self._lists.parents) + 1))
+        edge = np.searchsorted(pairs[order], np.arange(len(self._lists.parents) + 1)).tolist()
         rows = order // tried
         best, owner = np.full(n, -np.inf, np.float32), np.zeros(n, np.int32)
-
-        def one(parent: int) -> None:
-            a, b = int(edge[parent]), int(edge[parent + 1])
+        for parent in range(len(self._lists.parents)):
+            a, b = edge[parent], edge[parent + 1]
             if a == b:
-                return
+                continue
             first = int(self._lists.edges[parent])
             centroids = self._lists.centroids(first, int(self._lists.edges[parent + 1]))
             half = (centroids * centroids).sum(1) * np.float32(0.5)
             _improve(y[rows[a:b]] @ centroids.T, half, rows[a:b], first, best, owner)
-
-        for parent in range(len(self._lists.parents)):
-            one(parent)
         return owner
 
 

@@ -16,7 +16,7 @@ NEIGHBOURS = 10
 
 
 class Truth:
-    """The 10 nearest rows of each query so far. `add` takes the rows in order."""
+    """The 10 nearest rows of each query so far, `rows`, with their scores, `score`. `add` takes the rows in order."""
 
     def __init__(
         self, space: Space, queries: Floats, own: NDArray[np.int64], kind: NDArray[np.int64], workers: Workers
@@ -28,7 +28,7 @@ class Truth:
         self.queries, self.own, self.kind = queries, own, kind
         self._turned = np.stack([space.query(q) for q in queries]) if len(queries) else np.empty((0, 1), np.float32)
         self._biased, self._workers = space.biased, workers
-        self._score = np.full((len(queries), NEIGHBOURS), -np.inf, np.float32)
+        self.score = np.full((len(queries), NEIGHBOURS), -np.inf, np.float32)
         self.rows = np.full((len(queries), NEIGHBOURS), -1, np.int64)
 
     def add(self, first: int, y: Floats, good: NDArray[np.bool_]) -> None:
@@ -38,7 +38,7 @@ class Truth:
         bias = np.einsum("ij,ij->i", y, y) * np.float32(-0.5 if self._biased else 0)
         bias[~good] = -np.inf
         self._workers.each(
-            len(score), lambda a, b: _best(score[a:b], bias, first, self.own[a:b], self._score[a:b], self.rows[a:b])
+            len(score), lambda a, b: _best(score[a:b], bias, first, self.own[a:b], self.score[a:b], self.rows[a:b])
         )
 
 
