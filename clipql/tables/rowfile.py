@@ -4,7 +4,7 @@ A row file is derived, as an index is: it is built beside one, covers the rows u
 anything changes a stored value. What must stay true: what it gives is what ClickHouse would give; a damaged batch is
 noticed when it is first read, and the file is then no longer used.
 
-rows.bin holds Arrow record batches of up to 4,096 rows, one after the other; batches.npy where each begins and ends,
+rows.bin holds Arrow record batches of up to 512 rows, one after the other; batches.npy where each begins and ends,
 its first row number and its hash; schema.arrow their schema, in whose metadata ClickHouse's own types stand. Beside
 them lie columns that conditions are evaluated on (`columnfile`).
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import shutil
 import threading
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ from clipql.quoting import quote_name
 from clipql.tables.columnfile import LISTING, ColumnReader, ColumnWriter
 from clipql.tables.registry import ROW, Registry
 
-BATCH_ROWS = 4096
-KEPT_BATCHES = 1024  # open at once; they are mapped, not read
+BATCH_ROWS = 512  # read and hashed whole when one of its rows is first wanted: 100 KB of LAION's
+KEPT_BATCHES = 4096  # open at once; they are mapped, not read
 _PLACES = np.dtype([("first", "<u8"), ("start", "<u8"), ("end", "<u8"), ("hash", "<u8")])
 _TYPES = b"clickhouse_types"
 
@@ -48,13 +49,12 @@ class RowReader:
                 raise DatabaseDamaged(f"{folder} does not match its hash, so it was altered")
             self.schema = pa.ipc.read_schema(pa.py_buffer(head))
             self._places = np.load(folder / "batches.npy", allow_pickle=False)
-            self._data = (
-                pa.memory_map(str(folder / "rows.bin")).read_buffer() if len(self._places) else pa.py_buffer(b"")
-            )
+            self._data = _mapped(folder / "rows.bin") if len(self._places) else None
         except (OSError, ValueError, pa.ArrowInvalid) as error:
             raise DatabaseDamaged(f"{folder} cannot be read: {error}") from error
-        if len(self._data) != entry.bytes:
-            raise DatabaseDamaged(f"{folder}/rows.bin holds {len(self._data):,} bytes; expected {entry.bytes:,}")
+        size = len(self._data) if self._data else 0
+        if size != entry.bytes:
+            raise DatabaseDamaged(f"{folder}/rows.bin holds {size:,} bytes; expected {entry.bytes:,}")
         self.types: dict[str, str] = json.loads(self.schema.metadata[_TYPES])
         self.columns = ColumnReader(folder, listing)
         self._batches: dict[int, pa.RecordBatch] = {}
@@ -63,8 +63,9 @@ class RowReader:
     def take(self, rows: Sequence[int]) -> pa.Table:
         """These rows, in this order, with all stored columns."""
         pieces = []
-        for row in rows:
-            number = int(np.searchsorted(self._places["first"], row, side="right")) - 1
+        numbers = (np.searchsorted(self._places["first"], np.asarray(rows, np.uint64), side="right") - 1).tolist()
+        self._ask_disk(numbers)
+        for row, number in zip(rows, numbers, strict=True):
             batch = self._batch(number)
             at = row - int(self._places["first"][number])
             if at >= batch.num_rows or batch.column(0)[at].as_py() != row:  # rows before it were deleted
@@ -74,11 +75,19 @@ class RowReader:
             pieces.append(batch.slice(at, 1))
         return pa.Table.from_batches(pieces, self.schema).combine_chunks()
 
+    def _ask_disk(self, numbers: Sequence[int]) -> None:
+        """Have the batches read that are not open yet, side by side."""
+        for number in set(numbers):
+            if number not in self._batches and self._data is not None:
+                place = self._places[number]
+                start = int(place["start"]) // mmap.PAGESIZE * mmap.PAGESIZE
+                self._data.madvise(mmap.MADV_WILLNEED, start, int(place["end"]) - start)
+
     def _batch(self, number: int) -> pa.RecordBatch:
         found = self._batches.get(number)
         if found is None:
             place = self._places[number]
-            data = self._data.slice(int(place["start"]), int(place["end"] - place["start"]))
+            data = pa.py_buffer(self._data).slice(int(place["start"]), int(place["end"] - place["start"]))
             if xxhash.xxh3_64_intdigest(data) != int(place["hash"]):
                 raise DatabaseDamaged(
                     f"{self.folder}/rows.bin is damaged between bytes {place['start']} and {place['end']}"
@@ -89,6 +98,11 @@ class RowReader:
                     self._batches.pop(next(iter(self._batches)))
                 self._batches[number] = found
         return found
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class RowFiles:

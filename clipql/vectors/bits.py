@@ -9,6 +9,7 @@ leave NaN and infinity alone (`nnan` and `ninf` would let the compiler assume a 
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -18,6 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+PAGE = mmap.PAGESIZE
 _LIBERTIES = frozenset({"reassoc", "contract", "arcp", "nsz"})
 _WORDS = ir.VectorType(ir.IntType(64), 8)  # 512 bits
 _FLOATS = ir.VectorType(ir.FloatType(), 8)
@@ -119,6 +121,26 @@ def prefetch(typingctx: Any, address: Any) -> Any:
             b.module, ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word]), "llvm.prefetch.p0"
         )
         b.call(fetch, [b.inttoptr(args[0], cgutils.voidptr_t), word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic
+def will_need(typingctx: Any, address: Any, size: Any) -> Any:
+    """Have the operating system read these bytes of a mapped file meanwhile; does not wait, and never faults.
+
+    Where many are asked for before the first is looked at, the disk reads them side by side.
+    """
+    sig = types.void(types.uint64, types.uint64)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        word, int32 = ir.IntType(64), ir.IntType(32)
+        kind = ir.FunctionType(int32, [cgutils.voidptr_t, word, int32])
+        advise = cgutils.get_or_insert_function(b.module, kind, "madvise")
+        page = b.and_(args[0], ir.Constant(word, -PAGE))
+        length = b.add(args[1], b.sub(args[0], page))
+        b.call(advise, [b.inttoptr(page, cgutils.voidptr_t), length, ir.Constant(int32, mmap.MADV_WILLNEED)])
         return context.get_dummy_value()
 
     return sig, codegen

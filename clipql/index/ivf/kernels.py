@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from clipql.index.ivf.codes import Words, quantise_query
 from clipql.index.ivf.geometry import Floats, Number
 from clipql.index.ivf.rescore import Table, distances, rescore_rows
-from clipql.vectors.bits import code_dot, cycles, kernel, popcount, prefetch
+from clipql.vectors.bits import code_dot, cycles, kernel, popcount, prefetch, will_need
 
 Integers = NDArray[np.int64]
 
@@ -99,13 +99,14 @@ def search(
     reach: Number,
     slack: Number,
     ranked: int,
+    cold: bool,
 ) -> tuple[Integers, NDArray[np.float64], Integers]:
     """Row numbers and exact distances of about k + SPARE best rows, in no order, and counts: codes, lists, rescored,
     and the processor's counter before the first stage and after each (rank, scan, rescore).
 
     query (d,) is as given, v (d,) as the space turned it. among: bool (rows,), or empty for no filter. reach: how
     many deviations of a list's spread count for it. slack: how many deviations of a code's error. ranked: with more
-    lists than that, only those of the nearest parents are ranked.
+    lists than that, only those of the nearest parents are ranked. cold: what is read is asked of the disk beforehand.
     """
     turned, counts = np.empty(ix.turn.shape[0], np.float32), np.zeros(7, np.int64)
     counts[3] = cycles()
@@ -122,6 +123,8 @@ def search(
     first, last = ix.start[probe], np.empty(probe.size, np.int64)
     for z in range(probe.size):
         last[z] = ix.start[probe[z] + 1]
+    if cold:
+        _ask_disk(ix, first, last)
     counts[0], counts[1] = (last - first).sum(), probe.size
     counts[4] = cycles()
     asked = _ask(turned, ix.word_block, ix.word_weight, np.float32(slack) * np.sqrt(length))
@@ -132,10 +135,27 @@ def search(
     for i in range(value.size):
         rows[i] = ix.rows[at[order[i]]]
     counts[5] = cycles()
-    found, counts[2] = rescore_rows(table, metric, query, v, ix.mean, rows, value[order], k)
+    found, counts[2] = rescore_rows(table, metric, query, v, ix.mean, rows, value[order], k, cold)
     exact = distances(table, metric, query, found)
     counts[6] = cycles()
     return found, exact, counts
+
+
+@kernel
+def _ask_disk(ix: Arrays, first: Integers, last: Integers) -> None:
+    """Have the codes of these ranges read, and what belongs to them."""
+    step = uint64(8 * ix.codes.shape[1])
+    codes, scale, rows = uint64(ix.codes.ctypes.data), uint64(ix.scale.ctypes.data), uint64(ix.rows.ctypes.data)
+    bias = uint64(ix.bias.ctypes.data)
+    for z in range(first.size):
+        at, n = uint64(first[z]), uint64(last[z] - first[z])
+        if n == 0:
+            continue
+        will_need(codes + at * step, n * step)
+        will_need(scale + at * uint64(4), n * uint64(4))
+        will_need(rows + at * uint64(4), n * uint64(4))
+        if ix.bias.size > 0:
+            will_need(bias + at * uint64(4), n * uint64(4))
 
 
 @kernel

@@ -13,7 +13,7 @@ from numba import carray, uint64
 from numpy.typing import NDArray
 
 from clipql.index.ivf.geometry import Floats, Number
-from clipql.vectors.bits import half_to_float, kernel, pointer, prefetch
+from clipql.vectors.bits import half_to_float, kernel, pointer, prefetch, will_need
 
 Integers = NDArray[np.int64]
 DOT, COSINE, L2 = 0, 1, 2
@@ -39,12 +39,24 @@ def _address(table: Table, row: int) -> tuple[np.uint64, bool]:
 
 @kernel
 def rescore_rows(
-    table: Table, metric: int, query: Floats, v: Floats, mean: Floats, rows: Integers, could_be: Floats, k: int
+    table: Table,
+    metric: int,
+    query: Floats,
+    v: Floats,
+    mean: Floats,
+    rows: Integers,
+    could_be: Floats,
+    k: int,
+    cold: bool,
 ) -> tuple[Integers, int]:
     """The best k + SPARE of rows by their stored vectors, and how many were read.
 
-    could_be: what each row could score at most, in descending order.
+    could_be: what each row could score at most, in descending order. cold: have all rows read from the disk at once.
     """
+    if cold:
+        for i in range(rows.size):
+            address, half = _address(table, rows[i])
+            will_need(address, uint64(v.size * (2 if half else 4)))
     n, keep = rows.size, min(rows.size, k + SPARE)
     score, least, done = np.empty(n, np.float32), np.float32(-np.inf), 0
     best = np.full(k, -np.inf, np.float32)

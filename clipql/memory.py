@@ -1,0 +1,48 @@
+"""How much memory this process may use: the machine's, or less where a control group or a limit says so."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def limit() -> int:
+    """Bytes of memory that this process and the page cache of its files share at most."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_group_limits(Path("/proc/self/cgroup"))]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        found.append(soft)
+    return min(found)
+
+
+def _group_limits(listing: Path) -> list[int]:
+    """The limits of this process's control groups, of either version; those of the groups above hold too."""
+    found: list[int] = []
+    try:
+        lines = listing.read_text().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = _CGROUP, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = _CGROUP / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in [group, *group.parents]:
+            if folder.is_relative_to(root):
+                found += _number(folder / name)
+    return found
+
+
+def _number(file: Path) -> list[int]:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return []
+    return [int(text)] if text.isdigit() else []
