@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from clipql.query.pairs import JoinPlan
 from clipql.query.plan import Plan, Weighted
-from clipql.query.search import FILTER_FIRST
+from clipql.query.search import few
 
 
 def describe(plans: Sequence[Plan | JoinPlan]) -> list[str]:
@@ -59,7 +59,7 @@ def _one(plan: Plan) -> list[str]:
     if plan.filter:
         lines.append(f"  filter first: {' '.join(plan.filter.split())}")
         if plan.kind == "top-k":
-            most = f"at most {FILTER_FIRST:,} rows left: just those are compared"
+            most = f"at most {few(plan):,} rows left: just those are compared"
             skips = "the index skips the others" if plan.chosen.index else "the scan skips the others"
             lines.append(f"    {most}; more: {skips}")
     if plan.kept:
