@@ -71,13 +71,12 @@ def main() -> None:
         kept = RESULTS / f"truth-{arguments.most}.json"
         if not kept.exists():
             kept.write_text(json.dumps(child.run(truth, most=arguments.most)))
-        true = json.loads(kept.read_text())
         for millions in map(int, arguments.millions.split(",")):
             place = data.fresh(f"scale-{millions}")
             drop_caches()
             found = child.run(
                 grow, millions=millions, most=arguments.most, place=str(place), memory=arguments.memory,
-                true=true[str(millions)],
+                true=str(kept),
             )  # fmt: skip
             keep(f"growth-{millions}", found)
             data.clear(place)

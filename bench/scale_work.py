@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def truth(most: int) -> dict[str, list[list[str]]]:
     return found
 
 
-def grow(millions: int, most: int, place: str, memory: int, true: list[list[str]]) -> dict[str, Any]:
-    """In a child: take so many parts in, index them, search them."""
+def grow(millions: int, most: int, place: str, memory: int, true: str) -> dict[str, Any]:
+    """In a child: take so many parts in, index them, search them. true: the file of what `truth` found."""
     limited = limit_this_process(memory << 30)
     import clipql
 
@@ -83,7 +84,8 @@ def grow(millions: int, most: int, place: str, memory: int, true: list[list[str]
         found["stages"] = stages
         found["index_seconds"], found["index_bytes"] = db.sql("SELECT build_seconds, bytes FROM clipql.indexes").rows[0]
         found["disk"] = sum(f.stat().st_size for f in Path(place).rglob("*") if f.is_file())
-        found["points"] = [measured(db, asked, true, setting) for setting in SETTINGS]
+        nearest = json.loads(Path(true).read_text())[str(millions)]
+        found["points"] = [measured(db, asked, nearest, setting) for setting in SETTINGS]
         found["peak_memory"] = watch.peak
     return found
 

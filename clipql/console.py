@@ -206,7 +206,8 @@ class IngestDisplay:
     def building(self, stage: str, done: int, total: int) -> None:
         """Take note of the build of an index, which follows an ingest; a line for each stage where there is no bar."""
         if self._line.live:
-            self._line.show(f"building the index: {stage}  {done:,} of {total:,}", done / total if total else None)
+            far = f"  {done:,} of {total:,}" if total else ""
+            self._line.show(f"building the index: {stage}{far}", done / total if total else None)
         elif stage != self._stage:
             self._stream.write(f"building the index: {stage}\n")
             self._stream.flush()

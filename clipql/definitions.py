@@ -164,6 +164,22 @@ class Definitions:
                 self._registry.touched([table.id])
         return Output()
 
+    def explained(self, sql: str) -> list[str] | None:
+        """EXPLAIN of an ALTER: what a MATERIALIZE INDEX of ours will take, nothing of another; None of a SELECT."""
+        statement, tokens = statements.classify(sql)
+        if not isinstance(statement, OnTable):
+            return None
+        table = self.find(statement.tables[0])
+        rest = [t for t in tokens if t.start >= statement.rest]
+        if (
+            table is None
+            or [t.upper for t in rest[:2]] != ["MATERIALIZE", "INDEX"]
+            or len(rest) != 3
+            or not rest[2].name
+        ):
+            return []
+        return self._indexes.forecast(table, rest[2].name)
+
     def _change(
         self, sql: str, statement: OnTable, table: Table, found: list[Table | None], params: Mapping[str, Any]
     ) -> None:

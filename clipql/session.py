@@ -164,10 +164,12 @@ class Session:
         text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
         options = settings.options({**self.settings, **own})
         if isinstance(statement, Explain):
-            plans = self._planner.plans(text, params, options) if options.plan else []
-            if not plans:
+            lines = self._definitions.explained(statement.query)
+            if lines is None and options.plan:
+                lines = explain.describe(self._planner.plans(text, params, options))
+            if not lines:
                 return self._engine.query(f"EXPLAIN {text}", format, params=params, user=True), ()
-            table = pa.table({"explain": explain.describe(plans)})
+            table = pa.table({"explain": lines})
             return self._engine.query(
                 "SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True
             ), ()

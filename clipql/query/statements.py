@@ -28,7 +28,7 @@ class Select:
 
 @dataclass(frozen=True)
 class Explain:
-    """EXPLAIN of a SELECT without further options; `query` is the SELECT."""
+    """EXPLAIN of a SELECT or an ALTER without further options; `query` is that statement."""
 
     query: str
 
@@ -108,7 +108,7 @@ def classify(sql: str) -> tuple[Statement, list[Token]]:
     reader = _Reader(sql, tokens)
     if word in ("SELECT", "WITH", "FROM", "("):
         return Select(), tokens
-    if word == "EXPLAIN" and len(tokens) > 1 and tokens[1].upper in ("SELECT", "WITH", "("):
+    if word == "EXPLAIN" and len(tokens) > 1 and tokens[1].upper in ("SELECT", "WITH", "(", "ALTER"):
         return Explain(sql[tokens[1].start :]), tokens
     found = {
         "SET": reader.set,

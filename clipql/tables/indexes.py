@@ -181,6 +181,20 @@ class Indexes:
             self.forget(entry)
             self.rows.build(table)
 
+    def forecast(self, table: Table, name: str) -> list[str]:
+        """What building an index will take, as EXPLAIN shows it."""
+        entry = _entry(table, name)
+        title = f"Build of the index {entry.name} of {table.full_name} ({entry.kind}, {table.rows:,} rows)"
+        if entry.kind == "flat" or table.rows < kinds.FEWEST_ROWS:
+            return [title, "  nothing is built: the rows are scanned"]
+        told = kinds.forecast(
+            entry,
+            self.registry.store(table, entry.column),
+            self.registry.folder,
+            captions=self._captions(table, entry) is not None,
+        )
+        return [title, f"  takes: {told}"]
+
     def _captions(self, table: Table, entry: IndexEntry) -> ColumnStore | None:
         """The vectors of the captions, which are queries whose answer is known, if the table has them."""
         column = table.column("text_embedding")

@@ -24,6 +24,7 @@ from clipql.index.folder import VERSION, NewFolder
 from clipql.index.ivf import codes, kernels, state
 from clipql.index.ivf.buckets import Buckets
 from clipql.index.ivf.calibrate import measure
+from clipql.index.ivf.forecast import check_room, forecast
 from clipql.index.ivf.geometry import Floats, Space, Workers, column_mean
 from clipql.index.ivf.learn import FEWEST_ROWS, learn, spread
 from clipql.index.ivf.place import Progressed, beginning, lay_out, limits, place, record
@@ -40,6 +41,7 @@ MOST_ROWS = 2**32
 FITTED_ON = 40_000  # residuals, and as many queries of each kind, that the coder is fitted to
 CALIBRATED_ON = 200  # queries of each kind
 TOLD_APART = 0.98  # of rows and of captions, by their means, for a query's kind to be believed
+FORETOLD = 1_000_000  # rows from which on a forecast is worth the second it takes
 ENCODED = 65_536  # lists turned into numbers at once
 Progress = Callable[[str, int, int], None]
 
@@ -81,6 +83,7 @@ def build(
     told = f"{VERSION} {metric.value} {rows} {vectors.dimension} {count} {seed} {queries is not None} {identity}"
     try:
         with NewFolder(Path(folder), Path(work) if work else None) as new:
+            _weigh(vectors, metric, count, queries is not None, new.path, progress)
             job = _Job(vectors, queries, metric, rows, count, seed, told, workers, new, progress or (lambda *_: None))
             meta = job.run()
             meta["build_seconds"] = round(time.perf_counter() - begun, 3)
@@ -88,6 +91,17 @@ def build(
     finally:
         workers.close()
     return open_index(folder, vectors)
+
+
+def _weigh(
+    vectors: Vectors, metric: Metric, lists: int, captions: bool, folder: Path, progress: Progress | None
+) -> None:
+    """Tell what a long build will take, and refuse one that cannot fit."""
+    told = progress is not None and vectors.rows >= FORETOLD
+    needed = forecast(vectors, metric, lists, captions, folder if told else None)
+    check_room(needed, folder, sum(f.stat().st_size for f in folder.iterdir()))
+    if progress is not None and told:
+        progress(f"forecast: {needed.text()}", 0, 0)
 
 
 def lists_for(rows: int, wanted: int | None = None) -> int:

@@ -23,7 +23,7 @@ Integers = NDArray[np.int64]
 COARSE_ROUNDS, FINE_ROUNDS = 8, 7
 PARENTS_TRIED = 4
 _CHUNK = 32_768
-_SCORES = 16_384  # rows scored at once against all parents
+SCORES = 16_384  # rows scored at once against all parents
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Assigner:
         """int32 (n,): the list of each row of a chunk."""
         n, tried = len(y), self._tried
         near = np.empty((n, tried), np.int32)
-        for first in range(0, n, _SCORES):
-            score, part = y[first : first + _SCORES] @ self._lists.parents.T, near[first : first + _SCORES]
+        for first in range(0, n, SCORES):
+            score, part = y[first : first + SCORES] @ self._lists.parents.T, near[first : first + SCORES]
             self._workers.each(len(part), lambda a, b, s=score, p=part: _few_best(s[a:b], self._half, p[a:b]))  # type: ignore[misc]
         pairs = near.ravel()
         order = np.argsort(pairs, kind="stable")
