@@ -56,14 +56,14 @@ def build(
     raise VectorIndexError(f"index {entry.name}: a {entry.kind} index has nothing to build")
 
 
-def forecast(entry: IndexEntry, vectors: Vectors, folder: Path, *, captions: bool) -> str:
-    """What building an index will take, in words. folder: where; captions: whether queries will be given to `build`."""
+def forecast(entry: IndexEntry, vectors: Vectors, folder: Path) -> str:
+    """What building an index will take, in words. folder: where."""
     if entry.kind != "ivf":
         return f"not known beforehand for {entry.kind}"
     from clipql.index import ivf
 
     lists = ivf.lists_for(vectors.rows, entry.options.get("lists"))
-    return ivf.forecast(vectors, Metric(entry.metric), lists, captions, folder).text()
+    return ivf.forecast(vectors, Metric(entry.metric), lists, folder).text()
 
 
 def open_index(entry: IndexEntry, folder: Path, vectors: Vectors) -> Index:

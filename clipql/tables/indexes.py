@@ -187,12 +187,7 @@ class Indexes:
         title = f"Build of the index {entry.name} of {table.full_name} ({entry.kind}, {table.rows:,} rows)"
         if entry.kind == "flat" or table.rows < kinds.FEWEST_ROWS:
             return [title, "  nothing is built: the rows are scanned"]
-        told = kinds.forecast(
-            entry,
-            self.registry.store(table, entry.column),
-            self.registry.folder,
-            captions=self._captions(table, entry) is not None,
-        )
+        told = kinds.forecast(entry, self.registry.store(table, entry.column), self.registry.folder)
         return [title, f"  takes: {told}"]
 
     def _captions(self, table: Table, entry: IndexEntry) -> ColumnStore | None:

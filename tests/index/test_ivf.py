@@ -277,6 +277,17 @@ def test_queries_far_from_everything_stored_are_searched_wider(world: World, tmp
     assert index.curves.kind_of(-world.image_queries[0]) == "foreign"
 
 
+@pytest.mark.parametrize("metric", [Metric.COSINE, Metric.L2])
+def test_text_queries_reach_the_default_recall_where_no_caption_was_given(
+    world: World, tmp_path: Path, metric: Metric
+) -> None:
+    index = build(world.images, metric, tmp_path / "ivf", seed=3)
+    assert index._curves.kind_of(world.text_queries[0]) == "foreign"
+    assert recall(index, world.images, world.text_queries) >= 0.95
+    assert recall(index, world.images, world.image_queries) >= 0.9
+    assert list(index.measured_recall()) == ["image"]
+
+
 def test_the_kind_of_a_query_shows_in_its_direction(world: World, made: dict[Metric, IvfIndex]) -> None:
     curves = made[Metric.COSINE].curves
     assert {curves.kind_of(q) for q in world.text_queries} == {"text"}
@@ -390,7 +401,7 @@ def test_many_threads_get_what_one_gets(world: World, made: dict[Metric, IvfInde
 def test_progress_is_told_by_stage(world: World, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     build(world.images, Metric.L2, tmp_path / "ivf", progress=lambda *step: told.append(step))
-    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["sample", "train", "encode", "calibrate"]
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["sample", "train", "encode", "route", "calibrate"]
     assert [t for t in told if t[0] == "encode"][-1] == ("encode", 8000, 8000)
 
 

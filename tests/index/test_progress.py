@@ -121,7 +121,7 @@ def test_a_forecast_counts_the_bytes_that_a_build_writes(tmp_path: Path) -> None
         db.sql("ALTER TABLE t ADD INDEX ix v TYPE ivf('L2Distance')")
         table = db.registry.catalog.tables[0]
         store = db.registry.store(table, "v")
-        told = ivf.forecast(store, Metric.L2, ivf.lists_for(20_000), False)
+        told = ivf.forecast(store, Metric.L2, ivf.lists_for(20_000))
         db.sql("ALTER TABLE t MATERIALIZE INDEX ix")
         (size,) = db.sql("SELECT bytes FROM clipql.indexes").rows[0]
     assert 0.9 < told.kept / size < 1.3

@@ -31,6 +31,7 @@ from clipql.index.ivf.place import Progressed, beginning, lay_out, limits, place
 from clipql.index.ivf.routing import Followed, buckets_for
 from clipql.index.ivf.search import IvfIndex, arrays_of, open_index
 from clipql.index.ivf.settings import Curves
+from clipql.index.ivf.standin import Queries, StandIn
 from clipql.index.ivf.train import Assigner, Lists
 from clipql.index.ivf.truth import Truth
 from clipql.vectors.metrics import Metric
@@ -62,7 +63,8 @@ def build(
     """Index the rows of `vectors` in `folder`, replacing what is there only when all is written.
 
     queries: vectors whose row i is a query that row i answers, its caption's; they shape the codes and give the
-    recall curve of text. lists: how many, by default one for 64 rows. progress(stage, done, total) is called often.
+    recall curve of text; queries made of the rows stand in for them (`standin`). lists: how many, by default one for
+    64 rows. progress(stage, done, total) is called often.
     work: a folder to build in; where a build of vectors of the same identity was cut off there, this one goes on.
     identity: changes whenever the vectors or the queries do. Raises VectorIndexError for fewer than 1,000 rows.
     """
@@ -83,8 +85,20 @@ def build(
     told = f"{VERSION} {metric.value} {rows} {vectors.dimension} {count} {seed} {queries is not None} {identity}"
     try:
         with NewFolder(Path(folder), Path(work) if work else None) as new:
-            _weigh(vectors, metric, count, queries is not None, new.path, progress)
-            job = _Job(vectors, queries, metric, rows, count, seed, told, workers, new, progress or (lambda *_: None))
+            _weigh(vectors, metric, count, new.path, progress)
+            job = _Job(
+                vectors,
+                queries or StandIn(vectors, metric, seed),
+                queries is not None,
+                metric,
+                rows,
+                count,
+                seed,
+                told,
+                workers,
+                new,
+                progress or (lambda *_: None),
+            )
             meta = job.run()
             meta["build_seconds"] = round(time.perf_counter() - begun, 3)
             new.commit(meta)
@@ -93,12 +107,10 @@ def build(
     return open_index(folder, vectors)
 
 
-def _weigh(
-    vectors: Vectors, metric: Metric, lists: int, captions: bool, folder: Path, progress: Progress | None
-) -> None:
+def _weigh(vectors: Vectors, metric: Metric, lists: int, folder: Path, progress: Progress | None) -> None:
     """Tell what a long build will take, and refuse one that cannot fit."""
     told = progress is not None and vectors.rows >= FORETOLD
-    needed = forecast(vectors, metric, lists, captions, folder if told else None)
+    needed = forecast(vectors, metric, lists, folder if told else None)
     check_room(needed, folder, sum(f.stat().st_size for f in folder.iterdir()))
     if progress is not None and told:
         progress(f"forecast: {needed.text()}", 0, 0)
@@ -112,7 +124,8 @@ def lists_for(rows: int, wanted: int | None = None) -> int:
 @dataclass(frozen=True)
 class _Job:
     vectors: Vectors
-    queries: Vectors | None
+    queries: Queries
+    captions: bool
     metric: Metric
     rows: int
     lists: int
@@ -143,9 +156,7 @@ class _Job:
         """Queries of each kind: the rows themselves and their captions. Each kind counts the same, whatever its length
         (a dot product's queries may be of any).
         """
-        asked = [_as_queries(space, raw)]
-        if self.queries is not None:
-            asked.append(_as_queries(space, self.queries.take(rows)))
+        asked = [_as_queries(space, raw), _as_queries(space, self.queries.take(rows))]
         return np.concatenate([q / max(float(np.sqrt((q * q).sum(1).mean())), 1e-20) for q in asked])
 
     def _coder(self, space: Space, lists: Lists) -> tuple[codes.Coder, float]:
@@ -172,7 +183,7 @@ class _Job:
     def _truth(self, space: Space) -> Truth:
         rng = np.random.default_rng((self.seed, 7))
         held = np.sort(rng.choice(self.rows, min(CALIBRATED_ON, self.rows // 10), replace=False, shuffle=False))
-        asked = [self.vectors.take(held)] + ([] if self.queries is None else [self.queries.take(held)])
+        asked = [self.vectors.take(held), self.queries.take(held)]
         queries, rows = np.concatenate(asked), np.tile(held, len(asked))
         sound = np.isfinite(queries).all(1) & queries.any(1)
         kind = np.repeat(np.arange(len(asked)), len(held))
@@ -183,15 +194,12 @@ class _Job:
         folder, count, lists = self.folder.path, len(limits(known.lists, self.rows)) - 1, known.lists
         so_far = state.load_pass(folder, self.identity)
         if so_far is None:
-            asked = 0 if self.queries is None else buckets_for(self.vectors, lists)
-            so_far = beginning(lists.count, count, asked, truth)
+            so_far = beginning(lists.count, count, buckets_for(self.vectors, lists), truth)
         truth.score, truth.rows = so_far.score, so_far.rows
         with contextlib.ExitStack() as files:
             buckets = files.enter_context(Buckets(folder, "placed", count, record(known.coder), so_far.sizes.tolist()))
-            followed = None
-            if self.queries is not None:
-                followed = Followed(self.vectors, lists, folder, self.seed, so_far.followed.tolist())
-                files.enter_context(followed.buckets)
+            followed = Followed(self.vectors, lists, folder, self.seed, so_far.followed.tolist())
+            files.enter_context(followed.buckets)
             done = place(
                 self.vectors, space, lists, known.coder, buckets, followed, truth, so_far, self.workers,
                 lambda row: self.progress("encode", row, self.rows),
@@ -201,7 +209,7 @@ class _Job:
             self._save(space, known, done, start, followed)
 
     def _save(
-        self, space: Space, known: state.Known, done: Progressed, start: NDArray[np.int64], followed: Followed | None
+        self, space: Space, known: state.Known, done: Progressed, start: NDArray[np.int64], followed: Followed
     ) -> None:
         coder, lists, size = known.coder, known.lists, np.maximum(done.counts, 1)
         list_bias = (-0.5 * done.square / size if space.biased else np.zeros(len(size))).astype(np.float32)
@@ -222,17 +230,16 @@ class _Job:
         for name, array in small.items():
             self.folder.save(name, array)
 
-    def _ranking(self, space: Space, lists: Lists, bias: Floats, followed: Followed | None) -> dict[str, NDArray[Any]]:
-        """What lists are ranked by: codes of their centroids, or of where captions find their nearest rows."""
+    def _ranking(self, space: Space, lists: Lists, bias: Floats, followed: Followed) -> dict[str, NDArray[Any]]:
+        """What lists are ranked by: codes of where queries find their nearest rows."""
         to = self.folder.scratch("towards", lists.small.shape, np.float32)
         for a in range(0, lists.count, ENCODED):
             to[a : a + ENCODED] = lists.centroids(a, a + ENCODED)
-        captions, lift = self.queries, np.zeros(lists.count, np.float32)
-        if followed and captions is not None:
-            followed.pull(
-                space, lambda rows: _as_queries(space, captions.take(rows)), to, lift, self.workers,
-                lambda done, total: self.progress("route", done, total),
-            )  # fmt: skip
+        lift = np.zeros(lists.count, np.float32)
+        followed.pull(
+            space, lambda rows: _as_queries(space, self.queries.take(rows)), to, lift, self.workers,
+            lambda done, total: self.progress("route", done, total),
+        )  # fmt: skip
         middle = _mean(to)  # what is left out here is the same for every list, and so does not change their order
         rows = spread(self.rows, FITTED_ON, (self.seed, 6))
         asked = self._asked(space, rows, self.vectors.take(rows))
@@ -265,7 +272,7 @@ class _Job:
                 "parents": len(known.lists.parents),
                 "seed": self.seed,
                 "bits": known.coder.bits.tolist(),
-                "captions": self.queries is not None,
+                "captions": self.captions,
             },
             "code_error": known.error,
             "curves": means.to_meta(),
@@ -290,7 +297,7 @@ class _Job:
         unit = _unit(self.vectors.take(rows))
         image_mean = _unit(unit.mean(0, keepdims=True))[0]
         familiar = float(np.quantile(unit @ image_mean, 0.001))
-        if self.queries is None:
+        if not self.captions:
             return Curves([], [], image_mean, None, familiar)
         captions = _unit(self.queries.take(rows))
         text_mean = _unit(captions.mean(0, keepdims=True))[0]

@@ -82,7 +82,7 @@ def check_room(needed: Forecast, folder: Path, there: int = 0) -> None:
         )
 
 
-def forecast(vectors: Vectors, metric: Metric, lists: int, captions: bool, folder: Path | None = None) -> Forecast:
+def forecast(vectors: Vectors, metric: Metric, lists: int, folder: Path | None = None) -> Forecast:
     """What a build of so many lists will take. folder: where; given one, the speed of the machine is measured there,
     in about a second.
     """
@@ -91,21 +91,19 @@ def forecast(vectors: Vectors, metric: Metric, lists: int, captions: bool, folde
     biased = metric in (Metric.L2, Metric.L2_SQUARED)
     kept = rows * (8 * words + 8 + 4 * biased) + lists * (8 * words + d + 24) + parents * 4 * d + 8 * d * d
     sample = min(rows, LARGEST_SAMPLE, max(SAMPLE_PER_LIST * lists, 20_000))
-    followed = min(rows, MOST_ROWS) * (d * size + 8) if captions else 0
+    followed = min(rows, MOST_ROWS) * (d * size + 8)
     learned = lists * (d + 28) + parents * 4 * d
     disk = max(sample * (d * size + 4), rows * (8 * words + 16) + followed + kept + lists * 4 * d) + learned
     some = min(MOST_SPREAD, max(SAMPLE_PER_PARENT * parents, 20_000), rows) * d * 4
     chunk = CHUNK * (3 * d * 4 + 3 * (8 * words + 16)) + SCORES * parents * 4
     bucket = 3 * min(STRETCH, rows) * (8 * words + 16)
-    stages = (3 * some, chunk + (CHUNK * d * size if captions else 0), bucket, 2 * min(BUCKET_BYTES, sample * d * size))
+    stages = (3 * some, chunk + CHUNK * d * size, bucket, 2 * min(BUCKET_BYTES, sample * d * size))
     held = PROCESS + lists * (d + 60) + parents * 4 * d + max(stages)
-    seconds = _seconds(vectors, metric, lists, parents, sample, captions, folder) if folder else 0.0
+    seconds = _seconds(vectors, metric, lists, parents, sample, folder) if folder else 0.0
     return Forecast(seconds, int(disk), int(kept), int(held))
 
 
-def _seconds(
-    vectors: Vectors, metric: Metric, lists: int, parents: int, sample: int, captions: bool, folder: Path
-) -> float:
+def _seconds(vectors: Vectors, metric: Metric, lists: int, parents: int, sample: int, folder: Path) -> float:
     rows, d = vectors.rows, vectors.dimension
     below = PARENTS_TRIED * lists / parents
     products = rows * (parents + below + d / 2 + CALIBRATED)  # rows with parents, lists, the coder, and queries
@@ -113,7 +111,7 @@ def _seconds(
     products += COARSE_ROUNDS * min(MOST_SPREAD, SAMPLE_PER_PARENT * parents) * parents
     speed, each, disk = _measured(vectors, metric, folder)
     written = rows * 3 * (8 * words_for(d) + 16) + 2 * sample * 2 * d
-    written += 2 * min(rows, MOST_ROWS) * 2 * d if captions else 0
+    written += 2 * min(rows, MOST_ROWS) * 2 * d
     return FIXED + 2 * d * products / (EFFICIENCY * speed) + (rows + sample) * each + written / disk
 
 

@@ -72,7 +72,7 @@ def place(
     lists: Lists,
     coder: Coder,
     buckets: Buckets,
-    followed: Followed | None,
+    followed: Followed,
     truth: Truth,
     so_far: Progressed,
     workers: Workers,
@@ -87,8 +87,7 @@ def place(
         y, good = space.rows(block, workers)
         truth.add(first, y, good)
         owner = np.where(good, assign(y), -1)
-        if followed:
-            followed.add(first, block, owner)
+        followed.add(first, block, owner)
         records = np.zeros(len(y), kind)
         records["row"], records["list"] = np.arange(first, first + len(y), dtype=np.uint32), owner
         records["bias"] = np.einsum("ij,ij->i", y, y) * np.float32(-0.5)
@@ -100,7 +99,7 @@ def place(
         reached(end)
         if end // PART > first // PART or end == vectors.rows:
             sizes = np.array(buckets.sync(), np.int64)
-            more = np.array(followed.buckets.sync() if followed else [], np.int64)
+            more = np.array(followed.buckets.sync(), np.int64)
             told = Progressed(end, sizes, more, counts, energy, square, truth.score, truth.rows)
             keep(told)
     return told

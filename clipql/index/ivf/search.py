@@ -77,7 +77,8 @@ class IvfIndex:
 
     def measured_recall(self) -> dict[str, float]:
         """The recall of 10 measured at the build, by kind of query, at the setting that the default recall picks."""
-        curves = (("image", self._curves.image), ("text", self._curves.text))
+        captions = self._curves.text if self._curves.text_mean is not None else []
+        curves = (("image", self._curves.image), ("text", captions))
         return {kind: reached(points, careful(DEFAULT_RECALL)) for kind, points in curves if points}
 
     def bytes_per_row(self) -> float:

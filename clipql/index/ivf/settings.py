@@ -2,7 +2,8 @@
 
 A caption's vector and a picture's vector lie apart, and captions need more lists for the same recall. Which kind a
 query is shows in its likeness to the mean of either column. An index built without captions knows only its own rows:
-a query unlike nearly all of them is foreign to its curve and is given more than the curve says.
+a query unlike nearly all of them is foreign, and is given more than the curve of the queries that stood in for captions
+says.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ def careful(recall: float) -> float:
 
 @dataclass(frozen=True)
 class Curves:
-    """image, text: points measured with held-out stored rows and with captions (empty if there were none).
+    """image, text: points measured with held-out stored rows and with captions, or with what stood in for them.
 
-    image_mean, text_mean: unit float32 (d,). familiar: the likeness to image_mean that nearly every stored row has.
+    image_mean, text_mean: unit float32 (d,), text_mean None where there were no captions. familiar: the likeness to
+    image_mean that nearly every stored row has.
     apart: whether the means tell nearly every row from nearly every caption.
     """
 
@@ -81,7 +83,7 @@ class Curves:
         if kind == "either":
             a, b = self._of("image", self.image, recall, lists), self._of("text", self.text, recall, lists)
             return Setting(max(a.nprobe, b.nprobe), max(a.rescore, b.rescore))
-        return self._of(kind, self.text if kind == "text" else self.image, recall, lists)
+        return self._of(kind, self.image if kind == "image" else self.text, recall, lists)
 
     def _of(self, kind: str, points: Sequence[Point], recall: float, lists: int) -> Setting:
         if not points:

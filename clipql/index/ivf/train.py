@@ -87,33 +87,33 @@ def kmeans(y: Floats, k: int, rounds: int, rng: np.random.Generator, workers: Wo
 
 
 class Assigner:
-    """Finds the list of each row; holds float32 centroids of one parent a thread at a time."""
+    """Finds the list of each row; holds float32 centroids of one parent at a time."""
 
     def __init__(self, lists: Lists, workers: Workers) -> None:
         self._lists, self._workers = lists, workers
-        self._half = (lists.parents * lists.parents).sum(1) * np.float32(0.5)
+        self._half_parents = (lists.parents * lists.parents).sum(1) * np.float32(0.5)
+        self._half = np.empty(lists.count, np.float32)
+        workers.each(lists.count, lambda a, b: _halves(lists.small[a:b], lists.scale[a:b], self._half[a:b]))
         self._tried = min(PARENTS_TRIED, len(lists.parents))
 
     def __call__(self, y: Floats) -> NDArray[np.int32]:
         """int32 (n,): the list of each row of a chunk."""
-        n, tried = len(y), self._tried
+        lists, n, tried = self._lists, len(y), self._tried
         near = np.empty((n, tried), np.int32)
         for first in range(0, n, SCORES):
-            score, part = y[first : first + SCORES] @ self._lists.parents.T, near[first : first + SCORES]
-            self._workers.each(len(part), lambda a, b, s=score, p=part: _few_best(s[a:b], self._half, p[a:b]))  # type: ignore[misc]
+            score, part = y[first : first + SCORES] @ lists.parents.T, near[first : first + SCORES]
+            self._workers.each(len(part), lambda a, b, s=score, p=part: _few_best(s[a:b], self._half_parents, p[a:b]))  # type: ignore[misc]
         pairs = near.ravel()
         order = np.argsort(pairs, kind="stable")
-        edge = np.searchsorted(pairs[order], np.arange(len(self._lists.parents) + 1)).tolist()
+        edge = np.searchsorted(pairs[order], np.arange(len(lists.parents) + 1)).tolist()
         rows = order // tried
         best, owner = np.full(n, -np.inf, np.float32), np.zeros(n, np.int32)
-        for parent in range(len(self._lists.parents)):
+        for parent in range(len(lists.parents)):
             a, b = edge[parent], edge[parent + 1]
-            if a == b:
-                continue
-            first = int(self._lists.edges[parent])
-            centroids = self._lists.centroids(first, int(self._lists.edges[parent + 1]))
-            half = (centroids * centroids).sum(1) * np.float32(0.5)
-            _improve(y[rows[a:b]] @ centroids.T, half, rows[a:b], first, best, owner)
+            first, last = int(lists.edges[parent]), int(lists.edges[parent + 1])
+            if a < b:
+                score = y[rows[a:b]] @ lists.small[first:last].astype(np.float32).T
+                _improve(score, lists.scale[first:last], self._half[first:last], rows[a:b], first, best, owner)
         return owner
 
 
@@ -146,11 +146,23 @@ def _few_best(score: Floats, half: Floats, out: NDArray[np.int32]) -> None:
 
 
 @kernel
-def _improve(score: Floats, half: Floats, rows: Integers, first: int, best: Floats, owner: NDArray[np.int32]) -> None:
+def _halves(small: NDArray[np.int8], scale: Floats, out: Floats) -> None:
+    """Half the squared length of each centroid."""
+    for i in range(small.shape[0]):
+        total = np.float32(0)
+        for j in range(small.shape[1]):
+            total += np.float32(small[i, j]) * np.float32(small[i, j])
+        out[i] = np.float32(0.5) * total * scale[i] * scale[i]
+
+
+@kernel
+def _improve(
+    score: Floats, scale: Floats, half: Floats, rows: Integers, first: int, best: Floats, owner: NDArray[np.int32]
+) -> None:
     for i in range(score.shape[0]):
         row = rows[i]
         for j in range(score.shape[1]):
-            s = score[i, j] - half[j]
+            s = score[i, j] * scale[j] - half[j]
             if s > best[row]:
                 best[row], owner[row] = s, first + j
 

@@ -1,0 +1,50 @@
+"""Queries for a column that has no captions: its own rows, mixed with what sets other rows apart.
+
+A text query has little in common with the pictures it finds: in CLIP's space, once the mean of either kind is taken
+away, the cosine of a picture and its caption is 0.4 to 0.6. An index that was fitted to and measured on stored rows
+alone would promise text queries a recall that it does not give. So each stored row lends its place to a query that
+keeps it only in part: x + NOISE (a - b) / √2, with a and b rows drawn by chance, whose difference varies as rows do.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.index.base import Vectors
+from clipql.index.ivf.geometry import Floats
+from clipql.index.ivf.learn import spread
+from clipql.vectors.metrics import Metric
+
+NOISE = 2.0  # a cosine of 0.45 with the row, means taken away
+POOL = 4096  # rows that differences are made of
+
+
+class Queries(Protocol):
+    """Query vectors by the number of a row that answers them: a column of captions, or a `StandIn`."""
+
+    def take(self, rows: NDArray[np.integer]) -> Floats:
+        """float32 (n, d): the queries of these rows, the same each time."""
+
+
+class StandIn:
+    """Queries made of the rows of a column."""
+
+    def __init__(self, vectors: Vectors, metric: Metric, seed: int) -> None:
+        self._vectors, self._unit, self._seed = vectors, metric is Metric.COSINE, seed
+        self._pool = self._taken(spread(vectors.rows, POOL, (seed, 11)))
+
+    def take(self, rows: NDArray[np.integer]) -> Floats:
+        """float32 (n, d): the queries of these rows, the same each time."""
+        rows = np.asarray(rows, np.int64)
+        mixed = (rows.astype(np.uint64) + np.uint64(self._seed)) * np.uint64(0x9E3779B97F4A7C15)
+        a, b = ((mixed >> np.uint64(s)).astype(np.int64) % len(self._pool) for s in (20, 41))
+        return self._taken(rows) + np.float32(NOISE / 2**0.5) * (self._pool[a] - self._pool[b])
+
+    def _taken(self, rows: NDArray[np.integer]) -> Floats:
+        x = self._vectors.take(rows)
+        if self._unit:
+            x = x / np.maximum(np.sqrt((x * x).sum(1, keepdims=True)), np.float32(1e-30))
+        return np.where(np.isfinite(x).all(1, keepdims=True), x, np.float32(0))
