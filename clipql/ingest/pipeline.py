@@ -35,6 +35,7 @@ from clipql.vectors import segments
 
 if TYPE_CHECKING:
     from clipql.database import Database
+    from clipql.ingest.fetch.parts import Lost
 
 BATCH_ROWS = 65_536
 
@@ -57,7 +58,8 @@ class IngestProgress:
 class IngestReport:
     """What a run took in. rows counts those of the parts taken, not of the skipped ones.
 
-    rows_left_out: of the parts taken, rows that `clipql embed` gave an error and no vectors.
+    rows_left_out: of the parts taken, rows that `clipql embed` gave an error and no vectors. lost: of parts from an
+    address, those that could not be had or taken in, with the reason.
     """
 
     rows: int
@@ -65,6 +67,7 @@ class IngestReport:
     parts_skipped: int
     seconds: float
     rows_left_out: int = 0
+    lost: tuple[Lost, ...] = ()
 
 
 class _Stopped(Exception):
@@ -92,7 +95,19 @@ def ingest(
     found = find_parts(sources, parse_numbers(parts) if parts is not None else None)
     checked = [check_part(p) for p in found]
     run = _Run(db, table, link, model, checked, began, progress or (lambda p: None))
-    return run.all()
+    report, id = run.all()
+    db.indexes.after_insert(id)
+    return report
+
+
+def take_part(
+    db: Database, part: CheckedPart, *, table: str, model: str | None, progress: Callable[[IngestProgress], None]
+) -> tuple[IngestReport, str]:
+    """Take in one part of a run that sees to the indexes itself, at its end; returns the id of the table too.
+
+    Raises as `ingest`.
+    """
+    return _Run(db, table, False, model, [part], time.perf_counter(), progress).all()
 
 
 class _Run:
@@ -115,8 +130,8 @@ class _Run:
         self._total = sum(p.rows for p in parts)
         self._done = 0
 
-    def all(self) -> IngestReport:
-        """Take every part in, in the order of their numbers."""
+    def all(self) -> tuple[IngestReport, str]:
+        """Take every part in, in the order of their numbers; returns the id of the table too."""
         table, made = self._table()
         taken = skipped = rows = left_out = 0
         try:
@@ -147,8 +162,7 @@ class _Run:
             if made and not taken:
                 schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
             raise
-        self._db.indexes.after_insert(table.id)
-        return IngestReport(rows, taken, skipped, time.perf_counter() - self._began, left_out)
+        return IngestReport(rows, taken, skipped, time.perf_counter() - self._began, left_out), table.id
 
     def _tell(
         self, part: CheckedPart, number: int, rows: int = 0, *, finished: bool = False, skipped: bool = False
@@ -211,7 +225,7 @@ class _OnePart:
             except BaseException:
                 self._stop.set()
                 raise
-            key = f"{self._part.files.metadata.resolve()}"
+            key = self._part.fetched_from or f"{self._part.files.metadata.resolve()}"
             part = Part(key, insertion.first, insertion.rows, self._part.fingerprint)
             model = self._part.model or self._run._model
             insertion.commit([part], dict.fromkeys(self._part.vectors, model) if model else {})
