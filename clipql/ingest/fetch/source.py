@@ -129,18 +129,18 @@ def settle(
     transport, said, templates, base = opened
     if len(templates) == 1:
         return Source(transport, said, templates[0], base)
-    kind = IMAGE if IMAGE in kinds else TEXT
+    # not by the metadata, which lies in the same folder in two of the layouts
+    vectors = [k for k in (IMAGE, TEXT) if k in kinds]
     looked: list[str] = []
     for number in numbers[:_TRIED]:
         for template in templates:
             source = Source(transport, said, template, base)
-            url = source.url(kind, number)
-            if url in looked:  # 12345 is written alike with and without zeros
-                continue
-            looked.append(url)
-            # the metadata too, as vectors of one kind may be missing from a part
-            if stat(url) or stat(source.url(METADATA, number)):
-                return source
+            for url in (source.url(kind, number) for kind in vectors):
+                if url in looked:  # 12345 is written alike with and without zeros
+                    continue
+                looked.append(url)
+                if stat(url):
+                    return source
     raise DownloadError(
         f"{said} has none of the first parts: looked for {shown(looked[0])}, {shown(looked[1])} and {len(looked) - 2} "
         "others. See whether the address and --parts are right, or give a template such as "
