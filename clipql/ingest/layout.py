@@ -32,6 +32,8 @@ _KINDS = {
     ("metadata", "parquet"): "metadata",
 }
 SAMPLE = 1 << 16
+# what pyarrow raises for Parquet files that are not as they should be
+DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,15 @@ def _read_vectors(path: Path) -> ArrayFile:
 def read_metadata(path: Path) -> tuple[int, pa.Schema]:
     """The rows and the schema that the footer of a part's metadata announces. Raises IngestError."""
     try:
+        with open(path, "rb") as plain:
+            if plain.read(4) != b"PAR1":  # pyarrow looks at the end only
+                raise IngestError(f"{path} is not a whole Parquet file (it does not begin with PAR1); fetch it again")
         with pq.ParquetFile(path) as file:
-            return file.metadata.num_rows, file.schema_arrow
-    except (pa.ArrowException, OSError) as error:
+            rows, schema = file.metadata.num_rows, file.schema_arrow
+            if rows < 0 or not all(isinstance(name, str) for name in schema.names):  # also that they are UTF-8
+                raise IngestError(f"{path} announces {rows:,} rows, so it is damaged; fetch it again")
+            return rows, schema
+    except DAMAGED as error:
         raise IngestError(f"{path} is not a whole Parquet file ({error}); fetch it again") from error
 
 

@@ -25,7 +25,7 @@ from clipql.arrow import arrow_numbers
 from clipql.catalog import Part, Table
 from clipql.errors import ClipqlError, IngestError, VectorError
 from clipql.ingest.columns import check_parts, column_types
-from clipql.ingest.layout import IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
+from clipql.ingest.layout import DAMAGED, IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
 from clipql.ingest.origin import check_origins, rows_with_vectors
 from clipql.quoting import quote_name, quote_string
 from clipql.tables import schema
@@ -269,7 +269,7 @@ class _OnePart:
     def _batches(self, first_id: int | None) -> Iterator[pa.RecordBatch]:
         path, row, read = self._part.files.metadata, 0, 0
         try:
-            with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+            with pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(BATCH_ROWS):
                     read, batch = read + batch.num_rows, self._without_gaps(batch, read)
                     if first_id is not None:
@@ -277,7 +277,7 @@ class _OnePart:
                         batch = batch.append_column("id", arrow_numbers(ids))
                     row += batch.num_rows
                     yield batch
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGED as error:
             raise IngestError(f"{path} cannot be read beyond row {read:,} ({error}); fetch it again") from error
         if read != self._part.rows:
             raise IngestError(f"{path} announces {self._part.rows:,} rows and has {read:,}; fetch it again")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from clipql import files
 from clipql.catalog import Table
 from clipql.errors import ClipqlError, DiskFull, IngestError, QueryCancelled, StorageError
-from clipql.ingest.fetch.download import JOBS, ask, check_jobs, check_rate, fetch_model, read_checksums, wanted_kinds
+from clipql.ingest.fetch.download import JOBS, check_jobs, check_rate, fetch_model, read_checksums, wanted_kinds
 from clipql.ingest.fetch.manners import Manners, Patience
 from clipql.ingest.fetch.partial import NOTE, SUFFIX
 from clipql.ingest.fetch.parts import FetchedPart, Fetching, Lost, Order
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from clipql.database import Database
 
 AHEAD = 2
-# within the folder of the database
+# a folder that is ours alone: what else it holds is removed
 INCOMING = "incoming"
 # after so many parts of which none could be taken in, the others are not fetched
 _HOPELESS = 3
@@ -59,9 +59,10 @@ def ingest_from(
     """Take LAION parts from an address into a table, which is made from the first part's columns if it is not there.
 
     source, parts, without, jobs, rate, checksums: as `clipql.ingest.fetch.download.download`. ahead: parts that are
-    fetched while one is taken in. room: the folder where they lie meanwhile, by default in that of the database. model:
-    as `clipql.ingest.pipeline.ingest`. A part that cannot be had or taken in is told in the report (`lost`), and the
-    others go on. Run again, it fetches what is not in the table, and goes on in the middle of a file.
+    fetched while one is taken in. room: the folder in which they lie meanwhile, in a folder `incoming` that is removed
+    at the end; by default that of the database. model: as `clipql.ingest.pipeline.ingest`. A part that cannot be had or
+    taken in is told in the report (`lost`), and the others go on. Run again, it fetches what is not in the table, and
+    goes on in the middle of a file.
 
     Raises DownloadError where the source as a whole cannot be used, DiskFull where a few parts do not fit, IngestError
     where none of the first parts fits the table.
@@ -73,7 +74,7 @@ def ingest_from(
     manners = Manners(patience or Patience(), check_rate(rate))
     numbers, kinds = sorted(parse_numbers(parts)), wanted_kinds(without)
     opened = open_source(os.fspath(source), manners.patience)
-    folder = Path(room) if room is not None else db.path / INCOMING
+    folder = (Path(room) if room is not None else db.path) / INCOMING
     try:
         with locked(folder):
             stream = _Stream(db, table, model, opened[1], progress, fetching)
@@ -81,7 +82,7 @@ def ingest_from(
             new = [n for n in numbers if stream.key(n) not in taken]
             _sweep(folder, new)
             if new:
-                found = settle(opened, new, kinds, lambda url: ask(opened[0], url, manners))
+                found = settle(opened, new, kinds, lambda url: manners.insist(lambda: opened[0].stat(url)))
                 listed = read_checksums(checksums, manners)
                 order = Order(found, folder, new, kinds, check_jobs(jobs), True, ahead, listed)
                 stream.run(order, manners, len(numbers))

@@ -20,7 +20,7 @@ from clipql.ingest.fetch.manners import Patience
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # never waits long, so that tests are quick; bears little, so that they end
-QUICK = Patience(attempts=4, first_wait=0.002, longest_wait=0.004, timeout_seconds=20.0)
+QUICK = Patience(attempts=4, first_wait=0.002, longest_wait=0.004, timeout_seconds=8.0)
 
 
 @dataclass

@@ -330,8 +330,8 @@ def test_a_disk_that_fills_up_ends_the_run_and_leaves_what_can_be_continued(
 
     plain = partial.Partial.write
 
-    def full(self: partial.Partial, block: bytes, remote: object) -> None:
-        plain(self, block[:1000], remote)  # type: ignore[arg-type]
+    def full(self: partial.Partial, block: bytes) -> None:
+        plain(self, block[:1000])
         with partial.files.translated(self.path, "writing"):
             raise OSError(errno.ENOSPC, "No space left on device")
 

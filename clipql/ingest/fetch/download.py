@@ -71,7 +71,7 @@ def download(
     opened = open_source(os.fspath(source), manners.patience)
     try:
         with locked(folder):
-            found = settle(opened, numbers, kinds, lambda url: ask(opened[0], url, manners))
+            found = settle(opened, numbers, kinds, lambda url: manners.insist(lambda: opened[0].stat(url)))
             record = Record(folder, found.said)
             listed = read_checksums(checksums, manners)
             trusted = record.trusted if listed is None else functools.partial(record.trusted, by=listed.where)

@@ -22,7 +22,6 @@ from clipql.ingest.fetch.transport import Changed, Failure, RemoteFile, Reply
 
 _NOT_THERE = {404, 410}
 _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
-_BLOCK = 1 << 18
 
 
 def shown(url: str) -> str:
@@ -103,7 +102,8 @@ class Http:
 
     def _blocks(self, url: str, response: httpx2.Response) -> Iterator[bytes]:
         with self._translated(url):
-            yield from response.iter_raw(_BLOCK)
+            # as they come: blocks of a fixed size would hold back what came before a connection broke off
+            yield from response.iter_raw()
 
     @contextmanager
     def _answered(self, method: str, url: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:

@@ -53,14 +53,22 @@ Tell = Callable[[Step], None]
 
 
 class OneFile:
-    """A file of a source on its way to a path."""
+    """A file of a source on its way to a path. ours: another file that has its name there may be removed."""
 
     def __init__(
-        self, transport: Transport, url: str, target: Path, manners: Manners, checksums: ChecksumList | None, tell: Tell
+        self,
+        transport: Transport,
+        url: str,
+        target: Path,
+        manners: Manners,
+        checksums: ChecksumList | None,
+        tell: Tell,
+        *,
+        ours: bool = False,
     ) -> None:
         self._transport, self._url, self._manners, self._checksums = transport, url, manners, checksums
         self._target, self._tell, self._partial = target, tell, Partial(target)
-        self._came = 0
+        self._came, self._ours = 0, ours
 
     def stat(self, *, careful: bool = False) -> RemoteFile | None:
         """What the source says of the file, with patience. Raises Failure or Stopped."""
@@ -74,6 +82,10 @@ class OneFile:
             return self._target.stat().st_size
         except OSError:
             return self._partial.left_from(remote)
+
+    def save(self) -> None:
+        """Keep what has come, where the thread that brings the file waits for the source."""
+        self._partial.save()
 
     def bring(self, remote: RemoteFile | None = None) -> Whole:
         """See to it that the file is there and whole. remote: what `stat` has said.
@@ -114,6 +126,9 @@ class OneFile:
             check_file(self._target, self._target.suffix)
         except IngestError:
             files.remove(self._target)  # damaged: what is fetched takes its place
+            return None
+        if self._ours:
+            files.remove(self._target)
             return None
         what = problem or f"it has {size:,} bytes, and the source announces {remote.size:,}"
         raise Failure(
@@ -179,12 +194,12 @@ class OneFile:
     def _continue(self, remote: RemoteFile) -> None:
         partial, slow = self._partial, _Slowness(self._manners)
         with self._transport.read(remote, partial.size) as reply:
-            partial.cut(reply.start, remote)
+            partial.cut(reply.start)
             for block in reply.blocks:
                 self._manners.check()
                 if remote.size is not None and partial.size + len(block) > remote.size:
                     raise Changed(f"more than the announced {remote.size:,} bytes come")
-                partial.write(block, remote)
+                partial.write(block)
                 self._came += len(block)
                 self._tell(Step(partial.size, remote.size, len(block)))
                 self._manners.took(len(block))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +24,7 @@ SYNC_BYTES = 64 << 20
 
 
 class Partial:
-    """A file on its way to its name. One thread uses it."""
+    """A file on its way to its name. One thread uses it; another may `save` it where that one waits for a source."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -31,6 +32,8 @@ class Partial:
         self.size = 0
         self._synced = 0
         self._file: BinaryIO | None = None
+        self._remote: RemoteFile | None = None
+        self._lock = threading.RLock()
 
     def left_from(self, remote: RemoteFile) -> int:
         """How many bytes an earlier run has left that can be continued."""
@@ -49,32 +52,42 @@ class Partial:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             left = self.left_from(remote)
             with open(self.path, "ab", buffering=0) as file:
-                self._file, self.size, self._synced = file, left, left
-                file.truncate(left)
-                self._write_note(remote)
+                with self._lock:
+                    self._file, self._remote, self.size, self._synced = file, remote, left, left
+                    file.truncate(left)
+                    self._write_note()
                 try:
                     yield
                 finally:
-                    self._sync(remote)
-                    self._file = None
+                    self.save()
+                    with self._lock:
+                        self._file = None
 
-    def cut(self, size: int, remote: RemoteFile) -> None:
+    def cut(self, size: int) -> None:
         """Forget what came after so many bytes."""
         if size != self.size:
-            with files.translated(self.path, "writing"):
+            with files.translated(self.path, "writing"), self._lock:
                 self._open().truncate(size)
                 self.size, self._synced = size, min(size, self._synced)
-                self._write_note(remote)
+                self._write_note()
 
-    def write(self, block: bytes, remote: RemoteFile) -> None:
+    def write(self, block: bytes) -> None:
         """Add bytes."""
         rest = memoryview(block)
-        with files.translated(self.path, "writing"):
+        with files.translated(self.path, "writing"), self._lock:
             while rest:
                 rest = rest[self._open().write(rest) :]
-        self.size += len(block)
-        if self.size - self._synced >= SYNC_BYTES:
-            self._sync(remote)
+            self.size += len(block)
+            if self.size - self._synced >= SYNC_BYTES:
+                self.save()
+
+    def save(self) -> None:
+        """See to it that what has come is synced and can be continued; nothing where the file is not open."""
+        with files.translated(self.path, "writing"), self._lock:
+            if self._file is not None and self._synced != self.size:
+                os.fsync(self._file.fileno())
+                self._synced = self.size
+                self._write_note()
 
     def finish(self) -> None:
         """Give the file its name; it is closed by now."""
@@ -93,19 +106,15 @@ class Partial:
             raise ValueError(f"{self.path} is not open")
         return self._file
 
-    def _sync(self, remote: RemoteFile) -> None:
-        with files.translated(self.path, "writing"):
-            os.fsync(self._open().fileno())
-            self._synced = self.size
-            self._write_note(remote)
-
-    def _write_note(self, remote: RemoteFile) -> None:
+    def _write_note(self) -> None:
         temporary = self._note.with_name(self._note.name + ".tmp")
-        temporary.write_text(json.dumps({"file": _identity(remote), "synced": self._synced}), encoding="utf-8")
+        temporary.write_text(json.dumps({"file": _identity(self._remote), "synced": self._synced}), encoding="utf-8")
         os.replace(temporary, self._note)
 
 
-def _identity(remote: RemoteFile) -> dict[str, object]:
+def _identity(remote: RemoteFile | None) -> dict[str, object]:
+    if remote is None:
+        return {}
     if remote.digests:  # the same contents, whichever mirror or revision has them
         return {"size": remote.size, "digests": sorted([d.algorithm, d.hex] for d in remote.digests)}
     return {"size": remote.size, "url": shown(remote.url), "etag": remote.etag, "modified": remote.modified}

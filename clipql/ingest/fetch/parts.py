@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from clipql.errors import DownloadError, IngestError
+from clipql.errors import DownloadError, IngestError, StorageError
 from clipql.ingest.fetch.digests import ChecksumList
 from clipql.ingest.fetch.http import shown
 from clipql.ingest.fetch.manners import Manners, Stopped
@@ -26,6 +26,7 @@ from clipql.ingest.layout import CheckedPart, PartFiles, check_part
 
 # so many files in succession that cannot be had, though they may be there, mean that the source is out of reach
 _OUT_OF_REACH = 12
+_FAREWELL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,22 @@ Progress = Callable[[FetchProgress], None]
 
 @dataclass(frozen=True)
 class Order:
-    """What to fetch and where to. whole_only: leave the rest of a part that has lost a file. ahead: parts that may be
-    there before the first of them is done with, None for all."""
+    """What to fetch and where to.
+
+    passing: the files are to be there for a while only, so a part that lacks a file is of no use. ahead: parts that may
+    be there before the first of them is done with, None for all. known: what `stat` has said already, by file. trusted:
+    what a file is by an earlier run's record, so that the source need not be asked.
+    """
 
     source: Source
     out: Path
     numbers: Sequence[int]
     kinds: Sequence[str]
     jobs: int
-    whole_only: bool = False
+    passing: bool = False
     ahead: int | None = None
     checksums: ChecksumList | None = None
     known: dict[str, RemoteFile | None] = field(default_factory=dict)
-    # what a file of a part is by an earlier run's record, so that the source need not be asked
     trusted: Callable[[str], Whole | None] = lambda name: None
 
 
@@ -101,7 +105,8 @@ class Fetching:
         self._lost: dict[tuple[int, str], Lost] = {}
         # files that are not fetched, as another of their part is missing
         self._left: set[tuple[int, str]] = set()
-        self._looked = {n: threading.Lock() for n in order.numbers} if order.whole_only else {}
+        self._looked = {n: threading.Lock() for n in order.numbers} if order.passing else {}
+        self._open: dict[tuple[int, str], OneFile] = {}
         self._out_of_reach = 0
         self._fatal: BaseException | None = None
         self._began = time.monotonic()
@@ -116,7 +121,8 @@ class Fetching:
         order = self._order
         target = order.out / local_name(kind, number)
         url = order.source.url(kind, number)
-        return OneFile(order.source.transport, url, target, self._manners, order.checksums, tell)
+        transport, checksums = order.source.transport, order.checksums
+        return OneFile(transport, url, target, self._manners, checksums, tell, ours=order.passing)
 
     def __iter__(self) -> Iterator[FetchedPart]:
         for thread in self._threads:
@@ -144,10 +150,14 @@ class Fetching:
         self._manners.stop()
         with self._wake:
             self._wake.notify_all()
+        deadline = time.monotonic() + _FAREWELL_SECONDS
         for thread in self._threads:
             if thread.is_alive():
-                # one that waits for a silent source leaves later, and writes nothing before
-                thread.join(2.0)
+                thread.join(max(0.0, deadline - time.monotonic()))
+        # a thread that waits for a silent source leaves later, and writes nothing before it does
+        for file in list(self._open.values()):
+            with contextlib.suppress(StorageError):
+                file.save()
 
     def _is_done(self, number: int) -> bool:
         done = (self._whole, self._lost, self._left)
@@ -180,7 +190,7 @@ class Fetching:
         name, url = local_name(kind, number), self._order.source.url(kind, number)
         lost: Lost | None = None
         whole, again = self._order.trusted(name), False
-        if self._order.whole_only and self._useless(number, kind):
+        if self._order.passing and self._useless(number, kind):
             with self._wake:
                 self._left.add((number, kind))
                 self._wake.notify_all()
@@ -190,11 +200,13 @@ class Fetching:
                 file = self.file(number, kind, lambda step: self._step(name, step))
                 if name in self._order.known and self._order.known[name] is None:
                     raise Missing(f"{shown(url)}: the source has no such file")
+                self._open[number, kind] = file
                 whole = file.bring(self._order.known.get(name))
             except Missing as error:
                 lost = Lost(number, name, shown(url), str(error), 404)
             except Failure as error:
                 lost, again = Lost(number, name, shown(url), str(error), error.status), error.again
+        self._open.pop((number, kind), None)
         self._note(number, kind, name, whole, lost, again)
 
     def _useless(self, number: int, kind: str) -> bool:

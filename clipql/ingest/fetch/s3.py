@@ -16,7 +16,7 @@ from clipql.ingest.fetch.digests import from_headers
 from clipql.ingest.fetch.manners import Patience, retry_after
 from clipql.ingest.fetch.transport import Changed, Failure, RemoteFile, Reply
 
-_BLOCK = 1 << 18
+_BLOCK = 1 << 16
 _TRY_AGAIN = {408, 429, 500, 502, 503, 504}
 
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from clipql.errors import DownloadError
 from clipql.ingest.fetch.http import Http, shown
 from clipql.ingest.fetch.manners import Patience
-from clipql.ingest.fetch.transport import RemoteFile, Transport
+from clipql.ingest.fetch.transport import Failure, RemoteFile, Transport
 
 IMAGE, TEXT, METADATA = "img_emb", "text_emb", "metadata"
 KINDS = (METADATA, IMAGE, TEXT)
@@ -125,13 +125,17 @@ def settle(
     kinds: Sequence[str],
     stat: Callable[[str], RemoteFile | None],
 ) -> Source:
-    """The template that the files of a source follow. stat: the transport's, with patience. Raises DownloadError."""
+    """The template that the files of a source follow. stat: the transport's, with patience. Raises DownloadError.
+
+    A file that is refused stands for none; a source that cannot be reached is not asked for the next.
+    """
     transport, said, templates, base = opened
     if len(templates) == 1:
         return Source(transport, said, templates[0], base)
     # not by the metadata, which lies in the same folder in two of the layouts
     vectors = [k for k in (IMAGE, TEXT) if k in kinds]
     looked: list[str] = []
+    refused: Failure | None = None
     for number in numbers[:_TRIED]:
         for template in templates:
             source = Source(transport, said, template, base)
@@ -139,8 +143,15 @@ def settle(
                 if url in looked:  # 12345 is written alike with and without zeros
                     continue
                 looked.append(url)
-                if stat(url):
-                    return source
+                try:
+                    if stat(url):
+                        return source
+                except Failure as failure:
+                    if failure.again:
+                        raise DownloadError(str(failure)) from failure
+                    refused = failure
+    if refused:
+        raise DownloadError(str(refused)) from refused
     raise DownloadError(
         f"{said} has none of the first parts: looked for {shown(looked[0])}, {shown(looked[1])} and {len(looked) - 2} "
         "others. See whether the address and --parts are right, or give a template such as "
