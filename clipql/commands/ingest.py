@@ -38,7 +38,9 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--ahead", type=int, default=2, metavar="N", help="parts fetched while one is taken in (default: 2)"
     )
     group.add_argument(
-        "--room", metavar="FOLDER", help="where they lie meanwhile, in a folder `incoming` (default: in that of the database)"
+        "--room",
+        metavar="FOLDER",
+        help="where they lie meanwhile, in a folder `incoming` (default: in that of the database)",
     )
     add_fetching(group)
 

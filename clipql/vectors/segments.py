@@ -100,7 +100,9 @@ def _parse_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any],
     header.seek(8)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(header)
-    return tuple(int(n) for n in shape), bool(fortran), dtype, offset
+    if any(isinstance(n, bool) for n in shape):
+        raise ValueError(f"its shape is {shape}")
+    return shape, bool(fortran), dtype, offset
 
 
 def read_blocks(array: ArrayFile) -> Iterator[tuple[int, NDArray[Any]]]:

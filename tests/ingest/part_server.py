@@ -144,9 +144,7 @@ def _handler(parts: PartServer) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             told, port = self.headers, self.server.server_address[1]
             with parts._lock:
-                request = Request(
-                    self.command, path, told["Range"], told["If-Range"], told["Authorization"], int(port)
-                )
+                request = Request(self.command, path, told["Range"], told["If-Range"], told["Authorization"], int(port))
                 parts.requests.append(request)
                 answers = parts.answers.get(path)
                 special = answers.pop(0) if answers else (parts.always.get(path, 0), {})

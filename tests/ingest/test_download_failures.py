@@ -1,4 +1,4 @@
-"""`clipql.download` where networks, servers and disks fail: nothing wrong is kept, and nothing that has come is lost."""
+"""`clipql.download` where networks and servers fail: nothing wrong is kept, and nothing that has come is lost."""
 
 from __future__ import annotations
 
@@ -186,9 +186,7 @@ def test_a_server_without_head_is_asked_for_the_first_byte(server: PartServer, t
     check_whole(server, tmp_path)
 
 
-def test_a_server_that_announces_no_length_is_checked_by_opening_the_files(
-    server: PartServer, tmp_path: Path
-) -> None:
+def test_a_server_that_announces_no_length_is_checked_by_opening_the_files(server: PartServer, tmp_path: Path) -> None:
     server.chunked, server.ranges = True, False
     assert fetch(server, tmp_path).whole == 1
     check_whole(server, tmp_path)
@@ -359,7 +357,7 @@ def test_a_file_that_is_damaged_at_its_source_is_told_and_not_kept(server: PartS
     assert "came damaged, twice: the file is not a whole Parquet file" in reasons(report)
     assert "came damaged, twice: the file is cut short" in reasons(report)
     assert "came damaged, twice: the file is not a .npy file" in reasons(report)
-    assert not [p for p in (tmp_path / "out").glob("*/*_0.*")]
+    assert not list((tmp_path / "out").glob("*/*_0.*"))
 
 
 def test_a_compressed_answer_that_was_not_asked_for_is_refused(server: PartServer, tmp_path: Path) -> None:

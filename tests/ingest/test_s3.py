@@ -57,9 +57,7 @@ def test_parts_of_a_bucket_are_fetched_and_checked_by_their_etag(s3: PartServer,
     assert all((r.authorization or "").startswith("AWS4-HMAC-SHA256 Credential=key/") for r in s3.requests)
 
 
-def test_a_public_bucket_needs_no_credentials(
-    s3: PartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_public_bucket_needs_no_credentials(s3: PartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     assert fetch(tmp_path).whole == 1

@@ -178,7 +178,7 @@ def test_a_damaged_part_is_told_and_the_others_go_on(
 
 def test_parts_that_never_fit_the_table_are_not_all_fetched(db: clipql.Database, server: PartServer) -> None:
     db.sql("CREATE TABLE laion (id UInt64, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
-    with pytest.raises(IngestError, match="none of the first 3 parts could be taken in.*has no vector column"):
+    with pytest.raises(IngestError, match=r"none of the first 3 parts could be taken in.*has no vector column"):
         ingest(db, server, "0-5", ahead=0)
     assert {number_of(p) for p in server.fetched()} == {0, 1, 2}
     assert db.sql("SELECT count() FROM laion").rows == [(0,)]
@@ -201,7 +201,9 @@ def test_an_index_is_brought_up_to_date_once_at_the_end(
 ) -> None:
     called: list[int] = []
     monkeypatch.setattr(
-        db.indexes, "after_insert", lambda id: called.append(db.registry.find(None, "laion").rows)  # type: ignore[union-attr]
+        db.indexes,
+        "after_insert",
+        lambda id: called.append(db.registry.find(None, "laion").rows),  # type: ignore[union-attr]
     )
     ingest(db, server, "0-5")
     assert called == [240]
@@ -360,5 +362,3 @@ def test_what_an_earlier_run_has_left_of_another_source_is_not_taken_for_this_on
     report = ingest(db, server, "0")
     assert report.parts_taken == 1
     check(db, parts[0])
-
-
