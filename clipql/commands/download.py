@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from clipql.commands.common import command
 from clipql.console import Line, counted, duration, printable, readable_bytes
+from clipql.errors import DownloadError
 
 if TYPE_CHECKING:
     from clipql.ingest.fetch.download import DownloadReport
@@ -64,6 +65,8 @@ def fetching_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_fetching` has read, for `download` and for `ingest`."""
     from clipql.ingest.fetch.manners import Patience
 
+    if not arguments.timeout > 0:
+        raise DownloadError(f"--timeout {arguments.timeout:g}: expected more than 0 seconds")
     patience = Patience(attempts=max(1, arguments.tries), timeout_seconds=arguments.timeout)
     return {
         "without": arguments.without,
@@ -132,7 +135,7 @@ class DownloadDisplay:
         if progress.waiting:
             self._drawn = progress.seconds + 1.0  # long enough to be read
             self._line.show(printable(f"waiting: {progress.waiting}"))
-        elif progress.seconds - self._drawn >= 0.1:
+        elif progress.asked or progress.seconds - self._drawn >= 0.1:
             self._drawn = progress.seconds
             self._line.show(state(progress), progress.done / progress.size if progress.size else None)
 
@@ -151,6 +154,8 @@ class DownloadDisplay:
 
 def state(progress: FetchProgress) -> str:
     """`12 of 1,230 files  3.40 GB of 1.20 TB  85.20 MB/s  3 h 20 min left`."""
+    if progress.asked:
+        return f"asking for the sizes of {progress.files:,} files: {progress.asked:,}"
     text = f"{progress.files_done:,} of {progress.files:,} files  {readable_bytes(progress.done)}"
     if progress.size:
         text += f" of {readable_bytes(progress.size)}"

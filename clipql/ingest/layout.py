@@ -77,6 +77,8 @@ def parse_numbers(text: str) -> frozenset[int]:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise IngestError(f"parts {text!r}: expected numbers and ranges such as 0-9,12")
+        if len(match[2] or match[1]) > 7:
+            raise IngestError(f"parts {text!r}: expected numbers below ten million")
         found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return frozenset(found)
 

@@ -92,6 +92,9 @@ def ingest(
     """
     began = time.perf_counter()
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    for each in sources:
+        if isinstance(each, str) and "://" in each:
+            raise IngestError(f"{each} is an address: --from takes one, as does `ingest` where it is the only source")
     found = find_parts(sources, parse_numbers(parts) if parts is not None else None)
     checked = [check_part(p) for p in found]
     run = _Run(db, table, link, model, checked, began, progress or (lambda p: None))

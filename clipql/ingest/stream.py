@@ -25,6 +25,7 @@ from clipql.ingest.fetch.parts import Progress as FetchingProgress
 from clipql.ingest.fetch.record import LOCK, locked
 from clipql.ingest.fetch.sample import known_elsewhere
 from clipql.ingest.fetch.source import KINDS, METADATA, local_name, open_source, settle
+from clipql.ingest.fetch.transport import Failure
 from clipql.ingest.layout import parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport, take_part
 
@@ -86,6 +87,7 @@ def ingest_from(
                 listed = read_checksums(checksums, manners)
                 order = Order(found, folder, new, kinds, check_jobs(jobs), True, ahead, listed)
                 stream.run(order, manners, len(numbers))
+            stream.build_indexes()
             return stream.report(len(numbers) - len(new))
     finally:
         if not any(p.is_file() for p in folder.rglob("*") if p.name not in (LOCK, "model.json")):
@@ -110,7 +112,6 @@ class _Stream:
         self._began = time.perf_counter()
         self._rows = self._taken = self._skipped = self._left_out = 0
         self._lost: list[Lost] = []
-        self._table_id: str | None = None
 
     def key(self, number: int) -> str:
         """How a part of this source is called in the table's list of parts."""
@@ -131,21 +132,20 @@ class _Stream:
         before = total - len(order.numbers)
         if table and any(not p.key.startswith(f"{self._said}#") for p in table.parts):
             prints = frozenset(p.fingerprint for p in table.parts)
-            here = [n for n in order.numbers if known_elsewhere(source, n, order.kinds, prints, manners)]
-            self._skipped += len(here)
-            order = dataclasses.replace(order, numbers=[n for n in order.numbers if n not in here])
+            order = dataclasses.replace(
+                order, unwanted=lambda number: known_elsewhere(source, number, order.kinds, prints, manners)
+            )
         with Fetching(order, manners, self._fetching) as parts:
             _check_room(parts, order)
             fetch_model(source, order.out, manners)
             for position, part in enumerate(parts, before + 1):
                 self._take(part, position, total)
                 _free(order.out, part.number)
-        if self._taken and self._table_id:
-            self._db.indexes.after_insert(self._table_id)
 
     def _take(self, part: FetchedPart, position: int, total: int) -> None:
         self._lost += part.lost
         if part.checked is None:
+            self._skipped += not part.lost
             return
         checked = dataclasses.replace(part.checked, fetched_from=self.key(part.number))
 
@@ -160,7 +160,7 @@ class _Stream:
             )
 
         try:
-            report, self._table_id = take_part(self._db, checked, table=self._name, model=self._model, progress=tell)
+            report, _ = take_part(self._db, checked, table=self._name, model=self._model, progress=tell)
         except (StorageError, QueryCancelled):
             raise
         except ClipqlError as error:
@@ -173,6 +173,12 @@ class _Stream:
             return
         self._rows, self._taken = self._rows + report.rows, self._taken + report.parts_taken
         self._skipped, self._left_out = self._skipped + report.parts_skipped, self._left_out + report.rows_left_out
+
+    def build_indexes(self) -> None:
+        """Bring the indexes up to date, also where an earlier run was ended before it could."""
+        table = self._table()
+        if table:
+            self._db.indexes.after_insert(table.id)
 
     def report(self, known: int) -> IngestReport:
         """What the run has done. known: parts that were in the table before."""
@@ -201,9 +207,10 @@ def _sweep(folder: Path, numbers: Sequence[int]) -> None:
 
 def _check_room(parts: Fetching, order: Order) -> None:
     """Raise DiskFull where as many parts as may lie here, and one in the table, do not fit."""
-    if not order.numbers:
-        return
-    sizes = [parts.file(order.numbers[0], kind).stat() for kind in order.kinds]
+    try:
+        sizes = [parts.file(order.numbers[0], kind).stat() for kind in order.kinds]
+    except Failure:
+        return  # it is met again when the part is fetched
     part = sum(s.size or 0 for s in sizes if s)
     here = sum(p.stat().st_size for p in order.out.rglob("*") if p.is_file())
     at_once = min(len(order.numbers), (order.ahead or 0) + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import signal
@@ -20,7 +21,10 @@ from parts import Part, make_part, stored
 
 import clipql
 from clipql.cli import main
+from clipql.commands.download import DownloadDisplay, rate, state
+from clipql.console import CLEAR_LINE
 from clipql.errors import DiskFull, DownloadError, IngestError
+from clipql.ingest.fetch.parts import FetchProgress
 from clipql.ingest.pipeline import IngestProgress, IngestReport
 
 IMAGE, TEXT, METADATA = "/img_emb/img_emb_0.npy", "/text_emb/text_emb_0.npy", "/metadata/metadata_0.parquet"
@@ -362,3 +366,62 @@ def test_what_an_earlier_run_has_left_of_another_source_is_not_taken_for_this_on
     report = ingest(db, server, "0")
     assert report.parts_taken == 1
     check(db, parts[0])
+
+
+class Terminal(io.StringIO):
+    """A terminal that remembers what was written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_one_line_that_is_gone_at_the_end(server: PartServer, tmp_path: Path) -> None:
+    server.answers[IMAGE] = [(503, {})]
+    terminal = Terminal()
+    with DownloadDisplay(terminal) as display:
+        clipql.download(server.url, tmp_path / "out", parts="0", patience=QUICK, progress=display.update)
+    lines = terminal.getvalue().split(CLEAR_LINE)
+    assert lines[0] == lines[-1] == ""
+    assert any(line.startswith("asking for the sizes of 3 files: ") for line in lines)
+    assert "\n" not in terminal.getvalue()
+
+
+def test_what_is_shown_of_a_run() -> None:
+    progress = FetchProgress(12, 1230, 34 * 10**8, 12 * 10**11, 852 * 10**7, 100.0, 4, 410)
+    assert state(progress) == "12 of 1,230 files  3.40 GB of 1.20 TB  85.20 MB/s  3 h 54 min left"
+    waiting = replace(progress, waiting="https://h/x: HTTP 503\x1b[2J")
+    terminal = Terminal()
+    DownloadDisplay(terminal).update(waiting)
+    assert terminal.getvalue() == f"{CLEAR_LINE}waiting: https://h/x: HTTP 503␛[2J"
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_a_second"), [("500", 500.0), ("1.5K", 1500.0), ("20M", 2e7), ("20MB/s", 2e7), ("1g", 1e9)]
+)
+def test_a_rate_is_read_as_it_is_written(text: str, bytes_a_second: float) -> None:
+    assert rate(text) == bytes_a_second
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5M", "fast", "5T", "1e6"])
+def test_a_rate_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected bytes a second, such as 500K or 20M"):
+        rate(text)
+
+
+def test_an_address_among_folders_is_told_where_to_go(
+    db: clipql.Database, server: PartServer, parts: list[Part]
+) -> None:
+    with pytest.raises(IngestError, match="is an address: --from takes one"):
+        db.ingest([parts[0].folder, server.url])
+    with pytest.raises(IngestError, match="expected numbers below ten million"):
+        ingest(db, server, "0-99999999999")
+
+
+def test_indexes_that_an_ended_run_has_not_built_are_built_by_the_next(
+    db: clipql.Database, server: PartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(db, server, "0-1")
+    called: list[str] = []
+    monkeypatch.setattr(db.indexes, "after_insert", called.append)
+    ingest(db, server, "0-1")
+    assert len(called) == 1

@@ -21,7 +21,7 @@ from clipql.errors import DiskFull, DownloadError
 from clipql.ingest.fetch.digests import ChecksumList
 from clipql.ingest.fetch.manners import Manners, Patience, Stopped
 from clipql.ingest.fetch.onefile import Whole
-from clipql.ingest.fetch.parts import FetchedPart, Fetching, Lost, Order, Progress
+from clipql.ingest.fetch.parts import FetchedPart, Fetching, FetchProgress, Lost, Order, Progress
 from clipql.ingest.fetch.record import Record, locked
 from clipql.ingest.fetch.source import IMAGE, KINDS, TEXT, Source, local_name, open_source, settle
 from clipql.ingest.fetch.transport import Changed, Failure, RemoteFile, Transport
@@ -92,7 +92,7 @@ class _Run:
 
     def all(self, began: float) -> DownloadReport:
         """Ask for all sizes, compare them with the disk, then fetch."""
-        survey(self._order, self._manners)
+        survey(self._order, self._manners, self._progress)
         whole = there = fetched = 0
         with Fetching(self._order, self._manners, self._progress) as fetching:
             check_room(fetching, self._order)
@@ -150,10 +150,10 @@ def ask(transport: Transport, url: str, manners: Manners) -> RemoteFile | None:
         raise DownloadError(str(failure)) from failure
 
 
-def survey(order: Order, manners: Manners) -> None:
+def survey(order: Order, manners: Manners, progress: Progress | None = None) -> None:
     """Ask what each file is, into `order.known`; those that the record knows, and those that do not answer, are left
     out: the latter are asked again when it is their turn."""
-    run = Fetching(order, manners)
+    run, files = Fetching(order, manners), len(order.numbers) * len(order.kinds)
     lock = threading.Lock()
 
     def look(task: tuple[int, str]) -> None:
@@ -165,6 +165,8 @@ def survey(order: Order, manners: Manners) -> None:
                 return
             with lock:
                 order.known[name] = found
+                if progress:
+                    progress(FetchProgress(0, files, 0, None, 0, 0.0, 0, len(order.numbers), asked=len(order.known)))
 
     side_by_side(((n, k) for n in order.numbers for k in order.kinds), look, order.jobs, manners)
 
@@ -247,8 +249,8 @@ def read_checksums(where: str | os.PathLike[str] | None, manners: Manners) -> Ch
             raise DownloadError(f"there is no {said} to take checksums from")
         with transport.read(found, 0) as reply:
             content = b"".join(reply.blocks)
-    except Failure as failure:
-        raise DownloadError(str(failure)) from failure
+    except (Failure, Changed) as failure:
+        raise DownloadError(f"{said}: {failure}") from failure
     finally:
         transport.close()
     return ChecksumList(content.decode("utf-8", "replace"), said)

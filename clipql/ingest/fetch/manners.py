@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
@@ -44,7 +44,9 @@ class Manners:
     """Shared by the threads of a run. rate: bytes a second of all of them, None for no limit."""
 
     def __init__(self, patience: Patience, rate: float | None = None) -> None:
-        self.patience = patience
+        # a slow connection is no stall where we are slow on purpose
+        slowest = min(patience.slowest, rate / 256) if rate else patience.slowest
+        self.patience = replace(patience, slowest=slowest)
         self._rate, self._lock, self._stop = rate, threading.Lock(), threading.Event()
         self._free_at = self._quiet_until = time.monotonic()
 

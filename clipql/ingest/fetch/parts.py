@@ -54,7 +54,8 @@ class FetchedPart:
 class FetchProgress:
     """How a run gets on. Bytes: done of size (None where it is not known), fetched over the network in this run.
 
-    waiting: why a file waits, told when it begins to. part: one that has just been finished.
+    waiting: why a file waits, told when it begins to. part: one that has just been finished. asked: before anything is
+    fetched, of how many files the size is known.
     """
 
     files_done: int
@@ -67,6 +68,7 @@ class FetchProgress:
     parts: int
     waiting: str = ""
     part: FetchedPart | None = None
+    asked: int = 0
 
 
 Progress = Callable[[FetchProgress], None]
@@ -78,7 +80,8 @@ class Order:
 
     passing: the files are to be there for a while only, so a part that lacks a file is of no use. ahead: parts that may
     be there before the first of them is done with, None for all. known: what `stat` has said already, by file. trusted:
-    what a file is by an earlier run's record, so that the source need not be asked.
+    what a file is by an earlier run's record, so that the source need not be asked. unwanted: whether a part is not
+    needed after all, asked when it is its turn.
     """
 
     source: Source
@@ -91,6 +94,7 @@ class Order:
     checksums: ChecksumList | None = None
     known: dict[str, RemoteFile | None] = field(default_factory=dict)
     trusted: Callable[[str], Whole | None] = lambda name: None
+    unwanted: Callable[[int], bool] = lambda number: False
 
 
 class Fetching:
@@ -106,6 +110,7 @@ class Fetching:
         # files that are not fetched, as another of their part is missing
         self._left: set[tuple[int, str]] = set()
         self._looked = {n: threading.Lock() for n in order.numbers} if order.passing else {}
+        self._unwanted: dict[int, bool] = {}
         self._open: dict[tuple[int, str], OneFile] = {}
         self._out_of_reach = 0
         self._fatal: BaseException | None = None
@@ -210,11 +215,15 @@ class Fetching:
         self._note(number, kind, name, whole, lost, again)
 
     def _useless(self, number: int, kind: str) -> bool:
-        """Whether another file of the part is missing; the first to ask for a part asks the source for all its files,
-        so that no gigabyte comes before it is known that another one does not."""
+        """Whether the part is not needed, or another file of it is missing. The first to ask for a part asks the source
+        for all its files, so that no gigabyte comes before it is known that another one does not."""
         known = self._order.known
         names = {k: local_name(k, number) for k in self._order.kinds}
         with self._looked[number]:
+            if number not in self._unwanted:
+                self._unwanted[number] = self._order.unwanted(number)
+            if self._unwanted[number]:
+                return True
             for other, name in names.items():
                 if name not in known:
                     with contextlib.suppress(Failure):  # met again when it is the turn of that file

@@ -37,7 +37,8 @@ def local_name(kind: str, number: int) -> str:
 
 def is_address(text: str) -> bool:
     """Whether a source is an address, and no folder of this machine."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text) is not None and not Path(text).exists()
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//)?", text)
+    return scheme is not None and (scheme[1] is not None or not Path(text).exists())
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def open_source(text: str, patience: Patience) -> tuple[Transport, str, list[str
     else:
         base = _under(address)
         templates = [base(layout) for layout in _LAYOUTS]
-    return _transport(address, patience, headers), said, templates, base
+    return _transport(address, patience, headers), said.rstrip("/") or "/", templates, base
 
 
 def _transport(address: str, patience: Patience, headers: dict[str, str]) -> Transport:
