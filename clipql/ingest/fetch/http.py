@@ -135,10 +135,10 @@ def _described(url: str, response: httpx2.Response, size: int | None, *, partly:
     if partly:
         # these are of the bytes that were sent
         headers.pop("content-md5", None)
-    linked = str(told.get("x-linked-size", ""))
+    linked = _number(told.get("x-linked-size"))
     return RemoteFile(
         url,
-        int(linked) if linked.isdigit() else size,
+        size if linked is None else linked,
         response.headers.get("etag"),
         response.headers.get("last-modified"),
         from_headers(headers),
@@ -146,12 +146,15 @@ def _described(url: str, response: httpx2.Response, size: int | None, *, partly:
 
 
 def _length(response: httpx2.Response) -> int | None:
-    value = response.headers.get("content-length", "")
-    return int(value) if value.isdigit() else None
+    return _number(response.headers.get("content-length"))
+
+
+def _number(value: str | None) -> int | None:
+    return int(value) if value and re.fullmatch(r"[0-9]{1,18}", value) else None
 
 
 def _total(response: httpx2.Response) -> int | None:
-    match = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("content-range", "").strip())
+    match = re.fullmatch(r"bytes [0-9]+-[0-9]+/([0-9]{1,18})", response.headers.get("content-range", "").strip())
     return int(match[1]) if match else None
 
 
@@ -166,7 +169,7 @@ def _begin(file: RemoteFile, start: int, response: httpx2.Response) -> int:
         if None not in (length, file.size) and length != file.size:
             raise Changed(f"it was announced with {file.size:,} bytes and comes with {length:,}")
         return 0
-    match = re.match(r"bytes (\d+)-\d+/", headers.get("content-range", "").strip())
+    match = re.match(r"bytes ([0-9]{1,18})-[0-9]+/", headers.get("content-range", "").strip())
     if match is None or int(match[1]) != start:
         raise Changed(f"byte {start:,} was asked for and {headers.get('content-range', 'no Content-Range')!r} came")
     total = _total(response)

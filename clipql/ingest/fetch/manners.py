@@ -7,6 +7,7 @@ run is stopped.
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -117,10 +118,10 @@ def retry_after(value: str | None) -> float | None:
     """The seconds of a Retry-After header, in either of its forms; None where there is none that can be read."""
     if not value:
         return None
-    if value.strip().isdigit():
+    if re.fullmatch(r"[0-9]{1,18}", value.strip()):
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, moment.timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    return max(0.0, moment.timestamp() - time.time())
