@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from clipql.commands.common import command, open_database
 from clipql.commands.download import SOURCE, add_fetching, complain, fetching_options
@@ -76,16 +78,18 @@ def _take(arguments: argparse.Namespace, db: Database, display: IngestDisplay) -
 
 
 def _take_from(arguments: argparse.Namespace, db: Database, display: IngestDisplay) -> IngestReport:
-    from clipql.ingest.stream import ingest_from
+    from clipql.ingest.fetch.source import is_address
 
     if arguments.sources:
         raise IngestError(f"{arguments.sources[0]} and --from {arguments.address}: name the one or the other")
     if arguments.parts is None:
         raise IngestError(f"--from {arguments.address}: say which parts, such as --parts 0-409")
     try:
-        return ingest_from(
-            db,
-            arguments.address,
+        address = arguments.address
+        if not is_address(address):  # a folder, whose parts are to be copied and not only looked at
+            address = "file:" + quote(str(Path(address).absolute()), safe="/{}:")
+        report: IngestReport = db.ingest(
+            address,
             table=arguments.table,
             parts=arguments.parts,
             link=arguments.link,
@@ -96,6 +100,7 @@ def _take_from(arguments: argparse.Namespace, db: Database, display: IngestDispl
             fetching=display.fetching,
             **fetching_options(arguments),
         )
+        return report
     except KeyboardInterrupt:
         print("clipql: stopped; run the same command again to go on with the parts not taken in", file=sys.stderr)
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,3 +119,9 @@ def test_a_bucket_that_may_not_be_read_is_told(s3: PartServer, tmp_path: Path) -
 def test_a_bucket_streams_into_a_table(s3: PartServer, db: clipql.Database) -> None:
     report = db.ingest("s3://bucket/laion", parts="0-1", patience=QUICK)
     assert (report.rows, report.parts_taken) == (200, 2)
+
+
+def test_what_s3_needs_is_told_where_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "botocore.session", None)
+    with pytest.raises(DownloadError, match=r"s3: addresses need botocore: pip install 'clipql\[s3\]'"):
+        fetch(tmp_path)

@@ -425,3 +425,11 @@ def test_indexes_that_an_ended_run_has_not_built_are_built_by_the_next(
     monkeypatch.setattr(db.indexes, "after_insert", called.append)
     ingest(db, server, "0-1")
     assert len(called) == 1
+
+
+def test_the_command_streams_from_a_folder_too(parts: list[Part], run: object) -> None:
+    assert callable(run)
+    assert run("ingest", "--from", str(parts[0].folder), "--parts", "0-2")[0] == 0
+    status, out, _ = run("ingest", "--from", str(parts[0].folder), "--parts", "0-3", "--ahead", "0")
+    assert status == 0
+    assert out[0].startswith("40 rows in 1 part, 3 skipped, ")
