@@ -6,11 +6,12 @@ fetched; parts go in in the order of their numbers, whatever the order in which 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,7 @@ def ingest_from(
     opened = open_source(os.fspath(source), manners.patience)
     folder = (Path(room) if room is not None else db.path) / INCOMING
     try:
-        with locked(folder):
+        with locked(folder), _tidied(folder):
             stream = _Stream(db, table, model, opened[1], progress, fetching)
             taken = stream.taken()
             new = [n for n in numbers if stream.key(n) not in taken]
@@ -90,8 +91,6 @@ def ingest_from(
             stream.build_indexes()
             return stream.report(len(numbers) - len(new))
     finally:
-        if not any(p.is_file() for p in folder.rglob("*") if p.name not in (LOCK, "model.json")):
-            files.remove(folder)
         opened[0].close()
 
 
@@ -111,6 +110,7 @@ class _Stream:
         self._progress, self._fetching = progress or (lambda p: None), fetching
         self._began = time.perf_counter()
         self._rows = self._taken = self._skipped = self._left_out = 0
+        self._refused = 0
         self._lost: list[Lost] = []
 
     def key(self, number: int) -> str:
@@ -165,9 +165,10 @@ class _Stream:
             raise
         except ClipqlError as error:
             self._lost.append(Lost(part.number, local_name(METADATA, part.number), self.key(part.number), str(error)))
-            if not self._taken and len(self._lost) >= _HOPELESS:
+            self._refused += 1
+            if self._refused >= _HOPELESS and not self._taken and total - position:
                 raise IngestError(
-                    f"none of the first {len(self._lost)} parts could be taken in, so the others are not fetched; the "
+                    f"none of the first {self._refused} parts could be taken in, so the others are not fetched; the "
                     f"last: {error}"
                 ) from error
             return
@@ -184,6 +185,16 @@ class _Stream:
         """What the run has done. known: parts that were in the table before."""
         seconds = time.perf_counter() - self._began
         return IngestReport(self._rows, self._taken, known + self._skipped, seconds, self._left_out, tuple(self._lost))
+
+
+@contextlib.contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """Remove the folder at the end, unless there is something in it to go on with."""
+    try:
+        yield
+    finally:
+        if not any(p.is_file() for p in folder.rglob("*") if p.name not in (LOCK, "model.json")):
+            files.remove(folder)
 
 
 def _paths(folder: Path, number: int) -> list[Path]:

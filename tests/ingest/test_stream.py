@@ -25,6 +25,7 @@ from clipql.commands.download import DownloadDisplay, rate, state
 from clipql.console import CLEAR_LINE
 from clipql.errors import DiskFull, DownloadError, IngestError
 from clipql.ingest.fetch.parts import FetchProgress
+from clipql.ingest.fetch.record import locked
 from clipql.ingest.pipeline import IngestProgress, IngestReport
 
 IMAGE, TEXT, METADATA = "/img_emb/img_emb_0.npy", "/text_emb/text_emb_0.npy", "/metadata/metadata_0.parquet"
@@ -433,3 +434,29 @@ def test_the_command_streams_from_a_folder_too(parts: list[Part], run: object) -
     status, out, _ = run("ingest", "--from", str(parts[0].folder), "--parts", "0-3", "--ahead", "0")
     assert status == 0
     assert out[0].startswith("40 rows in 1 part, 3 skipped, ")
+
+
+def test_a_room_that_another_run_uses_is_left_alone(
+    db: clipql.Database, server: PartServer, parts: list[Part], tmp_path: Path
+) -> None:
+    with locked(tmp_path / "room" / "incoming"):
+        with pytest.raises(DownloadError, match="another process is downloading into"):
+            ingest(db, server, "0", room=tmp_path / "room")
+        assert (tmp_path / "room" / "incoming").exists()
+    ingest(db, server, "0", room=tmp_path / "room")
+    assert list((tmp_path / "room").iterdir()) == []
+    check(db, parts[0])
+
+
+def test_a_room_keeps_what_is_not_ours(db: clipql.Database, server: PartServer, parts: list[Part]) -> None:
+    own = {p: p.read_bytes() for p in parts[0].folder.rglob("*") if p.is_file()}
+    ingest(db, server, "0-1", room=parts[0].folder)
+    assert {p: p.read_bytes() for p in parts[0].folder.rglob("*") if p.is_file()} == own
+
+
+def test_each_of_the_last_parts_that_cannot_be_taken_in_is_told(
+    db: clipql.Database, server: PartServer, parts: list[Part]
+) -> None:
+    db.sql("CREATE TABLE laion (id UInt64, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    report = ingest(db, server, "0-2")
+    assert [lost.part for lost in report.lost] == [0, 1, 2]
