@@ -21,7 +21,16 @@ from clipql.errors import DiskFull, DownloadError
 from clipql.ingest.fetch.digests import ChecksumList
 from clipql.ingest.fetch.manners import Manners, Patience, Stopped
 from clipql.ingest.fetch.onefile import Whole
-from clipql.ingest.fetch.parts import FetchedPart, Fetching, FetchProgress, Lost, Order, Progress
+from clipql.ingest.fetch.parts import (
+    OUT_OF_REACH,
+    FetchedPart,
+    Fetching,
+    FetchProgress,
+    Lost,
+    Order,
+    Progress,
+    out_of_reach,
+)
 from clipql.ingest.fetch.record import Record, locked
 from clipql.ingest.fetch.source import IMAGE, KINDS, TEXT, Source, local_name, open_source, settle
 from clipql.ingest.fetch.transport import Changed, Failure, RemoteFile, Transport
@@ -152,18 +161,22 @@ def ask(transport: Transport, url: str, manners: Manners) -> RemoteFile | None:
 
 def survey(order: Order, manners: Manners, progress: Progress | None = None) -> None:
     """Ask what each file is, into `order.known`; those that the record knows, and those that do not answer, are left
-    out: the latter are asked again when it is their turn."""
+    out: the latter are asked again when it is their turn. Where many do not answer, the rest is not asked."""
     run, files = Fetching(order, manners), len(order.numbers) * len(order.kinds)
-    lock = threading.Lock()
+    lock, silent = threading.Lock(), 0
 
     def look(task: tuple[int, str]) -> None:
+        nonlocal silent
         name = local_name(task[1], task[0])
-        if order.trusted(name) is None:
+        if silent < OUT_OF_REACH and order.trusted(name) is None:
             try:
                 found = run.file(*task).stat()
-            except Failure:
+            except Failure as failure:
+                with lock:
+                    silent = silent + 1 if out_of_reach(failure) else 0
                 return
             with lock:
+                silent = 0
                 order.known[name] = found
                 if progress:
                     progress(FetchProgress(0, files, 0, None, 0, 0.0, 0, len(order.numbers), asked=len(order.known)))

@@ -25,7 +25,7 @@ from clipql.ingest.fetch.transport import Failure, RemoteFile
 from clipql.ingest.layout import CheckedPart, PartFiles, check_part
 
 # so many files in succession that cannot be had, though they may be there, mean that the source is out of reach
-_OUT_OF_REACH = 12
+OUT_OF_REACH = 12
 _FAREWELL_SECONDS = 1.0
 
 
@@ -95,6 +95,11 @@ class Order:
     known: dict[str, RemoteFile | None] = field(default_factory=dict)
     trusted: Callable[[str], Whole | None] = lambda name: None
     unwanted: Callable[[int], bool] = lambda number: False
+
+
+def out_of_reach(failure: Failure) -> bool:
+    """Whether a failure says something of the source, and not of one file."""
+    return failure.again or failure.status in (429, 503)
 
 
 class Fetching:
@@ -194,7 +199,7 @@ class Fetching:
     def _bring(self, number: int, kind: str) -> None:
         name, url = local_name(kind, number), self._order.source.url(kind, number)
         lost: Lost | None = None
-        whole, again = self._order.trusted(name), False
+        whole, silent = self._order.trusted(name), False
         if self._order.passing and self._useless(number, kind):
             with self._wake:
                 self._left.add((number, kind))
@@ -210,9 +215,9 @@ class Fetching:
             except Missing as error:
                 lost = Lost(number, name, shown(url), str(error), 404)
             except Failure as error:
-                lost, again = Lost(number, name, shown(url), str(error), error.status), error.again
+                lost, silent = Lost(number, name, shown(url), str(error), error.status), out_of_reach(error)
         self._open.pop((number, kind), None)
-        self._note(number, kind, name, whole, lost, again)
+        self._note(number, kind, name, whole, lost, silent)
 
     def _useless(self, number: int, kind: str) -> bool:
         """Whether the part is not needed, or another file of it is missing. The first to ask for a part asks the source
@@ -222,28 +227,25 @@ class Fetching:
         with self._looked[number]:
             if number not in self._unwanted:
                 self._unwanted[number] = self._order.unwanted(number)
+                with contextlib.suppress(Failure):  # it is met again when it is the turn of that file
+                    for other in () if self._unwanted[number] else names:
+                        known[names[other]] = self.file(number, other).stat()
             if self._unwanted[number]:
                 return True
-            for other, name in names.items():
-                if name not in known:
-                    with contextlib.suppress(Failure):  # met again when it is the turn of that file
-                        known[name] = self.file(number, other).stat()
         others = [k for k in names if k != kind]
         with self._wake:
             lost = any((number, k) in self._lost for k in others)
         return lost or any(known.get(names[k], 0) is None for k in others if known.get(names[kind], 0) is not None)
 
-    def _note(
-        self, number: int, kind: str, name: str, whole: Whole | None, lost: Lost | None, out_of_reach: bool
-    ) -> None:
+    def _note(self, number: int, kind: str, name: str, whole: Whole | None, lost: Lost | None, silent: bool) -> None:
         with self._wake:
             if whole is not None:
                 self._whole[number, kind] = whole
                 self._count(name, whole.size)
             elif lost is not None:
                 self._lost[number, kind] = lost
-            self._out_of_reach = self._out_of_reach + 1 if out_of_reach else 0
-            if lost is not None and self._out_of_reach >= _OUT_OF_REACH:
+            self._out_of_reach = self._out_of_reach + 1 if silent else 0
+            if lost is not None and self._out_of_reach >= OUT_OF_REACH:
                 raise DownloadError(
                     f"{self._out_of_reach} files in succession could not be had, so the source is taken to be out of "
                     f"reach; the last: {lost.reason}. What has come is kept: run again later"

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from clipql.errors import DownloadError
 from clipql.ingest.fetch.digests import from_headers
-from clipql.ingest.fetch.manners import Patience, retry_after
+from clipql.ingest.fetch.manners import LONGEST_RETRY_AFTER, Patience, retry_after
 from clipql.ingest.fetch.transport import Changed, Failure, RemoteFile, Reply
 
 _BLOCK = 1 << 16
@@ -133,4 +133,5 @@ def _refused(url: str, error: Any) -> Exception:
     said = f"{url}: S3 says {code or status} (HTTP {status})"
     if status in (401, 403):
         said += ": the object is not there, or these credentials may not read it"
-    return Failure(said, again=status in _TRY_AGAIN, wait_seconds=wait, status=status)
+    again = status in _TRY_AGAIN and (wait or 0.0) <= LONGEST_RETRY_AFTER
+    return Failure(said, again=again, wait_seconds=wait, status=status)
