@@ -16,14 +16,16 @@ from clipql.errors import ClipqlError
 
 if TYPE_CHECKING:
     from clipql.database import Database, connect
+    from clipql.ingest.fetch.download import download
     from clipql.result import Result, Stats
 
 __version__ = "0.1.0"
-__all__ = ["ClipqlError", "Database", "Result", "Stats", "__version__", "connect", "errors"]
+__all__ = ["ClipqlError", "Database", "Result", "Stats", "__version__", "connect", "download", "errors"]
 
 _WHERE = {
     "Database": "clipql.database",
     "connect": "clipql.database",
+    "download": "clipql.ingest.fetch.download",
     "Result": "clipql.result",
     "Stats": "clipql.result",
 }

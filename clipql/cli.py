@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from clipql import __version__
-from clipql.commands import demo, embed, ingest, model, recall, search, serve, sql, udf
+from clipql.commands import demo, download, embed, ingest, model, recall, search, serve, sql, udf
 from clipql.commands.common import Command, open_database
 from clipql.errors import ClipqlError
 
@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
   clipql                                          the SQL shell on ./clipql.db
   clipql --db laion.db < script.sql               run a script
   clipql ingest laion400m/ --table laion          take LAION parts in
+  clipql ingest --from https://host/laion400m --parts 0-409 --table laion
   clipql sql "SELECT count() FROM laion"
   clipql sql "SELECT url FROM laion ORDER BY L2Distance(image_embedding, {q:Array(Float32)}) LIMIT 10" --param q=@q.npy
   clipql search --table laion --vector @q.npy -k 5 --where "similarity > 0.3"
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"clipql {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", title="commands")
-    for each in (sql, ingest, embed, search, recall, serve, demo, model, udf):
+    for each in (sql, ingest, download, embed, search, recall, serve, demo, model, udf):
         each.add(commands, shared)
     return top
 

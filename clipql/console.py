@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
+    from clipql.ingest.fetch.parts import FetchProgress
     from clipql.ingest.pipeline import IngestProgress
     from clipql.query.execution import Step
 
@@ -90,7 +91,7 @@ def footer(head: str, seconds: float, work: Work) -> str:
     return f"{line} Processed {work.speed(seconds)}" if work.rows >= 1000 else line
 
 
-class _Line:
+class Line:
     """One transient line at the bottom of a terminal; nothing at all where the stream is no terminal."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -136,7 +137,7 @@ class QueryProgress:
     """
 
     def __init__(self, stream: TextIO, *, after_seconds: float = 0.3, every_seconds: float = 0.1) -> None:
-        self._line, self._after, self._every = _Line(stream), after_seconds, every_seconds
+        self._line, self._after, self._every = Line(stream), after_seconds, every_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._draw, daemon=True)
         self._began = time.perf_counter()
@@ -184,12 +185,14 @@ class IngestDisplay:
     """Shows how an ingest gets on: a bar with the time left on a terminal, otherwise a line for each part."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._line = stream, _Line(stream)
+        self._stream, self._line = stream, Line(stream)
         self._at_part = self._last = self._skipped = 0
-        self._stage = ""
+        self._stage = self._beside = ""
+        self._at_work, self._drawn = False, 0.0
 
     def update(self, progress: IngestProgress) -> None:
         """Take note of a step; give this to `ingest` as its progress."""
+        self._at_work = not progress.finished
         if progress.skipped:
             self._skipped += progress.rows_done - self._last
         self._last = progress.rows_done
@@ -202,6 +205,23 @@ class IngestDisplay:
             self._stream.flush()
         if progress.finished:
             self._at_part = progress.rows_done
+
+    def fetching(self, progress: FetchProgress) -> None:
+        """Take note of how the fetching of parts gets on, beside the ingest of others; called by several threads."""
+        part = progress.part
+        if not self._line.live:
+            if progress.waiting or (part and part.lost):
+                why = progress.waiting or f"part {part.number if part else ''} is left out"
+                self._stream.write(printable(f"fetching: {why}") + "\n")
+                self._stream.flush()
+            return
+        speed = readable_bytes(progress.fetched / max(progress.seconds, 1e-3))
+        self._beside = f"  fetched {readable_bytes(progress.fetched)}, {speed}/s"
+        now = time.monotonic()
+        if not self._at_work and (progress.waiting or now - self._drawn > 0.1):
+            self._drawn = now + (1.0 if progress.waiting else 0.0)
+            what = f"waiting: {progress.waiting}" if progress.waiting else f"fetching parts{self._beside}"
+            self._line.show(printable(what))
 
     def building(self, stage: str, done: int, total: int) -> None:
         """Take note of the build of an index, which follows an ingest; a line for each stage where there is no bar."""
@@ -221,6 +241,7 @@ class IngestDisplay:
             speed = taken / progress.seconds
             left = (progress.rows_total - progress.rows_done) / speed
             text += f"  {speed:,.0f} rows/s  {duration(left)} left"
+        text += self._beside
         self._line.show(text, progress.rows_done / progress.rows_total if progress.rows_total else None)
 
     def __enter__(self) -> Self:

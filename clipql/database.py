@@ -219,8 +219,18 @@ class Database:
     def ingest(
         self, source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, table: str = "laion", **options: Any
     ) -> Any:
-        """Take LAION parts in; see `clipql.ingest.pipeline.ingest` for the options and what is returned."""
+        """Take LAION parts in, from folders, files, or an address such as 'https://host/laion400m' or 's3://…'.
+
+        See `clipql.ingest.pipeline.ingest` for the options and what is returned, `clipql.ingest.stream.ingest_from` for
+        those of an address.
+        """
+        from clipql.ingest.fetch.source import is_address
         from clipql.ingest.pipeline import ingest
+
+        if isinstance(source, str) and is_address(source):
+            from clipql.ingest.stream import ingest_from
+
+            return ingest_from(self, source, table=table, **options)
 
         return ingest(self, source, table=table, **options)
 

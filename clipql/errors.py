@@ -8,6 +8,7 @@
     ├── VectorError                a vector of the wrong length, type or content
     ├── UnsupportedStatement       SQL that a vector column cannot take part in
     ├── IngestError                a part that cannot be taken in, with file and row
+    ├── DownloadError              files that cannot be fetched, with their address
     ├── VectorIndexError                an index that cannot be built, read or used as asked
     ├── EncodeError                words or pictures that cannot be turned into vectors
     │   ├── ModelError             a model that is not there, not whole, or cannot be run
@@ -67,6 +68,10 @@ class UnsupportedStatement(ClipqlError):
 
 class IngestError(ClipqlError):
     """A LAION part that cannot be taken in; the message names the file and, where there is one, the row."""
+
+
+class DownloadError(ClipqlError):
+    """Files that cannot be fetched as asked; the message names the address."""
 
 
 class VectorIndexError(ClipqlError):

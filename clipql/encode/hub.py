@@ -1,4 +1,4 @@
-"""Fetches files of a model from the Hugging Face hub into its cache: nothing else imports huggingface_hub.
+"""Fetches files of a model from the Hugging Face hub into its cache, by huggingface_hub.
 
 What must stay true: a file under its name in the cache is whole and has the digest that the hub says; what an
 interrupted download has brought stays beside it as `.incomplete` and is continued by the next; only files that were

@@ -23,7 +23,10 @@ def column_types(engine: Engine, part: CheckedPart) -> dict[str, str]:
     """ClickHouse's types for the columns of a part's metadata, by name, in the file's order."""
     # an empty file of the same columns, in the statement itself: file() would take { and * in the path as wildcards
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_batches([], part.schema.remove_metadata()), sink)
+    try:
+        pq.write_table(pa.Table.from_batches([], part.schema.remove_metadata()), sink)
+    except pa.ArrowException as error:
+        raise IngestError(f"{part.files.metadata}: its columns cannot be taken: {error}") from error
     content = sink.getvalue().to_pybytes().hex()
     try:
         found = engine.arrow(

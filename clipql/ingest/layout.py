@@ -31,7 +31,9 @@ _KINDS = {
     ("text_emb", "npy"): TEXT,
     ("metadata", "parquet"): "metadata",
 }
-_SAMPLE = 1 << 16
+SAMPLE = 1 << 16
+# what pyarrow raises for Parquet files that are not as they should be
+DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class CheckedPart:
     """A part whose headers agree: rows, its vectors' files by column, the Arrow schema of its metadata.
 
     fingerprint: of the files' sizes and of their first and last 64 KB, the same wherever the files lie. model: what
-    made its vectors, where it says so. failed: how many of its rows have an error in place of vectors.
+    made its vectors, where it says so. failed: how many of its rows have an error in place of vectors. fetched_from:
+    the address of its metadata, where its files lie here only for a while.
     """
 
     files: PartFiles
@@ -64,6 +67,7 @@ class CheckedPart:
     fingerprint: str
     model: str | None = None
     failed: int = 0
+    fetched_from: str | None = None
 
 
 def parse_numbers(text: str) -> frozenset[int]:
@@ -73,6 +77,8 @@ def parse_numbers(text: str) -> frozenset[int]:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise IngestError(f"parts {text!r}: expected numbers and ranges such as 0-9,12")
+        if len(match[2] or match[1]) > 7:
+            raise IngestError(f"parts {text!r}: expected numbers below ten million")
         found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return frozenset(found)
 
@@ -142,20 +148,40 @@ def _part(number: int, pieces: dict[str, Path]) -> PartFiles:
     return PartFiles(number, pieces["metadata"], pieces.get(IMAGE), pieces.get(TEXT))
 
 
+def check_file(path: Path, ending: str) -> int:
+    """Open one file of a part, `.npy` or `.parquet`, and return its rows. Raises IngestError where it is not whole."""
+    return _read_vectors(path).rows if ending == ".npy" else read_metadata(path)[0]
+
+
+def _read_vectors(path: Path) -> ArrayFile:
+    try:
+        return segments.read_header(path)
+    except VectorError as error:
+        raise IngestError(str(error)) from error
+
+
+def read_metadata(path: Path) -> tuple[int, pa.Schema]:
+    """The rows and the schema that the footer of a part's metadata announces. Raises IngestError."""
+    try:
+        with open(path, "rb") as plain:
+            if plain.read(4) != b"PAR1":  # pyarrow looks at the end only
+                raise IngestError(f"{path} is not a whole Parquet file (it does not begin with PAR1); fetch it again")
+        with pq.ParquetFile(path) as file:
+            rows, schema = file.metadata.num_rows, file.schema_arrow
+            if rows < 0 or not all(isinstance(name, str) for name in schema.names):  # also that they are UTF-8
+                raise IngestError(f"{path} announces {rows:,} rows, so it is damaged; fetch it again")
+            return rows, schema
+    except DAMAGED as error:
+        raise IngestError(f"{path} is not a whole Parquet file ({error}); fetch it again") from error
+
+
 def check_part(part: PartFiles) -> CheckedPart:
     """Read the headers of a part's files and compare them.
 
     Raises IngestError, naming file and expectation, where one is damaged or their row counts differ.
     """
-    try:
-        vectors = {c: segments.read_header(p) for c, p in ((IMAGE, part.image), (TEXT, part.text)) if p}
-    except VectorError as error:
-        raise IngestError(str(error)) from error
-    try:
-        with pq.ParquetFile(part.metadata) as file:
-            rows, schema = file.metadata.num_rows, file.schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        raise IngestError(f"{part.metadata} is not a whole Parquet file ({error}); fetch it again") from error
+    vectors = {c: _read_vectors(p) for c, p in ((IMAGE, part.image), (TEXT, part.text)) if p}
+    rows, schema = read_metadata(part.metadata)
     for array in vectors.values():
         if array.rows != rows:
             raise IngestError(
@@ -172,18 +198,30 @@ def check_part(part: PartFiles) -> CheckedPart:
 
 
 def _fingerprint(part: PartFiles) -> str:
+    return fingerprint_of([None if p is None else sample_of(p) for p in (part.metadata, part.image, part.text)])
+
+
+def sample_of(path: Path) -> tuple[int, bytes, bytes]:
+    """The size, the first and the last SAMPLE bytes of a file. Raises IngestError."""
+    try:
+        with files.translated(path, "reading"), open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(SAMPLE)
+            file.seek(max(0, size - SAMPLE))
+            return size, head, file.read(SAMPLE)
+    except StorageError as error:
+        raise IngestError(str(error)) from error
+
+
+def fingerprint_of(samples: Sequence[tuple[int, bytes, bytes] | None]) -> str:
+    """What tells a part from others: of metadata, image and text the size, the first and the last SAMPLE bytes."""
     digest = xxhash.xxh3_128()
-    for path in (part.metadata, part.image, part.text):
-        if path is None:
+    for sample in samples:
+        if sample is None:
             digest.update(b"none")
             continue
-        try:
-            with files.translated(path, "reading"), open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                digest.update(size.to_bytes(8, "little"))
-                digest.update(file.read(_SAMPLE))
-                file.seek(max(0, size - _SAMPLE))
-                digest.update(file.read(_SAMPLE))
-        except StorageError as error:
-            raise IngestError(str(error)) from error
+        size, head, tail = sample
+        digest.update(size.to_bytes(8, "little"))
+        digest.update(head)
+        digest.update(tail)
     return digest.hexdigest()

@@ -25,7 +25,7 @@ from clipql.arrow import arrow_numbers
 from clipql.catalog import Part, Table
 from clipql.errors import ClipqlError, IngestError, VectorError
 from clipql.ingest.columns import check_parts, column_types
-from clipql.ingest.layout import IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
+from clipql.ingest.layout import DAMAGED, IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
 from clipql.ingest.origin import check_origins, rows_with_vectors
 from clipql.quoting import quote_name, quote_string
 from clipql.tables import schema
@@ -35,6 +35,7 @@ from clipql.vectors import segments
 
 if TYPE_CHECKING:
     from clipql.database import Database
+    from clipql.ingest.fetch.parts import Lost
 
 BATCH_ROWS = 65_536
 
@@ -57,7 +58,8 @@ class IngestProgress:
 class IngestReport:
     """What a run took in. rows counts those of the parts taken, not of the skipped ones.
 
-    rows_left_out: of the parts taken, rows that `clipql embed` gave an error and no vectors.
+    rows_left_out: of the parts taken, rows that `clipql embed` gave an error and no vectors. lost: of parts from an
+    address, those that could not be had or taken in, with the reason.
     """
 
     rows: int
@@ -65,6 +67,7 @@ class IngestReport:
     parts_skipped: int
     seconds: float
     rows_left_out: int = 0
+    lost: tuple[Lost, ...] = ()
 
 
 class _Stopped(Exception):
@@ -89,10 +92,25 @@ def ingest(
     """
     began = time.perf_counter()
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    for each in sources:
+        if isinstance(each, str) and "://" in each:
+            raise IngestError(f"{each} is an address: --from takes one, as does `ingest` where it is the only source")
     found = find_parts(sources, parse_numbers(parts) if parts is not None else None)
     checked = [check_part(p) for p in found]
     run = _Run(db, table, link, model, checked, began, progress or (lambda p: None))
-    return run.all()
+    report, id = run.all()
+    db.indexes.after_insert(id)
+    return report
+
+
+def take_part(
+    db: Database, part: CheckedPart, *, table: str, model: str | None, progress: Callable[[IngestProgress], None]
+) -> tuple[IngestReport, str]:
+    """Take in one part of a run that sees to the indexes itself, at its end; returns the id of the table too.
+
+    Raises as `ingest`.
+    """
+    return _Run(db, table, False, model, [part], time.perf_counter(), progress).all()
 
 
 class _Run:
@@ -115,8 +133,8 @@ class _Run:
         self._total = sum(p.rows for p in parts)
         self._done = 0
 
-    def all(self) -> IngestReport:
-        """Take every part in, in the order of their numbers."""
+    def all(self) -> tuple[IngestReport, str]:
+        """Take every part in, in the order of their numbers; returns the id of the table too."""
         table, made = self._table()
         taken = skipped = rows = left_out = 0
         try:
@@ -147,8 +165,7 @@ class _Run:
             if made and not taken:
                 schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
             raise
-        self._db.indexes.after_insert(table.id)
-        return IngestReport(rows, taken, skipped, time.perf_counter() - self._began, left_out)
+        return IngestReport(rows, taken, skipped, time.perf_counter() - self._began, left_out), table.id
 
     def _tell(
         self, part: CheckedPart, number: int, rows: int = 0, *, finished: bool = False, skipped: bool = False
@@ -211,7 +228,7 @@ class _OnePart:
             except BaseException:
                 self._stop.set()
                 raise
-            key = f"{self._part.files.metadata.resolve()}"
+            key = self._part.fetched_from or f"{self._part.files.metadata.resolve()}"
             part = Part(key, insertion.first, insertion.rows, self._part.fingerprint)
             model = self._part.model or self._run._model
             insertion.commit([part], dict.fromkeys(self._part.vectors, model) if model else {})
@@ -255,7 +272,7 @@ class _OnePart:
     def _batches(self, first_id: int | None) -> Iterator[pa.RecordBatch]:
         path, row, read = self._part.files.metadata, 0, 0
         try:
-            with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+            with pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(BATCH_ROWS):
                     read, batch = read + batch.num_rows, self._without_gaps(batch, read)
                     if first_id is not None:
@@ -263,7 +280,7 @@ class _OnePart:
                         batch = batch.append_column("id", arrow_numbers(ids))
                     row += batch.num_rows
                     yield batch
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGED as error:
             raise IngestError(f"{path} cannot be read beyond row {read:,} ({error}); fetch it again") from error
         if read != self._part.rows:
             raise IngestError(f"{path} announces {self._part.rows:,} rows and has {read:,}; fetch it again")

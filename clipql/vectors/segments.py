@@ -7,11 +7,13 @@ is float16 only where that loses nothing. Pickled objects are never loaded.
 from __future__ import annotations
 
 import errno
+import io
 import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,6 +25,13 @@ from clipql.catalog import Segment
 from clipql.errors import DatabaseDamaged, StorageError, VectorError
 
 HEADER = 128
+# numbers of a vector: a header that says more is taken to be damaged
+LONGEST = 1 << 16
+_LONGEST_HEADER = 10_000
+# what numpy lets out of its reader of headers, which evaluates their text as Python
+_UNREADABLE = (
+    ArithmeticError, EOFError, LookupError, MemoryError, RecursionError, SyntaxError, TokenError, TypeError, ValueError
+)  # fmt: skip
 # what fits the second-level cache is checked, hashed and written two to four times faster than what does not
 BLOCK_BYTES = 1 << 20
 
@@ -50,20 +59,20 @@ def read_header(path: Path) -> ArrayFile:
     """
     try:
         with files.translated(path, "reading"), open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-            offset, size = file.tell(), os.fstat(file.fileno()).st_size
-    except (ValueError, EOFError, UnicodeDecodeError) as error:
-        raise VectorError(f"{path} is not a .npy file of vectors ({error})") from error
+            shape, fortran, dtype, offset = _parse_header(file)
+            size = os.fstat(file.fileno()).st_size
     except StorageError as error:
         raise VectorError(str(error)) from error
+    except _UNREADABLE as error:
+        raise VectorError(f"{path} is not a .npy file of vectors ({error})") from error
     if dtype.hasobject:
         raise VectorError(f"{path} holds Python objects, which are never loaded; expected float16 or float32 numbers")
     if dtype.kind != "f" or dtype.itemsize > 8:
         raise VectorError(f"{path} holds {dtype}; expected float16, float32 or float64 numbers")
-    if len(shape) != 2 or shape[1] < 1:
+    if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
         raise VectorError(f"{path} has shape {shape}; expected (rows, dimension), one vector a row")
+    if shape[1] > LONGEST:
+        raise VectorError(f"{path} has vectors of {shape[1]:,} numbers; {LONGEST:,} are the most")
     if fortran and min(shape) > 1:
         raise VectorError(f"{path} is in Fortran order; save it with numpy.ascontiguousarray")
     expected = offset + shape[0] * shape[1] * dtype.itemsize
@@ -74,6 +83,26 @@ def read_header(path: Path) -> ArrayFile:
             f"{expected:,} bytes in all, and it has {size:,}; fetch it again"
         )
     return ArrayFile(path, shape[0], shape[1], dtype, offset)
+
+
+def _parse_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether in Fortran order, dtype, and where the numbers begin. Raises one of _UNREADABLE."""
+    begin = file.read(12)
+    version = np.lib.format.read_magic(io.BytesIO(begin))
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"its format is {version[0]}.{version[1]}; known are 1.0, 2.0 and 3.0")
+    digits = 2 if version == (1, 0) else 4
+    length = int.from_bytes(begin[8 : 8 + digits], "little")
+    if length > _LONGEST_HEADER:  # numpy would read it first, all of 4 GB
+        raise ValueError(f"its header announces {length:,} bytes")
+    offset = 8 + digits + length
+    header = io.BytesIO(begin + file.read(offset - len(begin)))
+    header.seek(8)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(header)
+    if any(isinstance(n, bool) for n in shape):
+        raise ValueError(f"its shape is {shape}")
+    return shape, bool(fortran), dtype, offset
 
 
 def read_blocks(array: ArrayFile) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -1,0 +1,1 @@
+"""LAION parts from elsewhere: addresses, resumed and checked downloads, `clipql download`."""

@@ -1,0 +1,56 @@
+"""Data sets on Hugging Face: what hf://datasets/… means over HTTP, by huggingface_hub.
+
+What must stay true: all files are of the one commit that the revision named when the run began; the user's token goes
+to the hub and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+import httpx2
+
+from clipql.encode import hub
+from clipql.errors import DownloadError
+
+_ADDRESS = re.compile(
+    r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(?:@(?P<revision>refs/convert/[^/]+|refs/pr/\d+|[^/]+))?(?:/(?P<path>.*))?"
+)
+
+
+def web_address(url: str) -> tuple[str, dict[str, str]]:
+    """The HTTP address of a folder or template of a data set at its present commit, and the headers to send.
+
+    Raises DownloadError where there is no such data set, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, errors, get_token
+
+    match = _ADDRESS.fullmatch(url)
+    if match is None:
+        raise DownloadError(f"{url}: expected hf://datasets/OWNER/NAME, hf://datasets/OWNER/NAME@REVISION, or a folder")
+    name, endpoint = match["name"], hub.endpoint()
+    if hub.offline():
+        raise DownloadError(f"{url}: HF_HUB_OFFLINE is set, so the hub is not asked")
+    token = get_token()
+    try:
+        info = HfApi(endpoint=endpoint, library_name="clipql").dataset_info(
+            name, revision=match["revision"], timeout=30, token=token
+        )
+    except errors.HFValidationError as error:
+        raise DownloadError(f"{url}: {error}") from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        raise DownloadError(
+            f"{url}: {endpoint} says HTTP {status}: see whether the data set and the revision are there; for a private "
+            "or gated one set HF_TOKEN to a token that may read it"
+        ) from error
+    except (httpx2.HTTPError, OSError) as error:
+        raise DownloadError(f"{url}: {endpoint} cannot be reached ({error or type(error).__name__})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DownloadError(f"{url}: {endpoint} does not answer as the hub does ({error!r})") from error
+    if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
+        raise DownloadError(f"{url}: {endpoint} names {info.sha!r} as the commit; expected 40 hexadecimal digits")
+    path = quote(match["path"] or "", safe="/{}:_")
+    address = f"{endpoint}/datasets/{name}/resolve/{info.sha}/{path}".rstrip("/")
+    return address, {"Authorization": f"Bearer {token}"} if token else {}
