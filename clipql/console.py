@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from clipql.ingest.fetch.parts import FetchProgress
+    from clipql.ingest.forecast import IngestForecast
     from clipql.ingest.pipeline import IngestProgress
     from clipql.query.execution import Step
 
@@ -205,6 +206,15 @@ class IngestDisplay:
             self._stream.flush()
         if progress.finished:
             self._at_part = progress.rows_done
+
+    def foretold(self, needed: IngestForecast) -> None:
+        """Tell what an ingest will take, before it begins."""
+        self._line.clear()
+        self._stream.write(
+            f"{counted(needed.parts, 'part')} of {needed.rows:,} rows: about {duration(needed.seconds)} and "
+            f"{readable_bytes(needed.disk)} of disk\n"
+        )
+        self._stream.flush()
 
     def fetching(self, progress: FetchProgress) -> None:
         """Take note of how the fetching of parts gets on, beside the ingest of others; called by several threads."""

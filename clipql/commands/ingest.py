@@ -73,6 +73,7 @@ def _take(arguments: argparse.Namespace, db: Database, display: IngestDisplay) -
         link=arguments.link,
         model=arguments.model,
         progress=display.update,
+        foretold=display.foretold,
     )
     return report
 

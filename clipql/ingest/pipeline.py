@@ -25,6 +25,7 @@ from clipql.arrow import arrow_numbers
 from clipql.catalog import Part, Table
 from clipql.errors import ClipqlError, IngestError, VectorError
 from clipql.ingest.columns import check_parts, column_types
+from clipql.ingest.forecast import IngestForecast, check_room, forecast
 from clipql.ingest.layout import DAMAGED, IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
 from clipql.ingest.origin import check_origins, rows_with_vectors
 from clipql.quoting import quote_name, quote_string
@@ -83,11 +84,13 @@ def ingest(
     link: bool = False,
     model: str | None = None,
     progress: Callable[[IngestProgress], None] | None = None,
+    foretold: Callable[[IngestForecast], None] | None = None,
 ) -> IngestReport:
     """Take LAION parts into a table, which is made from the first part's columns if it is not there.
 
     source: folders or files. parts: numbers such as '0-9,12'. link: use the `.npy` files where they lie, for good.
     model: the model that made the vectors, remembered with the columns; parts of `clipql embed` name it themselves.
+    foretold: is told once, before a million rows or more, what they will take.
     Raises IngestError, naming file and row, and leaves the parts before it in the table.
     """
     began = time.perf_counter()
@@ -97,7 +100,7 @@ def ingest(
             raise IngestError(f"{each} is an address: --from takes one, as does `ingest` where it is the only source")
     found = find_parts(sources, parse_numbers(parts) if parts is not None else None)
     checked = [check_part(p) for p in found]
-    run = _Run(db, table, link, model, checked, began, progress or (lambda p: None))
+    run = _Run(db, table, link, model, checked, began, progress or (lambda p: None), foretold)
     report, id = run.all()
     db.indexes.after_insert(id)
     return report
@@ -125,7 +128,9 @@ class _Run:
         parts: list[CheckedPart],
         began: float,
         progress: Callable[[IngestProgress], None],
+        foretold: Callable[[IngestForecast], None] | None = None,
     ) -> None:
+        self._foretold = foretold
         self._db, self._registry, self._parts, self._link, self._model = db, db.registry, parts, link, model
         self._began, self._progress = began, progress
         database, _, self._name = table.rpartition(".")
@@ -142,6 +147,7 @@ class _Run:
             new = [p for p in self._parts if p.fingerprint not in known]
             check_parts(self._registry.engine, table, new)
             check_origins(table, new, self._model, self._link)
+            self._weigh(new)
             for number, part in enumerate(self._parts, 1):
                 table = self._registry.current(table)
                 if any(p.fingerprint == part.fingerprint for p in table.parts):
@@ -166,6 +172,13 @@ class _Run:
                 schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
             raise
         return IngestReport(rows, taken, skipped, time.perf_counter() - self._began, left_out), table.id
+
+    def _weigh(self, new: list[CheckedPart]) -> None:
+        """Tell what the parts will take, and refuse what cannot fit."""
+        needed = forecast(new, self._registry.folder, link=self._link)
+        check_room(needed, self._registry.folder)
+        if needed.seconds and self._foretold:
+            self._foretold(needed)
 
     def _tell(
         self, part: CheckedPart, number: int, rows: int = 0, *, finished: bool = False, skipped: bool = False
