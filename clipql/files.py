@@ -12,12 +12,14 @@ import fcntl
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from clipql.errors import DatabaseLocked, DiskFull, StorageError
 
+_PROBED = 64 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -80,6 +82,19 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_speed(folder: Path) -> float:
+    """Bytes a second that reach the disk of a folder, by writing 64 MB and syncing them."""
+    path, began = folder / f"probe.{os.getpid()}.tmp", time.perf_counter()
+    with translated(path, "writing"):
+        try:
+            with open(path, "wb", buffering=0) as file:
+                file.write(bytes(_PROBED))
+                os.fsync(file.fileno())
+        finally:
+            path.unlink(missing_ok=True)
+    return _PROBED / max(time.perf_counter() - began, 1e-6)
 
 
 def remove(path: Path) -> None:

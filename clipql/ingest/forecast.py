@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,6 @@ BESIDE_WRITING = 2.3
 ROW_SECONDS = 1.5e-6  # of metadata, on two cores
 MEMORY = 800 << 20  # bytes that stay in use; they do not grow with the parts
 FORETOLD = 1_000_000  # rows from which on the disk is tried
-_PROBED = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def forecast(parts: Sequence[CheckedPart], folder: Path, *, link: bool) -> Inges
     disk = vectors + int(METADATA_GROWS * metadata)
     seconds = 0.0
     if rows >= FORETOLD:
-        seconds = BESIDE_WRITING * disk / _write_speed(folder) + ROW_SECONDS * rows
+        seconds = BESIDE_WRITING * disk / files.write_speed(folder) + ROW_SECONDS * rows
     return IngestForecast(len(parts), rows, disk, MEMORY, seconds)
 
 
@@ -56,16 +53,3 @@ def check_room(needed: IngestForecast, folder: Path) -> None:
             f"{needed.parts:,} parts of {needed.rows:,} rows need {needed.disk / 1e9:,.2f} GB of disk; {folder} has "
             f"{free / 1e9:,.2f} GB free: free some room, take fewer (parts), or leave the vectors where they are (link)"
         )
-
-
-def _write_speed(folder: Path) -> float:
-    """Bytes a second that reach the disk."""
-    path, began = folder / "probe.tmp", time.perf_counter()
-    with files.translated(path, "writing"):
-        try:
-            with open(path, "wb", buffering=0) as file:
-                file.write(bytes(_PROBED))
-                os.fsync(file.fileno())
-        finally:
-            path.unlink(missing_ok=True)
-    return _PROBED / max(time.perf_counter() - began, 1e-6)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clipql import memory
+from clipql import files, memory
 from clipql.errors import DiskFull, VectorIndexError
 from clipql.index.base import Vectors
 from clipql.index.ivf.codes import words_for
@@ -37,7 +37,7 @@ from clipql.index.ivf.train import COARSE_ROUNDS, FINE_ROUNDS, PARENTS_TRIED, SC
 from clipql.vectors.metrics import Metric
 
 CALIBRATED = 400  # queries, of both kinds, whose true neighbours the pass finds
-PROBED_ROWS, PROBED_BYTES = 8_192, 64 << 20
+PROBED_ROWS = 8_192
 # What numpy's products of the shapes a build has reach of one large product's speed; small ones wait on memory
 EFFICIENCY = 0.6
 FIXED = 20.0  # seconds: calibration, which does not grow with the rows
@@ -127,15 +127,7 @@ def _measured(vectors: Vectors, metric: Metric, folder: Path) -> tuple[float, fl
         speed = 2 * y.size * other.shape[1] / _quickest(lambda: y @ other)
     finally:
         workers.close()
-    path = folder / "probe.scratch"
-    began = time.perf_counter()
-    try:
-        with open(path, "wb", buffering=0) as file:
-            file.write(bytes(PROBED_BYTES))
-            os.fsync(file.fileno())
-    finally:
-        path.unlink(missing_ok=True)
-    return speed, each, PROBED_BYTES / (time.perf_counter() - began)
+    return speed, each, files.write_speed(folder)
 
 
 def _quickest(work: Callable[[], Any]) -> float:
