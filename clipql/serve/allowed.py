@@ -35,7 +35,7 @@ INDEX_KINDS = words(
 )
 SYSTEM_TABLES = words(
     "aggregate_function_combinators collations columns completions constraints contributors data_skipping_indices "
-    "data_type_families database_engines databases errors formats functions keywords merge_tree_settings metrics "
+    "data_type_families database_engines databases formats functions keywords merge_tree_settings metrics "
     "numbers numbers_mt one parts projections settings table_engines table_functions tables time_zones zeros zeros_mt "
     "dictionaries mutations settings_changes"
 )

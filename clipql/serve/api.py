@@ -48,7 +48,7 @@ class Api:
         self._service = service
         limits, pictures = service.options.limits, service.options.pictures
         roots = pictures if pictures is not None else (() if service.options.write else None)
-        self._thumbnails = Thumbnails(service.database.path.parent, roots, limits.pixels)
+        self._thumbnails = Thumbnails((service.options.folder, service.database.path.parent), roots, limits.pixels)
 
     def routes(self) -> list[Route]:
         """All routes."""

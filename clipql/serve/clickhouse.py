@@ -159,13 +159,14 @@ class ClickHouse:
         binding = {n.removeprefix("param_"): _value(v) for n, v in given.items() if n.startswith("param_")}
         settings = {n: v for n, v in given.items() if n not in _OWN and not n.startswith("param_")}
         writes = request.method == "POST" and settings.get("readonly", "0") in ("", "0")
-        sql = with_identifiers(call.sql, binding)
         default = None if database == "default" else database
-        call.request = Request(sql, binding, _format(format), settings, default, writes)
+        call.request = Request(call.sql, binding, _format(format), settings, default, writes)
         if given.get("session_id"):
             check = given.get("session_check") == "1"
             call.kept = self._sessions.take(given["session_id"], given.get("session_timeout"), check=check)
         try:
+            kept = call.kept.session.params if call.kept else {}
+            call.request.sql = with_identifiers(call.sql, {**kept, **binding})
             call.acting = service.acting(call.kept.user if call.kept else None, call.request)
             if call.query_id in self._running:
                 raise QueryError(

@@ -6,9 +6,12 @@ import contextlib
 import ipaddress
 import json
 import logging
+import os
 import signal
 import socket
+import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -100,6 +103,22 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+@contextlib.contextmanager
+def empty_folder() -> Iterator[None]:
+    """Work in an empty folder. chDB takes a bare name that is no table's for a file of the folder that it was opened in.
+
+    What is relative to the folder before must be made absolute first.
+    """
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory(prefix="clipql-serve-") as empty:
+        os.chmod(empty, stat.S_IRUSR | stat.S_IXUSR)
+        os.chdir(empty)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def _warm(database: Database) -> None:

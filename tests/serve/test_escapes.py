@@ -13,8 +13,8 @@ import pytest
 from tests.serve.conftest import Reply, Running, fill, start, stop
 
 SECRET = "the canary sings"
-# 503: refused for want of a model, before it is known what the picture is
-REFUSED = (400, 403, 421, 503)
+# 404: a file's name, which is no table's; 503: refused for want of a model, before it is known what the picture is
+REFUSED = (400, 403, 404, 421, 503)
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ def send(server: Running, attempt: Attempt) -> Reply:
     if attempt.how == "params":
         sql, _, given = text.partition("&")
         return server.ask("/", sql, **dict(parse_qsl(given, keep_blank_values=True)))
+    if attempt.how == "session":
+        *first, last = text.split(";; ")
+        for sql in first:
+            server.sql(sql, session_id=attempt.name)
+        return server.sql(last, session_id=attempt.name)
     if attempt.how == "header":
         sql, _, header = text.partition("|")
         name, _, value = header.partition(": ")
@@ -69,7 +74,7 @@ def test_the_table_of_attempts_is_long_and_each_has_a_name_of_its_own() -> None:
     names = [a.name for a in attempts()]
     assert len(names) >= 200
     assert len(set(names)) == len(names)
-    assert {a.how for a in attempts()} == {"sql", "get", "params", "header"}
+    assert {a.how for a in attempts()} == {"sql", "get", "params", "header", "session"}
 
 
 def test_every_attempt_is_refused_and_tells_nothing(exposed: Running) -> None:
@@ -80,11 +85,16 @@ def test_every_attempt_is_refused_and_tells_nothing(exposed: Running) -> None:
         if reply.status not in REFUSED or SECRET in reply.body.decode("utf-8", "replace"):
             wrong.append(f"{attempt.name}: {reply.status} {reply.text[:200]}")
     assert wrong == [], "\n".join(wrong)
+    for folder in (secrets, exposed.folder):
+        assert {p.name: p.read_text() for p in folder.glob("canary*")} == dict.fromkeys(
+            ("canary", "canary.csv"), f"{SECRET}\n"
+        )
     assert sorted(p.name for p in secrets.iterdir()) == ["canary", "canary.csv"]
     assert exposed.sql("SELECT a FROM plain").text == "kept\n"
     assert exposed.sql("SELECT count() FROM laion").text == "300\n"
     tables = exposed.sql("SELECT name FROM system.tables WHERE database = 'default' ORDER BY name").text.split()
     assert tables == ["laion", "pictures", "plain"]
+    assert exposed.sql("SELECT 1").text == "1\n"
 
 
 def test_harmless_statements_pass(exposed: Running) -> None:
