@@ -178,9 +178,8 @@ class Guard:
             if token.upper == "IDENTIFIER" and at >= 3 and tokens[at - 1].text == ":" and tokens[at - 3].text == "{":
                 name = tokens[at - 2].text[:60]
                 raise QueryError(f"Substitution `{name}` is not set", code=456, name="UNKNOWN_QUERY_PARAMETER")
-            if token.upper == "CLUSTER" and at + 1 < len(tokens) and at and tokens[at - 1].upper == "ON":
-                if tokens[at + 1].name is not None or tokens[at + 1].kind == "string":
-                    raise denied("ON CLUSTER is not run for the network")
+            if token.upper == "CLUSTER" and _is_cluster(tokens, at):
+                raise denied("ON CLUSTER is not run for the network")
             if token.upper == "ENGINE":
                 self._check_engine(tokens, at)
 
@@ -318,6 +317,13 @@ def _is_operand(tokens: list[Token], at: int) -> bool:
     before = tokens[at - 1].text if at else ""
     after = tokens[at + 1].text if at + 1 < len(tokens) else ""
     return before == "." or (before in ("(", ",") and after in (")", ","))
+
+
+def _is_cluster(tokens: list[Token], at: int) -> bool:
+    """Whether CLUSTER follows ON and has a name: a column of that name in a join's condition has none."""
+    if not at or at + 1 >= len(tokens) or tokens[at - 1].upper != "ON":
+        return False
+    return tokens[at + 1].name is not None or tokens[at + 1].kind == "string"
 
 
 def _is_format(tokens: list[Token], at: int) -> bool:

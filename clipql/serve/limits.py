@@ -30,8 +30,8 @@ class Limits:
 @dataclass(frozen=True)
 class Options:
     """What a server is told at its start. token: None where none is asked for. hosts: names it goes by, besides
-    addresses and localhost. pictures: folders whose pictures it may show small; None for any that a row names. folder: what
-    relative paths in rows are relative to."""
+    addresses and localhost. pictures: folders whose pictures it may show small; None for any that a row names.
+    folder: what relative paths in rows are relative to."""
 
     token: str | None = None
     write: bool = False

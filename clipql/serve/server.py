@@ -107,7 +107,7 @@ class Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def empty_folder() -> Iterator[None]:
-    """Work in an empty folder. chDB takes a bare name that is no table's for a file of the folder that it was opened in.
+    """Work in an empty folder: chDB takes a bare name that is no table's for a file of the folder it was opened in.
 
     What is relative to the folder before must be made absolute first.
     """
