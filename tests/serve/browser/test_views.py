@@ -33,6 +33,17 @@ def test_sql_is_completed_run_and_shared(page: Page, open_page: Callable[..., Pa
     )
 
 
+def test_the_sql_view_begins_with_a_statement_about_the_table_that_is_open(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    page = open_page(f"{served.address}#sql?table=web")
+    expect(page.get_by_label("SQL statement")).to_have_value("SELECT url, caption, NSFW\nFROM web\nLIMIT 20")
+    page = open_page(f"{served.address}#sql")  # the largest table that can be searched
+    expect(page.get_by_label("SQL statement")).to_have_value("SELECT _row, image_path, caption\nFROM emoji\nLIMIT 20")
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator(".cell-picture img")).to_have_count(20)
+
+
 def test_pictures_are_shown_where_a_column_holds_their_addresses(
     open_page: Callable[..., Page], served: Served
 ) -> None:
