@@ -343,8 +343,9 @@ def _check_create(tokens: list[Token]) -> None:
     if kind == "DATABASE":
         at = spelled.index(kind) + 1
         at += 3 if spelled[at : at + 3] == ["IF", "NOT", "EXISTS"] else 0
-        if len(tokens) != at + 1:
-            raise denied("CREATE DATABASE is run with a name alone")
+        engine = [w for w in spelled[at + 1 :] if w != "="]
+        if engine not in ([], ["ENGINE", "ATOMIC"]):
+            raise denied("CREATE DATABASE is run with a name alone, or with ENGINE = Atomic")
 
 
 def _killed(tokens: list[Token]) -> str:

@@ -115,14 +115,13 @@ async function refresh(state) {
 
 const contextOf = (state) => ({ table: tableOf(state), safe: state.safe, ranked: parts(state).length > 0 });
 
-/** How long after the last key the results were on the screen, for whoever measures it. */
+/** How long after the last key its results were on the screen, for whoever measures it. */
 function painted() {
-  requestAnimationFrame(() =>
-    setTimeout(() => {
-      if (performance.getEntriesByName('clipql:key').length) performance.measure('clipql:painted', 'clipql:key');
-      performance.clearMarks('clipql:key');
-    }),
-  );
+  const key = performance.getEntriesByName('clipql:key').at(-1);
+  const detail = results.state.words;
+  if (!key || byId('words').value !== detail) return; // a newer key's results are still to come
+  performance.clearMarks('clipql:key');
+  requestAnimationFrame(() => setTimeout(() => performance.measure('clipql:painted', { start: key.startTime, detail })));
 }
 
 async function more(k) {
