@@ -24,9 +24,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from clipql.errors import ClipqlError, QueryError
-from clipql.query import statements
-from clipql.quoting import EscapedText
-from clipql.serve import doors, packing
+from clipql.serve import doors, packing, reading
 from clipql.serve.allowed import words
 from clipql.serve.body import read_body
 from clipql.serve.errors import error_code, error_status, error_text
@@ -40,7 +38,6 @@ from clipql.users import Acting
 LOG = logging.getLogger("clipql.serve")
 # a result is held back to this size, so that an error in its beginning still has a status of its own
 HELD = 1 << 20
-HEAD = 1 << 16
 # parameters of the protocol; all others are settings
 _OWN = words(
     "query user password quota_key database default_format session_id session_timeout session_check query_id compress "
@@ -62,14 +59,13 @@ class Call:
 
     query_id: str
     params: Mapping[str, str]
-    sql: str = ""
-    data: bytes | None = None
-    data_format: str = ""
+    asked: reading.Asked = field(default_factory=lambda: reading.Asked(""))
     request: Request = field(default_factory=lambda: Request(""))
     acting: Acting | None = None
     kept: Kept | None = None
     checked: Any = None
     began: float = field(default_factory=time.perf_counter)
+    code: int = 0
 
 
 class ClickHouse:
@@ -97,7 +93,7 @@ class ClickHouse:
         service = self._service
         params = _parameters(request)
         call = Call(params.get("query_id") or request.headers.get("x-clickhouse-query-id") or str(uuid.uuid4()), params)
-        status = 500
+        status: int | None = 500
         try:
             if not doors.authorised(service.options.token, request, params):
                 raise QueryError(
@@ -106,7 +102,8 @@ class ClickHouse:
                     name="AUTHENTICATION_FAILED",
                 )
             response = await self._answer(request, call)
-            status = response.status_code
+            # what is streamed is told of at its end
+            status = None if isinstance(response, StreamingResponse) else response.status_code
             return response
         except Busy as busy:
             error = QueryError(f"Too many simultaneous queries: {busy}", code=202, name="TOO_MANY_SIMULTANEOUS_QUERIES")
@@ -122,14 +119,21 @@ class ClickHouse:
             status = 499
             return PlainTextResponse("", 499)
         finally:
-            service.metrics.requests.labels("clickhouse", str(status)).inc()
-            service.metrics.took("clickhouse", time.perf_counter() - call.began)
-            seconds = round(time.perf_counter() - call.began, 6)
-            LOG.info("query", extra={"fields": {"query_id": call.query_id, "status": status, "seconds": seconds,
-                                                "sql": call.sql[:500]}})  # fmt: skip
+            if status is not None:
+                self._finished(call, status)
+
+    def _finished(self, call: Call, status: int) -> None:
+        """Count and log a query."""
+        seconds = time.perf_counter() - call.began
+        self._service.metrics.requests.labels("clickhouse", str(status)).inc()
+        self._service.metrics.took("clickhouse", seconds)
+        fields = {"query_id": call.query_id, "status": status, "seconds": round(seconds, 6)}
+        code = {"code": call.code} if call.code else {}
+        LOG.info("query", extra={"fields": {**fields, **code, "sql": call.asked.sql[:500]}})
 
     def _failure(self, error: ClipqlError, call: Call) -> Response:
         code, _ = error_code(error)
+        call.code = code
         headers = {**self._headers(call), "X-ClickHouse-Exception-Code": str(code)}
         if code == 516:
             headers["WWW-Authenticate"] = 'Basic realm="clipql"'
@@ -148,7 +152,7 @@ class ClickHouse:
         service = self._service
         await self._read(request, call)
         given = call.params
-        if not call.sql.strip():
+        if not call.asked.sql.strip():
             if request.method == "GET" and not given:
                 return PlainTextResponse("Ok.\n")
             raise QueryError("Empty query", code=62, name="SYNTAX_ERROR")
@@ -156,17 +160,17 @@ class ClickHouse:
         if database:
             service.guard.check_database(database)
         format = given.get("default_format") or request.headers.get("x-clickhouse-format") or "TabSeparated"
-        binding = {n.removeprefix("param_"): _value(v) for n, v in given.items() if n.startswith("param_")}
+        binding = {n.removeprefix("param_"): reading.value(v) for n, v in given.items() if n.startswith("param_")}
         settings = {n: v for n, v in given.items() if n not in _OWN and not n.startswith("param_")}
         writes = request.method == "POST" and settings.get("readonly", "0") in ("", "0")
         default = None if database == "default" else database
-        call.request = Request(call.sql, binding, _format(format), settings, default, writes)
+        call.request = Request(call.asked.sql, binding, _format(format), settings, default, writes)
         if given.get("session_id"):
             check = given.get("session_check") == "1"
             call.kept = self._sessions.take(given["session_id"], given.get("session_timeout"), check=check)
         try:
             kept = call.kept.session.params if call.kept else {}
-            call.request.sql = with_identifiers(call.sql, {**kept, **binding})
+            call.request.sql = with_identifiers(call.asked.sql, {**kept, **binding})
             call.acting = service.acting(call.kept.user if call.kept else None, call.request)
             if call.query_id in self._running:
                 raise QueryError(
@@ -197,12 +201,15 @@ class ClickHouse:
                 if len(fields) != len(form):
                     raise denied("external tables are not taken: put the data into a temporary table")
             call.params = {**call.params, **fields}
-            _take_apart(call.params.get("query", ""), b"", call)
+            call.asked = reading.take_apart(call.params.get("query", ""), b"")
             return
         body = await read_body(request, limit) if request.method == "POST" else b""
         if call.params.get("decompress") == "1":
             body = packing.unpack_blocks(body, limit)
-        await asyncio.to_thread(_take_apart, query, body, call) if len(body) > HEAD else _take_apart(query, body, call)
+        long = len(body) > reading.HEAD
+        call.asked = (
+            await asyncio.to_thread(reading.take_apart, query, body) if long else reading.take_apart(query, body)
+        )
 
     # from the statement to a response
 
@@ -274,12 +281,16 @@ class ClickHouse:
                 yield piece
             yield future.result().output.data
         except ClipqlError as error:
+            call.code, _ = error_code(error)
             text = error_text(error, self.version).encode()
             marker = tag.encode()
             yield b"\r\n__exception__\r\n%b\r\n%b%d %b\r\n__exception__\r\n" % (marker, text, len(text), marker)
         except BaseException:
+            call.code = 394  # the client has gone
             self._stop(call, pipe)
             raise
+        finally:
+            self._finished(call, 200)
 
     def _stop(self, call: Call, pipe: Pipe) -> None:
         """Cancel what nobody waits for."""
@@ -304,9 +315,9 @@ class ClickHouse:
                     "a temporary table needs a session: give session_id", code=372, name="SESSION_NOT_FOUND"
                 )
             session = call.kept.session if call.kept else None
-            if call.data is not None and checked.writes:
+            if call.asked.data is not None and checked.writes:
                 own = session or service.database.session()
-                return own.load(checked.sql, call.data_format, [call.data])
+                return own.load(checked.sql, call.asked.format, [call.asked.data])
             if not alone:
                 return service.run_checked(checked, call.request, session, sink)
         user = service.new_user()  # what is SET without a session holds for nothing else
@@ -330,46 +341,6 @@ class ClickHouse:
 
 def _parameters(request: HttpRequest) -> dict[str, str]:
     return dict(request.query_params.multi_items())
-
-
-def _take_apart(query: str, body: bytes, call: Call) -> None:
-    """Tell the statement from the data of an INSERT. The statement ends where its format is named."""
-    whole = (query.encode() + (b"\n" if body else b"") if query else b"") + body
-    # a byte a character, so that places are places in the bytes
-    head = whole[:HEAD].decode("latin-1")
-    statement, tokens = statements.classify(head) if re.match(r"(?:\s|--|#|/)*INSERT\b", head, re.I) else (None, [])
-    if not isinstance(statement, statements.Insert) or statement.source not in ("VALUES", "FORMAT"):
-        call.sql = _utf8(whole)
-        return
-    after = next(i for i, t in enumerate(tokens) if t.start >= statement.body)
-    end = tokens[after].end if statement.source == "VALUES" else tokens[min(after + 1, len(tokens) - 1)].end
-    call.sql = _utf8(whole[:end])
-    call.data_format = "Values" if statement.source == "VALUES" else head[tokens[after + 1].start : end]
-    rest = whole[end:]
-    blank = re.match(rb"[ \t\r\f]*\n?", rest)
-    data = rest[blank.end() if blank else 0 :]
-    call.data = data.rstrip(b"; \t\r\n") if call.data_format == "Values" else data
-
-
-def _utf8(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise QueryError(
-            f"the statement is not UTF-8: byte {data[error.start]:#04x} at {error.start}", code=62, name="SYNTAX_ERROR"
-        ) from None
-
-
-def _value(text: str) -> Any:
-    """A parameter's value, which comes escaped as in TabSeparated; arrays and tuples escape within."""
-    if text == "\\N":
-        return None
-    if "\\" not in text:
-        return text
-    if text[:1] in ("[", "(", "{"):
-        return EscapedText(text)
-    known = {"t": "\t", "n": "\n", "r": "\r", "0": "\0", "b": "\b", "f": "\f"}
-    return re.sub(r"\\(.)", lambda m: known.get(m[1], m[1]), text, flags=re.DOTALL)
 
 
 def _format(name: str) -> str:

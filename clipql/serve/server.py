@@ -19,6 +19,7 @@ from types import FrameType
 
 import uvicorn
 
+from clipql import __version__
 from clipql.database import Database
 from clipql.errors import ClipqlError, ServerError
 from clipql.serve.app import make_app
@@ -98,6 +99,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        LOG.info("started", extra={"fields": {"version": __version__, "pid": os.getpid()}})
         self._ready()
 
     @contextlib.contextmanager

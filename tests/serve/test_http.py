@@ -251,6 +251,28 @@ def test_limits_hold_and_the_crowd_is_told_to_come_back(tmp_path: Path) -> None:
         stop(server)
 
 
+def test_every_request_is_a_line_of_json_in_the_log(tmp_path: Path) -> None:
+    fill(tmp_path)
+    server = start(tmp_path)
+    many = "SELECT number, throwIf(number = 2900000, 'boo') FROM numbers(3000000) SETTINGS max_threads = 1"
+    server.sql("SELECT 1", query_id="short")
+    server.sql("SELECT * FROM nosuch", query_id="wrong")
+    server.sql(many, query_id="broken")
+    server.ask("/api/tables")
+    server.ask("/api/rows/default/laion/999999")
+    stop(server)
+    log = [json.loads(line) for line in (tmp_path / "server.log").read_text().splitlines()]
+    assert [entry["event"] for entry in log] == ["started", *["query"] * 3, *["request"] * 2, "stopping", "stopped"]
+    short, wrong, broken = log[1:4]
+    assert (short["query_id"], short["status"], short["sql"], "code" in short) == ("short", 200, "SELECT 1", False)
+    assert (wrong["query_id"], wrong["status"], wrong["code"]) == ("wrong", 404, 60)
+    assert (broken["query_id"], broken["status"], broken["code"]) == ("broken", 200, 395)  # told behind the rows
+    assert [(e["method"], e["path"], e["status"]) for e in log[4:6]] == [
+        ("GET", "/api/tables", 200),
+        ("GET", "/api/rows/default/laion/999999", 404),
+    ]
+
+
 def test_it_stops_cleanly_and_the_database_opens_again(tmp_path: Path) -> None:
     fill(tmp_path)
     server = start(tmp_path, "--write")
