@@ -255,7 +255,6 @@ class Api:
             return np.asarray(store.take(np.array([term.row]))[0])
         encoders = service.database.encoders
         model = encoders.default or model
-        service.metrics.encoded.labels("text" if term.text is not None else "picture").inc()
         if term.text is not None:
             found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
             return found
