@@ -24,7 +24,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from clipql.errors import ClipqlError, QueryError
-from clipql.serve import doors, packing, reading
+from clipql.serve import doors, native, packing, reading
 from clipql.serve.allowed import words
 from clipql.serve.body import read_body
 from clipql.serve.errors import error_code, error_status, error_text
@@ -239,6 +239,8 @@ class ClickHouse:
             answer = future.result()  # raises what went wrong, unless rows went before it
             headers |= _about(answer, call)
             data = b"".join([*held, answer.output.data])
+            if answer.format == "Native" and native.wanted(call.params):
+                data = await asyncio.to_thread(native.versioned, data)
             service.metrics.bytes_sent.inc(len(data))
             return self._whole(data, headers, compress, answer.format)
         headers |= {"X-ClickHouse-Exception-Tag": (tag := secrets.token_hex(8)), "X-ClickHouse-Summary": _summary(None)}
@@ -319,7 +321,8 @@ class ClickHouse:
                 own = session or service.database.session()
                 return own.load(checked.sql, call.asked.format, [call.asked.data])
             if not alone:
-                return service.run_checked(checked, call.request, session, sink)
+                whole = native.wanted(call.params)  # its blocks are gone through first
+                return service.run_checked(checked, call.request, session, None if whole else sink)
         user = service.new_user()  # what is SET without a session holds for nothing else
         try:
             with service.engine.act(service.acting(user, call.request)):

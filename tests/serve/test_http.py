@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import lz4.frame
 import numpy as np
@@ -91,6 +92,17 @@ def test_errors_have_clickhouses_shape_and_status(server: Running) -> None:
         .text.rstrip()
         .endswith("(UNKNOWN_TABLE) (version " + server.sql("SELECT version()").text.strip() + ")")
     )
+
+
+def test_what_drivers_ask_when_they_look_around_is_answered(reader: Running) -> None:
+    wrong = []
+    lines = (Path(__file__).parent / "drivers.txt").read_text(encoding="utf-8").splitlines()
+    for parameters, sql in (line.split("\t") for line in lines if not line.startswith("#")):
+        given = dict(parse_qsl(parameters, keep_blank_values=True))
+        reply = reader.ask("/", sql, headers={"X-ClickHouse-Key": TOKEN}, **given)
+        if reply.status != 200:
+            wrong.append(f"{sql[:100]}: {reply.status} {reply.text[:200]}")
+    assert wrong == [], "\n".join(wrong)
 
 
 def test_get_reads_only(server: Running) -> None:
