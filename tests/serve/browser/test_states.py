@@ -105,6 +105,21 @@ def test_what_is_not_safe_is_hidden_then_blurred_then_shown(web_page: Page) -> N
     expect(web_page.locator(f".tile[data-id='{UNSAFE[0]}']")).to_have_count(0)
 
 
+def test_rows_are_filtered_by_what_they_say_of_safety(web_page: Page) -> None:
+    web_page.get_by_label("Pictures that are not safe").select_option("all")
+    web_page.get_by_role("button", name="Filters").click()
+    panel = web_page.get_by_role("dialog", name="Filters")
+    panel.get_by_role("button", name="Another column").click()
+    panel.get_by_label("Column").select_option("NSFW")
+    panel.get_by_label("Comparison").select_option("eq")
+    panel.get_by_label("Value").fill("NSFW")
+    expect(web_page.locator(".pill")).to_have_text(["NSFW = NSFW"])
+    panel.get_by_label("Close").click()
+    until(web_page, "n => document.querySelectorAll('.tile[data-id]').length === n", len(UNSAFE))
+    every = web_page.eval_on_selector_all(".tile[data-id]", "tiles => tiles.map(t => t.dataset.id)")
+    assert sorted(map(int, every)) == UNSAFE
+
+
 def test_pictures_almost_the_same_are_folded_on_request(web_page: Page) -> None:
     web_page.get_by_role("button", name="Fold alike").click()
     badge = web_page.locator(".tile[data-id='11'] .alike")  # row 10, the first of them, is gone
