@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import re
 import secrets
 import time
 import uuid
@@ -24,16 +22,16 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from clipql.errors import ClipqlError, QueryError
-from clipql.serve import doors, native, packing, reading
+from clipql.serve import doors, external, native, packing, reading, replies
 from clipql.serve.allowed import words
-from clipql.serve.body import read_body
+from clipql.serve.body import read_body, too_large
 from clipql.serve.errors import error_code, error_status, error_text
 from clipql.serve.pool import Busy, Pipe
 from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
-from clipql.serve.spelling import denied, with_identifiers
+from clipql.serve.spelling import with_identifiers
 from clipql.session import Answer
-from clipql.users import Acting
+from clipql.users import Acting, EngineUser
 
 LOG = logging.getLogger("clipql.serve")
 # a result is held back to this size, so that an error in its beginning still has a status of its own
@@ -43,22 +41,16 @@ _OWN = words(
     "query user password quota_key database default_format session_id session_timeout session_check query_id compress "
     "decompress role client_protocol_version stacktrace"
 )
-MEDIA = {
-    "JSON": "application/json; charset=UTF-8", "JSONCompact": "application/json; charset=UTF-8",
-    "JSONEachRow": "application/x-ndjson; charset=UTF-8", "CSV": "text/csv; charset=UTF-8; header=absent",
-    "CSVWithNames": "text/csv; charset=UTF-8; header=present", "XML": "application/xml; charset=UTF-8",
-    "TabSeparated": "text/tab-separated-values; charset=UTF-8", "Native": "application/octet-stream",
-    "TabSeparatedWithNames": "text/tab-separated-values; charset=UTF-8", "Parquet": "application/octet-stream",
-    "ArrowStream": "application/octet-stream", "RowBinary": "application/octet-stream",
-}  # fmt: skip
 
 
 @dataclass
 class Call:
-    """One request, taken apart."""
+    """One request, taken apart. alone: its user, where there is one of its own."""
 
     query_id: str
     params: Mapping[str, str]
+    tables: tuple[external.External, ...] = ()
+    alone: EngineUser | None = None
     asked: reading.Asked = field(default_factory=lambda: reading.Asked(""))
     request: Request = field(default_factory=lambda: Request(""))
     acting: Acting | None = None
@@ -141,7 +133,7 @@ class ClickHouse:
 
     def _headers(self, call: Call) -> dict[str, str]:
         return {
-            "X-ClickHouse-Query-Id": _header(call.query_id),
+            "X-ClickHouse-Query-Id": replies.header(call.query_id),
             "X-ClickHouse-Server-Display-Name": "clipql",
             "X-ClickHouse-Timezone": self.timezone,
         }
@@ -161,7 +153,8 @@ class ClickHouse:
             service.guard.check_database(database)
         format = given.get("default_format") or request.headers.get("x-clickhouse-format") or "TabSeparated"
         binding = {n.removeprefix("param_"): reading.value(v) for n, v in given.items() if n.startswith("param_")}
-        settings = {n: v for n, v in given.items() if n not in _OWN and not n.startswith("param_")}
+        known = _OWN | external.described(call.tables)
+        settings = {n: v for n, v in given.items() if n not in known and not n.startswith("param_")}
         writes = request.method == "POST" and settings.get("readonly", "0") in ("", "0")
         default = None if database == "default" else database
         call.request = Request(call.asked.sql, binding, _format(format), settings, default, writes)
@@ -171,7 +164,8 @@ class ClickHouse:
         try:
             kept = call.kept.session.params if call.kept else {}
             call.request.sql = with_identifiers(call.asked.sql, {**kept, **binding})
-            call.acting = service.acting(call.kept.user if call.kept else None, call.request)
+            call.alone = service.new_user() if call.tables and not call.kept else None
+            call.acting = service.acting(call.kept.user if call.kept else call.alone, call.request)
             if call.query_id in self._running:
                 raise QueryError(
                     f"Query with id = {call.query_id} is already running",
@@ -196,11 +190,13 @@ class ClickHouse:
         kind = request.headers.get("content-type", "")
         query = call.params.get("query", "")
         if kind.startswith("multipart/form-data") and request.method == "POST":
+            if int(request.headers.get("content-length") or limit + 1) > limit:
+                raise too_large(limit)
             async with request.form(max_part_size=limit) as form:
                 fields = {k: v for k, v in form.items() if isinstance(v, str)}
-                if len(fields) != len(form):
-                    raise denied("external tables are not taken: put the data into a temporary table")
+                files = {k: await v.read() for k, v in form.items() if not isinstance(v, str)}
             call.params = {**call.params, **fields}
+            call.tables = external.of(files, call.params)
             call.asked = reading.take_apart(call.params.get("query", ""), b"")
             return
         body = await read_body(request, limit) if request.method == "POST" else b""
@@ -217,7 +213,7 @@ class ClickHouse:
         service = self._service
         pipe = Pipe(service.options.limits.stall)
         self._running[call.query_id] = call.acting  # type: ignore[assignment]
-        future = service.pool.submit(lambda: self._carry_out(call, pipe.put))
+        future = service.pool.submit(lambda: self._carried_out(call, pipe.put))
         future.add_done_callback(lambda _: self._leave(call))
         watch = asyncio.ensure_future(_gone(request))
         held: list[bytes] = []
@@ -234,29 +230,32 @@ class ClickHouse:
         finally:
             watch.cancel()
         headers = self._headers(call)
-        compress = _wanted(request, call.params)
+        compress = replies.encoding(request, call.params)
         if ended:
             answer = future.result()  # raises what went wrong, unless rows went before it
-            headers |= _about(answer, call)
+            headers["X-ClickHouse-Summary"] = replies.summary(answer)
             data = b"".join([*held, answer.output.data])
             if answer.format == "Native" and native.wanted(call.params):
                 data = await asyncio.to_thread(native.versioned, data)
             service.metrics.bytes_sent.inc(len(data))
-            return self._whole(data, headers, compress, answer.format)
-        headers |= {"X-ClickHouse-Exception-Tag": (tag := secrets.token_hex(8)), "X-ClickHouse-Summary": _summary(None)}
-        headers |= _typed(call.request.format)
+            return self._whole(data, headers, compress, answer.format, call)
+        headers |= {
+            "X-ClickHouse-Exception-Tag": (tag := secrets.token_hex(8)),
+            "X-ClickHouse-Summary": replies.summary(None),
+        }
+        headers |= replies.typed(call.request.format)
         stream = self._stream(call, pipe, future, held, tag)
         if compress:
             headers["Content-Encoding"] = compress
         packed = packing.packed(stream, packing.packer(compress, call.params.get("compress") == "1"))
         return StreamingResponse(packed, headers=headers)
 
-    def _whole(self, data: bytes, headers: dict[str, str], compress: str, format: str) -> Response:
-        headers |= _typed(format)
-        native = headers.pop("_native", "")
+    @staticmethod
+    def _whole(data: bytes, headers: dict[str, str], compress: str, format: str, call: Call) -> Response:
+        headers |= replies.typed(format)
         if compress:
             headers["Content-Encoding"] = compress
-        packer = packing.packer(compress, bool(native))
+        packer = packing.packer(compress, call.params.get("compress") == "1")
         return Response(packer.add(data) + packer.end(), headers=headers)
 
     async def _hold(self, pipe: Pipe, future: asyncio.Future[Answer], held: list[bytes]) -> bool:
@@ -304,6 +303,13 @@ class ClickHouse:
 
     # in a thread of the pool
 
+    def _carried_out(self, call: Call, sink: Callable[[bytes], None]) -> Answer:
+        try:
+            return self._carry_out(call, sink)
+        finally:
+            if call.alone is not None:
+                self._service.engine.forget(call.alone)
+
     def _carry_out(self, call: Call, sink: Callable[[bytes], None]) -> Answer:
         service, acting = self._service, call.acting
         assert acting is not None
@@ -322,7 +328,8 @@ class ClickHouse:
                 return own.load(checked.sql, call.asked.format, [call.asked.data])
             if not alone:
                 whole = native.wanted(call.params)  # its blocks are gone through first
-                return service.run_checked(checked, call.request, session, None if whole else sink)
+                with external.given(service, call.tables, session or service.database.session()):
+                    return service.run_checked(checked, call.request, session, None if whole else sink)
         user = service.new_user()  # what is SET without a session holds for nothing else
         try:
             with service.engine.act(service.acting(user, call.request)):
@@ -352,43 +359,6 @@ def _format(name: str) -> str:
     if name not in allowed.FORMATS:
         raise QueryError(f"Unknown format {name[:60]}", code=73, name="UNKNOWN_FORMAT")
     return name
-
-
-def _header(text: str) -> str:
-    return re.sub(r"[^\x20-\x7e]", "?", text)[:200]
-
-
-def _typed(format: str) -> dict[str, str]:
-    return {"Content-Type": MEDIA.get(format, "text/plain; charset=UTF-8"), "X-ClickHouse-Format": format}
-
-
-def _about(answer: Answer, call: Call) -> dict[str, str]:
-    native = {"_native": "1"} if call.params.get("compress") == "1" else {}
-    return {"X-ClickHouse-Summary": _summary(answer), **native}
-
-
-def _summary(answer: Answer | None) -> str:
-    output = answer.output if answer else None
-    return json.dumps(
-        {
-            "read_rows": str(output.rows_read if output else 0),
-            "read_bytes": str(output.bytes_read if output else 0),
-            "written_rows": str(answer.rows or 0 if answer else 0),
-            "written_bytes": "0",
-            "total_rows_to_read": "0",
-            "result_rows": str(output.rows if output else 0),
-            "result_bytes": str(len(output.data) if output else 0),
-            "elapsed_ns": str(int((answer.elapsed if answer else 0) * 1e9)),
-        }
-    )
-
-
-def _wanted(request: HttpRequest, params: Mapping[str, str]) -> str:
-    """The Content-Encoding of the response: the first that the client names and the server knows."""
-    if params.get("enable_http_compression") not in ("1", "true"):
-        return ""
-    accepted = [e.partition(";")[0].strip().lower() for e in request.headers.get("accept-encoding", "").split(",")]
-    return next((e for e in packing.ENCODINGS if e in accepted), "")
 
 
 async def _gone(request: HttpRequest) -> None:

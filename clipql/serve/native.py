@@ -107,7 +107,7 @@ class _Reader:
 
     def prefix(self, type: str) -> None:
         """Step over what stands before a column: the version of each dictionary in it."""
-        name, inner = _split(type)
+        name, inner = split_type(type)
         if name == "LowCardinality":
             self.at += 8
         elif name in ("Array", "Nullable", "Tuple", "Map", "Nested", "SimpleAggregateFunction"):
@@ -116,7 +116,7 @@ class _Reader:
 
     def column(self, type: str, rows: int) -> None:
         """Step over a column's values."""
-        name, inner = _split(type)
+        name, inner = split_type(type)
         if name in _SHAPES:
             self.column(_SHAPES[name], rows)
         elif name == "String":
@@ -145,7 +145,7 @@ class _Reader:
             return
         flags = self.word()
         if flags & _HAS_KEYS:
-            name, inner = _split(type)
+            name, inner = split_type(type)
             self.column(inner[0] if name == "Nullable" else type, self.word())
         values = self.word()
         self.at += values << (flags & 0xFF)  # indices of 1, 2, 4 or 8 bytes
@@ -187,7 +187,7 @@ def _unnamed(element: str) -> str:
     return element.partition(" ")[2] if " " in head.strip() else element
 
 
-def _split(type: str) -> tuple[str, list[str]]:
+def split_type(type: str) -> tuple[str, list[str]]:
     """A type's name and what stands between its brackets, at its commas."""
     name, bracket, rest = type.strip().partition("(")
     if not bracket:
