@@ -48,6 +48,10 @@ _FOLLOWED = {
     "TRUNCATE": words("TABLE DATABASE TEMPORARY IF"),
     "DROP": words("TABLE VIEW INDEX DATABASE TEMPORARY"),
 }
+# what may begin a SELECT, and an INSERT too; what its syntax tree begins with; what of EXPLAIN only looks at the syntax
+_SELECTING = words("SELECT WITH FROM (")
+_SELECTS = words("SelectWithUnionQuery SelectIntersectExceptQuery SelectQuery")
+_PARSING = ("EXPLAIN AST", "EXPLAIN SYNTAX")
 _CLICKHOUSES = words("system information_schema")
 # functions that take a table, and beginnings of those that take a function, by its name alone
 _MEMBERSHIP = words("in notin globalin globalnotin nullin notnullin globalnullin globalnotnullin")
@@ -235,7 +239,13 @@ class Guard:
         return self._engine.query(f"EXPLAIN AST {head}", "TSVRaw").data.decode("utf-8", "replace")
 
     def _check_nodes(self, nodes: list[tree.Node], word: str) -> None:
+        if word in _SELECTING and nodes[0].kind not in _SELECTS:
+            raise denied(f"{word} before a statement that is no SELECT is not run for the network")
         for node in nodes:
+            if node.kind == "Explain" and node.name not in _PARSING:
+                for child in node.children:
+                    if child.kind not in (*_SELECTS, "Explain", "Set"):
+                        raise denied(f"{node.name} of what is no SELECT is not run for the network")
             if node.kind == "Function":
                 self._check_function(node)
             elif node.kind == "TableIdentifier":
