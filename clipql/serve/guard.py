@@ -155,13 +155,18 @@ class Guard:
             if statement.source != "SELECT":
                 head = text[: statement.body] + " VALUES"
         self._settings.check_clauses(tokens)
-        nodes = tree.read(self._tree(head, tokens))
+        try:
+            nodes = tree.read(self._tree(head, tokens))
+        except ValueError as error:
+            raise denied(f"ClickHouse's syntax tree of it is not understood: {error}") from error
         self._check_nodes(nodes, word)
         return Checked(text, word, writes=writes, temporary=temporary)
 
     # tokens
 
     def _check_tokens(self, tokens: list[Token]) -> None:
+        if sum(t.upper == "FORMAT" and _is_format(tokens, at) for at, t in enumerate(tokens)) > 1:
+            raise QueryError("a statement has one FORMAT", code=62, name="SYNTAX_ERROR")
         for at, token in enumerate(tokens):
             if token.text == ";" and token.kind == "symbol":
                 raise QueryError("Multi-statements are not allowed", code=62, name="SYNTAX_ERROR")
@@ -341,7 +346,7 @@ def _is_format(tokens: list[Token], at: int) -> bool:
     if at + 1 >= len(tokens) or tokens[at + 1].name is None or (at and tokens[at - 1].text in (",", ".", "(")):
         return False
     after = tokens[at + 2] if at + 2 < len(tokens) else None
-    return after is None or after.upper in ("SETTINGS", "INTO") or tokens[0].upper == "INSERT"
+    return after is None or after.upper in ("SETTINGS", "INTO", "FORMAT") or tokens[0].upper == "INSERT"
 
 
 def _check_create(tokens: list[Token]) -> None:
