@@ -249,7 +249,7 @@ class Guard:
         for node in nodes:
             if node.kind == "Explain" and node.name not in _PARSING:
                 for child in node.children:
-                    if child.kind not in (*_SELECTS, "Explain", "Set"):
+                    if child.kind not in (*_SELECTS, "Explain", "Set", "Identifier"):  # options, the format
                         raise denied(f"{node.name} of what is no SELECT is not run for the network")
             if node.kind == "Function":
                 self._check_function(node)
