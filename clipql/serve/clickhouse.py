@@ -145,7 +145,7 @@ class ClickHouse:
         await self._read(request, call)
         given = call.params
         if not call.asked.sql.strip():
-            if request.method == "GET" and not given:
+            if request.method in ("GET", "HEAD") and not given:
                 return PlainTextResponse("Ok.\n")
             raise QueryError("Empty query", code=62, name="SYNTAX_ERROR")
         database = given.get("database") or request.headers.get("x-clickhouse-database") or None

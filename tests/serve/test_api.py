@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,8 @@ import pytest
 from PIL import Image
 
 import clipql
-from clipql.errors import QueryError, ServerError, UnknownTable
+from clipql.errors import PictureError, QueryError, ServerError, UnknownTable
+from clipql.serve.thumbnails import Thumbnails
 from tests.parts import vectors
 from tests.serve.conftest import ROWS, TOKEN, Running
 
@@ -175,6 +177,18 @@ def test_a_row_and_the_map_of_rows(server: Running) -> None:
         expected / np.linalg.norm(expected), abs=1e-3
     )
     assert server.post("/api/map", {**asked, "ids": ["1"]}).json["points"] == [{"id": "1", "x": 0.0, "y": 0.0}]
+
+
+def test_a_relative_path_is_one_of_where_the_server_was_started_or_the_database_is(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / f"{folder.name}.png").write_bytes(b"x")
+    found = Thumbnails((here, there), (here,), 1_000)
+    assert found.locate("here.png") == found.locate(str(here / "here.png")) == here / "here.png"
+    for name in ("there.png", "../there/there.png", "nowhere.png", "", "here"):
+        with pytest.raises(PictureError):
+            found.locate(name)
 
 
 def test_thumbnails_are_of_the_files_that_rows_name_and_of_no_others(server: Running) -> None:

@@ -37,6 +37,7 @@ def test_ping_and_an_empty_address_answer_ok(server: Running) -> None:
     assert server.ask("/ping").text == "Ok.\n"
     assert server.ask("/replicas_status").text == "Ok.\n"
     assert server.ask("/").text == "Ok.\n"
+    assert [server.ask(path, method="HEAD").status for path in ("/", "/ping")] == [200, 200]
     assert server.ask("/nowhere").status == 404
 
 
