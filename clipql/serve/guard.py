@@ -184,9 +184,9 @@ class Guard:
                 self._check_apply(tokens, at)
             if token.upper == "FORMAT" and _is_format(tokens, at) and tokens[at + 1].name not in allowed.FORMATS:
                 raise QueryError(f"Unknown format {tokens[at + 1].text[:60]}", code=73, name="UNKNOWN_FORMAT")
-            if token.upper == "IDENTIFIER" and at >= 3 and tokens[at - 1].text == ":" and tokens[at - 3].text == "{":
-                name = tokens[at - 2].text[:60]
-                raise QueryError(f"Substitution `{name}` is not set", code=456, name="UNKNOWN_QUERY_PARAMETER")
+            if name is not None and name.upper() == "IDENTIFIER" and _is_parameter(tokens, at):
+                unset = tokens[at - 2].text[:60]
+                raise QueryError(f"Substitution `{unset}` is not set", code=456, name="UNKNOWN_QUERY_PARAMETER")
             if token.upper == "CLUSTER" and _is_cluster(tokens, at):
                 raise denied("ON CLUSTER is not run for the network")
             if token.upper == "ENGINE":
@@ -332,6 +332,11 @@ def _is_operand(tokens: list[Token], at: int) -> bool:
     before = tokens[at - 1].text if at else ""
     after = tokens[at + 1].text if at + 1 < len(tokens) else ""
     return before == "." or (before in ("(", ",") and after in (")", ","))
+
+
+def _is_parameter(tokens: list[Token], at: int) -> bool:
+    """Whether a word is the type in `{name:Type}`."""
+    return at >= 3 and tokens[at - 1].text == ":" and tokens[at - 3].text == "{"
 
 
 def _is_cluster(tokens: list[Token], at: int) -> bool:
