@@ -135,9 +135,9 @@ def prepare(folder: str, rows: int) -> None:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[int, int]]:
+def serving(database: Path) -> Iterator[tuple[int, int]]:
     """The port and the process id of a server."""
-    command = [sys.executable, "-m", "clipql", "--db", str(folder / "load.db"), "serve", "--port", "0",
+    command = [sys.executable, "-m", "clipql", "--db", str(database), "serve", "--port", "0",
                "--log-level", "warning"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child.environment())
     assert process.stdout is not None
@@ -161,7 +161,7 @@ def measure(folder: Path, clients: int, many: int, seconds: float) -> dict[str, 
     """Everything, on a table that is there."""
     alone = child.run(in_process, folder=str(folder), clients=clients, seconds=seconds)
     made = requests(folder)
-    with serving(folder) as (port, pid):
+    with serving(folder / "load.db") as (port, pid):
         asyncio.run(crowd(port, made, 1, 3))
         served = asyncio.run(crowd(port, made, clients, seconds))
         before = memory(pid)

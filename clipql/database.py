@@ -38,6 +38,11 @@ QUERIES = {
 }
 
 
+def place(path: str | os.PathLike[str] | None = None) -> str | os.PathLike[str]:
+    """Where a database is: the path, $CLIPQL_DB for None, and ./clipql.db without that."""
+    return path if path is not None else os.environ.get("CLIPQL_DB") or "clipql.db"
+
+
 def connect(
     path: str | os.PathLike[str] | None = None, *, model: str | None = None, token: str | None = None
 ) -> Database:
@@ -49,7 +54,7 @@ def connect(
     Raises DatabaseLocked (another process has it), DatabaseVersion, DatabaseDamaged or NotADatabase; ServerError for a
     server that does not answer, or asks for another token.
     """
-    where = path if path is not None else os.environ.get("CLIPQL_DB") or "clipql.db"
+    where = place(path)
     if isinstance(where, str) and where.lower().startswith(("http://", "https://")):
         from clipql.remote import RemoteDatabase
 

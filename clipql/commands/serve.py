@@ -60,9 +60,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _absolute(model: str | None) -> str | None:
+    """A model that is a folder by its whole path."""
+    from clipql.encode.models import BUNDLED
+
+    model = model or os.environ.get("CLIPQL_MODEL") or None
+    return os.path.abspath(model) if model and model != BUNDLED and os.path.isdir(model) else model
+
+
 def run(arguments: argparse.Namespace) -> int:
     """`clipql serve`."""
-    from clipql.database import connect
+    from clipql.database import connect, place
     from clipql.serve import server
     from clipql.serve.limits import Limits, Options
 
@@ -80,17 +88,19 @@ def run(arguments: argparse.Namespace) -> int:
         running=arguments.max_running,
         waiting=arguments.max_waiting,
     )
-    pictures = tuple(arguments.pictures) or None
+    pictures = tuple(p.absolute() for p in arguments.pictures) or None
     options = Options(token, arguments.write, tuple(arguments.allow_host), pictures, limits)
     bound = server.bind(arguments.host, arguments.port)
     server.log_to_stderr(arguments.log_level)
     url = server.url_of(bound, arguments.host)
     if getattr(arguments, "url", None):
         raise ServerError("--url names a server that runs already: give --db, the folder to serve")
-    database = connect(getattr(arguments, "db", None), model=arguments.model)
-    try:
-        server.serve(database, bound, options, lambda: print(f"clipql serves {database.path} at {url}", flush=True))
-    finally:
-        database.close()
+    folder, model = Path(place(getattr(arguments, "db", None))).absolute(), _absolute(arguments.model)
+    with server.empty_folder():
+        database = connect(folder, model=model)
+        try:
+            server.serve(database, bound, options, lambda: print(f"clipql serves {folder} at {url}", flush=True))
+        finally:
+            database.close()
     sys.stdout.flush()
     return 0

@@ -8,13 +8,16 @@ encoded beforehand (`Batch`) only make them fast.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import tempfile
 import threading
+import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -64,8 +67,18 @@ class Batch:
         return None if place is None else os.pread(self._file, self._width, place * self._width)
 
 
+@dataclass
+class Tally:
+    """What encoders did since the database was opened: texts or pictures encoded, the seconds that took, and how many
+    more were remembered from before."""
+
+    encoded: int = 0
+    seconds: float = 0.0
+    remembered: int = 0
+
+
 class Encoders:
-    """The encoders of one open database.
+    """The encoders of one open database. tallies: what was done, by function.
 
     default: the model of `encode_text('…')` where neither the call nor the table says which; None for $CLIPQL_MODEL,
     and CLIP ViT-B/32 without that. files: whether encode_image may read files.
@@ -79,6 +92,7 @@ class Encoders:
         self.files = True
         self._encoders: dict[str, Encoder] = {}
         self._lock = threading.RLock()
+        self.tallies = {TEXT: Tally(), IMAGE: Tally()}
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
         self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
 
@@ -111,8 +125,12 @@ class Encoders:
         keys = [_key(TEXT, encoder.model, t.encode("utf-8", "replace")) for t in texts]
         found = {k: self._remembered(k) for k in keys}
         missing = {k: t for k, t in zip(keys, texts, strict=True) if found[k] is None}
+        with self._lock:
+            self.tallies[TEXT].remembered += len(texts) - len(missing)
         if missing:
-            for key, vector in zip(missing, encoder.encode_texts(list(missing.values())), strict=True):
+            with self._counted(TEXT, len(missing)):
+                vectors_made = encoder.encode_texts(list(missing.values()))
+            for key, vector in zip(missing, vectors_made, strict=True):
                 found[key] = self._remember(key, vector)
         vectors = [np.frombuffer(found[k] or b"", np.float32) for k in keys]
         return np.stack(vectors) if vectors else np.empty((0, encoder.dimension), np.float32)
@@ -122,12 +140,24 @@ class Encoders:
         encoder = self.encoder(model)
         key = _key(IMAGE, encoder.model, _identity(picture))
         found = self._remembered(key)
+        with self._lock:
+            self.tallies[IMAGE].remembered += found is not None
         if found is None:
-            encoded = encoder.encode_pictures([picture])
+            with self._counted(IMAGE, 1):
+                encoded = encoder.encode_pictures([picture])
             if encoded.errors[0] is not None:
                 raise PictureError(encoded.errors[0])
             found = self._remember(key, encoded.vectors[0])
         return np.frombuffer(found, np.float32)
+
+    @contextlib.contextmanager
+    def _counted(self, function: str, inputs: int) -> Iterator[None]:
+        """Count inputs that are encoded, and the time it takes."""
+        began = time.perf_counter()
+        yield
+        with self._lock:
+            self.tallies[function].encoded += inputs
+            self.tallies[function].seconds += time.perf_counter() - began
 
     def batch(self) -> Batch:
         """A place for vectors that the SQL functions shall find; it lasts as long as it is held."""
@@ -145,9 +175,12 @@ class Encoders:
             return
         keys = list(wanted)
         if function == TEXT:
-            batch.add(keys, encoder.encode_texts([v.decode("utf-8", "replace") for v in wanted.values()]))
+            with self._counted(TEXT, len(keys)):
+                texts = encoder.encode_texts([v.decode("utf-8", "replace") for v in wanted.values()])
+            batch.add(keys, texts)
             return
-        encoded = encoder.encode_pictures([self.as_picture(v) for v in wanted.values()])
+        with self._counted(IMAGE, len(keys)):
+            encoded = encoder.encode_pictures([self.as_picture(v) for v in wanted.values()])
         good = [i for i, error in enumerate(encoded.errors) if error is None]
         if good:
             batch.add([keys[i] for i in good], encoded.vectors[good])

@@ -27,7 +27,7 @@ TABLE_FUNCTIONS = words(
 )
 ENGINES = words(
     "mergetree replacingmergetree summingmergetree aggregatingmergetree collapsingmergetree "
-    "versionedcollapsingmergetree coalescingmergetree memory log tinylog stripelog null"
+    "versionedcollapsingmergetree coalescingmergetree memory log tinylog stripelog null atomic"
 )
 INDEX_KINDS = words(
     "flat ivf hnsw annoy usearch vector_similarity minmax set bloom_filter ngrambf_v1 tokenbf_v1 text full_text "
@@ -35,7 +35,7 @@ INDEX_KINDS = words(
 )
 SYSTEM_TABLES = words(
     "aggregate_function_combinators collations columns completions constraints contributors data_skipping_indices "
-    "data_type_families database_engines databases errors formats functions keywords merge_tree_settings metrics "
+    "data_type_families database_engines databases formats functions keywords merge_tree_settings metrics "
     "numbers numbers_mt one parts projections settings table_engines table_functions tables time_zones zeros zeros_mt "
     "dictionaries mutations settings_changes"
 )
@@ -82,15 +82,27 @@ SETTINGS = words(
     "data_type_default_nullable index_granularity index_granularity_bytes min_compress_block_size "
     "max_compress_block_size allow_nullable_key ttl_only_drop_parts merge_with_ttl_timeout "
     "enable_unaligned_array_join low_cardinality_allow_in_native_format cast_string_to_dynamic_use_inference "
-    "output_format_native_encode_types_in_binary_format"
+    "output_format_native_encode_types_in_binary_format compile_expressions compile_aggregate_expressions "
+    "use_skip_indexes use_skip_indexes_if_final force_primary_key force_index_by_date optimize_throw_if_noop "
+    "max_subquery_depth min_execution_speed max_execution_speed "
+    "timeout_before_checking_execution_speed count_distinct_optimization use_legacy_to_time "
+    "do_not_merge_across_partitions_select_final apply_mutations_on_fly allow_experimental_time_time64_type "
+    "format_custom_field_delimiter format_custom_row_before_delimiter format_custom_row_after_delimiter "
+    "format_custom_row_between_delimiter format_custom_result_before_delimiter format_custom_result_after_delimiter "
+    "format_custom_escaping_rule format_regexp format_regexp_escaping_rule"
 )
-# those of clients that say nothing about the query, or that the server answers itself
+# those of clients that say nothing about the query, that a single server has no use for, or that it answers itself:
+# every change is waited for
 IGNORED = words(
     "cancel_http_readonly_queries_on_client_close send_progress_in_http_headers http_headers_progress_interval_ms "
     "wait_end_of_query buffer_size enable_http_compression http_zlib_compression_level log_queries log_comment "
     "http_write_exception_in_output_format connect_timeout receive_timeout send_timeout http_receive_timeout "
     "http_send_timeout network_compression_method priority send_logs_level add_http_cors_header readonly allow_ddl "
-    "enable_analyzer allow_experimental_analyzer"
+    "enable_analyzer allow_experimental_analyzer mutations_sync alter_sync lock_acquire_timeout "
+    "http_response_buffer_size insert_deduplication_token select_sequential_consistency skip_unavailable_shards "
+    "optimize_skip_unused_shards distributed_product_mode prefer_localhost_replica load_balancing "
+    "async_insert_busy_timeout_ms async_insert_max_data_size database_atomic_wait_for_drop_and_detach_synchronously "
+    "max_untracked_memory query_profiler_real_time_period_ns query_profiler_cpu_time_period_ns"
 )
 _FORMATTING = re.compile(r"(?:in|out)put_format_\w+\Z")
 # such as output_format_schema, the name of a file to be written

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ from clipql.serve.thumbnails import SIZES, Thumbnails
 from clipql.serve.values import folded, plain, projected
 from clipql.tables.registry import INTERNAL, ROW
 
+LOG = logging.getLogger("clipql.serve")
 MAP_ROWS = 5_000
 MEDIA = {"CSV": ("text/csv; charset=utf-8", "csv"), "Parquet": ("application/vnd.apache.parquet", "parquet"),
          "Arrow": ("application/vnd.apache.arrow.file", "arrow")}  # fmt: skip
@@ -48,7 +49,7 @@ class Api:
         self._service = service
         limits, pictures = service.options.limits, service.options.pictures
         roots = pictures if pictures is not None else (() if service.options.write else None)
-        self._thumbnails = Thumbnails(service.database.path.parent, roots, limits.pixels)
+        self._thumbnails = Thumbnails((service.options.folder, service.database.path.parent), roots, limits.pixels)
 
     def routes(self) -> list[Route]:
         """All routes."""
@@ -92,8 +93,14 @@ class Api:
                 status = 499
                 return _error(499, "the client has gone")
             finally:
+                seconds = time.perf_counter() - began
                 self._service.metrics.requests.labels("api", str(status)).inc()
-                self._service.metrics.took("api", time.perf_counter() - began)
+                self._service.metrics.took("api", seconds)
+                path = request.url.path
+                # a page of results asks for many of these
+                level = logging.DEBUG if path.startswith(("/api/thumbnail/", "/metrics")) else logging.INFO
+                fields = {"method": request.method, "path": path[:200], "status": status, "seconds": round(seconds, 6)}
+                LOG.log(level, "request", extra={"fields": fields})
 
         return handle
 
@@ -194,7 +201,7 @@ class Api:
             if not isinstance(query, str):
                 raise search.wrong("the form has no field `query` with the request's JSON")
             uploads = {n: await v.read() for n, v in form.items() if isinstance(v, UploadFile)}
-        return _parsed(query.encode()), uploads
+        return search.parsed(query.encode()), uploads
 
     def _run_search(self, asked: Search) -> Response:
         service = self._service
@@ -248,7 +255,6 @@ class Api:
             return np.asarray(store.take(np.array([term.row]))[0])
         encoders = service.database.encoders
         model = encoders.default or model
-        service.metrics.encoded.labels("text" if term.text is not None else "picture").inc()
         if term.text is not None:
             found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
             return found
@@ -385,11 +391,4 @@ def _error(status: int, message: str, code: int = 0, headers: Mapping[str, str] 
 
 
 async def _json(request: HttpRequest, most: int) -> Any:
-    return _parsed(await read_body(request, most))
-
-
-def _parsed(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
-        raise search.wrong(f"the request is not JSON: {error}") from None
+    return search.parsed(await read_body(request, most))

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import re
 import secrets
 import time
 import uuid
@@ -24,52 +22,42 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from clipql.errors import ClipqlError, QueryError
-from clipql.query import statements
-from clipql.quoting import EscapedText
-from clipql.serve import doors, packing
+from clipql.serve import doors, external, native, packing, reading, replies
 from clipql.serve.allowed import words
-from clipql.serve.body import read_body
+from clipql.serve.body import read_body, too_large
 from clipql.serve.errors import error_code, error_status, error_text
 from clipql.serve.pool import Busy, Pipe
 from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
-from clipql.serve.spelling import denied, with_identifiers
+from clipql.serve.spelling import with_identifiers
 from clipql.session import Answer
-from clipql.users import Acting
+from clipql.users import Acting, EngineUser
 
 LOG = logging.getLogger("clipql.serve")
 # a result is held back to this size, so that an error in its beginning still has a status of its own
 HELD = 1 << 20
-HEAD = 1 << 16
 # parameters of the protocol; all others are settings
 _OWN = words(
     "query user password quota_key database default_format session_id session_timeout session_check query_id compress "
     "decompress role client_protocol_version stacktrace"
 )
-MEDIA = {
-    "JSON": "application/json; charset=UTF-8", "JSONCompact": "application/json; charset=UTF-8",
-    "JSONEachRow": "application/x-ndjson; charset=UTF-8", "CSV": "text/csv; charset=UTF-8; header=absent",
-    "CSVWithNames": "text/csv; charset=UTF-8; header=present", "XML": "application/xml; charset=UTF-8",
-    "TabSeparated": "text/tab-separated-values; charset=UTF-8", "Native": "application/octet-stream",
-    "TabSeparatedWithNames": "text/tab-separated-values; charset=UTF-8", "Parquet": "application/octet-stream",
-    "ArrowStream": "application/octet-stream", "RowBinary": "application/octet-stream",
-}  # fmt: skip
 
 
 @dataclass
 class Call:
-    """One request, taken apart."""
+    """One request, taken apart. alone: its user, where there is one of its own."""
 
     query_id: str
     params: Mapping[str, str]
-    sql: str = ""
-    data: bytes | None = None
-    data_format: str = ""
+    tables: tuple[external.External, ...] = ()
+    alone: EngineUser | None = None
+    asked: reading.Asked = field(default_factory=lambda: reading.Asked(""))
     request: Request = field(default_factory=lambda: Request(""))
     acting: Acting | None = None
     kept: Kept | None = None
     checked: Any = None
     began: float = field(default_factory=time.perf_counter)
+    code: int = 0
 
 
 class ClickHouse:
@@ -97,7 +85,7 @@ class ClickHouse:
         service = self._service
         params = _parameters(request)
         call = Call(params.get("query_id") or request.headers.get("x-clickhouse-query-id") or str(uuid.uuid4()), params)
-        status = 500
+        status: int | None = 500
         try:
             if not doors.authorised(service.options.token, request, params):
                 raise QueryError(
@@ -106,7 +94,8 @@ class ClickHouse:
                     name="AUTHENTICATION_FAILED",
                 )
             response = await self._answer(request, call)
-            status = response.status_code
+            # what is streamed is told of at its end
+            status = None if isinstance(response, StreamingResponse) else response.status_code
             return response
         except Busy as busy:
             error = QueryError(f"Too many simultaneous queries: {busy}", code=202, name="TOO_MANY_SIMULTANEOUS_QUERIES")
@@ -122,14 +111,21 @@ class ClickHouse:
             status = 499
             return PlainTextResponse("", 499)
         finally:
-            service.metrics.requests.labels("clickhouse", str(status)).inc()
-            service.metrics.took("clickhouse", time.perf_counter() - call.began)
-            seconds = round(time.perf_counter() - call.began, 6)
-            LOG.info("query", extra={"fields": {"query_id": call.query_id, "status": status, "seconds": seconds,
-                                                "sql": call.sql[:500]}})  # fmt: skip
+            if status is not None:
+                self._finished(call, status)
+
+    def _finished(self, call: Call, status: int) -> None:
+        """Count and log a query."""
+        seconds = time.perf_counter() - call.began
+        self._service.metrics.requests.labels("clickhouse", str(status)).inc()
+        self._service.metrics.took("clickhouse", seconds)
+        fields = {"query_id": call.query_id, "status": status, "seconds": round(seconds, 6)}
+        code = {"code": call.code} if call.code else {}
+        LOG.info("query", extra={"fields": {**fields, **code, "sql": call.asked.sql[:500]}})
 
     def _failure(self, error: ClipqlError, call: Call) -> Response:
         code, _ = error_code(error)
+        call.code = code
         headers = {**self._headers(call), "X-ClickHouse-Exception-Code": str(code)}
         if code == 516:
             headers["WWW-Authenticate"] = 'Basic realm="clipql"'
@@ -137,7 +133,7 @@ class ClickHouse:
 
     def _headers(self, call: Call) -> dict[str, str]:
         return {
-            "X-ClickHouse-Query-Id": _header(call.query_id),
+            "X-ClickHouse-Query-Id": replies.header(call.query_id),
             "X-ClickHouse-Server-Display-Name": "clipql",
             "X-ClickHouse-Timezone": self.timezone,
         }
@@ -148,25 +144,28 @@ class ClickHouse:
         service = self._service
         await self._read(request, call)
         given = call.params
-        if not call.sql.strip():
-            if request.method == "GET" and not given:
+        if not call.asked.sql.strip():
+            if request.method in ("GET", "HEAD") and not given:
                 return PlainTextResponse("Ok.\n")
             raise QueryError("Empty query", code=62, name="SYNTAX_ERROR")
         database = given.get("database") or request.headers.get("x-clickhouse-database") or None
         if database:
             service.guard.check_database(database)
         format = given.get("default_format") or request.headers.get("x-clickhouse-format") or "TabSeparated"
-        binding = {n.removeprefix("param_"): _value(v) for n, v in given.items() if n.startswith("param_")}
-        settings = {n: v for n, v in given.items() if n not in _OWN and not n.startswith("param_")}
+        binding = {n.removeprefix("param_"): reading.value(v) for n, v in given.items() if n.startswith("param_")}
+        known = _OWN | external.described(call.tables)
+        settings = {n: v for n, v in given.items() if n not in known and not n.startswith("param_")}
         writes = request.method == "POST" and settings.get("readonly", "0") in ("", "0")
-        sql = with_identifiers(call.sql, binding)
         default = None if database == "default" else database
-        call.request = Request(sql, binding, _format(format), settings, default, writes)
+        call.request = Request(call.asked.sql, binding, _format(format), settings, default, writes)
         if given.get("session_id"):
             check = given.get("session_check") == "1"
             call.kept = self._sessions.take(given["session_id"], given.get("session_timeout"), check=check)
         try:
-            call.acting = service.acting(call.kept.user if call.kept else None, call.request)
+            kept = call.kept.session.params if call.kept else {}
+            call.request.sql = with_identifiers(call.asked.sql, {**kept, **binding})
+            call.alone = service.new_user() if call.tables and not call.kept else None
+            call.acting = service.acting(call.kept.user if call.kept else call.alone, call.request)
             if call.query_id in self._running:
                 raise QueryError(
                     f"Query with id = {call.query_id} is already running",
@@ -191,17 +190,22 @@ class ClickHouse:
         kind = request.headers.get("content-type", "")
         query = call.params.get("query", "")
         if kind.startswith("multipart/form-data") and request.method == "POST":
+            if int(request.headers.get("content-length") or limit + 1) > limit:
+                raise too_large(limit)
             async with request.form(max_part_size=limit) as form:
                 fields = {k: v for k, v in form.items() if isinstance(v, str)}
-                if len(fields) != len(form):
-                    raise denied("external tables are not taken: put the data into a temporary table")
+                files = {k: await v.read() for k, v in form.items() if not isinstance(v, str)}
             call.params = {**call.params, **fields}
-            _take_apart(call.params.get("query", ""), b"", call)
+            call.tables = external.of(files, call.params)
+            call.asked = reading.take_apart(call.params.get("query", ""), b"")
             return
         body = await read_body(request, limit) if request.method == "POST" else b""
         if call.params.get("decompress") == "1":
             body = packing.unpack_blocks(body, limit)
-        await asyncio.to_thread(_take_apart, query, body, call) if len(body) > HEAD else _take_apart(query, body, call)
+        long = len(body) > reading.HEAD
+        call.asked = (
+            await asyncio.to_thread(reading.take_apart, query, body) if long else reading.take_apart(query, body)
+        )
 
     # from the statement to a response
 
@@ -209,7 +213,7 @@ class ClickHouse:
         service = self._service
         pipe = Pipe(service.options.limits.stall)
         self._running[call.query_id] = call.acting  # type: ignore[assignment]
-        future = service.pool.submit(lambda: self._carry_out(call, pipe.put))
+        future = service.pool.submit(lambda: self._carried_out(call, pipe.put))
         future.add_done_callback(lambda _: self._leave(call))
         watch = asyncio.ensure_future(_gone(request))
         held: list[bytes] = []
@@ -226,27 +230,32 @@ class ClickHouse:
         finally:
             watch.cancel()
         headers = self._headers(call)
-        compress = _wanted(request, call.params)
+        compress = replies.encoding(request, call.params)
         if ended:
             answer = future.result()  # raises what went wrong, unless rows went before it
-            headers |= _about(answer, call)
+            headers["X-ClickHouse-Summary"] = replies.summary(answer)
             data = b"".join([*held, answer.output.data])
+            if answer.format == "Native" and native.wanted(call.params):
+                data = await asyncio.to_thread(native.versioned, data)
             service.metrics.bytes_sent.inc(len(data))
-            return self._whole(data, headers, compress, answer.format)
-        headers |= {"X-ClickHouse-Exception-Tag": (tag := secrets.token_hex(8)), "X-ClickHouse-Summary": _summary(None)}
-        headers |= _typed(call.request.format)
+            return self._whole(data, headers, compress, answer.format, call)
+        headers |= {
+            "X-ClickHouse-Exception-Tag": (tag := secrets.token_hex(8)),
+            "X-ClickHouse-Summary": replies.summary(None),
+        }
+        headers |= replies.typed(call.request.format)
         stream = self._stream(call, pipe, future, held, tag)
         if compress:
             headers["Content-Encoding"] = compress
         packed = packing.packed(stream, packing.packer(compress, call.params.get("compress") == "1"))
         return StreamingResponse(packed, headers=headers)
 
-    def _whole(self, data: bytes, headers: dict[str, str], compress: str, format: str) -> Response:
-        headers |= _typed(format)
-        native = headers.pop("_native", "")
+    @staticmethod
+    def _whole(data: bytes, headers: dict[str, str], compress: str, format: str, call: Call) -> Response:
+        headers |= replies.typed(format)
         if compress:
             headers["Content-Encoding"] = compress
-        packer = packing.packer(compress, bool(native))
+        packer = packing.packer(compress, call.params.get("compress") == "1")
         return Response(packer.add(data) + packer.end(), headers=headers)
 
     async def _hold(self, pipe: Pipe, future: asyncio.Future[Answer], held: list[bytes]) -> bool:
@@ -273,12 +282,16 @@ class ClickHouse:
                 yield piece
             yield future.result().output.data
         except ClipqlError as error:
+            call.code, _ = error_code(error)
             text = error_text(error, self.version).encode()
             marker = tag.encode()
             yield b"\r\n__exception__\r\n%b\r\n%b%d %b\r\n__exception__\r\n" % (marker, text, len(text), marker)
         except BaseException:
+            call.code = 394  # the client has gone
             self._stop(call, pipe)
             raise
+        finally:
+            self._finished(call, 200)
 
     def _stop(self, call: Call, pipe: Pipe) -> None:
         """Cancel what nobody waits for."""
@@ -289,6 +302,13 @@ class ClickHouse:
             asyncio.get_running_loop().run_in_executor(None, self._service.engine.cancel, acting)
 
     # in a thread of the pool
+
+    def _carried_out(self, call: Call, sink: Callable[[bytes], None]) -> Answer:
+        try:
+            return self._carry_out(call, sink)
+        finally:
+            if call.alone is not None:
+                self._service.engine.forget(call.alone)
 
     def _carry_out(self, call: Call, sink: Callable[[bytes], None]) -> Answer:
         service, acting = self._service, call.acting
@@ -303,11 +323,13 @@ class ClickHouse:
                     "a temporary table needs a session: give session_id", code=372, name="SESSION_NOT_FOUND"
                 )
             session = call.kept.session if call.kept else None
-            if call.data is not None and checked.writes:
+            if call.asked.data is not None and checked.writes:
                 own = session or service.database.session()
-                return own.load(checked.sql, call.data_format, [call.data])
+                return own.load(checked.sql, call.asked.format, [call.asked.data])
             if not alone:
-                return service.run_checked(checked, call.request, session, sink)
+                whole = native.wanted(call.params)  # its blocks are gone through first
+                with external.given(service, call.tables, session or service.database.session()):
+                    return service.run_checked(checked, call.request, session, None if whole else sink)
         user = service.new_user()  # what is SET without a session holds for nothing else
         try:
             with service.engine.act(service.acting(user, call.request)):
@@ -331,89 +353,12 @@ def _parameters(request: HttpRequest) -> dict[str, str]:
     return dict(request.query_params.multi_items())
 
 
-def _take_apart(query: str, body: bytes, call: Call) -> None:
-    """Tell the statement from the data of an INSERT. The statement ends where its format is named."""
-    whole = (query.encode() + (b"\n" if body else b"") if query else b"") + body
-    # a byte a character, so that places are places in the bytes
-    head = whole[:HEAD].decode("latin-1")
-    statement, tokens = statements.classify(head) if re.match(r"(?:\s|--|#|/)*INSERT\b", head, re.I) else (None, [])
-    if not isinstance(statement, statements.Insert) or statement.source not in ("VALUES", "FORMAT"):
-        call.sql = _utf8(whole)
-        return
-    after = next(i for i, t in enumerate(tokens) if t.start >= statement.body)
-    end = tokens[after].end if statement.source == "VALUES" else tokens[min(after + 1, len(tokens) - 1)].end
-    call.sql = _utf8(whole[:end])
-    call.data_format = "Values" if statement.source == "VALUES" else head[tokens[after + 1].start : end]
-    rest = whole[end:]
-    blank = re.match(rb"[ \t\r\f]*\n?", rest)
-    data = rest[blank.end() if blank else 0 :]
-    call.data = data.rstrip(b"; \t\r\n") if call.data_format == "Values" else data
-
-
-def _utf8(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise QueryError(
-            f"the statement is not UTF-8: byte {data[error.start]:#04x} at {error.start}", code=62, name="SYNTAX_ERROR"
-        ) from None
-
-
-def _value(text: str) -> Any:
-    """A parameter's value, which comes escaped as in TabSeparated; arrays and tuples escape within."""
-    if text == "\\N":
-        return None
-    if "\\" not in text:
-        return text
-    if text[:1] in ("[", "(", "{"):
-        return EscapedText(text)
-    known = {"t": "\t", "n": "\n", "r": "\r", "0": "\0", "b": "\b", "f": "\f"}
-    return re.sub(r"\\(.)", lambda m: known.get(m[1], m[1]), text, flags=re.DOTALL)
-
-
 def _format(name: str) -> str:
     from clipql.serve import allowed
 
     if name not in allowed.FORMATS:
         raise QueryError(f"Unknown format {name[:60]}", code=73, name="UNKNOWN_FORMAT")
     return name
-
-
-def _header(text: str) -> str:
-    return re.sub(r"[^\x20-\x7e]", "?", text)[:200]
-
-
-def _typed(format: str) -> dict[str, str]:
-    return {"Content-Type": MEDIA.get(format, "text/plain; charset=UTF-8"), "X-ClickHouse-Format": format}
-
-
-def _about(answer: Answer, call: Call) -> dict[str, str]:
-    native = {"_native": "1"} if call.params.get("compress") == "1" else {}
-    return {"X-ClickHouse-Summary": _summary(answer), **native}
-
-
-def _summary(answer: Answer | None) -> str:
-    output = answer.output if answer else None
-    return json.dumps(
-        {
-            "read_rows": str(output.rows_read if output else 0),
-            "read_bytes": str(output.bytes_read if output else 0),
-            "written_rows": str(answer.rows or 0 if answer else 0),
-            "written_bytes": "0",
-            "total_rows_to_read": "0",
-            "result_rows": str(output.rows if output else 0),
-            "result_bytes": str(len(output.data) if output else 0),
-            "elapsed_ns": str(int((answer.elapsed if answer else 0) * 1e9)),
-        }
-    )
-
-
-def _wanted(request: HttpRequest, params: Mapping[str, str]) -> str:
-    """The Content-Encoding of the response: the first that the client names and the server knows."""
-    if params.get("enable_http_compression") not in ("1", "true"):
-        return ""
-    accepted = [e.partition(";")[0].strip().lower() for e in request.headers.get("accept-encoding", "").split(",")]
-    return next((e for e in packing.ENCODINGS if e in accepted), "")
 
 
 async def _gone(request: HttpRequest) -> None:

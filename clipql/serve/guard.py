@@ -12,7 +12,6 @@ What must stay true: what runs is the text that was checked, and what is not und
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,12 +22,13 @@ from clipql.encode.service import IMAGE, TEXT, Encoders
 from clipql.errors import QueryError
 from clipql.query import settings as own_settings
 from clipql.query import statements
-from clipql.query.lexer import Token, tokenize
-from clipql.query.statements import Insert
+from clipql.query.lexer import Token
+from clipql.query.statements import Insert, Set
 from clipql.serve import allowed, tree
 from clipql.serve.allowed import words
 from clipql.serve.limits import Options
-from clipql.serve.spelling import check_name, cleaned, denied
+from clipql.serve.settings import Settings
+from clipql.serve.spelling import check_name, check_table_name, cleaned, denied
 from clipql.tables.registry import INTERNAL, Registry
 
 REMEMBERED, LONGEST = 1_000, 1 << 16
@@ -48,7 +48,14 @@ _FOLLOWED = {
     "TRUNCATE": words("TABLE DATABASE TEMPORARY IF"),
     "DROP": words("TABLE VIEW INDEX DATABASE TEMPORARY"),
 }
+# what may begin a SELECT, and an INSERT too; what its syntax tree begins with; what of EXPLAIN only looks at the syntax
+_SELECTING = words("SELECT WITH FROM (")
+_SELECTS = words("SelectWithUnionQuery SelectIntersectExceptQuery SelectQuery")
+_PARSING = ("EXPLAIN AST", "EXPLAIN SYNTAX")
 _CLICKHOUSES = words("system information_schema")
+# functions that take a table, and beginnings of those that take a function, by its name alone
+_MEMBERSHIP = words("in notin globalin globalnotin nullin notnullin globalnullin globalnotnullin")
+_CALLERS = ("array", "map", "group")
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,10 @@ class Guard:
             "SELECT name FROM system.functions UNION ALL SELECT name FROM system.table_functions"
         )
         every = {n.lower() for n in names.column(0).to_pylist()}
-        self._refused_calls = {n for n in every if not allowed.function(n)}
-        self._refused_calls -= allowed.TABLE_FUNCTIONS | {TEXT, IMAGE}
+        refused = {n for n in every if not allowed.function(n)}
+        self._refused_calls = refused - allowed.TABLE_FUNCTIONS - {TEXT, IMAGE}
+        self._refused_values = refused | {TEXT, IMAGE}
+        self._settings = Settings(self._engine, options.limits)
 
     def limits_sql(self) -> str:
         """The statement that puts the limits on a connection."""
@@ -137,20 +146,27 @@ class Guard:
         following = tokens[min(1, len(tokens) - 1)].upper
         if following not in _FOLLOWED.get(word, (following,)):
             raise denied(f"{word} {following[:30]} is not run for the network")
+        if (word, following) == ("DROP", "DATABASE") and any(t.name == "default" for t in tokens[2:]):
+            raise denied("the database default stays, as every session begins in it: drop its tables")
         head = text
         if word == "INSERT":
             if not isinstance(statement, Insert) or statement.source not in ("SELECT", "VALUES", "FORMAT"):
                 raise denied("INSERT is run for the network as INSERT INTO table [(columns)] SELECT, VALUES or FORMAT")
             if statement.source != "SELECT":
                 head = text[: statement.body] + " VALUES"
-        self._check_settings(tokens)
-        nodes = tree.read(self._tree(head, tokens))
+        self._settings.check_clauses(tokens)
+        try:
+            nodes = tree.read(self._tree(head, tokens))
+        except ValueError as error:
+            raise denied(f"ClickHouse's syntax tree of it is not understood: {error}") from error
         self._check_nodes(nodes, word)
         return Checked(text, word, writes=writes, temporary=temporary)
 
     # tokens
 
     def _check_tokens(self, tokens: list[Token]) -> None:
+        if sum(t.upper == "FORMAT" and _is_format(tokens, at) for at, t in enumerate(tokens)) > 1:
+            raise QueryError("a statement has one FORMAT", code=62, name="SYNTAX_ERROR")
         for at, token in enumerate(tokens):
             if token.text == ";" and token.kind == "symbol":
                 raise QueryError("Multi-statements are not allowed", code=62, name="SYNTAX_ERROR")
@@ -166,8 +182,13 @@ class Guard:
                 raise denied(f"{name[:60]}() is not called for the network")
             if token.upper == "APPLY":
                 self._check_apply(tokens, at)
-            if token.upper == "FORMAT" and _is_format(tokens, at) and tokens[at + 1].text not in allowed.FORMATS:
+            if token.upper == "FORMAT" and _is_format(tokens, at) and tokens[at + 1].name not in allowed.FORMATS:
                 raise QueryError(f"Unknown format {tokens[at + 1].text[:60]}", code=73, name="UNKNOWN_FORMAT")
+            if name is not None and name.upper() == "IDENTIFIER" and _is_parameter(tokens, at):
+                unset = tokens[at - 2].text[:60]
+                raise QueryError(f"Substitution `{unset}` is not set", code=456, name="UNKNOWN_QUERY_PARAMETER")
+            if token.upper == "CLUSTER" and _is_cluster(tokens, at):
+                raise denied("ON CLUSTER is not run for the network")
             if token.upper == "ENGINE":
                 self._check_engine(tokens, at)
 
@@ -190,83 +211,15 @@ class Guard:
             raise denied(f"the engine {name and name[:60]} is not made for the network")
 
     def _check_set(self, statement: statements.Statement) -> None:
-        if not isinstance(statement, statements.Set):
+        if not isinstance(statement, Set):
             raise denied("SET is run as SET name = value")
         if statement.database is not None:
             self.check_database(statement.database)
-        for name, value in statement.assignments:
-            if name.startswith("param_"):
-                continue
-            if not _is_value(tokenize(value)):
-                raise denied(f"SET {name[:60]}: expected a number or a string")
-            self._check_setting(name, value)
-
-    def _check_settings(self, tokens: list[Token]) -> None:
-        """The assignments of each SETTINGS clause, and of CREATE … SETTINGS."""
-        for at, token in enumerate(tokens):
-            if token.upper == "SETTINGS" and at + 2 < len(tokens) and tokens[at + 2].text == "=":
-                self._check_clause(tokens, at + 1)
-
-    def _check_clause(self, tokens: list[Token], at: int) -> None:
-        while at + 2 < len(tokens) and tokens[at].name and tokens[at + 1].text == "=":
-            name = tokens[at].name or ""
-            end = at + 2 + (tokens[at + 2].text in ("-", "+"))
-            if not _is_value(tokens[at + 2 : end + 1]):
-                raise denied(f"SETTINGS {name[:60]}: expected a number or a string")
-            following = tokens[end + 1] if end + 1 < len(tokens) else None
-            if following is not None and following.text in ("(", ".", "::", "[", "||", "+", "-"):
-                raise denied(f"SETTINGS {name[:60]}: expected a number or a string")
-            self._check_setting(name, "".join(t.text for t in tokens[at + 2 : end + 1]))
-            if following is None or following.text != ",":
-                return
-            at = end + 2
-        if at < len(tokens):  # … SETTINGS a = 1, then something else
-            raise denied("SETTINGS: expected name = value")
-
-    def _check_setting(self, name: str, value: str) -> None:
-        if name in own_settings.OURS:
-            return
-        if not allowed.setting(name):
-            raise QueryError(
-                f"Setting {name[:60]} should not be changed: it is not on this server's list",
-                code=452,
-                name="SETTING_CONSTRAINT_VIOLATION",
-            )
-        if name in allowed.CAPPED:
-            self._check_cap(name, value.strip("'\""))
-
-    def _check_cap(self, name: str, value: str) -> None:
-        limits = self._limits
-        most = {"max_execution_time": limits.seconds, "max_memory_usage": limits.memory, "max_result_rows": limits.rows}
-        try:
-            good = 0 < float(value) <= most[name]
-        except ValueError:
-            good = False
-        if not good:
-            raise QueryError(
-                f"Setting {name} shouldn't be greater than {most[name]}: it is {value[:60]}",
-                code=452,
-                name="SETTING_CONSTRAINT_VIOLATION",
-            )
+        self._settings.check_set(statement)
 
     def settings(self, given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-        """Settings given beside a statement, ClickHouse's and clipql's own; those that mean nothing here are left out.
-
-        Raises QueryError for one that may not be given.
-        """
-        theirs: dict[str, str] = {}
-        ours: dict[str, str] = {}
-        for name, value in given.items():
-            if name in allowed.IGNORED:
-                continue
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or any(ord(c) < 32 for c in value):
-                raise QueryError(f"Unknown setting {name[:60]!r}", code=115, name="UNKNOWN_SETTING")
-            if name in own_settings.OURS:
-                ours[name] = own_settings.checked(name, value)
-                continue
-            self._check_setting(name, value)
-            theirs[name] = value
-        return theirs, ours
+        """Settings given beside a statement, as `Settings.given`."""
+        return self._settings.given(given)
 
     @staticmethod
     def check_database(name: str) -> None:
@@ -291,13 +244,21 @@ class Guard:
         return self._engine.query(f"EXPLAIN AST {head}", "TSVRaw").data.decode("utf-8", "replace")
 
     def _check_nodes(self, nodes: list[tree.Node], word: str) -> None:
+        if word in _SELECTING and nodes[0].kind not in _SELECTS:
+            raise denied(f"{word} before a statement that is no SELECT is not run for the network")
         for node in nodes:
+            if node.kind == "Explain" and node.name not in _PARSING:
+                for child in node.children:
+                    if child.kind not in (*_SELECTS, "Explain", "Set", "Identifier"):  # options, the format
+                        raise denied(f"{node.name} of what is no SELECT is not run for the network")
             if node.kind == "Function":
                 self._check_function(node)
             elif node.kind == "TableIdentifier":
                 self._check_table(node.name)
+                if word in _WRITES and _under(node, nodes[0]) and node.name.lower().split(".")[0] in _CLICKHOUSES:
+                    raise denied(f"{node.name[:60]} is ClickHouse's own")
             elif node.kind == "Identifier":
-                self._check_identifier(node.name)
+                self._check_identifier(node)
                 if word in _WRITES and node.parent is nodes[0] and node.name.lower() in _CLICKHOUSES:
                     raise denied(f"{node.name} is ClickHouse's own")
             elif node.kind == "AlterCommand" and node.name not in allowed.ALTERATIONS:
@@ -335,30 +296,35 @@ class Guard:
 
     def _check_table(self, name: str) -> None:
         database, dot, table = name.partition(".")
-        check_name(name)
+        check_table_name(name)
         if dot and database.lower() == "system" and table.lower() not in allowed.SYSTEM_TABLES:
             raise denied(f"{name[:60]} is not read for the network")
         if database.lower() == INTERNAL:
             raise denied(f"{name[:60]} is clipql's own")
 
-    def _check_identifier(self, name: str) -> None:
+    def _check_identifier(self, node: tree.Node) -> None:
+        name = node.name
         check_name(name)
         database, dot, _ = name.partition(".")
         if dot and database.lower() in ("system", INTERNAL):
             self._check_table(name)
+        caller = node.parent.parent if node.parent and node.parent.kind == "ExpressionList" else None
+        if caller is None or caller.kind != "Function":
+            return
+        if caller.name.lower() in _MEMBERSHIP:
+            check_table_name(name)
+        # arrayMap(f, …) calls f; a column of such a name can be written as table.f
+        if caller.name.lower().startswith(_CALLERS) and name.lower() in self._refused_values:
+            raise denied(f"{name[:60]}() is not called for the network")
+
+
+def _under(node: tree.Node, root: tree.Node) -> bool:
+    """Whether a table is one of those that a statement is about: DROP TABLE a, b lists them."""
+    return node.parent is root or (node.parent is not None and node.parent.parent is root)
 
 
 def _has_data(statement: statements.Statement) -> bool:
     return isinstance(statement, Insert) and statement.source in ("FORMAT", "VALUES")
-
-
-def _is_value(tokens: list[Token]) -> bool:
-    """Whether tokens are one literal."""
-    if len(tokens) == 2 and tokens[0].text in ("-", "+"):
-        tokens = tokens[1:]
-    if len(tokens) != 1:
-        return False
-    return tokens[0].kind in ("number", "string", "vector") or tokens[0].upper in ("TRUE", "FALSE", "DEFAULT")
 
 
 def _is_operand(tokens: list[Token], at: int) -> bool:
@@ -368,12 +334,24 @@ def _is_operand(tokens: list[Token], at: int) -> bool:
     return before == "." or (before in ("(", ",") and after in (")", ","))
 
 
+def _is_parameter(tokens: list[Token], at: int) -> bool:
+    """Whether a word is the type in `{name:Type}`."""
+    return at >= 3 and tokens[at - 1].text == ":" and tokens[at - 3].text == "{"
+
+
+def _is_cluster(tokens: list[Token], at: int) -> bool:
+    """Whether CLUSTER follows ON and has a name: a column of that name in a join's condition has none."""
+    if not at or at + 1 >= len(tokens) or tokens[at - 1].upper != "ON":
+        return False
+    return tokens[at + 1].name is not None or tokens[at + 1].kind == "string"
+
+
 def _is_format(tokens: list[Token], at: int) -> bool:
     """Whether FORMAT opens a clause here."""
-    if at + 1 >= len(tokens) or tokens[at + 1].kind != "word" or (at and tokens[at - 1].text in (",", ".", "(")):
+    if at + 1 >= len(tokens) or tokens[at + 1].name is None or (at and tokens[at - 1].text in (",", ".", "(")):
         return False
     after = tokens[at + 2] if at + 2 < len(tokens) else None
-    return after is None or after.upper in ("SETTINGS", "INTO") or tokens[0].upper == "INSERT"
+    return after is None or after.upper in ("SETTINGS", "INTO", "FORMAT") or tokens[0].upper == "INSERT"
 
 
 def _check_create(tokens: list[Token]) -> None:
@@ -385,8 +363,9 @@ def _check_create(tokens: list[Token]) -> None:
     if kind == "DATABASE":
         at = spelled.index(kind) + 1
         at += 3 if spelled[at : at + 3] == ["IF", "NOT", "EXISTS"] else 0
-        if len(tokens) != at + 1:
-            raise denied("CREATE DATABASE is run with a name alone")
+        engine = [w for w in spelled[at + 1 :] if w != "="]
+        if engine not in ([], ["ENGINE", "ATOMIC"]):
+            raise denied("CREATE DATABASE is run with a name alone, or with ENGINE = Atomic")
 
 
 def _killed(tokens: list[Token]) -> str:

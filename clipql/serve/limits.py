@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -30,10 +30,12 @@ class Limits:
 @dataclass(frozen=True)
 class Options:
     """What a server is told at its start. token: None where none is asked for. hosts: names it goes by, besides
-    addresses and localhost. pictures: folders whose pictures it may show small; None for any that a row names."""
+    addresses and localhost. pictures: folders whose pictures it may show small; None for any that a row names.
+    folder: what relative paths in rows are relative to."""
 
     token: str | None = None
     write: bool = False
     hosts: tuple[str, ...] = ()
     pictures: tuple[Path, ...] | None = None
     limits: Limits = Limits()
+    folder: Path = field(default_factory=Path.cwd)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,14 @@ class Search:
             columns=tuple(columns) if columns is not None else None,
             format=format,
         )
+
+
+def parsed(data: bytes) -> Any:
+    """JSON. Raises QueryError."""
+    try:
+        return json.loads(data)
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise wrong(f"the request is not JSON: {error}") from None
 
 
 def wrong(message: str) -> QueryError:

@@ -6,9 +6,12 @@ import contextlib
 import ipaddress
 import json
 import logging
+import os
 import signal
 import socket
+import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +19,7 @@ from types import FrameType
 
 import uvicorn
 
+from clipql import __version__
 from clipql.database import Database
 from clipql.errors import ClipqlError, ServerError
 from clipql.serve.app import make_app
@@ -95,11 +99,28 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        LOG.info("started", extra={"fields": {"version": __version__, "pid": os.getpid()}})
         self._ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+@contextlib.contextmanager
+def empty_folder() -> Iterator[None]:
+    """Work in an empty folder: chDB takes a bare name that is no table's for a file of the folder it was opened in.
+
+    What is relative to the folder before must be made absolute first.
+    """
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory(prefix="clipql-serve-") as empty:
+        os.chmod(empty, stat.S_IRUSR | stat.S_IXUSR)
+        os.chdir(empty)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def _warm(database: Database) -> None:

@@ -57,6 +57,13 @@ def check_name(name: str) -> None:
         raise denied(f"the name {name[:60]!r} could be a file's or an address")
 
 
+def check_table_name(name: str) -> None:
+    """As `check_name`, for a table: chDB opens files in the server's folder by their names, with {a,b} for several."""
+    check_name(name)
+    if "{" in name or "}" in name:
+        raise denied(f"the table's name {name[:60]!r} could be a file's")
+
+
 def denied(message: str) -> QueryError:
     """The error of what the network may not do."""
     return QueryError(message, code=497, name="ACCESS_DENIED")

@@ -22,21 +22,21 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 
 
 class Thumbnails:
-    """Makes them, and keeps the latest in memory."""
+    """Makes them, and keeps the latest in memory. bases: folders that a row's relative path may be relative to."""
 
-    def __init__(self, base: Path, roots: tuple[Path, ...] | None, pixels: int) -> None:
-        self._base, self._pixels = base, pixels
+    def __init__(self, bases: tuple[Path, ...], roots: tuple[Path, ...] | None, pixels: int) -> None:
+        self._bases, self._pixels = bases, pixels
         self._roots = None if roots is None else tuple(r.resolve() for r in roots)
         self._made: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._size = 0
         self._lock = Lock()
 
     def locate(self, name: str) -> Path:
-        """The file that a row names, relative to the working folder or beside the database. Raises PictureError."""
+        """The file that a row names, relative to one of the bases. Raises PictureError."""
         if not name or "\0" in name:
             raise PictureError("the row names no file")
         given = Path(name)
-        for path in (given,) if given.is_absolute() else (Path.cwd() / given, self._base / given):
+        for path in (base / given for base in self._bases):  # an absolute path stays what it is
             try:
                 found = path.resolve(strict=True)
             except (OSError, RuntimeError):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-_LINE = re.compile(
-    r"(?P<indent> *)(?P<kind>\S+)(?: (?P<rest>.*?))?(?: \(alias .*?\))?(?: \(children \d+\))?\Z", re.DOTALL
-)
+_CHILDREN = re.compile(r" \(children (\d+)\)\Z")
+_KIND = re.compile(r"[A-Za-z][\w:]*\Z", re.ASCII)
 
 
 @dataclass
@@ -22,21 +21,39 @@ class Node:
 
 
 def read(text: str) -> list[Node]:
-    """All nodes in the order of the lines, so that a parent comes before its children."""
+    """All nodes in the order of the lines, so that a parent comes before its children.
+
+    Raises ValueError for what is no whole tree: each node says how many children it has.
+    """
     found: list[Node] = []
+    counts: list[int] = []
     last: dict[int, Node] = {}
-    for line in text.splitlines():
-        match = _LINE.match(line)
-        if not match:
-            continue
-        depth = len(match["indent"])
+    for line in text.replace("\r\n", "\n").split("\n")[:-1]:
+        kind, name, count = _line(line)
         # the children of the first line stand as deep as it does
-        depth = depth if found else -1
+        depth = len(line) - len(line.lstrip(" ")) if found else -1
         parent = last.get(max((d for d in last if d < depth), default=-2)) if found else None
-        node = Node(match["kind"], (match["rest"] or "").strip(), depth, parent)
+        node = Node(kind, name, depth, parent)
         if parent is not None:
             parent.children.append(node)
         found.append(node)
+        counts.append(count)
         last = {d: n for d, n in last.items() if d < depth}
         last[depth] = node
+    if (
+        not found
+        or text[0] == " "
+        or any(len(node.children) != count for node, count in zip(found, counts, strict=True))
+    ):
+        raise ValueError("it is not whole")
     return found
+
+
+def _line(line: str) -> tuple[str, str, int]:
+    """A node's kind, its name, and how many children it has."""
+    rest = line.lstrip(" ")
+    children = _CHILDREN.search(rest)
+    kind, _, name = (rest[: children.start()] if children else rest).partition(" ")
+    if not _KIND.match(kind):
+        raise ValueError(f"{line[:100]!r} is no line of it")
+    return kind, name.partition(" (alias ")[0].strip(), int(children[1]) if children else 0

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,8 @@ import pytest
 from PIL import Image
 
 import clipql
-from clipql.errors import QueryError, ServerError, UnknownTable
+from clipql.errors import PictureError, QueryError, ServerError, UnknownTable
+from clipql.serve.thumbnails import Thumbnails
 from tests.parts import vectors
 from tests.serve.conftest import ROWS, TOKEN, Running
 
@@ -177,6 +179,18 @@ def test_a_row_and_the_map_of_rows(server: Running) -> None:
     assert server.post("/api/map", {**asked, "ids": ["1"]}).json["points"] == [{"id": "1", "x": 0.0, "y": 0.0}]
 
 
+def test_a_relative_path_is_one_of_where_the_server_was_started_or_the_database_is(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / f"{folder.name}.png").write_bytes(b"x")
+    found = Thumbnails((here, there), (here,), 1_000)
+    assert found.locate("here.png") == found.locate(str(here / "here.png")) == here / "here.png"
+    for name in ("there.png", "../there/there.png", "nowhere.png", "", "here"):
+        with pytest.raises(PictureError):
+            found.locate(name)
+
+
 def test_thumbnails_are_of_the_files_that_rows_name_and_of_no_others(server: Running) -> None:
     reply = server.ask("/api/thumbnail/default/pictures/0", size="64")
     with Image.open(io.BytesIO(reply.body)) as picture:
@@ -206,6 +220,8 @@ def test_plans_completions_and_figures(server: Running) -> None:
     search(server, terms=[{"id": "1"}])
     figures = server.ask("/metrics").text
     for name in ("clipql_requests_total", "clipql_stage_seconds_bucket", "clipql_vector_searches_total",
+                 'clipql_search_work_total{what="rows_scanned"}', 'clipql_stage_seconds_count{stage="index scan"}',
+                 'clipql_encoded_total{function="encode_text"} 0.0',
                  'clipql_table_rows{table="default.laion"} 300.0'):  # fmt: skip
         assert name in figures
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, StreamFailureError
+from clickhouse_connect.driver.external import ExternalData
 
 from tests.serve.conftest import TOKEN, Running
 
@@ -214,6 +215,41 @@ def test_compression_of_every_kind_both_ways(server: Running) -> None:
         assert len(client.query("SELECT number FROM numbers(300000)").result_rows) == 300_000
         client.command("DROP TABLE packed")
         client.close()
+
+
+def test_external_data_are_tables_of_one_query(server: Running, reader: Running, client: Client) -> None:
+    rows = ExternalData(file_name="wanted.csv", data=b"3,c\n5,e\n", fmt="CSV", structure=["id UInt64", "name String"])
+    sql = "SELECT l.id, w.name FROM laion AS l JOIN wanted AS w ON l.id = w.id ORDER BY l.id"
+    assert client.query(sql, external_data=rows).result_rows == [(3, "c"), (5, "e")]
+    assert failure(client, "SELECT * FROM wanted").code == 60
+    nearest = (
+        "SELECT id FROM laion WHERE id IN wanted_ids ORDER BY L2Distance(image_embedding, {q:Array(Float32)}) LIMIT 5"
+    )
+    ids = ExternalData(file_name="wanted_ids.tsv", data=b"7\n9\n11\n", fmt="TabSeparated", structure=["id UInt64"])
+    found = client.query(nearest, parameters={"q": [1.0] + [0.0] * 15}, external_data=ids).result_rows
+    assert sorted(r[0] for r in found) == [7, 9, 11]
+
+    held = clickhouse_connect.get_client(host="127.0.0.1", port=server.port, session_id="with external data")
+    held.command("CREATE TEMPORARY TABLE kept AS SELECT 3 AS id")
+    assert held.query("SELECT name FROM wanted WHERE id IN kept", external_data=rows).result_rows == [("c",)]
+    assert held.query("SELECT * FROM kept").result_rows == [(3,)]
+    assert failure(held, "SELECT * FROM wanted").code == 60
+    held.close()
+    only = clickhouse_connect.get_client(host="127.0.0.1", port=reader.port, username="me", password=TOKEN)
+    assert len(only.query(sql, external_data=rows).result_rows) == 2  # a server that only reads keeps none of it
+    shadow = ExternalData(file_name="laion.csv", data=b"3\n", fmt="CSV", structure=["id UInt64"])
+    assert only.query("SELECT * FROM laion", external_data=shadow).result_rows == [(3,)]
+    assert only.query("SELECT count() FROM laion").result_rows == [(300,)]
+    only.close()
+
+    for structure, code in ((["id UInt64 DEFAULT file('x')", "n String"], 497), (["id Nosuch", "n String"], 50)):
+        wrong = ExternalData(file_name="wanted.csv", data=b"3,c\n", fmt="CSV", structure=structure)
+        with pytest.raises(DatabaseError) as caught:
+            client.query(sql, external_data=wrong)
+        assert caught.value.code == code
+    broken = ExternalData(file_name="wanted.csv", data=b"x,c\n", fmt="CSV", structure=["id UInt64", "name String"])
+    with pytest.raises(DatabaseError, match="parse"):
+        client.query(sql, external_data=broken)
 
 
 def test_the_dbapi_works(server: Running) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import lz4.frame
 import numpy as np
@@ -36,6 +37,7 @@ def test_ping_and_an_empty_address_answer_ok(server: Running) -> None:
     assert server.ask("/ping").text == "Ok.\n"
     assert server.ask("/replicas_status").text == "Ok.\n"
     assert server.ask("/").text == "Ok.\n"
+    assert [server.ask(path, method="HEAD").status for path in ("/", "/ping")] == [200, 200]
     assert server.ask("/nowhere").status == 404
 
 
@@ -91,6 +93,17 @@ def test_errors_have_clickhouses_shape_and_status(server: Running) -> None:
         .text.rstrip()
         .endswith("(UNKNOWN_TABLE) (version " + server.sql("SELECT version()").text.strip() + ")")
     )
+
+
+def test_what_drivers_ask_when_they_look_around_is_answered(reader: Running) -> None:
+    wrong = []
+    lines = (Path(__file__).parent / "drivers.txt").read_text(encoding="utf-8").splitlines()
+    for parameters, sql in (line.split("\t") for line in lines if not line.startswith("#")):
+        given = dict(parse_qsl(parameters, keep_blank_values=True))
+        reply = reader.ask("/", sql, headers={"X-ClickHouse-Key": TOKEN}, **given)
+        if reply.status != 200:
+            wrong.append(f"{sql[:100]}: {reply.status} {reply.text[:200]}")
+    assert wrong == [], "\n".join(wrong)
 
 
 def test_get_reads_only(server: Running) -> None:
@@ -249,6 +262,28 @@ def test_limits_hold_and_the_crowd_is_told_to_come_back(tmp_path: Path) -> None:
         assert server.sql("SELECT 1").text == "1\n"
     finally:
         stop(server)
+
+
+def test_every_request_is_a_line_of_json_in_the_log(tmp_path: Path) -> None:
+    fill(tmp_path)
+    server = start(tmp_path)
+    many = "SELECT number, throwIf(number = 2900000, 'boo') FROM numbers(3000000) SETTINGS max_threads = 1"
+    server.sql("SELECT 1", query_id="short")
+    server.sql("SELECT * FROM nosuch", query_id="wrong")
+    server.sql(many, query_id="broken")
+    server.ask("/api/tables")
+    server.ask("/api/rows/default/laion/999999")
+    stop(server)
+    log = [json.loads(line) for line in (tmp_path / "server.log").read_text().splitlines()]
+    assert [entry["event"] for entry in log] == ["started", *["query"] * 3, *["request"] * 2, "stopping", "stopped"]
+    short, wrong, broken = log[1:4]
+    assert (short["query_id"], short["status"], short["sql"], "code" in short) == ("short", 200, "SELECT 1", False)
+    assert (wrong["query_id"], wrong["status"], wrong["code"]) == ("wrong", 404, 60)
+    assert (broken["query_id"], broken["status"], broken["code"]) == ("broken", 200, 395)  # told behind the rows
+    assert [(e["method"], e["path"], e["status"]) for e in log[4:6]] == [
+        ("GET", "/api/tables", 200),
+        ("GET", "/api/rows/default/laion/999999", 404),
+    ]
 
 
 def test_it_stops_cleanly_and_the_database_opens_again(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ function notice(text, ...actions) {
   box.replaceChildren(...(text === null ? [] : [el('span', {}, text), ...actions]));
 }
 
+/** ClickHouse's message without the statement that it repeats, which the page has made. */
+const inShort = (message) => message.replace(/[.:]? ?In scope [\s\S]*?(?= \(ClickHouse|$)/, '.');
+
 function explain(error) {
   const table = currentTable();
   if (error instanceof MissingPicture) {
@@ -48,9 +51,9 @@ function explain(error) {
     const words = now.words.trim();
     const instead = () => change({ words: '', terms: [], filters: [...now.filters, { column: table.caption, op: 'has', value: words }] });
     notice(error.message, button('Find these letters in the captions', { text: 'Find these letters in the captions', class: 'link', onclick: instead }));
-  } else notice(error.message);
+  } else notice(inShort(error.message));
   const field = byId('filter-error');
-  if (field) field.textContent = error.message;
+  if (field) field.textContent = inShort(error.message);
 }
 
 /** The server is gone: ask from time to time whether it is back, and go on then by itself. */
@@ -112,14 +115,13 @@ async function refresh(state) {
 
 const contextOf = (state) => ({ table: tableOf(state), safe: state.safe, ranked: parts(state).length > 0 });
 
-/** How long after the last key the results were on the screen, for whoever measures it. */
+/** How long after the last key its results were on the screen, for whoever measures it. */
 function painted() {
-  requestAnimationFrame(() =>
-    setTimeout(() => {
-      if (performance.getEntriesByName('clipql:key').length) performance.measure('clipql:painted', 'clipql:key');
-      performance.clearMarks('clipql:key');
-    }),
-  );
+  const key = performance.getEntriesByName('clipql:key').at(-1);
+  const detail = results.state.words;
+  if (!key || byId('words').value !== detail) return; // a newer key's results are still to come
+  performance.clearMarks('clipql:key');
+  requestAnimationFrame(() => setTimeout(() => performance.measure('clipql:painted', { start: key.startTime, detail })));
 }
 
 async function more(k) {
@@ -140,9 +142,11 @@ async function more(k) {
 /* ---------- what is seen beside the grid ---------- */
 
 let dead = 0;
+let allDead = false;
 
 function drawStatus() {
   const place = byId('status');
+  for (const id of ['show-sql', 'export']) byId(id).disabled = !results.state;
   if (!results.state) {
     place.textContent = '';
     return;
@@ -158,7 +162,8 @@ function drawAfter() {
   const children = [];
   if (results.state && !results.rows.length) children.push(nothingFound());
   else if (!catalog.tables.length && shownKey === null) children.push(emptyDatabase());
-  if (dead > 0) {
+  if (allDead) children.push(el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.'));
+  else if (dead > 0) {
     const text = `${plural(dead, 'picture')} that no longer load${dead === 1 ? 's' : ''}`;
     const shown = byId('grid').classList.contains('show-dead');
     const turn = () => {
@@ -262,9 +267,9 @@ async function loadTables() {
     explain(error);
     return;
   }
-  // tables that can be searched come first; the one with pictures is what most people want to see
-  const rank = (table) => (table.vectors.length ? 0 : 2) + (table.picture ? 0 : 1);
-  catalog.tables = [...catalog.tables].sort((a, b) => rank(a) - rank(b));
+  // tables that can be searched come first: with pictures, then by words, then the large ones
+  const rank = (table) => (table.vectors.length ? 0 : 4) + (table.picture ? 0 : 2) + (table.vectors.some((one) => one.model) ? 0 : 1);
+  catalog.tables = [...catalog.tables].sort((a, b) => rank(a) - rank(b) || b.rows - a.rows);
   if (now.table === null && catalog.tables.length) {
     const first = catalog.tables[0];
     change({ table: first.name, database: first.database === 'default' ? null : first.database }, 'replace');
@@ -353,8 +358,8 @@ function start() {
     open: openRow,
     like,
     add: (id, weight) => addTerm({ kind: 'row', id, weight }),
-    deadChanged: (n) => {
-      dead = n;
+    deadChanged: (n, all) => {
+      [dead, allDead] = [n, all];
       drawAfter();
     },
   });

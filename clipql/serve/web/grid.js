@@ -22,7 +22,7 @@ let act = null;
 let tools = null;
 let view = { table: null, safe: 'safe', ranked: false };
 
-/** `actions`: open(id), like(id), add(id, weight), deadChanged(count). */
+/** `actions`: open(id), like(id), add(id, weight), deadChanged(count, all): whether none of the pictures loads. */
 export function makeGrid(node, actions) {
   list = node;
   act = actions;
@@ -59,7 +59,7 @@ export function show(rows, context, { append = false } = {}) {
   }
   for (const id of folded.keys()) badge(id);
   for (const tile of tiles.values()) if (tile.dead && !append) deadCount++;
-  act.deadChanged(deadCount);
+  tellDead();
   if (!list.querySelector('.tile[data-current]')) setCurrent(list.firstElementChild);
 }
 
@@ -202,7 +202,15 @@ export function revive() {
     tile.image.src = tile.source;
     deadCount--;
   }
-  act.deadChanged(deadCount);
+  list.classList.remove('show-dead');
+  tellDead();
+}
+
+function tellDead() {
+  const all = deadCount > 0 && deadCount === tiles.size;
+  // a grid of nothing would look empty, and ask for page after page
+  if (all) list.classList.add('show-dead');
+  act.deadChanged(deadCount, all);
 }
 
 /** A picture that no longer loads fades, then leaves; its neighbours take the room. */
@@ -213,8 +221,8 @@ function die(tile) {
   const open = tile.node.querySelector('.open');
   if (document.activeElement === open) step(tile.node, 1);
   deadCount++;
-  act.deadChanged(deadCount);
   promote(tile);
+  tellDead();
 }
 
 /** What was folded under a picture that is gone may still be there: the next of them takes its place. */
@@ -280,7 +288,7 @@ export function factsOf(row, table = view.table, ranked = view.ranked) {
   const similarity = row.values?.[known.similarity];
   if (typeof similarity === 'number') add(el('span', { title: 'Similarity of picture and caption' }, `≈ ${similarity.toFixed(2)}`));
   const [w, h] = [row.values?.[known.width], row.values?.[known.height]];
-  if (w && h) add(`${w} × ${h}`);
+  if (w && h) add(el('span', { class: 'size' }, `${w} × ${h}`));
   const address = webAddress(row.picture);
   if (address) add(webLink(address, new URL(address).hostname.replace(/^www\./, ''), { title: address, tabindex: -1 }));
   return node;

@@ -28,7 +28,7 @@ export function drawPills(state, table) {
 export function openFilters(table) {
   const known = knownColumns(table);
   const first = [known.width, known.height, known.similarity].filter(Boolean);
-  const usable = table.columns.filter((column) => operationsOf(column).length && column.name !== table.nsfw);
+  const usable = table.columns.filter((column) => operationsOf(column).length);
   const rows = el('div', { class: 'filter-rows' });
   const column = (name) => table.columns.find((one) => one.name === name);
 
@@ -53,7 +53,7 @@ export function openFilters(table) {
   where.addEventListener('change', useWhere);
   where.addEventListener('keydown', (event) => event.key === 'Enter' && (event.ctrlKey || event.metaKey) && useWhere());
 
-  const recall = el('select', {}, [['', 'as fast as is good (default)'], ['0.9', 'at least 90 %'], ['0.99', 'at least 99 %'], ['exact', 'exact: look at every row']].map(([value, text]) => el('option', { value, selected: String(now.recall ?? '') === value }, text)));
+  const recall = el('select', { 'aria-label': 'How many of the nearest to find' }, [['', 'nearly all, fast (default)'], ['0.9', 'at least 90 %'], ['0.99', 'at least 99 %'], ['exact', 'all: look at every row']].map(([value, text]) => el('option', { value, selected: String(now.recall ?? '') === value }, text)));
   recall.addEventListener('change', () => change({ recall: recall.value === 'exact' ? 'exact' : Number(recall.value) || null }, 'replace'));
 
   // the whole panel is one step of the back button: it begins here, and what is set in it replaces this step
@@ -67,7 +67,7 @@ export function openFilters(table) {
       el('h3', {}, 'Any condition, in SQL'),
       el('label', { class: 'field tall' }, el('span', { class: 'mono' }, 'WHERE'), where),
       el('p', { class: 'filter-error', id: 'filter-error', role: 'alert' }),
-      table.vectors.some((vector) => vector.indexes?.length) ? [el('h3', {}, 'How much of the best to find'), recall] : null,
+      table.vectors.some((vector) => vector.indexes?.length) ? [el('h3', {}, 'How many of the nearest to find'), recall] : null,
     ],
     {
       style: 'side',

@@ -59,10 +59,17 @@ function build() {
   );
 }
 
+const named = (name) => (/^[A-Za-z_]\w*$/.test(name) ? name : `\`${name.replace(/[\\`]/g, '\\$&')}\``);
+
+/** A statement to begin with, about the table that is open. */
 const example = (table) => {
   if (!table) return "SELECT name, total_rows\nFROM system.tables\nWHERE database = 'default'";
-  const shown = [table.caption, table.picture?.column, table.nsfw].filter(Boolean);
-  return `SELECT ${shown.length ? shown.join(', ') : '*'}\nFROM ${table.database === 'default' ? '' : `${table.database}.`}${table.name}\nLIMIT 20`;
+  const files = table.picture?.kind === 'file'; // the server's small pictures go by the row's number
+  const shown = [files ? '_row' : null, table.picture?.column, table.caption, table.nsfw].filter(Boolean).map(named);
+  const vector = table.vectors.find((one) => one.model);
+  if (vector) shown.push(`cosineDistance(${named(vector.column)}, encode_text('a red heart')) AS distance`);
+  const source = `${table.database === 'default' ? '' : `${named(table.database)}.`}${named(table.name)}`;
+  return `SELECT ${shown.length ? shown.join(', ') : '*'}\nFROM ${source}${vector ? '\nORDER BY distance' : ''}\nLIMIT 20`;
 };
 
 /** Brings the view in line with the state. */
@@ -70,7 +77,8 @@ export function drawSql(state, table) {
   currentTable = table;
   if (state.view !== 'sql') return;
   if (!parts) build();
-  const text = state.sql || parts.area.value || example(table);
+  const offered = parts.area.value === parts.example; // by the page, before it knew the table or another was chosen
+  const text = state.sql || (offered ? '' : parts.area.value) || (parts.example = example(table));
   if (parts.area.value !== text) {
     parts.area.value = text;
     parts.highlight.draw();

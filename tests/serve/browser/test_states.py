@@ -69,6 +69,26 @@ def test_pictures_that_are_gone_leave_no_hole_and_none_is_told_where_it_was_show
     assert set(web.referrers) == {None}
 
 
+def test_where_no_picture_loads_the_captions_are_shown_and_no_page_after_page(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    page = open_page(f"{served.address}#pictures?table=web&safe=all&where=position(url,'/gone/')>0")
+    expect(page.locator(".dead-note")).to_have_text("None of these pictures loads: only their captions are shown.")
+    expect(page.locator(".tile.dead")).to_have_count(len(GONE))
+    assert all(tile.is_visible() for tile in page.locator(".tile.dead").all())
+    page.get_by_role("button", name="Remove the WHERE").click()
+    expect(page.locator(".tile.loaded").first).to_be_visible()
+    expect(page.locator(".dead-note")).to_contain_text("left out")
+
+
+def test_a_search_that_fails_says_why_and_offers_nothing_of_it(open_page: Callable[..., Page], served: Served) -> None:
+    page = open_page(f"{served.address}#pictures?table=web&where=no_such_column>1")
+    expect(page.locator("#notice")).to_contain_text("`no_such_column`")
+    expect(page.locator("#notice")).not_to_contain_text("In scope")
+    for name in ("Show SQL", "Export"):
+        expect(page.get_by_role("button", name=name)).to_be_disabled()
+
+
 def test_what_is_not_safe_is_hidden_then_blurred_then_shown(web_page: Page) -> None:
     web_page.get_by_label("Pictures that are not safe").select_option("blur")
     settled(web_page)
@@ -83,6 +103,21 @@ def test_what_is_not_safe_is_hidden_then_blurred_then_shown(web_page: Page) -> N
     expect(veiled).to_have_count(0)
     web_page.get_by_label("Pictures that are not safe").select_option("safe")
     expect(web_page.locator(f".tile[data-id='{UNSAFE[0]}']")).to_have_count(0)
+
+
+def test_rows_are_filtered_by_what_they_say_of_safety(web_page: Page) -> None:
+    web_page.get_by_label("Pictures that are not safe").select_option("all")
+    web_page.get_by_role("button", name="Filters").click()
+    panel = web_page.get_by_role("dialog", name="Filters")
+    panel.get_by_role("button", name="Another column").click()
+    panel.get_by_label("Column").select_option("NSFW")
+    panel.get_by_label("Comparison").select_option("eq")
+    panel.get_by_label("Value").fill("NSFW")
+    expect(web_page.locator(".pill")).to_have_text(["NSFW = NSFW"])
+    panel.get_by_label("Close").click()
+    until(web_page, "n => document.querySelectorAll('.tile[data-id]').length === n", len(UNSAFE))
+    every = web_page.eval_on_selector_all(".tile[data-id]", "tiles => tiles.map(t => t.dataset.id)")
+    assert sorted(map(int, every)) == UNSAFE
 
 
 def test_pictures_almost_the_same_are_folded_on_request(web_page: Page) -> None:

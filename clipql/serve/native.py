@@ -1,0 +1,212 @@
+"""Native as newer clients want it, who send `client_protocol_version`: clickhouse-go, and Grafana by it.
+
+They expect before each block what sort of block it is, and in each column whether its serialization is a special one.
+chDB writes neither, so its blocks are read here for where their columns begin. What must stay true: only bytes are put
+in between, never changed; a type whose size is not known is refused, not guessed.
+https://clickhouse.com/docs/interfaces/formats/Native, https://clickhouse.com/docs/native-protocol/server
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from clipql.errors import QueryError
+
+# from this version on a column says whether its serialization is special; before, clients tell by what they get
+CUSTOM_SERIALIZATION = 54454
+# field 1, no overflow; field 2, bucket -1; the end
+_INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
+_SIZES = {
+    **dict.fromkeys(("Int8", "UInt8", "Bool", "Enum8", "Nothing"), 1),
+    **dict.fromkeys(("Int16", "UInt16", "Date", "Enum16", "BFloat16"), 2),
+    **dict.fromkeys(("Int32", "UInt32", "Float32", "Date32", "DateTime", "Time", "IPv4", "Decimal32"), 4),
+    **dict.fromkeys(("Int64", "UInt64", "Float64", "DateTime64", "Time64", "Decimal64"), 8),
+    **dict.fromkeys(("Int128", "UInt128", "UUID", "IPv6", "Decimal128"), 16),
+    **dict.fromkeys(("Int256", "UInt256", "Decimal256"), 32),
+}
+_SHAPES = {
+    "Point": "Tuple(Float64, Float64)",
+    "Ring": "Array(Point)",
+    "LineString": "Array(Point)",
+    "MultiPoint": "Array(Point)",
+    "Polygon": "Array(Ring)",
+    "MultiLineString": "Array(LineString)",
+    "MultiPolygon": "Array(Polygon)",
+}
+_HAS_KEYS = 1 << 9  # in the first word of a LowCardinality column: keys of its own follow
+
+
+def wanted(params: Mapping[str, str]) -> bool:
+    """Whether a request's parameters ask for it."""
+    version = params.get("client_protocol_version", "")
+    return version.isascii() and version.isdigit() and int(version[:9]) >= CUSTOM_SERIALIZATION
+
+
+def versioned(data: bytes) -> bytes:
+    """Blocks of Native as of version 54454 on. Raises QueryError for a column of a type that is not known here."""
+    reader = _Reader(data)
+    try:
+        made = _versioned(data, reader)
+        if reader.at == len(data):
+            return made
+    except (IndexError, struct.error, ValueError):
+        pass  # read past the end
+    raise QueryError(
+        f"Native of {len(data):,} bytes ends at {reader.at:,} as it is read", code=33, name="CANNOT_READ_ALL_DATA"
+    )
+
+
+def _versioned(data: bytes, reader: _Reader) -> bytes:
+    out: list[bytes] = []
+    while reader.at < len(data):
+        begin = reader.at
+        columns, rows = reader.number(), reader.number()
+        out += (_INFO, data[begin : reader.at])
+        for _ in range(columns):
+            begin = reader.at
+            reader.text()
+            type = reader.text().decode()
+            out += (data[begin : reader.at], b"\x00")
+            begin = reader.at
+            if rows:
+                reader.prefix(type)
+                reader.column(type, rows)
+            out.append(data[begin : reader.at])
+    return b"".join(out)
+
+
+class _Reader:
+    """Steps over what Native holds."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.at = data, 0
+
+    def number(self) -> int:
+        """A number of variable length."""
+        found = shift = 0
+        while True:
+            byte = self._data[self.at]
+            self.at += 1
+            found |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return found
+            shift += 7
+
+    def text(self) -> bytes:
+        """A string."""
+        length = self.number()
+        self.at += length
+        return self._data[self.at - length : self.at]
+
+    def word(self) -> int:
+        """A UInt64."""
+        self.at += 8
+        found: int = struct.unpack_from("<Q", self._data, self.at - 8)[0]
+        return found
+
+    def prefix(self, type: str) -> None:
+        """Step over what stands before a column: the version of each dictionary in it."""
+        name, inner = split_type(type)
+        if name == "LowCardinality":
+            self.at += 8
+        elif name in ("Array", "Nullable", "Tuple", "Map", "Nested", "SimpleAggregateFunction"):
+            for each in _elements(name, inner):
+                self.prefix(each)
+
+    def column(self, type: str, rows: int) -> None:
+        """Step over a column's values."""
+        name, inner = split_type(type)
+        if name in _SHAPES:
+            self.column(_SHAPES[name], rows)
+        elif name == "String":
+            for _ in range(rows):
+                length = self.number()
+                self.at += length
+        elif name == "Nullable":
+            self.at += rows
+            self.column(inner[0], rows)
+        elif name in ("Array", "Map", "Nested"):
+            self.at += 8 * rows
+            items = struct.unpack_from("<Q", self._data, self.at - 8)[0] if rows else 0
+            for each in _elements(name, inner):
+                self.column(each, items)
+        elif name in ("Tuple", "SimpleAggregateFunction"):
+            for each in _elements(name, inner):
+                self.column(each, rows)
+            self.at += 0 if inner else rows
+        elif name == "LowCardinality":
+            self._dictionary(inner[0], rows)
+        else:
+            self.at += _size(type, name, inner) * rows
+
+    def _dictionary(self, type: str, rows: int) -> None:
+        if not rows:
+            return
+        flags = self.word()
+        if flags & _HAS_KEYS:
+            name, inner = split_type(type)
+            self.column(inner[0] if name == "Nullable" else type, self.word())
+        values = self.word()
+        self.at += values << (flags & 0xFF)  # indices of 1, 2, 4 or 8 bytes
+
+
+def _size(type: str, name: str, inner: list[str]) -> int:
+    """Bytes of a value."""
+    if name == "FixedString":
+        return int(inner[0])
+    if name == "Decimal":
+        digits = int(inner[0])
+        return 4 if digits <= 9 else 8 if digits <= 18 else 16 if digits <= 38 else 32
+    if name.startswith("Interval"):
+        return 8
+    if name not in _SIZES:
+        raise QueryError(
+            f"a column of type {type[:100]} is not written as Native for client_protocol_version: ask for it as a "
+            "String, or in another format",
+            code=48,
+            name="NOT_IMPLEMENTED",
+        )
+    return _SIZES[name]
+
+
+def _elements(name: str, inner: list[str]) -> list[str]:
+    """The types in a type: those of a Tuple may have names, SimpleAggregateFunction begins with its function."""
+    if name == "SimpleAggregateFunction":
+        return inner[1:]
+    return [_unnamed(each) for each in inner] if name in ("Tuple", "Nested") else inner
+
+
+def _unnamed(element: str) -> str:
+    if element[:1] in ("`", '"'):
+        end = element.index(element[0], 1)
+        while element[end - 1] == "\\" or element[end + 1 : end + 2] == element[0]:
+            end = element.index(element[0], end + (1 if element[end - 1] == "\\" else 2))
+        return element[end + 1 :].strip()
+    head = element.partition("(")[0]
+    return element.partition(" ")[2] if " " in head.strip() else element
+
+
+def split_type(type: str) -> tuple[str, list[str]]:
+    """A type's name and what stands between its brackets, at its commas."""
+    name, bracket, rest = type.strip().partition("(")
+    if not bracket:
+        return name.strip(), []
+    parts, depth, begin, quote = [], 0, 0, ""
+    inside = rest.rstrip()[:-1]
+    skip = False
+    for at, letter in enumerate(inside):
+        if skip:
+            skip = False
+        elif quote:
+            skip = letter == "\\"
+            quote = "" if letter == quote else quote
+        elif letter in "'`\"":
+            quote = letter
+        elif letter in "()":
+            depth += 1 if letter == "(" else -1
+        elif letter == "," and not depth:
+            parts.append(inside[begin:at].strip())
+            begin = at + 1
+    last = inside[begin:].strip()
+    return name.strip(), [*parts, last] if last else parts

@@ -1,0 +1,56 @@
+"""What ClickHouse's protocol says of a result, in the headers of its reply."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from starlette.requests import Request
+
+from clipql.serve import packing
+from clipql.session import Answer
+
+MEDIA = {
+    "JSON": "application/json; charset=UTF-8", "JSONCompact": "application/json; charset=UTF-8",
+    "JSONEachRow": "application/x-ndjson; charset=UTF-8", "CSV": "text/csv; charset=UTF-8; header=absent",
+    "CSVWithNames": "text/csv; charset=UTF-8; header=present", "XML": "application/xml; charset=UTF-8",
+    "TabSeparated": "text/tab-separated-values; charset=UTF-8", "Native": "application/octet-stream",
+    "TabSeparatedWithNames": "text/tab-separated-values; charset=UTF-8", "Parquet": "application/octet-stream",
+    "ArrowStream": "application/octet-stream", "RowBinary": "application/octet-stream",
+}  # fmt: skip
+
+
+def header(text: str) -> str:
+    """Text as a header may have it."""
+    return re.sub(r"[^\x20-\x7e]", "?", text)[:200]
+
+
+def typed(format: str) -> dict[str, str]:
+    """The headers of a format."""
+    return {"Content-Type": MEDIA.get(format, "text/plain; charset=UTF-8"), "X-ClickHouse-Format": format}
+
+
+def summary(answer: Answer | None) -> str:
+    """X-ClickHouse-Summary."""
+    output = answer.output if answer else None
+    return json.dumps(
+        {
+            "read_rows": str(output.rows_read if output else 0),
+            "read_bytes": str(output.bytes_read if output else 0),
+            "written_rows": str(answer.rows or 0 if answer else 0),
+            "written_bytes": "0",
+            "total_rows_to_read": "0",
+            "result_rows": str(output.rows if output else 0),
+            "result_bytes": str(len(output.data) if output else 0),
+            "elapsed_ns": str(int((answer.elapsed if answer else 0) * 1e9)),
+        }
+    )
+
+
+def encoding(request: Request, params: Mapping[str, str]) -> str:
+    """The Content-Encoding of the response: the first that the client names and the server knows."""
+    if params.get("enable_http_compression") not in ("1", "true"):
+        return ""
+    accepted = [e.partition(";")[0].strip().lower() for e in request.headers.get("accept-encoding", "").split(",")]
+    return next((e for e in packing.ENCODINGS if e in accepted), "")

@@ -1,0 +1,71 @@
+"""Native for clients that send client_protocol_version, as clickhouse-go does, against bytes as they are documented."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipql.errors import QueryError
+from clipql.serve import native, packing
+from tests.serve.conftest import Running
+
+INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
+NEW = "54485"
+LAST = b"\x01z\x06String"  # the column after the one that is looked at
+
+
+def test_each_block_says_what_it_is_and_each_column_that_it_is_plain(server: Running) -> None:
+    sql = "SELECT toUInt8(7) AS a, 'x' AS b"
+    plain = server.sql(sql, default_format="Native")
+    assert plain.body == b"\x02\x01\x01a\x05UInt8\x07\x01b\x06String\x01x"
+    expected = INFO + b"\x02\x01\x01a\x05UInt8\x00\x07\x01b\x06String\x00\x01x"
+    assert server.sql(sql, default_format="Native", client_protocol_version=NEW).body == expected
+    assert server.sql(sql + " FORMAT Native", client_protocol_version=NEW).body == expected
+    assert server.sql(sql, default_format="Native", client_protocol_version="54405").body == plain.body
+    packed = server.sql(sql, default_format="Native", client_protocol_version=NEW, compress="1")
+    assert packing.unpack_blocks(packed.body, 1 << 20) == expected
+    assert server.sql(sql, default_format="CSV", client_protocol_version=NEW).text == '7,"x"\n'
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "toLowCardinality('a')",
+        "toLowCardinality(toNullable('a'))",
+        "[toLowCardinality('a'), toLowCardinality('b')]",
+        "map('a', [1, NULL], 'b', [])",
+        "tuple(1, 'x', [(1, 'y')])",
+        "CAST(tuple(1, 'x'), 'Tuple(`a, \\\\`b(` UInt8, `c d` Nullable(String))')",
+        "CAST([(0.5, 1.5)], 'Ring')",
+        "CAST('a', 'Enum8(\\'a\\' = 1, \\'b),\\' = 2)')",
+        "toFixedString('abc', 5)",
+        "tuple(toDecimal64(1.5, 3), toDecimal256(2, 5), toDateTime64('2024-01-01 00:00:00', 3, 'UTC'), INTERVAL 1 DAY)",
+        "tuple(toUUID('61f0c404-5cb3-11e7-907b-a6006ad3dba0'), toIPv4('1.2.3.4'), toIPv6('::1'), toInt128(1), true)",
+        "NULL",
+        "repeat('long ', 1000)",
+        "emptyArrayFloat32()",
+    ],
+)  # fmt: skip
+def test_columns_of_every_kind_end_where_the_next_begins(server: Running, value: str) -> None:
+    reply = server.sql(f"SELECT {value} AS v, 'end' AS z FROM numbers(2)", default_format="Native",
+                       client_protocol_version=NEW)  # fmt: skip
+    assert reply.status == 200, reply.text
+    assert reply.body.startswith(INFO + b"\x02\x02\x01v")
+    assert reply.body.endswith(LAST + b"\x00" + b"\x03end" * 2)
+
+
+def test_many_blocks_and_a_table_with_vectors(server: Running) -> None:
+    given = {"default_format": "Native", "client_protocol_version": NEW}
+    many = server.sql("SELECT number, toString(number) AS s FROM numbers(200000)", **given).body
+    assert many.count(INFO + b"\x02") >= 2
+    assert server.sql("SELECT * FROM laion", **given).body.startswith(INFO + b"\x07\xac\x02\x02id\x06UInt64\x00")
+    assert server.sql("SELECT id FROM laion WHERE id > 1e9", **given).status == 200
+
+
+def test_what_is_not_understood_is_refused() -> None:
+    with pytest.raises(QueryError, match="a column of type Variant") as caught:
+        native.versioned(b"\x01\x01\x01a\x14Variant(Int8, Array)\x01")
+    assert caught.value.code == 48
+    for broken in (b"\x01\x01\x01a\x05UInt8", b"\x01\x01\x01a\x06String\x05x", b"\x01\x01\x09a"):
+        with pytest.raises(QueryError, match="ends at"):
+            native.versioned(broken)
+    assert native.versioned(b"") == b""
