@@ -15,15 +15,19 @@ from clipql import errors
 from clipql.errors import ClipqlError
 
 if TYPE_CHECKING:
+    from clipql.care.backup import restore
+    from clipql.care.check import check
     from clipql.database import Database, connect
     from clipql.result import Result, Stats
 
 __version__ = "0.1.0"
-__all__ = ["ClipqlError", "Database", "Result", "Stats", "__version__", "connect", "errors"]
+__all__ = ["ClipqlError", "Database", "Result", "Stats", "__version__", "check", "connect", "errors", "restore"]
 
 _WHERE = {
     "Database": "clipql.database",
+    "check": "clipql.care.check",
     "connect": "clipql.database",
+    "restore": "clipql.care.backup",
     "Result": "clipql.result",
     "Stats": "clipql.result",
 }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,10 @@ from clipql.tables import recover, schema
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 from clipql.vectors.metrics import Metric, metric_named
+
+if TYPE_CHECKING:
+    from clipql.care.backup import BackupReport
+    from clipql.care.report import CheckReport
 
 # what may lie in the folder of a database that was not finished being made
 _OWN = ("lock", catalog.NAME + ".tmp")
@@ -224,6 +228,18 @@ class Database:
 
         return ingest(self, source, table=table, **options)
 
+    def check(self, *, deep: bool = False, progress: Callable[[str], None] | None = None) -> CheckReport:
+        """Whether the database is what was written; see `clipql.check`. Writers wait until it is done."""
+        from clipql.care.check import check_database
+
+        return check_database(self, deep=deep, progress=progress)
+
+    def backup(self, path: str | os.PathLike[str], **options: Any) -> BackupReport:
+        """Copy the database as it is now into a new folder; see `clipql.care.backup.backup` for the options."""
+        from clipql.care.backup import backup
+
+        return backup(self, path, **options)
+
     @property
     def registry(self) -> Registry:
         """The tables with vector columns, for the parts of clipql that work below SQL."""
@@ -283,6 +299,9 @@ def _prepare(path: Path) -> None:
 
 def _open(path: Path, engine: Engine, found: Catalog) -> Registry:
     engine.run(f"CREATE DATABASE IF NOT EXISTS {INTERNAL}")
+    # ClickHouse makes it at the first DROP, which on a full disk would then fail
+    with files.translated(path, "opening"):
+        (path / "engine" / "metadata_dropped").mkdir(exist_ok=True)
     registry = Registry(path, engine, found)
     recover.settle(registry)
     for table in registry.catalog.tables:

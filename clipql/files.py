@@ -55,6 +55,18 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, durably: its name is synced, so what is synced inside it stays reachable."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        with translated(made, "making"):
+            made.mkdir(exist_ok=True)
+        sync_folder(made.parent)
+
+
 def replace(path: Path, content: bytes) -> None:
     """Write a whole file durably and atomically: a reader sees the old content or the new, never a mixture."""
     with new_file(path) as file:

@@ -75,7 +75,12 @@ class NewFolder:
 
 
 def write_meta(folder: Path, meta: Mapping[str, object]) -> None:
-    (folder / META).write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
+    (folder / META).write_text(json.dumps({**meta, "hash": _meta_hash(meta)}, indent=1) + "\n", "utf-8")
+
+
+def _meta_hash(meta: Mapping[str, object]) -> str:
+    plain = {name: value for name, value in meta.items() if name != "hash"}
+    return xxhash.xxh3_64_hexdigest(json.dumps(plain, sort_keys=True).encode())
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -107,6 +112,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise DatabaseDamaged(f"{file} cannot be read ({error}); rebuild the index") from error
     if version > VERSION:
         raise DatabaseVersion(f"{file} is of version {version}; this clipql knows versions up to {VERSION}")
+    if meta.get("hash") != _meta_hash(meta):
+        raise DatabaseDamaged(f"{file} does not match its own hash; rebuild the index")
     if not isinstance(meta.get("files"), dict):
         raise DatabaseDamaged(f"{file} does not list its files; rebuild the index")
     return dict(meta)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 
 from clipql import catalog, files
-from clipql.catalog import Pending, Table
-from clipql.errors import DatabaseDamaged, QueryError
+from clipql.catalog import Catalog, Pending, Table
+from clipql.errors import DatabaseDamaged, QueryError, StorageError
 from clipql.quoting import quote_string
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
 
@@ -74,6 +74,8 @@ def sweep(registry: Registry) -> None:
         if name not in known | rewritten:
             registry.engine.run(f"DROP TABLE IF EXISTS {INTERNAL}.`{name}` SYNC")
     files.remove(registry.folder / (catalog.NAME + ".tmp"))
+    for stray in (*registry.folder.glob(".backup-*"), registry.folder / "engine" / "shadow"):
+        files.remove(stray)  # of a backup that was cut off
     vectors = registry.folder / "vectors"
     for folder in vectors.iterdir() if vectors.is_dir() else ():
         table = registry.catalog.by_id(folder.name)
@@ -115,7 +117,15 @@ def _is_there(registry: Registry, table: Table) -> bool:
 def _done(registry: Registry, table: Table | None, gone: str | None = None) -> None:
     done = registry.catalog.with_pending(None)
     done = done.with_table(table) if table else done
-    registry.save(done.without(gone) if gone else done)
+    _save(registry, done.without(gone) if gone else done)
+
+
+def _save(registry: Registry, done: Catalog) -> None:
+    try:
+        registry.save(done)
+    except StorageError:
+        registry.assume(done)
+        raise
 
 
 def _insert(registry: Registry, pending: Pending) -> None:
@@ -148,11 +158,11 @@ def _drop(registry: Registry, pending: Pending) -> None:
 
 
 def _remove(registry: Registry, table: Table) -> None:
-    registry.withdraw(table.id)
     if _is_there(registry, table):
         registry.engine.run(f"DROP TABLE IF EXISTS {registry.physical(table)} SYNC")
     registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(table)} SYNC")
     _done(registry, None, table.id)
+    registry.withdraw(table.id)  # not before: where something above fails, the table may still be read
     files.remove(registry.table_folder(table))  # last: while the manifest names a table, it can be opened
 
 
@@ -160,9 +170,9 @@ def _truncate(registry: Registry, pending: Pending) -> None:
     after = pending.after
     assert after is not None, "a truncate has a table after"
     registry.engine.run(f"TRUNCATE TABLE {registry.physical(after)} SYNC")
-    registry.publish(after)
     registry.touched([after.id])
     _done(registry, after)
+    registry.publish(after)
 
 
 def _rename(registry: Registry, pending: Pending) -> None:
@@ -195,9 +205,11 @@ def _rewrite(registry: Registry, pending: Pending) -> None:
     exchanged = f"'{after.id}/" in made
     stays, goes = (after, before) if exchanged else (before, after)
     temporary = f"{INTERNAL}.`rewrite of {before.id}`"
-    registry.withdraw(goes.id)
+    done = registry.catalog.with_pending(None).without(goes.id).with_table(stays)
+    registry.touched([stays.id])
+    registry.assume(done)  # row numbers are other ones now: nobody may read them by the old catalog
     registry.engine.run(f"DROP TABLE IF EXISTS {temporary} SYNC")
     registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(goes)} SYNC")
-    registry.touched([stays.id])
-    registry.save(registry.catalog.with_pending(None).without(goes.id).with_table(stays))
+    registry.save(done)
+    registry.withdraw(goes.id)
     files.remove(registry.table_folder(goes))

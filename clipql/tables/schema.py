@@ -19,7 +19,7 @@ from clipql.index import definition
 from clipql.query.lexer import Token
 from clipql.query.scopes import split_list
 from clipql.quoting import quote_name, quote_string
-from clipql.tables import recover, shape
+from clipql.tables import parts, recover, shape
 from clipql.tables.indexes import Indexes, check_column, unbuilt
 from clipql.tables.registry import INTERNAL, Registry
 
@@ -50,6 +50,8 @@ def create(
         recover.settle(registry)
         table = Table(database, name, new_id(registry, name), ())
         registry.engine.run(f"CREATE DATABASE IF NOT EXISTS {INTERNAL}")
+        # a CREATE that failed on a full disk may have left one of this id
+        registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(table)} SYNC")
         registry.engine.run(f"CREATE TABLE {registry.shape(table)} {definition}", params=params, user=True)
         try:
             columns = shape.vector_columns(registry.engine, table.id)
@@ -75,6 +77,8 @@ def create(
                 raise
             registry.save(registry.catalog.with_table(table).with_pending(None))
         except BaseException:
+            with contextlib.suppress(Exception):
+                recover.settle(registry)  # which removes what was announced
             with contextlib.suppress(Exception):
                 registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(table)} SYNC")
             raise
@@ -199,10 +203,8 @@ def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: s
     if column and verb == "CLEAR":
         raise UnsupportedStatement(f"{column.name} is a vector column, and a vector cannot be empty: delete the rows")
     if verb in _ROW_CHANGES or " ".join(words[:2]) in _ROW_CHANGES:
-        try:
+        with _mutating(registry, table):
             run(f"{on_physical} {command}")
-        finally:
-            registry.touched([table.id])
         return
     if (column and verb == "MODIFY") or (column and verb == "ALTER"):
         raise UnsupportedStatement(f"{column.name} is a vector column; it can be renamed or dropped, not modified")
@@ -285,7 +287,20 @@ def delete(registry: Registry, table: Table, statement: str, params: Mapping[str
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
         table = registry.current(table)
-        try:
+        with _mutating(registry, table):
             registry.engine.run(statement, params=params, user=True)
-        finally:
-            registry.touched([table.id])
+
+
+@contextlib.contextmanager
+def _mutating(registry: Registry, table: Table) -> Iterator[None]:
+    """Have ClickHouse change rows inside; where that fails, it shall not try again later by itself."""
+    try:
+        yield
+        parts.check_changed(registry, table)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            where = f"database = {quote_string(table.database)} AND table = {quote_string(table.name)}"
+            registry.engine.run(f"KILL MUTATION WHERE {where} AND NOT is_done SYNC")
+        raise
+    finally:
+        registry.touched([table.id])

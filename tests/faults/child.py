@@ -64,7 +64,10 @@ def fail(out: Path, name: str, number: int, sticky: int, every: int) -> None:
                 problem = traceback.format_exc()
             hit = SHIM.fault_failed()
             SHIM.fault_arm(0, 0, 0)
-            now = content(db)
+            try:
+                now = content(db)
+            except Exception as raised:
+                now, problem = before, problem or f"reading: {raised}"
             if now not in (before, after) or (error is None and now != after):
                 problem = problem or f"the content is {now}"
             if now == before != after:

@@ -219,7 +219,7 @@ static int moved(char kind, int from, const char *old, int to, const char *new, 
     const char *one = resolve(from, old, a), *two = resolve(to, new, b);
     if (!one && !two)
         return kind == 'l' ? SYS(SYS_linkat, from, old, to, new, flags) : SYS(SYS_renameat2, from, old, to, new, flags);
-    if (fails(1)) return -1;
+    if (fails(kind == 'l')) return -1; /* a full disk still renames */
     int result = kind == 'l' ? SYS(SYS_linkat, from, old, to, new, flags) : SYS(SYS_renameat2, from, old, to, new, flags);
     if (!result) note(kind == 'r' && flags & 2 ? 'x' : kind, one, two, 0, NULL, 0);
     done();
