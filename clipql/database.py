@@ -302,6 +302,8 @@ def _open(path: Path, engine: Engine, found: Catalog) -> Registry:
     # ClickHouse makes it at the first DROP, which on a full disk would then fail
     with files.translated(path, "opening"):
         (path / "engine" / "metadata_dropped").mkdir(exist_ok=True)
+    recover.verify_vectors(path, found)
+    recover.check_parts(engine, unsettled=found.pending is not None)
     registry = Registry(path, engine, found)
     recover.settle(registry)
     for table in registry.catalog.tables:

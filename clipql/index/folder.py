@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def read(folder: Path) -> dict[str, Any]:
         try:
             if file.suffix == ".npy":
                 np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:
             raise DatabaseDamaged(f"{file} does not open as an array ({error}); rebuild the index") from error
     return meta
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from clipql.catalog import Table
 from clipql.errors import ClipqlError, DatabaseDamaged, StorageError
 from clipql.quoting import quote_name, quote_string
-from clipql.tables.registry import Registry
+from clipql.tables.registry import INTERNAL, Registry
 
 # files that ClickHouse does not count among a part's bytes; none of them is ever empty
 _UNCOUNTED = {
@@ -95,3 +95,34 @@ def drop_broken(registry: Registry, table: Table) -> None:
             f"ALTER TABLE {registry.physical(table)} DROP DETACHED PART {quote_string(name)} "
             "SETTINGS allow_drop_detached = 1"
         )
+
+
+def check_definition(registry: Registry, table: Table) -> None:
+    """Whether both definitions of a table are on the disk: an empty file would keep the database from opening.
+
+    One that is empty is written again by a change that changes nothing. Raises StorageError where that is of no use.
+    """
+    for database, name in ((table.database, table.name), (INTERNAL, table.id)):
+        broken = _broken_definition(registry, database, name)
+        if broken and broken.suffix == ".sql":
+            where = f"database = {quote_string(database)} AND name = {quote_string(name)}"
+            comment = str(registry.engine.scalar(f"SELECT comment FROM system.tables WHERE {where}"))
+            full = f"{quote_name(database)}.{quote_name(name)}"
+            registry.engine.run(f"ALTER TABLE {full} MODIFY COMMENT {quote_string(comment)}")
+            broken = _broken_definition(registry, database, name)
+        if broken:
+            raise StorageError(f"{broken} is empty: the disk did not take what was written")
+
+
+def _broken_definition(registry: Registry, database: str, name: str) -> Path | None:
+    engine = registry.folder / "engine"
+    where = f"database = {quote_string(database)} AND name = {quote_string(name)}"
+    rows = registry.engine.arrow(f"SELECT data_paths FROM system.tables WHERE {where}").to_pylist()
+    places = [engine / "metadata" / _escaped(database) / f"{_escaped(name)}.sql"]
+    places += [Path(folder) / "format_version.txt" for row in rows for folder in row["data_paths"]]
+    return next((path for path in places if path.exists() and not path.stat().st_size), None)
+
+
+def _escaped(name: str) -> str:
+    """A name as ClickHouse writes it in a file's."""
+    return "".join(chr(b) if chr(b).isalnum() and b < 128 or b == 95 else f"%{b:02X}" for b in name.encode())

@@ -8,12 +8,18 @@ change was under way.
 from __future__ import annotations
 
 import contextlib
+import re
+from pathlib import Path
 
 from clipql import catalog, files
 from clipql.catalog import Catalog, Pending, Table
 from clipql.errors import DatabaseDamaged, QueryError, StorageError
-from clipql.quoting import quote_string
+from clipql.engine import Engine
+from clipql.quoting import quote_name, quote_string
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
+from clipql.vectors import segments
+
+VERIFIED_AT_OPEN = 256 << 20  # bytes of vectors: 0.02 s where they are in memory, 0.1 s from an NVMe disk
 
 
 def settle(registry: Registry) -> None:
@@ -62,6 +68,41 @@ def check_agreement(registry: Registry) -> None:
             raise DatabaseDamaged(
                 f"{registry.folder}: table {row['database']}.{row['name']} is in engine/ but not in the manifest: "
                 "restore manifest.json from a backup"
+            )
+
+
+def verify_vectors(folder: Path, found: Catalog) -> None:
+    """Compare segments with their hashes, as many as are read in a moment. Raises DatabaseDamaged, naming the file."""
+    room = VERIFIED_AT_OPEN
+    for table in found.tables:
+        for column in table.columns:
+            for segment in column.segments:
+                room -= segment.rows * segment.dimension * (2 if segment.dtype == "float16" else 4)
+                if room < 0:
+                    return
+                segments.verify(folder / "vectors" / table.id / column.folder, segment)
+
+
+def check_parts(engine: Engine, unsettled: bool) -> None:
+    """Refuse a database of which ClickHouse has put a part aside, and its rows with it, as if there had been none.
+
+    unsettled: a change was under way, so what is broken may be a part of it. Raises DatabaseDamaged.
+    """
+    aside = engine.arrow(
+        "SELECT database, table, name, path, partition_id AS partition, min_block_number AS low, "
+        "max_block_number AS high FROM system.detached_parts WHERE reason LIKE 'broken%' ORDER BY ALL"
+    ).to_pylist()
+    for part in [] if unsettled else aside:
+        where = " AND ".join(f"{k} = {quote_string(part[k] or '')}" for k in ("database", "table"))
+        instead = engine.scalar(
+            f"SELECT count() FROM system.parts WHERE active AND {where} AND partition_id = "
+            f"{quote_string(part['partition'] or '')} AND min_block_number <= {part['high'] or 0} "
+            f"AND max_block_number >= {part['low'] or 0}"
+        )
+        if not instead:  # otherwise the parts that it was merged from are there again
+            raise DatabaseDamaged(
+                f"ClickHouse has put part {part['name']} of {part['database']}.{part['table']} aside as broken, so its "
+                f"rows are missing: restore a backup; to go on without these rows, remove {part['path']}"
             )
 
 
@@ -191,8 +232,12 @@ def _alter(registry: Registry, pending: Pending) -> None:
         _done(registry, after)
         return
     if definition(registry, INTERNAL, before.id) != shape:
-        registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(before)} SYNC")
-        registry.engine.run(shape)
+        # made beside the changed one first: where the disk is full, there is one shape or the other, never none
+        made = f"{INTERNAL}.{quote_name('shape of ' + before.id)}"
+        registry.engine.run(f"DROP TABLE IF EXISTS {made} SYNC")
+        registry.engine.run(re.sub(r"\ACREATE TABLE \S+", lambda m: f"CREATE TABLE {made}", shape))
+        registry.engine.run(f"EXCHANGE TABLES {made} AND {registry.shape(before)}")
+        registry.engine.run(f"DROP TABLE IF EXISTS {made} SYNC")
     registry.publish(before)
     _done(registry, before)
 

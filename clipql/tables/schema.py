@@ -71,6 +71,7 @@ def create(
             registry.publish(table)  # ClickHouse tries the columns' expressions out
             try:
                 registry.engine.run(statement)
+                parts.check_definition(registry, table)
             except BaseException:
                 registry.withdraw(table.id)
                 registry.save(registry.catalog.with_pending(None))
@@ -230,6 +231,7 @@ def _altering(registry: Registry, table: Table, after: Table) -> Iterator[None]:
     registry.save(registry.catalog.with_pending(Pending("alter", table, after, (shape_before, before))))
     try:
         yield
+        parts.check_definition(registry, table)
     finally:
         recover.settle(registry)
 
