@@ -24,19 +24,19 @@ from typing import Any
 import clipql
 
 BLOCK = 4096
-MAKE = (
-    "CREATE TABLE t (id UInt32, caption String, kind LowCardinality(String), v Array(Float32), w Array(Float32), "
-    "INDEX near v TYPE ivf('L2Distance')) ENGINE = MergeTree ORDER BY id",
-    "INSERT INTO t SELECT number, concat('caption ', toString(number)), ['a', 'b', 'c'][number % 3 + 1], "
-    "arrayMap(i -> sin(number * 7 + i * i), range(16)), arrayMap(i -> cos(number + i), range(4)) FROM numbers(1500)",
-    "INSERT INTO t SELECT number, 'late', 'd', arrayMap(i -> sin(number * 7 + i * i), range(16)), [1, 2, 3, number] "
-    "FROM numbers(1500, 100)",
+MAKE = [
+    "CREATE TABLE t (id UInt32, caption String, kind LowCardinality(String), v Array(Float32), w Array(Float32), \
+INDEX near v TYPE ivf('L2Distance')) ENGINE = MergeTree ORDER BY id",
+    "INSERT INTO t SELECT number, concat('caption ', toString(number)), ['a', 'b', 'c'][number % 3 + 1], \
+arrayMap(i -> sin(number * 7 + i * i), range(16)), arrayMap(i -> cos(number + i), range(4)) FROM numbers(1500)",
+    "INSERT INTO t SELECT number, 'late', 'd', arrayMap(i -> sin(number * 7 + i * i), range(16)), [1, 2, 3, number] \
+FROM numbers(1500, 100)",
     "DELETE FROM t WHERE id % 50 = 7",
     "ALTER TABLE t MATERIALIZE INDEX near",
     "CREATE TABLE plain (id UInt32, text String) ENGINE = MergeTree ORDER BY id",
     "INSERT INTO plain SELECT number, toString(number) FROM numbers(500)",
     "CREATE VIEW seen AS SELECT id, caption FROM t WHERE kind = 'a'",
-)
+]
 PLAIN = " SETTINGS vector_plan = 0"
 Q = "[0.1, 0.9, -0.7, 0.4, 0.3, 0.2, 0.1, 0, 0.5, -0.5, 0.6, -0.6, 0.7, -0.7, 0.8, -0.8]"
 QUERIES = (
@@ -125,7 +125,7 @@ def child(source: Path, work: Path, seed: int, first: int, every: int) -> None:
         print(json.dumps([number, name, where]), flush=True)
         try:
             print(json.dumps(outcome(target, expected)), flush=True)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001: whatever it is, a user would see it
             print(json.dumps(["WRONG", f"{type(error).__name__}: {error}"]), flush=True)
         shutil.rmtree(target)
 
@@ -138,7 +138,17 @@ def run(work: Path, seed: int, every: int, say: Any) -> tuple[dict[str, int], li
     wrong: list[str] = []
     total, first, began = len(places(source)), 0, time.monotonic()
     while first < total:
-        command = [sys.executable, "-m", "bench.flips", "--child", str(source), str(work), str(seed), str(first), str(every)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.flips",
+            "--child",
+            str(source),
+            str(work),
+            str(seed),
+            str(first),
+            str(every),
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=3000, check=False)
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
         for (number, name, where), (what, said) in zip(lines[::2], lines[1::2], strict=False):

@@ -31,7 +31,17 @@ import pyarrow.parquet as pq
 import clipql
 
 DIMENSION = 8
-VERBS = {"insert": 6, "big insert": 1, "ingest": 3, "delete": 3, "optimise": 1, "merge": 1, "index": 2, "rename": 2, "other": 1}
+VERBS = {
+    "insert": 6,
+    "big insert": 1,
+    "ingest": 3,
+    "delete": 3,
+    "optimise": 1,
+    "merge": 1,
+    "index": 2,
+    "rename": 2,
+    "other": 1,
+}
 
 
 def vectors(ids: Any) -> Any:
@@ -96,7 +106,9 @@ def carry_out(db: clipql.Database, model: Model, step: dict[str, Any], work: Pat
     elif verb == "ingest":
         ids = np.arange(step["first"], step["first"] + step["rows"])
         np.save(work / f"img_emb_{step['part']}.npy", vectors(ids).astype(np.float16))
-        pq.write_table(pa.table({"id": ids, "caption": [str(i) for i in ids]}), work / f"metadata_{step['part']}.parquet")
+        pq.write_table(
+            pa.table({"id": ids, "caption": [str(i) for i in ids]}), work / f"metadata_{step['part']}.parquet"
+        )
         db.ingest(work, table=table, parts=str(step["part"]))
     elif verb == "delete":
         db.sql(f"DELETE FROM {table} WHERE id % 37 = {step['rest']}")
@@ -151,7 +163,8 @@ def check(db: clipql.Database, model: Model, luck: random.Random) -> str | None:
             wanted = int(luck.choice(ids.tolist()))
             query = vectors([wanted])[0]
             near = db.sql(
-                f"SELECT id, caption FROM {name} ORDER BY L2Distance(image_embedding, {{q:Array(Float32)}}) LIMIT 1", q=query
+                f"SELECT id, caption FROM {name} ORDER BY L2Distance(image_embedding, {{q:Array(Float32)}}) LIMIT 1",
+                q=query,
             ).rows
             if near != [(wanted, str(wanted))]:
                 return f"{name}: the search for the vector of {wanted} gives {near}"
@@ -169,7 +182,16 @@ def run(folder: Path, work: Path, kills: int, seed: int, say: Any = print) -> li
     began = time.monotonic()
     for number in range(kills):
         state = json.dumps({"table": model.table, "next": model.next, "part": model.part, "other": model.other})
-        command = [sys.executable, "-m", "bench.kills", "--child", str(folder), str(work), state, str(seed * 1000 + number)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.kills",
+            "--child",
+            str(folder),
+            str(work),
+            state,
+            str(seed * 1000 + number),
+        ]
         started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert started.stdout is not None
         early = luck.random() < 0.1

@@ -40,6 +40,7 @@ FORMAT = 1
 LISTING, INSIDE = "backup.json", "database"
 STAGED = ".backup-"  # how the folder of hard links within the database begins; a stray one goes at the next open
 _READ = 8 << 20
+_NOT_COPIED = ("shadow", "tmp", "metadata_dropped")
 Tick = Callable[[str, int, int], None]
 
 
@@ -86,7 +87,9 @@ def backup(
     )
 
 
-def restore(source: str | os.PathLike[str], path: str | os.PathLike[str], *, progress: Tick | None = None) -> BackupReport:
+def restore(
+    source: str | os.PathLike[str], path: str | os.PathLike[str], *, progress: Tick | None = None
+) -> BackupReport:
     """Make a database of a backup, which is checked first. The folder must not exist.
 
     Raises NotADatabase for a folder that is no backup, DatabaseDamaged where a file is not what was written, DiskFull.
@@ -245,9 +248,8 @@ def _below(folder: Path) -> Iterator[Path]:
         path = Path(entry.path)
         if entry.is_symlink() or not entry.is_dir():
             yield path
-        elif entry.name not in ("shadow", "tmp", "metadata_dropped"):
-            if not (path / "format_version.txt").exists():
-                yield from _below(path)
+        elif entry.name not in _NOT_COPIED and not (path / "format_version.txt").exists():
+            yield from _below(path)
 
 
 # the copy

@@ -120,7 +120,7 @@ def _check_row_values(registry: Registry, table: Table, tally: Tally, *, deep: b
 
 
 def _check_searches(db: Database, table: Table, entry: IndexEntry, sample: int) -> None:
-    """Queries by stored vectors. Raises ClipqlError for a wrong distance, or where too many of the nearest are missed."""
+    """Queries by stored vectors. Raises ClipqlError for a wrong distance, or where too many rows are missed."""
     registry = db.registry
     store, metric = registry.store(table, entry.column), Metric(entry.metric)
     index = kinds.open_index(entry, db.indexes.folder(entry), store)
@@ -135,12 +135,12 @@ def _check_searches(db: Database, table: Table, entry: IndexEntry, sample: int) 
             raise ClipqlError("a distance that it gives is not that of the row's vector")
         if len(np.unique(best.rows)) != len(best.rows):
             raise ClipqlError("it gives a row twice")
-        nearest = Scan([Term(store, metric, query.astype(np.float64), -1.0 if metric.larger_is_nearer else 1.0)], entry.rows)
+        nearest = Scan(
+            [Term(store, metric, query.astype(np.float64), -1.0 if metric.larger_is_nearer else 1.0)], entry.rows
+        )
         limit = np.sort(nearest.nearest(10).distances)[:10]
         keys = np.sort(-distances if metric.larger_is_nearer else distances)
         expected += len(limit)
         found += int((keys <= limit[-1] + 1e-4 * max(1.0, abs(limit[-1]))).sum()) if len(limit) else 0
     if found < FEWEST_FOUND * expected:
         raise ClipqlError(f"it finds {found} of the {expected} nearest rows of {len(rows)} sampled queries")
-
-

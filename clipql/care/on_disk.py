@@ -63,7 +63,7 @@ def _check_column(folder: Path, table: Table, column: VectorColumn, tally: Tally
             tally.add(
                 "segment",
                 table.full_name,
-                f"{segment.file} holds vectors of {segment.dimension} numbers, {column.name} those of {column.dimension}",
+                f"{segment.file} holds {segment.dimension} numbers a vector, {column.name} has {column.dimension}",
             )
         tally.reading(place / segment.file)
         try:
@@ -77,7 +77,7 @@ def _check_column(folder: Path, table: Table, column: VectorColumn, tally: Tally
 
 
 def _check_numbers(place: Path, segment: Segment) -> None:
-    """Raise VectorError for numbers that are not finite, DatabaseDamaged for a norm that the manifest calls impossible."""
+    """Raise VectorError for numbers that are not finite, ClipqlError for a norm beyond the manifest's."""
     found = segments.map_segment(place, segment)
     step = max(1, segments.BLOCK_BYTES // max(1, segment.dimension * found.itemsize))
     for row in range(0, len(found), step):

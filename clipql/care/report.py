@@ -48,7 +48,8 @@ class CheckReport:
 
     def __str__(self) -> str:
         whole = (
-            f"{self.path}: {self.tables} tables, {self.rows:,} rows; {self.files} files with {self.bytes / 1e6:,.1f} MB "
+            f"{self.path}: {self.tables} tables, {self.rows:,} rows; {self.files} files, {self.bytes / 1e6:,.1f} MB, "
             f"read in {self.seconds:.1f} s"
         )
-        return "\n".join([*map(str, self.findings), f"{whole}; {len(self.findings)} damaged" if self.damaged else whole])
+        end = f"; damaged: {len(self.findings)}" if self.damaged else "; nothing is damaged"
+        return "\n".join([*map(str, self.findings), whole + end])

@@ -13,7 +13,9 @@ from clipql.errors import StorageError
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     checked = command(commands, shared, "check", "verify a database, and say what is damaged and what mends it", check)
-    checked.add_argument("--deep", action="store_true", help="compare every stored value, and more queries by each index")
+    checked.add_argument(
+        "--deep", action="store_true", help="compare every stored value, and more queries by each index"
+    )
     made = command(commands, shared, "backup", "copy a database, hashed and verified, into a new folder", backup)
     made.add_argument("path", type=Path, metavar="PATH", help="the folder to make")
     made.add_argument("--keep-links", action="store_true", help="leave parts of `ingest --link` where they lie")

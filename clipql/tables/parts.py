@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+from clipql import files
 from clipql.catalog import Table
 from clipql.errors import ClipqlError, DatabaseDamaged, StorageError
 from clipql.quoting import quote_name, quote_string
@@ -31,7 +34,9 @@ _UNCOUNTED = {
 def check_new(registry: Registry, database: str, name: str) -> None:
     """Look at the active parts of a table that were not looked at before. Raises StorageError, naming the file."""
     where = f"active AND database = {quote_string(database)} AND table = {quote_string(name)}"
-    found = registry.engine.arrow(f"SELECT path, name, bytes_on_disk AS bytes FROM system.parts WHERE {where}").to_pylist()
+    found = registry.engine.arrow(
+        f"SELECT path, name, bytes_on_disk AS bytes FROM system.parts WHERE {where}"
+    ).to_pylist()
     known = registry.seen_parts.get((database, name), frozenset())
     for part in found:
         if part["path"] not in known:
@@ -42,8 +47,8 @@ def check_new(registry: Registry, database: str, name: str) -> None:
 def _check_part(registry: Registry, database: str, table: str, name: str, folder: Path, expected: int) -> None:
     size = 0
     try:
-        for place, _, files in os.walk(folder):
-            for file in files:
+        for place, _, names in os.walk(folder):
+            for file in names:
                 length = (Path(place) / file).stat().st_size
                 if file in _UNCOUNTED:
                     if not length:
@@ -97,32 +102,47 @@ def drop_broken(registry: Registry, table: Table) -> None:
         )
 
 
-def check_definition(registry: Registry, table: Table) -> None:
+def definitions(registry: Registry, table: Table) -> dict[Path, bytes]:
+    """The files of a table's two definitions, as they are."""
+    return {path: path.read_bytes() for path in map(partial(_place, registry), _halves(table)) if path.exists()}
+
+
+def check_definition(registry: Registry, table: Table, before: Mapping[Path, bytes] | None = None) -> None:
     """Whether both definitions of a table are on the disk: an empty file would keep the database from opening.
 
-    One that is empty is written again by a change that changes nothing. Raises StorageError where that is of no use.
+    before: what they were; a file that is empty becomes that again, and ClickHouse reads it. Raises StorageError.
     """
-    for database, name in ((table.database, table.name), (INTERNAL, table.id)):
-        broken = _broken_definition(registry, database, name)
-        if broken and broken.suffix == ".sql":
-            where = f"database = {quote_string(database)} AND name = {quote_string(name)}"
-            comment = str(registry.engine.scalar(f"SELECT comment FROM system.tables WHERE {where}"))
-            full = f"{quote_name(database)}.{quote_name(name)}"
-            registry.engine.run(f"ALTER TABLE {full} MODIFY COMMENT {quote_string(comment)}")
-            broken = _broken_definition(registry, database, name)
+    for half in _halves(table):
+        broken = _broken_definition(registry, half)
+        if broken and before and broken in before:
+            files.replace(broken, before[broken])
+            full = ".".join(map(quote_name, half))
+            registry.engine.run(f"DETACH TABLE {full} SYNC")
+            registry.engine.run(f"ATTACH TABLE {full}")
         if broken:
-            raise StorageError(f"{broken} is empty: the disk did not take what was written")
+            raise StorageError(f"{broken} came out empty: the disk did not take what was written; look after it")
 
 
-def _broken_definition(registry: Registry, database: str, name: str) -> Path | None:
-    engine = registry.folder / "engine"
-    where = f"database = {quote_string(database)} AND name = {quote_string(name)}"
+def _halves(table: Table) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (table.database, table.name), (INTERNAL, table.id)
+
+
+def _place(registry: Registry, half: tuple[str, str]) -> Path:
+    database, name = map(_escaped, half)
+    return registry.folder / "engine" / "metadata" / database / f"{name}.sql"
+
+
+def _broken_definition(registry: Registry, half: tuple[str, str]) -> Path | None:
+    path = _place(registry, half)
+    if path.exists() and not path.stat().st_size:
+        return path
+    where = f"database = {quote_string(half[0])} AND name = {quote_string(half[1])}"
     rows = registry.engine.arrow(f"SELECT data_paths FROM system.tables WHERE {where}").to_pylist()
-    places = [engine / "metadata" / _escaped(database) / f"{_escaped(name)}.sql"]
-    places += [Path(folder) / "format_version.txt" for row in rows for folder in row["data_paths"]]
+    places = [Path(folder) / "format_version.txt" for row in rows for folder in row["data_paths"]]
     return next((path for path in places if path.exists() and not path.stat().st_size), None)
 
 
 def _escaped(name: str) -> str:
     """A name as ClickHouse writes it in a file's."""
-    return "".join(chr(b) if chr(b).isalnum() and b < 128 or b == 95 else f"%{b:02X}" for b in name.encode())
+    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
+    return "".join(chr(b) if b in plain else f"%{b:02X}" for b in name.encode())

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from clipql import catalog, files
 from clipql.catalog import Catalog, Pending, Table
-from clipql.errors import DatabaseDamaged, QueryError, StorageError
 from clipql.engine import Engine
+from clipql.errors import DatabaseDamaged, QueryError, StorageError
 from clipql.quoting import quote_name, quote_string
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
 from clipql.vectors import segments

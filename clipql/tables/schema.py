@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -73,8 +73,7 @@ def create(
                 registry.engine.run(statement)
                 parts.check_definition(registry, table)
             except BaseException:
-                registry.withdraw(table.id)
-                registry.save(registry.catalog.with_pending(None))
+                recover.settle(registry)  # which removes what there may be of it
                 raise
             registry.save(registry.catalog.with_table(table).with_pending(None))
         except BaseException:
@@ -215,23 +214,28 @@ def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: s
     if " ".join(words[:2]) in ("MODIFY ORDER", "RESET SETTING"):
         run(f"{on_shape} {command}")
         return
-    with _altering(registry, table, table):
+    with _altering(registry, table, table) as verify:
         run(f"{on_shape} {command}")
+        verify()
         shape.check_computed(registry.engine, table)
         if not (verb == "ADD" and not table.rows and _added_vectors(registry, table, named)):
             run(f"{on_physical} {command}")
 
 
 @contextlib.contextmanager
-def _altering(registry: Registry, table: Table, after: Table) -> Iterator[None]:
-    """Change the shape inside, then the physical table; where that fails or is cut off, the shape is as it was."""
+def _altering(registry: Registry, table: Table, after: Table) -> Iterator[Callable[[], None]]:
+    """Change the shape inside, call what is given, then change the physical table; where that fails or is cut off, the
+    shape is as it was.
+    """
     shape_before = recover.definition(registry, INTERNAL, table.id)
     before = recover.definition(registry, table.database, table.name)
     assert shape_before and before, "the catalog names the table"
+    on_disk = parts.definitions(registry, table)
     registry.save(registry.catalog.with_pending(Pending("alter", table, after, (shape_before, before))))
+    verify = partial(parts.check_definition, registry, table, on_disk)
     try:
-        yield
-        parts.check_definition(registry, table)
+        yield verify
+        verify()
     finally:
         recover.settle(registry)
 
@@ -278,8 +282,9 @@ def _alter_vectors(registry: Registry, table: Table, name: str, new_name: str | 
     command = (
         f"RENAME COLUMN {quote_name(name)} TO {quote_name(new_name)}" if new_name else f"DROP COLUMN {quote_name(name)}"
     )
-    with _altering(registry, table, after):
+    with _altering(registry, table, after) as verify:
         registry.engine.run(f"ALTER TABLE {registry.shape(table)} {command}")
+        verify()
         registry.engine.run(f"ALTER TABLE {registry.physical(table)} {command}")
     recover.sweep(registry)
 

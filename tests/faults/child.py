@@ -1,7 +1,7 @@
 """Runs below the shim: operations on a database whose changes of files are noted, or made to fail.
 
-    child.py record OUT OPERATION…           a log of each operation, with the folder before it
-    child.py fail OUT ERRNO STICKY EVERY OPERATION…   each change fails in turn; what came of it, as JSON
+child.py record OUT OPERATION…           a log of each operation, with the folder before it
+child.py fail OUT ERRNO STICKY EVERY OPERATION…   each change fails in turn; what came of it, as JSON
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tables"), str(HERE.parents[1])]
 
-import clipql  # noqa: E402
 from operations import OPERATIONS, content  # noqa: E402
+
+import clipql  # noqa: E402
 
 SHIM = ctypes.CDLL(None)
 SHIM.fault_count.restype = SHIM.fault_failed.restype = ctypes.c_long
@@ -60,13 +61,13 @@ def fail(out: Path, name: str, number: int, sticky: int, every: int) -> None:
                 operation.run(db)
             except clipql.ClipqlError as raised:
                 error = f"{type(raised).__name__}: {raised}"
-            except Exception:
+            except Exception:  # noqa: BLE001: any other error is a fault of ours
                 problem = traceback.format_exc()
             hit = SHIM.fault_failed()
             SHIM.fault_arm(0, 0, 0)
             try:
                 now = content(db)
-            except Exception as raised:
+            except Exception as raised:  # noqa: BLE001: it is told
                 now, problem = before, problem or f"reading: {raised}"
             if now not in (before, after) or (error is None and now != after):
                 problem = problem or f"the content is {now}"

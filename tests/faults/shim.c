@@ -1,8 +1,9 @@
 /* Sits between a process and the C library, by LD_PRELOAD: notes, fails or kills at each change of files under a folder.
 
    CLIPQL_FAULT_ROOT names the folder. fault_log(path) begins to note every change there, with its data, in order (path
-   NULL ends it); fault_arm(n, number, sticky) makes the n-th change from now fail with this error number, and all
-   after it where sticky (a full disk still lets files be removed); number -1 kills the process instead.
+   NULL ends it); fault_arm(n, number, sticky) makes the first write, sync or creation from the n-th change on fail
+   with this error number, and all after it where sticky (a full disk still lets files be renamed and removed); number -1
+   kills the process instead.
    fault_count() tells how many changes came since. So ClickHouse's own writes are seen as ours are. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -121,9 +122,8 @@ static void note_content(int fd, const char *name) {
 static int fails(int takes_room) {
     pthread_mutex_lock(&turn);
     count++;
-    if (!armed || count < at || (count > at && (!sticky || !takes_room))) return 0;
-    if (number < 0) SYS(SYS_kill, getpid(), SIGKILL);
-    if (sticky && !takes_room) return 0;
+    if (armed && count >= at && number < 0) SYS(SYS_kill, getpid(), SIGKILL);
+    if (!armed || count < at || (failed && !sticky) || !takes_room) return 0;
     failed++;
     errno = number;
     pthread_mutex_unlock(&turn);
