@@ -1,7 +1,7 @@
 """Runs below the shim: operations on a database whose changes of files are noted, or made to fail.
 
 child.py record OUT OPERATION…           a log of each operation, with the folder before it
-child.py fail OUT ERRNO STICKY EVERY OPERATION…   each change fails in turn; what came of it, as JSON
+child.py fail OUT ERRNO STICKY FIRST EVERY OPERATION…   changes fail in turn; what came of it, as JSON
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def record(out: Path, name: str) -> None:
     (place / "content.json").write_text(json.dumps([before, after]))
 
 
-def fail(out: Path, name: str, number: int, sticky: int, every: int) -> None:
+def fail(out: Path, name: str, number: int, sticky: int, first: int, every: int) -> None:
     operation, found = OPERATIONS[name], []
     source, folder = out / name / "before" / name / "db", ROOT / "fails"
     before, after = json.loads((out / name / "content.json").read_text())
-    n = 1
+    n = first
     while True:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(source, folder, symlinks=True)
@@ -61,13 +61,13 @@ def fail(out: Path, name: str, number: int, sticky: int, every: int) -> None:
                 operation.run(db)
             except clipql.ClipqlError as raised:
                 error = f"{type(raised).__name__}: {raised}"
-            except Exception:  # noqa: BLE001: any other error is a fault of ours
+            except Exception:  # noqa: BLE001
                 problem = traceback.format_exc()
             hit = SHIM.fault_failed()
             SHIM.fault_arm(0, 0, 0)
             try:
                 now = content(db)
-            except Exception as raised:  # noqa: BLE001: it is told
+            except Exception as raised:  # noqa: BLE001
                 now, problem = before, problem or f"reading: {raised}"
             if now not in (before, after) or (error is None and now != after):
                 problem = problem or f"the content is {now}"
@@ -96,6 +96,6 @@ if __name__ == "__main__":
         for name in rest:
             record(Path(out), name)
     else:
-        number, sticky, every, *names = rest
+        number, sticky, first, every, *names = rest
         for name in names:
-            fail(Path(out), name, int(number), int(sticky), int(every))
+            fail(Path(out), name, int(number), int(sticky), int(first), int(every))
