@@ -18,7 +18,7 @@ from clipql.catalog import Catalog
 from clipql.encode.base import Picture
 from clipql.encode.service import Encoders
 from clipql.engine import Engine
-from clipql.errors import NotADatabase, QueryError, UnknownTable, VectorError
+from clipql.errors import DatabaseLocked, NotADatabase, QueryError, UnknownTable, VectorError
 from clipql.query.lexer import split_statements, tokenize
 from clipql.quoting import quote_name
 from clipql.result import Result, Stats
@@ -71,7 +71,7 @@ class Database:
         self.path = Path(path).absolute()
         _prepare(self.path)
         self._lock = files.FolderLock(self.path)
-        self._closed = False
+        self._closed, self._process = False, os.getpid()
         try:
             if not (self.path / catalog.NAME).exists():  # only who holds the lock may say that it is new
                 catalog.save(self.path, Catalog())
@@ -119,6 +119,11 @@ class Database:
         progress: Progress | None = None,
     ) -> Answer:
         """Run one statement and return its output in a ClickHouse format, unless it names its own."""
+        if self._process != os.getpid():
+            raise DatabaseLocked(
+                f"the database {self.path} was opened by process {self._process}, and this one was forked from it: open "
+                "a database after the fork, or start processes by multiprocessing's 'spawn'"
+            )
         if self._closed:
             raise QueryError(f"the database {self.path} is closed")
         return self._session.execute(statement, params, format=format, progress=progress)
@@ -252,6 +257,8 @@ class Database:
 
     def close(self) -> None:
         """Close the database; harmless when called twice."""
+        if self._process != os.getpid():  # a fork: everything belongs to the process that opened it
+            return
         with self._closing:
             if self._closed:
                 return

@@ -8,7 +8,9 @@ user's connections and no other's; the calling thread can be interrupted (Ctrl-C
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +34,10 @@ from clipql.translate import translate
 from clipql.users import ACTING, SESSION, Acting, Connection, EngineUser
 
 T = TypeVar("T")
+_FORKED = (
+    "this process was forked from process {process}, which has opened a database; ClickHouse lives on in that one only: "
+    "start processes by multiprocessing's 'spawn', or connect after the fork"
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,14 @@ class Engine:
 
     _open: Engine | None = None
     _guard = threading.Lock()
+    _process: int | None = None  # the one that first opened an engine
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         from chdb import _chdb  # type: ignore[attr-defined, unused-ignore]
 
+        if Engine._process not in (None, os.getpid()):
+            raise DatabaseLocked(_FORKED.format(process=Engine._process))
         with Engine._guard:
             if Engine._open is not None:
                 raise DatabaseLocked(
@@ -87,7 +96,7 @@ class Engine:
                 raise DatabaseDamaged(
                     f"ClickHouse cannot open {folder}, a database's half of rows: {translate(error)}; restore a backup"
                 ) from error
-            Engine._open = self
+            Engine._open, Engine._process = self, os.getpid()
 
     def _connect(self) -> Connection:
         return Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}")
@@ -126,6 +135,8 @@ class Engine:
 
     @contextlib.contextmanager
     def _borrow(self, user: bool = False) -> Iterator[Connection]:
+        if Engine._process != os.getpid():
+            raise DatabaseLocked(_FORKED.format(process=Engine._process))
         acting = self.acting
         owner = acting.user if user else self._own
         if user and acting.cancelled:
@@ -371,6 +382,20 @@ class Engine:
             self._anchor.close()
             if Engine._open is self:
                 Engine._open = None
+
+
+def _leave_to_parent() -> None:
+    """In a fork: never end the parent's chDB, whose threads are not here: that would wait for them for ever."""
+    opened = Engine._open
+    if opened is not None:
+        for raw in (opened._anchor, *(c.raw for user in opened._users for c in user.idle)):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(raw))
+        library = ctypes.CDLL(None)
+        if hasattr(library, "on_exit"):  # of glibc: ends the process before chDB's own handlers are called
+            library.on_exit(library._exit, None)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _with_tables(raw: Any, tables: Mapping[str, pa.Table], *, stream: bool = False) -> Callable[..., Any]:

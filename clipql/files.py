@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -103,6 +104,18 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+_held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    # a fork shares the lock: it would outlive its holder
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
 class FolderLock:
     """An exclusive lock on a database folder, which dies with the process that holds it.
 
@@ -122,6 +135,7 @@ class FolderLock:
                 f"{folder} is open in {holder}; one process opens a database at a time: close it there"
             ) from error
         os.ftruncate(self._handle, 0)
+        _held.add(self)
         command = " ".join(os.path.basename(a) if i == 0 else a for i, a in enumerate(sys.argv))[:300]
         os.pwrite(self._handle, f"process {os.getpid()} ({command or 'python'})".encode(), 0)
 

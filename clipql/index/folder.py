@@ -2,7 +2,7 @@
 
 A folder is written whole under a temporary name beside its place, fsynced, and renamed, so it is there in full or not
 at all. meta.json holds the size and xxh3 hash of every other file. Opening checks sizes, headers and the hashes of
-the small files; `verify` reads everything. What fails a check is reported as DatabaseDamaged with the file's name.
+the small files, and of the heads of the large; `verify` reads everything. What fails a check is reported as DatabaseDamaged with the file's name.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ VERSION = 1
 META = "meta.json"
 _HASHED_ON_OPEN = 16 << 20  # bytes; larger files are hashed by `verify` only
 _READ = 8 << 20
+_HEAD = 4096
 
 
 class NewFolder:
@@ -62,7 +63,9 @@ class NewFolder:
     def commit(self, meta: Mapping[str, object]) -> None:
         for file in self.path.glob("*.scratch"):
             file.unlink()
-        files = {f.name: {"size": f.stat().st_size, "xxh3": _hash(f)} for f in sorted(self.path.iterdir())}
+        files = {
+            f.name: {"size": f.stat().st_size, "xxh3": _hash(f), "head": _head_hash(f)} for f in sorted(self.path.iterdir())
+        }
         write_meta(self.path, {**meta, "files": files})
         for file in self.path.iterdir():
             _sync(file)
@@ -92,6 +95,8 @@ def read(folder: Path) -> dict[str, Any]:
         _check_size(file, known)
         if known["size"] <= _HASHED_ON_OPEN:
             _check_hash(file, known)
+        elif _head_hash(file) != known["head"]:
+            raise DatabaseDamaged(f"{file} is not as it was written (its head differs); rebuild the index")
         try:
             if file.suffix == ".npy":
                 np.load(file, mmap_mode="r", allow_pickle=False)
@@ -147,6 +152,12 @@ def _hash(file: Path) -> str:
         while piece := stream.read(_READ):
             state.update(piece)
     return state.hexdigest()
+
+
+def _head_hash(file: Path) -> str:
+    """The hash of its beginning, which says what an array is."""
+    with file.open("rb") as stream:
+        return xxhash.xxh3_64_hexdigest(stream.read(_HEAD))
 
 
 def _sync(path: Path) -> None:
