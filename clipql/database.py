@@ -18,7 +18,7 @@ from clipql.catalog import Catalog
 from clipql.encode.base import Picture
 from clipql.encode.service import Encoders
 from clipql.engine import Engine
-from clipql.errors import DatabaseLocked, NotADatabase, QueryError, UnknownTable, VectorError
+from clipql.errors import NotADatabase, QueryError, UnknownTable, VectorError
 from clipql.query.lexer import split_statements, tokenize
 from clipql.quoting import quote_name
 from clipql.result import Result, Stats
@@ -68,6 +68,7 @@ class Database:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, model: str | None = None) -> None:
+        Engine.refuse_fork()
         self.path = Path(path).absolute()
         _prepare(self.path)
         self._lock = files.FolderLock(self.path)
@@ -119,11 +120,7 @@ class Database:
         progress: Progress | None = None,
     ) -> Answer:
         """Run one statement and return its output in a ClickHouse format, unless it names its own."""
-        if self._process != os.getpid():
-            raise DatabaseLocked(
-                f"the database {self.path} was opened by process {self._process}, and this one was forked from it: open "
-                "a database after the fork, or start processes by multiprocessing's 'spawn'"
-            )
+        Engine.refuse_fork()
         if self._closed:
             raise QueryError(f"the database {self.path} is closed")
         return self._session.execute(statement, params, format=format, progress=progress)

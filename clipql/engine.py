@@ -35,8 +35,8 @@ from clipql.users import ACTING, SESSION, Acting, Connection, EngineUser
 
 T = TypeVar("T")
 _FORKED = (
-    "this process was forked from process {process}, which has opened a database; ClickHouse lives on in that one only: "
-    "start processes by multiprocessing's 'spawn', or connect after the fork"
+    "this process was forked from process {process}, which has opened a database; ClickHouse lives on in that one "
+    "only: start processes by multiprocessing's 'spawn', or connect after the fork"
 )
 
 
@@ -71,8 +71,7 @@ class Engine:
         self.folder = folder
         from chdb import _chdb  # type: ignore[attr-defined, unused-ignore]
 
-        if Engine._process not in (None, os.getpid()):
-            raise DatabaseLocked(_FORKED.format(process=Engine._process))
+        Engine.refuse_fork()
         with Engine._guard:
             if Engine._open is not None:
                 raise DatabaseLocked(
@@ -97,6 +96,12 @@ class Engine:
                     f"ClickHouse cannot open {folder}, a database's half of rows: {translate(error)}; restore a backup"
                 ) from error
             Engine._open, Engine._process = self, os.getpid()
+
+    @classmethod
+    def refuse_fork(cls) -> None:
+        """Raise DatabaseLocked in a process that was forked from one that has opened a database."""
+        if cls._process not in (None, os.getpid()):
+            raise DatabaseLocked(_FORKED.format(process=cls._process))
 
     def _connect(self) -> Connection:
         return Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}")
@@ -135,8 +140,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _borrow(self, user: bool = False) -> Iterator[Connection]:
-        if Engine._process != os.getpid():
-            raise DatabaseLocked(_FORKED.format(process=Engine._process))
+        Engine.refuse_fork()
         acting = self.acting
         owner = acting.user if user else self._own
         if user and acting.cancelled:

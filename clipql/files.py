@@ -124,8 +124,16 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         path = folder / "lock"
-        with translated(path, "locking"):
+        try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise StorageError(
+                    f"{folder} cannot be written ({error.strerror}), and a database writes even to be read: copy it to "
+                    "a folder of yours on a disk that can be written"
+                ) from error
+            with translated(path, "locking"):
+                raise
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

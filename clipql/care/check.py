@@ -35,6 +35,7 @@ def check(path: str | os.PathLike[str], *, deep: bool = False, progress: Tick | 
     list of an index, and more queries. progress: told what is being read. Raises DatabaseLocked where it is open,
     NotADatabase where the folder is none.
     """
+    Engine.refuse_fork()
     folder, began, tally = Path(path).absolute(), time.perf_counter(), Tally(progress or (lambda what: None))
     if not folder.is_dir() or not ((folder / manifest.NAME).exists() or (folder / "engine").exists()):
         raise NotADatabase(f"there is no database in {folder}")
@@ -65,6 +66,7 @@ def check(path: str | os.PathLike[str], *, deep: bool = False, progress: Tick | 
 
 def check_database(db: Database, *, deep: bool = False, progress: Tick | None = None) -> CheckReport:
     """The same of an open database. Writers wait until it is done, readers do not."""
+    Engine.refuse_fork()
     began, tally = time.perf_counter(), Tally(progress or (lambda what: None))
     registry = db.registry
     with registry.write_lock:

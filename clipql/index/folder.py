@@ -2,7 +2,8 @@
 
 A folder is written whole under a temporary name beside its place, fsynced, and renamed, so it is there in full or not
 at all. meta.json holds the size and xxh3 hash of every other file. Opening checks sizes, headers and the hashes of
-the small files, and of the heads of the large; `verify` reads everything. What fails a check is reported as DatabaseDamaged with the file's name.
+the small files, and of the heads of the large; `verify` reads everything. What fails a check is reported as
+DatabaseDamaged with the file's name.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class NewFolder:
         for file in self.path.glob("*.scratch"):
             file.unlink()
         files = {
-            f.name: {"size": f.stat().st_size, "xxh3": _hash(f), "head": _head_hash(f)} for f in sorted(self.path.iterdir())
+            f.name: {"size": f.stat().st_size, "xxh3": _hash(f), "head": _head_hash(f)}
+            for f in sorted(self.path.iterdir())
         }
         write_meta(self.path, {**meta, "files": files})
         for file in self.path.iterdir():

@@ -15,8 +15,8 @@ from clipql.cli import main
 from clipql.errors import DatabaseDamaged, NotADatabase, StorageError
 
 MAKE = [
-    "CREATE TABLE t (id UInt32, c String, v Array(Float32), INDEX near v TYPE ivf('L2Distance')) "
-    "ENGINE = MergeTree ORDER BY id",
+    "CREATE TABLE t (id UInt32, c String, v Array(Float32), INDEX near v TYPE ivf('L2Distance')) \
+ENGINE = MergeTree ORDER BY id",
     "INSERT INTO t SELECT number, toString(number), [number % 7, number % 11, number % 13, 1] FROM numbers(1500)",
     "ALTER TABLE t MATERIALIZE INDEX near",
     "DELETE FROM t WHERE id % 100 = 3",
@@ -48,7 +48,9 @@ def test_a_restored_backup_has_all_that_was_there(tmp_path: Path, hard_links: bo
     assert clipql.check(tmp_path / "again", deep=True).findings == ()
     with clipql.connect(tmp_path / "again") as db:
         assert state(db) == before
-        assert [s.state for s in db.sql("SELECT state FROM clipql.indexes").arrow().to_pandas().itertuples()] == ["in use"]
+        assert [s.state for s in db.sql("SELECT state FROM clipql.indexes").arrow().to_pandas().itertuples()] == [
+            "in use"
+        ]
         db.sql("INSERT INTO t VALUES (9999, 'new', [1, 2, 3, 4])")
         db.sql("OPTIMIZE TABLE t FINAL")
         assert db.check(deep=True).findings == ()

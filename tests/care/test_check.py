@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from clipql.cli import main
 from clipql.errors import DatabaseDamaged, DatabaseLocked, NotADatabase
 
 MAKE = [
-    "CREATE TABLE t (id UInt32, c String, v Array(Float32), INDEX near v TYPE ivf('L2Distance')) "
-    "ENGINE = MergeTree ORDER BY id",
+    "CREATE TABLE t (id UInt32, c String, v Array(Float32), INDEX near v TYPE ivf('L2Distance')) \
+ENGINE = MergeTree ORDER BY id",
     "INSERT INTO t SELECT number, toString(number), [number % 7, number % 11, number % 13, 1] FROM numbers(1500)",
     "DELETE FROM t WHERE id % 100 = 3",
     "ALTER TABLE t MATERIALIZE INDEX near",
@@ -35,9 +34,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Iterator[Path]:
+def copy(whole: Path, tmp_path: Path) -> Path:
     shutil.copytree(whole, tmp_path / "db", symlinks=True)
-    yield tmp_path / "db"
+    return tmp_path / "db"
 
 
 def flip(folder: Path, pattern: str, at: int = -5) -> Path:
@@ -131,7 +130,9 @@ def test_numbers_that_disagree_are_found_in_a_manifest_whose_hash_is_right(copy:
     found = catalog.load(copy)
     (table,) = found.tables
     wrong = json.loads((copy / "manifest.json").read_text())
-    body = wrong["catalog"].replace('"name":"near"', '"name":"near"').replace('"rows":1500,"parts"', '"rows":1499,"parts"')
+    body = (
+        wrong["catalog"].replace('"name":"near"', '"name":"near"').replace('"rows":1500,"parts"', '"rows":1499,"parts"')
+    )
     wrong |= {"catalog": body, "hash": catalog._hash(body)}
     (copy / "manifest.json").write_text(json.dumps(wrong))
     assert table.rows == 1500
