@@ -8,13 +8,15 @@ import random
 from typing import Any
 
 import pytest
+import test_oracle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_oracle import cases, parameters  # noqa: F401
+from test_oracle import cases, parameters
 
 import clipql
 from clipql.query.lexer import Token, tokenize
 
+table = test_oracle.table  # its fixture
 STATEMENTS = [s for _, s in cases() if "rand" not in s.lower()]
 WORDS = sorted({s[t.start : t.end] for s in STATEMENTS for t in tokenize(s)})
 KINDS: dict[str, list[str]] = {}
@@ -74,7 +76,7 @@ def outcome(db: clipql.Database, statement: str, plan: int) -> list[tuple[Any, .
 
 
 @pytest.fixture(scope="module")
-def db(table: clipql.Database) -> Iterator[clipql.Database]:
+def db(table: clipql.Database) -> clipql.Database:
     table.sql("SET max_threads = 1, max_execution_time = 2, max_rows_to_read = 100000, max_result_rows = 20000")
     return table
 
