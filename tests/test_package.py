@@ -33,7 +33,8 @@ def test_the_command_is_installed() -> None:
 
 
 def test_the_public_names_are_these() -> None:
-    assert dir(clipql) == ["ClipqlError", "Database", "Result", "Stats", "__version__", "connect", "errors"]
+    names = ["ClipqlError", "Database", "Result", "Stats", "__version__", "check", "connect", "errors", "restore"]
+    assert dir(clipql) == names
     assert [name for name in dir(clipql) if getattr(clipql, name, None) is None] == []
 
 
