@@ -111,7 +111,8 @@ class Session:
     ) -> Output:
         if statement.word in ("BACKUP", "RESTORE") and self._registry.catalog.tables:
             raise UnsupportedStatement(
-                f"{statement.word} would leave out the vectors, which lie outside ClickHouse: use clipql backup and restore"
+                f"{statement.word} would leave out the vectors, which lie outside ClickHouse: use `clipql backup` and "
+                "`clipql restore`"
             )
         if statement.word == "CREATE":
             self._check_view(sql)
