@@ -30,7 +30,7 @@ from clipql.errors import (
     QueryCancelled,
 )
 from clipql.quoting import parameter_texts, quote_name, quote_string
-from clipql.translate import translate
+from clipql.translate import CHDB_ERRORS, translate
 from clipql.users import ACTING, SESSION, Acting, Connection, EngineUser
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class Engine:
             try:
                 self._anchor = self._chdb.connect(str(folder))  # chDB lives as long as it has a connection
                 self._own.idle.append(self._connect())
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 raise DatabaseDamaged(
                     f"ClickHouse cannot open {folder}, a database's half of rows: {translate(error)}; restore a backup"
                 ) from error
@@ -185,7 +185,7 @@ class Engine:
             if connection.database != acting.database:
                 run(f"USE {quote_name(acting.database or user.database)}")
                 connection.database = acting.database
-        except RuntimeError as error:
+        except CHDB_ERRORS as error:
             raise translate(error) from error
 
     def _interruptible(self, call: Callable[[], T], tag: str) -> T:
@@ -210,7 +210,7 @@ class Engine:
 
     def kill(self, tag: str) -> None:
         """Cancel what the connection with this tag is running."""
-        with self._borrow() as other, contextlib.suppress(RuntimeError):
+        with self._borrow() as other, contextlib.suppress(*CHDB_ERRORS):
             other.raw.query(f"KILL QUERY WHERE Settings['log_comment'] = '{tag}' ASYNC")
 
     def query(
@@ -239,7 +239,7 @@ class Engine:
                 return Output(
                     raw.bytes(), raw.elapsed(), raw.rows_read(), raw.storage_rows_read(), raw.storage_bytes_read()
                 )
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 raise translate(error) from error
             finally:
                 if progress is not None:
@@ -285,7 +285,7 @@ class Engine:
                         opened = None
                         return
                     yield from pa.ipc.open_stream(pa.py_buffer(chunk.bytes()))
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 opened = None
                 raise translate(error) from error
             finally:
@@ -320,7 +320,7 @@ class Engine:
                     if progress is not None:
                         progress(chunk.rows_read(), chunk.size())
                     yield joined.add(chunk.bytes())
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 opened = None
                 raise translate(error) from error
             finally:
@@ -345,11 +345,11 @@ class Engine:
                 sink.flush_rest()
                 finished, inserter = inserter, None
                 raw.insert_done(finished)
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 raise translate(error) from error
             finally:
                 if inserter is not None:
-                    with contextlib.suppress(RuntimeError):
+                    with contextlib.suppress(*CHDB_ERRORS):
                         raw.insert_cancel(inserter)
 
     def insert_bytes(self, head: str, format: str, pieces: Iterable[bytes], *, user: bool = False) -> int:
@@ -364,11 +364,11 @@ class Engine:
                         raw.insert_append(inserter, piece[at : at + (1 << 20)])
                 finished, inserter = inserter, None
                 return int(raw.insert_done(finished).rows_written())
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 raise translate(error) from error
             finally:
                 if inserter is not None:
-                    with contextlib.suppress(RuntimeError):
+                    with contextlib.suppress(*CHDB_ERRORS):
                         raw.insert_cancel(inserter)
 
     def register(self, name: str, function: Callable[..., Any], types: list[str], returns: str) -> None:

@@ -69,7 +69,7 @@ def test_rows_survive_where_only_what_posix_promises_is_kept(bench: Bench, opera
 def test_an_error_of_the_disk_is_told_and_changes_nothing(bench: Bench, operation: str, number: int) -> None:
     """A full disk stays full until the operation has failed; an I/O error comes once. Then the operation succeeds."""
     changes = len(bench.changes(operation))
-    step = max(1, changes // 3)
+    step = max(1, changes // 2)
     found = bench.failed(operation, number, sticky=number == errno.ENOSPC, first=1 + number % step, every=step)
     assert [f for f in found if f["problem"]] == []
     assert any(f["error"] for f in found)
