@@ -19,6 +19,7 @@ from clipql.quoting import quote_name, quote_string
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
 from clipql.vectors import segments
 
+_KEPT = "shape of "
 VERIFIED_AT_OPEN = 256 << 20  # bytes of vectors: 0.02 s where they are in memory, 0.1 s from an NVMe disk
 
 
@@ -232,14 +233,27 @@ def _alter(registry: Registry, pending: Pending) -> None:
         _done(registry, after)
         return
     if definition(registry, INTERNAL, before.id) != shape:
-        # made beside the changed one first: where the disk is full, there is one shape or the other, never none
-        made = f"{INTERNAL}.{quote_name('shape of ' + before.id)}"
-        registry.engine.run(f"DROP TABLE IF EXISTS {made} SYNC")
-        registry.engine.run(re.sub(r"\ACREATE TABLE \S+", lambda m: f"CREATE TABLE {made}", shape))
-        registry.engine.run(f"EXCHANGE TABLES {made} AND {registry.shape(before)}")
-        registry.engine.run(f"DROP TABLE IF EXISTS {made} SYNC")
+        keep_shape(registry, before, shape)
+        registry.engine.run(f"EXCHANGE TABLES {_kept(before)} AND {registry.shape(before)}")
+        drop_kept_shape(registry, before)
     registry.publish(before)
     _done(registry, before)
+
+
+def keep_shape(registry: Registry, table: Table, shape: str) -> None:
+    """Make a copy of a shape from its definition, where there is none: exchanging the two needs no room on the disk."""
+    if definition(registry, INTERNAL, _KEPT + table.id) is None:
+        registry.engine.run(re.sub(r"\ACREATE TABLE \S+", lambda m: f"CREATE TABLE {_kept(table)}", shape))
+
+
+def drop_kept_shape(registry: Registry, table: Table) -> None:
+    """Remove the copy; where that fails, the next open does."""
+    with contextlib.suppress(QueryError):
+        registry.engine.run(f"DROP TABLE IF EXISTS {_kept(table)} SYNC")
+
+
+def _kept(table: Table) -> str:
+    return f"{INTERNAL}.{quote_name(_KEPT + table.id)}"
 
 
 def _rewrite(registry: Registry, pending: Pending) -> None:

@@ -230,6 +230,8 @@ def _altering(registry: Registry, table: Table, after: Table) -> Iterator[Callab
     shape_before = recover.definition(registry, INTERNAL, table.id)
     before = recover.definition(registry, table.database, table.name)
     assert shape_before and before, "the catalog names the table"
+    recover.drop_kept_shape(registry, table)
+    recover.keep_shape(registry, table, shape_before)
     on_disk = parts.definitions(registry, table)
     registry.save(registry.catalog.with_pending(Pending("alter", table, after, (shape_before, before))))
     verify = partial(parts.check_definition, registry, table, on_disk)
@@ -238,6 +240,7 @@ def _altering(registry: Registry, table: Table, after: Table) -> Iterator[Callab
         verify()
     finally:
         recover.settle(registry)
+        recover.drop_kept_shape(registry, table)
 
 
 def _named_column(tokens: list[Token]) -> str | None:
