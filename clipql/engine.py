@@ -8,7 +8,6 @@ user's connections and no other's; the calling thread can be interrupted (Ctrl-C
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import os
 import threading
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from clipql import chunks
+from clipql import chunks, forks
 from clipql.arrow import Appender
 from clipql.errors import (
     DatabaseDamaged,
@@ -34,10 +33,6 @@ from clipql.translate import CHDB_ERRORS, translate
 from clipql.users import ACTING, SESSION, Acting, Connection, EngineUser
 
 T = TypeVar("T")
-_FORKED = (
-    "this process was forked from process {process}, which has opened a database; ClickHouse lives on in that one "
-    "only: start processes by multiprocessing's 'spawn', or connect after the fork"
-)
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ class Engine:
     def refuse_fork(cls) -> None:
         """Raise DatabaseLocked in a process that was forked from one that has opened a database."""
         if cls._process not in (None, os.getpid()):
-            raise DatabaseLocked(_FORKED.format(process=cls._process))
+            raise DatabaseLocked(forks.REFUSED.format(process=cls._process))
 
     def _connect(self) -> Connection:
         return Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}")
@@ -389,14 +384,9 @@ class Engine:
 
 
 def _leave_to_parent() -> None:
-    """In a fork: never end the parent's chDB, whose threads are not here: that would wait for them for ever."""
     opened = Engine._open
     if opened is not None:
-        for raw in (opened._anchor, *(c.raw for user in opened._users for c in user.idle)):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(raw))
-        library = ctypes.CDLL(None)
-        if hasattr(library, "on_exit"):  # of glibc: ends the process before chDB's own handlers are called
-            library.on_exit(library._exit, None)
+        forks.leave_to_parent([opened._anchor, *(c.raw for user in opened._users for c in user.idle)])
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)
