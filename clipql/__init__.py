@@ -15,17 +15,23 @@ from clipql import errors
 from clipql.errors import ClipqlError
 
 if TYPE_CHECKING:
+    from clipql.care.backup import restore
+    from clipql.care.check import check
     from clipql.database import Database, connect
     from clipql.ingest.fetch.download import download
     from clipql.result import Result, Stats
 
 __version__ = "0.1.0"
-__all__ = ["ClipqlError", "Database", "Result", "Stats", "__version__", "connect", "download", "errors"]
+__all__ = [
+    "ClipqlError", "Database", "Result", "Stats", "__version__", "check", "connect", "download", "errors", "restore",
+]  # fmt: skip
 
 _WHERE = {
     "Database": "clipql.database",
+    "check": "clipql.care.check",
     "connect": "clipql.database",
     "download": "clipql.ingest.fetch.download",
+    "restore": "clipql.care.backup",
     "Result": "clipql.result",
     "Stats": "clipql.result",
 }

@@ -204,7 +204,7 @@ def load(folder: Path) -> Catalog:
         content = path.read_bytes()
     try:
         document = json.loads(content)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DatabaseDamaged(f"{path} is not JSON ({error}): restore it from a backup") from error
     if not isinstance(document, Mapping) or document.get("clipql") != "manifest":
         raise NotADatabase(f"{path} is not a clipql manifest: name another folder")
@@ -215,7 +215,13 @@ def load(folder: Path) -> Catalog:
     body = document.get("catalog")
     if not isinstance(body, str) or _hash(body) != document.get("hash"):
         raise DatabaseDamaged(f"{path} does not match its own hash, so it was altered: restore it from a backup")
-    return _catalog(json.loads(body))
+    try:
+        return _catalog(json.loads(body))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DatabaseDamaged(
+            f"{path} has a right hash and does not hold a catalog ({type(error).__name__}: {error}): restore it from a "
+            "backup"
+        ) from error
 
 
 def _hash(body: str) -> str:

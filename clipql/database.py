@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,10 @@ from clipql.tables import recover, schema
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 from clipql.vectors.metrics import Metric, metric_named
+
+if TYPE_CHECKING:
+    from clipql.care.backup import BackupReport
+    from clipql.care.report import CheckReport
 
 # what may lie in the folder of a database that was not finished being made
 _OWN = ("lock", catalog.NAME + ".tmp")
@@ -69,10 +73,11 @@ class Database:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, model: str | None = None) -> None:
+        Engine.refuse_fork()
         self.path = Path(path).absolute()
         _prepare(self.path)
         self._lock = files.FolderLock(self.path)
-        self._closed = False
+        self._closed, self._process = False, os.getpid()
         try:
             if not (self.path / catalog.NAME).exists():  # only who holds the lock may say that it is new
                 catalog.save(self.path, Catalog())
@@ -120,6 +125,7 @@ class Database:
         progress: Progress | None = None,
     ) -> Answer:
         """Run one statement and return its output in a ClickHouse format, unless it names its own."""
+        Engine.refuse_fork()
         if self._closed:
             raise QueryError(f"the database {self.path} is closed")
         return self._session.execute(statement, params, format=format, progress=progress)
@@ -239,6 +245,18 @@ class Database:
 
         return ingest(self, source, table=table, **options)
 
+    def check(self, *, deep: bool = False, progress: Callable[[str], None] | None = None) -> CheckReport:
+        """Whether the database is what was written; see `clipql.check`. Writers wait until it is done."""
+        from clipql.care.check import check_database
+
+        return check_database(self, deep=deep, progress=progress)
+
+    def backup(self, path: str | os.PathLike[str], **options: Any) -> BackupReport:
+        """Copy the database as it is now into a new folder; see `clipql.care.backup.backup` for the options."""
+        from clipql.care.backup import backup
+
+        return backup(self, path, **options)
+
     @property
     def registry(self) -> Registry:
         """The tables with vector columns, for the parts of clipql that work below SQL."""
@@ -251,6 +269,8 @@ class Database:
 
     def close(self) -> None:
         """Close the database; harmless when called twice."""
+        if self._process != os.getpid():  # a fork: everything belongs to the process that opened it
+            return
         with self._closing:
             if self._closed:
                 return
@@ -298,6 +318,11 @@ def _prepare(path: Path) -> None:
 
 def _open(path: Path, engine: Engine, found: Catalog) -> Registry:
     engine.run(f"CREATE DATABASE IF NOT EXISTS {INTERNAL}")
+    # ClickHouse makes it at the first DROP, which on a full disk would then fail
+    with files.translated(path, "opening"):
+        (path / "engine" / "metadata_dropped").mkdir(exist_ok=True)
+    recover.verify_vectors(path, found)
+    recover.check_parts(engine, unsettled=found.pending is not None)
     registry = Registry(path, engine, found)
     recover.settle(registry)
     for table in registry.catalog.tables:

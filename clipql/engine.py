@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from clipql import chunks
+from clipql import chunks, forks
 from clipql.arrow import Appender
 from clipql.errors import (
     DatabaseDamaged,
@@ -28,7 +29,7 @@ from clipql.errors import (
     QueryCancelled,
 )
 from clipql.quoting import parameter_texts, quote_name, quote_string
-from clipql.translate import translate
+from clipql.translate import CHDB_ERRORS, translate
 from clipql.users import ACTING, SESSION, Acting, Connection, EngineUser
 
 T = TypeVar("T")
@@ -59,11 +60,13 @@ class Engine:
 
     _open: Engine | None = None
     _guard = threading.Lock()
+    _process: int | None = None  # the one that first opened an engine
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         from chdb import _chdb  # type: ignore[attr-defined, unused-ignore]
 
+        Engine.refuse_fork()
         with Engine._guard:
             if Engine._open is not None:
                 raise DatabaseLocked(
@@ -83,11 +86,17 @@ class Engine:
             try:
                 self._anchor = self._chdb.connect(str(folder))  # chDB lives as long as it has a connection
                 self._own.idle.append(self._connect())
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 raise DatabaseDamaged(
                     f"ClickHouse cannot open {folder}, a database's half of rows: {translate(error)}; restore a backup"
                 ) from error
-            Engine._open = self
+            Engine._open, Engine._process = self, os.getpid()
+
+    @classmethod
+    def refuse_fork(cls) -> None:
+        """Raise DatabaseLocked in a process that was forked from one that has opened a database."""
+        if cls._process not in (None, os.getpid()):
+            raise DatabaseLocked(forks.REFUSED.format(process=cls._process))
 
     def _connect(self) -> Connection:
         return Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}")
@@ -126,6 +135,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _borrow(self, user: bool = False) -> Iterator[Connection]:
+        Engine.refuse_fork()
         acting = self.acting
         owner = acting.user if user else self._own
         if user and acting.cancelled:
@@ -170,7 +180,7 @@ class Engine:
             if connection.database != acting.database:
                 run(f"USE {quote_name(acting.database or user.database)}")
                 connection.database = acting.database
-        except RuntimeError as error:
+        except CHDB_ERRORS as error:
             raise translate(error) from error
 
     def _interruptible(self, call: Callable[[], T], tag: str) -> T:
@@ -195,7 +205,7 @@ class Engine:
 
     def kill(self, tag: str) -> None:
         """Cancel what the connection with this tag is running."""
-        with self._borrow() as other, contextlib.suppress(RuntimeError):
+        with self._borrow() as other, contextlib.suppress(*CHDB_ERRORS):
             other.raw.query(f"KILL QUERY WHERE Settings['log_comment'] = '{tag}' ASYNC")
 
     def query(
@@ -224,7 +234,7 @@ class Engine:
                 return Output(
                     raw.bytes(), raw.elapsed(), raw.rows_read(), raw.storage_rows_read(), raw.storage_bytes_read()
                 )
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 raise translate(error) from error
             finally:
                 if progress is not None:
@@ -270,7 +280,7 @@ class Engine:
                         opened = None
                         return
                     yield from pa.ipc.open_stream(pa.py_buffer(chunk.bytes()))
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 opened = None
                 raise translate(error) from error
             finally:
@@ -305,7 +315,7 @@ class Engine:
                     if progress is not None:
                         progress(chunk.rows_read(), chunk.size())
                     yield joined.add(chunk.bytes())
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 opened = None
                 raise translate(error) from error
             finally:
@@ -330,11 +340,11 @@ class Engine:
                 sink.flush_rest()
                 finished, inserter = inserter, None
                 raw.insert_done(finished)
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 raise translate(error) from error
             finally:
                 if inserter is not None:
-                    with contextlib.suppress(RuntimeError):
+                    with contextlib.suppress(*CHDB_ERRORS):
                         raw.insert_cancel(inserter)
 
     def insert_bytes(self, head: str, format: str, pieces: Iterable[bytes], *, user: bool = False) -> int:
@@ -349,11 +359,11 @@ class Engine:
                         raw.insert_append(inserter, piece[at : at + (1 << 20)])
                 finished, inserter = inserter, None
                 return int(raw.insert_done(finished).rows_written())
-            except RuntimeError as error:
+            except CHDB_ERRORS as error:
                 raise translate(error) from error
             finally:
                 if inserter is not None:
-                    with contextlib.suppress(RuntimeError):
+                    with contextlib.suppress(*CHDB_ERRORS):
                         raw.insert_cancel(inserter)
 
     def register(self, name: str, function: Callable[..., Any], types: list[str], returns: str) -> None:
@@ -371,6 +381,15 @@ class Engine:
             self._anchor.close()
             if Engine._open is self:
                 Engine._open = None
+
+
+def _leave_to_parent() -> None:
+    opened = Engine._open
+    if opened is not None:
+        forks.leave_to_parent([opened._anchor, *(c.raw for user in opened._users for c in user.idle)])
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _with_tables(raw: Any, tables: Mapping[str, pa.Table], *, stream: bool = False) -> Callable[..., Any]:

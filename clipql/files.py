@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -55,6 +56,18 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, durably: its name is synced, so what is synced inside it stays reachable."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        with translated(made, "making"):
+            made.mkdir(exist_ok=True)
+        sync_folder(made.parent)
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -106,6 +119,18 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+_held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    # a fork shares the lock: it would outlive its holder
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
 class FolderLock:
     """An exclusive lock on a database folder, which dies with the process that holds it.
 
@@ -114,8 +139,16 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         path = folder / "lock"
-        with translated(path, "locking"):
+        try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise StorageError(
+                    f"{folder} cannot be written ({error.strerror}), and a database writes even to be read: copy it to "
+                    "a folder of yours on a disk that can be written"
+                ) from error
+            with translated(path, "locking"):
+                raise
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -125,6 +158,7 @@ class FolderLock:
                 f"{folder} is open in {holder}; one process opens a database at a time: close it there"
             ) from error
         os.ftruncate(self._handle, 0)
+        _held.add(self)
         command = " ".join(os.path.basename(a) if i == 0 else a for i, a in enumerate(sys.argv))[:300]
         os.pwrite(self._handle, f"process {os.getpid()} ({command or 'python'})".encode(), 0)
 

@@ -110,7 +110,10 @@ class Session:
         self, sql: str, statement: Other, params: Mapping[str, Any], format: str, progress: Progress | None = None
     ) -> Output:
         if statement.word in ("BACKUP", "RESTORE") and self._registry.catalog.tables:
-            raise UnsupportedStatement(f"{statement.word} would leave out the vectors, which lie outside ClickHouse")
+            raise UnsupportedStatement(
+                f"{statement.word} would leave out the vectors, which lie outside ClickHouse: use `clipql backup` and "
+                "`clipql restore`"
+            )
         if statement.word == "CREATE":
             self._check_view(sql)
         output = self._engine.query(sql, format, params=params, progress=progress, user=True)

@@ -25,6 +25,8 @@ _BY_CODE: Mapping[int, type[QueryError]] = {
 }
 
 
+# what chDB raises; the second where its message quotes bytes that are no UTF-8
+CHDB_ERRORS = (RuntimeError, UnicodeDecodeError)
 # how chDB reports an exception of a Python function
 _UDF = re.compile(
     r"Python UDF '_clipql_encode_\w+' raised an exception at row \d+: (?:[\w.]*\.)?(\w+): (.*?)\s*(?:At:|\Z)", re.DOTALL
@@ -34,7 +36,7 @@ _ENCODING: Mapping[str, type[EncodeError]] = {k.__name__: k for k in (EncodeErro
 
 def translate(error: BaseException) -> QueryError | EncodeError:
     """chDB's exception as one of ours, with ClickHouse's code and name. The caller raises it `from` the original."""
-    text = str(error)
+    text = error.object.decode("utf-8", "replace") if isinstance(error, UnicodeDecodeError) else str(error)
     ours = _UDF.search(text)
     if ours:
         return _ENCODING.get(ours[1], EncodeError)(ours[2].strip())

@@ -217,3 +217,59 @@ def test_a_database_can_be_moved(tmp_path: Path) -> None:
     (tmp_path / "here").rename(tmp_path / "there")
     with clipql.connect(tmp_path / "there") as db:
         assert db.sql("SELECT * FROM t").rows == [(1, [1.0, 2.0])]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def mutate(value: Any, luck: Any, replacement: Any) -> Any:
+    """The value with one place in it taken away or put in another's place."""
+    places: list[tuple[Any, Any]] = []
+    rest = [value]
+    while rest:
+        inner = rest.pop()
+        for key in list(inner) if isinstance(inner, dict) else range(len(inner)) if isinstance(inner, list) else ():
+            places.append((inner, key))
+            rest.append(inner[key])
+    inner, key = places[luck.randrange(len(places))]
+    if luck.random() < 0.3:
+        del inner[key]
+    else:
+        inner[key] = replacement
+    return value
+
+
+@given(CATALOGS, st.randoms(use_true_random=False), JSON)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_catalog_of_another_shape_with_a_right_hash_is_damaged_or_read(
+    tmp_path: Path, given_catalog: Catalog, luck: Any, replacement: Any
+) -> None:
+    catalog.save(tmp_path, given_catalog)
+    document = json.loads((tmp_path / catalog.NAME).read_text())
+    body = json.dumps(mutate(json.loads(document["catalog"]), luck, replacement))
+    (tmp_path / catalog.NAME).write_text(json.dumps(document | {"catalog": body, "hash": catalog._hash(body)}))
+    said = "has a right hash and does not hold a catalog"
+    try:
+        assert isinstance(catalog.load(tmp_path), Catalog)
+    except DatabaseDamaged as error:
+        said = str(error)
+    assert "has a right hash and does not hold a catalog" in said
+
+
+@given(st.binary(max_size=300) | JSON.map(lambda v: json.dumps(v).encode()))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_manifest_of_any_content_gives_an_error_of_ours(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / catalog.NAME).write_bytes(content)
+    with pytest.raises(clipql.errors.StorageError):
+        catalog.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000])
+def test_a_manifest_that_is_nested_too_deep_is_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / catalog.NAME).write_bytes(content)
+    with pytest.raises(DatabaseDamaged, match="is not JSON"):
+        catalog.load(tmp_path)

@@ -2,7 +2,8 @@
 
 A folder is written whole under a temporary name beside its place, fsynced, and renamed, so it is there in full or not
 at all. meta.json holds the size and xxh3 hash of every other file. Opening checks sizes, headers and the hashes of
-the small files; `verify` reads everything. What fails a check is reported as DatabaseDamaged with the file's name.
+the small files, and of the heads of the large; `verify` reads everything. What fails a check is reported as
+DatabaseDamaged with the file's name.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ VERSION = 1
 META = "meta.json"
 _HASHED_ON_OPEN = 16 << 20  # bytes; larger files are hashed by `verify` only
 _READ = 8 << 20
+_HEAD = 4096
 
 
 class NewFolder:
@@ -72,7 +75,10 @@ class NewFolder:
     def commit(self, meta: Mapping[str, object]) -> None:
         for file in [*self.path.glob("*.scratch"), *self.path.glob("*.npz")]:
             file.unlink()
-        files = {f.name: {"size": f.stat().st_size, "xxh3": _hash(f)} for f in sorted(self.path.iterdir())}
+        files = {
+            f.name: {"size": f.stat().st_size, "xxh3": _hash(f), "head": _head_hash(f)}
+            for f in sorted(self.path.iterdir())
+        }
         write_meta(self.path, {**meta, "files": files})
         for file in self.path.iterdir():
             _sync(file)
@@ -86,7 +92,12 @@ class NewFolder:
 
 
 def write_meta(folder: Path, meta: Mapping[str, object]) -> None:
-    (folder / META).write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
+    (folder / META).write_text(json.dumps({**meta, "hash": _meta_hash(meta)}, indent=1) + "\n", "utf-8")
+
+
+def _meta_hash(meta: Mapping[str, object]) -> str:
+    plain = {name: value for name, value in meta.items() if name != "hash"}
+    return xxhash.xxh3_64_hexdigest(json.dumps(plain, sort_keys=True).encode())
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -97,10 +108,12 @@ def read(folder: Path) -> dict[str, Any]:
         _check_size(file, known)
         if known["size"] <= _HASHED_ON_OPEN:
             _check_hash(file, known)
+        elif _head_hash(file) != known["head"]:
+            raise DatabaseDamaged(f"{file} is not as it was written (its head differs); rebuild the index")
         try:
             if file.suffix == ".npy":
                 np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:
             raise DatabaseDamaged(f"{file} does not open as an array ({error}); rebuild the index") from error
     return meta
 
@@ -118,6 +131,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise DatabaseDamaged(f"{file} cannot be read ({error}); rebuild the index") from error
     if version > VERSION:
         raise DatabaseVersion(f"{file} is of version {version}; this clipql knows versions up to {VERSION}")
+    if meta.get("hash") != _meta_hash(meta):
+        raise DatabaseDamaged(f"{file} does not match its own hash; rebuild the index")
     if not isinstance(meta.get("files"), dict):
         raise DatabaseDamaged(f"{file} does not list its files; rebuild the index")
     return dict(meta)
@@ -150,6 +165,12 @@ def _hash(file: Path) -> str:
         while piece := stream.read(_READ):
             state.update(piece)
     return state.hexdigest()
+
+
+def _head_hash(file: Path) -> str:
+    """The hash of its beginning, which says what an array is."""
+    with file.open("rb") as stream:
+        return xxhash.xxh3_64_hexdigest(stream.read(_HEAD))
 
 
 def _sync(path: Path) -> None:

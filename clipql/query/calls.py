@@ -184,13 +184,15 @@ def find_calls(scope: Scope, sources: list[Source], joined: bool, aliases: froze
         while span and at < span.last:
             token, tokens = scope.tokens[at], scope.tokens
             opens = at + 1 < span.last and tokens[at + 1].text == "("
-            if token.kind == "symbol" and token.text == "(" and tokens[at + 1].upper in ("SELECT", "WITH"):
+            following = tokens[at + 1].upper if at + 1 < len(tokens) else ""
+            if token.kind == "symbol" and token.text == "(" and following in ("SELECT", "WITH"):
                 at = matching(tokens, at) + 1
                 continue
             metric = metric_named(token.text) if token.kind == "word" and opens else None
             if metric:
                 close = matching(tokens, at + 1)
-                call = _call(scope, metric, at, close, clause, sources, joined, aliases)
+                closed = close < len(tokens) and tokens[close].text == ")"
+                call = _call(scope, metric, at, close, clause, sources, joined, aliases) if closed else None
                 if call:
                     found.append(call)
                     at = close + 1
@@ -213,8 +215,8 @@ def _call(
     aliases: frozenset[str],
 ) -> Call | None:
     arguments = split_list(scope.tokens, at + 2, close)
-    if len(arguments) != 2:
-        return None
+    if len(arguments) != 2 or any(scope.tokens[first].upper in ("SELECT", "WITH") for first, _ in arguments):
+        return None  # a query without brackets is no argument
     for column, other in (arguments, arguments[::-1]):
         known = _column(scope.tokens, *column, sources, joined, aliases)
         if known and not _column(scope.tokens, *other, sources, joined, aliases):

@@ -6,6 +6,7 @@ ClickHouse, with the WITH clauses that are in force where it stands.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ class Constants:
     def number(self, text: str, withs: tuple[str, ...] = (), aliases: Mapping[str, str] | None = None) -> float | None:
         """The number an expression gives, or None where it cannot be known beforehand."""
         if re.fullmatch(r"-?\d+(\.\d*)?([eE][-+]?\d+)?", text):
-            return float(text)
+            value = float(text)
+            return value if math.isfinite(value) else None
         try:
             prefix = with_clause(text, withs, aliases or {})
             value = self._engine.scalar(f"{prefix}SELECT toFloat64({text})", params=self._params, user=True)
@@ -124,7 +126,7 @@ class Constants:
             if error.code in (456, 457):
                 raise
             return None
-        return None if value is None else float(value)
+        return float(value) if value is not None and math.isfinite(value) else None
 
 
 def with_clause(text: str, withs: tuple[str, ...], aliases: Mapping[str, str]) -> str:

@@ -194,6 +194,11 @@ class ColumnReader:
             self._columns[name] = StoredColumn(self._mapped(entry["file"], entry["hash"]), nulls, words)
         return self._columns[name]
 
+    def verify(self) -> None:
+        """Read every column. Raises DatabaseDamaged where a file is not what was written."""
+        for name in self._entries:
+            self.column(name)
+
     def _mapped(self, name: str, hash: str) -> NDArray[Any]:
         path = self._folder / name
         try:

@@ -154,7 +154,7 @@ class Indexes:
             _check_dimension(table, entry)
             folder = f"{table.id}/{entry.name}-{registry.catalog.serial}"
             place = registry.folder / "index" / folder
-            place.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(place.parent)
             began = time.perf_counter()
             with files.translated(place, "building"):
                 index = kinds.build(

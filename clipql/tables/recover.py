@@ -8,12 +8,19 @@ change was under way.
 from __future__ import annotations
 
 import contextlib
+import re
+from pathlib import Path
 
 from clipql import catalog, files
-from clipql.catalog import Pending, Table
-from clipql.errors import DatabaseDamaged, QueryError
-from clipql.quoting import quote_string
+from clipql.catalog import Catalog, Pending, Table
+from clipql.engine import Engine
+from clipql.errors import DatabaseDamaged, QueryError, StorageError
+from clipql.quoting import quote_name, quote_string
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
+from clipql.vectors import segments
+
+_KEPT = "shape of "
+VERIFIED_AT_OPEN = 256 << 20  # bytes of vectors: 0.02 s where they are in memory, 0.1 s from an NVMe disk
 
 
 def settle(registry: Registry) -> None:
@@ -65,6 +72,41 @@ def check_agreement(registry: Registry) -> None:
             )
 
 
+def verify_vectors(folder: Path, found: Catalog) -> None:
+    """Compare segments with their hashes, as many as are read in a moment. Raises DatabaseDamaged, naming the file."""
+    room = VERIFIED_AT_OPEN
+    for table in found.tables:
+        for column in table.columns:
+            for segment in column.segments:
+                room -= segment.rows * segment.dimension * (2 if segment.dtype == "float16" else 4)
+                if room < 0:
+                    return
+                segments.verify(folder / "vectors" / table.id / column.folder, segment)
+
+
+def check_parts(engine: Engine, unsettled: bool) -> None:
+    """Refuse a database of which ClickHouse has put a part aside, and its rows with it, as if there had been none.
+
+    unsettled: a change was under way, so what is broken may be a part of it. Raises DatabaseDamaged.
+    """
+    aside = engine.arrow(
+        "SELECT database, table, name, path, partition_id AS partition, min_block_number AS low, "
+        "max_block_number AS high FROM system.detached_parts WHERE reason LIKE 'broken%' ORDER BY ALL"
+    ).to_pylist()
+    for part in [] if unsettled else aside:
+        where = " AND ".join(f"{k} = {quote_string(part[k] or '')}" for k in ("database", "table"))
+        instead = engine.scalar(
+            f"SELECT count() FROM system.parts WHERE active AND {where} AND partition_id = "
+            f"{quote_string(part['partition'] or '')} AND min_block_number <= {part['high'] or 0} "
+            f"AND max_block_number >= {part['low'] or 0}"
+        )
+        if not instead:  # otherwise the parts that it was merged from are there again
+            raise DatabaseDamaged(
+                f"ClickHouse has put part {part['name']} of {part['database']}.{part['table']} aside as broken, so its "
+                f"rows are missing: restore a backup; to go on without these rows, remove {part['path']}"
+            )
+
+
 def sweep(registry: Registry) -> None:
     """Remove staged rows, shapes of tables that are gone, and files that nothing refers to."""
     known = {t.id for t in registry.catalog.tables}
@@ -74,6 +116,8 @@ def sweep(registry: Registry) -> None:
         if name not in known | rewritten:
             registry.engine.run(f"DROP TABLE IF EXISTS {INTERNAL}.`{name}` SYNC")
     files.remove(registry.folder / (catalog.NAME + ".tmp"))
+    for stray in (*registry.folder.glob(".backup-*"), registry.folder / "engine" / "shadow"):
+        files.remove(stray)  # of a backup that was cut off
     vectors = registry.folder / "vectors"
     for folder in vectors.iterdir() if vectors.is_dir() else ():
         table = registry.catalog.by_id(folder.name)
@@ -115,7 +159,15 @@ def _is_there(registry: Registry, table: Table) -> bool:
 def _done(registry: Registry, table: Table | None, gone: str | None = None) -> None:
     done = registry.catalog.with_pending(None)
     done = done.with_table(table) if table else done
-    registry.save(done.without(gone) if gone else done)
+    _save(registry, done.without(gone) if gone else done)
+
+
+def _save(registry: Registry, done: Catalog) -> None:
+    try:
+        registry.save(done)
+    except StorageError:
+        registry.assume(done)
+        raise
 
 
 def _insert(registry: Registry, pending: Pending) -> None:
@@ -148,11 +200,11 @@ def _drop(registry: Registry, pending: Pending) -> None:
 
 
 def _remove(registry: Registry, table: Table) -> None:
-    registry.withdraw(table.id)
     if _is_there(registry, table):
         registry.engine.run(f"DROP TABLE IF EXISTS {registry.physical(table)} SYNC")
     registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(table)} SYNC")
     _done(registry, None, table.id)
+    registry.withdraw(table.id)  # not before: where something above fails, the table may still be read
     files.remove(registry.table_folder(table))  # last: while the manifest names a table, it can be opened
 
 
@@ -160,9 +212,9 @@ def _truncate(registry: Registry, pending: Pending) -> None:
     after = pending.after
     assert after is not None, "a truncate has a table after"
     registry.engine.run(f"TRUNCATE TABLE {registry.physical(after)} SYNC")
-    registry.publish(after)
     registry.touched([after.id])
     _done(registry, after)
+    registry.publish(after)
 
 
 def _rename(registry: Registry, pending: Pending) -> None:
@@ -181,10 +233,27 @@ def _alter(registry: Registry, pending: Pending) -> None:
         _done(registry, after)
         return
     if definition(registry, INTERNAL, before.id) != shape:
-        registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(before)} SYNC")
-        registry.engine.run(shape)
+        keep_shape(registry, before, shape)
+        registry.engine.run(f"EXCHANGE TABLES {_kept(before)} AND {registry.shape(before)}")
+        drop_kept_shape(registry, before)
     registry.publish(before)
     _done(registry, before)
+
+
+def keep_shape(registry: Registry, table: Table, shape: str) -> None:
+    """Make a copy of a shape from its definition, where there is none: exchanging the two needs no room on the disk."""
+    if definition(registry, INTERNAL, _KEPT + table.id) is None:
+        registry.engine.run(re.sub(r"\ACREATE TABLE \S+", lambda m: f"CREATE TABLE {_kept(table)}", shape))
+
+
+def drop_kept_shape(registry: Registry, table: Table) -> None:
+    """Remove the copy; where that fails, the next open does."""
+    with contextlib.suppress(QueryError):
+        registry.engine.run(f"DROP TABLE IF EXISTS {_kept(table)} SYNC")
+
+
+def _kept(table: Table) -> str:
+    return f"{INTERNAL}.{quote_name(_KEPT + table.id)}"
 
 
 def _rewrite(registry: Registry, pending: Pending) -> None:
@@ -195,9 +264,11 @@ def _rewrite(registry: Registry, pending: Pending) -> None:
     exchanged = f"'{after.id}/" in made
     stays, goes = (after, before) if exchanged else (before, after)
     temporary = f"{INTERNAL}.`rewrite of {before.id}`"
-    registry.withdraw(goes.id)
+    done = registry.catalog.with_pending(None).without(goes.id).with_table(stays)
+    registry.touched([stays.id])
+    registry.assume(done)  # row numbers are other ones now: nobody may read them by the old catalog
     registry.engine.run(f"DROP TABLE IF EXISTS {temporary} SYNC")
     registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(goes)} SYNC")
-    registry.touched([stays.id])
-    registry.save(registry.catalog.with_pending(None).without(goes.id).with_table(stays))
+    registry.save(done)
+    registry.withdraw(goes.id)
     files.remove(registry.table_folder(goes))

@@ -57,6 +57,7 @@ class Registry:
         self._alive: dict[str, tuple[int, NDArray[np.bool_] | None]] = {}
         self._versions: dict[str, int] = {}
         self._traits: dict[str, tuple[int, Traits]] = {}
+        self.seen_parts: dict[tuple[str, str], frozenset[str]] = {}
         for table in catalog.tables:
             self.publish(table)
         Registry._current = self
@@ -89,6 +90,12 @@ class Registry:
         catalog = dataclasses.replace(catalog, serial=self._catalog.serial + 1)
         manifest.save(self.folder, catalog)
         self._catalog = catalog
+
+    def assume(self, catalog: Catalog) -> None:
+        """Go on by a catalog that could not be written: the change under way has come about all the same, so reads
+        must know of it. What was announced stays announced, and the next write, or the next open, writes it.
+        """
+        self._catalog = dataclasses.replace(catalog, pending=self._catalog.pending, serial=self._catalog.serial)
 
     def find(self, database: str | None, name: str) -> Table | None:
         """The table of this name if it has vector columns; `database` None means the current one."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clipql.catalog import Pending, Table
 from clipql.quoting import quote_name
-from clipql.tables import recover, schema, shape
+from clipql.tables import parts, recover, schema, shape
 from clipql.tables.indexes import Indexes, unbuilt
 from clipql.tables.registry import INTERNAL, ROW, Registry
 from clipql.tables.writer import Insertion
@@ -27,6 +27,7 @@ def optimize(registry: Registry, indexes: Indexes, table: Table, statement: str,
         recover.settle(registry)
         table = registry.current(table)
         registry.engine.run(statement, user=True)
+        parts.check_changed(registry, table)
         alive = registry.alive(table) if final else None
         if alive is not None:
             _rewrite(registry, table, alive)

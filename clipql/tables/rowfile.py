@@ -83,6 +83,12 @@ class RowReader:
                 start = int(place["start"]) // mmap.PAGESIZE * mmap.PAGESIZE
                 self._data.madvise(mmap.MADV_WILLNEED, start, int(place["end"]) - start)
 
+    def verify(self) -> None:
+        """Read everything. Raises DatabaseDamaged, naming the first file that is not what was written."""
+        for number in range(len(self._places)):
+            self._batch(number)
+        self.columns.verify()
+
     def _batch(self, number: int) -> pa.RecordBatch:
         found = self._batches.get(number)
         if found is None:
@@ -139,12 +145,12 @@ class RowFiles:
         with registry.write_lock:
             table = registry.current(table)
             traits = registry.traits(table)
-            if traits.expires or (table.row_file and table.row_file.rows == table.rows and self.reader(table)):
+            if traits.expires or (table.row_file and table.row_file.rows == table.rows and self._whole(table)):
                 return
             name = f"{table.id}-{registry.catalog.serial}"
             place = registry.folder / "rows" / name
             with files.translated(place, "writing"):
-                place.parent.mkdir(exist_ok=True)
+                files.make_folder(place.parent)
                 shutil.rmtree(place, ignore_errors=True)
                 place.mkdir()
                 size, check = _write(registry, table, traits.stored, place)
@@ -154,6 +160,15 @@ class RowFiles:
             registry.save(registry.catalog.with_table(dataclasses.replace(table, row_file=entry)))
             if table.row_file:
                 files.remove(self._folder(table.row_file))
+
+    def _whole(self, table: Table) -> bool:
+        reader = self.reader(table)
+        try:
+            if reader:
+                reader.verify()
+        except DatabaseDamaged:
+            return False
+        return reader is not None
 
     def drop(self, table: Table) -> None:
         """Forget a table's row file, because stored values are about to change. Hold the write lock until they have."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from clipql.index import definition
 from clipql.query.lexer import Token
 from clipql.query.scopes import split_list
 from clipql.quoting import quote_name, quote_string
-from clipql.tables import recover, shape
+from clipql.tables import parts, recover, shape
 from clipql.tables.indexes import Indexes, check_column, unbuilt
 from clipql.tables.registry import INTERNAL, Registry
 
@@ -50,6 +50,8 @@ def create(
         recover.settle(registry)
         table = Table(database, name, new_id(registry, name), ())
         registry.engine.run(f"CREATE DATABASE IF NOT EXISTS {INTERNAL}")
+        # a CREATE that failed on a full disk may have left one of this id
+        registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(table)} SYNC")
         registry.engine.run(f"CREATE TABLE {registry.shape(table)} {definition}", params=params, user=True)
         try:
             columns = shape.vector_columns(registry.engine, table.id)
@@ -69,12 +71,14 @@ def create(
             registry.publish(table)  # ClickHouse tries the columns' expressions out
             try:
                 registry.engine.run(statement)
+                parts.check_definition(registry, table)
             except BaseException:
-                registry.withdraw(table.id)
-                registry.save(registry.catalog.with_pending(None))
+                recover.settle(registry)  # which removes what there may be of it
                 raise
             registry.save(registry.catalog.with_table(table).with_pending(None))
         except BaseException:
+            with contextlib.suppress(Exception):
+                recover.settle(registry)  # which removes what was announced
             with contextlib.suppress(Exception):
                 registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(table)} SYNC")
             raise
@@ -199,10 +203,8 @@ def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: s
     if column and verb == "CLEAR":
         raise UnsupportedStatement(f"{column.name} is a vector column, and a vector cannot be empty: delete the rows")
     if verb in _ROW_CHANGES or " ".join(words[:2]) in _ROW_CHANGES:
-        try:
+        with _mutating(registry, table):
             run(f"{on_physical} {command}")
-        finally:
-            registry.touched([table.id])
         return
     if (column and verb == "MODIFY") or (column and verb == "ALTER"):
         raise UnsupportedStatement(f"{column.name} is a vector column; it can be renamed or dropped, not modified")
@@ -212,24 +214,33 @@ def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: s
     if " ".join(words[:2]) in ("MODIFY ORDER", "RESET SETTING"):
         run(f"{on_shape} {command}")
         return
-    with _altering(registry, table, table):
+    with _altering(registry, table, table) as verify:
         run(f"{on_shape} {command}")
+        verify()
         shape.check_computed(registry.engine, table)
         if not (verb == "ADD" and not table.rows and _added_vectors(registry, table, named)):
             run(f"{on_physical} {command}")
 
 
 @contextlib.contextmanager
-def _altering(registry: Registry, table: Table, after: Table) -> Iterator[None]:
-    """Change the shape inside, then the physical table; where that fails or is cut off, the shape is as it was."""
+def _altering(registry: Registry, table: Table, after: Table) -> Iterator[Callable[[], None]]:
+    """Change the shape inside, call what is given, then change the physical table; where that fails or is cut off, the
+    shape is as it was.
+    """
     shape_before = recover.definition(registry, INTERNAL, table.id)
     before = recover.definition(registry, table.database, table.name)
     assert shape_before and before, "the catalog names the table"
+    recover.drop_kept_shape(registry, table)
+    recover.keep_shape(registry, table, shape_before)
+    on_disk = parts.definitions(registry, table)
     registry.save(registry.catalog.with_pending(Pending("alter", table, after, (shape_before, before))))
+    verify = partial(parts.check_definition, registry, table, on_disk)
     try:
-        yield
+        yield verify
+        verify()
     finally:
         recover.settle(registry)
+        recover.drop_kept_shape(registry, table)
 
 
 def _named_column(tokens: list[Token]) -> str | None:
@@ -274,8 +285,9 @@ def _alter_vectors(registry: Registry, table: Table, name: str, new_name: str | 
     command = (
         f"RENAME COLUMN {quote_name(name)} TO {quote_name(new_name)}" if new_name else f"DROP COLUMN {quote_name(name)}"
     )
-    with _altering(registry, table, after):
+    with _altering(registry, table, after) as verify:
         registry.engine.run(f"ALTER TABLE {registry.shape(table)} {command}")
+        verify()
         registry.engine.run(f"ALTER TABLE {registry.physical(table)} {command}")
     recover.sweep(registry)
 
@@ -285,7 +297,20 @@ def delete(registry: Registry, table: Table, statement: str, params: Mapping[str
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
         table = registry.current(table)
-        try:
+        with _mutating(registry, table):
             registry.engine.run(statement, params=params, user=True)
-        finally:
-            registry.touched([table.id])
+
+
+@contextlib.contextmanager
+def _mutating(registry: Registry, table: Table) -> Iterator[None]:
+    """Have ClickHouse change rows inside; where that fails, it shall not try again later by itself."""
+    try:
+        yield
+        parts.check_changed(registry, table)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            where = f"database = {quote_string(table.database)} AND table = {quote_string(table.name)}"
+            registry.engine.run(f"KILL MUTATION WHERE {where} AND NOT is_done SYNC")
+        raise
+    finally:
+        registry.touched([table.id])

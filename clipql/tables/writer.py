@@ -27,6 +27,7 @@ from clipql.arrow import arrow_numbers
 from clipql.catalog import Part, Pending, Segment, Table, VectorColumn
 from clipql.errors import DiskFull, QueryError, VectorError
 from clipql.quoting import quote_name
+from clipql.tables import parts as mergetree
 from clipql.tables import recover, shape
 from clipql.tables.registry import INTERNAL, ROW, Registry
 from clipql.vectors import segments
@@ -71,7 +72,7 @@ class Insertion:
             if table is None:
                 raise VectorError("the table was dropped meanwhile")
             for column in table.columns:
-                self._registry.column_folder(table, column.name).mkdir(parents=True, exist_ok=True)
+                files.make_folder(self._registry.column_folder(table, column.name))
                 self._vectors[column.name] = []
         except BaseException:
             self._registry.write_lock.release()
@@ -274,11 +275,15 @@ class Insertion:
     def _check_stored(self, where: str) -> None:
         """Count the rows that came: chDB ends a streamed insert without a word where its last block was not written.
 
-        Raises DiskFull or QueryError.
+        Raises DiskFull, StorageError or QueryError.
         """
         engine = self._registry.engine
         there = engine.scalar(f"SELECT count() FROM {where} WHERE {ROW} >= {self.first}")
         if there == self._rows or self._registry.expires(self.table):
+            if where == self._staging:
+                mergetree.check_new(self._registry, INTERNAL, "rows of " + self._id)
+            else:
+                mergetree.check_new(self._registry, self.table.database, self.table.name)
             return
         noted = engine.arrow(
             "SELECT code, name, last_error_message AS message FROM system.errors WHERE last_error_time > now() - 60 "

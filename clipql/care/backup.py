@@ -1,0 +1,383 @@
+"""`clipql backup` and `clipql restore`: a copy of a database as it was at one moment, listed and hashed.
+
+A backup is a folder: `database/`, which is a database folder as it stands, and `backup.json`, which lists its files
+with sizes and hashes. What must stay true: the copy is of one moment, though queries and inserts run; a backup is
+there, whole, synced and read back, under its name, or not at all; nothing that exists is overwritten.
+
+How one moment is had: under the write lock, segments, indexes and row files, which never change, are hard-linked into
+a folder of the database beside them, ClickHouse FREEZEs its tables (hard links too), and definitions and the manifest
+are copied. That takes milliseconds a thousand files; then the lock is let go, and the copying begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from clipql import __version__, catalog, files
+from clipql.catalog import Catalog, Segment
+from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase, StorageError
+from clipql.quoting import quote_name
+from clipql.tables import recover
+from clipql.vectors import segments
+
+if TYPE_CHECKING:
+    from clipql.database import Database
+
+FORMAT = 1
+LISTING, INSIDE = "backup.json", "database"
+STAGED = ".backup-"  # how the folder of hard links within the database begins; a stray one goes at the next open
+_READ = 8 << 20
+_NOT_COPIED = ("shadow", "tmp", "metadata_dropped")
+Tick = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BackupReport:
+    """What was copied. held_seconds: how long writers had to wait."""
+
+    path: Path
+    files: int
+    bytes: int
+    seconds: float
+    held_seconds: float = 0.0
+
+
+def backup(
+    db: Database,
+    path: str | os.PathLike[str],
+    *,
+    keep_links: bool = False,
+    hard_links: bool = False,
+    progress: Tick | None = None,
+) -> BackupReport:
+    """Copy an open database into a new folder. Queries run on meanwhile, and inserts but for a moment.
+
+    keep_links: leave linked parts (`ingest --link`) where they lie, so that the backup needs them; otherwise they are
+    copied into it. hard_links: link what never changes instead of copying it: quick and small, but no help where the
+    disk itself fails. progress: told (what, bytes done, bytes in all).
+    Raises StorageError where the folder exists, DatabaseDamaged where a segment is not what was written, DiskFull.
+    """
+    began, place = time.perf_counter(), Path(path).absolute()
+    _refuse_existing(place)
+    with _staged(db) as stage, _building(place) as made:
+        with db.registry.write_lock:
+            held = time.perf_counter()
+            found = _hold(db, stage, keep_links=keep_links)
+            held = time.perf_counter() - held
+        listing = _copy_tree(stage, made / INSIDE, hard_links, progress)
+        _verify_segments(made / INSIDE, found)
+        _write_listing(made, listing)
+        _sync_tree(made)
+        verify(made)
+    return BackupReport(
+        place, len(listing), sum(size for size, _ in listing.values()), time.perf_counter() - began, held
+    )
+
+
+def restore(
+    source: str | os.PathLike[str], path: str | os.PathLike[str], *, progress: Tick | None = None
+) -> BackupReport:
+    """Make a database of a backup, which is checked first. The folder must not exist.
+
+    Raises NotADatabase for a folder that is no backup, DatabaseDamaged where a file is not what was written, DiskFull.
+    """
+    began, place, source = time.perf_counter(), Path(path).absolute(), Path(source).absolute()
+    _refuse_existing(place)
+    listing = verify(source)
+    with _building(place) as made:
+        copied = _copy_tree(source / INSIDE, made, False, progress)
+        if copied != listing:
+            raise DatabaseDamaged(f"{source} changed while it was copied: try again")
+        _sync_tree(made)
+    return BackupReport(place, len(listing), sum(size for size, _ in listing.values()), time.perf_counter() - began)
+
+
+def verify(path: str | os.PathLike[str]) -> dict[str, tuple[int, str]]:
+    """Read a whole backup and compare it with its listing, which is returned: size and xxh3-128 of each file.
+
+    Raises NotADatabase, DatabaseVersion, or DatabaseDamaged, naming the first file that differs.
+    """
+    place = Path(path).absolute()
+    listing = _read_listing(place)
+    there = {str(p.relative_to(place / INSIDE)) for p in _walk(place / INSIDE)}
+    if there != set(listing):
+        missing = sorted(set(listing) - there)
+        what = f"{missing[0]} is missing" if missing else f"{sorted(there - set(listing))[0]} is not listed"
+        raise DatabaseDamaged(f"the backup {place} is not whole: {what}; use another backup")
+    for name, known in listing.items():
+        found = _hashed(place / INSIDE / name)
+        if found != known:
+            raise DatabaseDamaged(
+                f"the backup {place} is damaged: {name} has {found[0]:,} bytes with hash {found[1]}, expected "
+                f"{known[0]:,} with {known[1]}; use another backup"
+            )
+    return listing
+
+
+# the moment
+
+
+@contextlib.contextmanager
+def _staged(db: Database) -> Iterator[Path]:
+    stage = db.path / f"{STAGED}{os.getpid()}"
+    name = f"clipql_{os.getpid()}"
+    try:
+        files.remove(stage)
+        with files.translated(stage, "making"):
+            stage.mkdir()
+        yield stage
+    finally:
+        with contextlib.suppress(StorageError):
+            files.remove(stage)
+        with contextlib.suppress(StorageError):
+            files.remove(db.path / "engine" / "shadow" / name)
+
+
+def _hold(db: Database, stage: Path, *, keep_links: bool) -> Catalog:
+    """Hard-link, freeze and copy what the database is now. Returns the catalog of the copy."""
+    registry = db.registry
+    recover.settle(registry)
+    found = _without_links(registry.catalog) if not keep_links else registry.catalog
+    with files.translated(stage, "linking into"):
+        for table, column, old, new in _segment_pairs(registry.catalog, found):
+            folder = db.path / "vectors" / table / column
+            _link(folder / old.file, stage / "vectors" / table / column / new.file)
+        for top, names in (
+            ("index", [i.folder for t in found.tables for i in t.indexes if i.folder]),
+            ("rows", [t.row_file.folder for t in found.tables if t.row_file]),
+        ):
+            for name in names:
+                for file in _walk(db.path / top / name):
+                    _link(file, stage / top / file.relative_to(db.path / top))
+        _freeze(db, stage / "engine")
+    catalog.save(stage, found)
+    return found
+
+
+def _without_links(found: Catalog) -> Catalog:
+    """The same catalog with linked segments as files of the database's own."""
+
+    def own(segment: Segment, number: int) -> Segment:
+        if not segment.linked:
+            return segment
+        return dataclasses.replace(segment, file=f"{segment.first:012d}-link-{number}.npy", linked=False)
+
+    tables = tuple(
+        dataclasses.replace(
+            table,
+            columns=tuple(
+                dataclasses.replace(c, segments=tuple(own(s, i) for i, s in enumerate(c.segments)))
+                for c in table.columns
+            ),
+        )
+        for table in found.tables
+    )
+    return dataclasses.replace(found, tables=tables)
+
+
+def _segment_pairs(before: Catalog, after: Catalog) -> Iterator[tuple[str, str, Segment, Segment]]:
+    for old, new in zip(before.tables, after.tables, strict=True):
+        for a, b in zip(old.columns, new.columns, strict=True):
+            for x, y in zip(a.segments, b.segments, strict=True):
+                if not y.linked:
+                    yield old.id, a.folder, x, y
+
+
+def _link(source: Path, target: Path) -> None:
+    """Another name for a file that never changes; a link to it where it lies on another disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        target.symlink_to(source)
+
+
+def _freeze(db: Database, stage: Path) -> None:
+    """ClickHouse's half: frozen parts, and the definitions as they are."""
+    source, engine = db.path / "engine", db.registry.engine
+    name = f"clipql_{os.getpid()}"
+    shadow = source / "shadow" / name
+    files.remove(shadow)
+    tables = engine.arrow(
+        "SELECT database, name, engine, data_paths FROM system.tables WHERE database NOT IN "
+        "('system', 'information_schema', 'INFORMATION_SCHEMA') AND NOT is_temporary ORDER BY ALL"
+    ).to_pylist()
+    for table in tables:
+        merge_tree = table["engine"].endswith("MergeTree")
+        if merge_tree:
+            full = f"{quote_name(table['database'])}.{quote_name(table['name'])}"
+            engine.run(f"ALTER TABLE {full} FREEZE WITH NAME '{name}'")
+        for folder in map(Path, table["data_paths"]):
+            target = stage / os.path.relpath(folder, source)
+            if merge_tree:
+                (target / "detached").mkdir(parents=True)
+                shutil.copy2(folder / "format_version.txt", target / "format_version.txt")
+                frozen = shadow / os.path.relpath(folder, source)
+                for file in _walk(frozen) if frozen.is_dir() else ():
+                    _link(file, target / file.relative_to(frozen))
+            elif folder.is_dir():  # of the Log family, which ClickHouse appends to
+                shutil.copytree(folder, target, dirs_exist_ok=True)
+    for path in [source, *_below(source)]:
+        target = stage / path.relative_to(source)
+        if path.is_symlink():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(os.readlink(path))
+        elif path.suffix == ".sql" and path.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Everything in a folder but what ClickHouse keeps of queries and parts: those are copied by table."""
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        path = Path(entry.path)
+        if entry.is_symlink() or not entry.is_dir():
+            yield path
+        elif entry.name not in _NOT_COPIED and not (path / "format_version.txt").exists():
+            yield from _below(path)
+
+
+# the copy
+
+
+def _refuse_existing(place: Path) -> None:
+    if place.exists() or place.is_symlink():
+        raise StorageError(f"{place} is there already and is not overwritten: name a new folder")
+
+
+@contextlib.contextmanager
+def _building(place: Path) -> Iterator[Path]:
+    """A folder under a temporary name, which gets its own when all went well."""
+    made = place.with_name(f".{place.name}.{os.getpid()}.new")
+    try:
+        with files.translated(place, "writing"):
+            files.make_folder(place.parent)
+            files.remove(made)
+            made.mkdir()
+            yield made
+            _refuse_existing(place)
+            os.rename(made, place)
+        files.sync_folder(place.parent)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files and symbolic links below a folder."""
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
+        else:
+            yield Path(entry.path)
+
+
+def _copy_tree(source: Path, target: Path, hard_links: bool, progress: Tick | None) -> dict[str, tuple[int, str]]:
+    """Copy a tree of files, hashed on the way. Links within ClickHouse's folders stay links, others become files."""
+    paths = list(_walk(source))
+    total, done = sum(_size(p) for p in paths), 0
+    listing: dict[str, tuple[int, str]] = {}
+    for folder, _, _ in os.walk(source):
+        (target / os.path.relpath(folder, source)).mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        name = str(path.relative_to(source))
+        place = target / name
+        if path.is_symlink() and not os.path.isabs(os.readlink(path)):
+            place.symlink_to(os.readlink(path))
+            listing[name] = _hashed(place)
+            continue
+        if hard_links and not path.is_symlink() and path.suffix not in (".sql", ".json"):
+            with contextlib.suppress(OSError):
+                os.link(path, place)
+                listing[name] = _hashed(place)
+        if name not in listing:
+            listing[name] = _copy(path, place)
+        done += listing[name][0]
+        if progress:
+            progress(name, done, total)
+    return listing
+
+
+def _size(path: Path) -> int:
+    return path.lstat().st_size if path.is_symlink() and not os.path.isabs(os.readlink(path)) else path.stat().st_size
+
+
+def _copy(source: Path, target: Path) -> tuple[int, str]:
+    digest, size = xxhash.xxh3_128(), 0
+    with open(source, "rb", buffering=0) as reading, open(target, "wb", buffering=0) as writing:
+        while piece := reading.read(_READ):
+            digest.update(piece)
+            size += len(piece)
+            view = memoryview(piece)
+            while view:
+                view = view[writing.write(view) :]
+        os.fsync(writing.fileno())
+        with contextlib.suppress(AttributeError, OSError):  # so that reading it back reads the disk
+            os.posix_fadvise(writing.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return size, digest.hexdigest()
+
+
+def _hashed(path: Path) -> tuple[int, str]:
+    if path.is_symlink():
+        target = os.readlink(path)
+        return len(target), xxhash.xxh3_128_hexdigest(target.encode())
+    digest, size = xxhash.xxh3_128(), 0
+    with files.translated(path, "reading"), open(path, "rb", buffering=0) as file:
+        while piece := file.read(_READ):
+            digest.update(piece)
+            size += len(piece)
+    return size, digest.hexdigest()
+
+
+def _verify_segments(folder: Path, found: Catalog) -> None:
+    """A damaged segment must not get into a backup unnoticed: compare with the hashes of when it was written."""
+    for table in found.tables:
+        for column in table.columns:
+            for segment in column.segments:
+                segments.verify(folder / "vectors" / table.id / column.folder, segment)
+
+
+def _sync_tree(folder: Path) -> None:
+    for place, _, _ in os.walk(folder, topdown=False):
+        files.sync_folder(Path(place))
+
+
+def _write_listing(made: Path, listing: Mapping[str, tuple[int, str]]) -> None:
+    body = json.dumps({"clipql_version": __version__, "files": listing}, separators=(",", ":"))
+    digest = hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()
+    document = {"clipql": "backup", "format": FORMAT, "hash": digest, "listing": body}
+    files.replace(made / LISTING, json.dumps(document).encode())
+
+
+def _read_listing(place: Path) -> dict[str, tuple[int, str]]:
+    path = place / LISTING
+    if not path.is_file():
+        raise NotADatabase(f"{place} is no backup of clipql: it has no {LISTING}")
+    try:
+        with files.translated(path, "reading"):
+            document: Any = json.loads(path.read_bytes())
+        if not isinstance(document, Mapping) or document.get("clipql") != "backup":
+            raise NotADatabase(f"{path} is no listing of clipql: name another folder")
+        if not isinstance(document.get("format"), int) or document["format"] > FORMAT:
+            raise DatabaseVersion(f"{place} is in format {document.get('format')}, this clipql reads up to {FORMAT}")
+        body = document["listing"]
+        if hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest() != document["hash"]:
+            raise DatabaseDamaged(f"{path} does not match its own hash, so it was altered: use another backup")
+        return {name: (size, digest) for name, (size, digest) in json.loads(body)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatabaseDamaged(f"{path} cannot be read ({error}): use another backup") from error

@@ -1,0 +1,120 @@
+"""`clipql check`: is a database what was written?
+
+What must stay true: whatever is damaged, the check ends with a report and not with an error; it changes nothing but
+what every opening changes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipql import catalog as manifest
+from clipql import files
+from clipql.care.in_engine import check_engine, check_open
+from clipql.care.on_disk import Tally, check_files
+from clipql.care.report import CheckReport
+from clipql.catalog import Catalog
+from clipql.engine import Engine
+from clipql.errors import ClipqlError, DatabaseLocked, NotADatabase
+
+if TYPE_CHECKING:
+    from clipql.database import Database
+
+Tick = Callable[[str], None]
+
+
+def check(path: str | os.PathLike[str], *, deep: bool = False, progress: Tick | None = None) -> CheckReport:
+    """Check a database folder that nobody has open.
+
+    All files are read and compared with their hashes, ClickHouse checks its parts, row numbers and a sample of queries
+    by each index are compared with what must be. deep: also every stored value of the row files, every vector, every
+    list of an index, and more queries. progress: told what is being read. Raises DatabaseLocked where it is open,
+    NotADatabase where the folder is none.
+    """
+    Engine.refuse_fork()
+    folder, began, tally = Path(path).absolute(), time.perf_counter(), Tally(progress or (lambda what: None))
+    if not folder.is_dir() or not ((folder / manifest.NAME).exists() or (folder / "engine").exists()):
+        raise NotADatabase(f"there is no database in {folder}")
+    lock = files.FolderLock(folder)
+    try:
+        found = _manifest(folder, tally)
+        check_files(folder, found or Catalog(), tally, deep=deep)
+    finally:
+        lock.release()
+    beyond_opening = found is None or any(f.what in ("segment", "manifest") for f in tally.findings)
+    if not beyond_opening:
+        from clipql.database import Database
+
+        try:
+            with Database(folder) as db:
+                found = db.registry.catalog
+                check_engine(db.registry.engine, tally)
+                check_open(db, tally, deep=deep)
+        except DatabaseLocked:
+            raise
+        except ClipqlError as error:
+            tally.add("database", "", f"it does not open: {error}")
+            beyond_opening = True
+    if beyond_opening:
+        _check_engine_alone(folder, tally)
+    return _report(folder, found or Catalog(), tally, began, deep=deep)
+
+
+def check_database(db: Database, *, deep: bool = False, progress: Tick | None = None) -> CheckReport:
+    """The same of an open database. Writers wait until it is done, readers do not."""
+    Engine.refuse_fork()
+    began, tally = time.perf_counter(), Tally(progress or (lambda what: None))
+    registry = db.registry
+    with registry.write_lock:
+        _manifest(db.path, tally)
+        check_files(db.path, registry.catalog, tally, deep=deep)
+        check_engine(registry.engine, tally)
+        if not any(f.what == "segment" for f in tally.findings):
+            check_open(db, tally, deep=deep)
+        return _report(db.path, registry.catalog, tally, began, deep=deep)
+
+
+def _manifest(folder: Path, tally: Tally) -> Catalog | None:
+    tally.reading(folder / manifest.NAME)
+    try:
+        return manifest.load(folder)
+    except ClipqlError as error:
+        tally.add("manifest", "", str(error))
+        return None
+
+
+def _check_engine_alone(folder: Path, tally: Tally) -> None:
+    """ClickHouse's half, where the whole does not open."""
+    if not (folder / "engine").is_dir():
+        tally.add("database", "", f"{folder / 'engine'} is missing, where the rows are")
+        return
+    lock = files.FolderLock(folder)
+    try:
+        engine = Engine(folder / "engine")
+        try:
+            check_engine(engine, tally)
+        finally:
+            engine.close()
+    except DatabaseLocked:
+        raise
+    except ClipqlError as error:
+        tally.add("MergeTree", "", str(error))
+    finally:
+        lock.release()
+
+
+def _report(folder: Path, found: Catalog, tally: Tally, began: float, *, deep: bool) -> CheckReport:
+    return CheckReport(
+        path=folder,
+        deep=deep,
+        tables=len(found.tables),
+        rows=sum(t.rows for t in found.tables),
+        files=tally.files,
+        bytes=tally.bytes,
+        seconds=time.perf_counter() - began,
+        findings=tuple(tally.findings),
+    )

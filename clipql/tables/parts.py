@@ -1,0 +1,148 @@
+"""Whether ClickHouse's new parts are on the disk in full.
+
+chDB does not report every error of the disk: where a small write of a part fails (EIO, a full disk), the part may
+become active all the same, with an empty file in it, to be put aside as broken at the next open, and its rows with it.
+So new parts are looked at before rows are acknowledged; what must stay true: this costs a few calls of stat a part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from clipql import files
+from clipql.catalog import Table
+from clipql.errors import ClipqlError, DatabaseDamaged, StorageError
+from clipql.quoting import quote_name, quote_string
+from clipql.tables.registry import INTERNAL, Registry
+
+# files that ClickHouse does not count among a part's bytes; none of them is ever empty
+_UNCOUNTED = {
+    "checksums.txt",
+    "columns.txt",
+    "columns_substreams.txt",
+    "default_compression_codec.txt",
+    "metadata_version.txt",
+    "txn_version.txt",
+    "uuid.txt",
+}
+
+
+def check_new(registry: Registry, database: str, name: str) -> None:
+    """Look at the active parts of a table that were not looked at before. Raises StorageError, naming the file."""
+    where = f"active AND database = {quote_string(database)} AND table = {quote_string(name)}"
+    found = registry.engine.arrow(
+        f"SELECT path, name, bytes_on_disk AS bytes FROM system.parts WHERE {where}"
+    ).to_pylist()
+    known = registry.seen_parts.get((database, name), frozenset())
+    for part in found:
+        if part["path"] not in known:
+            _check_part(registry, database, name, part["name"], Path(part["path"]), part["bytes"])
+    registry.seen_parts[database, name] = frozenset(part["path"] for part in found)
+
+
+def _check_part(registry: Registry, database: str, table: str, name: str, folder: Path, expected: int) -> None:
+    size = 0
+    try:
+        for place, _, names in os.walk(folder):
+            for file in names:
+                length = (Path(place) / file).stat().st_size
+                if file in _UNCOUNTED:
+                    if not length:
+                        raise StorageError(f"{folder / file} is empty: the disk did not take what was written")
+                else:
+                    size += length
+    except OSError:
+        return  # merged into another meanwhile
+    if size == expected:
+        return
+    # another version of ClickHouse may count otherwise, so it has the last word
+    quoted = f"{quote_name(database)}.{quote_name(table)}"
+    with contextlib.suppress(IndexError):
+        checked = registry.engine.arrow(
+            f"CHECK TABLE {quoted} PART {quote_string(name)} SETTINGS check_query_single_value_result = 0"
+        ).to_pylist()[0]
+        if not checked["is_passed"]:
+            raise StorageError(
+                f"part {name} of {quoted} was not written in full: {str(checked['message']).splitlines()[0][:300]}"
+            )
+
+
+def check_changed(registry: Registry, table: Table) -> None:
+    """The same after a change of rows that replaced parts; a part that is broken gives way to those it replaced.
+
+    Raises StorageError, or DatabaseDamaged where the parts before are gone.
+    """
+    try:
+        check_new(registry, table.database, table.name)
+    except StorageError as error:
+        physical, run = registry.physical(table), registry.engine.run
+        try:
+            run(f"DETACH TABLE {physical} SYNC")
+            run(f"ATTACH TABLE {physical}")
+            drop_broken(registry, table)
+        except ClipqlError as again:
+            raise DatabaseDamaged(f"{error}; close the database and open it again ({again})") from error
+        raise StorageError(f"{error}; the change was taken back, look after the disk and try again") from error
+
+
+def drop_broken(registry: Registry, table: Table) -> None:
+    """Remove what ClickHouse has put aside as broken."""
+    where = f"database = {quote_string(table.database)} AND table = {quote_string(table.name)}"
+    names = registry.engine.arrow(
+        f"SELECT name FROM system.detached_parts WHERE reason LIKE 'broken%' AND {where}"
+    ).column(0)
+    for name in names.to_pylist():
+        registry.engine.run(
+            f"ALTER TABLE {registry.physical(table)} DROP DETACHED PART {quote_string(name)} "
+            "SETTINGS allow_drop_detached = 1"
+        )
+
+
+def definitions(registry: Registry, table: Table) -> dict[Path, bytes]:
+    """The files of a table's two definitions, as they are."""
+    return {path: path.read_bytes() for path in map(partial(_place, registry), _halves(table)) if path.exists()}
+
+
+def check_definition(registry: Registry, table: Table, before: Mapping[Path, bytes] | None = None) -> None:
+    """Whether both definitions of a table are on the disk: an empty file would keep the database from opening.
+
+    before: what they were; a file that is empty becomes that again, and ClickHouse reads it. Raises StorageError.
+    """
+    for half in _halves(table):
+        broken = _broken_definition(registry, half)
+        if broken and before and broken in before:
+            files.replace(broken, before[broken])
+            full = ".".join(map(quote_name, half))
+            registry.engine.run(f"DETACH TABLE {full} SYNC")
+            registry.engine.run(f"ATTACH TABLE {full}")
+        if broken:
+            raise StorageError(f"{broken} came out empty: the disk did not take what was written; look after it")
+
+
+def _halves(table: Table) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (table.database, table.name), (INTERNAL, table.id)
+
+
+def _place(registry: Registry, half: tuple[str, str]) -> Path:
+    database, name = map(_escaped, half)
+    return registry.folder / "engine" / "metadata" / database / f"{name}.sql"
+
+
+def _broken_definition(registry: Registry, half: tuple[str, str]) -> Path | None:
+    path = _place(registry, half)
+    if path.exists() and not path.stat().st_size:
+        return path
+    where = f"database = {quote_string(half[0])} AND name = {quote_string(half[1])}"
+    rows = registry.engine.arrow(f"SELECT data_paths FROM system.tables WHERE {where}").to_pylist()
+    places = [Path(folder) / "format_version.txt" for row in rows for folder in row["data_paths"]]
+    return next((path for path in places if path.exists() and not path.stat().st_size), None)
+
+
+def _escaped(name: str) -> str:
+    """A name as ClickHouse writes it in a file's."""
+    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
+    return "".join(chr(b) if b in plain else f"%{b:02X}" for b in name.encode())

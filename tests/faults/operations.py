@@ -1,0 +1,53 @@
+"""Operations on a small database, for faults at each of their steps, and all that a user sees of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import clipql
+
+TABLE = "CREATE TABLE t (id UInt64, c String, v Array(Float32)) ENGINE = MergeTree ORDER BY id"
+ROWS = "SELECT number, toString(number), [number, 1, number / 2] FROM numbers({0}, {1})"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Statements that come before, and the one that meets the fault."""
+
+    before: tuple[str, ...]
+    statement: str
+
+    def prepare(self, db: clipql.Database) -> None:
+        for statement in self.before:
+            db.sql(statement)
+
+    def run(self, db: clipql.Database) -> None:
+        db.sql(self.statement)
+
+
+FILLED = (TABLE, "INSERT INTO t " + ROWS.format(0, 6))
+INDEXED = (TABLE, "INSERT INTO t " + ROWS.format(0, 1200), "ALTER TABLE t ADD INDEX near v TYPE ivf('L2Distance')")
+OPERATIONS = {
+    "insert": Operation(FILLED, "INSERT INTO t " + ROWS.format(6, 4)),
+    "first insert": Operation((TABLE,), "INSERT INTO t " + ROWS.format(0, 4)),
+    "delete": Operation(FILLED, "DELETE FROM t WHERE id % 3 = 1"),
+    "optimise": Operation((*FILLED, "DELETE FROM t WHERE id % 3 = 1"), "OPTIMIZE TABLE t FINAL"),
+    "index": Operation(INDEXED, "ALTER TABLE t MATERIALIZE INDEX near"),
+    "create": Operation((), TABLE),
+    "drop": Operation(FILLED, "DROP TABLE t"),
+    "rename": Operation(FILLED, "RENAME TABLE t TO u"),
+    "alter": Operation(FILLED, "ALTER TABLE t ADD COLUMN n UInt8 DEFAULT 3"),
+    "truncate": Operation(FILLED, "TRUNCATE TABLE t"),
+}
+
+
+def content(db: clipql.Database) -> Any:
+    """Every table that a user sees: its name, its columns, its rows, and its nearest rows as a search finds them."""
+    found = []
+    for (name,) in db.sql("SHOW TABLES").rows:
+        columns = [row[:2] for row in db.sql(f"DESCRIBE TABLE {name}").rows]
+        rows = [list(r) for r in db.sql(f"SELECT * FROM {name} ORDER BY id").rows]
+        near = db.sql(f"SELECT id, c FROM {name} ORDER BY L2Distance(v, [3, 1, 1.5]), id LIMIT 3").rows
+        found.append([name, [list(c) for c in columns], rows, [list(r) for r in near]])
+    return found
