@@ -34,7 +34,8 @@ def test_the_command_is_installed() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert dir(clipql) == [
-        "ClipqlError", "Database", "Result", "Stats", "__version__", "check", "connect", "download", "errors", "restore",
+        "ClipqlError", "Database", "Result", "Stats", "__version__", "check", "connect", "download", "errors",
+        "restore",
     ]  # fmt: skip
     assert [name for name in dir(clipql) if getattr(clipql, name, None) is None] == []
 
