@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,9 @@ import pytest
 from driving import Bench
 from operations import OPERATIONS
 
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("cc") is None, reason="the shim below the C library needs Linux and a cc"
+)
 TRIED = ("insert", "first insert", "delete", "optimise", "index", "create", "drop", "rename")
 
 
