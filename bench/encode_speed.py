@@ -133,7 +133,7 @@ def measure_text(model: str) -> dict[str, Any]:
             session.run(None, {"input_ids": padded[first : first + 32]})
 
     mean = float(np.mean([len(ids) for ids in tokenizer.openai()(captions)]))
-    seconds = _in_turns(
+    seconds = in_turns(
         {
             OURS: lambda: encoder.encode_texts(captions),
             INT8: lambda: small.encode_texts(captions),
@@ -150,7 +150,7 @@ def measure_pictures(model: str) -> dict[str, Any]:
     from clipql.encode import preprocess
 
     encoder, session = _both(Path(model), "vision")
-    files = [_jpeg(seed) for seed in range(PICTURES)]
+    files = [jpeg(seed) for seed in range(PICTURES)]
     ready = np.stack([preprocess(file) for file in files])
 
     def alone() -> None:
@@ -161,7 +161,7 @@ def measure_pictures(model: str) -> dict[str, Any]:
         for first in range(0, PICTURES, BATCH):
             session.run(None, {"pixel_values": np.stack([_plainly(file) for file in files[first : first + BATCH]])})
 
-    seconds = _in_turns({OURS: lambda: encoder.encode_pictures(files), LOOP: loop, MODEL: alone})
+    seconds = in_turns({OURS: lambda: encoder.encode_pictures(files), LOOP: loop, MODEL: alone})
     counts = dict.fromkeys(seconds, PICTURES)
     return {"seconds": seconds, "counts": counts, "bytes": float(np.mean([len(file) for file in files]))}
 
@@ -179,7 +179,7 @@ def _both(folder: Path, tower: str, precision: str = "fp32") -> tuple[Any, Any]:
     return ClipEncoder(found, OnnxTowers(found)), session
 
 
-def _jpeg(seed: int) -> bytes:
+def jpeg(seed: int) -> bytes:
     """A picture with large shapes and fine grain, so that it has a photograph's size."""
     from PIL import Image
 
@@ -206,9 +206,10 @@ def _plainly(file: bytes) -> np.ndarray[Any, Any]:
     return ((pixels - np.float32(OPENAI.mean)) / np.float32(OPENAI.std)).transpose(2, 0, 1)
 
 
-def _in_turns(calls: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+def in_turns(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Seconds of each call in every round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(1 + ROUNDS):  # the first loads and warms
+    for number in range(1 + rounds):  # the first loads and warms
         for name, call in calls.items():
             began = time.perf_counter()
             call()

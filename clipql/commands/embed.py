@@ -21,6 +21,7 @@ _IMAGES = (
 )
 _CAPTIONS = "turn captions into vectors, as LAION parts (text_emb_N.npy, metadata_N.parquet)"
 _MODEL = "a model's name or folder (default: $CLIPQL_MODEL, then openai/clip-vit-base-patch32)"
+_DEVICE = "cpu, or a GPU by PyTorch's name: cuda, cuda:1, mps; needs the extra clipql[torch] (default: cpu)"
 _LINE_EVERY_SECONDS = 10.0
 
 
@@ -47,6 +48,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         each.add_argument("--batch", type=int, metavar="N", help="how many go through the model at once")
         each.add_argument("--caption-column", metavar="NAME", help="the column or JSON key that holds the captions")
         each.add_argument("--threads", type=int, metavar="N", help="processor threads of the model (default: all)")
+        each.add_argument("--device", default="cpu", metavar="NAME", help=_DEVICE)
     images.add_argument(
         "--captions",
         choices=("auto", "yes", "no"),
@@ -66,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {"captions": arguments.captions} if images else {}
     if arguments.batch is not None:
         options["batch"] = arguments.batch
-    encoder = open_encoder(arguments.model, threads=arguments.threads)
+    encoder = open_encoder(arguments.model, threads=arguments.threads, device=arguments.device)
     with EmbedDisplay(sys.stderr, noun) as display:
         report = embed(
             arguments.sources,

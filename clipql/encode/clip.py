@@ -24,15 +24,20 @@ from clipql.encode.folder import ModelFolder
 from clipql.encode.onnx import OnnxTowers, cores
 from clipql.errors import ModelError, PictureError
 
-# Tokens of a batch of texts, padding included. More do not make a core faster, and fewer leave it waiting
-TOKENS = 1024
 TEXTS = 8192  # sorted by length together
-PICTURES = 16  # of a batch
 _AHEAD = 2  # batches of pictures that are decoded while the model runs another
 
 
 class Towers(Protocol):
-    """The two networks of a model, and what runs them."""
+    """The two networks of a model, and what runs them.
+
+    How much at once it is fastest with: tokens of a batch of texts, padding included; pictures of a batch; texts of a
+    call that fill such batches.
+    """
+
+    tokens: int
+    picture_batch: int
+    text_batch: int
 
     def masks_text(self) -> bool:
         """Whether the text tower is told which tokens are padding. Raises ModelError."""
@@ -67,6 +72,16 @@ class ClipEncoder:
         """Length of its vectors."""
         return self.folder.dimension
 
+    @property
+    def picture_batch(self) -> int:
+        """Pictures that are best given to the networks together."""
+        return self._towers.picture_batch
+
+    @property
+    def text_batch(self) -> int:
+        """Texts that are best given to `encode_texts` together."""
+        return self._towers.text_batch
+
     def load(self) -> None:
         """Load both towers and the tokenizer, and check them against each other. Raises ModelError."""
         self.encode_texts([""])
@@ -85,7 +100,9 @@ class ClipEncoder:
         # Where a token sees only those before it and the vector is read off the end token, or where the tower is told
         # what is padding, no text needs more room than the longest beside it. Other towers were trained with a full row
         cut = self.folder.causal or self._towers.masks_text()
-        for batch in _batches([max(1, len(tokens[i])) if cut else self.folder.context for i in order]):
+        for batch in _batches(
+            [max(1, len(tokens[i])) if cut else self.folder.context for i in order], self._towers.tokens
+        ):
             rows = order[batch]
             length = max(1, len(tokens[rows[-1]])) if cut else self.folder.context
             ids = tokenizer.pad([tokens[i] for i in rows], length, self.folder.pad)
@@ -107,11 +124,12 @@ class ClipEncoder:
             tuple(size for some in found for size in some.sizes),
         )
 
-    def encode_stream(self, pictures: Iterable[Picture], *, batch: int = PICTURES) -> Iterator[EncodedPictures]:
-        """As `encode_pictures`, `batch` pictures at a time.
+    def encode_stream(self, pictures: Iterable[Picture], *, batch: int | None = None) -> Iterator[EncodedPictures]:
+        """As `encode_pictures`, `batch` pictures at a time, by default `picture_batch`.
 
         While the model runs one batch, threads decode the next two; no more than that is taken from `pictures` ahead.
         """
+        batch = batch or self.picture_batch
         rest = iter(pictures)
         waiting: deque[_Decoding] = deque()
         with ThreadPoolExecutor(self._decoders, thread_name_prefix="clipql-decode") as pool:
@@ -168,11 +186,11 @@ class _Decoding:
         self.sizes = sizes
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[slice]:
-    """Runs of ascending lengths whose padded rows hold at most TOKENS tokens, at least one row each."""
+def _batches(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
+    """Runs of ascending lengths whose padded rows hold at most so many tokens, at least one row each."""
     first = 0
     for i, length in enumerate(lengths):
-        if i > first and (i + 1 - first) * length > TOKENS:
+        if i > first and (i + 1 - first) * length > tokens:
             yield slice(first, i)
             first = i
     if lengths:
@@ -189,8 +207,8 @@ def open_encoder(
     """An encoder by its model's name or folder; its networks are loaded when they are first used.
 
     threads: of the model, all cores by default. precision: see `read_folder`; on another device than the CPU,
-    `bfloat16` (the default on a GPU) or `float32`. device: `cpu`, or `cuda` and its like, which need the extra
-    clipql[torch] and a folder with model.safetensors. Raises ModelError.
+    `bfloat16` (the default on a GPU), `float16` or `float32`. device: `cpu`, or `cuda` and its like, which need the
+    extra clipql[torch] and a folder with model.safetensors. Raises ModelError.
     """
     from clipql.encode import models
 

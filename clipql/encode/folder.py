@@ -97,7 +97,10 @@ def read_folder(
     if is_clip:
         text, vision = {**_CLIP_TEXT, **text}, {**_CLIP_VISION, **vision}
     files = (path / SAFETENSORS,) * 2 if safetensors else _networks(path, precision)
-    _present(files[0], "the weights for the torch extra")
+    _present(
+        files[0],
+        "the weights that PyTorch needs; put that file there, or leave the device at cpu, which takes ONNX files",
+    )
     dimension = config.get("projection_dim", text.get("projection_dim", _CLIP_PROJECTION if is_clip else None))
     _agreeing(path, config, text, vision)
     return ModelFolder(

@@ -62,7 +62,7 @@ def test_texts_are_cut_to_few_tokens(folder: Path, monkeypatch: pytest.MonkeyPat
         return run(ids, mask)
 
     monkeypatch.setattr(towers, "text", text)
-    monkeypatch.setattr(clip, "TOKENS", 40)
+    monkeypatch.setattr(towers, "tokens", 40)
     ClipEncoder(read_folder(folder), towers).encode_texts(["dog " * 30, "a dog", "dog", "", "a dog", *["dog"] * 12])
     assert shapes == [(13, 3), (3, 4), (1, 20)]
 

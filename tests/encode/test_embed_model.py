@@ -17,6 +17,8 @@ import clipql
 from clipql import cli
 from clipql.encode.clip import ClipEncoder
 from clipql.encode.embed import embed_captions, embed_pictures
+from clipql.encode.folder import read_folder
+from clipql.encode.onnx import OnnxTowers
 
 DATA = Path(__file__).parents[1] / "data"
 EMOJI = Path(clipql.__file__).parent / "data" / "emoji" / "emoji.tar"
@@ -80,6 +82,32 @@ def test_real_captions_get_the_vectors_of_the_encoder(encoder: ClipEncoder, tmp_
     assert [rows[i]["caption"] for i in good] == [str(table.column("TEXT")[i]).strip() for i in good]
     expected = encoder.encode_texts([rows[i]["caption"] for i in good])
     assert np.allclose(vectors(tmp_path / "out", "text_emb")[good].astype(np.float32), expected, atol=2e-3)
+
+
+def test_batches_are_those_that_the_model_is_fastest_with(folder: Path, tmp_path: Path) -> None:
+    found = read_folder(folder)
+    towers = OnnxTowers(found, threads=1)
+    towers.picture_batch, towers.text_batch = 3, 400
+    encoder, told = ClipEncoder(found, towers), list[int]()
+    (tmp_path / "captions.txt").write_text("a dog\n" * 1000)
+    embed_captions(tmp_path / "captions.txt", tmp_path / "out", encoder=encoder, progress=lambda p: told.append(p.rows))
+    assert sorted({*told}) == [400, 800, 1000]
+    told.clear()
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").write_bytes((DATA / "preprocess" / "franz-kafka.jpg").read_bytes())
+    embed_pictures(
+        str(tmp_path / "*.jpg"), tmp_path / "out-pictures", encoder=encoder, progress=lambda p: told.append(p.rows)
+    )
+    assert sorted({*told}) == [3, 5]
+
+
+def test_the_command_says_what_a_gpu_needs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "captions.txt").write_text("a dog\n")
+    given = ["embed", "captions", str(tmp_path / "captions.txt"), str(out), "--model", str(folder), "--device", "cuda"]
+    assert cli.main(given) == 1
+    assert "model.safetensors is missing: the weights that PyTorch needs" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_command_with_a_folder_of_a_model_fills_a_table_that_remembers_it(

@@ -96,7 +96,7 @@ def embed_pictures(
     *,
     encoder: Encoder,
     part_rows: int = PART_ROWS,
-    batch: int = PICTURE_BATCH,
+    batch: int | None = None,
     captions: str = "auto",
     caption_column: str | None = None,
     progress: Callable[[EmbedProgress], None] | None = None,
@@ -104,14 +104,16 @@ def embed_pictures(
     """Encode pictures, and their captions, into LAION parts in a folder, or go on with a run that was cut off.
 
     sources: folders, globs, pictures, webdataset tars, Parquet files. part_rows: rows a part. batch: pictures a call of
-    the encoder. captions: whether they get vectors too: 'yes', 'no', or 'auto' where the first part has any.
-    caption_column: the column or JSON key that holds them. progress: called after each batch, in this thread.
+    the encoder, by default what it is fastest with. captions: whether they get vectors too: 'yes', 'no', or 'auto'
+    where the first part has any. caption_column: the column or JSON key that holds them. progress: called after each
+    batch, in this thread.
     Raises EncodeError for sources and options that cannot be used, ModelMismatch for a folder of another model.
     """
     if captions not in CAPTIONS:
         raise EncodeError(f"captions {captions!r}: expected one of {', '.join(CAPTIONS)}")
     text = {"auto": None, "yes": True, "no": False}[captions]
     options: Options = {"part rows": part_rows, "captions": captions, "caption column": caption_column}
+    batch = getattr(encoder, "picture_batch", PICTURE_BATCH) if batch is None else batch
     return _run(sources, out, encoder, "pictures", options, text, batch, progress)
 
 
@@ -121,7 +123,7 @@ def embed_captions(
     *,
     encoder: Encoder,
     part_rows: int = PART_ROWS,
-    batch: int = TEXT_BATCH,
+    batch: int | None = None,
     caption_column: str | None = None,
     progress: Callable[[EmbedProgress], None] | None = None,
 ) -> EmbedReport:
@@ -130,6 +132,7 @@ def embed_captions(
     The rest is as for `embed_pictures`.
     """
     options: Options = {"part rows": part_rows, "caption column": caption_column}
+    batch = getattr(encoder, "text_batch", TEXT_BATCH) if batch is None else batch
     return _run(sources, out, encoder, "captions", options, True, batch, progress)
 
 
