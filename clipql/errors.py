@@ -89,6 +89,10 @@ class PictureError(EncodeError):
     """A file that is no picture, is cut short or broken, or has more pixels than the limit."""
 
 
+class ClusterError(ClipqlError):
+    """Shards that cannot be reached, or do not fit together."""
+
+
 class ServerError(ClipqlError):
     """A server that cannot start, or that a client cannot reach."""
 
