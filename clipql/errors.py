@@ -13,6 +13,8 @@
     │   ├── ModelError             a model that is not there, not whole, or cannot be run
     │   ├── ModelMismatch          vectors of two models compared
     │   └── PictureError           a file that is no picture, is broken, or is too large
+    ├── ClusterError               shards that cannot be reached, or do not fit together
+    │   └── HolderGone             a copy of a shard, or all of them, cannot be reached
     ├── ServerError                a server that cannot start, or that a client cannot reach
     └── StorageError               the database folder
         ├── DatabaseLocked         another process has it open
@@ -91,6 +93,10 @@ class PictureError(EncodeError):
 
 class ClusterError(ClipqlError):
     """Shards that cannot be reached, or do not fit together."""
+
+
+class HolderGone(ClusterError):
+    """A copy of a shard, or every copy of one, cannot be reached."""
 
 
 class ServerError(ClipqlError):

@@ -19,12 +19,16 @@ SHOWN_ROWS = 50
 
 @dataclass(frozen=True)
 class Stats:
-    """What a statement took: seconds in all, rows and bytes that ClickHouse read, and each vector search's step."""
+    """What a statement took: seconds in all, rows and bytes that ClickHouse read, and each vector search's step.
+
+    shards: how many shards answered, as 3/4, where there are shards.
+    """
 
     elapsed: float
     rows_read: int = 0
     bytes_read: int = 0
     searches: tuple[Step, ...] = ()
+    shards: str | None = None
 
     @property
     def rows_scanned(self) -> int:

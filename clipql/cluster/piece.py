@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clipql.errors import ClusterError
+from clipql.errors import ClusterError, HolderGone
 from clipql.query.lexer import tokenize
 from clipql.quoting import quote_name
 from clipql.tables.registry import ROW
@@ -61,9 +61,9 @@ class Snapshot:
 
 
 def statement(piece: Piece, snapshot: Snapshot, rows: int) -> str:
-    """The piece as a statement for a shard that holds `rows` rows. Raises ClusterError where it lacks some."""
+    """The piece as a statement for a shard that holds `rows` rows. Raises HolderGone where it lacks some."""
     if rows < snapshot.rows:
-        raise ClusterError(
+        raise HolderGone(
             f"this replica has {rows:,} rows of {piece.database}.{piece.table} and should have {snapshot.rows:,}"
         )
     row = f"{piece.alias}.{ROW}"

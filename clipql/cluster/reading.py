@@ -88,6 +88,10 @@ class Reader:
             reading.sql = reading.sql[: scope.whole.start] + f"SELECT * FROM {nothing}" + reading.sql[scope.whole.end :]
         return reading.splits
 
+    def concerns(self, sql: str) -> bool:
+        """Whether a statement reads a sharded table."""
+        return self._innermost(sql) is not None
+
     def _innermost(self, sql: str) -> Scope | None:
         found = scopes(sql, tokenize(sql))
         return next((s for s in reversed(found) if self._sources(s)), None)

@@ -79,19 +79,22 @@ def ingest(
     parts: str | None = None,
     link: bool = False,
     model: str | None = None,
+    first_id: int | None = None,
     progress: Callable[[IngestProgress], None] | None = None,
 ) -> IngestReport:
     """Take LAION parts into a table, which is made from the first part's columns if it is not there.
 
     source: folders or files. parts: numbers such as '0-9,12'. link: use the `.npy` files where they lie, for good.
     model: the model that made the vectors, remembered with the columns; parts of `clipql embed` name it themselves.
+    first_id: the id of the first row of the first part, where the table gives ids, as those of a shard must go on from
+    those of another; by default they go on from the table's own.
     Raises IngestError, naming file and row, and leaves the parts before it in the table.
     """
     began = time.perf_counter()
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     found = find_parts(sources, parse_numbers(parts) if parts is not None else None)
     checked = [check_part(p) for p in found]
-    run = _Run(db, table, link, model, checked, began, progress or (lambda p: None))
+    run = _Run(db, table, link, model, first_id, checked, began, progress or (lambda p: None))
     return run.all()
 
 
@@ -104,12 +107,13 @@ class _Run:
         table: str,
         link: bool,
         model: str | None,
+        first_id: int | None,
         parts: list[CheckedPart],
         began: float,
         progress: Callable[[IngestProgress], None],
     ) -> None:
         self._db, self._registry, self._parts, self._link, self._model = db, db.registry, parts, link, model
-        self._began, self._progress = began, progress
+        self._began, self._progress, self._id = began, progress, first_id
         database, _, self._name = table.rpartition(".")
         self._database = database or self._registry.database
         self._total = sum(p.rows for p in parts)
@@ -279,6 +283,9 @@ class _OnePart:
         kind = registry.engine.arrow(f"SELECT type FROM system.columns WHERE database = 'clipql_internal' AND {where}")
         if not kind.num_rows:
             return None
+        if self._run._id is not None:
+            given, self._run._id = self._run._id, None
+            return given
         if not insertion.first:
             return 0
         top = registry.engine.scalar(f"SELECT max(id) FROM {registry.physical(insertion.table)}")

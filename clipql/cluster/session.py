@@ -1,0 +1,167 @@
+"""Statements over sharded tables: SELECTs are split, CREATE and DROP go to the foreman, the rest is refused by name.
+
+What is not about a sharded table runs in the database that merges, as it would in any.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from clipql.catalog import Table
+from clipql.cluster.reading import Reader, Reading
+from clipql.cluster.standin import Shape
+from clipql.encode.service import Encoders
+from clipql.engine import Output
+from clipql.errors import UnsupportedStatement
+from clipql.query import settings, statements
+from clipql.query.encoding import Encoding
+from clipql.query.execution import Step
+from clipql.query.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, TableName
+from clipql.session import Answer, Progress, Session, Sink
+from clipql.tables.indexes import Indexes
+from clipql.tables.registry import Registry
+
+# SETs that cut a result short: they hold for the answer, not for what a shard gives
+_CUTS = re.compile(r"\s*USE\b|.*\b(limit|offset|max_result_rows|max_result_bytes|result_overflow_mode)\s*=", re.I | re.S)
+
+
+class Cluster(Protocol):
+    """What a session needs of the cluster."""
+
+    reader: Reader
+
+    def shape(self, database: str | None, name: str) -> Shape | None:
+        """A sharded table as statements may use it."""
+
+    def shapes(self) -> tuple[Shape, ...]:
+        """All of them."""
+
+    def definition(self, shape: Shape) -> str:
+        """CREATE TABLE of it."""
+
+    def create(self, database: str, name: str, definition: str) -> None:
+        """Make a table on every shard."""
+
+    def drop(self, shape: Shape) -> None:
+        """Drop a table on every shard."""
+
+
+class ClusterSession(Session):
+    """Statements of one user over sharded tables."""
+
+    def __init__(self, cluster: Cluster, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
+        super().__init__(registry, indexes, encoders)
+        self._cluster, self._told = cluster, threading.local()
+        self._encoding = Encoding(registry.engine, encoders, self._find, lambda: [s.table for s in cluster.shapes()])
+
+    def _find(self, database: str | None, name: str) -> Table | None:
+        shape = self._cluster.shape(database, name)
+        return shape.table if shape else None
+
+    def _execute(
+        self, sql: str, params: Mapping[str, Any] | None, format: str, progress: Progress | None, sink: Sink | None
+    ) -> Answer:
+        self._told.shards = None
+        statement, _ = statements.classify(sql)
+        if isinstance(statement, Insert) and self._named(statement.table):
+            self._refuse("INSERT", self._named(statement.table), "rows come in as parts: clipql ingest")
+        if isinstance(statement, CreateTable) and self._is_ours(sql, statement):
+            return Answer(self._create(sql, statement), format, 0.0)
+        if isinstance(statement, OnTable) and (shape := self._first_of(statement)) is not None:
+            return self._on_table(sql, statement, shape, params, format)
+        if isinstance(statement, OnDatabase) and any(s.database == statement.database for s in self._cluster.shapes()):
+            raise UnsupportedStatement(f"{statement.verb} DATABASE {statement.database}: drop its sharded tables first")
+        answer = super()._execute(sql, params, format, progress, sink)
+        return replace(answer, shards=self._told.shards)
+
+    def _named(self, name: TableName) -> Shape | None:
+        return self._cluster.shape(name.database, name.name)
+
+    def _first_of(self, statement: OnTable) -> Shape | None:
+        return next((s for t in statement.tables if (s := self._named(t)) is not None), None)
+
+    @staticmethod
+    def _refuse(what: str, shape: Shape | None, instead: str) -> None:
+        raise UnsupportedStatement(f"{what} on {shape.full_name if shape else 'a sharded table'}: {instead}")
+
+    # definitions
+
+    def _is_ours(self, sql: str, statement: CreateTable) -> bool:
+        temporary = any(t.upper in ("TEMPORARY", "TEMP") for t in statements.classify(sql)[1][:5])
+        return not temporary and (statement.table.database or self._registry.database) != "system"
+
+    def _create(self, sql: str, statement: CreateTable) -> Output:
+        if statement.select is not None or statement.like is not None or statement.or_replace:
+            raise UnsupportedStatement("CREATE TABLE over shards names its columns: without AS, CLONE and OR REPLACE")
+        if "Array(Float32)" not in sql.replace(" ", ""):
+            raise UnsupportedStatement(
+                "only tables with vector columns, Array(Float32), are sharded; CREATE TEMPORARY TABLE makes one here"
+            )
+        database = statement.table.database or self._registry.database
+        if self._named(statement.table) and statement.if_not_exists:
+            return Output()
+        self._cluster.create(database, statement.table.name, sql)
+        return Output()
+
+    def _on_table(
+        self, sql: str, statement: OnTable, shape: Shape, params: Mapping[str, Any] | None, format: str
+    ) -> Answer:
+        if statement.verb in ("DROP", "DESCRIBE") and len(statement.tables) == 1:
+            if statement.verb == "DROP":
+                self._cluster.drop(shape)
+                return Answer(Output(), format, 0.0)
+            return super()._execute(sql, params, format, None, None)
+        if statement.verb == "SHOW CREATE":
+            given = {"clipql_definition": self._cluster.definition(shape)}
+            return super()._execute("SELECT {clipql_definition:String} AS statement", given, format, None, None)
+        self._refuse(statement.verb, shape, "a sharded table is made, filled by clipql ingest, read and dropped")
+        raise AssertionError
+
+    # reading
+
+    def _read(
+        self,
+        sql: str,
+        statement: Select | Explain,
+        params: Mapping[str, Any],
+        format: str,
+        progress: Progress | None,
+        sink: Sink | None,
+    ) -> tuple[Output, tuple[Step, ...]]:
+        text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
+        if not self._cluster.reader.concerns(text):
+            return super()._read(sql, statement, params, format, progress, sink)
+        ours = {n: settings.checked(n, v) for n, v in {**self.settings, **own}.items()}
+        encoded = self._encoding.replace(text, params, rows=False)
+        if isinstance(statement, Explain):
+            table = pa.table({"explain": self._described(encoded.sql, encoded.params)})
+            shown = self._engine.query("SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True)
+            return shown, ()
+        acting = self._engine.acting
+        sets = [f"SET {n} = '{v}'" for n, v in acting.settings.items()]
+        kept = tuple(s for s in (*acting.user.statements, *sets) if not _CUTS.match(s))
+        with self._cluster.reader.rewritten(encoded.sql, encoded.params, ours, kept) as reading:
+            self._told.shards = _answered(reading)
+            return super()._read(reading.sql, Select(), reading.params, format, progress, sink)
+
+    def _described(self, sql: str, params: Mapping[str, Any]) -> list[str]:
+        lines = []
+        for split in self._cluster.reader.plans(sql, params):
+            piece = split.piece
+            shape = self._cluster.shape(piece.database, piece.table)
+            lines.append(f"{split.kind} of {shape.full_name if shape else piece.table}: {split.why}")
+            lines.append(f"  each shard: SELECT {piece.select} … {piece.tail}".rstrip())
+            lines.append(f"  over all: {split.final}")
+        return lines
+
+
+def _answered(reading: Reading) -> str | None:
+    """How many shards answered, of the SELECT that fewest did for."""
+    fewest = min(reading.asked, key=lambda a: a.answered / a.shards, default=None)
+    return f"{fewest.answered}/{fewest.shards}" if fewest else None
