@@ -22,7 +22,8 @@ GLOBAL_ROW, PART_ROW = "_clipql_row", "_clipql_part"
 
 @dataclass(frozen=True)
 class Piece:
-    """The SELECT of one shard. alias: what its columns are qualified with. tail: all that follows WHERE.
+    """The SELECT of one shard. alias: what its columns are qualified with. where: conditions joined by AND, any OR in
+    brackets. tail: all that follows WHERE.
 
     settings: clipql's own. statements: ClickHouse's SETs of whoever asks.
     """
@@ -70,7 +71,7 @@ def statement(piece: Piece, snapshot: Snapshot, rows: int) -> str:
     where = piece.where
     if rows > snapshot.rows:
         bound = f"{row} < {snapshot.rows}"
-        where = f"{bound} AND ({where})" if where else bound
+        where = f"{bound} AND {where}" if where else bound
     text = f"SELECT {piece.select} FROM {quote_name(piece.database)}.{quote_name(piece.table)} AS {piece.alias}"
     text += f" PREWHERE {piece.prewhere}" if piece.prewhere else ""
     text += f" WHERE {where}" if where else ""
@@ -102,7 +103,7 @@ def _looked_up(row: str, runs: Sequence[Run], values: Sequence[int], before: str
     if len(runs) < 2:
         return f"toUInt64({before}{values[0] if values else 0})"
     ends = ", ".join(str(r.local + r.rows) for r in runs)
-    return f"toUInt64({before}[{', '.join(map(str, values))}][arrayFirstIndex(e -> {row} < e, [{ends}])])"
+    return f"toUInt64({before}[{', '.join(map(str, values))}][arrayFirstIndex(_clipql_end -> {row} < _clipql_end, [{ends}])])"
 
 
 @dataclass(frozen=True)

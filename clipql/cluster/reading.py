@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
 from clipql.cluster.aggregates import Aggregates
 from clipql.cluster.form import normal_form
 from clipql.cluster.piece import Piece, Rows, joined
@@ -24,6 +28,7 @@ from clipql.query.calls import find_sources
 from clipql.query.lexer import tokenize
 from clipql.query.scopes import Scope, scopes
 from clipql.quoting import quote_name
+from clipql.vectors.metrics import metric_named
 
 # answers up to this size travel as a parameter of the statement, larger ones through a table in memory
 INLINE_BYTES = 1 << 18
@@ -113,7 +118,22 @@ class Reader:
             reading.params[other] = piece.params[name]
         reading.asked.append(asked)
         reading.splits.append(made)
-        reading.sql = reading.sql[: scope.whole.start] + final + reading.sql[scope.whole.end :]
+        start, end = scope.whole.start, scope.whole.end
+        if _is_argument(scope) and (vector := self._vector(final, reading.params)) is not None:
+            # as a parameter, so that the shards' planners know it for a constant
+            start, end = scope.tokens[scope.whole.first - 1].start, scope.tokens[scope.whole.last].end
+            name = f"clipql_vector_{len(reading.asked)}"
+            reading.params[name] = vector
+            final = f"{{{name}:Array({'Float32' if vector.dtype == np.float32 else 'Float64'})}}"
+        reading.sql = reading.sql[:start] + final + reading.sql[end:]
+
+    def _vector(self, sql: str, params: Mapping[str, Any]) -> NDArray[Any] | None:
+        """The one vector that a SELECT gives; None where it gives something else."""
+        found = self._engine.arrow(sql, params=params, user=True)
+        kind = found.schema.field(0).type
+        if found.num_rows != 1 or found.num_columns != 1 or not (pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)):
+            return None
+        return np.array(found.column(0)[0].as_py(), np.float32 if kind.value_type == pa.float32() else np.float64)
 
     def _split(self, reading: Reading, scope: Scope) -> tuple[Split, Shape]:
         shape = self._shape(scope)
@@ -140,10 +160,11 @@ class Reader:
         span, tokens = scope.clauses["FROM"], scope.tokens
         last = span.first + (3 if span.first + 2 < span.last and tokens[span.first + 1].text == "." else 1)
         alias = "" if last < span.last else f" AS {quote_name(shape.name)}"
+        called = tokens[span.last - 1].name or shape.name if last < span.last else shape.name
         edits = [(tokens[span.first].start, tokens[last - 1].end, shape.analysed + alias)]
         for at in range(scope.whole.first, scope.whole.last - 4):
             if not span.first <= at < span.last and _qualifies(scope, at, shape) and not (at and tokens[at - 1].text == "."):
-                edits.append((tokens[at].start, tokens[at + 2].end, quote_name(shape.name)))
+                edits.append((tokens[at].start, tokens[at + 2].end, quote_name(called)))
         text, start = scope.text[scope.whole.start : scope.whole.end], scope.whole.start
         for a, b, new in sorted(edits, reverse=True):
             text = text[: a - start] + new + text[b - start :]
@@ -170,6 +191,23 @@ def _with(scope: Scope, text: str) -> str:
     if not around:
         return text
     return f"WITH {', '.join(around)}, {text[4:]}" if own else f"WITH {', '.join(around)} {text}"
+
+
+def _is_argument(scope: Scope) -> bool:
+    """Whether a SELECT in brackets is an argument of a distance."""
+    first, last, tokens = scope.whole.first, scope.whole.last, scope.tokens
+    if first < 3 or last >= len(tokens) or tokens[first - 1].text != "(" or tokens[last].text != ")":
+        return False
+    depth, at = 0, first - 2
+    while at > 0:
+        if tokens[at].text in (")", "]"):
+            depth += 1
+        elif tokens[at].text in ("(", "["):
+            if depth == 0:
+                return metric_named(tokens[at - 1].text) is not None and tokens[at - 1].kind == "word"
+            depth -= 1
+        at -= 1
+    return False
 
 
 def _qualifies(scope: Scope, at: int, shape: Shape) -> bool:
