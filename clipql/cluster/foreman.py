@@ -337,7 +337,7 @@ class Foreman:
                 f"{table.full_name} of shard {shard} on {node} is defined as {shown}, and in the shard map as "
                 f"{table.definition}: remove its folder there, and the copy is made anew from another node"
             )
-        self._copies.call(shard, node, "check", taken[: len(has)])
+        self._copies.call(shard, node, "check", table.full_name, taken[: len(has)])
         if table.definition and shown is None:
             self._copies.call(shard, node, "define", table.definition, table.database, table.name)
         for i in range(len(has), len(taken)):
@@ -427,10 +427,10 @@ def placed(shard_count: int, replicas: int, nodes: Sequence[str]) -> tuple[tuple
     return tuple(tuple(nodes[(s + r) % len(nodes)] for r in range(replicas)) for s in range(shard_count))
 
 
-def in_force(found: Sequence[tuple[str, bytes]], without: Sequence[str] = ()) -> ShardMap | None:
-    """The map in force among the copies on nodes. Raises ClusterError where too few of its nodes were found.
+def in_force(found: Sequence[tuple[str, bytes]], there: Sequence[str], without: Sequence[str] = ()) -> ShardMap | None:
+    """The map in force among the copies on nodes. Raises ClusterError where too few of its nodes are there.
 
-    found: node and content of each copy. without: nodes that are lost for good.
+    found: node and content of each copy. there: the nodes that were looked at. without: those that are lost for good.
     """
     maps, damaged = [], []
     for node, content in found:
@@ -444,10 +444,11 @@ def in_force(found: Sequence[tuple[str, bytes]], without: Sequence[str] = ()) ->
             raise damaged[0]
         return None
     nodes = {n for pair in map.nodes for n in pair} - set(without)
-    seen = {node for node, _ in found}
+    seen = set(there)
     if len(nodes & seen) <= len(nodes) // 2:
         raise ClusterError(
-            f"the shards lie on the nodes {', '.join(sorted(nodes))}, and here are {', '.join(sorted(seen)) or 'none'}: a newer shard map may be on another; start those too, or give --without for each that is lost"
+            f"the shards lie on the nodes {', '.join(sorted(nodes))}, and here are {', '.join(sorted(seen)) or 'none'}: "
+            "a newer shard map may be on another; start those too, or give --without for each that is lost"
         )
     if not without:
         return map

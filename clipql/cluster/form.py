@@ -182,4 +182,3 @@ def _has_settings(text: str) -> bool:
 def _without_ours(line: str) -> str:
     """The form without the setting that made it."""
     return re.sub(rf"(,| SETTINGS) {re.escape(_SETTINGS)}\Z", "", line)
-

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import xxhash
 
@@ -33,8 +34,8 @@ PIECE_BYTES = 4 << 20
 # what one shard may give for one SELECT: more does not belong on one machine
 MOST_BYTES = 256 << 20
 OWNER = "owner.json"
-# gives bytes of a file of a part: (fingerprint, name, offset, size)
-Fetch = Callable[[str, str, int, int], bytes]
+# gives bytes of a file of a part: (table, fingerprint, name, offset, size)
+Fetch = Callable[[str, str, str, int, int], bytes]
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,13 @@ class Holder:
         """Drop a table and the files of its parts."""
         with self._taking:
             table = self._db.registry.find(database, name)
-            fingerprints = [p.fingerprint for p in table.parts] if table else []
-            self._db.execute(f"DROP TABLE IF EXISTS {quote_name(database)}.{quote_name(name)}", format="Null")
-            for fingerprint in fingerprints:
-                files.remove(self._folder / "parts" / fingerprint)
+            if table is not None:
+                self._db.execute(f"DROP TABLE {quote_name(database)}.{quote_name(name)}", format="Null")
+            files.remove(self._parts(f"{database}.{name}"))
+
+    def _parts(self, table: str) -> Path:
+        """Where the files of a table's parts lie, in a folder for each part."""
+        return self._folder / "parts" / quote(table, safe="")
 
     def _definition(self, database: str, name: str) -> str:
         found = self._db.sql(f"SHOW CREATE TABLE {quote_name(database)}.{quote_name(name)}").rows
@@ -140,36 +144,36 @@ class Holder:
         a part that cannot be taken, ClusterError where parts before it are missing or a file has another hash.
         """
         with self._taking:
-            table = self._db.registry.find(database, name)
+            table, full = self._db.registry.find(database, name), f"{database}.{name}"
             ledger = tuple(p.fingerprint for p in table.parts) if table else ()
             if part.fingerprint in ledger:
-                return replace(part, files=part.files or self._files(part.fingerprint), taken=True)
+                return replace(part, files=part.files or self._files(full, part), taken=True)
             if ledger != tuple(before):
                 raise ClusterError(
                     f"shard {self.shard} on {self.node} has {len(ledger)} parts of {database}.{name}, and "
                     f"{len(before)} come before this one: it must catch up first"
                 )
-            folder = self._gather(part, fetch)
+            folder = self._gather(full, part, fetch)
             found = check_part(find_parts([folder])[0])
             if (found.fingerprint, found.rows - found.failed) != (part.fingerprint, part.rows):
                 files.remove(folder)
                 raise IngestError(f"{', '.join(part.sources)}: the files changed since they were looked at; start anew")
             link, model = not found.failed, None if found.model else part.model
             try:
-                ingest(self._db, folder, table=f"{database}.{name}", link=link, model=model, first_id=part.first)
+                ingest(self._db, folder, table=full, link=link, model=model, first_id=part.first)
             except IngestError:
                 files.remove(folder)
                 raise
-            return replace(part, files=self._files(part.fingerprint), taken=True)
+            return replace(part, files=self._files(full, part), taken=True)
 
-    def _gather(self, part: ShardPart, fetch: Fetch | None) -> Path:
+    def _gather(self, table: str, part: ShardPart, fetch: Fetch | None) -> Path:
         """The files of a part in a folder of their own, whole and synced."""
-        folder = self._folder / "parts" / part.fingerprint
+        folder = self._parts(table) / part.fingerprint
         with files.translated(folder, "making"):
             folder.mkdir(parents=True, exist_ok=True)
         if fetch is not None:
             for file in part.files:
-                self._fetch(folder / file.name, file, lambda at, n, f=file: fetch(part.fingerprint, f.name, at, n))
+                self._fetch(folder / file.name, file, lambda at, n, f=file: fetch(table, part.fingerprint, f.name, at, n))
         else:
             for source in map(Path, part.sources):
                 if not source.exists():
@@ -202,22 +206,22 @@ class Holder:
                     "shard map: the copy it came from is damaged"
                 )
 
-    def _files(self, fingerprint: str) -> tuple[PartFile, ...]:
-        folder = self._folder / "parts" / fingerprint
+    def _files(self, table: str, part: ShardPart) -> tuple[PartFile, ...]:
+        folder = self._parts(table) / part.fingerprint
         return tuple(PartFile(p.name, p.stat().st_size, _hash(p)) for p in sorted(folder.iterdir()))
 
-    def read(self, fingerprint: str, name: str, offset: int, size: int) -> bytes:
+    def read(self, table: str, fingerprint: str, name: str, offset: int, size: int) -> bytes:
         """Bytes of a file of a part, for another copy."""
-        path = self._folder / "parts" / fingerprint / Path(name).name
+        path = self._parts(table) / fingerprint / Path(name).name
         with files.translated(path, "reading"), open(path, "rb") as file:
             file.seek(offset)
             return file.read(size)
 
-    def check(self, parts: Sequence[ShardPart]) -> None:
-        """Compare the files of parts with the map. Raises ClusterError, naming the first that differs."""
+    def check(self, table: str, parts: Sequence[ShardPart]) -> None:
+        """Compare the files of parts of a table with the map. Raises ClusterError, naming the first that differs."""
         for part in parts:
             for file in part.files:
-                path = self._folder / "parts" / part.fingerprint / file.name
+                path = self._parts(table) / part.fingerprint / file.name
                 if not path.exists() or path.stat().st_size != file.size or _hash(path) != file.hash:
                     state = "is not what the shard map says" if path.exists() else "is missing"
                     raise ClusterError(

@@ -139,16 +139,14 @@ class HolderActor:
                 self._holder = Holder(*self._where)
             return self._holder
 
-    def take(
-        self, database: str, name: str, part: ShardPart, before: Sequence[str], source: str | None
-    ) -> ShardPart:
+    def take(self, database: str, name: str, part: ShardPart, before: Sequence[str], source: str | None) -> ShardPart:
         """As `Holder.take`, from the copy that the actor `source` holds."""
         if source is None:
             return self._opened().take(database, name, part, before)
         other = actor(source)
 
-        def fetch(fingerprint: str, file: str, offset: int, size: int) -> bytes:
-            return bytes(asked(other.do.remote("read", fingerprint, file, offset, size)))
+        def fetch(table: str, fingerprint: str, file: str, offset: int, size: int) -> bytes:
+            return bytes(asked(other.do.remote("read", table, fingerprint, file, offset, size)))
 
         return self._opened().take(database, name, part, before, fetch)
 
@@ -266,7 +264,7 @@ class ForemanActor:
             if self._foreman is None:
                 data, shard_count, replicas, without = self._how
                 copies = RayCopies(data)
-                map = in_force(found_maps(data), without)
+                map = in_force(found_maps(data), tuple(node_ids()), without)
                 if map is None:
                     names = sorted(copies.nodes())
                     map = ShardMap(placed(shard_count or len(names), replicas, names))
@@ -281,7 +279,7 @@ def foreman(data: str, shard_count: int | None, replicas: int, without: Sequence
         found = actor(FOREMAN)
         asked(found.state.remote(), 120)
         return found
-    known = in_force(found_maps(data), without)
+    known = in_force(found_maps(data), tuple(node_ids()), without)
     if known is None:
         if not replicas:
             raise ClusterError(f"no node has shards in {data}: start them with `clipql serve --ray … --replicas N`")

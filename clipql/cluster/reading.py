@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from clipql.cluster.aggregates import Aggregates
 from clipql.cluster.form import normal_form
 from clipql.cluster.piece import Piece, Rows, joined
-from clipql.cluster.split import SOURCE, Split, split
+from clipql.cluster.split import NUMBER, SOURCE, Split, split
 from clipql.cluster.standin import DATABASE, Shape
 from clipql.engine import Engine
 from clipql.errors import UnsupportedStatement
@@ -44,7 +44,7 @@ class Asked:
     shards: int
 
 
-Ask = Callable[[Piece, Shape], Asked]
+Ask = Callable[[Sequence[Piece], Shape], Sequence[Asked]]
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Reading:
 
 
 class Reader:
-    """Rewrites statements over sharded tables. find: such a table by its name; ask: runs a piece on all its shards."""
+    """Rewrites statements over sharded tables. find: such a table by its name; ask: runs pieces on all its shards."""
 
     def __init__(self, engine: Engine, find: FindShape, ask: Ask) -> None:
         self._engine, self._find, self._ask = engine, find, ask
@@ -82,6 +82,47 @@ class Reader:
         finally:
             for name in reading.tables:
                 self._engine.run(f"DROP TABLE IF EXISTS {name}")
+
+    def many(
+        self, sql: str, params: Sequence[Mapping[str, Any]], settings: Mapping[str, str], statements: tuple[str, ...]
+    ) -> list[pa.Table] | None:
+        """The rows of one SELECT for each set of parameters, asked of the shards together.
+
+        None where it is not of one SELECT over shards that gives rows, or the sets differ in more than vectors.
+        """
+        found = [s for s in scopes(sql, tokenize(sql)) if self._sources(s)]
+        vectors = [n for n, v in params[0].items() if isinstance(v, np.ndarray) and v.ndim == 1]
+        if len(found) != 1 or found[0].nested or not _same_but(vectors, params):
+            return None
+        reading = Reading(sql, dict(params[0]))
+        made, shape = self._split(reading, found[0])
+        places = {n: [c for c, v in made.piece.params.items() if _equal(v, params[0][n])] for n in vectors}
+        if (
+            made.many is None
+            or any(len(c) != 1 for c in places.values())
+            or len({c[0] for c in places.values()}) < len(places)
+        ):
+            return None
+        pieces = [
+            replace(
+                made.piece,
+                select=f"{made.piece.select}, toUInt32({i}) AS {NUMBER}",
+                params={**made.piece.params, **{c[0]: np.asarray(given[n], made.piece.params[c[0]].dtype)
+                                                for n, c in places.items()}},
+                settings=settings,
+                statements=statements,
+            )
+            for i, given in enumerate(params)
+        ]  # fmt: skip
+        rows = [r for asked in self._ask(pieces, shape) for r in asked.rows]
+        try:
+            final = made.many.replace(SOURCE, self._source(reading, joined(rows, shape.full_name)), 1)
+            table = self._engine.query(final, params={**reading.params, **made.piece.params}, user=True).arrow()
+        finally:
+            for name in reading.tables:
+                self._engine.run(f"DROP TABLE IF EXISTS {name}")
+        ends = np.searchsorted(table.column(0).to_numpy(), np.arange(len(params) + 1))
+        return [table.slice(a, b - a).drop_columns([NUMBER]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
 
     def plans(self, sql: str, params: Mapping[str, Any]) -> list[Split]:
         """How each SELECT over shards would be split, inner ones first; nothing is asked."""
@@ -109,7 +150,7 @@ class Reader:
     ) -> None:
         made, shape = self._split(reading, scope)
         piece = replace(made.piece, settings=settings, statements=statements)
-        asked = self._ask(piece, shape)
+        asked = self._ask([piece], shape)[0]
         source = self._source(reading, joined(asked.rows, shape.full_name))
         final = made.final.replace(SOURCE, source, 1)
         renamed = {name: f"{name}_{len(reading.asked)}" for name in piece.params}
@@ -131,7 +172,11 @@ class Reader:
         """The one vector that a SELECT gives; None where it gives something else."""
         found = self._engine.arrow(sql, params=params, user=True)
         kind = found.schema.field(0).type
-        if found.num_rows != 1 or found.num_columns != 1 or not (pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)):
+        if (
+            found.num_rows != 1
+            or found.num_columns != 1
+            or not (pa.types.is_list(kind) and pa.types.is_floating(kind.value_type))
+        ):
             return None
         return np.array(found.column(0)[0].as_py(), np.float32 if kind.value_type == pa.float32() else np.float64)
 
@@ -163,7 +208,11 @@ class Reader:
         called = tokens[span.last - 1].name or shape.name if last < span.last else shape.name
         edits = [(tokens[span.first].start, tokens[last - 1].end, shape.analysed + alias)]
         for at in range(scope.whole.first, scope.whole.last - 4):
-            if not span.first <= at < span.last and _qualifies(scope, at, shape) and not (at and tokens[at - 1].text == "."):
+            if (
+                not span.first <= at < span.last
+                and _qualifies(scope, at, shape)
+                and not (at and tokens[at - 1].text == ".")
+            ):
                 edits.append((tokens[at].start, tokens[at + 2].end, quote_name(called)))
         text, start = scope.text[scope.whole.start : scope.whole.end], scope.whole.start
         for a, b, new in sorted(edits, reverse=True):
@@ -191,6 +240,23 @@ def _with(scope: Scope, text: str) -> str:
     if not around:
         return text
     return f"WITH {', '.join(around)}, {text[4:]}" if own else f"WITH {', '.join(around)} {text}"
+
+
+def _same_but(names: Sequence[str], sets: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether sets of parameters differ in these alone, and in none of these by their length."""
+    first = {n: v for n, v in sets[0].items() if n not in names}
+    for given in sets:
+        if given.keys() != sets[0].keys() or any(repr(given[n]) != repr(v) for n, v in first.items()):
+            return False
+        if any(not isinstance(given[n], np.ndarray) or given[n].shape != sets[0][n].shape for n in names):
+            return False
+        if not all(np.isfinite(given[n]).all() for n in names):
+            return False
+    return True
+
+
+def _equal(a: Any, b: NDArray[Any]) -> bool:
+    return isinstance(a, np.ndarray) and a.shape == b.shape and bool((a == np.asarray(b, a.dtype)).all())
 
 
 def _is_argument(scope: Scope) -> bool:

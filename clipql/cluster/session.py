@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -23,12 +23,15 @@ from clipql.query import settings, statements
 from clipql.query.encoding import Encoding
 from clipql.query.execution import Step
 from clipql.query.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, TableName
+from clipql.quoting import quote_string
 from clipql.session import Answer, Progress, Session, Sink
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
 # SETs that cut a result short: they hold for the answer, not for what a shard gives
-_CUTS = re.compile(r"\s*USE\b|.*\b(limit|offset|max_result_rows|max_result_bytes|result_overflow_mode)\s*=", re.I | re.S)
+_CUTS = re.compile(
+    r"\s*USE\b|.*\b(limit|offset|max_result_rows|max_result_bytes|result_overflow_mode)\s*=", re.I | re.S
+)
 
 
 class Cluster(Protocol):
@@ -88,7 +91,7 @@ class ClusterSession(Session):
 
     @staticmethod
     def _refuse(what: str, shape: Shape | None, instead: str) -> None:
-        raise UnsupportedStatement(f"{what} on {shape.full_name if shape else 'a sharded table'}: {instead}")
+        raise UnsupportedStatement(f"{what} on the shards of {shape.full_name if shape else 'a table'}: {instead}")
 
     # definitions
 
@@ -143,12 +146,27 @@ class ClusterSession(Session):
             table = pa.table({"explain": self._described(encoded.sql, encoded.params)})
             shown = self._engine.query("SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True)
             return shown, ()
-        acting = self._engine.acting
-        sets = [f"SET {n} = '{v}'" for n, v in acting.settings.items()]
-        kept = tuple(s for s in (*acting.user.statements, *sets) if not _CUTS.match(s))
-        with self._cluster.reader.rewritten(encoded.sql, encoded.params, ours, kept) as reading:
+        with self._cluster.reader.rewritten(encoded.sql, encoded.params, ours, self._kept()) as reading:
             self._told.shards = _answered(reading)
             return super()._read(reading.sql, Select(), reading.params, format, progress, sink)
+
+    def many(self, sql: str, params: Sequence[Mapping[str, Any]]) -> list[pa.Table] | None:
+        """One SELECT for each set of parameters as one batch; None where it has to go one by one."""
+        statement, _ = statements.classify(sql)
+        text, own = settings.taken_from(sql)
+        if not isinstance(statement, Select) or settings.take_format(sql)[1] or not params:
+            return None
+        ours = {n: settings.checked(n, v) for n, v in {**self.settings, **own}.items()}
+        encoded = [self._encoding.replace(text, {**self.params, **given}, rows=False) for given in params]
+        if len({e.sql for e in encoded}) > 1:
+            return None
+        return self._cluster.reader.many(encoded[0].sql, [e.params for e in encoded], ours, self._kept())
+
+    def _kept(self) -> tuple[str, ...]:
+        """The SETs of whoever acts that hold on the shards too."""
+        acting = self._engine.acting
+        sets = [f"SET {n} = {quote_string(v)}" for n, v in acting.settings.items()]
+        return tuple(s for s in (*acting.user.statements, *sets) if not _CUTS.match(s))
 
     def _described(self, sql: str, params: Mapping[str, Any]) -> list[str]:
         lines = []

@@ -89,7 +89,9 @@ class ShardedTable:
 
     def place(self, fingerprint: str) -> tuple[int, ShardPart] | None:
         """The shard and the entry of a part."""
-        return next(((i, p) for i, parts in enumerate(self.shards) for p in parts if p.fingerprint == fingerprint), None)
+        return next(
+            ((i, p) for i, parts in enumerate(self.shards) for p in parts if p.fingerprint == fingerprint), None
+        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ What cannot be split is refused by name.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from clipql.cluster import aggregates
@@ -26,7 +26,7 @@ from clipql.tables.registry import ROW
 from clipql.vectors.metrics import metric_named
 
 # where the rows of the shards stand in the second half
-SOURCE = "clipql_source"
+SOURCE, NUMBER = "clipql_source", "_clipql_query"
 _FROM = "clipql_rows"
 _COUNT = re.compile(r"_CAST\((\d+), 'UInt64'\)(?:, _CAST\((\d+), 'UInt64'\))?\s*\Z")
 _KNOWN = {"SELECT", "FROM", "PREWHERE", "WHERE", "GROUP", "HAVING", "WINDOW", "QUALIFY", "ORDER", "LIMIT", "LIMIT 2",
@@ -35,12 +35,16 @@ _KNOWN = {"SELECT", "FROM", "PREWHERE", "WHERE", "GROUP", "HAVING", "WINDOW", "Q
 
 @dataclass(frozen=True)
 class Split:
-    """kind: 'rows', 'aggregates' or 'distinct'. final: the second half, which reads from SOURCE; why: for EXPLAIN."""
+    """kind: 'rows', 'aggregates' or 'distinct'. final: the second half, which reads from SOURCE; why: for EXPLAIN.
+
+    many: the second half for a batch, whose rows have the number of their query in NUMBER; None where there is none.
+    """
 
     kind: str
     why: str
     piece: Piece
     final: str
+    many: str | None = None
 
 
 @dataclass
@@ -127,7 +131,13 @@ class _Splitter:
         final += self._rest(("WINDOW", "QUALIFY"), hook or self._column)
         final += f" ORDER BY {by}" if by else ""
         final += self._limits(hook or self._column)
-        return self._made("rows", why, tail, final)
+        plain = bool(tail or "LIMIT" not in form.clauses) and not fills and not windows and not self._by_items("LIMIT")
+        many = None
+        if plain and not form.clauses.keys() & {"QUALIFY", "LIMIT 2", "SETTINGS"} and not self._ties():
+            number = f"{_FROM}.{NUMBER}"
+            many = f"SELECT {', '.join([number, *items])} FROM {SOURCE} AS {_FROM} ORDER BY {number}, {by}"
+            many += f"{self._limits(self._column)} BY {number}" if "LIMIT" in form.clauses else ""
+        return replace(self._made("rows", why, tail, final), many=many)
 
     def _item(self, first: int, last: int, hook: Hook | None) -> str:
         form = self._form

@@ -53,7 +53,9 @@ def declare(engine: Engine, shape: Shape) -> None:
     engine.run(f"CREATE DATABASE IF NOT EXISTS {DATABASE}")
     engine.run(f"CREATE DATABASE IF NOT EXISTS {quote_name(shape.database)}")
     listed = [f"{quote_name(n)} {t}" for n, t in shape.listed]
-    unlisted = [f"{quote_name(n)} {t} MATERIALIZED defaultValueOfTypeName({quote_string(t)})" for n, t in shape.unlisted]
+    unlisted = [
+        f"{quote_name(n)} {t} MATERIALIZED defaultValueOfTypeName({quote_string(t)})" for n, t in shape.unlisted
+    ]
     row = f"{ROW} UInt64 MATERIALIZED 0"
     columns = ", ".join([*listed, *unlisted, row])
     engine.run(f"CREATE OR REPLACE TABLE {shape.analysed} ({columns}) ENGINE = MergeTree ORDER BY tuple()")

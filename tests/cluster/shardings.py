@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +68,10 @@ class Shardings:
             # rows that a query does not see: a part that goes in meanwhile
             self._fill(f"n{shards}s{shard}", [*rows, texts[0]])
 
-    def _ask(self, piece: Piece, shape: Shape) -> Asked:
+    def _ask(self, pieces: Sequence[Piece], shape: Shape) -> list[Asked]:
+        return [self._asked(piece, shape) for piece in pieces]
+
+    def _asked(self, piece: Piece, shape: Shape) -> Asked:
         shards = int(shape.name[1:])
         answers = []
         for shard in range(shards):
@@ -91,7 +95,7 @@ class Shardings:
     def shard_plans(self, shards: int, sql: str, **params: Any) -> list[str]:
         """What EXPLAIN tells of the piece that the first shard is asked last."""
         asked: list[Piece] = []
-        reader = Reader(self.db.registry.engine, self._find, lambda p, s: (asked.append(p), self._ask(p, s))[1])
+        reader = Reader(self.db.registry.engine, self._find, lambda p, s: (asked.extend(p), self._ask(p, s))[1])
         with reader.rewritten(sql.replace("{t}", f"n{shards}"), params, {}):
             own = replace(asked[-1], table=f"n{shards}s0")
             snapshot = Snapshot(tuple(self._runs[shards, 0]))

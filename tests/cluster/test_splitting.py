@@ -162,14 +162,23 @@ def test_a_bad_query_vector_is_refused_as_by_one_table(tables: Shardings, vector
     with pytest.raises(VectorError) as sharded:
         tables.sharded(2, statement, q=np.array(vector, np.float32))
 
-    assert str(sharded.value).split("the query vector")[0].replace("n2s0", "one") == str(one.value).split("the query vector")[0]
+    assert (
+        str(sharded.value).split("the query vector")[0].replace("n2s0", "one")
+        == str(one.value).split("the query vector")[0]
+    )
 
 
 @pytest.mark.parametrize(
     ("statement", "kind"),
     [
-        ("SELECT url, L2Distance(e, {q:Array(Float32)}) AS d FROM {t} WHERE w > 1 AND lang = 'en' ORDER BY d LIMIT 9", "Top-k"),
-        ("SELECT id FROM {t} ORDER BY cosineDistance(e, {q:Array(Float32)}) + 0.5 * L2Distance(e, {q:Array(Float32)}) LIMIT 9", "Top-k"),
+        (
+            "SELECT url, L2Distance(e, {q:Array(Float32)}) AS d FROM {t} WHERE w > 1 AND lang = 'en' ORDER BY d LIMIT 9",
+            "Top-k",
+        ),
+        (
+            "SELECT id FROM {t} ORDER BY cosineDistance(e, {q:Array(Float32)}) + 0.5 * L2Distance(e, {q:Array(Float32)}) LIMIT 9",
+            "Top-k",
+        ),
         ("SELECT id FROM {t} ORDER BY 1 - cosineDistance(e, [1., 2., 3.]) DESC LIMIT 9", "Top-k"),
         ("SELECT id FROM {t} ORDER BY L2Distance(e, (SELECT e FROM {t} WHERE id = 3)) LIMIT 9", "Top-k"),
         ("SELECT id FROM {t} WHERE w = 2 AND L2Distance(e, {q:Array(Float32)}) < 0.5", "Range"),
@@ -179,7 +188,9 @@ def test_each_shard_searches_as_one_table_does(tables: Shardings, statement: str
     assert tables.shard_plans(3, statement, q=QUERY)[0].startswith(kind)
 
 
-@pytest.mark.parametrize("statement", ["SELECT nothing FROM {t}", "SELECT count() FROM {t} WHERE", "SELECT id, count() FROM {t}"])
+@pytest.mark.parametrize(
+    "statement", ["SELECT nothing FROM {t}", "SELECT count() FROM {t} WHERE", "SELECT id, count() FROM {t}"]
+)
 def test_a_wrong_statement_gives_clickhouses_error(tables: Shardings, statement: str) -> None:
     with pytest.raises(QueryError) as one:
         tables.one(statement)
