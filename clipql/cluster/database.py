@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from clipql.cluster import rays, shards
@@ -301,10 +301,10 @@ class ClusterDatabase(Database):
         vector: Mapping[str, tuple[int | None, str | None]] = self._shape_of(table).vectors
         return self.encoders.default or vector.get(column, (None, None))[1]
 
-    def stop(self) -> NoReturn | None:
+    def stop(self) -> None:
         """Stop the shards on all nodes; their folders stay."""
         rays.stop_all()
-        return None
+        return
 
     def close(self) -> None:
         """Leave the cluster, which goes on; harmless when called twice."""

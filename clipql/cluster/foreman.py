@@ -22,7 +22,6 @@ from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
 from clipql.errors import ClipqlError, ClusterError, HolderGone, IngestError
 from clipql.ingest.pipeline import IngestReport
 
-
 # maps that one foreman may make
 TERM = 1_000_000
 

@@ -15,7 +15,7 @@ import numpy as np
 from clipql.cluster.piece import GLOBAL_ROW
 from clipql.engine import Engine
 from clipql.errors import UnsupportedStatement
-from clipql.query.lexer import Token, matching, tokenize
+from clipql.query.lexer import matching, tokenize
 from clipql.query.scopes import scopes, split_list
 from clipql.tables.registry import ROW
 

@@ -173,7 +173,9 @@ class Holder:
             folder.mkdir(parents=True, exist_ok=True)
         if fetch is not None:
             for file in part.files:
-                self._fetch(folder / file.name, file, lambda at, n, f=file: fetch(table, part.fingerprint, f.name, at, n))
+                self._fetch(
+                    folder / file.name, file, lambda at, n, f=file: fetch(table, part.fingerprint, f.name, at, n)
+                )
         else:
             for source in map(Path, part.sources):
                 if not source.exists():

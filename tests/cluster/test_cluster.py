@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Machines
 
 import clipql
 from clipql.cluster import rays
 from clipql.cluster.database import ClusterDatabase
 from clipql.cluster.shards import decoded
 from clipql.errors import ClusterError, HolderGone, IngestError, UnknownTable, UnsupportedStatement
-from conftest import Machines
 from tests.parts import make_part
 
 QUERY = np.linspace(-1, 1, 16, dtype=np.float32)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shardings import MOST, Shardings
 
 import clipql
 from clipql.errors import QueryError, UnsupportedStatement, VectorError
-from shardings import MOST, Shardings
 
 QUERY = np.array([1.0, 0.5, 0.25], np.float32)
 
