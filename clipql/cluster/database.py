@@ -28,7 +28,7 @@ from clipql.cluster.standin import Shape, declare, forget
 from clipql.database import QUERIES, Database, one_condition
 from clipql.errors import ClipqlError, ClusterError, HolderGone, QueryError, UnknownTable, VectorError
 from clipql.ingest.layout import check_part, find_parts, parse_numbers
-from clipql.ingest.pipeline import IngestReport
+from clipql.ingest.pipeline import IngestProgress, IngestReport
 from clipql.quoting import quote_name
 from clipql.result import Result, Stats
 from clipql.vectors.metrics import Metric, metric_named
@@ -193,13 +193,13 @@ class ClusterDatabase(Database):
         parts: str | None = None,
         model: str | None = None,
         shards: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[IngestProgress], None] | None = None,
         **options: Any,
     ) -> IngestReport:
         """Deal LAION parts to the shards, which take them in side by side; what is there already is skipped.
 
         The files must lie where all nodes can read them. shards: how many a table that is made by this is dealt to, by
-        default all. progress: told rows taken in and rows dealt. Other options as `clipql.ingest.pipeline.ingest`,
+        default all. progress: told every second how far all shards are. Other options as `clipql.ingest.pipeline.ingest`,
         but no link: each copy keeps the files. Raises IngestError, ClusterError.
         """
         if odd := {n for n, v in options.items() if v}:
@@ -223,16 +223,19 @@ class ClusterDatabase(Database):
 
     def _watched(
         self,
-        progress: Callable[[int, int], None] | None,
+        progress: Callable[[IngestProgress], None] | None,
         database: str,
         name: str,
         specs: Sequence[PartSpec],
         shards: int | None,
     ) -> Any:
+        began = time.perf_counter()
         reference = self._foreman.do.remote("ingest", database, name, specs, shards)
         try:
             while progress is not None and not rays.first_of([reference], LOOK_SECONDS):
-                progress(*rays.asked(self._foreman.do.remote("progress", database, name)))
+                parts, rows, total = rays.asked(self._foreman.do.remote("progress", database, name))
+                seconds = time.perf_counter() - began
+                progress(IngestProgress(f"{len(specs)} parts", parts, len(specs), rows, total, seconds))
             return rays.asked(reference)
         finally:
             self.refresh()
@@ -270,7 +273,7 @@ class ClusterDatabase(Database):
         recall: float | None = None,
     ) -> str:
         """As `Database.search_sql`."""
-        shape = self._shape_of(table)
+        shape = self.require(table)
         if column not in shape.vectors:
             raise VectorError(f"{shape.full_name} has no vector column {column}; it has {', '.join(shape.vectors)}")
         metric = metric_named(distance)
@@ -288,7 +291,8 @@ class ClusterDatabase(Database):
         source = f"{quote_name(shape.database)}.{quote_name(shape.name)}"
         return f"SELECT {listed} FROM {source}{condition} ORDER BY distance{way} LIMIT {k}{asked}"
 
-    def _shape_of(self, table: str) -> Shape:
+    def require(self, table: str) -> Shape:
+        """A sharded table by its name. Raises UnknownTable."""
         database, _, name = table.rpartition(".")
         shape = self.shape(database or None, name)
         if shape is None:
@@ -298,7 +302,7 @@ class ClusterDatabase(Database):
         return shape
 
     def _model_of(self, table: str, column: str) -> str | None:
-        vector: Mapping[str, tuple[int | None, str | None]] = self._shape_of(table).vectors
+        vector: Mapping[str, tuple[int | None, str | None]] = self.require(table).vectors
         return self.encoders.default or vector.get(column, (None, None))[1]
 
     def stop(self) -> None:

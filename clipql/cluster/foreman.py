@@ -91,7 +91,7 @@ class Foreman:
         map = replace(map, serial=self._serial)
         content = shards.encoded(map)
         with ThreadPoolExecutor(8) as pool:
-            stored = list(pool.map(lambda c: self._stored(*c, content), sorted({*map.holders(), *self._map.holders()})))
+            stored = list(pool.map(lambda c: self._stored(c[0], c[1], content), sorted({*map.holders(), *self._map.holders()})))
         nodes = {n for pair in map.nodes for n in pair}
         have = {n for n in stored if n in nodes}
         if len(have) <= len(nodes) // 2:
@@ -191,12 +191,11 @@ class Foreman:
             rows = sum(s.rows for s in new)
             return IngestReport(rows, len(new), len(specs) - len(new), time.perf_counter() - began)
 
-    def progress(self, database: str, name: str) -> tuple[int, int]:
-        """Rows taken in and rows dealt of a table."""
+    def progress(self, database: str, name: str) -> tuple[int, int, int]:
+        """Parts taken in, their rows, and the rows of all that were dealt, of a table."""
         table = self._map.table(database, name)
-        if table is None:
-            return 0, 0
-        return table.rows, sum(p.rows for parts in table.shards for p in parts)
+        parts = [p for held in table.shards for p in held] if table is not None else []
+        return sum(p.taken for p in parts), sum(p.rows for p in parts if p.taken), sum(p.rows for p in parts)
 
     def _settled(self, table: ShardedTable, wanted: set[str]) -> ShardedTable:
         """The table without parts that an earlier run dealt and never took; those that a copy has are finished."""

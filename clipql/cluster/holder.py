@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,13 +23,12 @@ from clipql.cluster.piece import Piece, Snapshot, rows_of, statement
 from clipql.cluster.shards import PartFile, ShardMap, ShardPart
 from clipql.cluster.standin import Shape
 from clipql.database import Database
-from clipql.engine import EngineUser
 from clipql.errors import ClusterError, HolderGone, IngestError
 from clipql.ingest.layout import check_part, find_parts
 from clipql.ingest.pipeline import ingest
 from clipql.quoting import quote_name, quote_string
 from clipql.session import Session
-from clipql.users import Acting
+from clipql.users import Acting, EngineUser
 
 PIECE_BYTES = 4 << 20
 # what one shard may give for one SELECT: more does not belong on one machine

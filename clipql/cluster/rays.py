@@ -7,9 +7,11 @@ that cannot be reached is a HolderGone, an error of clipql's comes back as itsel
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from clipql.cluster.holder import Holder
 from clipql.cluster.shards import ShardMap, ShardPart
 from clipql.errors import ClipqlError, ClusterError, HolderGone
 
+LOG = logging.getLogger("clipql.cluster")
 NAMESPACE = "clipql"
 FOREMAN = "foreman"
 THREADS = 16
-CONNECT_SECONDS = 3.0
+CONNECT_SECONDS, TWICE_SECONDS = 3.0, 60.0
 PING_SECONDS, START_SECONDS = 10.0, 120.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -58,6 +61,16 @@ def join(address: str) -> None:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterError(f"the Ray at {address} cannot be joined: {error}") from error
+    with contextlib.suppress(ImportError):
+        from ray._private import worker
+
+        # Ray tells of nodes that die on standard output, which is for results
+        worker.print_to_stdstream = _logged
+
+
+def _logged(told: Any, ignore_prefix: bool) -> None:
+    for line in told.get("lines", ()):
+        LOG.info("%s", str(line).strip().partition("\n")[0])
 
 
 def _check_token(local: bool) -> None:
@@ -94,16 +107,23 @@ def leave() -> None:
 
 
 def node_ids() -> dict[str, str]:
-    """The nodes that are there: Ray's id by name. Raises ClusterError where two have one name."""
-    found: dict[str, str] = {}
-    for node in _ray().nodes():
-        if not node["Alive"]:
-            continue
-        name = node["NodeName"]
-        if name in found:
-            raise ClusterError(f"two nodes are named {name}: give each its own with `ray start --node-name=…`")
-        found[name] = node["NodeID"]
-    return found
+    """The nodes that are there: Ray's id by name. Raises ClusterError where two have one name.
+
+    One that went and came back may be there twice until Ray has noticed, which is waited for.
+    """
+    until = time.monotonic() + TWICE_SECONDS
+    while True:
+        found: dict[str, str] = {}
+        twice = None
+        for node in _ray().nodes():
+            if node["Alive"]:
+                twice = node["NodeName"] if node["NodeName"] in found else twice
+                found[node["NodeName"]] = node["NodeID"]
+        if twice is None:
+            return found
+        if time.monotonic() > until:
+            raise ClusterError(f"two nodes are named {twice}: give each its own with `ray start --node-name=…`")
+        time.sleep(0.2)
 
 
 def _on(node_id: str) -> Any:
@@ -309,3 +329,21 @@ def first_of(references: Sequence[Any], seconds: float | None) -> list[Any]:
     """Those of the answers that are there once one is, or none after so many seconds."""
     ready, _ = _ray().wait(list(references), num_returns=1, timeout=seconds)
     return list(ready)
+
+
+def resources() -> tuple[float, float]:
+    """GPUs and processor cores of all nodes."""
+    found = _ray().cluster_resources()
+    return float(found.get("GPU", 0)), float(found.get("CPU", 0))
+
+
+def pool(kind: type, count: int, *arguments: Any, gpu: bool) -> list[Any]:
+    """Actors that go with this process, each on a GPU of its own, or wherever there is room."""
+    made = _ray().remote(num_cpus=0, num_gpus=1 if gpu else 0, max_restarts=-1, max_task_retries=-1)(kind)
+    return [made.options(scheduling_strategy="SPREAD").remote(*arguments) for _ in range(count)]
+
+
+def stop_pool(actors: Sequence[Any]) -> None:
+    """Stop actors of a pool."""
+    for each in actors:
+        _ray().kill(each, no_restart=True)

@@ -19,6 +19,9 @@ os.environ.update(
 )
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1", "include_dashboard": False}
 
+# a dead node is noticed within two seconds
+NOTICE = {"health_check_period_ms": 400, "health_check_failure_threshold": 4, "health_check_initial_delay_ms": 1000}
+
 
 class Machines:
     """Nodes by name; each keeps its disk in a folder of its name under `data`."""
@@ -27,7 +30,8 @@ class Machines:
         from ray.cluster_utils import Cluster
 
         self.data = str(data)
-        self._cluster = Cluster(initialize_head=True, head_node_args={**NODE, "node_name": names[0]})
+        head = {**NODE, "node_name": names[0], "_system_config": NOTICE}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes: dict[str, Any] = {}
         for name in names[1:]:
             self.add(name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +17,14 @@ import pytest
 from conftest import Machines
 
 import clipql
+from clipql.cli import main
 from clipql.cluster import rays
 from clipql.cluster.database import ClusterDatabase
+from clipql.cluster.encoding import PooledEncoder
 from clipql.cluster.shards import decoded
 from clipql.errors import ClusterError, HolderGone, IngestError, UnknownTable, UnsupportedStatement
 from tests.parts import make_part
+from tests.standin import StandIn
 
 QUERY = np.linspace(-1, 1, 16, dtype=np.float32)
 STATEMENTS = [
@@ -146,13 +151,13 @@ def test_a_part_with_nan_is_refused_and_leaves_the_table_as_it_was(db: ClusterDa
 
 
 def test_a_killed_process_is_not_noticed_by_queries(db: ClusterDatabase) -> None:
-    stop, failed, answers = threading.Event(), list[BaseException](), set[int]()
+    stop, failed, answers = threading.Event(), list[Exception](), set[int]()
 
     def ask() -> None:
         while not stop.is_set():
             try:
                 answers.add(count(db)[0])
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001
                 failed.append(error)
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
@@ -209,6 +214,24 @@ def test_a_killed_foreman_goes_on_where_it_was(db: ClusterDatabase, tmp_path: Pa
     assert db.sql("SELECT count(), uniqExact(id), max(id) FROM other").rows == [(100, 100, 99)]
 
 
+def test_texts_and_pictures_are_encoded_by_a_pool_in_their_order(db: ClusterDatabase, tmp_path: Path) -> None:
+    for i in range(7):
+        Image.new("RGB", (8 + i, 8), (40 * i, 9, 9)).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    paths, texts, alone = [tmp_path / f"{i}.png" for i in range(7)], [f"text {i}" for i in range(9)], StandIn()
+    with contextlib.closing(PooledEncoder(StandIn, 2)) as pooled:
+        words = pooled.encode_texts(texts)
+        at_once = pooled.encode_pictures(paths)
+        streamed = list(pooled.encode_stream(iter(paths), batch=2))
+
+    assert (pooled.model, pooled.dimension) == (alone.model, alone.dimension)
+    assert np.array_equal(words, alone.encode_texts(texts))
+    assert np.array_equal(at_once.vectors, alone.encode_pictures(paths).vectors)
+    assert at_once.sizes == alone.encode_pictures(paths).sizes
+    assert [len(s.errors) for s in streamed] == [2, 2, 2, 1]
+    assert [e is None for s in streamed for e in s.errors] == [True, True, True, False, True, True, True]
+
+
 def test_nodes_go_come_back_and_join(db: ClusterDatabase, machines: Machines, tmp_path: Path) -> None:
     make_part(tmp_path, rows=40, number=20)
     away = machines.spare
@@ -249,7 +272,9 @@ def test_a_ray_without_a_token_is_not_joined(monkeypatch: pytest.MonkeyPatch, tm
         rays.join("127.0.0.1:1")
 
 
-def test_everything_comes_back_without_the_head_node(db: ClusterDatabase, machines: Machines, tmp_path: Path) -> None:
+def test_everything_comes_back_without_the_head_node(
+    db: ClusterDatabase, machines: Machines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = db.map
     db.close()
     machines.close()
@@ -259,3 +284,26 @@ def test_everything_comes_back_without_the_head_node(db: ClusterDatabase, machin
         with ClusterDatabase(left.address, data=machines.data) as again:
             assert again.map.tables == before.tables
             assert count(again) == (235, "2/2")
+        asked = f"ray://{left.address}?data={machines.data}"
+        assert main(["--url", asked, "sql", "SELECT count() FROM laion", "--format", "TSV"]) == 0
+        assert capsys.readouterr().out == "235\n"
+        with serving(left.address, machines.data) as url, clipql.connect(url) as remote:
+            assert remote.sql("SELECT count() FROM laion").rows == [(235,)]
+            assert remote.sql(STATEMENTS[1], q=QUERY).rows[0][1] >= 0
+            with pytest.raises(UnsupportedStatement, match="a join of"):
+                remote.sql("SELECT a.id FROM laion AS a JOIN laion AS b ON a.id = b.id")
+
+
+@contextlib.contextmanager
+def serving(address: str, data: str) -> Iterator[str]:
+    """The address of `clipql serve --ray`."""
+    options = ["--ray", address, "--data", data, "--table", "laion", "--port", "0"]
+    command = [sys.executable, "-m", "clipql", "serve", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().rstrip().rpartition(" at ")[2]
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+        process.stdout.close()
