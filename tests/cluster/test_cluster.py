@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from conftest import Machines
 
 import clipql
@@ -22,7 +23,7 @@ from clipql.cluster import rays
 from clipql.cluster.database import ClusterDatabase
 from clipql.cluster.encoding import PooledEncoder
 from clipql.cluster.shards import decoded
-from clipql.errors import ClusterError, HolderGone, IngestError, UnknownTable, UnsupportedStatement
+from clipql.errors import ClusterError, HolderGone, IngestError, QueryError, UnknownTable, UnsupportedStatement
 from tests.parts import make_part
 from tests.standin import StandIn
 
@@ -275,7 +276,7 @@ def test_a_ray_without_a_token_is_not_joined(monkeypatch: pytest.MonkeyPatch, tm
 def test_everything_comes_back_without_the_head_node(
     db: ClusterDatabase, machines: Machines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = db.map
+    before, rows = db.map, count(db)[0]
     db.close()
     machines.close()
     with contextlib.closing(Machines(Path(machines.data), ("south", "east", "west"))) as left:
@@ -283,14 +284,14 @@ def test_everything_comes_back_without_the_head_node(
             ClusterDatabase(left.address, data=str(tmp_path), shards=1, replicas=4)
         with ClusterDatabase(left.address, data=machines.data) as again:
             assert again.map.tables == before.tables
-            assert count(again) == (235, "2/2")
+            assert count(again) == (rows, "2/2")
         asked = f"ray://{left.address}?data={machines.data}"
         assert main(["--url", asked, "sql", "SELECT count() FROM laion", "--format", "TSV"]) == 0
-        assert capsys.readouterr().out == "235\n"
+        assert capsys.readouterr().out == f"{rows}\n"
         with serving(left.address, machines.data) as url, clipql.connect(url) as remote:
-            assert remote.sql("SELECT count() FROM laion").rows == [(235,)]
+            assert remote.sql("SELECT count() FROM laion").rows == [(rows,)]
             assert remote.sql(STATEMENTS[1], q=QUERY).rows[0][1] >= 0
-            with pytest.raises(UnsupportedStatement, match="a join of"):
+            with pytest.raises(QueryError, match="a join of"):
                 remote.sql("SELECT a.id FROM laion AS a JOIN laion AS b ON a.id = b.id")
 
 
