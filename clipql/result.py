@@ -88,7 +88,8 @@ class Result:
         cells = [list(self.columns), *([_short(v) for v in row] for row in shown)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-        return "\n".join([*lines, f"({len(self):,} rows, {self.stats.elapsed:.3f} s)"])
+        shards = f", shards {self.stats.shards}" if self.stats.shards else ""
+        return "\n".join([*lines, f"({len(self):,} rows, {self.stats.elapsed:.3f} s{shards})"])
 
     def _repr_html_(self) -> str:
         """A table for notebooks; every value is escaped."""

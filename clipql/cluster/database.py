@@ -19,8 +19,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from clipql.cluster import rays, shards
 from clipql.cluster.asking import Asker
-from clipql.cluster.foreman import PartSpec, Status
+from clipql.cluster.foreman import Status
 from clipql.cluster.piece import Piece
+from clipql.cluster.placing import PartSpec
 from clipql.cluster.reading import Asked, Reader
 from clipql.cluster.session import ClusterSession
 from clipql.cluster.shards import ShardedTable, ShardMap
@@ -48,17 +49,18 @@ class ClusterDatabase(Database):
         shards: int | None = None,
         replicas: int = 0,
         without: Sequence[str] = (),
+        heal_seconds: float = rays.HEAL_SECONDS,
         model: str | None = None,
     ) -> None:
         """Join the Ray at host:port (`local`: start one), and start the shards where they do not run.
 
         data: the folder on each node that its copies lie in, a folder of the node's name each. shards, replicas: for a
         cluster that is to be made (shards: one a node unless given); replicas 0 does not make one. without: nodes that
-        are lost for good. Raises ClusterError.
+        are lost for good. heal_seconds: how often the foreman looks for copies to bring back. Raises ClusterError.
         """
         rays.join(address)
         self.data = str(Path(data or DATA).expanduser())
-        self._foreman = rays.foreman(self.data, shards, replicas, without)
+        self._foreman = rays.foreman(self.data, shards, replicas, without, heal_seconds)
         self._folder = tempfile.mkdtemp(prefix="clipql-cluster-")
         try:
             super().__init__(Path(self._folder) / "merging", model=model)
@@ -243,6 +245,11 @@ class ClusterDatabase(Database):
     def heal(self) -> list[Status]:
         """Start copies on nodes that came back and have them catch up; how each copy is now."""
         found: list[Status] = self._order("heal")
+        return found
+
+    def status(self) -> list[Status]:
+        """How each copy is."""
+        found: list[Status] = rays.asked(self._foreman.do.remote("status"))
         return found
 
     def move(self, shard: int, source: str | None, target: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,12 +18,14 @@ from typing import Any, Protocol
 from clipql import __version__
 from clipql.cluster import shards
 from clipql.cluster.holder import Hello
+from clipql.cluster.placing import PartSpec, dealt, next_move
 from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
 from clipql.errors import ClipqlError, ClusterError, HolderGone, IngestError
 from clipql.ingest.pipeline import IngestReport
 
 # maps that one foreman may make
 TERM = 1_000_000
+STATUS_SECONDS = 10.0
 
 
 class Copies(Protocol):
@@ -44,16 +46,6 @@ class Copies(Protocol):
 
     def nodes(self) -> tuple[str, ...]:
         """The names of the nodes that are there."""
-
-
-@dataclass(frozen=True)
-class PartSpec:
-    """A part that shall be taken in: what its headers say."""
-
-    fingerprint: str
-    rows: int
-    sources: tuple[str, ...]
-    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,9 @@ class Foreman:
         map = replace(map, serial=self._serial)
         content = shards.encoded(map)
         with ThreadPoolExecutor(8) as pool:
-            stored = list(pool.map(lambda c: self._stored(c[0], c[1], content), sorted({*map.holders(), *self._map.holders()})))
+            stored = list(
+                pool.map(lambda c: self._stored(c[0], c[1], content), sorted({*map.holders(), *self._map.holders()}))
+            )
         nodes = {n for pair in map.nodes for n in pair}
         have = {n for n in stored if n in nodes}
         if len(have) <= len(nodes) // 2:
@@ -177,7 +171,7 @@ class Foreman:
             table = known or self._new(database, name, count)
             table = self._settled(table, {s.fingerprint for s in specs})
             new = [s for s in specs if (found := table.place(s.fingerprint)) is None or not found[1].taken]
-            table = _dealt(table, new)
+            table = dealt(table, new)
             if not new:
                 return IngestReport(0, 0, len(specs), time.perf_counter() - began)
             self._commit(self._map.with_table(table))
@@ -306,9 +300,11 @@ class Foreman:
             raise ClusterError(
                 f"shard {shard} on {node} runs clipql {hello.version}, this is {__version__}: install one version on all"
             )
-        if hello.map is not None and shards.decoded(hello.map, node).serial == map.serial and node in map.nodes[shard]:
-            if all(self._complete(t, shard, hello) for t in map.tables):
-                return
+        for table in map.tables:
+            self._check_definition(table, hello)
+        known = hello.map is not None and shards.decoded(hello.map, node).serial == map.serial
+        if known and node in map.nodes[shard] and all(self._complete(t, shard, hello) for t in map.tables):
+            return
         for table in map.tables:
             if shard < len(table.shards):
                 self._give(table, shard, node, hello)
@@ -321,6 +317,15 @@ class Foreman:
         taken = tuple(p.fingerprint for p in table.shards[shard] if p.taken)
         return hello.ledgers.get(table.full_name, ())[: len(taken)] == taken
 
+    @staticmethod
+    def _check_definition(table: ShardedTable, hello: Hello) -> None:
+        shown = hello.definitions.get(table.full_name)
+        if table.definition and shown is not None and shown != table.definition:
+            raise ClusterError(
+                f"{table.full_name} of shard {hello.shard} on {hello.node} is defined as {shown}, and in the shard map "
+                f"as {table.definition}: remove its folder there, and the copy is made anew from another node"
+            )
+
     def _give(self, table: ShardedTable, shard: int, node: str, hello: Hello) -> None:
         has = hello.ledgers.get(table.full_name, ())
         taken = [p for p in table.shards[shard] if p.taken]
@@ -329,14 +334,8 @@ class Foreman:
                 f"shard {shard} on {node} has other parts of {table.full_name} than the shard map says: remove its "
                 "folder there, and the copy is made anew from another node"
             )
-        shown = hello.definitions.get(table.full_name)
-        if table.definition and shown is not None and shown != table.definition:
-            raise ClusterError(
-                f"{table.full_name} of shard {shard} on {node} is defined as {shown}, and in the shard map as "
-                f"{table.definition}: remove its folder there, and the copy is made anew from another node"
-            )
         self._copies.call(shard, node, "check", table.full_name, taken[: len(has)])
-        if table.definition and shown is None:
+        if table.definition and table.full_name not in hello.definitions:
             self._copies.call(shard, node, "define", table.definition, table.database, table.name)
         for i in range(len(has), len(taken)):
             before = [p.fingerprint for p in taken[:i]]
@@ -352,6 +351,27 @@ class Foreman:
             except HolderGone as error:
                 why = error
         raise why
+
+    def status(self) -> list[Status]:
+        """How each copy is, with nothing changed."""
+        there, found = set(self._copies.nodes()), []
+        for shard, node in self._map.holders():
+            try:
+                if node not in there:
+                    raise HolderGone(f"node {node} is not there")
+                hello: Hello = self._copies.call(shard, node, "hello", seconds=STATUS_SECONDS)
+                complete = all(self._complete(t, shard, hello) for t in self._map.tables)
+                found.append(Status(shard, node, "ready" if complete else "behind"))
+            except HolderGone as error:
+                found.append(Status(shard, node, "away", str(error)))
+        return found
+
+    def watch(self, stop: threading.Event, seconds: float) -> None:
+        """Heal every so many seconds, until told to stop."""
+        while not stop.wait(seconds):
+            # what is wrong with a copy is told to who asks for the state of the cluster
+            with contextlib.suppress(ClipqlError):
+                self.heal()
 
     def move(self, shard: int, source: str | None, target: str) -> None:
         """Make a copy of a shard on the node `target`, and give up the one on `source` if named; queries go on."""
@@ -373,7 +393,7 @@ class Foreman:
         """Move copies to nodes that have fewer, until none has two more than another; the moves that were made."""
         moves = []
         with self._changing:
-            while (move := _next_move(self._map, self._copies.nodes())) is not None:
+            while (move := next_move(self._map, self._copies.nodes())) is not None:
                 self.move(*move)
                 moves.append(move)
         return moves
@@ -388,72 +408,3 @@ def begun(copies: Copies, map: ShardMap) -> Foreman:
     found.announce()
     found.heal()
     return found
-
-
-def _dealt(table: ShardedTable, specs: Sequence[PartSpec]) -> ShardedTable:
-    """The table with new parts dealt, each to the shard with the fewest rows; rows are numbered in the given order."""
-    for spec in specs:
-        if table.place(spec.fingerprint) is not None:
-            continue
-        held = [sum(p.rows for p in parts) for parts in table.shards]
-        shard = held.index(min(held))
-        part = ShardPart(spec.fingerprint, table.next_row, spec.rows, spec.sources, spec.model)
-        table = replace(table.with_parts(shard, (*table.shards[shard], part)), next_row=table.next_row + spec.rows)
-    return table
-
-
-def _next_move(map: ShardMap, there: Sequence[str]) -> tuple[int, str, str] | None:
-    """A move that evens the nodes out, from the one with the most copies to one with the fewest."""
-    held: Mapping[str, list[int]] = {n: [s for s, m in map.holders() if m == n] for n in there}
-    most = max(held, key=lambda n: len(held[n]), default=None)
-    least = min(held, key=lambda n: len(held[n]), default=None)
-    if most is None or least is None or len(held[most]) < len(held[least]) + 2:
-        return None
-    shard = next((s for s in held[most] if s not in held[least]), None)
-    return None if shard is None else (shard, most, least)
-
-
-def placed(shard_count: int, replicas: int, nodes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """On which nodes the copies of each shard shall lie. Raises ClusterError where there are too few nodes."""
-    if not 1 <= replicas <= len(nodes):
-        raise ClusterError(
-            f"{replicas} replicas of each shard on {len(nodes)} nodes ({', '.join(nodes)}): each must lie on a node of "
-            "its own; start more nodes or ask for fewer replicas"
-        )
-    if shard_count < 1:
-        raise ClusterError(f"{shard_count} shards: expected at least one")
-    return tuple(tuple(nodes[(s + r) % len(nodes)] for r in range(replicas)) for s in range(shard_count))
-
-
-def in_force(found: Sequence[tuple[str, bytes]], there: Sequence[str], without: Sequence[str] = ()) -> ShardMap | None:
-    """The map in force among the copies on nodes. Raises ClusterError where too few of its nodes are there.
-
-    found: node and content of each copy. there: the nodes that were looked at. without: those that are lost for good.
-    """
-    maps, damaged = [], []
-    for node, content in found:
-        try:
-            maps.append(shards.decoded(content, f"the shard map on node {node}"))
-        except ClusterError as error:
-            damaged.append(error)
-    map = shards.newest(maps)
-    if map is None:
-        if damaged:
-            raise damaged[0]
-        return None
-    nodes = {n for pair in map.nodes for n in pair} - set(without)
-    seen = set(there)
-    if len(nodes & seen) <= len(nodes) // 2:
-        raise ClusterError(
-            f"the shards lie on the nodes {', '.join(sorted(nodes))}, and here are {', '.join(sorted(seen)) or 'none'}: "
-            "a newer shard map may be on another; start those too, or give --without for each that is lost"
-        )
-    if not without:
-        return map
-    left = tuple(tuple(n for n in pair if n not in without) for pair in map.nodes)
-    if () in left:
-        raise ClusterError(
-            f"shard {left.index(())} lay on {', '.join(map.nodes[left.index(())])} alone, so it cannot be done without: "
-            "bring one of them back"
-        )
-    return replace(map, nodes=left)

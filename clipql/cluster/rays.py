@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clipql import __version__
 from clipql.cluster import shards
-from clipql.cluster.foreman import Foreman, begun, in_force, placed
+from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Holder
+from clipql.cluster.placing import in_force, placed
 from clipql.cluster.shards import ShardMap, ShardPart
 from clipql.errors import ClipqlError, ClusterError, HolderGone
 
@@ -26,7 +28,7 @@ LOG = logging.getLogger("clipql.cluster")
 NAMESPACE = "clipql"
 FOREMAN = "foreman"
 THREADS = 16
-CONNECT_SECONDS, TWICE_SECONDS = 3.0, 60.0
+CONNECT_SECONDS, TWICE_SECONDS, HEAL_SECONDS = 3.0, 60.0, 5.0
 PING_SECONDS, START_SECONDS = 10.0, 120.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -267,13 +269,20 @@ def _look(folder: str) -> list[bytes]:
 class ForemanActor:
     """The foreman as an actor, which finds the map on the nodes' disks, or makes the first, wherever it starts."""
 
-    def __init__(self, data: str, shard_count: int | None, replicas: int, without: Sequence[str]) -> None:
+    def __init__(
+        self, data: str, shard_count: int | None, replicas: int, without: Sequence[str], heal_seconds: float
+    ) -> None:
         self._how, self._beginning = (data, shard_count, replicas, without), threading.Lock()
+        self._heal_seconds = heal_seconds
         self._foreman: Foreman | None = None
 
     def do(self, method: str, *arguments: Any) -> Any:
         """Have the foreman do something."""
         return getattr(self._begun(), method)(*arguments)
+
+    def version(self) -> str:
+        """The clipql that it runs."""
+        return __version__
 
     def state(self) -> bytes:
         """The map in force, as it travels."""
@@ -289,15 +298,21 @@ class ForemanActor:
                     names = sorted(copies.nodes())
                     map = ShardMap(placed(shard_count or len(names), replicas, names))
                 self._foreman = begun(copies, map)
+                watch = (threading.Event(), self._heal_seconds)
+                threading.Thread(target=self._foreman.watch, args=watch, name="clipql-heal", daemon=True).start()
             return self._foreman
 
 
-def foreman(data: str, shard_count: int | None, replicas: int, without: Sequence[str] = ()) -> Any:
+def foreman(
+    data: str, shard_count: int | None, replicas: int, without: Sequence[str] = (), heal_seconds: float = HEAL_SECONDS
+) -> Any:
     """The foreman's actor, started where there is none. Raises ClusterError, and leaves no actor that it started."""
     ray = _ray()
     with contextlib.suppress(HolderGone):
         found = actor(FOREMAN)
-        asked(found.state.remote(), 120)
+        asked(found.state.remote(), START_SECONDS)
+        if (other := asked(found.version.remote())) != __version__:
+            raise ClusterError(f"the cluster runs clipql {other}, this is {__version__}: install one version on all")
         return found
     known = in_force(found_maps(data), tuple(node_ids()), without)
     if known is None:
@@ -307,7 +322,7 @@ def foreman(data: str, shard_count: int | None, replicas: int, without: Sequence
         placed(shard_count or len(names), replicas, names)
     kind = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=THREADS)(ForemanActor)
     options = {"name": FOREMAN, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    made = kind.options(**options).remote(data, shard_count, replicas, tuple(without))
+    made = kind.options(**options).remote(data, shard_count, replicas, tuple(without), heal_seconds)
     try:
         asked(made.state.remote(), 300)
     except ClipqlError:

@@ -50,7 +50,10 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         each.add_argument("--caption-column", metavar="NAME", help="the column or JSON key that holds the captions")
         each.add_argument("--ray", metavar="ADDRESS", help="encode on the machines of the Ray at host:port")
         each.add_argument(
-            "--encoders", type=int, metavar="N", help="with --ray: processes (default: one a GPU, or a core without any)"
+            "--encoders",
+            type=int,
+            metavar="N",
+            help="with --ray: processes (default: one a GPU, or a core without any)",
         )
         each.add_argument("--threads", type=int, metavar="N", help="processor threads of the model (default: all)")
     images.add_argument(

@@ -389,7 +389,8 @@ def _typed(format: str) -> dict[str, str]:
 
 def _about(answer: Answer, call: Call) -> dict[str, str]:
     native = {"_native": "1"} if call.params.get("compress") == "1" else {}
-    return {"X-ClickHouse-Summary": _summary(answer), **native}
+    shards = {"X-Clipql-Shards": answer.shards} if answer.shards else {}
+    return {"X-ClickHouse-Summary": _summary(answer), **native, **shards}
 
 
 def _summary(answer: Answer | None) -> str:

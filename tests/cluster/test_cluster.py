@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory, parts: Path) -> list[list
 
 @pytest.fixture(scope="module")
 def db(expected: Any, machines: Machines, parts: Path) -> Iterator[ClusterDatabase]:
-    with ClusterDatabase(machines.address, data=machines.data, shards=2, replicas=2) as db:
+    with ClusterDatabase(machines.address, data=machines.data, shards=2, replicas=2, heal_seconds=3600) as db:
         db.ingest(parts, table="laion")
         yield db
 
@@ -70,6 +71,34 @@ def count(db: ClusterDatabase, **settings: int) -> tuple[int, str | None]:
     asked = f" SETTINGS {', '.join(f'{n} = {v}' for n, v in settings.items())}" if settings else ""
     found = db.sql(f"SELECT count() FROM laion{asked}")
     return found.rows[0][0], found.stats.shards
+
+
+def state(db: ClusterDatabase, shard: int, node: str) -> str:
+    """How a copy is."""
+    return next(s.state for s in db.status() if (s.shard, s.node) == (shard, node))
+
+
+@contextlib.contextmanager
+def asking(db: ClusterDatabase) -> Iterator[tuple[list[Exception], set[int]]]:
+    """Queries by two threads meanwhile: what failed, and the counts that were told."""
+    stop, failed, answers = threading.Event(), list[Exception](), set[int]()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                answers.add(count(db)[0])
+            except Exception as error:  # noqa: BLE001
+                failed.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield failed, answers
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_parts_in_shards_give_what_one_database_gives(
@@ -152,24 +181,10 @@ def test_a_part_with_nan_is_refused_and_leaves_the_table_as_it_was(db: ClusterDa
 
 
 def test_a_killed_process_is_not_noticed_by_queries(db: ClusterDatabase) -> None:
-    stop, failed, answers = threading.Event(), list[Exception](), set[int]()
-
-    def ask() -> None:
-        while not stop.is_set():
-            try:
-                answers.add(count(db)[0])
-            except Exception as error:  # noqa: BLE001
-                failed.append(error)
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for shard, node in db.map.holders()[::2]:
-        os.kill(process(shard, node), signal.SIGKILL)
-    states = db.heal()
-    stop.set()
-    for thread in threads:
-        thread.join()
+    with asking(db) as (failed, answers):
+        for shard, node in db.map.holders()[::2]:
+            os.kill(process(shard, node), signal.SIGKILL)
+        states = db.heal()
 
     assert (failed, answers) == ([], {195})
     assert {s.state for s in states} == {"ready"}
@@ -242,8 +257,10 @@ def test_nodes_go_come_back_and_join(db: ClusterDatabase, machines: Machines, tm
     machines.add(away)
     machines.add("west")
     states = db.heal()
-    moved = db.rebalance()
+    with asking(db) as (failed, answers):
+        moved = db.rebalance()
 
+    assert (failed, answers) == ([], {235})
     assert while_away == [(195, "2/2")] * 3
     assert {s.state for s in states} == {"ready"}
     assert [m[2] for m in moved] in ([], ["west"])
@@ -285,6 +302,13 @@ def test_everything_comes_back_without_the_head_node(
         with ClusterDatabase(left.address, data=machines.data) as again:
             assert again.map.tables == before.tables
             assert count(again) == (rows, "2/2")
+            # left to itself, the foreman brings back what died
+            shard, node = next(c for c in again.map.holders() if c[1] != "north")
+            rays.RayCopies(again.data).stop(shard, node)
+            until = time.monotonic() + 60
+            while state(again, shard, node) != "ready" and time.monotonic() < until:
+                time.sleep(0.2)
+            assert state(again, shard, node) == "ready"
         asked = f"ray://{left.address}?data={machines.data}"
         assert main(["--url", asked, "sql", "SELECT count() FROM laion", "--format", "TSV"]) == 0
         assert capsys.readouterr().out == f"{rows}\n"

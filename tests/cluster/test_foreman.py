@@ -11,8 +11,9 @@ import pytest
 
 from clipql import __version__
 from clipql.cluster import shards
-from clipql.cluster.foreman import Foreman, PartSpec, begun, in_force, placed
+from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Hello
+from clipql.cluster.placing import PartSpec, in_force, placed
 from clipql.cluster.shards import PartFile, ShardMap, ShardPart
 from clipql.errors import ClusterError, HolderGone, IngestError
 
