@@ -328,7 +328,7 @@ def compare(rows: int, seconds: float = 20, count: int = 20, works: tuple[str, .
         "growth": lambda: growth(4000),
     }
     lines = tuple(line for name in works for line in runs[name]())
-    how = "Ray's nodes share one machine; what the cluster adds to the slowest shard. Growth: each shard sleeps its share."
+    how = "Ray's nodes share one machine; told is what the cluster adds to its shards. Growth: each sleeps its share."
     return Comparison("cluster", "Shards on Ray", how, lines)
 
 

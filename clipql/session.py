@@ -42,8 +42,8 @@ Sink = Callable[[bytes], None]
 class Answer:
     """What a statement gave: ClickHouse's output in the format that was asked for, and the vector searches in it.
 
-    format: the format of the output, which is the statement's own where it names one. rows: rows inserted. shards: how many
-    shards answered, as 3/4, where there are shards.
+    format: the format of the output, which is the statement's own where it names one. rows: rows inserted.
+    shards: how many shards answered, as 3/4, where there are shards.
     """
 
     output: Output

@@ -1,1 +1,1 @@
-"""Many machines: the same SQL over shards, each of them an embedded database, carried by Ray (an extra, `clipql[ray]`)."""
+"""Many machines: the same SQL over shards, each an embedded database, carried by Ray (an extra, `clipql[ray]`)."""

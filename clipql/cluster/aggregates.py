@@ -1,4 +1,4 @@
-"""Aggregate functions in two halves, by ClickHouse's own combinators: -State on the shards, -Merge over their states."""
+"""Aggregate functions in two halves by ClickHouse's own combinators: -State on the shards, -Merge over their states."""
 
 from __future__ import annotations
 

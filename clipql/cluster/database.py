@@ -201,8 +201,8 @@ class ClusterDatabase(Database):
         """Deal LAION parts to the shards, which take them in side by side; what is there already is skipped.
 
         The files must lie where all nodes can read them. shards: how many a table that is made by this is dealt to, by
-        default all. progress: told every second how far all shards are. Other options as `clipql.ingest.pipeline.ingest`,
-        but no link: each copy keeps the files. Raises IngestError, ClusterError.
+        default all. progress: told every second how far all shards are. There is no link: each copy
+        keeps the files. Raises IngestError, ClusterError.
         """
         if odd := {n for n, v in options.items() if v}:
             raise ClusterError(f"{', '.join(sorted(odd))}: not for shards, whose copies keep files of their own")
@@ -342,8 +342,8 @@ def one_shape(found: Sequence[Shape]) -> Shape:
                 )
             if model and by and model != by:
                 raise ClusterError(
-                    f"{name} of {first.full_name} was made by {by} on one shard and by {model} on shard {shard}: vectors "
-                    "of two models cannot be compared"
+                    f"{name} of {first.full_name} was made by {by} on one shard and by {model} on shard {shard}: "
+                    "vectors of two models cannot be compared"
                 )
             vectors[name] = (known or dimension, by or model)
     return Shape(first.database, first.name, first.listed, first.unlisted, vectors)

@@ -1,4 +1,4 @@
-"""A table of clipql's as ClickHouse has it on servers: MergeTree with `vector_similarity` indexes, alone or in a cluster.
+"""A table of clipql's as ClickHouse servers have it: MergeTree with `vector_similarity` indexes, alone or in a cluster.
 
 What must stay true: columns, their types, defaults and the sorting key are the table's own, as it describes itself.
 """

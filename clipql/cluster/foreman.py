@@ -90,8 +90,8 @@ class Foreman:
         have = {n for n in stored if n in nodes}
         if len(have) <= len(nodes) // 2:
             raise ClusterError(
-                f"{len(have)} of {len(nodes)} nodes can be reached ({', '.join(sorted(have)) or 'none'}), and more than "
-                "half must know of a change: bring the others back, or start with --without those that are lost"
+                f"{len(have)} of {len(nodes)} nodes can be reached ({', '.join(sorted(have)) or 'none'}), and more "
+                "than half must know of a change: bring the others back, or start with --without those that are lost"
             )
         self._map = map
 
@@ -298,7 +298,8 @@ class Foreman:
         hello: Hello = self._copies.call(shard, node, "hello")
         if hello.version != __version__:
             raise ClusterError(
-                f"shard {shard} on {node} runs clipql {hello.version}, this is {__version__}: install one version on all"
+                f"shard {shard} on {node} runs clipql {hello.version}, this is {__version__}: install one version "
+                "on all"
             )
         for table in map.tables:
             self._check_definition(table, hello)

@@ -1,7 +1,7 @@
 """A SELECT in ClickHouse's own normal form: every name resolved, `*` spelled out, every operator a function.
 
 ClickHouse's analyzer makes it (EXPLAIN SYNTAX after the passes of its query tree), so that what is an alias, a position
-or a column is never guessed here. It is made over an empty table of the same columns, in which vector columns are plain.
+or a column is never guessed here. It is made over an empty table with the same columns, vector columns being plain.
 """
 
 from __future__ import annotations

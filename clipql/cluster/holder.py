@@ -173,9 +173,7 @@ class Holder:
             folder.mkdir(parents=True, exist_ok=True)
         if fetch is not None:
             for file in part.files:
-                self._fetch(
-                    folder / file.name, file, lambda at, n, f=file: fetch(table, part.fingerprint, f.name, at, n)
-                )
+                self._fetch(folder / file.name, file, partial(fetch, table, part.fingerprint, file.name))
         else:
             for source in map(Path, part.sources):
                 if not source.exists():
@@ -227,8 +225,8 @@ class Holder:
                 if not path.exists() or path.stat().st_size != file.size or _hash(path) != file.hash:
                     state = "is not what the shard map says" if path.exists() else "is missing"
                     raise ClusterError(
-                        f"{path} on node {self.node} {state} ({file.size:,} bytes, xxh3 {file.hash}): remove the folder "
-                        f"{self._folder} there, and the copy is made anew from another node"
+                        f"{path} on node {self.node} {state} ({file.size:,} bytes, xxh3 {file.hash}): remove the "
+                        f"folder {self._folder} there, and the copy is made anew from another node"
                     )
 
     # queries

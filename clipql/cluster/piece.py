@@ -103,7 +103,8 @@ def _looked_up(row: str, runs: Sequence[Run], values: Sequence[int], before: str
     if len(runs) < 2:
         return f"toUInt64({before}{values[0] if values else 0})"
     ends = ", ".join(str(r.local + r.rows) for r in runs)
-    return f"toUInt64({before}[{', '.join(map(str, values))}][arrayFirstIndex(_clipql_end -> {row} < _clipql_end, [{ends}])])"
+    run = f"arrayFirstIndex(_clipql_end -> {row} < _clipql_end, [{ends}])"
+    return f"toUInt64({before}[{', '.join(map(str, values))}][{run}])"
 
 
 @dataclass(frozen=True)

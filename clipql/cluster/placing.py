@@ -71,19 +71,18 @@ def in_force(found: Sequence[tuple[str, bytes]], there: Sequence[str], without: 
         if damaged:
             raise damaged[0]
         return None
-    nodes = {n for pair in map.nodes for n in pair} - set(without)
-    seen = set(there)
+    nodes, seen = {n for pair in map.nodes for n in pair} - set(without), set(there)
     if len(nodes & seen) <= len(nodes) // 2:
         raise ClusterError(
-            f"the shards lie on the nodes {', '.join(sorted(nodes))}, and here are {', '.join(sorted(seen)) or 'none'}: "
-            "a newer shard map may be on another; start those too, or give --without for each that is lost"
+            f"the shards lie on the nodes {', '.join(sorted(nodes))}, and {', '.join(sorted(seen)) or 'none'} are "
+            "here: a newer shard map may be on another; start those too, or give --without for each that is lost"
         )
     if not without:
         return map
     left = tuple(tuple(n for n in pair if n not in without) for pair in map.nodes)
     if () in left:
+        shard = left.index(())
         raise ClusterError(
-            f"shard {left.index(())} lay on {', '.join(map.nodes[left.index(())])} alone, so it cannot be done without: "
-            "bring one of them back"
+            f"shard {shard} lay on {', '.join(map.nodes[shard])} alone, so it cannot be done without: bring one back"
         )
     return replace(map, nodes=left)

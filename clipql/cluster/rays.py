@@ -201,7 +201,7 @@ def asked(reference: Any, seconds: float | None = None) -> Any:
 
 
 class RayCopies:
-    """The copies as actors: what the foreman works with. data: where nodes keep them, in a folder of the node's name."""
+    """The copies as actors, for the foreman. data: where nodes keep them, each in a folder of its name."""
 
     def __init__(self, data: str) -> None:
         self._data = data

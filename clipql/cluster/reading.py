@@ -122,7 +122,7 @@ class Reader:
             for name in reading.tables:
                 self._engine.run(f"DROP TABLE IF EXISTS {name}")
         ends = np.searchsorted(table.column(0).to_numpy(), np.arange(len(params) + 1))
-        return [table.slice(a, b - a).drop_columns([NUMBER]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [table.slice(a, b - a).drop_columns([NUMBER]) for a, b in itertools.pairwise(ends)]
 
     def plans(self, sql: str, params: Mapping[str, Any]) -> list[Split]:
         """How each SELECT over shards would be split, inner ones first; nothing is asked."""
@@ -207,13 +207,11 @@ class Reader:
         alias = "" if last < span.last else f" AS {quote_name(shape.name)}"
         called = tokens[span.last - 1].name or shape.name if last < span.last else shape.name
         edits = [(tokens[span.first].start, tokens[last - 1].end, shape.analysed + alias)]
-        for at in range(scope.whole.first, scope.whole.last - 4):
-            if (
-                not span.first <= at < span.last
-                and _qualifies(scope, at, shape)
-                and not (at and tokens[at - 1].text == ".")
-            ):
-                edits.append((tokens[at].start, tokens[at + 2].end, quote_name(called)))
+        edits += [
+            (tokens[at].start, tokens[at + 2].end, quote_name(called))
+            for at in range(scope.whole.first, scope.whole.last - 4)
+            if not span.first <= at < span.last and _qualifies(scope, at, shape)
+        ]
         text, start = scope.text[scope.whole.start : scope.whole.end], scope.whole.start
         for a, b, new in sorted(edits, reverse=True):
             text = text[: a - start] + new + text[b - start :]
@@ -278,6 +276,8 @@ def _is_argument(scope: Scope) -> bool:
 
 def _qualifies(scope: Scope, at: int, shape: Shape) -> bool:
     """Whether `database.table.` of a column stands here."""
+    if at and scope.tokens[at - 1].text == ".":
+        return False
     words = scope.tokens[at : at + 4]
     names = (words[0].name, words[1].text, words[2].name, words[3].text)
     return names == (shape.database, ".", shape.name, ".")

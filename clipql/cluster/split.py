@@ -142,10 +142,8 @@ class _Splitter:
     def _item(self, first: int, last: int, hook: Hook | None) -> str:
         form = self._form
         end, name = form.named(first, last)
-        if hook is None:
-            text = self._columns.of(form.render(first, end))
-        else:
-            text = form.render(first, end, hook)
+        text = form.render(first, end, hook)
+        text = text if hook else self._columns.of(text)
         return f"{text} AS {quote_name(name)}" if name is not None else text
 
     def _ordered(self, first: int, last: int, hook: Hook | None) -> tuple[str, str, str]:

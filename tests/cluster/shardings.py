@@ -14,8 +14,8 @@ from clipql.cluster.reading import Asked, Reader
 from clipql.cluster.standin import Shape, declare
 
 COLUMNS = (
-    "id UInt64, w Nullable(Int32), lang LowCardinality(String), url String, s Float64, ts DateTime, tags Array(String), "
-    "e Array(Float32)"
+    "id UInt64, w Nullable(Int32), lang LowCardinality(String), url String, s Float64, ts DateTime, "
+    "tags Array(String), e Array(Float32)"
 )
 MOST = 8
 # as one table names it; a sharded one is called n1 to n8, by its shards
@@ -27,7 +27,8 @@ def row(i: int, rng: np.random.Generator) -> str:
     w = "NULL" if rng.random() < 0.1 else str(int(rng.integers(0, 5)))
     lang, tags = ("de", "en", "fr")[int(rng.integers(0, 3))], ["a", "b"][: int(rng.integers(0, 3))]
     vector = [float(x) for x in rng.integers(0, 3, 3) / 2 + 0.5]
-    return f"({i}, {w}, '{lang}', 'u{i % 37}', {int(rng.integers(0, 40)) / 4}, {1_600_000_000 + 977 * i}, {tags}, {vector})"
+    s, ts = int(rng.integers(0, 40)) / 4, 1_600_000_000 + 977 * i
+    return f"({i}, {w}, '{lang}', 'u{i % 37}', {s}, {ts}, {tags}, {vector})"
 
 
 class Shardings:

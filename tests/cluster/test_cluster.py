@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from conftest import Machines
 
 import clipql
 from clipql.cli import main
@@ -25,13 +24,14 @@ from clipql.cluster.database import ClusterDatabase
 from clipql.cluster.encoding import PooledEncoder
 from clipql.cluster.shards import decoded
 from clipql.errors import ClusterError, HolderGone, IngestError, QueryError, UnknownTable, UnsupportedStatement
+from tests.cluster.machines import Machines
 from tests.parts import make_part
 from tests.standin import StandIn
 
 QUERY = np.linspace(-1, 1, 16, dtype=np.float32)
 STATEMENTS = [
     "SELECT * FROM laion ORDER BY cosineDistance(image_embedding, {q:Array(Float32)}), _row LIMIT 7",
-    "SELECT id, _row, url, L2Distance(text_embedding, {q:Array(Float32)}) AS d FROM laion WHERE NSFW = 'UNSURE' ORDER BY d LIMIT 9",
+    "SELECT id, L2Distance(text_embedding, {q:Array(Float32)}) AS d FROM laion WHERE id % 3 = 1 ORDER BY d LIMIT 9",
     "SELECT count(), sum(length(caption)), min(id), max(id), any(caption), uniqExact(url) FROM laion",
     "SELECT NSFW, count(), groupArray(id) FROM laion GROUP BY NSFW ORDER BY NSFW",
     "SELECT url FROM laion LIMIT 5 OFFSET 60",
@@ -147,7 +147,7 @@ def test_explain_describe_and_show_create_tell_of_the_table(db: ClusterDatabase)
 @pytest.mark.parametrize(
     "statement",
     ["INSERT INTO laion SELECT * FROM laion", "DELETE FROM laion WHERE id = 3", "ALTER TABLE laion DROP COLUMN url",
-     "OPTIMIZE TABLE laion FINAL", "TRUNCATE TABLE laion", "CREATE TABLE other (id UInt64) ENGINE = MergeTree ORDER BY id"],
+     "OPTIMIZE TABLE laion FINAL", "TRUNCATE TABLE laion", "CREATE TABLE plain (id UInt64) ENGINE = Memory"],
 )  # fmt: skip
 def test_what_shards_do_not_do_is_refused_by_name(db: ClusterDatabase, statement: str) -> None:
     with pytest.raises(UnsupportedStatement, match="shard"):
@@ -274,7 +274,7 @@ def test_nodes_go_come_back_and_join(db: ClusterDatabase, machines: Machines, tm
 
 
 def test_an_address_without_ray_is_told() -> None:
-    with pytest.raises(ClusterError, match="nothing listens at 127.0.0.1:1 "):
+    with pytest.raises(ClusterError, match=r"nothing listens at 127\.0\.0\.1:1 "):
         clipql.connect("ray://127.0.0.1:1")
     with pytest.raises(ClusterError, match="expected host:port"):
         clipql.connect("ray://somewhere")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -218,7 +219,7 @@ def test_twenty_kills_of_copies_and_foremen_lose_and_double_nothing(seed: int) -
     assert all(p.taken for parts in table.shards for p in parts)
     assert ledgers(machines, foreman.map) == [{tuple(p.fingerprint for p in parts)} for parts in table.shards]
     ranges = sorted((p.first, p.first + p.rows) for parts in table.shards for p in parts)
-    assert all(a[1] <= b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in pairwise(ranges))
     assert table.rows == sum(s.rows for s in wanted)
 
 
