@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipql.cluster import rays
+from clipql.cluster.office import UNFIT
 from clipql.cluster.piece import Piece, Snapshot, rows_of
 from clipql.cluster.reading import Asked
 from clipql.cluster.shards import ShardedTable, ShardMap
@@ -123,7 +124,7 @@ class Asker:
         name = one.running.pop(reference)
         try:
             answers[one.shard] = rays.asked(reference)
-        except HolderGone as error:
+        except UNFIT as error:
             one.why = str(error)
             self._gone.add(name)
             self._actors.pop(name, None)

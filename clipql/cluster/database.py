@@ -19,13 +19,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 from clipql.cluster import rays, shards
 from clipql.cluster.asking import Asker
-from clipql.cluster.foreman import Status
 from clipql.cluster.piece import Piece
 from clipql.cluster.placing import PartSpec
 from clipql.cluster.reading import Asked, Reader
 from clipql.cluster.session import ClusterSession
 from clipql.cluster.shards import ShardedTable, ShardMap
 from clipql.cluster.standin import Shape, declare, forget
+from clipql.cluster.upkeep import Status
 from clipql.database import QUERIES, Database, one_condition
 from clipql.errors import ClipqlError, ClusterError, HolderGone, QueryError, UnknownTable, VectorError
 from clipql.ingest.layout import check_part, find_parts, parse_numbers
@@ -60,7 +60,11 @@ class ClusterDatabase(Database):
         """
         rays.join(address)
         self.data = str(Path(data or DATA).expanduser())
-        self._foreman = rays.foreman(self.data, shards, replicas, without, heal_seconds)
+        try:
+            self._foreman = rays.foreman(self.data, shards, replicas, without, heal_seconds)
+        except BaseException:
+            rays.leave()
+            raise
         self._folder = tempfile.mkdtemp(prefix="clipql-cluster-")
         try:
             super().__init__(Path(self._folder) / "merging", model=model)
@@ -72,7 +76,10 @@ class ClusterDatabase(Database):
             self._session: ClusterSession = self.session()
             self.refresh()
         except BaseException:
+            if hasattr(self, "_closing"):
+                super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
+            rays.leave()
             raise
         self._stop = threading.Event()
         threading.Thread(target=self._watch, name="clipql-map", daemon=True).start()
@@ -92,7 +99,7 @@ class ClusterDatabase(Database):
         """The map in force; what was known, where the foreman cannot be reached."""
         try:
             return shards.decoded(rays.asked(self._foreman.state.remote(), 30), "the shard map")
-        except HolderGone:
+        except ClusterError:
             if hasattr(self, "_asker"):
                 return self._asker.map
             raise
@@ -182,6 +189,14 @@ class ClusterDatabase(Database):
     def create(self, database: str, name: str, definition: str, shards: int | None = None) -> None:
         """Make a table on the first `shards` shards, by default on all."""
         self._order("create", database, name, definition, shards)
+
+    def alter(self, shape: Shape, statement: str, index: str, there: bool) -> None:
+        """Add an index to a table on every shard, or drop it."""
+        self._order("alter", shape.database, shape.name, statement, index, there)
+
+    def build(self, shape: Shape, index: str) -> None:
+        """Build an index on every shard."""
+        self._order("build", shape.database, shape.name, index)
 
     def drop(self, shape: Shape) -> None:
         """Drop a table on every shard."""

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import xxhash
 
 from clipql import __version__, files
+from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.piece import Piece, Snapshot, rows_of, statement
 from clipql.cluster.shards import PartFile, ShardMap, ShardPart
@@ -48,6 +49,7 @@ class Hello:
     map: bytes | None
     ledgers: Mapping[str, tuple[str, ...]]
     definitions: Mapping[str, str]
+    indexes: Mapping[str, tuple[IndexEntry, ...]]
 
 
 class Holder:
@@ -79,8 +81,9 @@ class Holder:
             tables = self._db.registry.catalog.tables
             ledgers = {t.full_name: tuple(p.fingerprint for p in t.parts) for t in tables}
             definitions = {t.full_name: self._definition(t.database, t.name) for t in tables}
+            indexes = {t.full_name: t.indexes for t in tables}
         map = shards.encoded(self._map) if self._map else None
-        return Hello(self.shard, self.node, __version__, map, ledgers, definitions)
+        return Hello(self.shard, self.node, __version__, map, ledgers, definitions, indexes)
 
     def store_map(self, content: bytes) -> None:
         """Keep a copy of the map, unless it has a newer one."""
@@ -141,7 +144,8 @@ class Holder:
         """Take a part in, which comes after the parts `before`; it is skipped where it is there. Its entry, with files.
 
         fetch: reads the files from another copy; without it they are read from where they lie. Raises IngestError for
-        a part that cannot be taken, ClusterError where parts before it are missing or a file has another hash.
+        a part that cannot be taken, HolderGone where parts before it are missing, ClusterError for a file of another
+        hash.
         """
         with self._taking:
             table, full = self._db.registry.find(database, name), f"{database}.{name}"
@@ -149,7 +153,7 @@ class Holder:
             if part.fingerprint in ledger:
                 return replace(part, files=part.files or self._files(full, part), taken=True)
             if ledger != tuple(before):
-                raise ClusterError(
+                raise HolderGone(
                     f"shard {self.shard} on {self.node} has {len(ledger)} parts of {database}.{name}, and "
                     f"{len(before)} come before this one: it must catch up first"
                 )
@@ -160,7 +164,7 @@ class Holder:
                 raise IngestError(f"{', '.join(part.sources)}: the files changed since they were looked at; start anew")
             link, model = not found.failed, None if found.model else part.model
             try:
-                ingest(self._db, folder, table=full, link=link, model=model, first_id=part.first)
+                ingest(self._db, folder, table=full, link=link, model=model, first_id=part.first, indexes=False)
             except IngestError:
                 files.remove(folder)
                 raise
@@ -228,6 +232,60 @@ class Holder:
                         f"{path} on node {self.node} {state} ({file.size:,} bytes, xxh3 {file.hash}): remove the "
                         f"folder {self._folder} there, and the copy is made anew from another node"
                     )
+
+    # indexes
+
+    def alter(self, statement: str, database: str, name: str, index: str, there: bool) -> None:
+        """Run ADD INDEX or DROP INDEX, unless the index is (`there`: or is not) what it shall be already."""
+        with self._taking:
+            table = self._db.registry.find(database, name)
+            if table is not None and (table.index(index) is not None) != there:
+                self._db.execute(statement, format="Null")
+
+    def build_indexes(self, database: str, name: str, index: str | None = None) -> None:
+        """Build an index, or all that have fallen behind."""
+        with self._taking:
+            table = self._db.registry.find(database, name)
+            if table is None:
+                return
+            if index is None:
+                self._db.indexes.after_insert(table.id)
+            else:
+                self._db.indexes.build(table, index)
+
+    def index_files(self, database: str, name: str, index: str) -> tuple[PartFile, ...]:
+        """The files of an index, for another copy."""
+        folder = self._index_folder(f"{database}.{name}", index)
+        return tuple(PartFile(p.name, p.stat().st_size, _hash(p)) for p in sorted(folder.iterdir()))
+
+    def read_index(self, table: str, index: str, name: str, offset: int, size: int) -> bytes:
+        """Bytes of a file of an index."""
+        path = self._index_folder(table, index) / Path(name).name
+        with files.translated(path, "reading"), open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def _index_folder(self, table: str, index: str) -> Path:
+        database, _, name = table.partition(".")
+        known = self._db.registry.find(database, name)
+        entry = known.index(index) if known else None
+        if entry is None or entry.folder is None:
+            raise ClusterError(f"shard {self.shard} on {self.node} has no index {index} of {table}")
+        return self._db.indexes.folder(entry)
+
+    def adopt(self, database: str, name: str, entry: IndexEntry, parts: Sequence[PartFile], fetch: Fetch) -> None:
+        """Copy an index that another copy of this shard has built, file by file, checked by their hashes."""
+        with self._taking:
+            table = self._db.registry.find(database, name)
+            own = table.index(entry.name) if table else None
+            if table is None or (own is not None and own.folder is not None and own.rows == entry.rows):
+                return
+
+            def fill(folder: Path) -> None:
+                for file in parts:
+                    self._fetch(folder / file.name, file, partial(fetch, f"{database}.{name}", entry.name, file.name))
+
+            self._db.indexes.adopt(table, entry, fill)
 
     # queries
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clipql import __version__
+from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Holder
@@ -28,6 +29,8 @@ LOG = logging.getLogger("clipql.cluster")
 NAMESPACE = "clipql"
 FOREMAN = "foreman"
 THREADS = 16
+# threads of a copy that answer while all others are at work
+CONTROL = {"control": 2}
 CONNECT_SECONDS, TWICE_SECONDS, HEAL_SECONDS = 3.0, 60.0, 5.0
 PING_SECONDS, START_SECONDS = 10.0, 120.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -172,6 +175,16 @@ class HolderActor:
 
         return self._opened().take(database, name, part, before, fetch)
 
+    def adopt(self, database: str, name: str, entry: IndexEntry, source: str) -> None:
+        """As `Holder.adopt`, from the copy that the actor `source` holds."""
+        other = actor(source)
+        parts = asked(other.do.remote("index_files", database, name, entry.name))
+
+        def fetch(table: str, index: str, file: str, offset: int, size: int) -> bytes:
+            return bytes(asked(other.do.remote("read_index", table, index, file, offset, size)))
+
+        self._opened().adopt(database, name, entry, parts, fetch)
+
     def node(self) -> str:
         """The id of the node that it runs on, once its database is open."""
         self._opened()
@@ -227,6 +240,14 @@ class RayCopies:
             raise HolderGone(f"shard {shard} on {node} is gone: {error}") from error
         return taken
 
+    def adopt(self, shard: int, node: str, database: str, name: str, entry: IndexEntry, source: str) -> None:
+        """Have a copy take over an index that the copy on the node `source` has built."""
+        adopting = actor(actor_name(shard, node))
+        try:
+            asked(adopting.adopt.remote(database, name, entry, actor_name(shard, source)))
+        except HolderGone as error:
+            raise HolderGone(f"shard {shard} on {node} is gone: {error}") from error
+
     def nodes(self) -> tuple[str, ...]:
         """The names of the nodes that are there."""
         return tuple(node_ids())
@@ -236,14 +257,19 @@ class RayCopies:
         ids = node_ids()
         if node not in ids:
             raise HolderGone(f"node {node} is not there")
-        try:
-            if asked(actor(actor_name(shard, node)).node.remote(), PING_SECONDS) == ids[node]:
-                return
-        except HolderGone:
-            pass
+        with contextlib.suppress(HolderGone):
+            known = actor(actor_name(shard, node)).node.options(concurrency_group="control")
+            try:
+                if asked(known.remote(), PING_SECONDS) == ids[node]:
+                    return
+            except HolderGone as error:
+                if isinstance(
+                    error.__cause__, _ray().exceptions.GetTimeoutError
+                ):  # it lives, and killing it helps none
+                    raise ClusterError(f"shard {shard} on {node} is there and does not answer") from error
         self.stop(shard, node)
         ray = _ray()
-        kind = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=THREADS)(HolderActor)
+        kind = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=THREADS, concurrency_groups=CONTROL)(HolderActor)
         options = {"name": actor_name(shard, node), "namespace": NAMESPACE, "lifetime": "detached",
                    "get_if_exists": True, "scheduling_strategy": _on(ids[node])}  # fmt: skip
         made = kind.options(**options).remote(folder_of(self._data, shard, node), shard, node)

@@ -5,7 +5,6 @@ What is not about a sharded table runs in the database that merges, as it would 
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,16 +21,14 @@ from clipql.errors import UnsupportedStatement
 from clipql.query import settings, statements
 from clipql.query.encoding import Encoding
 from clipql.query.execution import Step
-from clipql.query.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, TableName
-from clipql.quoting import quote_string
+from clipql.query.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, Set, TableName
+from clipql.quoting import quote_name, quote_string
 from clipql.session import Answer, Progress, Session, Sink
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
-# SETs that cut a result short: they hold for the answer, not for what a shard gives
-_CUTS = re.compile(
-    r"\s*USE\b|.*\b(limit|offset|max_result_rows|max_result_bytes|result_overflow_mode)\s*=", re.I | re.S
-)
+# settings that cut a result short: they hold for the answer, not for what a shard gives
+_CUTS = {"limit", "offset", "max_result_rows", "max_result_bytes", "result_overflow_mode"}
 
 
 class Cluster(Protocol):
@@ -50,6 +47,12 @@ class Cluster(Protocol):
 
     def create(self, database: str, name: str, definition: str) -> None:
         """Make a table on every shard."""
+
+    def alter(self, shape: Shape, statement: str, index: str, there: bool) -> None:
+        """Add an index to a table on every shard, or drop it."""
+
+    def build(self, shape: Shape, index: str) -> None:
+        """Build an index on every shard."""
 
     def drop(self, shape: Shape) -> None:
         """Drop a table on every shard."""
@@ -109,7 +112,9 @@ class ClusterSession(Session):
         database = statement.table.database or self._registry.database
         if self._named(statement.table) and statement.if_not_exists:
             return Output()
-        self._cluster.create(database, statement.table.name, sql)
+        name = statement.table
+        whole = f"{quote_name(database)}.{quote_name(name.name)}"
+        self._cluster.create(database, name.name, f"{sql[: name.start]}{whole}{sql[name.end :]}")
         return Output()
 
     def _on_table(
@@ -120,10 +125,20 @@ class ClusterSession(Session):
                 self._cluster.drop(shape)
                 return Answer(Output(), format, 0.0)
             return super()._execute(sql, params, format, None, None)
+        if statement.verb == "ALTER" and (change := index_change(sql, statement)) is not None:
+            verb, index = change
+            if verb == "MATERIALIZE":
+                self._cluster.build(shape, index)
+            else:
+                text = _named_whole(sql, statement, shape)
+                self._cluster.alter(shape, text, index, verb == "ADD")
+            return Answer(Output(), format, 0.0)
         if statement.verb == "SHOW CREATE":
             given = {"clipql_definition": self._cluster.definition(shape)}
             return super()._execute("SELECT {clipql_definition:String} AS statement", given, format, None, None)
-        self._refuse(statement.verb, shape, "a sharded table is made, filled by clipql ingest, read and dropped")
+        self._refuse(
+            statement.verb, shape, "a sharded table is made, filled by clipql ingest, indexed, read and dropped"
+        )
         raise AssertionError
 
     # reading
@@ -165,8 +180,12 @@ class ClusterSession(Session):
     def _kept(self) -> tuple[str, ...]:
         """The SETs of whoever acts that hold on the shards too."""
         acting = self._engine.acting
-        sets = [f"SET {n} = {quote_string(v)}" for n, v in acting.settings.items()]
-        return tuple(s for s in (*acting.user.statements, *sets) if not _CUTS.match(s))
+        kept = []
+        for text in acting.user.statements:
+            statement, _ = statements.classify(text)
+            given = statement.assignments if isinstance(statement, Set) else ()
+            kept += [f"SET {name} = {value}" for name, value in given if name not in _CUTS]
+        return (*kept, *(f"SET {n} = {quote_string(v)}" for n, v in acting.settings.items() if n not in _CUTS))
 
     def _described(self, sql: str, params: Mapping[str, Any]) -> list[str]:
         lines = []
@@ -177,6 +196,30 @@ class ClusterSession(Session):
             lines.append(f"  each shard: SELECT {piece.select} … {piece.tail}".rstrip())
             lines.append(f"  over all: {split.final}")
         return lines
+
+
+def index_change(sql: str, statement: OnTable) -> tuple[str, str] | None:
+    """ADD, DROP or MATERIALIZE, and the name of the one index that an ALTER TABLE is about; None for any other."""
+    tokens = [t for t in statements.classify(sql)[1] if t.start >= statement.tables[0].end]
+    words = [t.upper for t in tokens]
+    if len(words) < 3 or words[0] not in ("ADD", "DROP", "MATERIALIZE") or words[1] != "INDEX":
+        return None
+    at = 2
+    while at < len(words) - 1 and words[at] in ("IF", "NOT", "EXISTS"):
+        at += 1
+    depth = 0
+    for token in tokens:
+        depth += (token.text in ("(", "[")) - (token.text in (")", "]"))
+        if token.text == "," and depth == 0:  # another change after it
+            return None
+    name = tokens[at].name
+    return (words[0], name) if name is not None else None
+
+
+def _named_whole(sql: str, statement: OnTable, shape: Shape) -> str:
+    """The statement with its table's database, as a copy has it."""
+    name = statement.tables[0]
+    return f"{sql[: name.start]}{quote_name(shape.database)}.{quote_name(shape.name)}{sql[name.end :]}"
 
 
 def _answered(reading: Reading) -> str | None:

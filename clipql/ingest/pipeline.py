@@ -80,6 +80,7 @@ def ingest(
     link: bool = False,
     model: str | None = None,
     first_id: int | None = None,
+    indexes: bool = True,
     progress: Callable[[IngestProgress], None] | None = None,
 ) -> IngestReport:
     """Take LAION parts into a table, which is made from the first part's columns if it is not there.
@@ -87,7 +88,7 @@ def ingest(
     source: folders or files. parts: numbers such as '0-9,12'. link: use the `.npy` files where they lie, for good.
     model: the model that made the vectors, remembered with the columns; parts of `clipql embed` name it themselves.
     first_id: the id of the first row of the first part, where the table gives ids, as those of a shard must go on from
-    those of another; by default they go on from the table's own.
+    those of another; by default they go on from the table's own. indexes: build those that have fallen behind.
     Raises IngestError, naming file and row, and leaves the parts before it in the table.
     """
     began = time.perf_counter()
@@ -95,7 +96,10 @@ def ingest(
     found = find_parts(sources, parse_numbers(parts) if parts is not None else None)
     checked = [check_part(p) for p in found]
     run = _Run(db, table, link, model, first_id, checked, began, progress or (lambda p: None))
-    return run.all()
+    report = run.all()
+    if indexes:
+        run.build_indexes()
+    return report
 
 
 class _Run:
@@ -114,6 +118,7 @@ class _Run:
     ) -> None:
         self._db, self._registry, self._parts, self._link, self._model = db, db.registry, parts, link, model
         self._began, self._progress, self._id = began, progress, first_id
+        self._id_of_table: str | None = None
         database, _, self._name = table.rpartition(".")
         self._database = database or self._registry.database
         self._total = sum(p.rows for p in parts)
@@ -151,8 +156,13 @@ class _Run:
             if made and not taken:
                 schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
             raise
-        self._db.indexes.after_insert(table.id)
+        self._id_of_table = table.id
         return IngestReport(rows, taken, skipped, time.perf_counter() - self._began, left_out)
+
+    def build_indexes(self) -> None:
+        """Build the indexes that cover too little of the table."""
+        if self._id_of_table is not None:
+            self._db.indexes.after_insert(self._id_of_table)
 
     def _tell(
         self, part: CheckedPart, number: int, rows: int = 0, *, finished: bool = False, skipped: bool = False

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from clipql import __version__
+from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Hello
@@ -34,6 +35,7 @@ class Disk:
     ledgers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     definitions: dict[str, str] = field(default_factory=dict)
     damaged: bool = False
+    index: int = 0
 
 
 class Machines:
@@ -44,6 +46,7 @@ class Machines:
         self.up, self.running = set(NODES), set[tuple[int, str]]()
         self.luck, self.kills, self.bad = luck, kills, set[str]()
         self.version = __version__
+        self.built: list[tuple[int, str]] = []
 
     def _step(self, copy: tuple[int, str]) -> None:
         if self.luck is None or self.kills <= 0 or self.luck.random() > 0.2:
@@ -67,7 +70,17 @@ class Machines:
         return found
 
     def _hello(self, disk: Disk, shard: int, node: str) -> Hello:
-        return Hello(shard, node, self.version, disk.map, dict(disk.ledgers), dict(disk.definitions))
+        near = IndexEntry("near", "image_embedding", "ivf", "cosineDistance", "ivf", rows=disk.index)
+        indexes = dict.fromkeys(disk.definitions, (near,))
+        return Hello(shard, node, self.version, disk.map, dict(disk.ledgers), dict(disk.definitions), indexes)
+
+    def _build_indexes(self, disk: Disk, shard: int, node: str, database: str, name: str, index: str | None) -> None:
+        self.built.append((shard, node))
+        disk.index = len(disk.ledgers.get(f"{database}.{name}", ()))
+
+    def adopt(self, shard: int, node: str, database: str, name: str, entry: IndexEntry, source: str) -> None:
+        assert self._disk(shard, source).index == entry.rows
+        self._disk(shard, node).index = entry.rows
 
     def _store_map(self, disk: Disk, shard: int, node: str, content: bytes) -> None:
         if disk.map is None or shards.decoded(disk.map, node).serial < shards.decoded(content, node).serial:
@@ -98,7 +111,7 @@ class Machines:
         table, has = f"{database}.{name}", disk.ledgers.get(f"{database}.{name}", ())
         if part.fingerprint not in has:
             if has != tuple(before):
-                raise ClusterError(f"shard {shard} on {node} must catch up first")
+                raise HolderGone(f"shard {shard} on {node} must catch up first")
             disk.ledgers[table] = (*has, part.fingerprint)
             disk.definitions.setdefault(table, DEFINITION)
         self._step((shard, node))
@@ -277,6 +290,26 @@ def test_a_copy_with_other_parts_or_another_definition_is_named() -> None:
 
     assert "has other parts of default.laion than the shard map says" in states[0, "a"]
     assert "is defined as CREATE TABLE with other columns" in states[2, "c"]
+
+
+def test_an_index_is_built_once_for_each_shard_and_copied_from_there() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+
+    foreman.ingest("default", "laion", specs(8))
+
+    assert sorted(machines.built) == [(0, "a"), (1, "b"), (2, "c"), (3, "d")]
+    assert {disk.index for disk in machines.disks.values()} == {2}
+
+
+def test_a_copy_that_moves_takes_its_index_along() -> None:
+    machines = Machines()
+    foreman = cluster(machines, shard_count=1, replicas=1)
+    foreman.ingest("default", "laion", specs(3))
+
+    foreman.move(0, "a", "c")
+
+    assert (machines.built, machines.disks[0, "c"].index) == ([(0, "a")], 3)
 
 
 def test_another_version_of_clipql_is_named() -> None:

@@ -120,7 +120,7 @@ def test_a_bad_query_vector_is_refused_as_by_one_table(tables: Shardings, vector
             "Top-k",
         ),
         (
-            "WITH {q:Array(Float32)} AS q SELECT id FROM {t} ORDER BY cosineDistance(e, q) + 0.5 * L2Distance(e, q) LIMIT 9",
+            "WITH {q:Array(Float32)} AS q SELECT id FROM {t} ORDER BY cosineDistance(e, q) + L2Distance(e, q) LIMIT 9",
             "Top-k",
         ),
         ("SELECT id FROM {t} ORDER BY 1 - cosineDistance(e, [1., 2., 3.]) DESC LIMIT 9", "Top-k"),
