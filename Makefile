@@ -15,11 +15,11 @@ else
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 endif
 
-.PHONY: help setup demo test bench lint format lock clean
+.PHONY: help setup demo test bench bench-cluster lint format lock clean
 .DELETE_ON_ERROR:
 
 help: ## what can be made
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 setup: $(READY) ## the virtual environment .venv, with what the lock names
 
@@ -31,6 +31,9 @@ test: $(READY) $(READY_BROWSER) ## the tests; the page is tried in Chromium, whi
 
 bench: $(READY) $(READY_BENCH) ## side by side with peers; writes docs/benchmarks.md (ARGS="--only exact" for a part)
 	$(BIN)/python -m bench.run $(ARGS)
+
+bench-cluster: $(READY) ## shards on a Ray of several nodes on this machine (ARGS="--only overhead" for a part)
+	$(BIN)/python -m bench.cluster $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check

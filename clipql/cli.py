@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from clipql import __version__
-from clipql.commands import demo, embed, export, ingest, model, recall, search, serve, sql, udf
+from clipql.commands import cluster, demo, embed, export, ingest, model, recall, search, serve, sql, udf
 from clipql.commands.common import Command, open_database
 from clipql.errors import ClipqlError
 
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"clipql {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", title="commands")
-    for each in (sql, ingest, embed, search, recall, serve, export, demo, model, udf):
+    for each in (sql, ingest, embed, search, recall, serve, export, cluster, demo, model, udf):
         each.add(commands, shared)
     return top
 

@@ -330,7 +330,6 @@ class ClusterDatabase(Database):
     def stop(self) -> None:
         """Stop the shards on all nodes; their folders stay."""
         rays.stop_all()
-        return
 
     def close(self) -> None:
         """Leave the cluster, which goes on; harmless when called twice."""
