@@ -15,11 +15,11 @@ else
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 endif
 
-.PHONY: help setup demo test bench bench-scale lint format lock clean
+.PHONY: help setup demo test bench bench-scale bench-cluster lint format lock clean
 .DELETE_ON_ERROR:
 
 help: ## what can be made
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 setup: $(READY) ## the virtual environment .venv, with what the lock names
 
@@ -34,6 +34,9 @@ bench: $(READY) $(READY_BENCH) ## side by side with peers; writes docs/benchmark
 
 bench-scale: $(READY) $(READY_BENCH) ## growth from 1 to 30 million rows in 4 GB; two hours, 60 GB of disk; writes docs/scale.md
 	$(BIN)/python -m bench.scale $(ARGS)
+
+bench-cluster: $(READY) ## shards on a Ray of several nodes on this machine (ARGS="--only overhead" for a part)
+	$(BIN)/python -m bench.cluster $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check

@@ -13,7 +13,21 @@ import sys
 from collections.abc import Sequence
 
 from clipql import __version__
-from clipql.commands import care, demo, download, embed, ingest, model, recall, search, serve, sql, udf
+from clipql.commands import (
+    care,
+    cluster,
+    demo,
+    download,
+    embed,
+    export,
+    ingest,
+    model,
+    recall,
+    search,
+    serve,
+    sql,
+    udf,
+)
 from clipql.commands.common import Command, open_database
 from clipql.errors import ClipqlError
 
@@ -86,7 +100,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"clipql {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", title="commands")
-    for each in (sql, ingest, download, embed, search, recall, serve, care, demo, model, udf):
+    for each in (
+        sql, ingest, download, embed, search, recall, serve, care, export, cluster, demo, model, udf,
+    ):  # fmt: skip
         each.add(commands, shared)
     return top
 

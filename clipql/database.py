@@ -50,7 +50,8 @@ def place(path: str | os.PathLike[str] | None = None) -> str | os.PathLike[str]:
 def connect(
     path: str | os.PathLike[str] | None = None, *, model: str | None = None, token: str | None = None
 ) -> Database:
-    """Open a database folder, which is made if it is not there, or reach a server by its address (http://…).
+    """Open a database folder, which is made if it is not there, or reach a server (http://…) or a cluster
+    (ray://host:port) by its address.
 
     path: the folder; None for $CLIPQL_DB, and ./clipql.db without that. token: what a server asks for, None for
     $CLIPQL_TOKEN. model: of encode_text and encode_image, a name
@@ -63,6 +64,10 @@ def connect(
         from clipql.remote import RemoteDatabase
 
         return RemoteDatabase(where, token=token)
+    if isinstance(where, str) and where.lower().startswith("ray://"):
+        from clipql.cluster.database import ClusterDatabase
+
+        return ClusterDatabase.at(where, model=model)
     return Database(where, model=model)
 
 
@@ -111,7 +116,8 @@ class Database:
         for statement in statements[:-1]:
             self.execute(statement, params, format="Null")
         answer = self.execute(statements[-1], params)
-        stats = Stats(answer.elapsed, answer.output.rows_read, answer.output.bytes_read, answer.steps)
+        output = answer.output
+        stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards)
         if answer.format == "ArrowStream":
             return Result(answer.output.arrow(), stats)
         return Result(pa.table({}), stats, answer.output.data)

@@ -14,6 +14,8 @@
     │   ├── ModelError             a model that is not there, not whole, or cannot be run
     │   ├── ModelMismatch          vectors of two models compared
     │   └── PictureError           a file that is no picture, is broken, or is too large
+    ├── ClusterError               shards that cannot be reached, or do not fit together
+    │   └── HolderGone             a copy of a shard, or all of them, cannot be reached
     ├── ServerError                a server that cannot start, or that a client cannot reach
     └── StorageError               the database folder
         ├── DatabaseLocked         another process has it open
@@ -92,6 +94,14 @@ class ModelMismatch(EncodeError):
 
 class PictureError(EncodeError):
     """A file that is no picture, is cut short or broken, or has more pixels than the limit."""
+
+
+class ClusterError(ClipqlError):
+    """Shards that cannot be reached, or do not fit together."""
+
+
+class HolderGone(ClusterError):
+    """A copy of a shard, or every copy of one, cannot be reached."""
 
 
 class ServerError(ClipqlError):

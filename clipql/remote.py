@@ -83,7 +83,8 @@ class RemoteDatabase(Database):
         elapsed = int(summary.get("elapsed_ns", 0)) / 1e9
         output = Output(data, elapsed, 0, int(summary.get("read_rows", 0)), int(summary.get("read_bytes", 0)))
         rows = int(summary.get("written_rows", 0)) or None
-        return Answer(output, reply.headers.get("X-ClickHouse-Format") or format, elapsed, rows=rows)
+        shards = reply.headers.get("X-Clipql-Shards")
+        return Answer(output, reply.headers.get("X-ClickHouse-Format") or format, elapsed, rows=rows, shards=shards)
 
     def _post(self, target: str, body: bytes, kind: str = "text/plain") -> tuple[http.client.HTTPResponse, bytes]:
         headers = {"Content-Type": kind, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}

@@ -19,12 +19,16 @@ SHOWN_ROWS = 50
 
 @dataclass(frozen=True)
 class Stats:
-    """What a statement took: seconds in all, rows and bytes that ClickHouse read, and each vector search's step."""
+    """What a statement took: seconds in all, rows and bytes that ClickHouse read, and each vector search's step.
+
+    shards: how many shards answered, as 3/4, where there are shards.
+    """
 
     elapsed: float
     rows_read: int = 0
     bytes_read: int = 0
     searches: tuple[Step, ...] = ()
+    shards: str | None = None
 
     @property
     def rows_scanned(self) -> int:
@@ -84,7 +88,8 @@ class Result:
         cells = [list(self.columns), *([_short(v) for v in row] for row in shown)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-        return "\n".join([*lines, f"({len(self):,} rows, {self.stats.elapsed:.3f} s)"])
+        shards = f", shards {self.stats.shards}" if self.stats.shards else ""
+        return "\n".join([*lines, f"({len(self):,} rows, {self.stats.elapsed:.3f} s{shards})"])
 
     def _repr_html_(self) -> str:
         """A table for notebooks; every value is escaped."""

@@ -43,6 +43,7 @@ class Answer:
     """What a statement gave: ClickHouse's output in the format that was asked for, and the vector searches in it.
 
     format: the format of the output, which is the statement's own where it names one. rows: rows inserted.
+    shards: how many shards answered, as 3/4, where there are shards.
     """
 
     output: Output
@@ -50,6 +51,7 @@ class Answer:
     elapsed: float
     steps: tuple[Step, ...] = ()
     rows: int | None = None
+    shards: str | None = None
 
 
 class Session:

@@ -64,6 +64,11 @@ def print_answer(db: Database, statement: str, params: Mapping[str, Any], format
     format = format or ("PrettyCompact" if terminal else "TabSeparated")
     with QueryProgress(sys.stderr) as progress:
         answer = db.execute(statement, params, format=format, progress=progress.update if progress.live else None)
+    if answer.shards and len(set(answer.shards.split("/"))) > 1:
+        print(
+            f"clipql: shards {answer.shards}: the others are lost, and their rows are not in the answer",
+            file=sys.stderr,
+        )
     data = answer.output.data
     if terminal and answer.format.startswith(("Pretty", "Vertical")):
         data = printable(data.decode("utf-8", "replace")).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from clipql.commands.common import command
 from clipql.console import CLEAR_LINE, bar, counted, duration, printable
 
 if TYPE_CHECKING:
+    from clipql.encode.base import Encoder
     from clipql.encode.embed import EmbedProgress, EmbedReport
 
 _IMAGES = (
@@ -47,6 +49,13 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         )
         each.add_argument("--batch", type=int, metavar="N", help="how many go through the model at once")
         each.add_argument("--caption-column", metavar="NAME", help="the column or JSON key that holds the captions")
+        each.add_argument("--ray", metavar="ADDRESS", help="encode on the machines of the Ray at host:port")
+        each.add_argument(
+            "--encoders",
+            type=int,
+            metavar="N",
+            help="with --ray: processes (default: one a GPU, or a core without any)",
+        )
         each.add_argument("--threads", type=int, metavar="N", help="processor threads of the model (default: all)")
         each.add_argument("--device", default="cpu", metavar="NAME", help=_DEVICE)
     images.add_argument(
@@ -68,8 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {"captions": arguments.captions} if images else {}
     if arguments.batch is not None:
         options["batch"] = arguments.batch
-    encoder = open_encoder(arguments.model, threads=arguments.threads, device=arguments.device)
-    with EmbedDisplay(sys.stderr, noun) as display:
+    with contextlib.ExitStack() as after, EmbedDisplay(sys.stderr, noun) as display:
+        encoder = (
+            _pool(arguments, after)
+            if arguments.ray
+            else open_encoder(arguments.model, threads=arguments.threads, device=arguments.device)
+        )
         report = embed(
             arguments.sources,
             arguments.out,
@@ -88,6 +101,21 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"clipql: left out, as the first part has no such columns: {columns}", file=sys.stderr)
     print(summary(report, noun))
     return 0
+
+
+def _pool(arguments: argparse.Namespace, after: contextlib.ExitStack) -> Encoder:
+    """A pool of encoders on Ray, which is stopped at the end."""
+    from functools import partial
+
+    from clipql.cluster import rays
+    from clipql.cluster.encoding import PooledEncoder
+    from clipql.encode.clip import open_encoder
+
+    rays.join(arguments.ray)
+    after.callback(rays.leave)
+    pooled = PooledEncoder(partial(open_encoder, arguments.model, threads=arguments.threads), arguments.encoders)
+    after.callback(pooled.close)
+    return pooled
 
 
 def summary(report: EmbedReport, noun: str) -> str:

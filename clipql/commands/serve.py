@@ -6,10 +6,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipql.commands.common import command
 from clipql.errors import ServerError
+
+if TYPE_CHECKING:
+    from clipql.database import Database
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -38,6 +41,16 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         made.add_argument(
             f"--max-{name}", type=_positive, default=default, metavar="N", help=f"{what} (default: {default}{unit})"
         )
+    ray = made.add_argument_group("over many machines (pip install 'clipql[ray]')")
+    ray.add_argument("--ray", metavar="ADDRESS", help="serve shards in the Ray at host:port; local starts one here")
+    ray.add_argument("--shards", type=_positive, metavar="N", help="shards to make (default: one a node)")
+    ray.add_argument("--replicas", type=_positive, default=1, metavar="N", help="copies of each shard (default: 1)")
+    ray.add_argument("--data", metavar="FOLDER", help="where each node keeps its copies (default: in its home)")
+    ray.add_argument(
+        "--without", action="append", default=[], metavar="NODE", help="go on without a node that is lost for good"
+    )
+    ray.add_argument("--table", metavar="NAME", help="a table that must be there, or is made of --parts")
+    ray.add_argument("--parts", type=Path, metavar="FOLDER", help="take these parts into --table first")
     made.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: info)"
     )
@@ -68,6 +81,33 @@ def _absolute(model: str | None) -> str | None:
     return os.path.abspath(model) if model and model != BUNDLED and os.path.isdir(model) else model
 
 
+def _cluster(arguments: argparse.Namespace) -> Database:
+    """The shards in a Ray, with their table."""
+    from clipql.cluster.database import ClusterDatabase
+
+    if getattr(arguments, "db", None):
+        raise ServerError("--db is a folder of this machine and --ray serves shards: give one of them")
+    if arguments.parts and not arguments.table:
+        raise ServerError("--parts: give --table too, the table that they go into")
+    database = ClusterDatabase(
+        arguments.ray,
+        data=arguments.data,
+        shards=arguments.shards,
+        replicas=arguments.replicas,
+        without=arguments.without,
+        model=arguments.model,
+    )
+    try:
+        if arguments.parts:
+            database.ingest(arguments.parts, table=arguments.table)
+        if arguments.table:
+            database.require(arguments.table)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
 def run(arguments: argparse.Namespace) -> int:
     """`clipql serve`."""
     from clipql.database import connect, place
@@ -95,6 +135,13 @@ def run(arguments: argparse.Namespace) -> int:
     url = server.url_of(bound, arguments.host)
     if getattr(arguments, "url", None):
         raise ServerError("--url names a server that runs already: give --db, the folder to serve")
+    if arguments.ray:
+        database = _cluster(arguments)
+        try:
+            server.serve(database, bound, options, lambda: print(f"clipql serves {database.path} at {url}", flush=True))
+        finally:
+            database.close()
+        return 0
     folder, model = Path(place(getattr(arguments, "db", None))).absolute(), _absolute(arguments.model)
     with server.empty_folder():
         database = connect(folder, model=model)

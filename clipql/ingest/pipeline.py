@@ -83,6 +83,8 @@ def ingest(
     parts: str | None = None,
     link: bool = False,
     model: str | None = None,
+    first_id: int | None = None,
+    indexes: bool = True,
     progress: Callable[[IngestProgress], None] | None = None,
     foretold: Callable[[IngestForecast], None] | None = None,
 ) -> IngestReport:
@@ -90,6 +92,8 @@ def ingest(
 
     source: folders or files. parts: numbers such as '0-9,12'. link: use the `.npy` files where they lie, for good.
     model: the model that made the vectors, remembered with the columns; parts of `clipql embed` name it themselves.
+    first_id: the id of the first row of the first part, where the table gives ids, as those of a shard must go on from
+    those of another; by default they go on from the table's own. indexes: build those that have fallen behind.
     foretold: is told once, before a million rows or more, what they will take.
     Raises IngestError, naming file and row, and leaves the parts before it in the table.
     """
@@ -100,9 +104,10 @@ def ingest(
             raise IngestError(f"{each} is an address: --from takes one, as does `ingest` where it is the only source")
     found = find_parts(sources, parse_numbers(parts) if parts is not None else None)
     checked = [check_part(p) for p in found]
-    run = _Run(db, table, link, model, checked, began, progress or (lambda p: None), foretold)
+    run = _Run(db, table, link, model, first_id, checked, began, progress or (lambda p: None), foretold)
     report, id = run.all()
-    db.indexes.after_insert(id)
+    if indexes:
+        db.indexes.after_insert(id)
     return report
 
 
@@ -113,7 +118,7 @@ def take_part(
 
     Raises as `ingest`.
     """
-    return _Run(db, table, False, model, [part], time.perf_counter(), progress).all()
+    return _Run(db, table, False, model, None, [part], time.perf_counter(), progress).all()
 
 
 class _Run:
@@ -125,6 +130,7 @@ class _Run:
         table: str,
         link: bool,
         model: str | None,
+        first_id: int | None,
         parts: list[CheckedPart],
         began: float,
         progress: Callable[[IngestProgress], None],
@@ -132,7 +138,7 @@ class _Run:
     ) -> None:
         self._foretold = foretold
         self._db, self._registry, self._parts, self._link, self._model = db, db.registry, parts, link, model
-        self._began, self._progress = began, progress
+        self._began, self._progress, self._id = began, progress, first_id
         database, _, self._name = table.rpartition(".")
         self._database = database or self._registry.database
         self._total = sum(p.rows for p in parts)
@@ -309,6 +315,9 @@ class _OnePart:
         kind = registry.engine.arrow(f"SELECT type FROM system.columns WHERE database = 'clipql_internal' AND {where}")
         if not kind.num_rows:
             return None
+        if self._run._id is not None:
+            given, self._run._id = self._run._id, None
+            return given
         if not insertion.first:
             return 0
         top = registry.engine.scalar(f"SELECT max(id) FROM {registry.physical(insertion.table)}")

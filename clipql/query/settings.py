@@ -19,6 +19,7 @@ OURS: Mapping[str, str] = {
     "rescore": "rows that an ivf index compares exactly, instead of what recall asks for",
     "annoy_index_search_k_nodes": "nodes that an annoy index looks at",
     "hnsw_candidate_list_size_for_search": "breadth of the search in an hnsw index (ef)",
+    "shards_partial": "1: answer without the shards that are lost, and say how many answered; 0: that is an error",
 }
 # what clipql relies on, and so keeps from SET
 KEPT: Mapping[str, str] = {
@@ -27,7 +28,7 @@ KEPT: Mapping[str, str] = {
     "asterisk_include_alias_columns": "1, so that * gives vector columns",
     "insert_allow_materialized_columns": "1, so that rows get their numbers",
 }
-_SWITCHES = ("vector_plan", "vector_index")
+_SWITCHES = ("vector_plan", "vector_index", "shards_partial")
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ class ClickHouse:
         compress = replies.encoding(request, call.params)
         if ended:
             answer = future.result()  # raises what went wrong, unless rows went before it
-            headers["X-ClickHouse-Summary"] = replies.summary(answer)
+            headers |= {"X-ClickHouse-Summary": replies.summary(answer), **replies.shards(answer)}
             data = b"".join([*held, answer.output.data])
             if answer.format == "Native" and native.wanted(call.params):
                 data = await asyncio.to_thread(native.versioned, data)

@@ -21,6 +21,7 @@ import xxhash
 from clipql import files
 from clipql.catalog import IndexEntry, Table
 from clipql.errors import ClipqlError, VectorError, VectorIndexError
+from clipql.index import folder as index_folder
 from clipql.index import kinds
 from clipql.index.base import Index
 from clipql.tables.registry import Registry
@@ -189,6 +190,43 @@ class Indexes:
             return [title, "  nothing is built: the rows are scanned"]
         told = kinds.forecast(entry, self.registry.store(table, entry.column), self.registry.folder)
         return [title, f"  takes: {told}"]
+
+    def adopt(self, table: Table, built: IndexEntry, fill: Callable[[Path], None]) -> None:
+        """Put an index that was built elsewhere, over the same rows, in the place of what there was.
+
+        fill: writes its files into a folder. Raises VectorIndexError for one that is not of this table's definition or
+        covers rows that are not here, DatabaseDamaged where a file is not as its meta.json says.
+        """
+        registry = self.registry
+        with registry.write_lock:
+            table = registry.catalog.by_id(table.id) or table
+            entry = _entry(table, built.name)
+            if (entry.column, entry.kind, entry.metric) != (built.column, built.kind, built.metric):
+                raise VectorIndexError(
+                    f"index {entry.name} of {table.full_name} is {entry.kind} by {entry.metric} on {entry.column}; the "
+                    f"one to be copied is {built.kind} by {built.metric} on {built.column}"
+                )
+            if built.rows > table.rows:
+                raise VectorIndexError(
+                    f"index {entry.name} covers {built.rows:,} rows, and {table.full_name} has {table.rows:,} here"
+                )
+            folder = f"{table.id}/{entry.name}-{registry.catalog.serial}"
+            place = registry.folder / "index" / folder
+            coming = place.with_name(f".{place.name}.new")
+            files.remove(coming)
+            with files.translated(place, "copying"):
+                coming.mkdir(parents=True)
+                fill(coming)
+                index_folder.verify(coming)
+                coming.rename(place)
+            files.sync_folder(place.parent)
+            copied = dataclasses.replace(built, folder=folder)
+            index = kinds.open_index(copied, place, registry.store(table, entry.column))
+            registry.save(registry.catalog.with_table(table.with_index(copied)))
+            with self._lock:
+                self._opened[folder] = index
+            self.forget(entry)
+            self.rows.build(table)
 
     def _captions(self, table: Table, entry: IndexEntry) -> ColumnStore | None:
         """The vectors of the captions, which are queries whose answer is known, if the table has them."""

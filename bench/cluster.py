@@ -1,0 +1,349 @@
+"""Shards on a real multi-node Ray on this machine: overhead, a killed node under load, random kills, simulated growth.
+
+    python -m bench.cluster [--rows 200000] [--seconds 20] [--kills 20] [--only overhead,kill,kills,growth]
+
+All nodes share this machine's cores, so the times of shards are those of a crowded machine; what is told of is what
+the cluster adds to them. Growth is simulated: each shard sleeps for the time that its share of a scan would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import child
+from bench.results import Comparison, Line, at_most, median
+
+# before Ray is imported
+os.environ.setdefault("RAY_AUTH_TOKEN", os.urandom(32).hex())
+os.environ.update(RAY_AUTH_MODE="token", RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+NOTICE = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+TOP = "SELECT id, cosineDistance(image_embedding, {q:Array(Float32)}) AS d FROM laion ORDER BY d LIMIT 10"
+DIMENSION, QUERIES, PARTS = 512, 100, 8
+SCAN_SECONDS = 0.8  # of the whole simulated table, on one shard
+MODELLED = (64, 512)
+
+
+class Machines:
+    """Nodes of a Ray on this machine."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.data = str(folder / "nodes")
+        self._cluster = Cluster(
+            initialize_head=True, head_node_args={**NODE, "node_name": "node-0", "_system_config": NOTICE}
+        )
+        self._nodes = {f"node-{i}": self._cluster.add_node(**NODE, node_name=f"node-{i}") for i in range(1, count)}
+
+    @property
+    def address(self) -> str:
+        """Where Ray listens."""
+        return str(self._cluster.address)
+
+    def lose(self) -> str:
+        """Kill a node that is neither the head nor ours, and all on it."""
+        import ray
+
+        own = ray.get_runtime_context().get_node_id()
+        name = next(n["NodeName"] for n in ray.nodes() if n["NodeName"] in self._nodes and n["NodeID"] != own)
+        self._cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
+        return str(name)
+
+    def close(self) -> None:
+        """Stop all nodes."""
+        self._cluster.shutdown()
+
+
+@contextlib.contextmanager
+def cluster(nodes: int, shards: int, replicas: int) -> Iterator[tuple[Any, Machines, Path]]:
+    """A connection to shards on so many nodes, and a folder for parts."""
+    from clipql.cluster.database import ClusterDatabase
+
+    folder = Path(tempfile.mkdtemp(prefix="clipql-bench-"))
+    machines = Machines(folder, nodes)
+    try:
+        with ClusterDatabase(machines.address, data=machines.data, shards=shards, replicas=replicas) as db:
+            yield db, machines, folder
+    finally:
+        machines.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_parts(folder: Path, rows: int, parts: int) -> None:
+    """Write parts of random unit vectors with metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(0)
+    for number in range(parts):
+        found = rng.standard_normal((rows, DIMENSION), np.float32)
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        np.save(folder / f"img_emb_{number}.npy", found.astype(np.float16))
+        urls = [f"https://example.org/{number}/{i}.jpg" for i in range(rows)]
+        pq.write_table(pa.table({"url": urls}), folder / f"metadata_{number}.parquet")
+
+
+def filled(db: Any, folder: Path, rows: int, parts: int = PARTS) -> None:
+    """Fill the table laion."""
+    source = folder / "parts"
+    source.mkdir()
+    make_parts(source, rows=rows // parts, parts=parts)
+    db.ingest(source, table="laion")
+
+
+def queries(count: int = QUERIES) -> list[np.ndarray[Any, Any]]:
+    """Query vectors."""
+    return list(np.random.default_rng(1).standard_normal((count, DIMENSION), np.float32))
+
+
+def on_each(db: Any, change: Callable[[Any], None]) -> None:
+    """Have each copy's process change its holder."""
+    from clipql.cluster import rays
+
+    for shard, node in db.map.holders():
+        rays.asked(rays.actor(rays.actor_name(shard, node)).__ray_call__.remote(change))
+
+
+def timed(actor: Any) -> None:
+    """In a copy: keep the seconds that queries take there."""
+    holder = actor._opened()
+    query, holder.times = holder.query, []
+
+    def run(asked: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return query(asked)
+        finally:
+            holder.times.append(time.perf_counter() - began)
+
+    holder.query = run
+
+
+def taken(actor: Any) -> list[float]:
+    """In a copy: the seconds kept since last time."""
+    holder = actor._opened()
+    found, holder.times = list(holder.times), []
+    return found
+
+
+def slowest(db: Any) -> float:
+    """The seconds that the slowest shard took for the last query."""
+    from clipql.cluster import rays
+
+    found = [rays.actor(rays.actor_name(s, n)).__ray_call__.remote(taken) for s, n in db.map.holders()]
+    return max(seconds for each in found for seconds in rays.asked(each))
+
+
+def overhead(rows: int) -> list[Line]:
+    """What four shards add to the slowest of them."""
+    with cluster(4, 4, 1) as (db, _, folder):
+        filled(db, folder, rows)
+        asked = queries()
+        db.sql(TOP, q=asked[0])
+        on_each(db, timed)
+        single, batch = [], []
+        for vector in asked:
+            began = time.perf_counter()
+            db.sql(TOP, q=vector)
+            single.append(time.perf_counter() - began - slowest(db))
+        for _ in range(5):
+            began = time.perf_counter()
+            db.sql_many(TOP, [{"q": v} for v in asked])
+            batch.append((time.perf_counter() - began - slowest(db)) / len(asked))
+    return [
+        at_most("a top-10 over 4 shards", "beyond the slowest shard: ", 1000 * median(single), 10, "ms"),
+        at_most("a batch of 100 over 4 shards", "beyond the slowest shard, a query: ", 1000 * median(batch), 1, "ms"),
+    ]
+
+
+def kill(rows: int, seconds: float) -> list[Line]:
+    """One of four nodes is killed under load; R = 2."""
+    with cluster(4, 4, 2) as (db, machines, folder):
+        filled(db, folder, rows)
+        asked = queries(8)
+        expected = [db.sql(TOP, q=v).rows for v in asked]
+        stop, right, wrong, failed = threading.Event(), [0], [0], list[str]()
+
+        def ask(first: int) -> None:
+            at = first
+            while not stop.is_set():
+                try:
+                    same = db.sql(TOP, q=asked[at % len(asked)]).rows == expected[at % len(asked)]
+                    (right if same else wrong)[0] += 1
+                except Exception as error:  # noqa: BLE001
+                    failed.append(str(error))
+                at += 1
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(seconds / 4)
+        lost = machines.lose()
+        time.sleep(3 * seconds / 4)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    for text in failed[:3]:
+        print(text)
+    measured = f"{right[0]:,} right, {wrong[0]} wrong, {len(failed)} failed, with {lost} gone"
+    return [Line("kill one of four nodes under load, R = 2", measured, "0 failed, 0 wrong", not (wrong[0] or failed))]
+
+
+def kills(rows: int, count: int) -> list[Line]:
+    """Random kills of copies and of the foreman, while parts go in and their index is built."""
+    from clipql.cluster import rays
+    from clipql.errors import ClusterError
+
+    luck = random.Random(0)
+    with cluster(3, 3, 2) as (db, _, folder):
+        db.sql(
+            "CREATE TABLE laion (id UInt64, url String, image_embedding Array(Float32), "
+            "INDEX near image_embedding TYPE ivf('cosineDistance')) ENGINE = MergeTree ORDER BY id"
+        )
+        source = folder / "parts"
+        source.mkdir()
+        make_parts(source, rows=rows // 24, parts=24)
+        done, killed = threading.Event(), 0
+
+        def fill() -> None:
+            while not done.is_set():
+                with contextlib.suppress(ClusterError):
+                    db.ingest(source, table="laion")
+                    done.set()
+
+        filler = threading.Thread(target=fill)
+        filler.start()
+        names = [rays.FOREMAN, *(rays.actor_name(s, n) for s, n in db.map.holders())]
+        while killed < count and not done.wait(luck.uniform(0.05, 0.5)):
+            with contextlib.suppress(ClusterError):
+                process = rays.actor(luck.choice(names)).__ray_call__.remote(lambda self: os.getpid())
+                os.kill(rays.asked(process, 20), signal.SIGKILL)
+                killed += 1
+        filler.join()
+        db.heal()
+        total = rows // 24 * 24
+        found = db.sql("SELECT count(), uniqExact(url), uniqExact(id), max(id) FROM laion").rows[0]
+    measured = f"{killed} kills: {total - found[1]} rows missing, {found[0] - found[1]} doubled, of {total:,}"
+    met = found == (total, total, total, total - 1)
+    return [Line("random kills of copies and foreman during ingest and build", measured, "0 missing, 0 doubled", met)]
+
+
+def slow(seconds: float) -> Callable[[Any], None]:
+    """In a copy: have each query take so long, without the processor; all give what the first gives."""
+
+    def change(actor: Any) -> None:
+        holder = actor._opened()
+        query, given = holder.query, list[Any]()
+
+        def run(asked: Any) -> Any:
+            if not given:
+                given.append(query(asked))
+            time.sleep(seconds)
+            return given[0]
+
+        holder.query = run
+
+    return change
+
+
+def growth(rows: int) -> list[Line]:
+    """Latency and throughput with 1, 2, 4 and 8 shards of a scan that is simulated, and a model for more."""
+    latency: dict[int, float] = {}
+    throughput: dict[int, float] = {}
+    for shards in (1, 2, 4, 8):
+        with cluster(2, shards, 1) as (db, _, folder):
+            filled(db, folder, rows)
+            db.sql(TOP, q=queries(1)[0])
+            on_each(db, slow(SCAN_SECONDS / shards))
+            db.sql(TOP, q=queries(1)[0])
+            times = []
+            for vector in queries(10):
+                began = time.perf_counter()
+                db.sql(TOP, q=vector)
+                times.append(time.perf_counter() - began)
+            latency[shards] = median(times)
+            began, threads = time.perf_counter(), []
+            for vector in queries(16):
+                threads.append(threading.Thread(target=db.sql, args=(TOP,), kwargs={"q": vector}))
+                threads[-1].start()
+            for thread in threads:
+                thread.join()
+            throughput[shards] = len(threads) / (time.perf_counter() - began)
+    # latency = scan / shards + a + b * shards
+    counts = np.array(list(latency))
+    beyond = np.array([latency[n] - SCAN_SECONDS / n for n in latency])
+    b, a = np.polyfit(counts, beyond, 1)
+    modelled = {n: SCAN_SECONDS / n + a + b * n for n in MODELLED}
+    draw(latency, throughput, modelled)
+    lines = [
+        Line(f"simulated scan of {SCAN_SECONDS} s over {n} shards", f"{1000 * latency[n]:.0f} ms, "
+             f"{throughput[n]:.1f} queries/s by 16 clients") for n in latency
+    ]  # fmt: skip
+    rule = f"scan / shards + {1000 * a:.1f} ms + {1000 * b:.2f} ms a shard"
+    return [*lines, *(Line(f"modelled for {n} shards", f"{1000 * s:.0f} ms ({rule})") for n, s in modelled.items())]
+
+
+def draw(latency: dict[int, float], throughput: dict[int, float], modelled: dict[int, float]) -> None:
+    """Write docs/cluster.svg."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    left.loglog(list(latency), [1000 * s for s in latency.values()], "o-", label="measured")
+    left.loglog(list(modelled), [1000 * s for s in modelled.values()], "x--", label="modelled")
+    left.set(xlabel="shards", ylabel="ms a query", title="latency, simulated scan")
+    left.legend()
+    right.loglog(list(throughput), list(throughput.values()), "o-")
+    right.set(xlabel="shards", ylabel="queries/s", title="throughput of 16 clients")
+    figure.savefig(child.ROOT / "docs" / "cluster.svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+WORKS = ("overhead", "kill", "kills", "growth")
+
+
+def compare(rows: int, seconds: float = 20, count: int = 20, works: tuple[str, ...] = WORKS) -> Comparison:
+    """All of it."""
+    runs: dict[str, Callable[[], list[Line]]] = {
+        "overhead": lambda: overhead(rows),
+        "kill": lambda: kill(rows // 4, seconds),
+        "kills": lambda: kills(rows // 4, count),
+        "growth": lambda: growth(4000),
+    }
+    lines = tuple(line for name in works for line in runs[name]())
+    how = "Ray's nodes share one machine; told is what the cluster adds to its shards. Growth: each sleeps its share."
+    return Comparison("cluster", "Shards on Ray", how, lines)
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--only", default=",".join(WORKS))
+    arguments = parser.parse_args()
+    works = tuple(arguments.only.split(","))
+    for line in compare(arguments.rows, arguments.seconds, arguments.kills, works).lines:
+        print(line.work, line.measured, line.bar, {True: "met", False: "MISSED", None: ""}[line.met], sep=" | ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,363 @@
+"""A cluster with the calls of a database: what `clipql.connect("ray://…")` gives.
+
+The process that connects merges what the shards answer, in a database of its own that holds no rows and goes when it
+closes. What must stay true: a query sees the shard map that was in force when it began; what this process changed it
+sees at once, what others changed within a second.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from clipql.cluster import rays, shards
+from clipql.cluster.asking import Asker
+from clipql.cluster.piece import Piece
+from clipql.cluster.placing import PartSpec
+from clipql.cluster.reading import Asked, Reader
+from clipql.cluster.session import ClusterSession
+from clipql.cluster.shards import ShardedTable, ShardMap
+from clipql.cluster.standin import Shape, declare, forget
+from clipql.cluster.upkeep import Status
+from clipql.database import QUERIES, Database, one_condition
+from clipql.errors import ClipqlError, ClusterError, HolderGone, QueryError, UnknownTable, VectorError
+from clipql.ingest.layout import check_part, find_parts, parse_numbers
+from clipql.ingest.pipeline import IngestProgress, IngestReport
+from clipql.quoting import quote_name
+from clipql.result import Result, Stats
+from clipql.vectors.metrics import Metric, metric_named
+
+DATA = "~/.local/share/clipql-cluster"
+LOOK_SECONDS = 1.0
+
+
+class ClusterDatabase(Database):
+    """The tables of a cluster. Thread-safe."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        data: str | None = None,
+        shards: int | None = None,
+        replicas: int = 0,
+        without: Sequence[str] = (),
+        heal_seconds: float = rays.HEAL_SECONDS,
+        model: str | None = None,
+    ) -> None:
+        """Join the Ray at host:port (`local`: start one), and start the shards where they do not run.
+
+        data: the folder on each node that its copies lie in, a folder of the node's name each. shards, replicas: for a
+        cluster that is to be made (shards: one a node unless given); replicas 0 does not make one. without: nodes that
+        are lost for good. heal_seconds: how often the foreman looks for copies to bring back. Raises ClusterError.
+        """
+        rays.join(address)
+        self.data = str(Path(data or DATA).expanduser())
+        try:
+            self._foreman = rays.foreman(self.data, shards, replicas, without, heal_seconds)
+        except BaseException:
+            rays.leave()
+            raise
+        self._folder = tempfile.mkdtemp(prefix="clipql-cluster-")
+        try:
+            super().__init__(Path(self._folder) / "merging", model=model)
+            self.path = Path(f"ray://{address}")
+            self._known: dict[str, Shape] = {}
+            self._changing = threading.RLock()
+            self._asker = Asker(self._state(), self._state)
+            self.reader = Reader(self._registry.engine, self.shape, self._ask)
+            self._session: ClusterSession = self.session()
+            self.refresh()
+        except BaseException:
+            if hasattr(self, "_closing"):
+                super().close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            rays.leave()
+            raise
+        self._stop = threading.Event()
+        threading.Thread(target=self._watch, name="clipql-map", daemon=True).start()
+
+    @classmethod
+    def at(cls, url: str, *, model: str | None = None) -> ClusterDatabase:
+        """A cluster by its address, ray://host:port?data=FOLDER, as it runs. Raises ClusterError."""
+        found = urlsplit(url)
+        options = dict(parse_qsl(found.query))
+        if odd := set(options) - {"data"}:
+            raise ClusterError(f"{url}: {', '.join(sorted(odd))} is not known; expected ray://host:port?data=FOLDER")
+        return cls(found.netloc, data=options.get("data"), model=model)
+
+    # the map
+
+    def _state(self) -> ShardMap:
+        """The map in force; what was known, where the foreman cannot be reached."""
+        try:
+            return shards.decoded(rays.asked(self._foreman.state.remote(), 30), "the shard map")
+        except ClusterError:
+            if hasattr(self, "_asker"):
+                return self._asker.map
+            raise
+
+    def _watch(self) -> None:
+        while not self._stop.wait(LOOK_SECONDS):
+            try:
+                self.refresh()
+            except ClipqlError:  # whoever asks next is told
+                continue
+
+    @property
+    def map(self) -> ShardMap:
+        """The shard map as this process knows it."""
+        return self._asker.map
+
+    def refresh(self) -> None:
+        """Look what changed. Raises ClusterError where shards do not fit together."""
+        with self._changing:
+            map = self._state()
+            before = {t.full_name: t for t in self._asker.map.tables}
+            self._asker.map = map
+            for table in map.tables:
+                known, old = self._known.get(table.full_name), before.get(table.full_name)
+                fixed = known is not None and all(d for d, _ in known.vectors.values())
+                if table.definition and not (fixed and old and old.definition == table.definition):
+                    self._learn(table, known)
+            for name in set(self._known) - {t.full_name for t in map.tables}:
+                forget(self._registry.engine, self._known.pop(name))
+
+    def _learn(self, table: ShardedTable, known: Shape | None) -> None:
+        found = [self._from_any(s, "shape", table.database, table.name) for s in range(len(table.shards))]
+        shape = one_shape(found)
+        if known is None or (known.listed, known.unlisted) != (shape.listed, shape.unlisted):
+            declare(self._registry.engine, shape)
+        self._known[table.full_name] = shape
+
+    def _from_any(self, shard: int, method: str, *arguments: Any) -> Any:
+        copies, why = rays.RayCopies(self.data), HolderGone(f"shard {shard} has no copy")
+        for node in self._asker.map.nodes[shard]:
+            try:
+                return copies.call(shard, node, method, *arguments, seconds=rays.START_SECONDS)
+            except HolderGone as error:
+                why = error
+        raise why
+
+    def shape(self, database: str | None, name: str) -> Shape | None:
+        """A sharded table as statements may use it."""
+        return self._known.get(f"{database or self._registry.database}.{name}")
+
+    def shapes(self) -> tuple[Shape, ...]:
+        """All of them."""
+        return tuple(self._known.values())
+
+    def _table(self, shape: Shape) -> ShardedTable:
+        table = self._asker.map.table(shape.database, shape.name)
+        if table is None:
+            raise UnknownTable(f"{shape.full_name} was dropped meanwhile")
+        return table
+
+    def definition(self, shape: Shape) -> str:
+        """CREATE TABLE of it."""
+        return self._table(shape).definition
+
+    def _ask(self, pieces: Sequence[Piece], shape: Shape) -> Sequence[Asked]:
+        partial = pieces[0].settings.get("shards_partial") in ("1", "true")
+        return self._asker.ask(self._table(shape), pieces, partial=partial)
+
+    def sql_many(self, text: str, params: Sequence[Mapping[str, Any]], /) -> list[Result]:
+        """One SELECT for each set of parameters; where it is of one SELECT over shards, all go to them as one batch."""
+        began = time.perf_counter()
+        tables = self._session.many(text, params)
+        if tables is None:
+            return [self.sql(text, **given) for given in params]
+        stats = Stats((time.perf_counter() - began) / len(tables))
+        return [Result(table, stats) for table in tables]
+
+    # changes
+
+    def _order(self, method: str, *arguments: Any) -> Any:
+        """Have the foreman do something, and look at what changed."""
+        try:
+            return rays.asked(self._foreman.do.remote(method, *arguments))
+        finally:
+            self.refresh()
+
+    def create(self, database: str, name: str, definition: str, shards: int | None = None) -> None:
+        """Make a table on the first `shards` shards, by default on all."""
+        self._order("create", database, name, definition, shards)
+
+    def alter(self, shape: Shape, statement: str, index: str, there: bool) -> None:
+        """Add an index to a table on every shard, or drop it."""
+        self._order("alter", shape.database, shape.name, statement, index, there)
+
+    def build(self, shape: Shape, index: str) -> None:
+        """Build an index on every shard."""
+        self._order("build", shape.database, shape.name, index)
+
+    def drop(self, shape: Shape) -> None:
+        """Drop a table on every shard."""
+        self._order("drop", shape.database, shape.name)
+
+    def ingest(
+        self,
+        source: str | PathLike[str] | Sequence[str | PathLike[str]],
+        *,
+        table: str = "laion",
+        parts: str | None = None,
+        model: str | None = None,
+        shards: int | None = None,
+        progress: Callable[[IngestProgress], None] | None = None,
+        **options: Any,
+    ) -> IngestReport:
+        """Deal LAION parts to the shards, which take them in side by side; what is there already is skipped.
+
+        The files must lie where all nodes can read them. shards: how many a table that is made by this is dealt to, by
+        default all. progress: told every second how far all shards are. There is no link: each copy
+        keeps the files. Raises IngestError, ClusterError.
+        """
+        if odd := {n for n, v in options.items() if v}:
+            raise ClusterError(f"{', '.join(sorted(odd))}: not for shards, whose copies keep files of their own")
+        sources = [source] if isinstance(source, (str, PathLike)) else list(source)
+        found = [check_part(p) for p in find_parts(sources, parse_numbers(parts) if parts is not None else None)]
+        specs = [
+            PartSpec(
+                p.fingerprint,
+                p.rows - p.failed,
+                tuple(str(f.resolve()) for f in (p.files.metadata, p.files.image, p.files.text) if f),
+                p.model or model,
+            )
+            for p in found
+            if p.rows > p.failed
+        ]
+        database, _, name = table.rpartition(".")
+        database = database or self._registry.database
+        report: IngestReport = self._watched(progress, database, name, specs, shards)
+        return report
+
+    def _watched(
+        self,
+        progress: Callable[[IngestProgress], None] | None,
+        database: str,
+        name: str,
+        specs: Sequence[PartSpec],
+        shards: int | None,
+    ) -> Any:
+        began = time.perf_counter()
+        reference = self._foreman.do.remote("ingest", database, name, specs, shards)
+        try:
+            while progress is not None and not rays.first_of([reference], LOOK_SECONDS):
+                parts, rows, total = rays.asked(self._foreman.do.remote("progress", database, name))
+                seconds = time.perf_counter() - began
+                progress(IngestProgress(f"{len(specs)} parts", parts, len(specs), rows, total, seconds))
+            return rays.asked(reference)
+        finally:
+            self.refresh()
+
+    def heal(self) -> list[Status]:
+        """Start copies on nodes that came back and have them catch up; how each copy is now."""
+        found: list[Status] = self._order("heal")
+        return found
+
+    def status(self) -> list[Status]:
+        """How each copy is."""
+        found: list[Status] = rays.asked(self._foreman.do.remote("status"))
+        return found
+
+    def move(self, shard: int, source: str | None, target: str) -> None:
+        """Make a copy of a shard on another node, and give up the one on the node `source` if it is named."""
+        self._order("move", shard, source, target)
+
+    def rebalance(self) -> list[tuple[int, str, str]]:
+        """Move copies to nodes that have fewer: (shard, from, to) of each move."""
+        moves: list[tuple[int, str, str]] = self._order("rebalance")
+        return moves
+
+    # as a database
+
+    def session(self) -> ClusterSession:
+        """A session of its own."""
+        return ClusterSession(self, self._registry, self._indexes, self.encoders)
+
+    def search_sql(
+        self,
+        table: str,
+        *,
+        by: str = "vector",
+        k: int = 10,
+        where: str | None = None,
+        column: str = "image_embedding",
+        columns: Sequence[str] | None = None,
+        distance: str = "cosineDistance",
+        recall: float | None = None,
+    ) -> str:
+        """As `Database.search_sql`."""
+        shape = self.require(table)
+        if column not in shape.vectors:
+            raise VectorError(f"{shape.full_name} has no vector column {column}; it has {', '.join(shape.vectors)}")
+        metric = metric_named(distance)
+        if metric is None:
+            raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in Metric)}")
+        if not isinstance(k, int) or k < 1:
+            raise QueryError(f"k = {k!r}: expected a whole number of at least 1")
+        shown = columns if columns is not None else [n for n, _ in shape.listed if n not in shape.vectors]
+        listed = ", ".join(
+            [*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {QUERIES[by]}) AS distance"]
+        )
+        condition = f" WHERE ({one_condition(where)}\n)" if where else ""
+        way = " DESC" if metric.larger_is_nearer else ""
+        asked = f" SETTINGS recall = {recall}" if recall is not None else ""
+        source = f"{quote_name(shape.database)}.{quote_name(shape.name)}"
+        return f"SELECT {listed} FROM {source}{condition} ORDER BY distance{way} LIMIT {k}{asked}"
+
+    def require(self, table: str) -> Shape:
+        """A sharded table by its name. Raises UnknownTable."""
+        database, _, name = table.rpartition(".")
+        shape = self.shape(database or None, name)
+        if shape is None:
+            raise UnknownTable(
+                f"there is no table {table} in the cluster; there are: {', '.join(self._known) or 'none'}"
+            )
+        return shape
+
+    def _model_of(self, table: str, column: str) -> str | None:
+        vector: Mapping[str, tuple[int | None, str | None]] = self.require(table).vectors
+        return self.encoders.default or vector.get(column, (None, None))[1]
+
+    def stop(self) -> None:
+        """Stop the shards on all nodes; their folders stay."""
+        rays.stop_all()
+
+    def close(self) -> None:
+        """Leave the cluster, which goes on; harmless when called twice."""
+        if not self._closed:
+            self._stop.set()
+            super().close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            rays.leave()
+
+
+def one_shape(found: Sequence[Shape]) -> Shape:
+    """What all shards agree on of a table. Raises ClusterError where they do not."""
+    first = found[0]
+    vectors = dict(first.vectors)
+    for shard, shape in enumerate(found):
+        if (shape.listed, shape.unlisted) != (first.listed, first.unlisted):
+            a, b = (", ".join(f"{n} {t}" for n, t in (*s.listed, *s.unlisted)) for s in (first, shape))
+            raise ClusterError(f"{first.full_name} has other columns on shard 0 ({a}) than on shard {shard} ({b})")
+        for name, (dimension, model) in shape.vectors.items():
+            known, by = vectors[name]
+            if dimension and known and dimension != known:
+                raise ClusterError(
+                    f"{name} of {first.full_name} holds {known} numbers on one shard and {dimension} on shard {shard}"
+                )
+            if model and by and model != by:
+                raise ClusterError(
+                    f"{name} of {first.full_name} was made by {by} on one shard and by {model} on shard {shard}: "
+                    "vectors of two models cannot be compared"
+                )
+            vectors[name] = (known or dimension, by or model)
+    return Shape(first.database, first.name, first.listed, first.unlisted, vectors)

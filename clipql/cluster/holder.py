@@ -1,0 +1,335 @@
+"""One copy of a shard: an embedded database, the files of its parts, and a copy of the shard map, in one folder.
+
+What must stay true: parts go in one after the other, in the order of the map, and each once; their files are kept under
+the hashes that the map names, so that another copy can be made of them; queries see the rows they were told to see.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+import xxhash
+
+from clipql import __version__, files
+from clipql.catalog import IndexEntry
+from clipql.cluster import shards
+from clipql.cluster.piece import Piece, Snapshot, rows_of, statement
+from clipql.cluster.shards import PartFile, ShardMap, ShardPart
+from clipql.cluster.standin import Shape
+from clipql.database import Database
+from clipql.errors import ClusterError, HolderGone, IngestError
+from clipql.ingest.layout import check_part, find_parts
+from clipql.ingest.pipeline import ingest
+from clipql.quoting import quote_name, quote_string
+from clipql.session import Session
+from clipql.users import Acting, EngineUser
+
+PIECE_BYTES = 4 << 20
+# what one shard may give for one SELECT: more does not belong on one machine
+MOST_BYTES = 256 << 20
+OWNER = "owner.json"
+# gives bytes of a file of a part: (table, fingerprint, name, offset, size)
+Fetch = Callable[[str, str, str, int, int], bytes]
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who a holder is, and what it has: fingerprints of the parts of each table in their order."""
+
+    shard: int
+    node: str
+    version: str
+    map: bytes | None
+    ledgers: Mapping[str, tuple[str, ...]]
+    definitions: Mapping[str, str]
+    indexes: Mapping[str, tuple[IndexEntry, ...]]
+
+
+class Holder:
+    """A copy of a shard. Thread-safe: queries run side by side, parts go in one by one."""
+
+    def __init__(self, folder: str, shard: int, node: str) -> None:
+        self._folder, self.shard, self.node = Path(folder), shard, node
+        with files.translated(self._folder, "making"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self._own(self._folder / OWNER)
+        self._map = shards.load(self._folder)
+        self._db = Database(self._folder / "db")
+        self._taking = threading.RLock()
+        self._sessions: dict[tuple[object, ...], tuple[Session, EngineUser]] = {}
+
+    def _own(self, path: Path) -> None:
+        owner = {"shard": self.shard, "node": self.node}
+        if not path.exists():
+            files.replace(path, json.dumps(owner).encode())
+        elif (found := json.loads(path.read_bytes())) != owner:
+            raise ClusterError(
+                f"{self._folder} holds shard {found.get('shard')} of node {found.get('node')}, not shard {self.shard} "
+                f"of {self.node}: give each node a folder of its own"
+            )
+
+    def hello(self) -> Hello:
+        """Who it is and what it has; waits for a part that is going in."""
+        with self._taking:
+            tables = self._db.registry.catalog.tables
+            ledgers = {t.full_name: tuple(p.fingerprint for p in t.parts) for t in tables}
+            definitions = {t.full_name: self._definition(t.database, t.name) for t in tables}
+            indexes = {t.full_name: t.indexes for t in tables}
+        map = shards.encoded(self._map) if self._map else None
+        return Hello(self.shard, self.node, __version__, map, ledgers, definitions, indexes)
+
+    def store_map(self, content: bytes) -> None:
+        """Keep a copy of the map, unless it has a newer one."""
+        map = shards.decoded(content, "the map that was sent")
+        with self._taking:
+            if self._map is None or map.serial > self._map.serial:
+                shards.save(self._folder, map)
+                self._map = map
+
+    # definitions
+
+    def define(self, definition: str, database: str, name: str) -> None:
+        """Make a table as another copy has it, where it is not there."""
+        with self._taking:
+            if self._db.registry.find(database, name) is None:
+                self._db.execute(f"CREATE DATABASE IF NOT EXISTS {quote_name(database)}", format="Null")
+                self._db.execute(definition, format="Null")
+
+    def drop(self, database: str, name: str) -> None:
+        """Drop a table and the files of its parts."""
+        with self._taking:
+            table = self._db.registry.find(database, name)
+            if table is not None:
+                self._db.execute(f"DROP TABLE {quote_name(database)}.{quote_name(name)}", format="Null")
+            files.remove(self._parts(f"{database}.{name}"))
+
+    def _parts(self, table: str) -> Path:
+        """Where the files of a table's parts lie, in a folder for each part."""
+        return self._folder / "parts" / quote(table, safe="")
+
+    def _definition(self, database: str, name: str) -> str:
+        found = self._db.sql(f"SHOW CREATE TABLE {quote_name(database)}.{quote_name(name)}").rows
+        return str(found[0][0])
+
+    def definition(self, database: str, name: str) -> str:
+        """CREATE TABLE, as ClickHouse shows it."""
+        return self._definition(database, name)
+
+    def shape(self, database: str, name: str) -> Shape:
+        """What a statement may use of a table. Raises UnknownTable."""
+        full = f"{quote_name(database)}.{quote_name(name)}"
+        output = self._db.execute(f"SELECT * FROM {full} LIMIT 0", format="RowBinaryWithNamesAndTypes").output
+        listed = rows_of(output.data).columns
+        every = self._db.sql(
+            f"SELECT name, type FROM system.columns WHERE database = {quote_string(database)} "
+            f"AND table = {quote_string(name)} AND name != '_row' ORDER BY position"
+        ).rows
+        names = {n for n, _ in listed}
+        table = self._db.registry.find(database, name)
+        vectors = {c.name: (c.dimension, c.model) for c in table.columns} if table else {}
+        return Shape(database, name, listed, tuple((n, t) for n, t in every if n not in names), vectors)
+
+    # parts
+
+    def take(
+        self, database: str, name: str, part: ShardPart, before: Sequence[str], fetch: Fetch | None = None
+    ) -> ShardPart:
+        """Take a part in, which comes after the parts `before`; it is skipped where it is there. Its entry, with files.
+
+        fetch: reads the files from another copy; without it they are read from where they lie. Raises IngestError for
+        a part that cannot be taken, HolderGone where parts before it are missing, ClusterError for a file of another
+        hash.
+        """
+        with self._taking:
+            table, full = self._db.registry.find(database, name), f"{database}.{name}"
+            ledger = tuple(p.fingerprint for p in table.parts) if table else ()
+            if part.fingerprint in ledger:
+                return replace(part, files=part.files or self._files(full, part), taken=True)
+            if ledger != tuple(before):
+                raise HolderGone(
+                    f"shard {self.shard} on {self.node} has {len(ledger)} parts of {database}.{name}, and "
+                    f"{len(before)} come before this one: it must catch up first"
+                )
+            folder = self._gather(full, part, fetch)
+            found = check_part(find_parts([folder])[0])
+            if (found.fingerprint, found.rows - found.failed) != (part.fingerprint, part.rows):
+                files.remove(folder)
+                raise IngestError(f"{', '.join(part.sources)}: the files changed since they were looked at; start anew")
+            link, model = not found.failed, None if found.model else part.model
+            try:
+                ingest(self._db, folder, table=full, link=link, model=model, first_id=part.first, indexes=False)
+            except IngestError:
+                files.remove(folder)
+                raise
+            return replace(part, files=self._files(full, part), taken=True)
+
+    def _gather(self, table: str, part: ShardPart, fetch: Fetch | None) -> Path:
+        """The files of a part in a folder of their own, whole and synced."""
+        folder = self._parts(table) / part.fingerprint
+        with files.translated(folder, "making"):
+            folder.mkdir(parents=True, exist_ok=True)
+        if fetch is not None:
+            for file in part.files:
+                self._fetch(folder / file.name, file, partial(fetch, table, part.fingerprint, file.name))
+        else:
+            for source in map(Path, part.sources):
+                if not source.exists():
+                    raise IngestError(
+                        f"{source} is not there on node {self.node}, which holds shard {self.shard}: parts are read by "
+                        "the nodes, so they must lie where all nodes can read them"
+                    )
+                reading = files.translated(source, "copying")
+                with files.new_file(folder / source.name) as copy, reading, open(source, "rb") as original:
+                    shutil.copyfileobj(original, copy, PIECE_BYTES)
+        files.sync_folder(folder)
+        return folder
+
+    def _fetch(self, path: Path, file: PartFile, read: Callable[[int, int], bytes]) -> None:
+        if path.exists() and _hash(path) == file.hash:
+            return
+        digest = xxhash.xxh3_128()
+        with files.new_file(path) as copy:
+            at = 0
+            while at < file.size:
+                block = read(at, min(PIECE_BYTES, file.size - at))
+                if not block:
+                    break
+                digest.update(block)
+                copy.write(block)
+                at += len(block)
+            if at != file.size or digest.hexdigest() != file.hash:
+                raise ClusterError(
+                    f"{file.name}, fetched for shard {self.shard} by node {self.node}, does not match the hash in the "
+                    "shard map: the copy it came from is damaged"
+                )
+
+    def _files(self, table: str, part: ShardPart) -> tuple[PartFile, ...]:
+        folder = self._parts(table) / part.fingerprint
+        return tuple(PartFile(p.name, p.stat().st_size, _hash(p)) for p in sorted(folder.iterdir()))
+
+    def read(self, table: str, fingerprint: str, name: str, offset: int, size: int) -> bytes:
+        """Bytes of a file of a part, for another copy."""
+        path = self._parts(table) / fingerprint / Path(name).name
+        with files.translated(path, "reading"), open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def check(self, table: str, parts: Sequence[ShardPart]) -> None:
+        """Compare the files of parts of a table with the map. Raises ClusterError, naming the first that differs."""
+        for part in parts:
+            for file in part.files:
+                path = self._parts(table) / part.fingerprint / file.name
+                if not path.exists() or path.stat().st_size != file.size or _hash(path) != file.hash:
+                    state = "is not what the shard map says" if path.exists() else "is missing"
+                    raise ClusterError(
+                        f"{path} on node {self.node} {state} ({file.size:,} bytes, xxh3 {file.hash}): remove the "
+                        f"folder {self._folder} there, and the copy is made anew from another node"
+                    )
+
+    # indexes
+
+    def alter(self, statement: str, database: str, name: str, index: str, there: bool) -> None:
+        """Run ADD INDEX or DROP INDEX, unless the index is (`there`: or is not) what it shall be already."""
+        with self._taking:
+            table = self._db.registry.find(database, name)
+            if table is not None and (table.index(index) is not None) != there:
+                self._db.execute(statement, format="Null")
+
+    def build_indexes(self, database: str, name: str, index: str | None = None) -> None:
+        """Build an index, or all that have fallen behind."""
+        with self._taking:
+            table = self._db.registry.find(database, name)
+            if table is None:
+                return
+            if index is None:
+                self._db.indexes.after_insert(table.id)
+            else:
+                self._db.indexes.build(table, index)
+
+    def index_files(self, database: str, name: str, index: str) -> tuple[PartFile, ...]:
+        """The files of an index, for another copy."""
+        folder = self._index_folder(f"{database}.{name}", index)
+        return tuple(PartFile(p.name, p.stat().st_size, _hash(p)) for p in sorted(folder.iterdir()))
+
+    def read_index(self, table: str, index: str, name: str, offset: int, size: int) -> bytes:
+        """Bytes of a file of an index."""
+        path = self._index_folder(table, index) / Path(name).name
+        with files.translated(path, "reading"), open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def _index_folder(self, table: str, index: str) -> Path:
+        database, _, name = table.partition(".")
+        known = self._db.registry.find(database, name)
+        entry = known.index(index) if known else None
+        if entry is None or entry.folder is None:
+            raise ClusterError(f"shard {self.shard} on {self.node} has no index {index} of {table}")
+        return self._db.indexes.folder(entry)
+
+    def adopt(self, database: str, name: str, entry: IndexEntry, parts: Sequence[PartFile], fetch: Fetch) -> None:
+        """Copy an index that another copy of this shard has built, file by file, checked by their hashes."""
+        with self._taking:
+            table = self._db.registry.find(database, name)
+            own = table.index(entry.name) if table else None
+            if table is None or (own is not None and own.folder is not None and own.rows == entry.rows):
+                return
+
+            def fill(folder: Path) -> None:
+                for file in parts:
+                    self._fetch(folder / file.name, file, partial(fetch, f"{database}.{name}", entry.name, file.name))
+
+            self._db.indexes.adopt(table, entry, fill)
+
+    # queries
+
+    def query(self, asked: Sequence[tuple[Piece, Snapshot]]) -> list[bytes]:
+        """What pieces give over this shard, one after the other, as RowBinaryWithNamesAndTypes. Raises ClipqlError."""
+        return [self._query(piece, snapshot) for piece, snapshot in asked]
+
+    def _query(self, piece: Piece, snapshot: Snapshot) -> bytes:
+        table = self._db.registry.find(piece.database, piece.table)
+        if table is None:
+            raise HolderGone(f"shard {self.shard} on {self.node} has no table {piece.database}.{piece.table} yet")
+        sql = statement(piece, snapshot, table.rows)
+        session, user = self._session(piece)
+        with self._db.registry.engine.act(Acting(user)):
+            found = session.execute(sql, piece.params, format="RowBinaryWithNamesAndTypes").output.data
+        if len(found) > MOST_BYTES:
+            raise ClusterError(
+                f"shard {self.shard} gives {len(found) >> 20:,} MB for one SELECT over {piece.database}.{piece.table}, "
+                f"more than the {MOST_BYTES >> 20} that are gathered: filter, aggregate or LIMIT it"
+            )
+        return found
+
+    def _session(self, piece: Piece) -> tuple[Session, EngineUser]:
+        key = (tuple(sorted(piece.settings.items())), piece.statements)
+        if key not in self._sessions:
+            session = self._db.session()
+            session.settings = dict(piece.settings)
+            self._sessions[key] = session, EngineUser(piece.statements)
+        return self._sessions[key]
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._taking:
+            self._db.close()
+
+    @property
+    def map(self) -> ShardMap | None:
+        """Its copy of the map."""
+        return self._map
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with files.translated(path, "reading"), open(path, "rb") as file:
+        while block := file.read(PIECE_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""Where things shall lie: parts in shards, copies on nodes; and which of the maps that are found is in force."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from clipql.cluster import shards
+from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
+from clipql.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """A part that shall be taken in: what its headers say."""
+
+    fingerprint: str
+    rows: int
+    sources: tuple[str, ...]
+    model: str | None = None
+
+
+def dealt(table: ShardedTable, specs: Sequence[PartSpec]) -> ShardedTable:
+    """The table with new parts dealt, each to the shard with the fewest rows; rows are numbered in the given order."""
+    for spec in specs:
+        if table.place(spec.fingerprint) is not None:
+            continue
+        held = [sum(p.rows for p in parts) for parts in table.shards]
+        shard = held.index(min(held))
+        part = ShardPart(spec.fingerprint, table.next_row, spec.rows, spec.sources, spec.model)
+        table = replace(table.with_parts(shard, (*table.shards[shard], part)), next_row=table.next_row + spec.rows)
+    return table
+
+
+def next_move(map: ShardMap, there: Sequence[str]) -> tuple[int, str, str] | None:
+    """A move that evens the nodes out, from the one with the most copies to one with the fewest."""
+    held: Mapping[str, list[int]] = {n: [s for s, m in map.holders() if m == n] for n in there}
+    most = max(held, key=lambda n: len(held[n]), default=None)
+    least = min(held, key=lambda n: len(held[n]), default=None)
+    if most is None or least is None or len(held[most]) < len(held[least]) + 2:
+        return None
+    shard = next((s for s in held[most] if s not in held[least]), None)
+    return None if shard is None else (shard, most, least)
+
+
+def placed(shard_count: int, replicas: int, nodes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """On which nodes the copies of each shard shall lie. Raises ClusterError where there are too few nodes."""
+    if not 1 <= replicas <= len(nodes):
+        raise ClusterError(
+            f"{replicas} replicas of each shard on {len(nodes)} nodes ({', '.join(nodes)}): each must lie on a node of "
+            "its own; start more nodes or ask for fewer replicas"
+        )
+    if shard_count < 1:
+        raise ClusterError(f"{shard_count} shards: expected at least one")
+    return tuple(tuple(nodes[(s + r) % len(nodes)] for r in range(replicas)) for s in range(shard_count))
+
+
+def in_force(found: Sequence[tuple[str, bytes]], there: Sequence[str], without: Sequence[str] = ()) -> ShardMap | None:
+    """The map in force among the copies on nodes. Raises ClusterError where too few of its nodes are there.
+
+    found: node and content of each copy. there: the nodes that were looked at. without: those that are lost for good.
+    """
+    maps, damaged = [], []
+    for node, content in found:
+        try:
+            maps.append(shards.decoded(content, f"the shard map on node {node}"))
+        except ClusterError as error:
+            damaged.append(error)
+    map = shards.newest(maps)
+    if map is None:
+        if damaged:
+            raise damaged[0]
+        return None
+    nodes, seen = {n for pair in map.nodes for n in pair} - set(without), set(there)
+    if len(nodes & seen) <= len(nodes) // 2:
+        raise ClusterError(
+            f"the shards lie on the nodes {', '.join(sorted(nodes))}, and {', '.join(sorted(seen)) or 'none'} are "
+            "here: a newer shard map may be on another; start those too, or give --without for each that is lost"
+        )
+    if not without:
+        return map
+    left = tuple(tuple(n for n in pair if n not in without) for pair in map.nodes)
+    if () in left:
+        shard = left.index(())
+        raise ClusterError(
+            f"shard {shard} lay on {', '.join(map.nodes[shard])} alone, so it cannot be done without: bring one back"
+        )
+    return replace(map, nodes=left)

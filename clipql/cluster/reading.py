@@ -1,0 +1,283 @@
+"""SELECTs over sharded tables: each is split, its shards are asked, and a SELECT over their rows takes its place.
+
+Inner SELECTs come first. What must stay true: what runs in the end names no sharded table, and gives what the user's
+statement means.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipql.cluster.aggregates import Aggregates
+from clipql.cluster.form import normal_form
+from clipql.cluster.piece import Piece, Rows, joined
+from clipql.cluster.split import NUMBER, SOURCE, Split, split
+from clipql.cluster.standin import DATABASE, Shape
+from clipql.engine import Engine
+from clipql.errors import UnsupportedStatement
+from clipql.query.calls import find_sources
+from clipql.query.lexer import tokenize
+from clipql.query.scopes import Scope, scopes
+from clipql.quoting import quote_name
+from clipql.vectors.metrics import metric_named
+
+# answers up to this size travel as a parameter of the statement, larger ones through a table in memory
+INLINE_BYTES = 1 << 18
+FindShape = Callable[[str | None, str], Shape | None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the shards answered: their rows in the order of the shards, how many answered, how many there are."""
+
+    rows: Sequence[Rows]
+    answered: int
+    shards: int
+
+
+Ask = Callable[[Sequence[Piece], Shape], Sequence[Asked]]
+
+
+@dataclass
+class Reading:
+    """A statement without sharded tables, and what it reads instead. asked: for each SELECT over shards."""
+
+    sql: str
+    params: dict[str, Any]
+    tables: list[str] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    splits: list[Split] = field(default_factory=list)
+
+
+class Reader:
+    """Rewrites statements over sharded tables. find: such a table by its name; ask: runs pieces on all its shards."""
+
+    def __init__(self, engine: Engine, find: FindShape, ask: Ask) -> None:
+        self._engine, self._find, self._ask = engine, find, ask
+        self._aggregates = Aggregates(engine)
+        self._names = itertools.count()
+
+    @contextlib.contextmanager
+    def rewritten(
+        self, sql: str, params: Mapping[str, Any], settings: Mapping[str, str], statements: tuple[str, ...] = ()
+    ) -> Iterator[Reading]:
+        """The statement over what the shards answered, for as long as it may run. settings: clipql's own, for them.
+
+        statements: ClickHouse's SETs that hold. Raises UnsupportedStatement for what cannot be split.
+        """
+        reading = Reading(sql, dict(params))
+        try:
+            while (scope := self._innermost(reading.sql)) is not None:
+                self._replace(reading, scope, settings, statements)
+            yield reading
+        finally:
+            for name in reading.tables:
+                self._engine.run(f"DROP TABLE IF EXISTS {name}")
+
+    def many(
+        self, sql: str, params: Sequence[Mapping[str, Any]], settings: Mapping[str, str], statements: tuple[str, ...]
+    ) -> list[pa.Table] | None:
+        """The rows of one SELECT for each set of parameters, asked of the shards together.
+
+        None where it is not of one SELECT over shards that gives rows, or the sets differ in more than vectors.
+        """
+        found = [s for s in scopes(sql, tokenize(sql)) if self._sources(s)]
+        vectors = [n for n, v in params[0].items() if isinstance(v, np.ndarray) and v.ndim == 1]
+        if len(found) != 1 or found[0].nested or not _same_but(vectors, params):
+            return None
+        reading = Reading(sql, dict(params[0]))
+        made, shape = self._split(reading, found[0])
+        places = {n: [c for c, v in made.piece.params.items() if _equal(v, params[0][n])] for n in vectors}
+        if (
+            made.many is None
+            or any(len(c) != 1 for c in places.values())
+            or len({c[0] for c in places.values()}) < len(places)
+        ):
+            return None
+        pieces = [
+            replace(
+                made.piece,
+                select=f"{made.piece.select}, toUInt32({i}) AS {NUMBER}",
+                params={**made.piece.params, **{c[0]: np.asarray(given[n], made.piece.params[c[0]].dtype)
+                                                for n, c in places.items()}},
+                settings=settings,
+                statements=statements,
+            )
+            for i, given in enumerate(params)
+        ]  # fmt: skip
+        rows = [r for asked in self._ask(pieces, shape) for r in asked.rows]
+        try:
+            final = made.many.replace(SOURCE, self._source(reading, joined(rows, shape.full_name)), 1)
+            table = self._engine.query(final, params={**reading.params, **made.piece.params}, user=True).arrow()
+        finally:
+            for name in reading.tables:
+                self._engine.run(f"DROP TABLE IF EXISTS {name}")
+        ends = np.searchsorted(table.column(0).to_numpy(), np.arange(len(params) + 1))
+        return [table.slice(a, b - a).drop_columns([NUMBER]) for a, b in itertools.pairwise(ends)]
+
+    def plans(self, sql: str, params: Mapping[str, Any]) -> list[Split]:
+        """How each SELECT over shards would be split, inner ones first; nothing is asked."""
+        reading = Reading(sql, dict(params))
+        while (scope := self._innermost(reading.sql)) is not None:
+            made, _ = self._split(reading, scope)
+            reading.splits.append(made)
+            nothing = f"(SELECT * FROM ({_with(scope, self._analysed(scope))}) WHERE 0)"
+            reading.sql = reading.sql[: scope.whole.start] + f"SELECT * FROM {nothing}" + reading.sql[scope.whole.end :]
+        return reading.splits
+
+    def concerns(self, sql: str) -> bool:
+        """Whether a statement reads a sharded table."""
+        return self._innermost(sql) is not None
+
+    def _innermost(self, sql: str) -> Scope | None:
+        found = scopes(sql, tokenize(sql))
+        return next((s for s in reversed(found) if self._sources(s)), None)
+
+    def _sources(self, scope: Scope) -> bool:
+        return bool(find_sources(scope, lambda d, n: shape.table if (shape := self._find(d, n)) else None)[0])
+
+    def _replace(
+        self, reading: Reading, scope: Scope, settings: Mapping[str, str], statements: tuple[str, ...]
+    ) -> None:
+        made, shape = self._split(reading, scope)
+        piece = replace(made.piece, settings=settings, statements=statements)
+        asked = self._ask([piece], shape)[0]
+        source = self._source(reading, joined(asked.rows, shape.full_name))
+        final = made.final.replace(SOURCE, source, 1)
+        renamed = {name: f"{name}_{len(reading.asked)}" for name in piece.params}
+        for name, other in renamed.items():
+            final = final.replace(f"{{{name}:", f"{{{other}:")
+            reading.params[other] = piece.params[name]
+        reading.asked.append(asked)
+        reading.splits.append(made)
+        start, end = scope.whole.start, scope.whole.end
+        if _is_argument(scope) and (vector := self._vector(final, reading.params)) is not None:
+            # as a parameter, so that the shards' planners know it for a constant
+            start, end = scope.tokens[scope.whole.first - 1].start, scope.tokens[scope.whole.last].end
+            name = f"clipql_vector_{len(reading.asked)}"
+            reading.params[name] = vector
+            final = f"{{{name}:Array({'Float32' if vector.dtype == np.float32 else 'Float64'})}}"
+        reading.sql = reading.sql[:start] + final + reading.sql[end:]
+
+    def _vector(self, sql: str, params: Mapping[str, Any]) -> NDArray[Any] | None:
+        """The one vector that a SELECT gives; None where it gives something else."""
+        found = self._engine.arrow(sql, params=params, user=True)
+        kind = found.schema.field(0).type
+        if (
+            found.num_rows != 1
+            or found.num_columns != 1
+            or not (pa.types.is_list(kind) and pa.types.is_floating(kind.value_type))
+        ):
+            return None
+        return np.array(found.column(0)[0].as_py(), np.float32 if kind.value_type == pa.float32() else np.float64)
+
+    def _split(self, reading: Reading, scope: Scope) -> tuple[Split, Shape]:
+        shape = self._shape(scope)
+        form = normal_form(self._engine, _with(scope, self._analysed(scope)), reading.params)
+        return split(form, self._aggregates, shape.database, shape.name), shape
+
+    def _shape(self, scope: Scope) -> Shape:
+        found, joins = find_sources(scope, lambda d, n: shape.table if (shape := self._find(d, n)) else None)
+        table = found[0].table
+        if len(found) > 1 or joins:
+            names = " and ".join(dict.fromkeys(s.table.full_name for s in found))
+            what = "a join of" if len(found) > 1 or len(scope.within("FROM")) > 4 else "FINAL or SAMPLE on"
+            raise UnsupportedStatement(
+                f"{what} {names} cannot be split over shards: select the rows it needs from each in an inner SELECT, "
+                "(SELECT … FROM …), and join those"
+            )
+        shape = self._find(table.database, table.name)
+        assert shape is not None, "it was found by this name"
+        return shape
+
+    def _analysed(self, scope: Scope) -> str:
+        """The text of a SELECT over the empty table that stands in for a sharded one."""
+        shape = self._shape(scope)
+        span, tokens = scope.clauses["FROM"], scope.tokens
+        last = span.first + (3 if span.first + 2 < span.last and tokens[span.first + 1].text == "." else 1)
+        alias = "" if last < span.last else f" AS {quote_name(shape.name)}"
+        called = tokens[span.last - 1].name or shape.name if last < span.last else shape.name
+        edits = [(tokens[span.first].start, tokens[last - 1].end, shape.analysed + alias)]
+        edits += [
+            (tokens[at].start, tokens[at + 2].end, quote_name(called))
+            for at in range(scope.whole.first, scope.whole.last - 4)
+            if not span.first <= at < span.last and _qualifies(scope, at, shape)
+        ]
+        text, start = scope.text[scope.whole.start : scope.whole.end], scope.whole.start
+        for a, b, new in sorted(edits, reverse=True):
+            text = text[: a - start] + new + text[b - start :]
+        return text
+
+    def _source(self, reading: Reading, rows: Rows) -> str:
+        number = next(self._names)
+        if len(rows.body) <= INLINE_BYTES:
+            name = f"clipql_rows_{number}"
+            reading.params[name] = base64.b64encode(rows.data).decode()
+            return f"format('RowBinaryWithNamesAndTypes', base64Decode({{{name}:String}}))"
+        table = f"{DATABASE}.rows_{number}"
+        columns = ", ".join(f"{quote_name(n)} {t}" for n, t in rows.columns)
+        self._engine.run(f"CREATE TABLE {table} ({columns}) ENGINE = Memory")
+        reading.tables.append(table)
+        self._engine.insert_bytes(f"INSERT INTO {table}", "RowBinary", [rows.body])
+        return table
+
+
+def _with(scope: Scope, text: str) -> str:
+    """A SELECT with the WITH clauses of those around it."""
+    own = scope.body("WITH")
+    around = [w for w in scope.withs if w != own] if own else list(scope.withs)
+    if not around:
+        return text
+    return f"WITH {', '.join(around)}, {text[4:]}" if own else f"WITH {', '.join(around)} {text}"
+
+
+def _same_but(names: Sequence[str], sets: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether sets of parameters differ in these alone, and in none of these by their length."""
+    first = {n: v for n, v in sets[0].items() if n not in names}
+    for given in sets:
+        if given.keys() != sets[0].keys() or any(repr(given[n]) != repr(v) for n, v in first.items()):
+            return False
+        if any(not isinstance(given[n], np.ndarray) or given[n].shape != sets[0][n].shape for n in names):
+            return False
+        if not all(np.isfinite(given[n]).all() for n in names):
+            return False
+    return True
+
+
+def _equal(a: Any, b: NDArray[Any]) -> bool:
+    return isinstance(a, np.ndarray) and a.shape == b.shape and bool((a == np.asarray(b, a.dtype)).all())
+
+
+def _is_argument(scope: Scope) -> bool:
+    """Whether a SELECT in brackets is an argument of a distance."""
+    first, last, tokens = scope.whole.first, scope.whole.last, scope.tokens
+    if first < 3 or last >= len(tokens) or tokens[first - 1].text != "(" or tokens[last].text != ")":
+        return False
+    depth, at = 0, first - 2
+    while at > 0:
+        if tokens[at].text in (")", "]"):
+            depth += 1
+        elif tokens[at].text in ("(", "["):
+            if depth == 0:
+                return metric_named(tokens[at - 1].text) is not None and tokens[at - 1].kind == "word"
+            depth -= 1
+        at -= 1
+    return False
+
+
+def _qualifies(scope: Scope, at: int, shape: Shape) -> bool:
+    """Whether `database.table.` of a column stands here."""
+    if at and scope.tokens[at - 1].text == ".":
+        return False
+    words = scope.tokens[at : at + 4]
+    names = (words[0].name, words[1].text, words[2].name, words[3].text)
+    return names == (shape.database, ".", shape.name, ".")

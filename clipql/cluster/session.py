@@ -1,0 +1,228 @@
+"""Statements over sharded tables: SELECTs are split, CREATE and DROP go to the foreman, the rest is refused by name.
+
+What is not about a sharded table runs in the database that merges, as it would in any.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from clipql.catalog import Table
+from clipql.cluster.reading import Reader, Reading
+from clipql.cluster.standin import Shape
+from clipql.encode.service import Encoders
+from clipql.engine import Output
+from clipql.errors import UnsupportedStatement
+from clipql.query import settings, statements
+from clipql.query.encoding import Encoding
+from clipql.query.execution import Step
+from clipql.query.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, Set, TableName
+from clipql.quoting import quote_name, quote_string
+from clipql.session import Answer, Progress, Session, Sink
+from clipql.tables.indexes import Indexes
+from clipql.tables.registry import Registry
+
+# settings that cut a result short: they hold for the answer, not for what a shard gives
+_CUTS = {"limit", "offset", "max_result_rows", "max_result_bytes", "result_overflow_mode"}
+
+
+class Cluster(Protocol):
+    """What a session needs of the cluster."""
+
+    reader: Reader
+
+    def shape(self, database: str | None, name: str) -> Shape | None:
+        """A sharded table as statements may use it."""
+
+    def shapes(self) -> tuple[Shape, ...]:
+        """All of them."""
+
+    def definition(self, shape: Shape) -> str:
+        """CREATE TABLE of it."""
+
+    def create(self, database: str, name: str, definition: str) -> None:
+        """Make a table on every shard."""
+
+    def alter(self, shape: Shape, statement: str, index: str, there: bool) -> None:
+        """Add an index to a table on every shard, or drop it."""
+
+    def build(self, shape: Shape, index: str) -> None:
+        """Build an index on every shard."""
+
+    def drop(self, shape: Shape) -> None:
+        """Drop a table on every shard."""
+
+
+class ClusterSession(Session):
+    """Statements of one user over sharded tables."""
+
+    def __init__(self, cluster: Cluster, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
+        super().__init__(registry, indexes, encoders)
+        self._cluster, self._told = cluster, threading.local()
+        self._encoding = Encoding(registry.engine, encoders, self._find, lambda: [s.table for s in cluster.shapes()])
+
+    def _find(self, database: str | None, name: str) -> Table | None:
+        shape = self._cluster.shape(database, name)
+        return shape.table if shape else None
+
+    def _execute(
+        self, sql: str, params: Mapping[str, Any] | None, format: str, progress: Progress | None, sink: Sink | None
+    ) -> Answer:
+        self._told.shards = None
+        statement, _ = statements.classify(sql)
+        if isinstance(statement, Insert) and self._named(statement.table):
+            self._refuse("INSERT", self._named(statement.table), "rows come in as parts: clipql ingest")
+        if isinstance(statement, CreateTable) and self._is_ours(sql, statement):
+            return Answer(self._create(sql, statement), format, 0.0)
+        if isinstance(statement, OnTable) and (shape := self._first_of(statement)) is not None:
+            return self._on_table(sql, statement, shape, params, format)
+        if isinstance(statement, OnDatabase) and any(s.database == statement.database for s in self._cluster.shapes()):
+            raise UnsupportedStatement(f"{statement.verb} DATABASE {statement.database}: drop its sharded tables first")
+        answer = super()._execute(sql, params, format, progress, sink)
+        return replace(answer, shards=self._told.shards)
+
+    def _named(self, name: TableName) -> Shape | None:
+        return self._cluster.shape(name.database, name.name)
+
+    def _first_of(self, statement: OnTable) -> Shape | None:
+        return next((s for t in statement.tables if (s := self._named(t)) is not None), None)
+
+    @staticmethod
+    def _refuse(what: str, shape: Shape | None, instead: str) -> None:
+        raise UnsupportedStatement(f"{what} on the shards of {shape.full_name if shape else 'a table'}: {instead}")
+
+    # definitions
+
+    def _is_ours(self, sql: str, statement: CreateTable) -> bool:
+        temporary = any(t.upper in ("TEMPORARY", "TEMP") for t in statements.classify(sql)[1][:5])
+        return not temporary and (statement.table.database or self._registry.database) != "system"
+
+    def _create(self, sql: str, statement: CreateTable) -> Output:
+        if statement.select is not None or statement.like is not None or statement.or_replace:
+            raise UnsupportedStatement("CREATE TABLE over shards names its columns: without AS, CLONE and OR REPLACE")
+        if "Array(Float32)" not in sql.replace(" ", ""):
+            raise UnsupportedStatement(
+                "only tables with vector columns, Array(Float32), are sharded; CREATE TEMPORARY TABLE makes one here"
+            )
+        database = statement.table.database or self._registry.database
+        if self._named(statement.table) and statement.if_not_exists:
+            return Output()
+        name = statement.table
+        whole = f"{quote_name(database)}.{quote_name(name.name)}"
+        self._cluster.create(database, name.name, f"{sql[: name.start]}{whole}{sql[name.end :]}")
+        return Output()
+
+    def _on_table(
+        self, sql: str, statement: OnTable, shape: Shape, params: Mapping[str, Any] | None, format: str
+    ) -> Answer:
+        if statement.verb in ("DROP", "DESCRIBE") and len(statement.tables) == 1:
+            if statement.verb == "DROP":
+                self._cluster.drop(shape)
+                return Answer(Output(), format, 0.0)
+            return super()._execute(sql, params, format, None, None)
+        if statement.verb == "ALTER" and (change := index_change(sql, statement)) is not None:
+            verb, index = change
+            if verb == "MATERIALIZE":
+                self._cluster.build(shape, index)
+            else:
+                text = _named_whole(sql, statement, shape)
+                self._cluster.alter(shape, text, index, verb == "ADD")
+            return Answer(Output(), format, 0.0)
+        if statement.verb == "SHOW CREATE":
+            given = {"clipql_definition": self._cluster.definition(shape)}
+            return super()._execute("SELECT {clipql_definition:String} AS statement", given, format, None, None)
+        self._refuse(
+            statement.verb, shape, "a sharded table is made, filled by clipql ingest, indexed, read and dropped"
+        )
+        raise AssertionError
+
+    # reading
+
+    def _read(
+        self,
+        sql: str,
+        statement: Select | Explain,
+        params: Mapping[str, Any],
+        format: str,
+        progress: Progress | None,
+        sink: Sink | None,
+    ) -> tuple[Output, tuple[Step, ...]]:
+        text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
+        if not self._cluster.reader.concerns(text):
+            return super()._read(sql, statement, params, format, progress, sink)
+        ours = {n: settings.checked(n, v) for n, v in {**self.settings, **own}.items()}
+        encoded = self._encoding.replace(text, params, rows=False)
+        if isinstance(statement, Explain):
+            table = pa.table({"explain": self._described(encoded.sql, encoded.params)})
+            shown = self._engine.query("SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True)
+            return shown, ()
+        with self._cluster.reader.rewritten(encoded.sql, encoded.params, ours, self._kept()) as reading:
+            self._told.shards = _answered(reading)
+            return super()._read(reading.sql, Select(), reading.params, format, progress, sink)
+
+    def many(self, sql: str, params: Sequence[Mapping[str, Any]]) -> list[pa.Table] | None:
+        """One SELECT for each set of parameters as one batch; None where it has to go one by one."""
+        statement, _ = statements.classify(sql)
+        text, own = settings.taken_from(sql)
+        if not isinstance(statement, Select) or settings.take_format(sql)[1] or not params:
+            return None
+        ours = {n: settings.checked(n, v) for n, v in {**self.settings, **own}.items()}
+        encoded = [self._encoding.replace(text, {**self.params, **given}, rows=False) for given in params]
+        if len({e.sql for e in encoded}) > 1:
+            return None
+        return self._cluster.reader.many(encoded[0].sql, [e.params for e in encoded], ours, self._kept())
+
+    def _kept(self) -> tuple[str, ...]:
+        """The SETs of whoever acts that hold on the shards too."""
+        acting = self._engine.acting
+        kept = []
+        for text in acting.user.statements:
+            statement, _ = statements.classify(text)
+            given = statement.assignments if isinstance(statement, Set) else ()
+            kept += [f"SET {name} = {value}" for name, value in given if name not in _CUTS]
+        return (*kept, *(f"SET {n} = {quote_string(v)}" for n, v in acting.settings.items() if n not in _CUTS))
+
+    def _described(self, sql: str, params: Mapping[str, Any]) -> list[str]:
+        lines = []
+        for split in self._cluster.reader.plans(sql, params):
+            piece = split.piece
+            shape = self._cluster.shape(piece.database, piece.table)
+            lines.append(f"{split.kind} of {shape.full_name if shape else piece.table}: {split.why}")
+            lines.append(f"  each shard: SELECT {piece.select} … {piece.tail}".rstrip())
+            lines.append(f"  over all: {split.final}")
+        return lines
+
+
+def index_change(sql: str, statement: OnTable) -> tuple[str, str] | None:
+    """ADD, DROP or MATERIALIZE, and the name of the one index that an ALTER TABLE is about; None for any other."""
+    tokens = [t for t in statements.classify(sql)[1] if t.start >= statement.tables[0].end]
+    words = [t.upper for t in tokens]
+    if len(words) < 3 or words[0] not in ("ADD", "DROP", "MATERIALIZE") or words[1] != "INDEX":
+        return None
+    at = 2
+    while at < len(words) - 1 and words[at] in ("IF", "NOT", "EXISTS"):
+        at += 1
+    depth = 0
+    for token in tokens:
+        depth += (token.text in ("(", "[")) - (token.text in (")", "]"))
+        if token.text == "," and depth == 0:  # another change after it
+            return None
+    name = tokens[at].name
+    return (words[0], name) if name is not None else None
+
+
+def _named_whole(sql: str, statement: OnTable, shape: Shape) -> str:
+    """The statement with its table's database, as a copy has it."""
+    name = statement.tables[0]
+    return f"{sql[: name.start]}{quote_name(shape.database)}.{quote_name(shape.name)}{sql[name.end :]}"
+
+
+def _answered(reading: Reading) -> str | None:
+    """How many shards answered, of the SELECT that fewest did for."""
+    fewest = min(reading.asked, key=lambda a: a.answered / a.shards, default=None)
+    return f"{fewest.answered}/{fewest.shards}" if fewest else None

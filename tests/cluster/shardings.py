@@ -1,0 +1,109 @@
+"""One table and the same rows in 1 to 8 shards, all in one database, so that splitting is tried without a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+import clipql
+from clipql.cluster.piece import Piece, Run, Snapshot, rows_of, statement
+from clipql.cluster.reading import Asked, Reader
+from clipql.cluster.standin import Shape, declare
+
+COLUMNS = (
+    "id UInt64, w Nullable(Int32), lang LowCardinality(String), url String, s Float64, ts DateTime, "
+    "tags Array(String), e Array(Float32)"
+)
+MOST = 8
+# as one table names it; a sharded one is called n1 to n8, by its shards
+ONE = "one"
+
+
+def row(i: int, rng: np.random.Generator) -> str:
+    """A row with few different values, so that there are ties of all kinds. Floats are sums of powers of two."""
+    w = "NULL" if rng.random() < 0.1 else str(int(rng.integers(0, 5)))
+    lang, tags = ("de", "en", "fr")[int(rng.integers(0, 3))], ["a", "b"][: int(rng.integers(0, 3))]
+    vector = [float(x) for x in rng.integers(0, 3, 3) / 2 + 0.5]
+    s, ts = int(rng.integers(0, 40)) / 4, 1_600_000_000 + 977 * i
+    return f"({i}, {w}, '{lang}', 'u{i % 37}', {s}, {ts}, {tags}, {vector})"
+
+
+class Shardings:
+    """The tables, and a reader of the sharded ones."""
+
+    def __init__(self, db: clipql.Database, rows: int = 240) -> None:
+        self.db, self._runs = db, dict[tuple[int, int], list[Run]]()
+        rng = np.random.default_rng(7)
+        texts = [row(i, rng) for i in range(rows)]
+        self._fill(ONE, texts)
+        for shards in range(1, MOST + 1):
+            self._deal(shards, texts, np.random.default_rng(shards))
+        listed = rows_of(self._run(f"SELECT * FROM {ONE} LIMIT 0")).columns
+        self._shapes = {f"n{n}": Shape("default", f"n{n}", listed, (), {"e": (3, None)}) for n in range(1, MOST + 1)}
+        for shape in self._shapes.values():
+            declare(db.registry.engine, shape)
+        self.reader = Reader(db.registry.engine, self._find, self._ask)
+
+    def _find(self, database: str | None, name: str) -> Shape | None:
+        return self._shapes.get(name) if database in (None, "default") else None
+
+    def _fill(self, name: str, texts: list[str]) -> None:
+        self.db.sql(f"CREATE TABLE {name} ({COLUMNS}) ENGINE = MergeTree ORDER BY id")
+        if texts:
+            self.db.sql(f"INSERT INTO {name} VALUES {', '.join(texts)}")
+
+    def _deal(self, shards: int, texts: list[str], rng: np.random.Generator) -> None:
+        """Parts of 1 to 60 rows, each to a shard; some shards may stay empty."""
+        held: list[list[str]] = [[] for _ in range(shards)]
+        at = 0
+        while at < len(texts):
+            size, shard = int(rng.integers(1, 60)), int(rng.integers(0, shards))
+            part = texts[at : at + size]
+            self._runs.setdefault((shards, shard), []).append(Run(len(held[shard]), at, len(part)))
+            held[shard] += part
+            at += len(part)
+        for shard, rows in enumerate(held):
+            # rows that a query does not see: a part that goes in meanwhile
+            self._fill(f"n{shards}s{shard}", [*rows, texts[0]])
+
+    def _ask(self, pieces: Sequence[Piece], shape: Shape) -> list[Asked]:
+        return [self._asked(piece, shape) for piece in pieces]
+
+    def _asked(self, piece: Piece, shape: Shape) -> Asked:
+        shards = int(shape.name[1:])
+        answers = []
+        for shard in range(shards):
+            snapshot = Snapshot(tuple(self._runs.get((shards, shard), ())))
+            own = replace(piece, table=f"{shape.name}s{shard}")
+            answers.append(rows_of(self._run(statement(own, snapshot, snapshot.rows + 1), piece.params)))
+        return Asked(answers, shards, shards)
+
+    def _run(self, sql: str, params: Any = None) -> bytes:
+        return self.db.execute(sql, params, format="RowBinaryWithNamesAndTypes").output.data
+
+    def one(self, sql: str, **params: Any) -> tuple[Any, ...]:
+        """Names, types and rows that the one table gives for {t}."""
+        return self._seen(self._run(sql.replace("{t}", ONE), params))
+
+    def sharded(self, shards: int, sql: str, **params: Any) -> tuple[Any, ...]:
+        """The same over so many shards."""
+        with self.reader.rewritten(sql.replace("{t}", f"n{shards}"), params, {}) as reading:
+            return self._seen(self._run(reading.sql, reading.params))
+
+    def shard_plans(self, shards: int, sql: str, **params: Any) -> list[str]:
+        """What EXPLAIN tells of the piece that the first shard is asked last."""
+        asked: list[Piece] = []
+        reader = Reader(self.db.registry.engine, self._find, lambda p, s: (asked.extend(p), self._ask(p, s))[1])
+        with reader.rewritten(sql.replace("{t}", f"n{shards}"), params, {}):
+            own = replace(asked[-1], table=f"n{shards}s0")
+            snapshot = Snapshot(tuple(self._runs[shards, 0]))
+            found = self.db.sql(f"EXPLAIN {statement(own, snapshot, snapshot.rows + 1)}", **own.params).rows
+            return [str(r[0]) for r in found]
+
+    def _seen(self, data: bytes) -> tuple[Any, ...]:
+        rows = rows_of(data)
+        found = self.db.sql(f"SELECT * FROM format('RowBinaryWithNamesAndTypes', unhex('{data.hex()}'))").rows
+        return rows.columns, [tuple(map(repr, r)) for r in found]

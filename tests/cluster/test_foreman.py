@@ -1,0 +1,398 @@
+"""The foreman: dealing, taking, healing and moving, with copies that die at any moment, and no row lost or doubled."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from clipql import __version__
+from clipql.catalog import IndexEntry
+from clipql.cluster import shards
+from clipql.cluster.foreman import Foreman, begun
+from clipql.cluster.holder import Hello
+from clipql.cluster.placing import PartSpec, in_force, placed
+from clipql.cluster.shards import PartFile, ShardMap, ShardPart
+from clipql.errors import ClusterError, HolderGone, IngestError
+
+NODES = ("a", "b", "c", "d")
+DEFINITION = "CREATE TABLE default.laion …"
+
+
+class Killed(Exception):
+    """The process of the foreman was killed."""
+
+
+@dataclass
+class Disk:
+    """What a copy has on its disk."""
+
+    map: bytes | None = None
+    ledgers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    definitions: dict[str, str] = field(default_factory=dict)
+    damaged: bool = False
+    index: int = 0
+
+
+class Machines:
+    """Copies whose disks outlive their processes. `luck` may raise at each step, before or after it is done."""
+
+    def __init__(self, luck: random.Random | None = None, kills: int = 0) -> None:
+        self.disks: dict[tuple[int, str], Disk] = {}
+        self.up, self.running = set(NODES), set[tuple[int, str]]()
+        self.luck, self.kills, self.bad = luck, kills, set[str]()
+        self.version = __version__
+        self.built: list[tuple[int, str]] = []
+
+    def _step(self, copy: tuple[int, str]) -> None:
+        if self.luck is None or self.kills <= 0 or self.luck.random() > 0.2:
+            return
+        self.kills -= 1
+        if self.luck.random() < 0.5:
+            self.running.discard(copy)
+            raise HolderGone(f"{copy} was killed")
+        raise Killed
+
+    def _disk(self, shard: int, node: str) -> Disk:
+        if node not in self.up or (shard, node) not in self.running:
+            raise HolderGone(f"{shard} on {node}")
+        return self.disks[shard, node]
+
+    def call(self, shard: int, node: str, method: str, *arguments: Any, seconds: float | None = None) -> Any:
+        disk = self._disk(shard, node)
+        self._step((shard, node))
+        found = getattr(self, f"_{method}")(disk, shard, node, *arguments)
+        self._step((shard, node))
+        return found
+
+    def _hello(self, disk: Disk, shard: int, node: str) -> Hello:
+        near = IndexEntry("near", "image_embedding", "ivf", "cosineDistance", "ivf", rows=disk.index)
+        indexes = dict.fromkeys(disk.definitions, (near,))
+        return Hello(shard, node, self.version, disk.map, dict(disk.ledgers), dict(disk.definitions), indexes)
+
+    def _build_indexes(self, disk: Disk, shard: int, node: str, database: str, name: str, index: str | None) -> None:
+        self.built.append((shard, node))
+        disk.index = len(disk.ledgers.get(f"{database}.{name}", ()))
+
+    def adopt(self, shard: int, node: str, database: str, name: str, entry: IndexEntry, source: str) -> None:
+        assert self._disk(shard, source).index == entry.rows
+        self._disk(shard, node).index = entry.rows
+
+    def _store_map(self, disk: Disk, shard: int, node: str, content: bytes) -> None:
+        if disk.map is None or shards.decoded(disk.map, node).serial < shards.decoded(content, node).serial:
+            disk.map = content
+
+    def _define(self, disk: Disk, shard: int, node: str, definition: str, database: str, name: str) -> None:
+        disk.definitions.setdefault(f"{database}.{name}", definition)
+
+    def _definition(self, disk: Disk, shard: int, node: str, database: str, name: str) -> str:
+        return disk.definitions[f"{database}.{name}"]
+
+    def _drop(self, disk: Disk, shard: int, node: str, database: str, name: str) -> None:
+        disk.ledgers.pop(f"{database}.{name}", None)
+        disk.definitions.pop(f"{database}.{name}", None)
+
+    def _check(self, disk: Disk, shard: int, node: str, table: str, parts: Sequence[ShardPart]) -> None:
+        if disk.damaged:
+            raise ClusterError(f"img_emb_0.npy on node {node} is not what the shard map says")
+
+    def take(self, shard: int, node: str, database: str, name: str, part: ShardPart, before: Sequence[str],
+             source: str | None) -> ShardPart:  # fmt: skip
+        disk = self._disk(shard, node)
+        self._step((shard, node))
+        if part.fingerprint in self.bad:
+            raise IngestError(f"{part.sources[0]}: row 3 holds NaN")
+        if source is not None:
+            self._disk(shard, source)
+        table, has = f"{database}.{name}", disk.ledgers.get(f"{database}.{name}", ())
+        if part.fingerprint not in has:
+            if has != tuple(before):
+                raise HolderGone(f"shard {shard} on {node} must catch up first")
+            disk.ledgers[table] = (*has, part.fingerprint)
+            disk.definitions.setdefault(table, DEFINITION)
+        self._step((shard, node))
+        return replace(part, files=(PartFile("img_emb_0.npy", 1, "00"),), taken=True)
+
+    def start(self, shard: int, node: str) -> None:
+        if node not in self.up:
+            raise HolderGone(f"node {node} is not there")
+        self.disks.setdefault((shard, node), Disk())
+        self.running.add((shard, node))
+
+    def stop(self, shard: int, node: str) -> None:
+        self.running.discard((shard, node))
+
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(sorted(self.up))
+
+    def lose(self, node: str) -> None:
+        """Node and all its processes go; its disk stays."""
+        self.up.discard(node)
+        self.running = {(s, n) for s, n in self.running if n != node}
+
+    def maps(self) -> list[tuple[str, bytes]]:
+        """The maps on the disks of the nodes that are there."""
+        return [(n, d.map) for (_, n), d in self.disks.items() if d.map is not None and n in self.up]
+
+
+def specs(count: int, rows: int = 10) -> list[PartSpec]:
+    return [PartSpec(f"part-{i}", rows + i, (f"/data/metadata_{i}.parquet",)) for i in range(count)]
+
+
+def cluster(machines: Machines, shard_count: int = 4, replicas: int = 2) -> Foreman:
+    return begun(
+        machines, in_force(machines.maps(), machines.nodes()) or ShardMap(placed(shard_count, replicas, NODES))
+    )
+
+
+def ledgers(machines: Machines, map: ShardMap, table: str = "default.laion") -> list[set[tuple[str, ...]]]:
+    """For each shard, what its copies have."""
+    return [{machines.disks[s, n].ledgers.get(table, ()) for n in nodes} for s, nodes in enumerate(map.nodes)]
+
+
+def test_parts_are_dealt_to_the_shard_with_the_fewest_rows_and_numbered_in_their_order() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+
+    report = foreman.ingest("default", "laion", specs(6))
+
+    assert (report.rows, report.parts_taken, report.parts_skipped) == (75, 6, 0)
+    table = foreman.map.table("default", "laion")
+    assert table is not None
+    assert [[p.fingerprint for p in parts] for parts in table.shards] == [
+        ["part-0", "part-4"], ["part-1", "part-5"], ["part-2"], ["part-3"],
+    ]  # fmt: skip
+    assert [p.first for i in range(6) for p in [table.place(f"part-{i}")[1]]] == [0, 10, 21, 33, 46, 60]  # type: ignore[index]
+    assert ledgers(machines, foreman.map) == [{tuple(p.fingerprint for p in parts)} for parts in table.shards]
+
+
+def test_parts_that_are_there_are_skipped() -> None:
+    foreman = cluster(Machines())
+    foreman.ingest("default", "laion", specs(4))
+
+    report = foreman.ingest("default", "laion", specs(6))
+
+    assert (report.parts_taken, report.parts_skipped) == (2, 4)
+
+
+def test_a_part_that_cannot_be_taken_is_an_error_and_leaves_no_hole_for_the_next() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    machines.bad = {"part-5"}
+    with pytest.raises(IngestError, match="row 3 holds NaN"):
+        foreman.ingest("default", "laion", specs(6))
+
+    machines.bad = set()
+    foreman.ingest("default", "laion", specs(7))
+
+    table = foreman.map.table("default", "laion")
+    assert table is not None
+    assert sorted(p.fingerprint for parts in table.shards for p in parts if p.taken) == [f"part-{i}" for i in range(7)]
+
+
+def test_a_table_whose_first_part_is_bad_is_not_made() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    machines.bad = {f"part-{i}" for i in range(3)}
+
+    with pytest.raises(IngestError):
+        foreman.ingest("default", "laion", specs(3))
+
+    assert foreman.map.tables == ()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_twenty_kills_of_copies_and_foremen_lose_and_double_nothing(seed: int) -> None:
+    luck = random.Random(seed)
+    machines = Machines(luck, kills=20)
+    wanted = specs(12)
+    done = False
+    while not done:
+        try:
+            foreman = cluster(machines)
+            foreman.ingest("default", "laion", wanted)
+            done = True
+        except (Killed, HolderGone, ClusterError):
+            # Ray starts them anew
+            for copy in machines.disks:
+                machines.running.add(copy)
+
+    machines.kills = 0
+    foreman = cluster(machines)
+    foreman.ingest("default", "laion", wanted)
+    foreman.heal()
+
+    table = foreman.map.table("default", "laion")
+    assert table is not None
+    assert sorted(p.fingerprint for parts in table.shards for p in parts) == sorted(s.fingerprint for s in wanted)
+    assert all(p.taken for parts in table.shards for p in parts)
+    assert ledgers(machines, foreman.map) == [{tuple(p.fingerprint for p in parts)} for parts in table.shards]
+    ranges = sorted((p.first, p.first + p.rows) for parts in table.shards for p in parts)
+    assert all(a[1] <= b[0] for a, b in pairwise(ranges))
+    assert table.rows == sum(s.rows for s in wanted)
+
+
+@pytest.mark.parametrize("lost", NODES)
+def test_the_map_outlives_any_one_node(lost: str) -> None:
+    machines = Machines()
+    before = cluster(machines)
+    before.ingest("default", "laion", specs(8))
+
+    machines.lose(lost)
+    after = cluster(machines)
+
+    assert after.map.tables == before.map.tables
+
+
+def test_a_node_that_comes_back_catches_up() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    foreman.ingest("default", "laion", specs(4))
+    machines.lose("b")
+    foreman.ingest("default", "laion", specs(12))
+
+    machines.up.add("b")
+    states = foreman.heal()
+
+    assert {s.state for s in states} == {"ready"}
+    assert all(len(found) == 1 for found in ledgers(machines, foreman.map))
+
+
+def test_a_copy_whose_files_are_not_the_maps_is_named_and_not_used() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    foreman.ingest("default", "laion", specs(4))
+    machines.lose("b")
+    foreman.ingest("default", "laion", specs(8))
+    machines.up.add("b")
+    machines.disks[1, "b"].damaged = True
+
+    states = {(s.shard, s.node): s for s in foreman.heal()}
+
+    assert states[1, "b"].state == "behind"
+    assert "img_emb_0.npy on node b is not what the shard map says" in states[1, "b"].why
+    assert states[0, "b"].state == "ready"
+
+
+def test_a_copy_with_other_parts_or_another_definition_is_named() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    foreman.ingest("default", "laion", specs(4))
+    machines.disks[0, "a"].ledgers["default.laion"] = ("somebody-else",)
+    machines.disks[2, "c"].ledgers["default.laion"] = ()
+    machines.disks[2, "c"].definitions["default.laion"] = "CREATE TABLE with other columns"
+
+    states = {(s.shard, s.node): s.why for s in foreman.heal()}
+
+    assert "has other parts of default.laion than the shard map says" in states[0, "a"]
+    assert "is defined as CREATE TABLE with other columns" in states[2, "c"]
+
+
+def test_an_index_is_built_once_for_each_shard_and_copied_from_there() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+
+    foreman.ingest("default", "laion", specs(8))
+
+    assert sorted(machines.built) == [(0, "a"), (1, "b"), (2, "c"), (3, "d")]
+    assert {disk.index for disk in machines.disks.values()} == {2}
+
+
+def test_a_copy_that_moves_takes_its_index_along() -> None:
+    machines = Machines()
+    foreman = cluster(machines, shard_count=1, replicas=1)
+    foreman.ingest("default", "laion", specs(3))
+
+    foreman.move(0, "a", "c")
+
+    assert (machines.built, machines.disks[0, "c"].index) == ([(0, "a")], 3)
+
+
+def test_another_version_of_clipql_is_named() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    machines.version = "0.0.7"
+
+    states = foreman.heal()
+
+    assert {s.state for s in states} == {"behind"}
+    assert f"runs clipql 0.0.7, this is {__version__}" in states[0].why
+
+
+def test_a_shard_moves_with_all_its_parts() -> None:
+    machines = Machines()
+    foreman = cluster(machines, shard_count=2)
+    foreman.ingest("default", "laion", specs(6))
+
+    foreman.move(0, "a", "d")
+
+    assert foreman.map.nodes == (("d", "b"), ("b", "c"))
+    assert all(len(found) == 1 for found in ledgers(machines, foreman.map))
+    assert (0, "a") not in machines.running
+
+
+def test_copies_are_evened_out_over_the_nodes() -> None:
+    machines = Machines()
+    foreman = begun(machines, ShardMap(placed(4, 2, ("a", "b"))))
+    foreman.ingest("default", "laion", specs(6))
+
+    foreman.rebalance()
+
+    held = [sum(1 for _, n in foreman.map.holders() if n == node) for node in NODES]
+    assert max(held) - min(held) <= 1
+    assert all(len(found) == 1 for found in ledgers(machines, foreman.map))
+
+
+def test_a_change_that_half_of_the_nodes_cannot_know_is_refused() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    machines.lose("c")
+    machines.lose("d")
+
+    with pytest.raises(ClusterError, match="2 of 4 nodes can be reached"):
+        foreman.ingest("default", "laion", specs(2))
+
+
+def test_a_map_that_a_minority_may_have_outdated_is_not_believed() -> None:
+    machines = Machines()
+    cluster(machines).ingest("default", "laion", specs(2))
+    machines.lose("a")
+    machines.lose("b")
+
+    with pytest.raises(ClusterError, match="a newer shard map may be on another"):
+        in_force(machines.maps(), machines.nodes())
+
+    assert in_force(machines.maps(), machines.nodes(), without=["a"]) is not None
+    with pytest.raises(ClusterError, match="shard 0 lay on a, b alone"):
+        in_force(machines.maps(), machines.nodes(), without=["a", "b"])
+
+
+def test_more_replicas_than_nodes_are_refused() -> None:
+    with pytest.raises(ClusterError, match="5 replicas of each shard on 4 nodes"):
+        placed(4, 5, NODES)
+
+
+def test_an_altered_map_is_told_from_its_hash() -> None:
+    content = shards.encoded(ShardMap((("a",),), serial=3))
+
+    with pytest.raises(ClusterError, match="does not match its own hash"):
+        shards.decoded(content.replace(b'\\"serial\\":3', b'\\"serial\\":4'), "cluster.json")
+
+    assert shards.decoded(content, "cluster.json") == ShardMap((("a",),), serial=3)
+
+
+def test_a_damaged_copy_of_the_map_is_passed_over() -> None:
+    good = shards.encoded(ShardMap((("a", "b", "c"),), serial=3))
+
+    assert in_force([("a", b"{}"), ("b", good), ("c", good)], ["a", "b", "c"]) == ShardMap((("a", "b", "c"),), serial=3)
+
+
+def test_two_clusters_in_the_same_folders_are_told_apart() -> None:
+    one, other = ShardMap((("a", "b"),), serial=3), ShardMap((("b", "a"),), serial=3)
+
+    with pytest.raises(ClusterError, match="two clusters were started"):
+        shards.newest([one, other])

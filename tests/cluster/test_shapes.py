@@ -1,0 +1,85 @@
+"""Shards that do not fit together are told apart, and statements about indexes are read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from clipql.cluster.database import one_shape
+from clipql.cluster.piece import GLOBAL_ROW, Piece, Run, Snapshot, joined, rows_of, statement
+from clipql.cluster.session import index_change
+from clipql.cluster.standin import Shape
+from clipql.errors import ClusterError, HolderGone
+from clipql.query import statements
+from clipql.query.statements import OnTable
+
+SHAPE = Shape("default", "laion", (("id", "UInt64"), ("v", "Array(Float32)")), (), {"v": (512, "openai/clip")})
+PIECE = Piece("default", "laion", "t", f"t.id AS a, {GLOBAL_ROW} AS b", where="t.id > 3")
+
+
+def test_lengths_and_models_are_those_of_the_shards_that_know_them() -> None:
+    empty = replace(SHAPE, vectors={"v": (None, None)})
+
+    assert one_shape([empty, SHAPE, empty]) == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (replace(SHAPE, listed=(("id", "UInt32"),)), "has other columns on shard 0"),
+        (replace(SHAPE, vectors={"v": (768, "openai/clip")}), "holds 512 numbers on one shard and 768 on shard 1"),
+        (replace(SHAPE, vectors={"v": (512, "laion/clip")}), "was made by openai/clip on one shard and by laion/clip"),
+    ],
+)
+def test_shards_with_other_columns_lengths_or_models_are_named(other: Shape, told: str) -> None:
+    with pytest.raises(ClusterError, match=told):
+        one_shape([SHAPE, other])
+
+
+def test_answers_with_other_columns_are_not_joined() -> None:
+    one = rows_of(b"\x01\x01a\x05UInt8\x07")
+    other = rows_of(b"\x01\x01a\x06UInt16\x07\x00")
+
+    with pytest.raises(ClusterError, match="one gives a UInt8, another a UInt16"):
+        joined([one, other], "default.laion")
+
+
+@pytest.mark.parametrize("data", [b"", b"\x02\x01a\x01b\x05UInt8", b"\x01\x7fa"])
+def test_an_answer_that_is_cut_short_is_told(data: bytes) -> None:
+    with pytest.raises(ClusterError, match="cut short"):
+        rows_of(data)
+
+
+def test_rows_are_numbered_over_all_shards_and_later_ones_left_out() -> None:
+    snapshot = Snapshot((Run(0, 10, 5), Run(5, 40, 5), Run(10, 45, 5)))
+
+    made = statement(PIECE, snapshot, 20)
+
+    assert made == (
+        "SELECT t.id AS a, toUInt64(t._row + [10, 35][arrayFirstIndex(_clipql_end -> t._row < _clipql_end, [5, 15])]) "
+        "AS b FROM `default`.`laion` AS t WHERE t._row < 15 AND t.id > 3"
+    )
+
+
+def test_a_copy_that_lacks_rows_does_not_answer() -> None:
+    with pytest.raises(HolderGone, match=r"has 4 rows of default\.laion and should have 5"):
+        statement(PIECE, Snapshot((Run(0, 0, 5),)), 4)
+
+
+@pytest.mark.parametrize(
+    ("sql", "change"),
+    [
+        ("ALTER TABLE laion ADD INDEX near v TYPE ivf('L2Distance', 64)", ("ADD", "near")),
+        ("ALTER TABLE a.laion ADD INDEX IF NOT EXISTS `n r` v TYPE ivf('L2Distance')", ("ADD", "n r")),
+        ("ALTER TABLE laion MATERIALIZE INDEX near", ("MATERIALIZE", "near")),
+        ("ALTER TABLE laion DROP INDEX near", ("DROP", "near")),
+        ("ALTER TABLE laion DROP INDEX near, DROP COLUMN url", None),
+        ("ALTER TABLE laion DROP COLUMN near", None),
+    ],
+)
+def test_changes_of_indexes_are_told_from_other_changes(sql: str, change: tuple[str, str] | None) -> None:
+    found, _ = statements.classify(sql)
+
+    assert isinstance(found, OnTable)
+    assert index_change(sql, found) == change

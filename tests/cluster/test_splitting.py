@@ -1,0 +1,145 @@
+"""A SELECT over 1 to 8 shards gives what it gives over one table, names, types and order included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import clipql
+from clipql.errors import QueryError, UnsupportedStatement, VectorError
+from tests.cluster.shardings import MOST, Shardings
+
+QUERY = np.array([1.0, 0.5, 0.25], np.float32)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shardings]:
+    with clipql.connect(tmp_path_factory.mktemp("shardings") / "db") as db:
+        yield Shardings(db)
+
+
+# those whose order ClickHouse leaves open have `_row` at the end of ORDER BY, which shards add by themselves
+STATEMENTS = (Path(__file__).parent / "splits.sql").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_shards_give_what_one_table_gives(tables: Shardings, statement: str) -> None:
+    expected = tables.one(statement, q=QUERY, n=3)
+
+    assert tables.sharded(3, statement, q=QUERY, n=3) == expected
+
+
+filters = st.sampled_from(["1", "w > 1", "lang = 'en'", "s < 4 OR w IS NULL", "id % 7 = 0", "0", "has(tags, 'b')"])
+distances = st.sampled_from(["L2Distance", "cosineDistance", "L2SquaredDistance"])
+keys = st.sampled_from(["lang", "w", "lang, w", "id % 3", "toHour(ts)", "tags"])
+functions = st.lists(
+    st.sampled_from(["count()", "sum(w)", "avg(s)", "min(url)", "max(id)", "uniqExact(url)", "any(url)",
+                     "groupArray(id)", "sumIf(s, w = 2)", "argMax(id, s)", "quantileExact(0.3)(s)", "min(_row)"]),
+    min_size=1, max_size=3, unique=True,
+)  # fmt: skip
+rows = st.tuples(st.integers(0, 30), st.integers(0, 12))
+top = st.builds(
+    "SELECT id, _row, {1}(e, {{q:Array(Float32)}}) AS d FROM {{t}} WHERE {0} "
+    "ORDER BY d, _row LIMIT {2[0]} OFFSET {2[1]}".format,
+    filters, distances, rows,
+)  # fmt: skip
+within = st.builds("SELECT id, s FROM {{t}} WHERE {0} AND {1}(e, {{q:Array(Float32)}}) < {2}".format,
+                   filters, distances, st.sampled_from([0.0, 0.1, 0.5, 1.0, 9.0]))  # fmt: skip
+groups = st.builds(
+    "SELECT {1}, {2} FROM {{t}} WHERE {0} GROUP BY {1} ORDER BY {1}".format,
+    filters, keys, functions.map(", ".join),
+)  # fmt: skip
+different = st.builds("SELECT DISTINCT {1} FROM {{t}} WHERE {0} LIMIT {2[0]} OFFSET {2[1]}".format, filters, keys, rows)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shards=st.integers(1, MOST), statement=st.one_of(top, within, groups, different))
+def test_any_number_of_shards_gives_what_one_table_gives(tables: Shardings, shards: int, statement: str) -> None:
+    assert tables.sharded(shards, statement, q=QUERY) == tables.one(statement, q=QUERY)
+
+
+def test_ties_are_decided_by_the_row(tables: Shardings) -> None:
+    by_row = tables.one("SELECT id FROM {t} ORDER BY L2Distance(e, {q:Array(Float32)}), _row LIMIT 20", q=QUERY)
+
+    found = tables.sharded(5, "SELECT id FROM {t} ORDER BY L2Distance(e, {q:Array(Float32)}) LIMIT 20", q=QUERY)
+
+    assert found == by_row
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("SELECT a.id FROM {t} AS a JOIN {t} AS b ON a.id = b.id", "a join of default.n4"),
+        ("SELECT a.id FROM {t} AS a, (SELECT 1 AS one) AS b", "a join of default.n4"),
+        ("SELECT id FROM {t} FINAL", "FINAL or SAMPLE on default.n4"),
+        ("SELECT w, count() FROM {t} GROUP BY w ORDER BY w WITH FILL FROM 0 TO 9", "WITH FILL FROM"),
+        ("SELECT DISTINCT count() OVER () FROM {t}", "DISTINCT of aggregates or window functions"),
+        ("SELECT sumSimpleState(w) FROM {t}", "sumSimpleState"),
+    ],
+)
+def test_what_cannot_be_split_is_named(tables: Shardings, statement: str, named: str) -> None:
+    with pytest.raises(UnsupportedStatement) as raised:
+        tables.sharded(4, statement)
+
+    assert named in str(raised.value)
+    assert "split over" in str(raised.value)
+
+
+def test_a_statement_that_was_not_split_fails_instead_of_finding_nothing(tables: Shardings) -> None:
+    with pytest.raises(QueryError) as raised:
+        tables.db.sql("SELECT count() FROM n3")
+
+    assert "default.n3 lies in shards" in str(raised.value)
+
+
+@pytest.mark.parametrize("vector", [[1.0, float("nan"), 0.0], [1.0, 2.0], [float("inf")] * 3])
+def test_a_bad_query_vector_is_refused_as_by_one_table(tables: Shardings, vector: list[float]) -> None:
+    statement = "SELECT id FROM {t} ORDER BY L2Distance(e, {q:Array(Float32)}) LIMIT 3"
+    with pytest.raises(VectorError) as one:
+        tables.one(statement, q=np.array(vector, np.float32))
+
+    with pytest.raises(VectorError) as sharded:
+        tables.sharded(2, statement, q=np.array(vector, np.float32))
+
+    assert (
+        str(sharded.value).split("the query vector")[0].replace("n2s0", "one")
+        == str(one.value).split("the query vector")[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind"),
+    [
+        (
+            "SELECT L2Distance(e, {q:Array(Float32)}) AS d FROM {t} WHERE w > 1 AND lang = 'en' ORDER BY d LIMIT 9",
+            "Top-k",
+        ),
+        (
+            "WITH {q:Array(Float32)} AS q SELECT id FROM {t} ORDER BY cosineDistance(e, q) + L2Distance(e, q) LIMIT 9",
+            "Top-k",
+        ),
+        ("SELECT id FROM {t} ORDER BY 1 - cosineDistance(e, [1., 2., 3.]) DESC LIMIT 9", "Top-k"),
+        ("SELECT id FROM {t} ORDER BY L2Distance(e, (SELECT e FROM {t} WHERE id = 3)) LIMIT 9", "Top-k"),
+        ("SELECT id FROM {t} WHERE w = 2 AND L2Distance(e, {q:Array(Float32)}) < 0.5", "Range"),
+    ],
+)
+def test_each_shard_searches_as_one_table_does(tables: Shardings, statement: str, kind: str) -> None:
+    assert tables.shard_plans(3, statement, q=QUERY)[0].startswith(kind)
+
+
+@pytest.mark.parametrize(
+    "statement", ["SELECT nothing FROM {t}", "SELECT count() FROM {t} WHERE", "SELECT id, count() FROM {t}"]
+)
+def test_a_wrong_statement_gives_clickhouses_error(tables: Shardings, statement: str) -> None:
+    with pytest.raises(QueryError) as one:
+        tables.one(statement)
+
+    with pytest.raises(QueryError) as sharded:
+        tables.sharded(2, statement)
+
+    assert (sharded.value.code, sharded.value.name) == (one.value.code, one.value.name)
