@@ -237,7 +237,7 @@ class _Job:
             to[a : a + ENCODED] = lists.centroids(a, a + ENCODED)
         lift = np.zeros(lists.count, np.float32)
         followed.pull(
-            space, lambda rows: _as_queries(space, self.queries.take(rows)), to, lift, self.workers,
+            space, lambda rows, stored: _as_queries(space, self._of_rows(rows, stored)), to, lift, self.workers,
             lambda done, total: self.progress("route", done, total),
         )  # fmt: skip
         middle = _mean(to)  # what is left out here is the same for every list, and so does not change their order
@@ -257,6 +257,10 @@ class _Job:
             "list_word_block": coder.word_block,
             "list_word_weight": coder.word_weight,
         }
+
+    def _of_rows(self, rows: NDArray[np.int64], stored: NDArray[np.floating]) -> Floats:
+        """The queries of rows that are at hand."""
+        return self.queries.made_of(rows, stored) if isinstance(self.queries, StandIn) else self.queries.take(rows)
 
     def _calibrated(self, known: state.Known, truth: Truth) -> dict[str, Any]:
         """meta.json's content, with the curves of the index as written so far."""

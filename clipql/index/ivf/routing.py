@@ -58,13 +58,15 @@ class Followed:
     def pull(
         self,
         space: Space,
-        captions_of: Callable[[Integers], Floats],
+        captions_of: Callable[[Integers, NDArray[Any]], Floats],
         to: Floats,
         lift: Floats,
         workers: Workers,
         tick: Callable[[int, int], None],
     ) -> None:
-        """Move `to` (l, d) and `lift` (l,). captions_of gives the query vectors of row numbers."""
+        """Move `to` (l, d) and `lift` (l,). captions_of gives the query vectors of row numbers and the rows
+        themselves, as they are stored.
+        """
         edges, parents = self._lists.edges, len(self._lists.parents)
         for number in range(len(self.buckets)):
             records = self.buckets.read(number)
@@ -79,7 +81,7 @@ class Followed:
         parent: int,
         records: NDArray[Any],
         space: Space,
-        captions_of: Callable[[Integers], Floats],
+        captions_of: Callable[[Integers, NDArray[Any]], Floats],
         to: Floats,
         lift: Floats,
         workers: Workers,
@@ -88,7 +90,7 @@ class Followed:
         rng = np.random.default_rng((self._seed, 9, parent))
         asked = np.sort(rng.choice(len(records), min(len(records), CAPTIONS_PER_PARENT), replace=False))
         y, _ = space.rows(records["x"], workers)
-        captions = captions_of(records["row"][asked].astype(np.int64))
+        captions = captions_of(records["row"][asked].astype(np.int64), records["x"][asked])
         pull(y, records["list"] - a, captions, asked, space.biased, to[a:b], lift[a:b], workers)
 
 

@@ -34,17 +34,22 @@ class StandIn:
 
     def __init__(self, vectors: Vectors, metric: Metric, seed: int) -> None:
         self._vectors, self._unit, self._seed = vectors, metric is Metric.COSINE, seed
-        self._pool = self._taken(spread(vectors.rows, POOL, (seed, 11)))
+        self._pool = self._unit_rows(vectors.take(spread(vectors.rows, POOL, (seed, 11))))
 
     def take(self, rows: NDArray[np.integer]) -> Floats:
         """float32 (n, d): the queries of these rows, the same each time."""
+        return self.made_of(rows, self._vectors.take(rows))
+
+    def made_of(self, rows: NDArray[np.integer], stored: NDArray[np.floating]) -> Floats:
+        """The same where the stored rows (n, d) are at hand, and need not be read again."""
         rows = np.asarray(rows, np.int64)
         mixed = (rows.astype(np.uint64) + np.uint64(self._seed)) * np.uint64(0x9E3779B97F4A7C15)
         a, b = ((mixed >> np.uint64(s)).astype(np.int64) % len(self._pool) for s in (20, 41))
-        return self._taken(rows) + np.float32(NOISE / 2**0.5) * (self._pool[a] - self._pool[b])
+        return self._unit_rows(np.asarray(stored, np.float32)) + np.float32(NOISE / 2**0.5) * (
+            self._pool[a] - self._pool[b]
+        )
 
-    def _taken(self, rows: NDArray[np.integer]) -> Floats:
-        x = self._vectors.take(rows)
+    def _unit_rows(self, x: Floats) -> Floats:
         if self._unit:
             x = x / np.maximum(np.sqrt((x * x).sum(1, keepdims=True)), np.float32(1e-30))
         return np.where(np.isfinite(x).all(1, keepdims=True), x, np.float32(0))
