@@ -6,6 +6,8 @@ import os
 import resource
 from pathlib import Path
 
+# Mapped files of more than this share of memory are taken to lie on disk
+RESIDENT = 0.6
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -16,6 +18,13 @@ def limit() -> int:
     if soft != resource.RLIM_INFINITY:
         found.append(soft)
     return min(found)
+
+
+def on_disk(size: int) -> bool:
+    """Whether mapped files of so many bytes are too many to stay in memory. What will be read of them is then asked for
+    beforehand, all at once: the kernel's own guess is a read of up to megabytes around each page that is touched.
+    """
+    return size > RESIDENT * limit()
 
 
 def _group_limits(listing: Path) -> list[int]:

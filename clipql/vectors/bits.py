@@ -13,10 +13,12 @@ import mmap
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 PAGE = mmap.PAGESIZE
@@ -144,3 +146,10 @@ def will_need(typingctx: Any, address: Any, size: Any) -> Any:
         return context.get_dummy_value()
 
     return sig, codegen
+
+
+@kernel
+def ask_disk(address: np.uint64, rows: NDArray[np.int64], stride: int, size: int) -> None:
+    """`will_need` of `size` bytes at each of these rows of a mapped array that begins at an address."""
+    for i in range(rows.size):
+        will_need(address + np.uint64(rows[i] * stride), np.uint64(size))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql import memory
 from clipql.catalog import Segment, VectorColumn
 from clipql.errors import DatabaseDamaged
 from clipql.vectors import segments
@@ -41,6 +42,7 @@ class ColumnStore:
             end = segment.end
         self._rows = end
         self._dimension = column.dimension or 0
+        self._on_disk = memory.on_disk(sum(a.nbytes for a in self._arrays))
         self.largest = max((s.largest for s in column.segments), default=0.0)
 
     @property
@@ -76,7 +78,12 @@ class ColumnStore:
         which = np.searchsorted(self._firsts, rows, side="right") - 1
         for at in np.unique(which):
             chosen = which == at
-            out[chosen] = self._arrays[at][rows[chosen] - self._firsts[at]]
+            array, wanted = self._arrays[at], rows[chosen] - self._firsts[at]
+            if self._on_disk:
+                from clipql.vectors.bits import ask_disk  # loads the compiler
+
+                ask_disk(np.uint64(array.ctypes.data), wanted, array.strides[0], array.shape[1] * array.itemsize)
+            out[chosen] = array[wanted]
         return out
 
     def vector_bytes(self, row: int) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql import memory
 from clipql.errors import VectorIndexError
 from clipql.index.base import Vectors
 from clipql.index.ivf.buckets import Buckets
@@ -28,6 +29,7 @@ from clipql.index.ivf.train import (
     parents_for,
     to_small,
 )
+from clipql.vectors.bits import ask_disk
 
 FEWEST_ROWS = 1000
 LARGEST_SAMPLE = 8_000_000
@@ -43,10 +45,18 @@ Progress = Callable[[str, int, int], None]
 def chunks(
     vectors: Vectors, rows: int, size: int = CHUNK, first: int = 0
 ) -> Iterator[tuple[int, NDArray[np.floating]]]:
-    """Stored rows [first, rows) in order, at most `size` at a time."""
-    for start, block in vectors.blocks(first, rows):
-        for a in range(0, min(len(block), rows - start), size):
-            yield start + a, block[a : min(a + size, rows - start)]
+    """Stored rows [first, rows) in order, at most `size` at a time; the next are read from the disk meanwhile."""
+    found = [
+        (start + a, block[a : min(a + size, rows - start)])
+        for start, block in vectors.blocks(first, rows)
+        for a in range(0, min(len(block), rows - start), size)
+    ]
+    ahead = memory.on_disk(sum(block.nbytes for _, block in vectors.blocks(0, rows)))
+    for number, (start, block) in enumerate(found):
+        if ahead and number + 1 < len(found):
+            after = found[number + 1][1]
+            ask_disk(np.uint64(after.ctypes.data), np.zeros(1, np.int64), 0, after.nbytes)
+        yield start, block
 
 
 def spread(rows: int, wanted: int, seed: Sequence[int]) -> Integers:

@@ -30,9 +30,6 @@ SLACK = 4.5  # deviations of a code's error allowed for before a row is given up
 # With more lists than this, and than so many for each one probed, only the lists of the nearest parents are ranked, an
 # eighth of all at least.
 RANKED_LISTS, RANKED_PER_PROBE = 8192, 64
-# An index whose files and vectors take more than this share of memory is taken to lie on disk: what a search will read
-# is asked for beforehand, all at once, which costs a microsecond a piece where it is in memory already.
-RESIDENT = 0.6
 _NO_FILTER = np.empty(0, np.bool_)
 
 
@@ -51,7 +48,7 @@ class IvfIndex:
         self._curves = Curves.from_meta(meta)
         self._table, self._blocks = _table(vectors, self._rows)
         mapped = sum(b.nbytes for b in self._blocks) + sum(a.nbytes for a in arrays)
-        self._cold = mapped > RESIDENT * memory.limit()
+        self._cold = memory.on_disk(mapped)
 
     @property
     def metric(self) -> Metric:
