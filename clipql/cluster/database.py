@@ -28,6 +28,7 @@ from clipql.cluster.standin import Shape, declare, forget
 from clipql.cluster.upkeep import Status
 from clipql.database import QUERIES, Database, one_condition
 from clipql.errors import ClipqlError, ClusterError, HolderGone, QueryError, UnknownTable, VectorError
+from clipql.ingest.forecast import IngestForecast
 from clipql.ingest.layout import check_part, find_parts, parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport
 from clipql.quoting import quote_name
@@ -211,13 +212,14 @@ class ClusterDatabase(Database):
         model: str | None = None,
         shards: int | None = None,
         progress: Callable[[IngestProgress], None] | None = None,
+        foretold: Callable[[IngestForecast], None] | None = None,
         **options: Any,
     ) -> IngestReport:
         """Deal LAION parts to the shards, which take them in side by side; what is there already is skipped.
 
         The files must lie where all nodes can read them. shards: how many a table that is made by this is dealt to, by
-        default all. progress: told every second how far all shards are. There is no link: each copy
-        keeps the files. Raises IngestError, ClusterError.
+        default all. progress: told every second how far all shards are. foretold: is not called, as each node weighs
+        what its own disk holds. There is no link: each copy keeps the files. Raises IngestError, ClusterError.
         """
         if odd := {n for n, v in options.items() if v}:
             raise ClusterError(f"{', '.join(sorted(odd))}: not for shards, whose copies keep files of their own")

@@ -42,6 +42,7 @@ class Intake:
             new = [s for s in specs if (found := table.place(s.fingerprint)) is None or not found[1].taken]
             table = dealt(table, new)
             if not new:
+                self._indexing.build(table, None)
                 return IngestReport(0, 0, len(specs), time.perf_counter() - began)
             self._office.commit(self._office.map.with_table(table))
             try:

@@ -339,6 +339,10 @@ def foreman(
         asked(found.state.remote(), START_SECONDS)
         if (other := asked(found.version.remote())) != __version__:
             raise ClusterError(f"the cluster runs clipql {other}, this is {__version__}: install one version on all")
+        if without:
+            raise ClusterError(
+                f"the shards run already, {', '.join(without)} with them: stop them (clipql cluster ADDRESS stop) first"
+            )
         return found
     known = in_force(found_maps(data), tuple(node_ids()), without)
     if known is None:

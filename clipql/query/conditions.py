@@ -167,7 +167,9 @@ class _Parser:
             raise NotPlain
         nodes = [self._compare(column, "=", v) for v in values]
         if len(nodes) > 16 and column.words is None:
-            return lambda: _Truth(np.isin(column.values[: self._rows], np.array(values, column.values.dtype)))
+            bounds = np.iinfo(column.values.dtype)
+            held = np.array([v for v in values if bounds.min <= int(v) <= bounds.max], column.values.dtype)
+            return lambda: _Truth(np.isin(column.values[: self._rows], held))
         node = nodes[0]
         for other in nodes[1:]:
             node = _either(node, other)

@@ -20,7 +20,7 @@ import xxhash
 
 from clipql import files
 from clipql.catalog import IndexEntry, Table
-from clipql.errors import ClipqlError, VectorError, VectorIndexError
+from clipql.errors import ClipqlError, StorageError, VectorError, VectorIndexError
 from clipql.index import folder as index_folder
 from clipql.index import kinds
 from clipql.index.base import Index
@@ -138,7 +138,7 @@ class Indexes:
     def _noted(self, table: Table, entry: IndexEntry) -> Iterator[None]:
         try:
             yield
-        except (VectorError, VectorIndexError) as error:
+        except (VectorError, VectorIndexError, StorageError) as error:
             self._failures[table.id, entry.name] = str(error)
 
     def build(self, table: Table, name: str, progress: Progress | None = None) -> None:

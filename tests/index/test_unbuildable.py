@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
 import clipql
 
 
@@ -17,3 +22,17 @@ def test_an_insert_succeeds_although_its_index_cannot_be_built(db: clipql.Databa
     assert db.sql(nearest).rows == [(17,)]
     assert state.startswith("not built: ")
     assert "ix could not be built" in explained
+
+
+def test_rows_are_in_although_there_is_no_room_for_their_index(
+    db: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.sql("CREATE TABLE t (id UInt32, v Array(Float32), INDEX ix v TYPE ivf) ENGINE = MergeTree ORDER BY id")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    db.sql("INSERT INTO t SELECT number, [sin(number), cos(number)] FROM numbers(25000)")
+    assert db.sql("SELECT count() FROM t").rows == [(25_000,)]
+    ((state,),) = db.sql("SELECT state FROM clipql.indexes").rows
+    assert state.startswith("not built: the index needs 0.0")
+    monkeypatch.undo()
+    db.sql("ALTER TABLE t MATERIALIZE INDEX ix")
+    assert db.sql("SELECT state FROM clipql.indexes").rows == [("in use",)]

@@ -117,7 +117,10 @@ def test_a_plain_condition_gives_the_rows_that_clickhouse_gives(table: clipql.Da
     "where",
     ["u8 > 3", "f32 > 0.3", "kind = 'UNSURE'", "n IS NOT NULL AND NOT (n = 3 OR nf >= 2.5)", "5 < u8", "1 = 1",
      "lc IN ('a', 'b')", "u8 NOT IN (1, 2)", "ns = 'x'", "b = 1", "`u8` = 3", "u8 between 1 and 2",
-     "u8 IN (" + ", ".join(map(str, range(40))) + ")", "u8 = 300 OR u8 > -5", "f64 > 1e3"],
+     "u8 IN (" + ", ".join(map(str, range(40))) + ")",
+     "u8 IN (-1, 256, " + ", ".join(map(str, range(40))) + ")",
+     "i64 NOT IN (18446744073709551615, " + "5, " * 20 + "6)",
+     "u8 = 300 OR u8 > -5", "f64 > 1e3"],
 )  # fmt: skip
 def test_what_people_filter_by_is_plain(table: clipql.Database, where: str) -> None:
     assert ours(table, where) == theirs(table, where)

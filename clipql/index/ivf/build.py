@@ -84,8 +84,8 @@ def build(
     workers = Workers(threads or os.cpu_count() or 1)
     told = f"{VERSION} {metric.value} {rows} {vectors.dimension} {count} {seed} {queries is not None} {identity}"
     try:
+        _weigh(vectors, metric, count, Path(folder).parent, Path(work) if work else None, progress)
         with NewFolder(Path(folder), Path(work) if work else None) as new:
-            _weigh(vectors, metric, count, new.path, progress)
             job = _Job(
                 vectors,
                 queries or StandIn(vectors, metric, seed),
@@ -107,11 +107,13 @@ def build(
     return open_index(folder, vectors)
 
 
-def _weigh(vectors: Vectors, metric: Metric, lists: int, folder: Path, progress: Progress | None) -> None:
-    """Tell what a long build will take, and refuse one that cannot fit."""
+def _weigh(
+    vectors: Vectors, metric: Metric, lists: int, folder: Path, work: Path | None, progress: Progress | None
+) -> None:
+    """Tell what a long build will take, and refuse one that cannot fit; what was built before in `work` is there."""
     told = progress is not None and vectors.rows >= FORETOLD
     needed = forecast(vectors, metric, lists, folder if told else None)
-    check_room(needed, folder, sum(f.stat().st_size for f in folder.iterdir()))
+    check_room(needed, folder, sum(f.stat().st_size for f in work.glob("*")) if work else 0)
     if progress is not None and told:
         progress(f"forecast: {needed.text()}", 0, 0)
 
