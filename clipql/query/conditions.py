@@ -57,7 +57,8 @@ class _Truth:
         return ~self.true if self.false is None else self.false
 
 
-Node = Callable[[], _Truth]
+Node = Callable[[slice], _Truth]  # of these rows
+BLOCK = 65_536  # rows evaluated at once: what they need fits the second-level cache
 
 
 def plain_mask(
@@ -67,20 +68,24 @@ def plain_mask(
 
     column: a stored column by name, with at least `rows` values; None where there is none.
     """
-    parser = _Parser(tokenize(condition), column, rows, params)
     try:
-        return parser.whole()().true
+        node = _Parser(tokenize(condition), column, params).whole()
     except NotPlain:
         return None
+    mask = np.empty(rows, np.bool_)
+    for first in range(0, rows, BLOCK):
+        part = slice(first, min(first + BLOCK, rows))
+        mask[part] = node(part).true
+    return mask
 
 
 class _Parser:
     """Reads a condition by ClickHouse's precedence: OR, AND, NOT, comparison."""
 
     def __init__(
-        self, tokens: list[Token], column: Callable[[str], StoredColumn | None], rows: int, params: Mapping[str, Any]
+        self, tokens: list[Token], column: Callable[[str], StoredColumn | None], params: Mapping[str, Any]
     ) -> None:
-        self._tokens, self._column, self._rows, self._params = tokens, column, rows, params
+        self._tokens, self._column, self._params = tokens, column, params
         self._at = 0
 
     def whole(self) -> Node:
@@ -119,7 +124,7 @@ class _Parser:
     def _not(self) -> Node:
         if self._takes("NOT"):
             node = self._not()
-            return lambda: node().not_()
+            return lambda part: node(part).not_()
         if self._takes("("):
             node = self._or()
             self._must(")")
@@ -130,9 +135,9 @@ class _Parser:
         left = self._operand()
         if isinstance(left, StoredColumn):
             if self._takes("IS", "NULL"):
-                return lambda: self._is_null(left)
+                return lambda part: _is_null(left, part)
             if self._takes("IS", "NOT", "NULL"):
-                return lambda: self._is_null(left).not_()
+                return lambda part: _is_null(left, part).not_()
             if self._takes("BETWEEN"):
                 low = self._constant()
                 self._must("AND")
@@ -142,7 +147,7 @@ class _Parser:
                 return self._in(left)
             if self._takes("NOT", "IN"):
                 found = self._in(left)
-                return lambda: found().not_()
+                return lambda part: found(part).not_()
         sign = self._next()
         if sign not in _OPERATORS:
             raise NotPlain
@@ -169,7 +174,7 @@ class _Parser:
         if len(nodes) > 16 and column.words is None:
             bounds = np.iinfo(column.values.dtype)
             held = np.array([v for v in values if bounds.min <= int(v) <= bounds.max], column.values.dtype)
-            return lambda: _Truth(np.isin(column.values[: self._rows], held))
+            return lambda part: _Truth(np.isin(column.values[part], held))
         node = nodes[0]
         for other in nodes[1:]:
             node = _either(node, other)
@@ -212,40 +217,42 @@ class _Parser:
 
     # evaluation
 
-    def _is_null(self, column: StoredColumn) -> _Truth:
-        if column.nulls is None:
-            return _Truth(np.zeros(self._rows, np.bool_))
-        return _Truth(column.nulls[: self._rows] != 0)
-
     def _constants(self, left: Value, sign: str, right: Value) -> Node:
         if isinstance(left, bytes) != isinstance(right, bytes):
             raise NotPlain
-        return lambda: _Truth(np.full(self._rows, _OPERATORS[sign](left, right)))
+        return lambda part: _Truth(np.full(part.stop - part.start, _OPERATORS[sign](left, right)))
 
     def _compare(self, column: StoredColumn, sign: str, value: Value) -> Node:
         if (column.words is not None) != isinstance(value, bytes):
             raise NotPlain
         if isinstance(value, int) and column.values.dtype.kind == "f" and abs(value) > _EXACT:
             raise NotPlain
-        return lambda: self._compared(column, sign, value)
+        return lambda part: _compared(column, sign, value, part)
 
-    def _compared(self, column: StoredColumn, sign: str, value: Any) -> _Truth:
-        values, compare = column.values[: self._rows], _OPERATORS[sign]
-        if column.words is not None:
-            true = _coded(values, [code for code, word in enumerate(column.words) if compare(word, value)])
-        elif values.dtype.kind == "f":
-            true = compare(values, np.float64(value))
-        elif isinstance(value, float) and not value.is_integer():
-            if sign in ("=", "==", "!=", "<>"):
-                true = np.full(self._rows, sign in ("!=", "<>"))
-            else:  # between two whole numbers
-                true = _whole(values, ">" if sign[0] == ">" else "<=", math.floor(value))
-        else:
-            true = _whole(values, sign, int(value))
-        if column.nulls is None:
-            return _Truth(true)
-        there = column.nulls[: self._rows] == 0
-        return _Truth(true & there, ~true & there)
+
+def _is_null(column: StoredColumn, part: slice) -> _Truth:
+    if column.nulls is None:
+        return _Truth(np.zeros(part.stop - part.start, np.bool_))
+    return _Truth(column.nulls[part] != 0)
+
+
+def _compared(column: StoredColumn, sign: str, value: Any, part: slice) -> _Truth:
+    values, compare = column.values[part], _OPERATORS[sign]
+    if column.words is not None:
+        true = _coded(values, [code for code, word in enumerate(column.words) if compare(word, value)])
+    elif values.dtype.kind == "f":
+        true = compare(values, np.float64(value))
+    elif isinstance(value, float) and not value.is_integer():
+        if sign in ("=", "==", "!=", "<>"):
+            true = np.full(len(values), sign in ("!=", "<>"))
+        else:  # between two whole numbers
+            true = _whole(values, ">" if sign[0] == ">" else "<=", math.floor(value))
+    else:
+        true = _whole(values, sign, int(value))
+    if column.nulls is None:
+        return _Truth(true)
+    there = column.nulls[part] == 0
+    return _Truth(true & there, ~true & there)
 
 
 def _coded(values: NDArray[Any], codes: list[int]) -> Mask:
@@ -270,11 +277,11 @@ def _whole(values: NDArray[Any], sign: str, value: int) -> Mask:
 
 
 def _both(a: Node, b: Node) -> Node:
-    return lambda: a().and_(b())
+    return lambda part: a(part).and_(b(part))
 
 
 def _either(a: Node, b: Node) -> Node:
-    return lambda: a().or_(b())
+    return lambda part: a(part).or_(b(part))
 
 
 def _number(text: str) -> int | float:
