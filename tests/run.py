@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SECONDS = 600  # for one file or folder: what takes longer hangs
-SLOW_FIRST = ("serve", "encode", "serve/browser", "tables", "query", "index", "ingest", "test_readme.py")
+SLOW_FIRST = ("cluster", "serve", "encode", "serve/browser", "tables", "query", "index", "ingest", "test_readme.py")
 
 
 def units() -> list[Path]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import pyarrow as pa
+
 from clipql.cluster import rays, shards
 from clipql.cluster.asking import Asker
 from clipql.cluster.piece import Piece
@@ -163,6 +165,23 @@ class ClusterDatabase(Database):
     def definition(self, shape: Shape) -> str:
         """CREATE TABLE of it."""
         return self._table(shape).definition
+
+    def listing(self) -> pa.Table:
+        """All indexes of all copies, for `clipql.indexes`."""
+        rows: list[dict[str, Any]] = []
+        for status in self.status():
+            for full_name, entries in status.indexes.items():
+                database, _, name = full_name.partition(".")
+                rows += [
+                    {"shard": status.shard, "node": status.node, "database": database, "table": name, "name": e.name,
+                     "column": e.column, "type": e.kind, "metric": e.metric, "rows_covered": e.rows, "bytes": e.bytes,
+                     "build_seconds": e.seconds} for e in entries
+                ]  # fmt: skip
+        text, count = pa.string(), pa.uint64()
+        fields = [("shard", count), ("node", text), ("database", text), ("table", text), ("name", text),
+                  ("column", text), ("type", text), ("metric", text), ("rows_covered", count), ("bytes", count),
+                  ("build_seconds", pa.float64())]  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
     def _ask(self, pieces: Sequence[Piece], shape: Shape) -> Sequence[Asked]:
         partial = pieces[0].settings.get("shards_partial") in ("1", "true")

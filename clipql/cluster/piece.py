@@ -25,6 +25,7 @@ class Piece:
     """The SELECT of one shard. alias: what its columns are qualified with. where: conditions joined by AND, any OR in
     brackets. tail: all that follows WHERE.
 
+    bounds: of the numbers of rows that WHERE leaves, the first and the one after the last, where it names them.
     settings: clipql's own. statements: ClickHouse's SETs of whoever asks.
     """
 
@@ -35,6 +36,7 @@ class Piece:
     prewhere: str = ""
     where: str = ""
     tail: str = ""
+    bounds: tuple[int, int | None] = (0, None)
     params: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     statements: tuple[str, ...] = ()
@@ -60,6 +62,10 @@ class Snapshot:
         """How many there are."""
         return sum(r.rows for r in self.runs)
 
+    def before(self, row: int) -> int:
+        """How many of them come before a row, by its number among those of all shards."""
+        return sum(min(max(row - r.first, 0), r.rows) for r in self.runs)
+
 
 def statement(piece: Piece, snapshot: Snapshot, rows: int) -> str:
     """The piece as a statement for a shard that holds `rows` rows. Raises HolderGone where it lacks some."""
@@ -68,10 +74,11 @@ def statement(piece: Piece, snapshot: Snapshot, rows: int) -> str:
             f"this replica has {rows:,} rows of {piece.database}.{piece.table} and should have {snapshot.rows:,}"
         )
     row = f"{piece.alias}.{ROW}"
-    where = piece.where
-    if rows > snapshot.rows:
-        bound = f"{row} < {snapshot.rows}"
-        where = f"{bound} AND {where}" if where else bound
+    low, high = piece.bounds
+    first, last = snapshot.before(low), snapshot.rows if high is None else snapshot.before(high)
+    conditions = [f"{row} >= {first}"] if first else []
+    conditions += [f"{row} < {last}"] if last < rows else []
+    where = " AND ".join([*conditions, *([piece.where] if piece.where else [])])
     text = f"SELECT {piece.select} FROM {quote_name(piece.database)}.{quote_name(piece.table)} AS {piece.alias}"
     text += f" PREWHERE {piece.prewhere}" if piece.prewhere else ""
     text += f" WHERE {where}" if where else ""

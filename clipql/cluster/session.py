@@ -45,6 +45,9 @@ class Cluster(Protocol):
     def definition(self, shape: Shape) -> str:
         """CREATE TABLE of it."""
 
+    def listing(self) -> pa.Table:
+        """All indexes of all copies, for `clipql.indexes`."""
+
     def create(self, database: str, name: str, definition: str) -> None:
         """Make a table on every shard."""
 
@@ -142,6 +145,10 @@ class ClusterSession(Session):
         raise AssertionError
 
     # reading
+
+    def _listed(self, sql: str) -> tuple[str, dict[str, pa.Table]]:
+        text, tables = super()._listed(sql)
+        return text, {name: self._cluster.listing() for name in tables}
 
     def _read(
         self,

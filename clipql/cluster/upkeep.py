@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from clipql import __version__
+from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.holder import Hello
 from clipql.cluster.indexing import Indexing
@@ -24,12 +26,13 @@ STATUS_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Status:
-    """A copy as `status` tells of it: 'ready', 'away' or 'behind', and why."""
+    """A copy as `status` tells of it: 'ready', 'away' or 'behind', and why; the indexes of its tables."""
 
     shard: int
     node: str
     state: str
     why: str = ""
+    indexes: Mapping[str, tuple[IndexEntry, ...]] = field(default_factory=dict)
 
 
 class Upkeep:
@@ -129,7 +132,7 @@ class Upkeep:
                     raise HolderGone(f"node {node} is not there")
                 hello: Hello = self._office.copies.call(shard, node, "hello", seconds=STATUS_SECONDS)
                 complete = all(self._complete(t, shard, hello) for t in self._office.map.tables)
-                found.append(Status(shard, node, "ready" if complete else "behind"))
+                found.append(Status(shard, node, "ready" if complete else "behind", "", hello.indexes))
             except HolderGone as error:
                 found.append(Status(shard, node, "away", str(error)))
             except ClipqlError as error:

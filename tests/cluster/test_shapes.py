@@ -62,6 +62,24 @@ def test_rows_are_numbered_over_all_shards_and_later_ones_left_out() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("bounds", "condition"),
+    [
+        ((0, None), "t._row < 15 AND t.id > 3"),
+        ((12, None), "t._row >= 2 AND t._row < 15 AND t.id > 3"),
+        ((20, 47), "t._row >= 5 AND t._row < 12 AND t.id > 3"),
+        ((0, 3), "t._row < 0 AND t.id > 3"),
+        ((90, None), "t._row >= 15 AND t._row < 15 AND t.id > 3"),
+    ],
+)
+def test_numbers_of_rows_that_where_names_are_looked_up_in_each_shard(
+    bounds: tuple[int, int | None], condition: str
+) -> None:
+    snapshot = Snapshot((Run(0, 10, 5), Run(5, 40, 5), Run(10, 45, 5)))
+
+    assert statement(replace(PIECE, bounds=bounds), snapshot, 20).endswith(f" WHERE {condition}")
+
+
 def test_a_copy_that_lacks_rows_does_not_answer() -> None:
     with pytest.raises(HolderGone, match=r"has 4 rows of default\.laion and should have 5"):
         statement(PIECE, Snapshot((Run(0, 0, 5),)), 4)
