@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from clipql.cluster import rays, shards
 from clipql.cluster.asking import Asker
+from clipql.cluster.office import UNFIT
 from clipql.cluster.piece import Piece
 from clipql.cluster.placing import PartSpec
 from clipql.cluster.reading import Asked, Reader
@@ -122,6 +123,7 @@ class ClusterDatabase(Database):
         """Look what changed. Raises ClusterError where shards do not fit together."""
         with self._changing:
             map = self._state()
+            self._asker.forgive()
             before = {t.full_name: t for t in self._asker.map.tables}
             self._asker.map = map
             for table in map.tables:
@@ -133,18 +135,26 @@ class ClusterDatabase(Database):
                 forget(self._registry.engine, self._known.pop(name))
 
     def _learn(self, table: ShardedTable, known: Shape | None) -> None:
-        found = [self._from_any(s, "shape", table.database, table.name) for s in range(len(table.shards))]
+        found, why = [], None
+        for shard in range(len(table.shards)):
+            try:
+                found.append(self._from_any(shard, "shape", table.database, table.name))
+            except UNFIT as error:  # the others may be asked for a partial answer
+                why = error
+        if not found and why is not None:
+            raise why
         shape = one_shape(found)
         if known is None or (known.listed, known.unlisted) != (shape.listed, shape.unlisted):
             declare(self._registry.engine, shape)
         self._known[table.full_name] = shape
 
     def _from_any(self, shard: int, method: str, *arguments: Any) -> Any:
-        copies, why = rays.RayCopies(self.data), HolderGone(f"shard {shard} has no copy")
+        copies = rays.RayCopies(self.data)
+        why: ClipqlError = HolderGone(f"shard {shard} has no copy")
         for node in self._asker.map.nodes[shard]:
             try:
                 return copies.call(shard, node, method, *arguments, seconds=rays.START_SECONDS)
-            except HolderGone as error:
+            except UNFIT as error:
                 why = error
         raise why
 

@@ -6,6 +6,7 @@ There is one foreman a cluster, wherever it runs; what it has begun, another one
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from clipql.cluster.indexing import Indexing
@@ -14,6 +15,9 @@ from clipql.cluster.office import UNFIT, Copies, Office
 from clipql.cluster.shards import ShardMap
 from clipql.cluster.upkeep import Upkeep
 from clipql.errors import ClipqlError, ClusterError
+
+# copies that are started side by side
+STARTING = 8
 
 
 class Foreman:
@@ -33,12 +37,15 @@ class Foreman:
         return self._office.map
 
     def begin(self) -> None:
-        """Start the copies, put the map in force once more, and heal. Raises ClusterError where too few are there."""
-        for shard, node in self.map.holders():
+        """Start the copies, and put the map in force once more. Raises ClusterError where too few are there."""
+
+        def start(copy: tuple[int, str]) -> None:
             with contextlib.suppress(ClipqlError):  # heal tells
-                self._office.copies.start(shard, node)
+                self._office.copies.start(*copy)
+
+        with ThreadPoolExecutor(STARTING) as pool:
+            list(pool.map(start, self.map.holders()))
         self._office.announce()
-        self.heal()
 
     def create(self, database: str, name: str, definition: str, count: int | None = None) -> None:
         """Make a table over the first `count` shards (all of them by default). Raises QueryError and its like."""

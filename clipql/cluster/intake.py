@@ -42,6 +42,8 @@ class Intake:
             new = [s for s in specs if (found := table.place(s.fingerprint)) is None or not found[1].taken]
             table = dealt(table, new)
             if not new:
+                if not table.definition:  # an earlier run was cut short just before it
+                    self._define(database, name, next(i for i, parts in enumerate(table.shards) if parts))
                 return IngestReport(0, 0, len(specs), time.perf_counter() - began)
             self._office.commit(self._office.map.with_table(table))
             try:

@@ -86,6 +86,8 @@ class Upkeep:
     def _complete(table: ShardedTable, shard: int, hello: Hello) -> bool:
         if shard >= len(table.shards):
             return True
+        if table.definition and table.full_name not in hello.definitions:
+            return False
         taken = tuple(p.fingerprint for p in table.shards[shard] if p.taken)
         return hello.ledgers.get(table.full_name, ())[: len(taken)] == taken
 
@@ -140,11 +142,13 @@ class Upkeep:
         return found
 
     def watch(self, stop: threading.Event, seconds: float) -> None:
-        """Heal every so many seconds, until told to stop."""
-        while not stop.wait(seconds):
+        """Heal now and every so many seconds, until told to stop."""
+        while True:
             # what is wrong with a copy is told to who asks for the state of the cluster
             with contextlib.suppress(ClipqlError):
                 self.heal()
+            if stop.wait(seconds):
+                return
 
     def move(self, shard: int, source: str | None, target: str) -> None:
         """Make a copy of a shard on the node `target`, and give up the one on `source` if named; queries go on."""

@@ -228,6 +228,8 @@ def test_twenty_kills_of_copies_and_foremen_lose_and_double_nothing(seed: int) -
 
     table = foreman.map.table("default", "laion")
     assert table is not None
+    assert table.definition == DEFINITION
+    assert {disk.definitions.get("default.laion") for disk in machines.disks.values()} == {DEFINITION}
     assert sorted(p.fingerprint for parts in table.shards for p in parts) == sorted(s.fingerprint for s in wanted)
     assert all(p.taken for parts in table.shards for p in parts)
     assert ledgers(machines, foreman.map) == [{tuple(p.fingerprint for p in parts)} for parts in table.shards]
