@@ -160,6 +160,8 @@ class ClusterDatabase(Database):
 
     def shape(self, database: str | None, name: str) -> Shape | None:
         """A sharded table as statements may use it."""
+        if database is None and name in self._registry.hidden:  # a temporary table of this name
+            return None
         return self._known.get(f"{database or self._registry.database}.{name}")
 
     def shapes(self) -> tuple[Shape, ...]:

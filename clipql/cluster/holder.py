@@ -34,6 +34,7 @@ from clipql.users import Acting, EngineUser
 PIECE_BYTES = 4 << 20
 # what one shard may give for one SELECT: more does not belong on one machine
 MOST_BYTES = 256 << 20
+MOST_SESSIONS = 64
 OWNER = "owner.json"
 # gives bytes of a file of a part: (table, fingerprint, name, offset, size)
 Fetch = Callable[[str, str, str, int, int], bytes]
@@ -62,7 +63,7 @@ class Holder:
         self._own(self._folder / OWNER)
         self._map = shards.load(self._folder)
         self._db = Database(self._folder / "db")
-        self._taking = threading.RLock()
+        self._taking, self._choosing = threading.RLock(), threading.Lock()
         self._sessions: dict[tuple[object, ...], tuple[Session, EngineUser]] = {}
 
     def _own(self, path: Path) -> None:
@@ -309,12 +310,19 @@ class Holder:
         return found
 
     def _session(self, piece: Piece) -> tuple[Session, EngineUser]:
+        """A session with the settings of whoever asks; those of the last askers are kept."""
         key = (tuple(sorted(piece.settings.items())), piece.statements)
-        if key not in self._sessions:
-            session = self._db.session()
-            session.settings = dict(piece.settings)
-            self._sessions[key] = session, EngineUser(piece.statements)
-        return self._sessions[key]
+        with self._choosing:
+            found = self._sessions.pop(key, None)
+            if found is None:
+                session = self._db.session()
+                session.settings = dict(piece.settings)
+                found = session, EngineUser(piece.statements)
+            self._sessions[key] = found
+            while len(self._sessions) > MOST_SESSIONS:
+                _, user = self._sessions.pop(next(iter(self._sessions)))
+                self._db.registry.engine.forget(user)
+        return found
 
     def close(self) -> None:
         """Close the database."""

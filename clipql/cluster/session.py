@@ -191,8 +191,8 @@ class ClusterSession(Session):
         for text in acting.user.statements:
             statement, _ = statements.classify(text)
             given = statement.assignments if isinstance(statement, Set) else ()
-            kept += [f"SET {name} = {value}" for name, value in given if name not in _CUTS]
-        return (*kept, *(f"SET {n} = {quote_string(v)}" for n, v in acting.settings.items() if n not in _CUTS))
+            kept += [f"SET {name} = {value}" for name, value in given if _holds(name)]
+        return (*kept, *(f"SET {n} = {quote_string(v)}" for n, v in acting.settings.items() if _holds(n)))
 
     def _described(self, sql: str, params: Mapping[str, Any]) -> list[str]:
         lines = []
@@ -203,6 +203,11 @@ class ClusterSession(Session):
             lines.append(f"  each shard: SELECT {piece.select} … {piece.tail}".rstrip())
             lines.append(f"  over all: {split.final}")
         return lines
+
+
+def _holds(setting: str) -> bool:
+    """Whether a setting holds on the shards: not what cuts a result short, nor how it is written."""
+    return setting not in _CUTS and not setting.startswith(("output_format_", "format_"))
 
 
 def index_change(sql: str, statement: OnTable) -> tuple[str, str] | None:
