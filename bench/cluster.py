@@ -1,5 +1,7 @@
 """Shards on a real multi-node Ray on this machine: overhead, a killed node under load, random kills, simulated growth.
 
+`make bench ARGS="--only cluster"` puts the lines into docs/benchmarks.md.
+
     python -m bench.cluster [--rows 200000] [--seconds 20] [--kills 20] [--only overhead,kill,kills,growth]
 
 All nodes share this machine's cores, so the times of shards are those of a crowded machine; what is told of is what
@@ -299,7 +301,7 @@ def growth(rows: int) -> list[Line]:
 
 
 def draw(latency: dict[int, float], throughput: dict[int, float], modelled: dict[int, float]) -> None:
-    """Write docs/cluster.svg."""
+    """Write docs/img/bench-cluster.png."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -312,7 +314,7 @@ def draw(latency: dict[int, float], throughput: dict[int, float], modelled: dict
     left.legend()
     right.loglog(list(throughput), list(throughput.values()), "o-")
     right.set(xlabel="shards", ylabel="queries/s", title="throughput of 16 clients")
-    figure.savefig(child.ROOT / "docs" / "cluster.svg", metadata={"Date": None})
+    figure.savefig(child.ROOT / "docs" / "img" / "bench-cluster.png", dpi=120)
     pyplot.close(figure)
 
 

@@ -12,7 +12,20 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from bench import encode_speed, encode_sql, exact, index, ingest, kernel, report, results, serve_load, start, tutorial
+from bench import (
+    cluster,
+    encode_speed,
+    encode_sql,
+    exact,
+    index,
+    ingest,
+    kernel,
+    report,
+    results,
+    serve_load,
+    start,
+    tutorial,
+)
 from bench.results import Comparison
 
 COMPARISONS: dict[str, Callable[[int], Comparison]] = {
@@ -33,6 +46,7 @@ LONG: dict[str, Callable[[int], Comparison]] = {
     "encode-pictures": encode_speed.pictures,
     "encode-sql": encode_sql.compare,
     "serve": serve_load.compare,
+    "cluster": cluster.compare,
 }
 
 
