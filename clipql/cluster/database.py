@@ -7,11 +7,13 @@ sees at once, what others changed within a second.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from clipql.cluster.placing import PartSpec
 from clipql.cluster.reading import Asked, Reader
 from clipql.cluster.session import ClusterSession
 from clipql.cluster.shards import ShardedTable, ShardMap
-from clipql.cluster.standin import Shape, declare, forget
+from clipql.cluster.standin import Shape, declare, forget, one_shape
 from clipql.cluster.upkeep import Status
 from clipql.database import QUERIES, Database, one_condition
 from clipql.errors import ClipqlError, ClusterError, HolderGone, QueryError, UnknownTable, VectorError
@@ -39,6 +41,8 @@ from clipql.vectors.metrics import Metric, metric_named
 
 DATA = "~/.local/share/clipql-cluster"
 LOOK_SECONDS = 1.0
+# the map that a statement sees
+_PINNED: ContextVar[ShardMap | None] = ContextVar("clipql_pinned_map", default=None)
 
 
 class ClusterDatabase(Database):
@@ -168,8 +172,18 @@ class ClusterDatabase(Database):
         """All of them."""
         return tuple(self._known.values())
 
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Have all SELECTs of a statement see one map."""
+        before = _PINNED.set(self._asker.map)
+        try:
+            yield
+        finally:
+            _PINNED.reset(before)
+
     def _table(self, shape: Shape) -> ShardedTable:
-        table = self._asker.map.table(shape.database, shape.name)
+        map = _PINNED.get() or self._asker.map
+        table = map.table(shape.database, shape.name)
         if table is None:
             raise UnknownTable(f"{shape.full_name} was dropped meanwhile")
         return table
@@ -369,26 +383,3 @@ class ClusterDatabase(Database):
             super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
             rays.leave()
-
-
-def one_shape(found: Sequence[Shape]) -> Shape:
-    """What all shards agree on of a table. Raises ClusterError where they do not."""
-    first = found[0]
-    vectors = dict(first.vectors)
-    for shard, shape in enumerate(found):
-        if (shape.listed, shape.unlisted) != (first.listed, first.unlisted):
-            a, b = (", ".join(f"{n} {t}" for n, t in (*s.listed, *s.unlisted)) for s in (first, shape))
-            raise ClusterError(f"{first.full_name} has other columns on shard 0 ({a}) than on shard {shard} ({b})")
-        for name, (dimension, model) in shape.vectors.items():
-            known, by = vectors[name]
-            if dimension and known and dimension != known:
-                raise ClusterError(
-                    f"{name} of {first.full_name} holds {known} numbers on one shard and {dimension} on shard {shard}"
-                )
-            if model and by and model != by:
-                raise ClusterError(
-                    f"{name} of {first.full_name} was made by {by} on one shard and by {model} on shard {shard}: "
-                    "vectors of two models cannot be compared"
-                )
-            vectors[name] = (known or dimension, by or model)
-    return Shape(first.database, first.name, first.listed, first.unlisted, vectors)

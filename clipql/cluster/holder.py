@@ -20,11 +20,11 @@ import xxhash
 from clipql import __version__, files
 from clipql.catalog import IndexEntry
 from clipql.cluster import shards
-from clipql.cluster.piece import Piece, Snapshot, rows_of, statement
+from clipql.cluster.piece import Piece, Snapshot, mark_of, rows_of, statement
 from clipql.cluster.shards import PartFile, ShardMap, ShardPart
 from clipql.cluster.standin import Shape
 from clipql.database import Database
-from clipql.errors import ClusterError, HolderGone, IngestError
+from clipql.errors import ClusterError, CopyDamaged, HolderGone, IngestError
 from clipql.ingest.layout import check_part, find_parts
 from clipql.ingest.pipeline import ingest
 from clipql.quoting import quote_name, quote_string
@@ -35,7 +35,7 @@ PIECE_BYTES = 4 << 20
 # what one shard may give for one SELECT: more does not belong on one machine
 MOST_BYTES = 256 << 20
 MOST_SESSIONS = 64
-OWNER = "owner.json"
+OWNER, QUARANTINE = "owner.json", "quarantine.txt"
 # gives bytes of a file of a part: (table, fingerprint, name, offset, size)
 Fetch = Callable[[str, str, str, int, int], bytes]
 
@@ -51,6 +51,7 @@ class Hello:
     ledgers: Mapping[str, tuple[str, ...]]
     definitions: Mapping[str, str]
     indexes: Mapping[str, tuple[IndexEntry, ...]]
+    quarantined: str = ""
 
 
 class Holder:
@@ -64,6 +65,8 @@ class Holder:
         self._map = shards.load(self._folder)
         self._db = Database(self._folder / "db")
         self._taking, self._choosing = threading.RLock(), threading.Lock()
+        quarantine = self._folder / QUARANTINE
+        self._quarantined = quarantine.read_text("utf-8") if quarantine.exists() else ""
         self._sessions: dict[tuple[object, ...], tuple[Session, EngineUser]] = {}
 
     def _own(self, path: Path) -> None:
@@ -84,7 +87,12 @@ class Holder:
             definitions = {t.full_name: self._definition(t.database, t.name) for t in tables}
             indexes = {t.full_name: t.indexes for t in tables}
         map = shards.encoded(self._map) if self._map else None
-        return Hello(self.shard, self.node, __version__, map, ledgers, definitions, indexes)
+        return Hello(self.shard, self.node, __version__, map, ledgers, definitions, indexes, self._quarantined)
+
+    def quarantine(self, why: str) -> None:
+        """Answer no queries from now on, whatever starts this copy again, until its folder is removed."""
+        files.replace(self._folder / QUARANTINE, why.encode())
+        self._quarantined = why
 
     def store_map(self, content: bytes) -> None:
         """Keep a copy of the map, unless it has a newer one."""
@@ -223,13 +231,16 @@ class Holder:
             return file.read(size)
 
     def check(self, table: str, parts: Sequence[ShardPart]) -> None:
-        """Compare the files of parts of a table with the map. Raises ClusterError, naming the first that differs."""
+        """Compare the files of parts of a table with the map. Raises CopyDamaged, naming the first that differs."""
+        database, _, name = table.partition(".")
+        known = self._db.registry.find(database, name)
+        has = {p.fingerprint for p in known.parts} if known else set()
         for part in parts:
-            for file in part.files:
+            for file in part.files if part.fingerprint in has else ():
                 path = self._parts(table) / part.fingerprint / file.name
                 if not path.exists() or path.stat().st_size != file.size or _hash(path) != file.hash:
                     state = "is not what the shard map says" if path.exists() else "is missing"
-                    raise ClusterError(
+                    raise CopyDamaged(
                         f"{path} on node {self.node} {state} ({file.size:,} bytes, xxh3 {file.hash}): remove the "
                         f"folder {self._folder} there, and the copy is made anew from another node"
                     )
@@ -298,7 +309,13 @@ class Holder:
         table = self._db.registry.find(piece.database, piece.table)
         if table is None:
             raise HolderGone(f"shard {self.shard} on {self.node} has no table {piece.database}.{piece.table} yet")
+        if self._quarantined:
+            raise HolderGone(self._quarantined)
         sql = statement(piece, snapshot, table.rows)
+        if mark_of([p.fingerprint for p in table.parts[: len(snapshot.runs)]]) != snapshot.mark:
+            raise HolderGone(
+                f"shard {self.shard} on {self.node} has other parts of {table.full_name} than were asked for"
+            )
         session, user = self._session(piece)
         with self._db.registry.engine.act(Acting(user)):
             found = session.execute(sql, piece.params, format="RowBinaryWithNamesAndTypes").output.data

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import xxhash
+
 from clipql.errors import ClusterError, HolderGone
 from clipql.query.lexer import tokenize
 from clipql.quoting import quote_name
@@ -53,9 +55,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The rows of a shard that a query sees, in order: what is taken in meanwhile is not among them."""
+    """The rows of a shard that a query sees, in order: what is taken in meanwhile is not among them.
+
+    mark: of the parts that they came with, by which a copy that has others is told.
+    """
 
     runs: tuple[Run, ...] = ()
+    mark: str = ""
 
     @property
     def rows(self) -> int:
@@ -65,6 +71,11 @@ class Snapshot:
     def before(self, row: int) -> int:
         """How many of them come before a row, by its number among those of all shards."""
         return sum(min(max(row - r.first, 0), r.rows) for r in self.runs)
+
+
+def mark_of(fingerprints: Sequence[str]) -> str:
+    """What stands for these parts in this order."""
+    return xxhash.xxh3_128_hexdigest(" ".join(fingerprints).encode())
 
 
 def statement(piece: Piece, snapshot: Snapshot, rows: int) -> str:

@@ -252,7 +252,7 @@ class RayCopies:
         """The names of the nodes that are there."""
         return tuple(node_ids())
 
-    def start(self, shard: int, node: str) -> None:
+    def start(self, shard: int, node: str) -> bool:
         """Start a copy where it does not run: on its node, which may have come back as another."""
         ids = node_ids()
         if node not in ids:
@@ -261,7 +261,7 @@ class RayCopies:
             known = actor(actor_name(shard, node)).node.options(concurrency_group="control")
             try:
                 if asked(known.remote(), PING_SECONDS) == ids[node]:
-                    return
+                    return False
             except HolderGone as error:
                 if isinstance(
                     error.__cause__, _ray().exceptions.GetTimeoutError
@@ -274,6 +274,7 @@ class RayCopies:
                    "get_if_exists": True, "scheduling_strategy": _on(ids[node])}  # fmt: skip
         made = kind.options(**options).remote(folder_of(self._data, shard, node), shard, node)
         asked(made.node.remote(), START_SECONDS)
+        return True
 
     def stop(self, shard: int, node: str) -> None:
         """Stop a copy; harmless where it does not run."""

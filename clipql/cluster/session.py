@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -35,6 +36,9 @@ class Cluster(Protocol):
     """What a session needs of the cluster."""
 
     reader: Reader
+
+    def pinned(self) -> AbstractContextManager[None]:
+        """Have all SELECTs of a statement see one map."""
 
     def shape(self, database: str | None, name: str) -> Shape | None:
         """A sharded table as statements may use it."""
@@ -168,7 +172,8 @@ class ClusterSession(Session):
             table = pa.table({"explain": self._described(encoded.sql, encoded.params)})
             shown = self._engine.query("SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True)
             return shown, ()
-        with self._cluster.reader.rewritten(encoded.sql, encoded.params, ours, self._kept()) as reading:
+        rewritten = self._cluster.reader.rewritten(encoded.sql, encoded.params, ours, self._kept())
+        with self._cluster.pinned(), rewritten as reading:
             self._told.shards = _answered(reading)
             return super()._read(reading.sql, Select(), reading.params, format, progress, sink)
 

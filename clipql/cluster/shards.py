@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipql import __version__, files
-from clipql.cluster.piece import Run, Snapshot
+from clipql.cluster.piece import Run, Snapshot, mark_of
 from clipql.errors import ClusterError
 
 FORMAT = 1
@@ -69,13 +69,14 @@ class ShardedTable:
 
     def snapshot(self, shard: int) -> Snapshot:
         """The rows of a shard that are taken in."""
-        runs, local = [], 0
+        runs, fingerprints, local = [], [], 0
         for part in self.shards[shard]:
             if not part.taken:
                 break
             runs.append(Run(local, part.first, part.rows))
+            fingerprints.append(part.fingerprint)
             local += part.rows
-        return Snapshot(tuple(runs))
+        return Snapshot(tuple(runs), mark_of(fingerprints))
 
     @property
     def rows(self) -> int:

@@ -19,7 +19,7 @@ from clipql.cluster.indexing import Indexing
 from clipql.cluster.office import Office
 from clipql.cluster.placing import next_move
 from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
-from clipql.errors import ClipqlError, ClusterError, HolderGone
+from clipql.errors import ClipqlError, ClusterError, CopyDamaged, HolderGone
 
 STATUS_SECONDS = 10.0
 
@@ -50,9 +50,7 @@ class Upkeep:
                 found.append(Status(shard, node, "away", f"node {node} is not there"))
                 continue
             try:
-                self._office.copies.start(shard, node)
-                with self._office.changing:
-                    self._catch_up(shard, node)
+                self._ready(shard, node)
                 found.append(Status(shard, node, "ready"))
             except HolderGone as error:
                 found.append(Status(shard, node, "away", str(error)))
@@ -63,6 +61,20 @@ class Upkeep:
                 self._indexing.even_out(shard)
         return found
 
+    def _ready(self, shard: int, node: str) -> None:
+        """Start a copy, check its files where it was not there, and have it catch up. Raises ClipqlError."""
+        started = self._office.copies.start(shard, node)
+        try:
+            for table in self._office.map.tables if started else ():
+                if shard < len(table.shards):
+                    taken = [p for p in table.shards[shard] if p.taken]
+                    self._office.copies.call(shard, node, "check", table.full_name, taken)
+            with self._office.changing:
+                self._catch_up(shard, node)
+        except CopyDamaged as error:
+            self._office.copies.call(shard, node, "quarantine", str(error))
+            raise
+
     def _catch_up(self, shard: int, node: str, map: ShardMap | None = None) -> None:
         """Give a copy what it lacks, from the other copies. Raises ClusterError where its files are not the map's."""
         map = map or self._office.map
@@ -72,6 +84,8 @@ class Upkeep:
                 f"shard {shard} on {node} runs clipql {hello.version}, this is {__version__}: install one version "
                 "on all"
             )
+        if hello.quarantined:
+            raise ClusterError(hello.quarantined)
         for table in map.tables:
             self._check_definition(table, hello)
         known = hello.map is not None and shards.decoded(hello.map, node).serial == map.serial
@@ -95,7 +109,7 @@ class Upkeep:
     def _check_definition(table: ShardedTable, hello: Hello) -> None:
         shown = hello.definitions.get(table.full_name)
         if table.definition and shown is not None and shown != table.definition:
-            raise ClusterError(
+            raise CopyDamaged(
                 f"{table.full_name} of shard {hello.shard} on {hello.node} is defined as {shown}, and in the shard map "
                 f"as {table.definition}: remove its folder there, and the copy is made anew from another node"
             )
@@ -104,11 +118,10 @@ class Upkeep:
         has = hello.ledgers.get(table.full_name, ())
         taken = [p for p in table.shards[shard] if p.taken]
         if has[: len(taken)] != tuple(p.fingerprint for p in taken[: len(has)]):
-            raise ClusterError(
+            raise CopyDamaged(
                 f"shard {shard} on {node} has other parts of {table.full_name} than the shard map says: remove its "
                 "folder there, and the copy is made anew from another node"
             )
-        self._office.copies.call(shard, node, "check", table.full_name, taken[: len(has)])
         if table.definition and table.full_name not in hello.definitions:
             self._office.copies.call(shard, node, "define", table.definition, table.database, table.name)
         for i in range(len(has), len(taken)):
@@ -133,8 +146,11 @@ class Upkeep:
                 if node not in there:
                     raise HolderGone(f"node {node} is not there")
                 hello: Hello = self._office.copies.call(shard, node, "hello", seconds=STATUS_SECONDS)
-                complete = all(self._complete(t, shard, hello) for t in self._office.map.tables)
-                found.append(Status(shard, node, "ready" if complete else "behind", "", hello.indexes))
+                complete = (
+                    all(self._complete(t, shard, hello) for t in self._office.map.tables) and not hello.quarantined
+                )
+                state = "ready" if complete else "behind"
+                found.append(Status(shard, node, state, hello.quarantined, hello.indexes))
             except HolderGone as error:
                 found.append(Status(shard, node, "away", str(error)))
             except ClipqlError as error:

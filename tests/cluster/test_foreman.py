@@ -17,7 +17,7 @@ from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Hello
 from clipql.cluster.placing import PartSpec, in_force, placed
 from clipql.cluster.shards import PartFile, ShardMap, ShardPart
-from clipql.errors import ClusterError, HolderGone, IngestError
+from clipql.errors import ClusterError, CopyDamaged, HolderGone, IngestError
 
 NODES = ("a", "b", "c", "d")
 DEFINITION = "CREATE TABLE default.laion …"
@@ -36,6 +36,7 @@ class Disk:
     definitions: dict[str, str] = field(default_factory=dict)
     damaged: bool = False
     index: int = 0
+    quarantined: str = ""
 
 
 class Machines:
@@ -72,7 +73,9 @@ class Machines:
     def _hello(self, disk: Disk, shard: int, node: str) -> Hello:
         near = IndexEntry("near", "image_embedding", "ivf", "cosineDistance", "ivf", rows=disk.index)
         indexes = dict.fromkeys(disk.definitions, (near,))
-        return Hello(shard, node, self.version, disk.map, dict(disk.ledgers), dict(disk.definitions), indexes)
+        return Hello(
+            shard, node, self.version, disk.map, dict(disk.ledgers), dict(disk.definitions), indexes, disk.quarantined
+        )
 
     def _build_indexes(self, disk: Disk, shard: int, node: str, database: str, name: str, index: str | None) -> None:
         self.built.append((shard, node))
@@ -98,7 +101,7 @@ class Machines:
 
     def _check(self, disk: Disk, shard: int, node: str, table: str, parts: Sequence[ShardPart]) -> None:
         if disk.damaged:
-            raise ClusterError(f"img_emb_0.npy on node {node} is not what the shard map says")
+            raise CopyDamaged(f"img_emb_0.npy on node {node} is not what the shard map says")
 
     def take(self, shard: int, node: str, database: str, name: str, part: ShardPart, before: Sequence[str],
              source: str | None) -> ShardPart:  # fmt: skip
@@ -117,11 +120,16 @@ class Machines:
         self._step((shard, node))
         return replace(part, files=(PartFile("img_emb_0.npy", 1, "00"),), taken=True)
 
-    def start(self, shard: int, node: str) -> None:
+    def start(self, shard: int, node: str) -> bool:
         if node not in self.up:
             raise HolderGone(f"node {node} is not there")
         self.disks.setdefault((shard, node), Disk())
+        started = (shard, node) not in self.running
         self.running.add((shard, node))
+        return started
+
+    def _quarantine(self, disk: Disk, shard: int, node: str, why: str) -> None:
+        disk.quarantined = why
 
     def stop(self, shard: int, node: str) -> None:
         self.running.discard((shard, node))
@@ -278,6 +286,9 @@ def test_a_copy_whose_files_are_not_the_maps_is_named_and_not_used() -> None:
     assert states[1, "b"].state == "behind"
     assert "img_emb_0.npy on node b is not what the shard map says" in states[1, "b"].why
     assert states[0, "b"].state == "ready"
+    assert machines.disks[1, "b"].quarantined == states[1, "b"].why
+    machines.disks[1, "b"].damaged = False  # whoever repaired it did not remove the folder
+    assert {(s.shard, s.node): s.state for s in foreman.heal()}[1, "b"] == "behind"
 
 
 def test_a_copy_with_other_parts_or_another_definition_is_named() -> None:

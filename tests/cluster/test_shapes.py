@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from clipql.cluster.database import one_shape
 from clipql.cluster.piece import GLOBAL_ROW, Piece, Run, Snapshot, joined, rows_of, statement
 from clipql.cluster.session import index_change
-from clipql.cluster.standin import Shape
+from clipql.cluster.standin import Shape, one_shape
 from clipql.errors import ClusterError, HolderGone
 from clipql.query import statements
 from clipql.query.statements import OnTable
