@@ -6,6 +6,7 @@ the hashes that the map names, so that another copy can be made of them; queries
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
@@ -79,15 +80,20 @@ class Holder:
                 f"of {self.node}: give each node a folder of its own"
             )
 
-    def hello(self) -> Hello:
-        """Who it is and what it has; waits for a part that is going in."""
-        with self._taking:
+    def hello(self, wait: bool = True) -> Hello:
+        """Who it is and what it has; after a part that is going in, or (`wait` False) as it is before."""
+        with self._taking if wait else contextlib.nullcontext():
             tables = self._db.registry.catalog.tables
-            ledgers = {t.full_name: tuple(p.fingerprint for p in t.parts) for t in tables}
-            definitions = {t.full_name: self._definition(t.database, t.name) for t in tables}
-            indexes = {t.full_name: t.indexes for t in tables}
-        map = shards.encoded(self._map) if self._map else None
-        return Hello(self.shard, self.node, __version__, map, ledgers, definitions, indexes, self._quarantined)
+        return Hello(
+            shard=self.shard,
+            node=self.node,
+            version=__version__,
+            map=shards.encoded(self._map) if self._map else None,
+            ledgers={t.full_name: tuple(p.fingerprint for p in t.parts) for t in tables},
+            definitions={t.full_name: self.definition(t.database, t.name) for t in tables},
+            indexes={t.full_name: t.indexes for t in tables},
+            quarantined=self._quarantined,
+        )
 
     def quarantine(self, why: str) -> None:
         """Answer no queries from now on, whatever starts this copy again, until its folder is removed."""
@@ -123,13 +129,10 @@ class Holder:
         """Where the files of a table's parts lie, in a folder for each part."""
         return self._folder / "parts" / quote(table, safe="")
 
-    def _definition(self, database: str, name: str) -> str:
-        found = self._db.sql(f"SHOW CREATE TABLE {quote_name(database)}.{quote_name(name)}").rows
-        return str(found[0][0])
-
     def definition(self, database: str, name: str) -> str:
         """CREATE TABLE, as ClickHouse shows it."""
-        return self._definition(database, name)
+        found = self._db.sql(f"SHOW CREATE TABLE {quote_name(database)}.{quote_name(name)}").rows
+        return str(found[0][0])
 
     def shape(self, database: str, name: str) -> Shape:
         """What a statement may use of a table. Raises UnknownTable."""

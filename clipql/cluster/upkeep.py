@@ -145,7 +145,7 @@ class Upkeep:
             try:
                 if node not in there:
                     raise HolderGone(f"node {node} is not there")
-                hello: Hello = self._office.copies.call(shard, node, "hello", seconds=STATUS_SECONDS)
+                hello: Hello = self._office.copies.call(shard, node, "hello", False, seconds=STATUS_SECONDS)
                 complete = (
                     all(self._complete(t, shard, hello) for t in self._office.map.tables) and not hello.quarantined
                 )

@@ -70,7 +70,7 @@ class Machines:
         self._step((shard, node))
         return found
 
-    def _hello(self, disk: Disk, shard: int, node: str) -> Hello:
+    def _hello(self, disk: Disk, shard: int, node: str, wait: bool = True) -> Hello:
         near = IndexEntry("near", "image_embedding", "ivf", "cosineDistance", "ivf", rows=disk.index)
         indexes = dict.fromkeys(disk.definitions, (near,))
         return Hello(
