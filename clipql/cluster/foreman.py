@@ -27,7 +27,7 @@ class Foreman:
         self._office = Office(copies, map)
         self._indexing = Indexing(self._office)
         intake, upkeep = Intake(self._office, self._indexing), Upkeep(self._office, self._indexing)
-        self.ingest, self.progress = intake.ingest, intake.progress
+        self.ingest, self.progress, self._define = intake.ingest, intake.progress, intake.define
         self.heal, self.status, self.watch = upkeep.heal, upkeep.status, upkeep.watch
         self.move, self.rebalance = upkeep.move, upkeep.rebalance
 
@@ -46,6 +46,11 @@ class Foreman:
         with ThreadPoolExecutor(STARTING) as pool:
             list(pool.map(start, self.map.holders()))
         self._office.announce()
+        for table in self.map.tables:
+            filled = next((i for i, parts in enumerate(table.shards) if any(p.taken for p in parts)), None)
+            if not table.definition and filled is not None:  # the map was made anew, or an ingest was cut short
+                with contextlib.suppress(*UNFIT):
+                    self._define(table.database, table.name, filled)
 
     def create(self, database: str, name: str, definition: str, count: int | None = None) -> None:
         """Make a table over the first `count` shards (all of them by default). Raises QueryError and its like."""

@@ -163,7 +163,7 @@ class Holder:
             table, full = self._db.registry.find(database, name), f"{database}.{name}"
             ledger = tuple(p.fingerprint for p in table.parts) if table else ()
             if part.fingerprint in ledger:
-                return replace(part, files=part.files or self._files(full, part), taken=True)
+                return self._noted(full, replace(part, files=part.files or self._files(full, part), taken=True))
             if ledger != tuple(before):
                 raise HolderGone(
                     f"shard {self.shard} on {self.node} has {len(ledger)} parts of {database}.{name}, and "
@@ -180,7 +180,17 @@ class Holder:
             except IngestError:
                 files.remove(folder)
                 raise
-            return replace(part, files=self._files(full, part), taken=True)
+            return self._noted(full, replace(part, files=self._files(full, part), taken=True))
+
+    def _noted(self, table: str, part: ShardPart) -> ShardPart:
+        """The part, after writing beside its files what it is."""
+        path = self._parts(table) / f"{part.fingerprint}.json"
+        if not path.exists():
+            database, _, name = table.partition(".")
+            known = self._map.table(database, name) if self._map else None
+            count = len(known.shards) if known else self.shard + 1
+            files.replace(path, shards.Remains(self.node, self.shard, count, database, name, part).encoded)
+        return part
 
     def _gather(self, table: str, part: ShardPart, fetch: Fetch | None) -> Path:
         """The files of a part in a folder of their own, whole and synced."""

@@ -43,7 +43,7 @@ class Intake:
             table = dealt(table, new)
             if not new:
                 if not table.definition:  # an earlier run was cut short just before it
-                    self._define(database, name, next(i for i, parts in enumerate(table.shards) if parts))
+                    self.define(database, name, next(i for i, parts in enumerate(table.shards) if parts))
                 return IngestReport(0, 0, len(specs), time.perf_counter() - began)
             self._office.commit(self._office.map.with_table(table))
             try:
@@ -84,9 +84,10 @@ class Intake:
         table = self._office.table(database, name)
         shard = next(i for i, parts in enumerate(table.shards) if parts)
         self._take_next(database, name, shard)
-        self._define(database, name, shard)
+        self.define(database, name, shard)
 
-    def _define(self, database: str, name: str, shard: int) -> None:
+    def define(self, database: str, name: str, shard: int) -> None:
+        """Have all copies of a table be as those of a shard that has a part."""
         shown = self._office.ask(shard, "definition", database, name)
         table = replace(self._office.table(database, name), definition=shown)
         for other, node in self._office.holders(table):

@@ -21,8 +21,8 @@ from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Holder
-from clipql.cluster.placing import in_force, placed
-from clipql.cluster.shards import ShardMap, ShardPart
+from clipql.cluster.placing import in_force, placed, rebuilt
+from clipql.cluster.shards import ShardMap, ShardPart, remains_of
 from clipql.errors import ClipqlError, ClusterError, HolderGone
 
 LOG = logging.getLogger("clipql.cluster")
@@ -282,15 +282,27 @@ class RayCopies:
             _ray().kill(actor(actor_name(shard, node)), no_restart=True)
 
 
-def found_maps(data: str) -> list[tuple[str, bytes]]:
-    """The copies of the shard map on the disks of the nodes that are there, with the names of these."""
+def found_map(data: str, without: Sequence[str]) -> ShardMap | None:
+    """The map in force among those on the disks of the nodes that are there, or as their parts tell of it.
+
+    None where there are neither. Raises ClusterError.
+    """
+    known = in_force(_found(data, f"shard-*/{shards.NAME}"), tuple(node_ids()), without)
+    if known is not None:
+        return known
+    return rebuilt([remains_of(c, f"a part on node {n}") for n, c in _found(data, "shard-*/parts/*/*.json")])
+
+
+def _found(data: str, pattern: str) -> list[tuple[str, bytes]]:
+    """Files on the disks of the nodes that are there, with the names of these."""
     look = _ray().remote(num_cpus=0, max_retries=3)(_look)
-    asked_for = {n: look.options(scheduling_strategy=_on(i)).remote(str(Path(data) / n)) for n, i in node_ids().items()}
-    return [(node, content) for node, reference in asked_for.items() for content in asked(reference, 120)]
+    folders = {name: (str(Path(data) / name), id) for name, id in node_ids().items()}
+    asked_for = {n: look.options(scheduling_strategy=_on(id)).remote(f, pattern) for n, (f, id) in folders.items()}
+    return [(node, content) for node, reference in asked_for.items() for content in asked(reference, START_SECONDS)]
 
 
-def _look(folder: str) -> list[bytes]:
-    return [p.read_bytes() for p in sorted(Path(folder).glob(f"shard-*/{shards.NAME}"))]
+def _look(folder: str, pattern: str) -> list[bytes]:
+    return [p.read_bytes() for p in sorted(Path(folder).glob(pattern))]
 
 
 class ForemanActor:
@@ -320,7 +332,7 @@ class ForemanActor:
             if self._foreman is None:
                 data, shard_count, replicas, without = self._how
                 copies = RayCopies(data)
-                map = in_force(found_maps(data), tuple(node_ids()), without)
+                map = found_map(data, without)
                 if map is None:
                     names = sorted(copies.nodes())
                     map = ShardMap(placed(shard_count or len(names), replicas, names))
@@ -341,8 +353,7 @@ def foreman(
         if (other := asked(found.version.remote())) != __version__:
             raise ClusterError(f"the cluster runs clipql {other}, this is {__version__}: install one version on all")
         return found
-    known = in_force(found_maps(data), tuple(node_ids()), without)
-    if known is None:
+    if found_map(data, without) is None:
         if not replicas:
             raise ClusterError(f"no node has shards in {data}: start them with `clipql serve --ray … --replicas N`")
         names = sorted(node_ids())

@@ -122,6 +122,32 @@ class ShardMap:
         return [(shard, node) for shard, nodes in enumerate(self.nodes) for node in nodes]
 
 
+@dataclass(frozen=True)
+class Remains:
+    """What a copy writes beside the files of a part, so that the map can be made anew: `shards` its table has."""
+
+    node: str
+    shard: int
+    shards: int
+    database: str
+    name: str
+    part: ShardPart
+
+    @property
+    def encoded(self) -> bytes:
+        """As it lies on disk."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False).encode()
+
+
+def remains_of(content: bytes, where: str) -> Remains:
+    """What lies beside a part. Raises ClusterError for what cannot be read."""
+    try:
+        found = json.loads(content)
+        return Remains(**{**found, "part": _part(found["part"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClusterError(f"{where} does not say what part lies there ({error}): remove that copy's folder") from error
+
+
 def encoded(map: ShardMap) -> bytes:
     """The map as it lies on disk and travels."""
     body = json.dumps(dataclasses.asdict(map), ensure_ascii=False, separators=(",", ":"))

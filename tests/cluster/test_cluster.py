@@ -314,11 +314,13 @@ def test_everything_comes_back_without_the_head_node(
     before, rows = db.map, count(db)[0]
     db.close()
     machines.close()
+    for copy in Path(machines.data).glob("*/shard-*/cluster.json"):
+        copy.unlink()  # the map is made anew from the parts
     with contextlib.closing(Machines(Path(machines.data), ("south", "east", "west"))) as left:
         with pytest.raises(ClusterError, match="4 replicas"):
             ClusterDatabase(left.address, data=str(tmp_path), shards=1, replicas=4)
         with ClusterDatabase(left.address, data=machines.data) as again:
-            assert again.map.tables == before.tables
+            assert {t.full_name: t.shards for t in again.map.tables} == {t.full_name: t.shards for t in before.tables}
             assert count(again) == (rows, "2/2")
             # left to itself, the foreman brings back what died
             shard, node = next(c for c in again.map.holders() if c[1] != "north")

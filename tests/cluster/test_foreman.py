@@ -15,8 +15,8 @@ from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Hello
-from clipql.cluster.placing import PartSpec, in_force, placed
-from clipql.cluster.shards import PartFile, ShardMap, ShardPart
+from clipql.cluster.placing import PartSpec, in_force, placed, rebuilt
+from clipql.cluster.shards import PartFile, Remains, ShardMap, ShardPart, remains_of
 from clipql.errors import ClusterError, CopyDamaged, HolderGone, IngestError
 
 NODES = ("a", "b", "c", "d")
@@ -402,6 +402,28 @@ def test_a_damaged_copy_of_the_map_is_passed_over() -> None:
     good = shards.encoded(ShardMap((("a", "b", "c"),), serial=3))
 
     assert in_force([("a", b"{}"), ("b", good), ("c", good)], ["a", "b", "c"]) == ShardMap((("a", "b", "c"),), serial=3)
+
+
+def test_the_map_is_made_anew_from_the_parts() -> None:
+    machines = Machines()
+    before = cluster(machines)
+    before.ingest("default", "laion", specs(8))
+    remains = [
+        Remains(node, shard, 4, "default", "laion", part)
+        for table in before.map.tables
+        for shard, parts in enumerate(table.shards)
+        for part in parts
+        for node in before.map.nodes[shard]
+    ]
+
+    made = rebuilt([remains_of(r.encoded, "there") for r in remains])
+    assert made is not None
+    after = begun(machines, made)
+
+    assert after.map.tables == before.map.tables
+    assert [set(n) for n in after.map.nodes] == [set(n) for n in before.map.nodes]
+    with pytest.raises(ClusterError, match="shard 2 of 4 is on none of the nodes"):
+        rebuilt([r for r in remains if r.shard != 2])
 
 
 def test_two_clusters_in_the_same_folders_are_told_apart() -> None:
