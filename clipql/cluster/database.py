@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 
-from clipql.cluster import rays, shards
+from clipql.cluster import joining, rays, shards
 from clipql.cluster.asking import Asker
 from clipql.cluster.office import UNFIT
 from clipql.cluster.piece import Piece
@@ -65,12 +65,12 @@ class ClusterDatabase(Database):
         cluster that is to be made (shards: one a node unless given); replicas 0 does not make one. without: nodes that
         are lost for good. heal_seconds: how often the foreman looks for copies to bring back. Raises ClusterError.
         """
-        rays.join(address)
+        joining.join(address)
         self.data = str(Path(data or DATA).expanduser())
         try:
             self._foreman = rays.foreman(self.data, shards, replicas, without, heal_seconds)
         except BaseException:
-            rays.leave()
+            joining.leave()
             raise
         self._folder = tempfile.mkdtemp(prefix="clipql-cluster-")
         try:
@@ -86,7 +86,7 @@ class ClusterDatabase(Database):
             if hasattr(self, "_closing"):
                 super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
-            rays.leave()
+            joining.leave()
             raise
         self._stop = threading.Event()
         threading.Thread(target=self._watch, name="clipql-map", daemon=True).start()
@@ -382,4 +382,4 @@ class ClusterDatabase(Database):
             self._stop.set()
             super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
-            rays.leave()
+            joining.leave()

@@ -96,8 +96,8 @@ def rebuilt(found: Sequence[Remains]) -> ShardMap | None:
     nodes = [tuple(sorted({r.node for r in found if r.shard == shard})) for shard in range(count)]
     if () in nodes:
         raise ClusterError(
-            f"no copy of the shard map is left, and shard {nodes.index(())} of {count} is on none of the nodes that are "
-            "here: start the node that has it"
+            f"no copy of the shard map is left, and shard {nodes.index(())} of {count} is on none of the nodes that "
+            "are here: start the node that has it"
         )
     tables = []
     for database, name in sorted({(r.database, r.name) for r in found}):

@@ -19,7 +19,7 @@ from PIL import Image
 
 import clipql
 from clipql.cli import main
-from clipql.cluster import rays
+from clipql.cluster import joining, rays
 from clipql.cluster.database import ClusterDatabase
 from clipql.cluster.encoding import PooledEncoder
 from clipql.cluster.shards import decoded
@@ -305,7 +305,7 @@ def test_a_ray_without_a_token_is_not_joined(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
 
     with pytest.raises(ClusterError, match="there is no token for Ray"):
-        rays.join("127.0.0.1:1")
+        joining.join("127.0.0.1:1")
 
 
 def test_everything_comes_back_without_the_head_node(
