@@ -1,7 +1,7 @@
 """Ray: the actors that hold copies of shards and the one that is the foreman, and how they are reached.
 
-Nothing but this and `joining.py` knows Ray. What must stay true: an actor that holds a copy runs on the node whose disk has it; a copy
-that cannot be reached is a HolderGone, an error of clipql's comes back as itself.
+Nothing but this and `joining.py` knows Ray. What must stay true: an actor that holds a copy runs on the node whose disk
+has it; a copy that cannot be reached is a HolderGone, an error of clipql's comes back as itself.
 """
 
 from __future__ import annotations
