@@ -40,7 +40,7 @@ from clipql.result import Result, Stats
 from clipql.vectors.metrics import Metric, metric_named
 
 DATA = "~/.local/share/clipql-cluster"
-LOOK_SECONDS = 1.0
+LOOK_SECONDS, LEAVE_SECONDS = 1.0, 5.0
 # the map that a statement sees
 _PINNED: ContextVar[ShardMap | None] = ContextVar("clipql_pinned_map", default=None)
 
@@ -89,11 +89,15 @@ class ClusterDatabase(Database):
             joining.leave()
             raise
         self._stop = threading.Event()
-        threading.Thread(target=self._watch, name="clipql-map", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="clipql-map", daemon=True)
+        self._watcher.start()
 
     @classmethod
     def at(cls, url: str, *, model: str | None = None) -> ClusterDatabase:
-        """A cluster by its address, ray://host:port?data=FOLDER, as it runs. Raises ClusterError."""
+        """A cluster by its address, ray://host:port, as it runs. Raises ClusterError.
+
+        With ?data=FOLDER, shards whose folders are there are started where none run.
+        """
         found = urlsplit(url)
         options = dict(parse_qsl(found.query))
         if odd := set(options) - {"data"}:
@@ -380,6 +384,7 @@ class ClusterDatabase(Database):
         """Leave the cluster, which goes on; harmless when called twice."""
         if not self._closed:
             self._stop.set()
+            self._watcher.join(LEAVE_SECONDS)
             super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
             joining.leave()
