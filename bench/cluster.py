@@ -1,5 +1,7 @@
 """Shards on a real multi-node Ray on this machine: overhead, a killed node under load, random kills, simulated growth.
 
+`make bench ARGS="--only cluster"` puts the lines into docs/benchmarks.md.
+
     python -m bench.cluster [--rows 200000] [--seconds 20] [--kills 20] [--only overhead,kill,kills,growth]
 
 All nodes share this machine's cores, so the times of shards are those of a crowded machine; what is told of is what
@@ -14,6 +16,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -205,12 +209,12 @@ def kill(rows: int, seconds: float) -> list[Line]:
 
 
 def kills(rows: int, count: int) -> list[Line]:
-    """Random kills of copies and of the foreman, while parts go in and their index is built."""
+    """Random kills of copies, the foreman and the client, while parts go in and their index is built."""
     from clipql.cluster import rays
     from clipql.errors import ClusterError
 
     luck = random.Random(0)
-    with cluster(3, 3, 2) as (db, _, folder):
+    with cluster(3, 3, 2) as (db, machines, folder):
         db.sql(
             "CREATE TABLE laion (id UInt64, url String, image_embedding Array(Float32), "
             "INDEX near image_embedding TYPE ivf('cosineDistance')) ENGINE = MergeTree ORDER BY id"
@@ -218,29 +222,33 @@ def kills(rows: int, count: int) -> list[Line]:
         source = folder / "parts"
         source.mkdir()
         make_parts(source, rows=rows // 24, parts=24)
-        done, killed = threading.Event(), 0
-
-        def fill() -> None:
-            while not done.is_set():
-                with contextlib.suppress(ClusterError):
-                    db.ingest(source, table="laion")
-                    done.set()
-
-        filler = threading.Thread(target=fill)
-        filler.start()
+        url = f"ray://{machines.address}?data={machines.data}"
+        command = [sys.executable, "-m", "clipql", "--url", url, "ingest", str(source), "--table", "laion"]
         names = [rays.FOREMAN, *(rays.actor_name(s, n) for s, n in db.map.holders())]
-        while killed < count and not done.wait(luck.uniform(0.05, 0.5)):
-            with contextlib.suppress(ClusterError):
-                process = rays.actor(luck.choice(names)).__ray_call__.remote(lambda self: os.getpid())
-                os.kill(rays.asked(process, 20), signal.SIGKILL)
+        killed, client = 0, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while client.poll() != 0:
+            if client.returncode is not None:  # it was killed, or told of a copy that was
+                client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(luck.uniform(0.05, 0.8))
+            if killed >= count:
+                continue
+            victim = luck.choice(["client", *names])
+            with contextlib.suppress(ClusterError, ProcessLookupError):
+                if victim == "client":
+                    client.kill()
+                else:
+                    process = rays.actor(victim).__ray_call__.remote(lambda self: os.getpid())
+                    os.kill(rays.asked(process, 20), signal.SIGKILL)
                 killed += 1
-        filler.join()
+        db.refresh()
         db.heal()
         total = rows // 24 * 24
         found = db.sql("SELECT count(), uniqExact(url), uniqExact(id), max(id) FROM laion").rows[0]
     measured = f"{killed} kills: {total - found[1]} rows missing, {found[0] - found[1]} doubled, of {total:,}"
     met = found == (total, total, total, total - 1)
-    return [Line("random kills of copies and foreman during ingest and build", measured, "0 missing, 0 doubled", met)]
+    return [
+        Line("random kills of copies, foreman and client in ingest and build", measured, "0 missing, 0 doubled", met)
+    ]
 
 
 def slow(seconds: float) -> Callable[[Any], None]:
@@ -299,7 +307,7 @@ def growth(rows: int) -> list[Line]:
 
 
 def draw(latency: dict[int, float], throughput: dict[int, float], modelled: dict[int, float]) -> None:
-    """Write docs/cluster.svg."""
+    """Write docs/img/bench-cluster.png."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -312,7 +320,7 @@ def draw(latency: dict[int, float], throughput: dict[int, float], modelled: dict
     left.legend()
     right.loglog(list(throughput), list(throughput.values()), "o-")
     right.set(xlabel="shards", ylabel="queries/s", title="throughput of 16 clients")
-    figure.savefig(child.ROOT / "docs" / "cluster.svg", metadata={"Date": None})
+    figure.savefig(child.ROOT / "docs" / "img" / "bench-cluster.png", dpi=120)
     pyplot.close(figure)
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from bench import (
+    cluster,
     encode_speed,
     encode_sql,
     exact,
@@ -47,6 +48,7 @@ LONG: dict[str, Callable[[int], Comparison]] = {
     "encode-sql": encode_sql.compare,
     "serve": serve_load.compare,
     "page": page_speed.compare,
+    "cluster": cluster.compare,
 }
 
 

@@ -48,6 +48,10 @@ class Asker:
         # copies that did not answer are asked last
         self._gone: set[str] = set()
 
+    def forgive(self) -> None:
+        """Ask copies that were gone like any other again."""
+        self._gone.clear()
+
     def ask(self, table: ShardedTable, pieces: Sequence[Piece], *, partial: bool = False) -> list[Asked]:
         """What each piece gives on every shard of a table. Raises HolderGone for a shard that is lost, and QueryErrors.
 

@@ -7,24 +7,29 @@ sees at once, what others changed within a second.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from os import PathLike
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from clipql.cluster import rays, shards
+import pyarrow as pa
+
+from clipql.cluster import joining, rays, shards
 from clipql.cluster.asking import Asker
+from clipql.cluster.office import UNFIT
 from clipql.cluster.piece import Piece
 from clipql.cluster.placing import PartSpec
 from clipql.cluster.reading import Asked, Reader
 from clipql.cluster.session import ClusterSession
 from clipql.cluster.shards import ShardedTable, ShardMap
-from clipql.cluster.standin import Shape, declare, forget
+from clipql.cluster.standin import Shape, declare, forget, one_shape
 from clipql.cluster.upkeep import Status
 from clipql.database import QUERIES, Database, one_condition
 from clipql.errors import ClipqlError, ClusterError, HolderGone, QueryError, UnknownTable, VectorError
@@ -36,7 +41,9 @@ from clipql.result import Result, Stats
 from clipql.vectors.metrics import Metric, metric_named
 
 DATA = "~/.local/share/clipql-cluster"
-LOOK_SECONDS = 1.0
+LOOK_SECONDS, LEAVE_SECONDS = 1.0, 5.0
+# the map that a statement sees
+_PINNED: ContextVar[ShardMap | None] = ContextVar("clipql_pinned_map", default=None)
 
 
 class ClusterDatabase(Database):
@@ -59,12 +66,12 @@ class ClusterDatabase(Database):
         cluster that is to be made (shards: one a node unless given); replicas 0 does not make one. without: nodes that
         are lost for good. heal_seconds: how often the foreman looks for copies to bring back. Raises ClusterError.
         """
-        rays.join(address)
+        joining.join(address)
         self.data = str(Path(data or DATA).expanduser())
         try:
             self._foreman = rays.foreman(self.data, shards, replicas, without, heal_seconds)
         except BaseException:
-            rays.leave()
+            joining.leave()
             raise
         self._folder = tempfile.mkdtemp(prefix="clipql-cluster-")
         try:
@@ -80,14 +87,18 @@ class ClusterDatabase(Database):
             if hasattr(self, "_closing"):
                 super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
-            rays.leave()
+            joining.leave()
             raise
         self._stop = threading.Event()
-        threading.Thread(target=self._watch, name="clipql-map", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="clipql-map", daemon=True)
+        self._watcher.start()
 
     @classmethod
     def at(cls, url: str, *, model: str | None = None) -> ClusterDatabase:
-        """A cluster by its address, ray://host:port?data=FOLDER, as it runs. Raises ClusterError."""
+        """A cluster by its address, ray://host:port, as it runs. Raises ClusterError.
+
+        With ?data=FOLDER, shards whose folders are there are started where none run.
+        """
         found = urlsplit(url)
         options = dict(parse_qsl(found.query))
         if odd := set(options) - {"data"}:
@@ -121,6 +132,7 @@ class ClusterDatabase(Database):
         """Look what changed. Raises ClusterError where shards do not fit together."""
         with self._changing:
             map = self._state()
+            self._asker.forgive()
             before = {t.full_name: t for t in self._asker.map.tables}
             self._asker.map = map
             for table in map.tables:
@@ -132,31 +144,51 @@ class ClusterDatabase(Database):
                 forget(self._registry.engine, self._known.pop(name))
 
     def _learn(self, table: ShardedTable, known: Shape | None) -> None:
-        found = [self._from_any(s, "shape", table.database, table.name) for s in range(len(table.shards))]
+        found, why = [], None
+        for shard in range(len(table.shards)):
+            try:
+                found.append(self._from_any(shard, "shape", table.database, table.name))
+            except UNFIT as error:  # the others may be asked for a partial answer
+                why = error
+        if not found and why is not None:
+            raise why
         shape = one_shape(found)
         if known is None or (known.listed, known.unlisted) != (shape.listed, shape.unlisted):
             declare(self._registry.engine, shape)
         self._known[table.full_name] = shape
 
     def _from_any(self, shard: int, method: str, *arguments: Any) -> Any:
-        copies, why = rays.RayCopies(self.data), HolderGone(f"shard {shard} has no copy")
+        copies = rays.RayCopies(self.data)
+        why: ClipqlError = HolderGone(f"shard {shard} has no copy")
         for node in self._asker.map.nodes[shard]:
             try:
                 return copies.call(shard, node, method, *arguments, seconds=rays.START_SECONDS)
-            except HolderGone as error:
+            except UNFIT as error:
                 why = error
         raise why
 
     def shape(self, database: str | None, name: str) -> Shape | None:
         """A sharded table as statements may use it."""
+        if database is None and name in self._registry.hidden:  # a temporary table of this name
+            return None
         return self._known.get(f"{database or self._registry.database}.{name}")
 
     def shapes(self) -> tuple[Shape, ...]:
         """All of them."""
         return tuple(self._known.values())
 
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Have all SELECTs of a statement see one map."""
+        before = _PINNED.set(self._asker.map)
+        try:
+            yield
+        finally:
+            _PINNED.reset(before)
+
     def _table(self, shape: Shape) -> ShardedTable:
-        table = self._asker.map.table(shape.database, shape.name)
+        map = _PINNED.get() or self._asker.map
+        table = map.table(shape.database, shape.name)
         if table is None:
             raise UnknownTable(f"{shape.full_name} was dropped meanwhile")
         return table
@@ -164,6 +196,23 @@ class ClusterDatabase(Database):
     def definition(self, shape: Shape) -> str:
         """CREATE TABLE of it."""
         return self._table(shape).definition
+
+    def listing(self) -> pa.Table:
+        """All indexes of all copies, for `clipql.indexes`."""
+        rows: list[dict[str, Any]] = []
+        for status in self.status():
+            for full_name, entries in status.indexes.items():
+                database, _, name = full_name.partition(".")
+                rows += [
+                    {"shard": status.shard, "node": status.node, "database": database, "table": name, "name": e.name,
+                     "column": e.column, "type": e.kind, "metric": e.metric, "rows_covered": e.rows, "bytes": e.bytes,
+                     "build_seconds": e.seconds} for e in entries
+                ]  # fmt: skip
+        text, count = pa.string(), pa.uint64()
+        fields = [("shard", count), ("node", text), ("database", text), ("table", text), ("name", text),
+                  ("column", text), ("type", text), ("metric", text), ("rows_covered", count), ("bytes", count),
+                  ("build_seconds", pa.float64())]  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
     def _ask(self, pieces: Sequence[Piece], shape: Shape) -> Sequence[Asked]:
         partial = pieces[0].settings.get("shards_partial") in ("1", "true")
@@ -337,29 +386,7 @@ class ClusterDatabase(Database):
         """Leave the cluster, which goes on; harmless when called twice."""
         if not self._closed:
             self._stop.set()
+            self._watcher.join(LEAVE_SECONDS)
             super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
-            rays.leave()
-
-
-def one_shape(found: Sequence[Shape]) -> Shape:
-    """What all shards agree on of a table. Raises ClusterError where they do not."""
-    first = found[0]
-    vectors = dict(first.vectors)
-    for shard, shape in enumerate(found):
-        if (shape.listed, shape.unlisted) != (first.listed, first.unlisted):
-            a, b = (", ".join(f"{n} {t}" for n, t in (*s.listed, *s.unlisted)) for s in (first, shape))
-            raise ClusterError(f"{first.full_name} has other columns on shard 0 ({a}) than on shard {shard} ({b})")
-        for name, (dimension, model) in shape.vectors.items():
-            known, by = vectors[name]
-            if dimension and known and dimension != known:
-                raise ClusterError(
-                    f"{name} of {first.full_name} holds {known} numbers on one shard and {dimension} on shard {shard}"
-                )
-            if model and by and model != by:
-                raise ClusterError(
-                    f"{name} of {first.full_name} was made by {by} on one shard and by {model} on shard {shard}: "
-                    "vectors of two models cannot be compared"
-                )
-            vectors[name] = (known or dimension, by or model)
-    return Shape(first.database, first.name, first.listed, first.unlisted, vectors)
+            joining.leave()

@@ -8,6 +8,7 @@ found to be the beginning of the table, by count and hash; success is told after
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,8 @@ class Target:
 
 
 def target_of(address: str) -> Target:
-    """clickhouse://user:password@host:port/db.table, or clickhouses:// for TLS. Raises ServerError."""
+    """clickhouse://user:password@host:port/db.table, or clickhouses:// for TLS; the password may be in
+    $CLICKHOUSE_PASSWORD. Raises ServerError."""
     found = urlsplit(address)
     schemes = {"clickhouse": "http", "clickhouses": "https"}
     name = unquote(found.path.strip("/"))
@@ -58,9 +60,8 @@ def target_of(address: str) -> Target:
     database, _, table = name.rpartition(".")
     host = f"[{found.hostname}]" if ":" in found.hostname else found.hostname
     url = f"{scheme}://{host}:{found.port or PORTS[scheme]}/"
-    return Target(
-        url, unquote(found.username or "default"), unquote(found.password or ""), database or "default", table
-    )
+    password = unquote(found.password or "") or os.environ.get("CLICKHOUSE_PASSWORD", "")
+    return Target(url, unquote(found.username or "default"), password, database or "default", table)
 
 
 class Server:

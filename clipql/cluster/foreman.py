@@ -6,6 +6,7 @@ There is one foreman a cluster, wherever it runs; what it has begun, another one
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from clipql.cluster.indexing import Indexing
@@ -15,6 +16,9 @@ from clipql.cluster.shards import ShardMap
 from clipql.cluster.upkeep import Upkeep
 from clipql.errors import ClipqlError, ClusterError
 
+# copies that are started side by side
+STARTING = 8
+
 
 class Foreman:
     """Thread-safe: one change after the other."""
@@ -23,7 +27,7 @@ class Foreman:
         self._office = Office(copies, map)
         self._indexing = Indexing(self._office)
         intake, upkeep = Intake(self._office, self._indexing), Upkeep(self._office, self._indexing)
-        self.ingest, self.progress = intake.ingest, intake.progress
+        self.ingest, self.progress, self._define = intake.ingest, intake.progress, intake.define
         self.heal, self.status, self.watch = upkeep.heal, upkeep.status, upkeep.watch
         self.move, self.rebalance = upkeep.move, upkeep.rebalance
 
@@ -33,12 +37,20 @@ class Foreman:
         return self._office.map
 
     def begin(self) -> None:
-        """Start the copies, put the map in force once more, and heal. Raises ClusterError where too few are there."""
-        for shard, node in self.map.holders():
+        """Start the copies, and put the map in force once more. Raises ClusterError where too few are there."""
+
+        def start(copy: tuple[int, str]) -> None:
             with contextlib.suppress(ClipqlError):  # heal tells
-                self._office.copies.start(shard, node)
+                self._office.copies.start(*copy)
+
+        with ThreadPoolExecutor(STARTING) as pool:
+            list(pool.map(start, self.map.holders()))
         self._office.announce()
-        self.heal()
+        for table in self.map.tables:
+            filled = next((i for i, parts in enumerate(table.shards) if any(p.taken for p in parts)), None)
+            if not table.definition and filled is not None:  # the map was made anew, or an ingest was cut short
+                with contextlib.suppress(*UNFIT):
+                    self._define(table.database, table.name, filled)
 
     def create(self, database: str, name: str, definition: str, count: int | None = None) -> None:
         """Make a table over the first `count` shards (all of them by default). Raises QueryError and its like."""

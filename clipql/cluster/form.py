@@ -7,6 +7,7 @@ or a column is never guessed here. It is made over an empty table with the same 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from clipql.cluster.piece import GLOBAL_ROW
 from clipql.engine import Engine
 from clipql.errors import UnsupportedStatement
 from clipql.query.lexer import matching, tokenize
-from clipql.query.scopes import scopes, split_list
+from clipql.query.scopes import Span, scopes, split_list
 from clipql.tables.registry import ROW
 
 # what is folded while the statement is looked at would be lost to it: a scalar subquery's value is known by number only
@@ -24,6 +25,7 @@ _SETTINGS = "enable_scalar_subquery_optimization = 0"
 _INFIX = {"plus": "+", "minus": "-", "multiply": "*", "divide": "/", "equals": "=", "notEquals": "!=", "less": "<",
           "greater": ">", "lessOrEquals": "<=", "greaterOrEquals": ">=", "in": "IN", "notIn": "NOT IN", "like": "LIKE",
           "notLike": "NOT LIKE", "ilike": "ILIKE", "notILike": "NOT ILIKE"}  # fmt: skip
+_BOUNDS = ("equals", "less", "lessOrEquals", "greater", "greaterOrEquals")
 _CHAINS = {"and": "AND", "or": "OR"}
 _SELECTS = ("SELECT", "WITH")
 _LONG = 512
@@ -45,6 +47,7 @@ class Form:
         # FROM clipql_shards.`x` AS __table1: the only source that rows of shards can be taken from one by one
         plain = len(source) == 5 and source[1].text == "." and source[3].upper == "AS"
         self.alias = source[4].text if plain else None
+        self._now = int(time.time())
         self._constants: dict[str, str] = {}
 
     @property
@@ -72,10 +75,29 @@ class Form:
         span = self.scope.clauses.get(clause)
         if not span:
             return ""
-        whole = [(span.first, span.last)]
+        return " AND ".join(self._bare(a, b, hook) for a, b in self._conjuncts(span))
+
+    def row_bounds(self) -> tuple[int, int | None]:
+        """The numbers of rows that WHERE leaves: the first, and the one after the last or None."""
+        low, high = 0, None
+        span = self.scope.clauses.get("WHERE")
+        for first, last in self._conjuncts(span) if span else []:
+            words = self.words(first, last)
+            found = len(words) == 8 and self.column(first + 2) == ROW and words[5] == "," and words[6].isdigit()
+            if not found or words[0] not in _BOUNDS:
+                continue
+            number = int(words[6])
+            if words[0] in ("greaterOrEquals", "equals", "greater"):
+                low = max(low, number + (words[0] == "greater"))
+            if words[0] in ("less", "lessOrEquals", "equals"):
+                end = number + (words[0] != "less")
+                high = end if high is None else min(high, end)
+        return low, high
+
+    def _conjuncts(self, span: Span) -> list[tuple[int, int]]:
         if self._called(span.first) == "and" and matching(self.tokens, span.first + 1) == span.last - 1:
-            whole = split_list(self.tokens, span.first + 2, span.last - 1)
-        return " AND ".join(self._bare(a, b, hook) for a, b in whole)
+            return split_list(self.tokens, span.first + 2, span.last - 1)
+        return [(span.first, span.last)]
 
     def _bare(self, first: int, last: int, hook: Hook | None) -> str:
         text = self.render(first, last, hook)
@@ -92,6 +114,7 @@ class Form:
                 self._inner(at)
                 or (hook(at) if hook else None)
                 or self._row(at)
+                or self._moment(at)
                 or self._constant(at)
                 or self._operator(at, hook)
             )
@@ -116,6 +139,13 @@ class Form:
         if self.alias and self.column(at) == ROW:
             return GLOBAL_ROW, at + 3
         return None
+
+    def _moment(self, at: int) -> tuple[str, int] | None:
+        """The moment of the query, which is the same for all shards."""
+        if self._called(at) not in ("now", "today") or self.tokens[at + 2].text != ")":
+            return None
+        moment = f"toDateTime({self._now})"
+        return (moment if self.tokens[at].text == "now" else f"toDate({moment})"), at + 3
 
     def column(self, at: int) -> str | None:
         """The column of the table that stands at a place."""

@@ -6,6 +6,7 @@ the hashes that the map names, so that another copy can be made of them; queries
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
@@ -20,11 +21,11 @@ import xxhash
 from clipql import __version__, files
 from clipql.catalog import IndexEntry
 from clipql.cluster import shards
-from clipql.cluster.piece import Piece, Snapshot, rows_of, statement
+from clipql.cluster.piece import Piece, Snapshot, mark_of, rows_of, statement
 from clipql.cluster.shards import PartFile, ShardMap, ShardPart
 from clipql.cluster.standin import Shape
 from clipql.database import Database
-from clipql.errors import ClusterError, HolderGone, IngestError
+from clipql.errors import ClusterError, CopyDamaged, HolderGone, IngestError
 from clipql.ingest.layout import check_part, find_parts
 from clipql.ingest.pipeline import ingest
 from clipql.quoting import quote_name, quote_string
@@ -34,7 +35,8 @@ from clipql.users import Acting, EngineUser
 PIECE_BYTES = 4 << 20
 # what one shard may give for one SELECT: more does not belong on one machine
 MOST_BYTES = 256 << 20
-OWNER = "owner.json"
+MOST_SESSIONS = 64
+OWNER, QUARANTINE = "owner.json", "quarantine.txt"
 # gives bytes of a file of a part: (table, fingerprint, name, offset, size)
 Fetch = Callable[[str, str, str, int, int], bytes]
 
@@ -50,6 +52,7 @@ class Hello:
     ledgers: Mapping[str, tuple[str, ...]]
     definitions: Mapping[str, str]
     indexes: Mapping[str, tuple[IndexEntry, ...]]
+    quarantined: str = ""
 
 
 class Holder:
@@ -62,7 +65,9 @@ class Holder:
         self._own(self._folder / OWNER)
         self._map = shards.load(self._folder)
         self._db = Database(self._folder / "db")
-        self._taking = threading.RLock()
+        self._taking, self._choosing = threading.RLock(), threading.Lock()
+        quarantine = self._folder / QUARANTINE
+        self._quarantined = quarantine.read_text("utf-8") if quarantine.exists() else ""
         self._sessions: dict[tuple[object, ...], tuple[Session, EngineUser]] = {}
 
     def _own(self, path: Path) -> None:
@@ -75,15 +80,25 @@ class Holder:
                 f"of {self.node}: give each node a folder of its own"
             )
 
-    def hello(self) -> Hello:
-        """Who it is and what it has; waits for a part that is going in."""
-        with self._taking:
+    def hello(self, wait: bool = True) -> Hello:
+        """Who it is and what it has; after a part that is going in, or (`wait` False) as it is before."""
+        with self._taking if wait else contextlib.nullcontext():
             tables = self._db.registry.catalog.tables
-            ledgers = {t.full_name: tuple(p.fingerprint for p in t.parts) for t in tables}
-            definitions = {t.full_name: self._definition(t.database, t.name) for t in tables}
-            indexes = {t.full_name: t.indexes for t in tables}
-        map = shards.encoded(self._map) if self._map else None
-        return Hello(self.shard, self.node, __version__, map, ledgers, definitions, indexes)
+        return Hello(
+            shard=self.shard,
+            node=self.node,
+            version=__version__,
+            map=shards.encoded(self._map) if self._map else None,
+            ledgers={t.full_name: tuple(p.fingerprint for p in t.parts) for t in tables},
+            definitions={t.full_name: self.definition(t.database, t.name) for t in tables},
+            indexes={t.full_name: t.indexes for t in tables},
+            quarantined=self._quarantined,
+        )
+
+    def quarantine(self, why: str) -> None:
+        """Answer no queries from now on, whatever starts this copy again, until its folder is removed."""
+        files.replace(self._folder / QUARANTINE, why.encode())
+        self._quarantined = why
 
     def store_map(self, content: bytes) -> None:
         """Keep a copy of the map, unless it has a newer one."""
@@ -114,13 +129,10 @@ class Holder:
         """Where the files of a table's parts lie, in a folder for each part."""
         return self._folder / "parts" / quote(table, safe="")
 
-    def _definition(self, database: str, name: str) -> str:
-        found = self._db.sql(f"SHOW CREATE TABLE {quote_name(database)}.{quote_name(name)}").rows
-        return str(found[0][0])
-
     def definition(self, database: str, name: str) -> str:
         """CREATE TABLE, as ClickHouse shows it."""
-        return self._definition(database, name)
+        found = self._db.sql(f"SHOW CREATE TABLE {quote_name(database)}.{quote_name(name)}").rows
+        return str(found[0][0])
 
     def shape(self, database: str, name: str) -> Shape:
         """What a statement may use of a table. Raises UnknownTable."""
@@ -151,7 +163,7 @@ class Holder:
             table, full = self._db.registry.find(database, name), f"{database}.{name}"
             ledger = tuple(p.fingerprint for p in table.parts) if table else ()
             if part.fingerprint in ledger:
-                return replace(part, files=part.files or self._files(full, part), taken=True)
+                return self._noted(full, replace(part, files=part.files or self._files(full, part), taken=True))
             if ledger != tuple(before):
                 raise HolderGone(
                     f"shard {self.shard} on {self.node} has {len(ledger)} parts of {database}.{name}, and "
@@ -168,7 +180,17 @@ class Holder:
             except IngestError:
                 files.remove(folder)
                 raise
-            return replace(part, files=self._files(full, part), taken=True)
+            return self._noted(full, replace(part, files=self._files(full, part), taken=True))
+
+    def _noted(self, table: str, part: ShardPart) -> ShardPart:
+        """The part, after writing beside its files what it is."""
+        path = self._parts(table) / f"{part.fingerprint}.json"
+        if not path.exists():
+            database, _, name = table.partition(".")
+            known = self._map.table(database, name) if self._map else None
+            count = len(known.shards) if known else self.shard + 1
+            files.replace(path, shards.Remains(self.node, self.shard, count, database, name, part).encoded)
+        return part
 
     def _gather(self, table: str, part: ShardPart, fetch: Fetch | None) -> Path:
         """The files of a part in a folder of their own, whole and synced."""
@@ -222,13 +244,16 @@ class Holder:
             return file.read(size)
 
     def check(self, table: str, parts: Sequence[ShardPart]) -> None:
-        """Compare the files of parts of a table with the map. Raises ClusterError, naming the first that differs."""
+        """Compare the files of parts of a table with the map. Raises CopyDamaged, naming the first that differs."""
+        database, _, name = table.partition(".")
+        known = self._db.registry.find(database, name)
+        has = {p.fingerprint for p in known.parts} if known else set()
         for part in parts:
-            for file in part.files:
+            for file in part.files if part.fingerprint in has else ():
                 path = self._parts(table) / part.fingerprint / file.name
                 if not path.exists() or path.stat().st_size != file.size or _hash(path) != file.hash:
                     state = "is not what the shard map says" if path.exists() else "is missing"
-                    raise ClusterError(
+                    raise CopyDamaged(
                         f"{path} on node {self.node} {state} ({file.size:,} bytes, xxh3 {file.hash}): remove the "
                         f"folder {self._folder} there, and the copy is made anew from another node"
                     )
@@ -297,7 +322,13 @@ class Holder:
         table = self._db.registry.find(piece.database, piece.table)
         if table is None:
             raise HolderGone(f"shard {self.shard} on {self.node} has no table {piece.database}.{piece.table} yet")
+        if self._quarantined:
+            raise HolderGone(self._quarantined)
         sql = statement(piece, snapshot, table.rows)
+        if mark_of([p.fingerprint for p in table.parts[: len(snapshot.runs)]]) != snapshot.mark:
+            raise HolderGone(
+                f"shard {self.shard} on {self.node} has other parts of {table.full_name} than were asked for"
+            )
         session, user = self._session(piece)
         with self._db.registry.engine.act(Acting(user)):
             found = session.execute(sql, piece.params, format="RowBinaryWithNamesAndTypes").output.data
@@ -309,12 +340,19 @@ class Holder:
         return found
 
     def _session(self, piece: Piece) -> tuple[Session, EngineUser]:
+        """A session with the settings of whoever asks; those of the last askers are kept."""
         key = (tuple(sorted(piece.settings.items())), piece.statements)
-        if key not in self._sessions:
-            session = self._db.session()
-            session.settings = dict(piece.settings)
-            self._sessions[key] = session, EngineUser(piece.statements)
-        return self._sessions[key]
+        with self._choosing:
+            found = self._sessions.pop(key, None)
+            if found is None:
+                session = self._db.session()
+                session.settings = dict(piece.settings)
+                found = session, EngineUser(piece.statements)
+            self._sessions[key] = found
+            while len(self._sessions) > MOST_SESSIONS:
+                _, user = self._sessions.pop(next(iter(self._sessions)))
+                self._db.registry.engine.forget(user)
+        return found
 
     def close(self) -> None:
         """Close the database."""

@@ -42,6 +42,8 @@ class Intake:
             new = [s for s in specs if (found := table.place(s.fingerprint)) is None or not found[1].taken]
             table = dealt(table, new)
             if not new:
+                if not table.definition:  # an earlier run was cut short just before it
+                    self.define(database, name, next(i for i, parts in enumerate(table.shards) if parts))
                 self._indexing.build(table, None)
                 return IngestReport(0, 0, len(specs), time.perf_counter() - began)
             self._office.commit(self._office.map.with_table(table))
@@ -83,9 +85,10 @@ class Intake:
         table = self._office.table(database, name)
         shard = next(i for i, parts in enumerate(table.shards) if parts)
         self._take_next(database, name, shard)
-        self._define(database, name, shard)
+        self.define(database, name, shard)
 
-    def _define(self, database: str, name: str, shard: int) -> None:
+    def define(self, database: str, name: str, shard: int) -> None:
+        """Have all copies of a table be as those of a shard that has a part."""
         shown = self._office.ask(shard, "definition", database, name)
         table = replace(self._office.table(database, name), definition=shown)
         for other, node in self._office.holders(table):

@@ -36,8 +36,8 @@ class Copies(Protocol):
     def adopt(self, shard: int, node: str, database: str, name: str, entry: IndexEntry, source: str) -> None:
         """Have a copy take over an index that the copy on the node `source` has built."""
 
-    def start(self, shard: int, node: str) -> None:
-        """Start a copy on a node, unless it runs. Raises HolderGone where the node is not there."""
+    def start(self, shard: int, node: str) -> bool:
+        """Start a copy on a node, unless it runs; whether it was started. Raises HolderGone for a node that is away."""
 
     def stop(self, shard: int, node: str) -> None:
         """Stop a copy."""

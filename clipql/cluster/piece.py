@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import xxhash
+
 from clipql.errors import ClusterError, HolderGone
 from clipql.query.lexer import tokenize
 from clipql.quoting import quote_name
@@ -25,6 +27,7 @@ class Piece:
     """The SELECT of one shard. alias: what its columns are qualified with. where: conditions joined by AND, any OR in
     brackets. tail: all that follows WHERE.
 
+    bounds: of the numbers of rows that WHERE leaves, the first and the one after the last, where it names them.
     settings: clipql's own. statements: ClickHouse's SETs of whoever asks.
     """
 
@@ -35,6 +38,7 @@ class Piece:
     prewhere: str = ""
     where: str = ""
     tail: str = ""
+    bounds: tuple[int, int | None] = (0, None)
     params: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     statements: tuple[str, ...] = ()
@@ -51,14 +55,27 @@ class Run:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The rows of a shard that a query sees, in order: what is taken in meanwhile is not among them."""
+    """The rows of a shard that a query sees, in order: what is taken in meanwhile is not among them.
+
+    mark: of the parts that they came with, by which a copy that has others is told.
+    """
 
     runs: tuple[Run, ...] = ()
+    mark: str = ""
 
     @property
     def rows(self) -> int:
         """How many there are."""
         return sum(r.rows for r in self.runs)
+
+    def before(self, row: int) -> int:
+        """How many of them come before a row, by its number among those of all shards."""
+        return sum(min(max(row - r.first, 0), r.rows) for r in self.runs)
+
+
+def mark_of(fingerprints: Sequence[str]) -> str:
+    """What stands for these parts in this order."""
+    return xxhash.xxh3_128_hexdigest(" ".join(fingerprints).encode())
 
 
 def statement(piece: Piece, snapshot: Snapshot, rows: int) -> str:
@@ -68,10 +85,11 @@ def statement(piece: Piece, snapshot: Snapshot, rows: int) -> str:
             f"this replica has {rows:,} rows of {piece.database}.{piece.table} and should have {snapshot.rows:,}"
         )
     row = f"{piece.alias}.{ROW}"
-    where = piece.where
-    if rows > snapshot.rows:
-        bound = f"{row} < {snapshot.rows}"
-        where = f"{bound} AND {where}" if where else bound
+    low, high = piece.bounds
+    first, last = snapshot.before(low), snapshot.rows if high is None else snapshot.before(high)
+    conditions = [f"{row} >= {first}"] if first else []
+    conditions += [f"{row} < {last}"] if last < rows else []
+    where = " AND ".join([*conditions, *([piece.where] if piece.where else [])])
     text = f"SELECT {piece.select} FROM {quote_name(piece.database)}.{quote_name(piece.table)} AS {piece.alias}"
     text += f" PREWHERE {piece.prewhere}" if piece.prewhere else ""
     text += f" WHERE {where}" if where else ""

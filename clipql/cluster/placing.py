@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from clipql.cluster import shards
-from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
+from clipql.cluster.shards import Remains, ShardedTable, ShardMap, ShardPart
 from clipql.errors import ClusterError
 
 
@@ -60,16 +61,12 @@ def in_force(found: Sequence[tuple[str, bytes]], there: Sequence[str], without: 
 
     found: node and content of each copy. there: the nodes that were looked at. without: those that are lost for good.
     """
-    maps, damaged = [], []
+    maps = []
     for node, content in found:
-        try:
+        with contextlib.suppress(ClusterError):  # a damaged copy: another counts, or it is made anew from the shards
             maps.append(shards.decoded(content, f"the shard map on node {node}"))
-        except ClusterError as error:
-            damaged.append(error)
     map = shards.newest(maps)
     if map is None:
-        if damaged:
-            raise damaged[0]
         return None
     nodes, seen = {n for pair in map.nodes for n in pair} - set(without), set(there)
     if len(nodes & seen) <= len(nodes) // 2:
@@ -86,3 +83,27 @@ def in_force(found: Sequence[tuple[str, bytes]], there: Sequence[str], without: 
             f"shard {shard} lay on {', '.join(map.nodes[shard])} alone, so it cannot be done without: bring one back"
         )
     return replace(map, nodes=left)
+
+
+def rebuilt(found: Sequence[Remains]) -> ShardMap | None:
+    """The map as the parts on the nodes tell of it, where no copy of it is left; None where there are no parts.
+
+    Raises ClusterError where a shard is on none of the nodes.
+    """
+    if not found:
+        return None
+    count = max(r.shards for r in found)
+    nodes = [tuple(sorted({r.node for r in found if r.shard == shard})) for shard in range(count)]
+    if () in nodes:
+        raise ClusterError(
+            f"no copy of the shard map is left, and shard {nodes.index(())} of {count} is on none of the nodes that "
+            "are here: start the node that has it"
+        )
+    tables = []
+    for database, name in sorted({(r.database, r.name) for r in found}):
+        own = [r for r in found if (r.database, r.name) == (database, name)]
+        parts = [{r.part.fingerprint: r.part for r in own if r.shard == shard} for shard in range(own[0].shards)]
+        ordered = tuple(tuple(sorted(p.values(), key=lambda part: part.first)) for p in parts)
+        after = max(r.part.first + r.part.rows for r in own)
+        tables.append(ShardedTable(database, name, ordered, next_row=after))
+    return ShardMap(tuple(nodes), tuple(tables))

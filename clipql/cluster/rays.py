@@ -1,15 +1,12 @@
 """Ray: the actors that hold copies of shards and the one that is the foreman, and how they are reached.
 
-Nothing else imports ray. What must stay true: an actor that holds a copy runs on the node whose disk has it; a copy
-that cannot be reached is a HolderGone, an error of clipql's comes back as itself; connections ask for Ray's token.
+Nothing but this and `joining.py` knows Ray. What must stay true: an actor that holds a copy runs on the node whose disk
+has it; a copy that cannot be reached is a HolderGone, an error of clipql's comes back as itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -21,94 +18,17 @@ from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Holder
-from clipql.cluster.placing import in_force, placed
-from clipql.cluster.shards import ShardMap, ShardPart
+from clipql.cluster.joining import NAMESPACE, library
+from clipql.cluster.placing import in_force, placed, rebuilt
+from clipql.cluster.shards import ShardMap, ShardPart, remains_of
 from clipql.errors import ClipqlError, ClusterError, HolderGone
 
-LOG = logging.getLogger("clipql.cluster")
-NAMESPACE = "clipql"
 FOREMAN = "foreman"
 THREADS = 16
 # threads of a copy that answer while all others are at work
 CONTROL = {"control": 2}
-CONNECT_SECONDS, TWICE_SECONDS, HEAL_SECONDS = 3.0, 60.0, 5.0
+TWICE_SECONDS, HEAL_SECONDS = 60.0, 5.0
 PING_SECONDS, START_SECONDS = 10.0, 120.0
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ClusterError("clusters need Ray: pip install 'clipql[ray]'") from error
-    return ray
-
-
-def join(address: str) -> None:
-    """Join the Ray cluster at host:port, or start one on this machine for `local`. Raises ClusterError."""
-    host, _, port = address.rpartition(":")
-    local = address == "local"
-    if not local and (not host or not port.isdigit()):
-        raise ClusterError(f"{address}: expected host:port, where `ray start --head` said that it listens, or local")
-    if local or host in _LOOPBACK:
-        # read by Ray as it is imported: it would otherwise take this machine's address in the network
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    _check_token(local)
-    if not local:
-        _check_listening(host, int(port))
-    ray = _ray()
-    if ray.is_initialized():
-        return
-    options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "configure_logging": False}
-    if local:
-        options.update(include_dashboard=False, _node_ip_address="127.0.0.1")
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"the Ray at {address} cannot be joined: {error}") from error
-    with contextlib.suppress(ImportError):
-        from ray._private import worker
-
-        # Ray tells of nodes that die on standard output, which is for results
-        worker.print_to_stdstream = _logged
-
-
-def _logged(told: Any, ignore_prefix: bool) -> None:
-    for line in told.get("lines", ()):
-        LOG.info("%s", str(line).strip().partition("\n")[0])
-
-
-def _check_token(local: bool) -> None:
-    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if mode != "token" or os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    if path.exists():
-        return
-    if local:
-        import secrets
-
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        return
-    raise ClusterError(
-        "there is no token for Ray: give the one that it was started with in $RAY_AUTH_TOKEN or ~/.ray/auth_token "
-        "(`ray get-auth-token --generate` makes one), or set RAY_AUTH_MODE=disabled for a Ray without"
-    )
-
-
-def _check_listening(host: str, port: int) -> None:
-    """Ray itself would wait for long, and then end the process."""
-    try:
-        socket.create_connection((host, port), CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ClusterError(
-            f"nothing listens at {host}:{port} ({error}): start Ray there with `ray start --head --port={port}`"
-        ) from error
-
-
-def leave() -> None:
-    """Leave the Ray cluster; its actors go on."""
-    _ray().shutdown()
 
 
 def node_ids() -> dict[str, str]:
@@ -120,7 +40,7 @@ def node_ids() -> dict[str, str]:
     while True:
         found: dict[str, str] = {}
         twice = None
-        for node in _ray().nodes():
+        for node in library().nodes():
             if node["Alive"]:
                 twice = node["NodeName"] if node["NodeName"] in found else twice
                 found[node["NodeName"]] = node["NodeID"]
@@ -188,22 +108,22 @@ class HolderActor:
     def node(self) -> str:
         """The id of the node that it runs on, once its database is open."""
         self._opened()
-        return str(_ray().get_runtime_context().get_node_id())
+        return str(library().get_runtime_context().get_node_id())
 
 
 def actor(name: str) -> Any:
     """The handle of an actor. Raises HolderGone."""
     try:
-        return _ray().get_actor(name, NAMESPACE)
-    except (ValueError, _ray().exceptions.RayError) as error:
+        return library().get_actor(name, NAMESPACE)
+    except (ValueError, library().exceptions.RayError) as error:
         raise HolderGone(f"{name} does not run") from error
 
 
 def asked(reference: Any, seconds: float | None = None) -> Any:
     """What an actor answers. Raises HolderGone where it cannot, and clipql's errors as it raised them."""
-    errors = _ray().exceptions
+    errors = library().exceptions
     try:
-        return _ray().get(reference, timeout=seconds)
+        return library().get(reference, timeout=seconds)
     except errors.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, ClipqlError):
@@ -252,7 +172,7 @@ class RayCopies:
         """The names of the nodes that are there."""
         return tuple(node_ids())
 
-    def start(self, shard: int, node: str) -> None:
+    def start(self, shard: int, node: str) -> bool:
         """Start a copy where it does not run: on its node, which may have come back as another."""
         ids = node_ids()
         if node not in ids:
@@ -261,35 +181,48 @@ class RayCopies:
             known = actor(actor_name(shard, node)).node.options(concurrency_group="control")
             try:
                 if asked(known.remote(), PING_SECONDS) == ids[node]:
-                    return
+                    return False
             except HolderGone as error:
                 if isinstance(
-                    error.__cause__, _ray().exceptions.GetTimeoutError
+                    error.__cause__, library().exceptions.GetTimeoutError
                 ):  # it lives, and killing it helps none
                     raise ClusterError(f"shard {shard} on {node} is there and does not answer") from error
         self.stop(shard, node)
-        ray = _ray()
+        ray = library()
         kind = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=THREADS, concurrency_groups=CONTROL)(HolderActor)
         options = {"name": actor_name(shard, node), "namespace": NAMESPACE, "lifetime": "detached",
                    "get_if_exists": True, "scheduling_strategy": _on(ids[node])}  # fmt: skip
         made = kind.options(**options).remote(folder_of(self._data, shard, node), shard, node)
         asked(made.node.remote(), START_SECONDS)
+        return True
 
     def stop(self, shard: int, node: str) -> None:
         """Stop a copy; harmless where it does not run."""
         with contextlib.suppress(HolderGone):
-            _ray().kill(actor(actor_name(shard, node)), no_restart=True)
+            library().kill(actor(actor_name(shard, node)), no_restart=True)
 
 
-def found_maps(data: str) -> list[tuple[str, bytes]]:
-    """The copies of the shard map on the disks of the nodes that are there, with the names of these."""
-    look = _ray().remote(num_cpus=0, max_retries=3)(_look)
-    asked_for = {n: look.options(scheduling_strategy=_on(i)).remote(str(Path(data) / n)) for n, i in node_ids().items()}
-    return [(node, content) for node, reference in asked_for.items() for content in asked(reference, 120)]
+def found_map(data: str, without: Sequence[str]) -> ShardMap | None:
+    """The map in force among those on the disks of the nodes that are there, or as their parts tell of it.
+
+    None where there are neither. Raises ClusterError.
+    """
+    known = in_force(_found(data, f"shard-*/{shards.NAME}"), tuple(node_ids()), without)
+    if known is not None:
+        return known
+    return rebuilt([remains_of(c, f"a part on node {n}") for n, c in _found(data, "shard-*/parts/*/*.json")])
 
 
-def _look(folder: str) -> list[bytes]:
-    return [p.read_bytes() for p in sorted(Path(folder).glob(f"shard-*/{shards.NAME}"))]
+def _found(data: str, pattern: str) -> list[tuple[str, bytes]]:
+    """Files on the disks of the nodes that are there, with the names of these."""
+    look = library().remote(num_cpus=0, max_retries=3)(_look)
+    folders = {name: (str(Path(data) / name), id) for name, id in node_ids().items()}
+    asked_for = {n: look.options(scheduling_strategy=_on(id)).remote(f, pattern) for n, (f, id) in folders.items()}
+    return [(node, content) for node, reference in asked_for.items() for content in asked(reference, START_SECONDS)]
+
+
+def _look(folder: str, pattern: str) -> list[bytes]:
+    return [p.read_bytes() for p in sorted(Path(folder).glob(pattern))]
 
 
 class ForemanActor:
@@ -319,7 +252,7 @@ class ForemanActor:
             if self._foreman is None:
                 data, shard_count, replicas, without = self._how
                 copies = RayCopies(data)
-                map = in_force(found_maps(data), tuple(node_ids()), without)
+                map = found_map(data, without)
                 if map is None:
                     names = sorted(copies.nodes())
                     map = ShardMap(placed(shard_count or len(names), replicas, names))
@@ -333,7 +266,7 @@ def foreman(
     data: str, shard_count: int | None, replicas: int, without: Sequence[str] = (), heal_seconds: float = HEAL_SECONDS
 ) -> Any:
     """The foreman's actor, started where there is none. Raises ClusterError, and leaves no actor that it started."""
-    ray = _ray()
+    ray = library()
     with contextlib.suppress(HolderGone):
         found = actor(FOREMAN)
         asked(found.state.remote(), START_SECONDS)
@@ -344,8 +277,7 @@ def foreman(
                 f"the shards run already, {', '.join(without)} with them: stop them (clipql cluster ADDRESS stop) first"
             )
         return found
-    known = in_force(found_maps(data), tuple(node_ids()), without)
-    if known is None:
+    if found_map(data, without) is None:
         if not replicas:
             raise ClusterError(f"no node has shards in {data}: start them with `clipql serve --ray … --replicas N`")
         names = sorted(node_ids())
@@ -363,7 +295,7 @@ def foreman(
 
 def stop_all() -> None:
     """Stop every actor of clipql's."""
-    ray = _ray()
+    ray = library()
     for known in ray.util.list_named_actors(all_namespaces=True):
         if known["namespace"] == NAMESPACE:
             with contextlib.suppress(HolderGone):
@@ -372,23 +304,23 @@ def stop_all() -> None:
 
 def first_of(references: Sequence[Any], seconds: float | None) -> list[Any]:
     """Those of the answers that are there once one is, or none after so many seconds."""
-    ready, _ = _ray().wait(list(references), num_returns=1, timeout=seconds)
+    ready, _ = library().wait(list(references), num_returns=1, timeout=seconds)
     return list(ready)
 
 
 def resources() -> tuple[float, float]:
     """GPUs and processor cores of all nodes."""
-    found = _ray().cluster_resources()
+    found = library().cluster_resources()
     return float(found.get("GPU", 0)), float(found.get("CPU", 0))
 
 
 def pool(kind: type, count: int, *arguments: Any, gpu: bool) -> list[Any]:
     """Actors that go with this process, each on a GPU of its own, or wherever there is room."""
-    made = _ray().remote(num_cpus=0, num_gpus=1 if gpu else 0, max_restarts=-1, max_task_retries=-1)(kind)
+    made = library().remote(num_cpus=0, num_gpus=1 if gpu else 0, max_restarts=-1, max_task_retries=-1)(kind)
     return [made.options(scheduling_strategy="SPREAD").remote(*arguments) for _ in range(count)]
 
 
 def stop_pool(actors: Sequence[Any]) -> None:
     """Stop actors of a pool."""
     for each in actors:
-        _ray().kill(each, no_restart=True)
+        library().kill(each, no_restart=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -36,6 +37,9 @@ class Cluster(Protocol):
 
     reader: Reader
 
+    def pinned(self) -> AbstractContextManager[None]:
+        """Have all SELECTs of a statement see one map."""
+
     def shape(self, database: str | None, name: str) -> Shape | None:
         """A sharded table as statements may use it."""
 
@@ -44,6 +48,9 @@ class Cluster(Protocol):
 
     def definition(self, shape: Shape) -> str:
         """CREATE TABLE of it."""
+
+    def listing(self) -> pa.Table:
+        """All indexes of all copies, for `clipql.indexes`."""
 
     def create(self, database: str, name: str, definition: str) -> None:
         """Make a table on every shard."""
@@ -143,6 +150,10 @@ class ClusterSession(Session):
 
     # reading
 
+    def _listed(self, sql: str) -> tuple[str, dict[str, pa.Table]]:
+        text, tables = super()._listed(sql)
+        return text, {name: self._cluster.listing() for name in tables}
+
     def _read(
         self,
         sql: str,
@@ -161,7 +172,8 @@ class ClusterSession(Session):
             table = pa.table({"explain": self._described(encoded.sql, encoded.params)})
             shown = self._engine.query("SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True)
             return shown, ()
-        with self._cluster.reader.rewritten(encoded.sql, encoded.params, ours, self._kept()) as reading:
+        rewritten = self._cluster.reader.rewritten(encoded.sql, encoded.params, ours, self._kept())
+        with self._cluster.pinned(), rewritten as reading:
             self._told.shards = _answered(reading)
             return super()._read(reading.sql, Select(), reading.params, format, progress, sink)
 
@@ -184,8 +196,8 @@ class ClusterSession(Session):
         for text in acting.user.statements:
             statement, _ = statements.classify(text)
             given = statement.assignments if isinstance(statement, Set) else ()
-            kept += [f"SET {name} = {value}" for name, value in given if name not in _CUTS]
-        return (*kept, *(f"SET {n} = {quote_string(v)}" for n, v in acting.settings.items() if n not in _CUTS))
+            kept += [f"SET {name} = {value}" for name, value in given if _holds(name)]
+        return (*kept, *(f"SET {n} = {quote_string(v)}" for n, v in acting.settings.items() if _holds(n)))
 
     def _described(self, sql: str, params: Mapping[str, Any]) -> list[str]:
         lines = []
@@ -196,6 +208,11 @@ class ClusterSession(Session):
             lines.append(f"  each shard: SELECT {piece.select} … {piece.tail}".rstrip())
             lines.append(f"  over all: {split.final}")
         return lines
+
+
+def _holds(setting: str) -> bool:
+    """Whether a setting holds on the shards: not what cuts a result short, nor how it is written."""
+    return setting not in _CUTS and not setting.startswith(("output_format_", "format_"))
 
 
 def index_change(sql: str, statement: OnTable) -> tuple[str, str] | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipql import __version__, files
-from clipql.cluster.piece import Run, Snapshot
+from clipql.cluster.piece import Run, Snapshot, mark_of
 from clipql.errors import ClusterError
 
 FORMAT = 1
@@ -69,13 +69,14 @@ class ShardedTable:
 
     def snapshot(self, shard: int) -> Snapshot:
         """The rows of a shard that are taken in."""
-        runs, local = [], 0
+        runs, fingerprints, local = [], [], 0
         for part in self.shards[shard]:
             if not part.taken:
                 break
             runs.append(Run(local, part.first, part.rows))
+            fingerprints.append(part.fingerprint)
             local += part.rows
-        return Snapshot(tuple(runs))
+        return Snapshot(tuple(runs), mark_of(fingerprints))
 
     @property
     def rows(self) -> int:
@@ -119,6 +120,32 @@ class ShardMap:
     def holders(self) -> list[tuple[int, str]]:
         """Every copy: shard and node."""
         return [(shard, node) for shard, nodes in enumerate(self.nodes) for node in nodes]
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a copy writes beside the files of a part, so that the map can be made anew: `shards` its table has."""
+
+    node: str
+    shard: int
+    shards: int
+    database: str
+    name: str
+    part: ShardPart
+
+    @property
+    def encoded(self) -> bytes:
+        """As it lies on disk."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False).encode()
+
+
+def remains_of(content: bytes, where: str) -> Remains:
+    """What lies beside a part. Raises ClusterError for what cannot be read."""
+    try:
+        found = json.loads(content)
+        return Remains(**{**found, "part": _part(found["part"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClusterError(f"{where} does not say what part lies there ({error}): remove that copy's folder") from error
 
 
 def encoded(map: ShardMap) -> bytes:

@@ -329,6 +329,7 @@ class _Splitter:
             prewhere=form.condition("PREWHERE"),
             where=form.condition("WHERE"),
             tail=tail.strip(),
+            bounds=form.row_bounds(),
             params=form.params,
         )
         return Split(kind, why, piece, final)

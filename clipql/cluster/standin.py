@@ -7,11 +7,12 @@ though the table were empty.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clipql.catalog import Table, VectorColumn
 from clipql.engine import Engine
+from clipql.errors import ClusterError
 from clipql.quoting import quote_name, quote_string
 from clipql.tables.registry import ROW
 
@@ -46,6 +47,29 @@ class Shape:
     def analysed(self) -> str:
         """The quoted name of the empty table."""
         return f"{DATABASE}.{quote_name(self.full_name)}"
+
+
+def one_shape(found: Sequence[Shape]) -> Shape:
+    """What all shards agree on of a table. Raises ClusterError where they do not."""
+    first = found[0]
+    vectors = dict(first.vectors)
+    for shard, shape in enumerate(found):
+        if (shape.listed, shape.unlisted) != (first.listed, first.unlisted):
+            a, b = (", ".join(f"{n} {t}" for n, t in (*s.listed, *s.unlisted)) for s in (first, shape))
+            raise ClusterError(f"{first.full_name} has other columns on shard 0 ({a}) than on shard {shard} ({b})")
+        for name, (dimension, model) in shape.vectors.items():
+            known, by = vectors[name]
+            if dimension and known and dimension != known:
+                raise ClusterError(
+                    f"{name} of {first.full_name} holds {known} numbers on one shard and {dimension} on shard {shard}"
+                )
+            if model and by and model != by:
+                raise ClusterError(
+                    f"{name} of {first.full_name} was made by {by} on one shard and by {model} on shard {shard}: "
+                    "vectors of two models cannot be compared"
+                )
+            vectors[name] = (known or dimension, by or model)
+    return Shape(first.database, first.name, first.listed, first.unlisted, vectors)
 
 
 def declare(engine: Engine, shape: Shape) -> None:

@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from clipql import __version__
+from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.holder import Hello
 from clipql.cluster.indexing import Indexing
 from clipql.cluster.office import Office
 from clipql.cluster.placing import next_move
 from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
-from clipql.errors import ClipqlError, ClusterError, HolderGone
+from clipql.errors import ClipqlError, ClusterError, CopyDamaged, HolderGone
 
 STATUS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Status:
-    """A copy as `status` tells of it: 'ready', 'away' or 'behind', and why."""
+    """A copy as `status` tells of it: 'ready', 'away' or 'behind', and why; the indexes of its tables."""
 
     shard: int
     node: str
     state: str
     why: str = ""
+    indexes: Mapping[str, tuple[IndexEntry, ...]] = field(default_factory=dict)
 
 
 class Upkeep:
@@ -47,9 +50,7 @@ class Upkeep:
                 found.append(Status(shard, node, "away", f"node {node} is not there"))
                 continue
             try:
-                self._office.copies.start(shard, node)
-                with self._office.changing:
-                    self._catch_up(shard, node)
+                self._ready(shard, node)
                 found.append(Status(shard, node, "ready"))
             except HolderGone as error:
                 found.append(Status(shard, node, "away", str(error)))
@@ -60,6 +61,20 @@ class Upkeep:
                 self._indexing.even_out(shard)
         return found
 
+    def _ready(self, shard: int, node: str) -> None:
+        """Start a copy, check its files where it was not there, and have it catch up. Raises ClipqlError."""
+        started = self._office.copies.start(shard, node)
+        try:
+            for table in self._office.map.tables if started else ():
+                if shard < len(table.shards):
+                    taken = [p for p in table.shards[shard] if p.taken]
+                    self._office.copies.call(shard, node, "check", table.full_name, taken)
+            with self._office.changing:
+                self._catch_up(shard, node)
+        except CopyDamaged as error:
+            self._office.copies.call(shard, node, "quarantine", str(error))
+            raise
+
     def _catch_up(self, shard: int, node: str, map: ShardMap | None = None) -> None:
         """Give a copy what it lacks, from the other copies. Raises ClusterError where its files are not the map's."""
         map = map or self._office.map
@@ -69,6 +84,8 @@ class Upkeep:
                 f"shard {shard} on {node} runs clipql {hello.version}, this is {__version__}: install one version "
                 "on all"
             )
+        if hello.quarantined:
+            raise ClusterError(hello.quarantined)
         for table in map.tables:
             self._check_definition(table, hello)
         known = hello.map is not None and shards.decoded(hello.map, node).serial == map.serial
@@ -83,6 +100,8 @@ class Upkeep:
     def _complete(table: ShardedTable, shard: int, hello: Hello) -> bool:
         if shard >= len(table.shards):
             return True
+        if table.definition and table.full_name not in hello.definitions:
+            return False
         taken = tuple(p.fingerprint for p in table.shards[shard] if p.taken)
         return hello.ledgers.get(table.full_name, ())[: len(taken)] == taken
 
@@ -90,7 +109,7 @@ class Upkeep:
     def _check_definition(table: ShardedTable, hello: Hello) -> None:
         shown = hello.definitions.get(table.full_name)
         if table.definition and shown is not None and shown != table.definition:
-            raise ClusterError(
+            raise CopyDamaged(
                 f"{table.full_name} of shard {hello.shard} on {hello.node} is defined as {shown}, and in the shard map "
                 f"as {table.definition}: remove its folder there, and the copy is made anew from another node"
             )
@@ -99,11 +118,10 @@ class Upkeep:
         has = hello.ledgers.get(table.full_name, ())
         taken = [p for p in table.shards[shard] if p.taken]
         if has[: len(taken)] != tuple(p.fingerprint for p in taken[: len(has)]):
-            raise ClusterError(
+            raise CopyDamaged(
                 f"shard {shard} on {node} has other parts of {table.full_name} than the shard map says: remove its "
                 "folder there, and the copy is made anew from another node"
             )
-        self._office.copies.call(shard, node, "check", table.full_name, taken[: len(has)])
         if table.definition and table.full_name not in hello.definitions:
             self._office.copies.call(shard, node, "define", table.definition, table.database, table.name)
         for i in range(len(has), len(taken)):
@@ -127,9 +145,12 @@ class Upkeep:
             try:
                 if node not in there:
                     raise HolderGone(f"node {node} is not there")
-                hello: Hello = self._office.copies.call(shard, node, "hello", seconds=STATUS_SECONDS)
-                complete = all(self._complete(t, shard, hello) for t in self._office.map.tables)
-                found.append(Status(shard, node, "ready" if complete else "behind"))
+                hello: Hello = self._office.copies.call(shard, node, "hello", False, seconds=STATUS_SECONDS)
+                complete = (
+                    all(self._complete(t, shard, hello) for t in self._office.map.tables) and not hello.quarantined
+                )
+                state = "ready" if complete else "behind"
+                found.append(Status(shard, node, state, hello.quarantined, hello.indexes))
             except HolderGone as error:
                 found.append(Status(shard, node, "away", str(error)))
             except ClipqlError as error:
@@ -137,11 +158,13 @@ class Upkeep:
         return found
 
     def watch(self, stop: threading.Event, seconds: float) -> None:
-        """Heal every so many seconds, until told to stop."""
-        while not stop.wait(seconds):
+        """Heal now and every so many seconds, until told to stop."""
+        while True:
             # what is wrong with a copy is told to who asks for the state of the cluster
             with contextlib.suppress(ClipqlError):
                 self.heal()
+            if stop.wait(seconds):
+                return
 
     def move(self, shard: int, source: str | None, target: str) -> None:
         """Make a copy of a shard on the node `target`, and give up the one on `source` if named; queries go on."""

@@ -17,7 +17,9 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         "send a table with its vectors to a ClickHouse server; goes on where it stopped",
         run,
     )
-    made.add_argument("target", metavar="URL", help="clickhouse://user:password@host:port/database.table")
+    made.add_argument(
+        "target", metavar="URL", help="clickhouse://user:password@host:port/database.table (or $CLICKHOUSE_PASSWORD)"
+    )
     made.add_argument("--table", default="laion", metavar="NAME", help="(default: laion)")
     made.add_argument(
         "--indexes", action="store_true", help="make the table there with vector_similarity indexes (slower to fill)"

@@ -44,7 +44,9 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     ray = made.add_argument_group("over many machines (pip install 'clipql[ray]')")
     ray.add_argument("--ray", metavar="ADDRESS", help="serve shards in the Ray at host:port; local starts one here")
     ray.add_argument("--shards", type=_positive, metavar="N", help="shards to make (default: one a node)")
-    ray.add_argument("--replicas", type=_positive, default=1, metavar="N", help="copies of each shard (default: 1)")
+    ray.add_argument(
+        "--replicas", type=_positive, metavar="N", help="copies of each shard; makes the shards where there are none"
+    )
     ray.add_argument("--data", metavar="FOLDER", help="where each node keeps its copies (default: in its home)")
     ray.add_argument(
         "--without", action="append", default=[], metavar="NODE", help="go on without a node that is lost for good"
@@ -93,7 +95,7 @@ def _cluster(arguments: argparse.Namespace) -> Database:
         arguments.ray,
         data=arguments.data,
         shards=arguments.shards,
-        replicas=arguments.replicas,
+        replicas=arguments.replicas or 0,
         without=arguments.without,
         model=arguments.model,
     )

@@ -55,3 +55,7 @@ SELECT a.id, b.n FROM (SELECT id, w FROM {t} WHERE id < 9) AS a JOIN (SELECT w, 
 SELECT id FROM {t} WHERE id < 5 UNION ALL SELECT id FROM {t} WHERE id > 235 ORDER BY id
 SELECT number, (SELECT count() FROM {t} WHERE w = 1) FROM numbers(2)
 SELECT id FROM {t} WHERE url LIKE '%7' AND lang IN ('de', 'en') AND NOT (w = 3 OR id BETWEEN 10 AND 20)
+SELECT id FROM {t} WHERE _row >= 37 AND _row < 45 AND w > 0
+SELECT id FROM {t} WHERE 100 < _row AND _row <= 103
+SELECT id FROM {t} WHERE _row = 77
+SELECT count() FROM {t} WHERE ts < now() AND toDate(ts) < today()

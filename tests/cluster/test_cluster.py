@@ -19,7 +19,7 @@ from PIL import Image
 
 import clipql
 from clipql.cli import main
-from clipql.cluster import rays
+from clipql.cluster import joining, rays
 from clipql.cluster.database import ClusterDatabase
 from clipql.cluster.encoding import PooledEncoder
 from clipql.cluster.shards import decoded
@@ -168,6 +168,24 @@ def test_a_table_is_made_with_its_index_filled_and_dropped(db: ClusterDatabase, 
         db.sql("SELECT count() FROM made")
 
 
+def test_an_index_is_built_on_one_copy_of_each_shard_and_copied(db: ClusterDatabase, tmp_path: Path) -> None:
+    for number in (30, 31):
+        make_part(tmp_path, rows=1100, number=number)
+    db.ingest(tmp_path, table="indexed")
+    db.sql("ALTER TABLE indexed ADD INDEX near image_embedding TYPE ivf('cosineDistance')")
+    db.sql("ALTER TABLE indexed MATERIALIZE INDEX near")
+
+    copies = rays.RayCopies(db.data)
+    for shard, nodes in enumerate(db.map.nodes):
+        one, other = (copies.call(shard, n, "index_files", "default", "indexed", "near") for n in nodes)
+        assert one == other  # meta.json among them, which holds the seconds that its build took
+        assert "meta.json" in {f.name for f in one}
+    assert db.sql("SELECT count(), sum(rows_covered) FROM clipql.indexes WHERE table = 'indexed'").rows == [(4, 4400)]
+    top = "SELECT id FROM indexed ORDER BY cosineDistance(image_embedding, {q:Array(Float32)}) LIMIT 10 SETTINGS "
+    assert db.sql(f"{top} recall = 1", q=QUERY).rows == db.sql(f"{top} vector_index = 0", q=QUERY).rows
+    db.sql("DROP TABLE indexed")
+
+
 def test_a_part_with_nan_is_refused_and_leaves_the_table_as_it_was(db: ClusterDatabase, tmp_path: Path) -> None:
     bad = make_part(tmp_path, rows=20, number=9, seed=5)
     vectors = np.load(bad.image_path)
@@ -287,7 +305,7 @@ def test_a_ray_without_a_token_is_not_joined(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
 
     with pytest.raises(ClusterError, match="there is no token for Ray"):
-        rays.join("127.0.0.1:1")
+        joining.join("127.0.0.1:1")
 
 
 def test_everything_comes_back_without_the_head_node(
@@ -296,11 +314,13 @@ def test_everything_comes_back_without_the_head_node(
     before, rows = db.map, count(db)[0]
     db.close()
     machines.close()
+    for copy in Path(machines.data).glob("*/shard-*/cluster.json"):
+        copy.unlink()  # the map is made anew from the parts
     with contextlib.closing(Machines(Path(machines.data), ("south", "east", "west"))) as left:
         with pytest.raises(ClusterError, match="4 replicas"):
             ClusterDatabase(left.address, data=str(tmp_path), shards=1, replicas=4)
         with ClusterDatabase(left.address, data=machines.data) as again:
-            assert again.map.tables == before.tables
+            assert {t.full_name: t.shards for t in again.map.tables} == {t.full_name: t.shards for t in before.tables}
             assert count(again) == (rows, "2/2")
             # left to itself, the foreman brings back what died
             shard, node = next(c for c in again.map.holders() if c[1] != "north")
@@ -312,8 +332,13 @@ def test_everything_comes_back_without_the_head_node(
         asked = f"ray://{left.address}?data={machines.data}"
         assert main(["--url", asked, "sql", "SELECT count() FROM laion", "--format", "TSV"]) == 0
         assert capsys.readouterr().out == f"{rows}\n"
+        assert main(["cluster", left.address, "--data", machines.data, "status"]) == 0
+        told = capsys.readouterr().out
+        assert f"default.laion: {rows} rows in 2 shards (" in told
+        assert all("node north is not there" in line for line in told.splitlines() if "on north" in line)
         with serving(left.address, machines.data) as url, clipql.connect(url) as remote:
-            assert remote.sql("SELECT count() FROM laion").rows == [(rows,)]
+            found = remote.sql("SELECT count() FROM laion")
+            assert (found.rows, found.stats.shards) == ([(rows,)], "2/2")
             assert remote.sql(STATEMENTS[1], q=QUERY).rows[0][1] >= 0
             with pytest.raises(QueryError, match="a join of"):
                 remote.sql("SELECT a.id FROM laion AS a JOIN laion AS b ON a.id = b.id")

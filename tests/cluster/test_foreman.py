@@ -15,9 +15,9 @@ from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Hello
-from clipql.cluster.placing import PartSpec, in_force, placed
-from clipql.cluster.shards import PartFile, ShardMap, ShardPart
-from clipql.errors import ClusterError, HolderGone, IngestError
+from clipql.cluster.placing import PartSpec, in_force, placed, rebuilt
+from clipql.cluster.shards import PartFile, Remains, ShardMap, ShardPart, remains_of
+from clipql.errors import ClusterError, CopyDamaged, HolderGone, IngestError
 
 NODES = ("a", "b", "c", "d")
 DEFINITION = "CREATE TABLE default.laion …"
@@ -36,6 +36,7 @@ class Disk:
     definitions: dict[str, str] = field(default_factory=dict)
     damaged: bool = False
     index: int = 0
+    quarantined: str = ""
 
 
 class Machines:
@@ -69,10 +70,12 @@ class Machines:
         self._step((shard, node))
         return found
 
-    def _hello(self, disk: Disk, shard: int, node: str) -> Hello:
+    def _hello(self, disk: Disk, shard: int, node: str, wait: bool = True) -> Hello:
         near = IndexEntry("near", "image_embedding", "ivf", "cosineDistance", "ivf", rows=disk.index)
         indexes = dict.fromkeys(disk.definitions, (near,))
-        return Hello(shard, node, self.version, disk.map, dict(disk.ledgers), dict(disk.definitions), indexes)
+        return Hello(
+            shard, node, self.version, disk.map, dict(disk.ledgers), dict(disk.definitions), indexes, disk.quarantined
+        )
 
     def _build_indexes(self, disk: Disk, shard: int, node: str, database: str, name: str, index: str | None) -> None:
         self.built.append((shard, node))
@@ -98,7 +101,7 @@ class Machines:
 
     def _check(self, disk: Disk, shard: int, node: str, table: str, parts: Sequence[ShardPart]) -> None:
         if disk.damaged:
-            raise ClusterError(f"img_emb_0.npy on node {node} is not what the shard map says")
+            raise CopyDamaged(f"img_emb_0.npy on node {node} is not what the shard map says")
 
     def take(self, shard: int, node: str, database: str, name: str, part: ShardPart, before: Sequence[str],
              source: str | None) -> ShardPart:  # fmt: skip
@@ -117,11 +120,16 @@ class Machines:
         self._step((shard, node))
         return replace(part, files=(PartFile("img_emb_0.npy", 1, "00"),), taken=True)
 
-    def start(self, shard: int, node: str) -> None:
+    def start(self, shard: int, node: str) -> bool:
         if node not in self.up:
             raise HolderGone(f"node {node} is not there")
         self.disks.setdefault((shard, node), Disk())
+        started = (shard, node) not in self.running
         self.running.add((shard, node))
+        return started
+
+    def _quarantine(self, disk: Disk, shard: int, node: str, why: str) -> None:
+        disk.quarantined = why
 
     def stop(self, shard: int, node: str) -> None:
         self.running.discard((shard, node))
@@ -228,6 +236,8 @@ def test_twenty_kills_of_copies_and_foremen_lose_and_double_nothing(seed: int) -
 
     table = foreman.map.table("default", "laion")
     assert table is not None
+    assert table.definition == DEFINITION
+    assert {disk.definitions.get("default.laion") for disk in machines.disks.values()} == {DEFINITION}
     assert sorted(p.fingerprint for parts in table.shards for p in parts) == sorted(s.fingerprint for s in wanted)
     assert all(p.taken for parts in table.shards for p in parts)
     assert ledgers(machines, foreman.map) == [{tuple(p.fingerprint for p in parts)} for parts in table.shards]
@@ -276,6 +286,9 @@ def test_a_copy_whose_files_are_not_the_maps_is_named_and_not_used() -> None:
     assert states[1, "b"].state == "behind"
     assert "img_emb_0.npy on node b is not what the shard map says" in states[1, "b"].why
     assert states[0, "b"].state == "ready"
+    assert machines.disks[1, "b"].quarantined == states[1, "b"].why
+    machines.disks[1, "b"].damaged = False  # whoever repaired it did not remove the folder
+    assert {(s.shard, s.node): s.state for s in foreman.heal()}[1, "b"] == "behind"
 
 
 def test_a_copy_with_other_parts_or_another_definition_is_named() -> None:
@@ -389,6 +402,28 @@ def test_a_damaged_copy_of_the_map_is_passed_over() -> None:
     good = shards.encoded(ShardMap((("a", "b", "c"),), serial=3))
 
     assert in_force([("a", b"{}"), ("b", good), ("c", good)], ["a", "b", "c"]) == ShardMap((("a", "b", "c"),), serial=3)
+
+
+def test_the_map_is_made_anew_from_the_parts() -> None:
+    machines = Machines()
+    before = cluster(machines)
+    before.ingest("default", "laion", specs(8))
+    remains = [
+        Remains(node, shard, 4, "default", "laion", part)
+        for table in before.map.tables
+        for shard, parts in enumerate(table.shards)
+        for part in parts
+        for node in before.map.nodes[shard]
+    ]
+
+    made = rebuilt([remains_of(r.encoded, "there") for r in remains])
+    assert made is not None
+    after = begun(machines, made)
+
+    assert after.map.tables == before.map.tables
+    assert [set(n) for n in after.map.nodes] == [set(n) for n in before.map.nodes]
+    with pytest.raises(ClusterError, match="shard 2 of 4 is on none of the nodes"):
+        rebuilt([r for r in remains if r.shard != 2])
 
 
 def test_two_clusters_in_the_same_folders_are_told_apart() -> None:

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from clipql.cluster.database import one_shape
 from clipql.cluster.piece import GLOBAL_ROW, Piece, Run, Snapshot, joined, rows_of, statement
 from clipql.cluster.session import index_change
-from clipql.cluster.standin import Shape
+from clipql.cluster.standin import Shape, one_shape
 from clipql.errors import ClusterError, HolderGone
 from clipql.query import statements
 from clipql.query.statements import OnTable
@@ -60,6 +59,24 @@ def test_rows_are_numbered_over_all_shards_and_later_ones_left_out() -> None:
         "SELECT t.id AS a, toUInt64(t._row + [10, 35][arrayFirstIndex(_clipql_end -> t._row < _clipql_end, [5, 15])]) "
         "AS b FROM `default`.`laion` AS t WHERE t._row < 15 AND t.id > 3"
     )
+
+
+@pytest.mark.parametrize(
+    ("bounds", "condition"),
+    [
+        ((0, None), "t._row < 15 AND t.id > 3"),
+        ((12, None), "t._row >= 2 AND t._row < 15 AND t.id > 3"),
+        ((20, 47), "t._row >= 5 AND t._row < 12 AND t.id > 3"),
+        ((0, 3), "t._row < 0 AND t.id > 3"),
+        ((90, None), "t._row >= 15 AND t._row < 15 AND t.id > 3"),
+    ],
+)
+def test_numbers_of_rows_that_where_names_are_looked_up_in_each_shard(
+    bounds: tuple[int, int | None], condition: str
+) -> None:
+    snapshot = Snapshot((Run(0, 10, 5), Run(5, 40, 5), Run(10, 45, 5)))
+
+    assert statement(replace(PIECE, bounds=bounds), snapshot, 20).endswith(f" WHERE {condition}")
 
 
 def test_a_copy_that_lacks_rows_does_not_answer() -> None:
