@@ -76,7 +76,7 @@ class ClusterDatabase(Database):
         self._folder = tempfile.mkdtemp(prefix="clipql-cluster-")
         try:
             super().__init__(Path(self._folder) / "merging", model=model)
-            self.path = Path(f"ray://{address}")
+            self.path = Path(address)
             self._known: dict[str, Shape] = {}
             self._changing = threading.RLock()
             self._asker = Asker(self._state(), self._state)

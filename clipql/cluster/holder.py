@@ -130,7 +130,9 @@ class Holder:
         return self._folder / "parts" / quote(table, safe="")
 
     def definition(self, database: str, name: str) -> str:
-        """CREATE TABLE, as ClickHouse shows it."""
+        """CREATE TABLE, as ClickHouse shows it. Raises HolderGone where the table is not here yet."""
+        if self._db.registry.find(database, name) is None:
+            raise HolderGone(f"shard {self.shard} on {self.node} has no table {database}.{name} yet")
         found = self._db.sql(f"SHOW CREATE TABLE {quote_name(database)}.{quote_name(name)}").rows
         return str(found[0][0])
 

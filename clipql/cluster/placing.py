@@ -102,7 +102,8 @@ def rebuilt(found: Sequence[Remains]) -> ShardMap | None:
     tables = []
     for database, name in sorted({(r.database, r.name) for r in found}):
         own = [r for r in found if (r.database, r.name) == (database, name)]
-        parts = [{r.part.fingerprint: r.part for r in own if r.shard == shard} for shard in range(own[0].shards)]
+        shards_of = range(max(r.shards for r in own))
+        parts = [{r.part.fingerprint: r.part for r in own if r.shard == shard} for shard in shards_of]
         ordered = tuple(tuple(sorted(p.values(), key=lambda part: part.first)) for p in parts)
         after = max(r.part.first + r.part.rows for r in own)
         tables.append(ShardedTable(database, name, ordered, next_row=after))

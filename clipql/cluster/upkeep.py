@@ -91,10 +91,10 @@ class Upkeep:
         known = hello.map is not None and shards.decoded(hello.map, node).serial == map.serial
         if known and node in map.nodes[shard] and all(self._complete(t, shard, hello) for t in map.tables):
             return
+        self._office.copies.call(shard, node, "store_map", shards.encoded(map))
         for table in map.tables:
             if shard < len(table.shards):
                 self._give(table, shard, node, hello)
-        self._office.copies.call(shard, node, "store_map", shards.encoded(map))
 
     @staticmethod
     def _complete(table: ShardedTable, shard: int, hello: Hello) -> bool:

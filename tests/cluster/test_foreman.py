@@ -93,6 +93,8 @@ class Machines:
         disk.definitions.setdefault(f"{database}.{name}", definition)
 
     def _definition(self, disk: Disk, shard: int, node: str, database: str, name: str) -> str:
+        if f"{database}.{name}" not in disk.definitions:
+            raise HolderGone(f"{shard} on {node} has no table {database}.{name} yet")
         return disk.definitions[f"{database}.{name}"]
 
     def _drop(self, disk: Disk, shard: int, node: str, database: str, name: str) -> None:
@@ -422,6 +424,9 @@ def test_the_map_is_made_anew_from_the_parts() -> None:
 
     assert after.map.tables == before.map.tables
     assert [set(n) for n in after.map.nodes] == [set(n) for n in before.map.nodes]
+    # a copy that did not know the map wrote what it knew of the table's shards
+    unsure = [replace(r, shards=r.shard + 1) if r.node == "a" else r for r in remains]
+    assert rebuilt(unsure) == made
     with pytest.raises(ClusterError, match="shard 2 of 4 is on none of the nodes"):
         rebuilt([r for r in remains if r.shard != 2])
 
