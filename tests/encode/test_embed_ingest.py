@@ -158,7 +158,7 @@ def test_the_command_embeds_and_ingest_takes_it(
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def opened(model: str | None = None, *, threads: int | None = None) -> Colours:
+    def opened(model: str | None = None, *, threads: int | None = None, device: str = "cpu") -> Colours:
         asked.append((model, threads))
         return Colours()
 
