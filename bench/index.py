@@ -35,7 +35,7 @@ turns, after a warm-up; each at its cheapest setting that reaches recall {TARGET
 chDB: `vector_similarity('hnsw', 'cosineDistance', 512)` over a plain MergeTree. Builds on both cores."""
 HOW_FILTERS = f"""\
 The same statement over {ROWS:,} rows with WHERE conditions that leave less and less. Never asked before: each query has
-another spelling of the condition, so ClickHouse is asked which rows satisfy it. Asked again: the condition's rows are
+another spelling of the condition, so its rows are found anew, on mapped columns. Asked again: the condition's rows are
 remembered, until the table changes. The bar is in terms of the statement without WHERE."""
 HOW_GROWTH = "The same statement over 1,000,000 and 4,000,000 rows of image vectors, each with its index, in turns."
 
