@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.index.flat import each_core
 from clipql.query.lexer import Token, tokenize
 from clipql.quoting import EscapedText
 from clipql.tables.columnfile import StoredColumn
@@ -73,9 +74,16 @@ def plain_mask(
     except NotPlain:
         return None
     mask = np.empty(rows, np.bool_)
-    for first in range(0, rows, BLOCK):
-        part = slice(first, min(first + BLOCK, rows))
-        mask[part] = node(part).true
+
+    def some(first: int, last: int) -> None:
+        for a in range(first, last, BLOCK):
+            part = slice(a, min(a + BLOCK, last))
+            mask[part] = node(part).true
+
+    if rows > 4 * BLOCK:
+        each_core(rows, some)  # it waits for memory, which several cores read faster
+    else:
+        some(0, rows)
     return mask
 
 
