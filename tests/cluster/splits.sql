@@ -52,7 +52,7 @@ SELECT id FROM {t} WHERE w = (SELECT max(w) FROM {t}) ORDER BY id LIMIT 6
 SELECT id, L2Distance(e, (SELECT e FROM {t} WHERE id = 7)) AS d FROM {t} ORDER BY d, id LIMIT 4
 WITH {q:Array(Float32)} AS q, best AS (SELECT id, L2Distance(e, q) AS d FROM {t} ORDER BY d, id LIMIT 5) SELECT count(), sum(d) FROM best
 SELECT a.id, b.n FROM (SELECT id, w FROM {t} WHERE id < 9) AS a JOIN (SELECT w, count() AS n FROM {t} GROUP BY w) AS b USING (w) ORDER BY id
-SELECT id FROM {t} WHERE id < 5 UNION ALL SELECT id FROM {t} WHERE id > 235 ORDER BY id
+SELECT id FROM (SELECT id FROM {t} WHERE id < 5 UNION ALL SELECT id FROM {t} WHERE id > 235) ORDER BY id
 SELECT number, (SELECT count() FROM {t} WHERE w = 1) FROM numbers(2)
 SELECT id FROM {t} WHERE url LIKE '%7' AND lang IN ('de', 'en') AND NOT (w = 3 OR id BETWEEN 10 AND 20)
 SELECT id FROM {t} WHERE _row >= 37 AND _row < 45 AND w > 0
