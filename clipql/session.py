@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from clipql.definitions import Definitions
 from clipql.encode.service import Encoders
 from clipql.engine import Output
 from clipql.errors import QueryError, UnsupportedStatement
+from clipql.index.base import Route
 from clipql.query import explain, settings, statements
 from clipql.query.calls import find_sources
 from clipql.query.direct import settings_allow
@@ -36,6 +38,7 @@ from clipql.tables.registry import Registry
 Progress = Callable[[Mapping[str, Any]], None]
 # takes a result piece by piece
 Sink = Callable[[bytes], None]
+_ROUTES: ContextVar[Sequence[Route]] = ContextVar("clipql_routes", default=())
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,19 @@ class Session:
         format: str = "ArrowStream",
         progress: Progress | None = None,
         sink: Sink | None = None,
+        routes: Sequence[Route] = (),
     ) -> Answer:
         """Run one statement. Raises ClipqlError of the kind that fits.
 
         sink: is given the result in pieces where it need not be held as a whole; the answer then has no data.
+        routes: lists of ivf indexes, ranked elsewhere for the query vectors of a SELECT.
         """
-        with watching(_reported(progress)) if progress else contextlib.nullcontext():
-            return self._execute(sql, params, format, progress, sink)
+        before = _ROUTES.set(routes)
+        try:
+            with watching(_reported(progress)) if progress else contextlib.nullcontext():
+                return self._execute(sql, params, format, progress, sink)
+        finally:
+            _ROUTES.reset(before)
 
     def _execute(
         self, sql: str, params: Mapping[str, Any] | None, format: str, progress: Progress | None, sink: Sink | None
@@ -167,7 +176,7 @@ class Session:
         sink: Sink | None,
     ) -> tuple[Output, tuple[Step, ...]]:
         text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
-        options = settings.options({**self.settings, **own})
+        options = settings.options({**self.settings, **own}, _ROUTES.get())
         if isinstance(statement, Explain):
             lines = self._definitions.explained(statement.query)
             if lines is None and options.plan:

@@ -40,11 +40,12 @@ class Vectors(Protocol):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one search did. Counts of rows, codes and lists; seconds by stage."""
+    """What one search did. Counts of rows, codes and lists; seconds by stage. lists_routed: ranked elsewhere."""
 
     rows_scanned: int = 0
     codes_scanned: int = 0
     lists_probed: int = 0
+    lists_routed: int = 0
     rows_rescored: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -59,6 +60,18 @@ class Candidates:
     rows: NDArray[np.uint64]
     distances: NDArray[np.float64]
     cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The lists that a query looks into, ranked elsewhere for indexes that share them.
+
+    model: what the lists are of, see `ivf.model`. query: float32 (d,). lists: int32 (n,), the most promising first.
+    """
+
+    model: str
+    query: NDArray[np.float32]
+    lists: NDArray[np.int32]
 
 
 @runtime_checkable

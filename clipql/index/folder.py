@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -103,8 +103,14 @@ def _meta_hash(meta: Mapping[str, object]) -> str:
 def read(folder: Path) -> dict[str, Any]:
     """meta.json, after checking the files it lists: sizes, headers, and hashes of the small ones."""
     meta = read_meta(folder)
-    for name, known in meta["files"].items():
-        file = folder / name
+    check_files(folder, meta, meta["files"])
+    return meta
+
+
+def check_files(folder: Path, meta: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Check these of the files that meta.json lists, as `read` does all. Raises DatabaseDamaged."""
+    for name in names:
+        known, file = meta["files"][name], folder / name
         _check_size(file, known)
         if known["size"] <= _HASHED_ON_OPEN:
             _check_hash(file, known)
@@ -115,7 +121,6 @@ def read(folder: Path) -> dict[str, Any]:
                 np.load(file, mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:
             raise DatabaseDamaged(f"{file} does not open as an array ({error}); rebuild the index") from error
-    return meta
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipql.catalog import IndexEntry
 from clipql.errors import VectorIndexError
-from clipql.index.base import Index, Vectors
+from clipql.index.base import Index, Route, Vectors
 from clipql.vectors.metrics import Metric
 
 Progress = Callable[[str, int, int], None]
@@ -32,10 +32,12 @@ def build(
     progress: Progress,
     work: Path,
     identity: str,
+    model: Path | None = None,
 ) -> Index:
     """Build an index of an entry's kind in a folder that is there in full afterwards, or not at all.
 
-    work, identity: where a build may go on that was cut off, and of what it must be.
+    work, identity: where a build may go on that was cut off, and of what it must be. model: the folder of what was
+    learnt for it elsewhere, for an ivf index.
     """
     metric = Metric(entry.metric)
     if entry.kind == "ivf":
@@ -43,7 +45,7 @@ def build(
 
         return ivf.build(
             vectors, metric, folder, queries=queries, lists=entry.options.get("lists"), progress=progress, work=work,
-            identity=identity,
+            identity=identity, model=ivf.open_model(model) if model else None,
         )  # fmt: skip
     if entry.kind == "hnsw":
         from clipql.index import hnsw
@@ -81,6 +83,16 @@ def open_index(entry: IndexEntry, folder: Path, vectors: Vectors) -> Index:
 
         return annoy.open_index(folder, vectors)
     raise VectorIndexError(f"index {entry.name}: {entry.kind} has no files")
+
+
+def routed(index: Index, routes: Sequence[Route]) -> Index:
+    """The index, which looks into lists as they were ranked elsewhere, if it has such lists."""
+    if index.kind == "ivf" and routes:
+        from clipql.index import ivf
+
+        assert isinstance(index, ivf.IvfIndex)
+        return index.routed(routes)
+    return index
 
 
 def knobs_for(entry: IndexEntry, settings: Mapping[str, str]) -> dict[str, Any]:

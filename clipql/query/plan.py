@@ -84,6 +84,8 @@ def plan(
         return found
     chosen = _choose(found, indexes) if options.index else Chosen(None, None, "vector_index = 0")
     knobs = kinds.knobs_for(chosen.entry, options.knobs) if chosen.index and chosen.entry else {}
+    if chosen.index and options.routes:
+        chosen = dataclasses.replace(chosen, index=kinds.routed(chosen.index, options.routes))
     return dataclasses.replace(found, chosen=chosen, knobs=knobs)
 
 

@@ -61,6 +61,7 @@ def _joined(a: Candidates, b: Candidates) -> Candidates:
         rows_scanned=a.cost.rows_scanned + b.cost.rows_scanned,
         codes_scanned=a.cost.codes_scanned,
         lists_probed=a.cost.lists_probed,
+        lists_routed=a.cost.lists_routed,
         rows_rescored=a.cost.rows_rescored + b.cost.rows_rescored,
         seconds={**a.cost.seconds, **{f"tail {stage}": s for stage, s in b.cost.seconds.items()}},
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clipql.errors import QueryError
+from clipql.index.base import Route
 from clipql.query.lexer import Token, matching, tokenize
 from clipql.query.scopes import split_list
 
@@ -33,19 +34,23 @@ _SWITCHES = ("vector_plan", "vector_index", "shards_partial")
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How a statement's vector searches shall be done. knobs: the settings of indexes that are in force."""
+    """How a statement's vector searches shall be done. knobs: the settings of indexes that are in force.
+
+    routes: lists of ivf indexes that were ranked elsewhere, for queries that the statement may ask.
+    """
 
     plan: bool = True
     index: bool = True
     knobs: Mapping[str, str] = field(default_factory=dict)
+    routes: Sequence[Route] = ()
 
 
-def options(given: Mapping[str, str]) -> SearchOptions:
+def options(given: Mapping[str, str], routes: Sequence[Route] = ()) -> SearchOptions:
     """The options that settings make. Raises QueryError for a value that one cannot have."""
     values = {name: checked(name, value) for name, value in given.items()}
     knobs = {name: value for name, value in values.items() if name not in _SWITCHES}
     on = {name: values.get(name, "1") in ("1", "true") for name in _SWITCHES}
-    return SearchOptions(on["vector_plan"], on["vector_index"], knobs)
+    return SearchOptions(on["vector_plan"], on["vector_index"], knobs, routes)
 
 
 def taken_from(sql: str) -> tuple[str, dict[str, str]]:

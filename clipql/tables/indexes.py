@@ -141,10 +141,11 @@ class Indexes:
         except (VectorError, VectorIndexError, StorageError) as error:
             self._failures[table.id, entry.name] = str(error)
 
-    def build(self, table: Table, name: str, progress: Progress | None = None) -> None:
+    def build(self, table: Table, name: str, progress: Progress | None = None, *, model: Path | None = None) -> None:
         """Build an index over all rows there are now, and put it in the place of what there was.
 
-        A table of fewer rows than pay for an index gets none and is scanned. Raises VectorIndexError or DiskFull.
+        model: the folder of what was learnt for it, with rows of other tables. A table of fewer rows than pay for an
+        index gets none and is scanned. Raises VectorIndexError or DiskFull.
         """
         registry = self.registry
         with registry.write_lock:
@@ -166,6 +167,7 @@ class Indexes:
                     progress=progress or _watcher.get() or (lambda stage, done, total: None),
                     work=place.parent / unfinished(entry),
                     identity=_identity(table, entry),
+                    model=model,
                 )
             built = dataclasses.replace(
                 entry,

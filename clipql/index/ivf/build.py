@@ -27,6 +27,7 @@ from clipql.index.ivf.calibrate import measure
 from clipql.index.ivf.forecast import check_room, forecast
 from clipql.index.ivf.geometry import Floats, Space, Workers, column_mean
 from clipql.index.ivf.learn import FEWEST_ROWS, learn, spread
+from clipql.index.ivf.model import Model, coder_arrays
 from clipql.index.ivf.place import Progressed, beginning, lay_out, limits, place, record
 from clipql.index.ivf.routing import Followed, buckets_for
 from clipql.index.ivf.search import IvfIndex, arrays_of, open_index
@@ -59,6 +60,8 @@ def build(
     threads: int | None = None,
     work: str | Path | None = None,
     identity: str = "",
+    model: Model | None = None,
+    shared: bool = False,
 ) -> IvfIndex:
     """Index the rows of `vectors` in `folder`, replacing what is there only when all is written.
 
@@ -66,7 +69,9 @@ def build(
     recall curve of text; queries made of the rows stand in for them (`standin`). lists: how many, by default one for
     64 rows. progress(stage, done, total) is called often.
     work: a folder to build in; where a build of vectors of the same identity was cut off there, this one goes on.
-    identity: changes whenever the vectors or the queries do. Raises VectorIndexError for fewer than 1,000 rows.
+    identity: changes whenever the vectors or the queries do. model: what another index learnt, used instead of learning
+    from these rows; `lists` is its own then. shared: keep what was learnt so that others may be built with it. Raises
+    VectorIndexError for fewer than 1,000 rows, or a model of another metric or dimension.
     """
     begun, rows = time.perf_counter(), vectors.rows
     if rows < FEWEST_ROWS:
@@ -80,9 +85,15 @@ def build(
             f"queries hold {queries.rows} vectors of {queries.dimension} numbers; "
             f"they must pair with {rows} rows of {vectors.dimension}"
         )
-    count = lists_for(rows, lists)
+    if model is not None and (model.metric, model.known.mean.size) != (metric, vectors.dimension):
+        raise VectorIndexError(
+            f"the model is of {model.known.mean.size} numbers by {model.metric.value}; the index is of "
+            f"{vectors.dimension} by {metric.value}"
+        )
+    count = model.known.lists.count if model else lists_for(rows, lists)
     workers = Workers(threads or os.cpu_count() or 1)
     told = f"{VERSION} {metric.value} {rows} {vectors.dimension} {count} {seed} {queries is not None} {identity}"
+    told += f" {model.identity}" if model else ""
     try:
         _weigh(vectors, metric, count, Path(folder).parent, Path(work) if work else None, progress)
         with NewFolder(Path(folder), Path(work) if work else None) as new:
@@ -98,6 +109,8 @@ def build(
                 workers,
                 new,
                 progress or (lambda *_: None),
+                model,
+                shared or model is not None,
             )
             meta = job.run()
             meta["build_seconds"] = round(time.perf_counter() - begun, 3)
@@ -136,17 +149,24 @@ class _Job:
     workers: Workers
     folder: NewFolder
     progress: Progress
+    model: Model | None
+    shared: bool
 
     def run(self) -> dict[str, Any]:
+        known = self.model.known if self.model else self._begun()
+        space = Space(self.metric, known.mean)
+        truth = self._truth(space)
+        self._pass(space, known, truth)
+        return self._calibrated(known, truth)
+
+    def _begun(self) -> state.Known:
+        """What was learnt before the build was cut off, or is now."""
         known = state.load_known(self.folder.path, self.identity)
         if known is None:
             self.folder.clear()
             known = self._learned()
             state.save_known(self.folder.path, self.identity, known)
-        space = Space(self.metric, known.mean)
-        truth = self._truth(space)
-        self._pass(space, known, truth)
-        return self._calibrated(known, truth)
+        return known
 
     def _learned(self) -> state.Known:
         some = self.vectors.take(spread(self.rows, 100_000, (self.seed, 0)))
@@ -196,12 +216,16 @@ class _Job:
         folder, count, lists = self.folder.path, len(limits(known.lists, self.rows)) - 1, known.lists
         so_far = state.load_pass(folder, self.identity)
         if so_far is None:
-            so_far = beginning(lists.count, count, buckets_for(self.vectors, lists), truth)
+            if self.model:
+                self.folder.clear()
+            so_far = beginning(lists.count, count, 0 if self.model else buckets_for(self.vectors, lists), truth)
         truth.score, truth.rows = so_far.score, so_far.rows
         with contextlib.ExitStack() as files:
             buckets = files.enter_context(Buckets(folder, "placed", count, record(known.coder), so_far.sizes.tolist()))
-            followed = Followed(self.vectors, lists, folder, self.seed, so_far.followed.tolist())
-            files.enter_context(followed.buckets)
+            followed = None
+            if self.model is None:
+                followed = Followed(self.vectors, lists, folder, self.seed, so_far.followed.tolist())
+                files.enter_context(followed.buckets)
             done = place(
                 self.vectors, space, lists, known.coder, buckets, followed, truth, so_far, self.workers,
                 lambda row: self.progress("encode", row, self.rows),
@@ -211,15 +235,18 @@ class _Job:
             self._save(space, known, done, start, followed)
 
     def _save(
-        self, space: Space, known: state.Known, done: Progressed, start: NDArray[np.int64], followed: Followed
+        self,
+        space: Space,
+        known: state.Known,
+        done: Progressed,
+        start: NDArray[np.int64],
+        followed: Followed | None,
     ) -> None:
-        coder, lists, size = known.coder, known.lists, np.maximum(done.counts, 1)
-        list_bias = (-0.5 * done.square / size if space.biased else np.zeros(len(size))).astype(np.float32)
+        coder, lists = known.coder, known.lists
         small: dict[str, NDArray[Any]] = {
             "start": start,
             "list_small": lists.small,
             "list_unit": lists.scale,
-            "list_spread": np.sqrt(done.energy / size).astype(np.float32),
             "parents": lists.parents,
             "edges": lists.edges,
             "turn": coder.query,
@@ -227,13 +254,19 @@ class _Job:
             "word_weight": coder.word_weight,
             "shape": coder.shape,
             "mean": known.mean,
-            **self._ranking(space, lists, list_bias, followed),
+            **(self.model.ranking if self.model else self._ranking(space, lists, done, followed)),
+            **(coder_arrays(coder) if self.shared else {}),
         }
         for name, array in small.items():
             self.folder.save(name, array)
 
-    def _ranking(self, space: Space, lists: Lists, bias: Floats, followed: Followed) -> dict[str, NDArray[Any]]:
+    def _ranking(
+        self, space: Space, lists: Lists, done: Progressed, followed: Followed | None
+    ) -> dict[str, NDArray[Any]]:
         """What lists are ranked by: codes of where queries find their nearest rows."""
+        assert followed is not None, "only where a model is at hand are rows not followed"
+        size = np.maximum(done.counts, 1)
+        bias = (-0.5 * done.square / size if space.biased else np.zeros(len(size))).astype(np.float32)
         to = self.folder.scratch("towards", lists.small.shape, np.float32)
         for a in range(0, lists.count, ENCODED):
             to[a : a + ENCODED] = lists.centroids(a, a + ENCODED)
@@ -255,6 +288,7 @@ class _Job:
             "list_codes": words,
             "list_scale": scale,
             "list_bias": bias + lift,
+            "list_spread": np.sqrt(done.energy / size).astype(np.float32),
             "list_turn": coder.query,
             "list_word_block": coder.word_block,
             "list_word_weight": coder.word_weight,

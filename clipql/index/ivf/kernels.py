@@ -100,6 +100,7 @@ def search(
     slack: Number,
     ranked: int,
     cold: bool,
+    routed: Integers,
 ) -> tuple[Integers, NDArray[np.float64], Integers]:
     """Row numbers and exact distances of about k + SPARE best rows, in no order, and counts: codes, lists, rescored,
     and the processor's counter before the first stage and after each (rank, scan, rescore).
@@ -107,19 +108,17 @@ def search(
     query (d,) is as given, v (d,) as the space turned it. among: bool (rows,), or empty for no filter. reach: how
     many deviations of a list's spread count for it. slack: how many deviations of a code's error. ranked: with more
     lists than that, only those of the nearest parents are ranked. cold: what is read is asked of the disk beforehand.
+    routed: the lists to look into, where they are ranked already.
     """
     turned, counts = np.empty(ix.turn.shape[0], np.float32), np.zeros(7, np.int64)
     counts[3] = cycles()
     _multiply(ix.turn, v, turned)
-    length, deviation = np.float32(0), np.float32(0)
-    for b in range(ix.shape.size):
-        part = np.float32(0)
-        for j in range(64):
-            part += turned[b * 64 + j] * turned[b * 64 + j]
-        length += part
-        deviation += part * ix.shape[b]
-    bonus = np.float32(reach) * np.sqrt(deviation)
-    probe, base = _rank_lists(ix, v, bonus, min(nprobe, ix.list_scale.size), ranked)
+    length, deviation = _lengths(ix, turned)
+    if routed.size > 0:
+        probe = routed
+    else:
+        probe = _rank_lists(ix, v, np.float32(reach) * np.sqrt(deviation), min(nprobe, ix.list_scale.size), ranked)
+    base = _scores(ix, v, probe)
     first, last = ix.start[probe], np.empty(probe.size, np.int64)
     for z in range(probe.size):
         last[z] = ix.start[probe[z] + 1]
@@ -139,6 +138,28 @@ def search(
     exact = distances(table, metric, query, found)
     counts[6] = cycles()
     return found, exact, counts
+
+
+@kernel
+def rank(ix: Arrays, v: Floats, nprobe: int, reach: Number, ranked: int) -> Integers:
+    """The lists that `search` would look into, the most promising first."""
+    turned = np.empty(ix.turn.shape[0], np.float32)
+    _multiply(ix.turn, v, turned)
+    deviation = _lengths(ix, turned)[1]
+    return _rank_lists(ix, v, np.float32(reach) * np.sqrt(deviation), min(nprobe, ix.list_scale.size), ranked)
+
+
+@kernel
+def _lengths(ix: Arrays, turned: Floats) -> tuple[Number, Number]:
+    """The squared length of a turned query, and that weighted by how long residuals are in each block."""
+    length, deviation = np.float32(0), np.float32(0)
+    for b in range(ix.shape.size):
+        part = np.float32(0)
+        for j in range(64):
+            part += turned[b * 64 + j] * turned[b * 64 + j]
+        length += part
+        deviation += part * ix.shape[b]
+    return length, deviation
 
 
 @kernel
@@ -177,8 +198,8 @@ def _multiply(matrix: Floats, v: Floats, out: Floats) -> None:
 
 
 @kernel
-def _rank_lists(ix: Arrays, v: Floats, deviation: Number, nprobe: int, ranked: int) -> tuple[Integers, Floats]:
-    """The lists to scan, most promising first, and the exact score of each one's centroid."""
+def _rank_lists(ix: Arrays, v: Floats, deviation: Number, nprobe: int, ranked: int) -> Integers:
+    """The lists to scan, most promising first."""
     count, turned = ix.list_scale.size, np.empty(ix.list_turn.shape[0], np.float32)
     _multiply(ix.list_turn, v, turned)
     if count <= ranked:
@@ -189,7 +210,13 @@ def _rank_lists(ix: Arrays, v: Floats, deviation: Number, nprobe: int, ranked: i
     ranges = _Ranges(first, last, np.zeros(first.size, np.float32))
     coded = _Coded(ix.list_codes, ix.list_scale, ix.list_bias, ix.list_spread, np.float32(deviation))
     value, at = _scan(coded, ranges, asked, ix.rows, np.empty(0, np.bool_), nprobe)
-    probe, base = at[np.argsort(-value)], np.empty(at.size, np.float32)
+    return at[np.argsort(-value)]
+
+
+@kernel
+def _scores(ix: Arrays, v: Floats, probe: Integers) -> Floats:
+    """The exact score of the centroid of each of these lists."""
+    base = np.empty(probe.size, np.float32)
     for z in range(probe.size):
         s, i, ahead = np.float32(0), probe[z], probe[min(z + 3, probe.size - 1)]
         for line in range(0, v.size, 64):
@@ -197,7 +224,7 @@ def _rank_lists(ix: Arrays, v: Floats, deviation: Number, nprobe: int, ranked: i
         for j in range(v.size):
             s += np.float32(ix.list_small[i, j]) * v[j]
         base[z] = s * ix.list_unit[i]
-    return probe, base
+    return base
 
 
 @kernel

@@ -72,7 +72,7 @@ def place(
     lists: Lists,
     coder: Coder,
     buckets: Buckets,
-    followed: Followed,
+    followed: Followed | None,
     truth: Truth,
     so_far: Progressed,
     workers: Workers,
@@ -87,7 +87,8 @@ def place(
         y, good = space.rows(block, workers)
         truth.add(first, y, good)
         owner = np.where(good, assign(y), -1)
-        followed.add(first, block, owner)
+        if followed is not None:
+            followed.add(first, block, owner)
         records = np.zeros(len(y), kind)
         records["row"], records["list"] = np.arange(first, first + len(y), dtype=np.uint32), owner
         records["bias"] = np.einsum("ij,ij->i", y, y) * np.float32(-0.5)
@@ -99,7 +100,7 @@ def place(
         reached(end)
         if end // PART > first // PART or end == vectors.rows:
             sizes = np.array(buckets.sync(), np.int64)
-            more = np.array(followed.buckets.sync(), np.int64)
+            more = np.array(followed.buckets.sync() if followed is not None else [], np.int64)
             told = Progressed(end, sizes, more, counts, energy, square, truth.score, truth.rows)
             keep(told)
     return told

@@ -7,8 +7,9 @@ answered exactly, row by row. Nothing here changes after construction, so any nu
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 
 from clipql import memory
 from clipql.errors import DatabaseDamaged, VectorIndexError
-from clipql.index.base import Candidates, Cost, Vectors
+from clipql.index.base import Candidates, Cost, Route, Vectors
 from clipql.index.folder import read
 from clipql.index.ivf import kernels, rescore
 from clipql.index.ivf.geometry import Floats, Space
+from clipql.index.ivf.model import identity_of
 from clipql.index.ivf.settings import DEFAULT_RECALL, KNOBS, Curves, Setting, careful, reached
 from clipql.vectors.metrics import Metric
 
@@ -30,7 +32,7 @@ SLACK = 4.5  # deviations of a code's error allowed for before a row is given up
 # With more lists than this, and than so many for each one probed, only the lists of the nearest parents are ranked, an
 # eighth of all at least.
 RANKED_LISTS, RANKED_PER_PROBE = 8192, 64
-_NO_FILTER = np.empty(0, np.bool_)
+_NO_FILTER, _NOT_ROUTED = np.empty(0, np.bool_), np.empty(0, np.int64)
 
 
 class IvfIndex:
@@ -49,6 +51,8 @@ class IvfIndex:
         self._table, self._blocks = _table(vectors, self._rows)
         mapped = sum(b.nbytes for b in self._blocks) + sum(a.nbytes for a in arrays)
         self._cold = memory.on_disk(mapped)
+        self._routes: tuple[Route, ...] = ()
+        self.model = identity_of(meta)
 
     @property
     def metric(self) -> Metric:
@@ -71,6 +75,21 @@ class IvfIndex:
     def curves(self) -> Curves:
         """Recall measured at build, by kind of query and setting."""
         return self._curves
+
+    def routed(self, routes: Sequence[Route]) -> IvfIndex:
+        """This index, which looks into lists as they were ranked elsewhere by the model that it was built with.
+
+        A query that no route is for is ranked here, and so is one that needs more lists than its route names.
+        """
+        ours = tuple(r for r in routes if self.model and r.model == self.model and self._known(r.lists))
+        if not ours:
+            return self
+        found = copy.copy(self)
+        found._routes = ours
+        return found
+
+    def _known(self, lists: NDArray[np.int32]) -> bool:
+        return bool(len(lists) and lists.min() >= 0 and lists.max() < self.lists)
 
     def measured_recall(self) -> dict[str, float]:
         """The recall of 10 measured at the build, by kind of query, at the setting that the default recall picks."""
@@ -116,6 +135,7 @@ class IvfIndex:
         cost = Cost(
             codes_scanned=int(counts[0]),
             lists_probed=int(counts[1]),
+            lists_routed=len(self._routed(q, nprobe)),
             rows_rescored=int(counts[2]),
             seconds=_stages(counts, time.perf_counter() - begun),
         )
@@ -136,10 +156,18 @@ class IvfIndex:
             kept,
             REACH,
             SLACK * self._error,
-            max(RANKED_LISTS, RANKED_PER_PROBE * nprobe, self.lists // 8),
+            _ranked(self.lists, nprobe),
             self._cold,
+            self._routed(q, nprobe),
         )
         return found
+
+    def _routed(self, q: Floats, nprobe: int) -> NDArray[np.int64]:
+        """So many lists as they were ranked elsewhere; none where that was not done for this query, or for fewer."""
+        for route in self._routes:
+            if len(route.lists) >= nprobe and np.array_equal(route.query, q):
+                return route.lists[:nprobe].astype(np.int64)
+        return _NOT_ROUTED
 
     def _filter(self, among: NDArray[np.bool_] | None) -> tuple[NDArray[np.bool_], int]:
         if among is None:
@@ -174,6 +202,16 @@ class IvfIndex:
             return Setting(int(knobs["nprobe"]), int(knobs["rescore"]))
         picked = self._curves.pick(q, recall, self.lists)
         return Setting(int(knobs.get("nprobe", picked.nprobe)), int(knobs.get("rescore", picked.rescore)))
+
+
+def ranked_lists(arrays: kernels.Arrays, v: Floats, nprobe: int) -> NDArray[np.int32]:
+    """The lists that a search of so many would look into for a query as the space turned it, int32, best first."""
+    found: NDArray[np.int64] = kernels.rank(arrays, v, nprobe, REACH, _ranked(len(arrays.list_scale), nprobe))
+    return found.astype(np.int32)
+
+
+def _ranked(lists: int, nprobe: int) -> int:
+    return max(RANKED_LISTS, RANKED_PER_PROBE * nprobe, lists // 8)
 
 
 def _stages(counts: NDArray[np.int64], seconds: float) -> dict[str, float]:

@@ -1,0 +1,60 @@
+"""Ranking the lists of a model once, for indexes that were built with it and lie elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.index.base import Route
+from clipql.index.ivf import kernels
+from clipql.index.ivf.geometry import Floats, Space
+from clipql.index.ivf.model import LEARNED, RANKING, identity_of, opened
+from clipql.index.ivf.search import ranked_lists
+from clipql.index.ivf.settings import DEFAULT_RECALL, Curves
+from clipql.vectors.metrics import Metric
+
+# times the lists that recall asks for: a shard may want more for more than ten rows, or where a filter leaves few
+SPARE_LISTS = 4
+
+
+class Router:
+    """Ranks the lists of a model for indexes that lie elsewhere. Any number of threads may use it at once."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: as `open_model` takes it. Raises the same."""
+        meta, found = opened(folder, (*LEARNED, *RANKING))
+        self.model, self.metric = identity_of(meta), Metric(meta["metric"])
+        self._space, self._curves = Space(self.metric, found["mean"]), Curves.from_meta(meta)
+        lists = len(found["list_scale"])
+        nothing: dict[str, NDArray[Any]] = {
+            "start": np.zeros(lists + 1, np.int64),
+            "rows": np.empty(0, np.uint32),
+            "codes": np.empty((0, len(found["word_block"])), np.uint64),
+            "scale": np.empty(0, np.float32),
+            "bias": np.zeros(int(self._space.biased), np.float32),
+        }
+        for array in nothing.values():
+            array.setflags(write=False)  # as what is mapped, or the kernels are compiled once more
+        self._arrays = kernels.Arrays(**{name: {**nothing, **found}[name] for name in kernels.Arrays._fields})
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        return int(self._space.mean.size)
+
+    @property
+    def lists(self) -> int:
+        """Number of lists."""
+        return len(self._arrays.list_scale)
+
+    def route(self, query: Floats, recall: float = DEFAULT_RECALL, nprobe: int | None = None) -> Route:
+        """The lists to look into for a (d,) query, those first that promise most: as many as a search of this recall
+        needs, or `nprobe`, and some more.
+        """
+        q = np.ascontiguousarray(query, np.float32)
+        wanted = nprobe or self._curves.pick(q, recall, self.lists).nprobe
+        count = min(self.lists, SPARE_LISTS * wanted)
+        return Route(self.model, q, ranked_lists(self._arrays, self._space.query(q), count))
