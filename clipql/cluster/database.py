@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from clipql.cluster.asking import Asker
 from clipql.cluster.office import UNFIT
 from clipql.cluster.piece import Piece
 from clipql.cluster.placing import PartSpec
+from clipql.cluster.ranking import Ranking
 from clipql.cluster.reading import Asked, Reader
 from clipql.cluster.session import ClusterSession
 from clipql.cluster.shards import ShardedTable, ShardMap
@@ -80,6 +82,7 @@ class ClusterDatabase(Database):
             self._known: dict[str, Shape] = {}
             self._changing = threading.RLock()
             self._asker = Asker(self._state(), self._state)
+            self._ranking = Ranking(Path(self._folder) / "ranking", self._from_any)
             self.reader = Reader(self._registry.engine, self.shape, self._ask)
             self._session: ClusterSession = self.session()
             self.refresh()
@@ -142,6 +145,7 @@ class ClusterDatabase(Database):
                     self._learn(table, known)
             for name in set(self._known) - {t.full_name for t in map.tables}:
                 forget(self._registry.engine, self._known.pop(name))
+            self._ranking.refresh(map)
 
     def _learn(self, table: ShardedTable, known: Shape | None) -> None:
         found, why = [], None
@@ -216,7 +220,12 @@ class ClusterDatabase(Database):
 
     def _ask(self, pieces: Sequence[Piece], shape: Shape) -> Sequence[Asked]:
         partial = pieces[0].settings.get("shards_partial") in ("1", "true")
-        return self._asker.ask(self._table(shape), pieces, partial=partial)
+        routed = [replace(piece, routes=self._ranking.routes(piece)) for piece in pieces]
+        return self._asker.ask(self._table(shape), routed, partial=partial)
+
+    def ranked(self, piece: Piece) -> list[str]:
+        """Which lists of indexes are ranked here for a piece, in words."""
+        return self._ranking.told(piece)
 
     def sql_many(self, text: str, params: Sequence[Mapping[str, Any]], /) -> list[Result]:
         """One SELECT for each set of parameters; where it is of one SELECT over shards, all go to them as one batch."""

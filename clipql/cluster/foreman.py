@@ -88,7 +88,8 @@ class Foreman:
             for shard, node in self._office.holders(table):
                 self._office.copies.call(shard, node, "alter", statement, database, name, index, there)
             shown = self._office.ask(0, "definition", database, name)
-            self._office.commit(self._office.map.with_table(replace(table, definition=shown)))
+            table = replace(table, definition=shown)
+            self._office.commit(self._office.map.with_table(table if there else table.with_model(index, None)))
 
     def build(self, database: str, name: str, index: str) -> None:
         """Build an index anew on each shard. Raises VectorIndexError."""

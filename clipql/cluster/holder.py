@@ -11,19 +11,19 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-import xxhash
-
 from clipql import __version__, files
 from clipql.catalog import IndexEntry
-from clipql.cluster import shards
+from clipql.cluster import copying, shards
+from clipql.cluster.copying import PartFile
 from clipql.cluster.piece import Piece, Snapshot, mark_of, rows_of, statement
-from clipql.cluster.shards import PartFile, ShardMap, ShardPart
+from clipql.cluster.shards import ShardMap, ShardPart
 from clipql.cluster.standin import Shape
+from clipql.cluster.training import Training
 from clipql.database import Database
 from clipql.errors import ClusterError, CopyDamaged, HolderGone, IngestError
 from clipql.ingest.layout import check_part, find_parts
@@ -32,7 +32,6 @@ from clipql.quoting import quote_name, quote_string
 from clipql.session import Session
 from clipql.users import Acting, EngineUser
 
-PIECE_BYTES = 4 << 20
 # what one shard may give for one SELECT: more does not belong on one machine
 MOST_BYTES = 256 << 20
 MOST_SESSIONS = 64
@@ -43,7 +42,10 @@ Fetch = Callable[[str, str, str, int, int], bytes]
 
 @dataclass(frozen=True)
 class Hello:
-    """Who a holder is, and what it has: fingerprints of the parts of each table in their order."""
+    """Who a holder is, and what it has: fingerprints of the parts of each table in their order.
+
+    models: for each table, what its indexes were built with, if it is shared.
+    """
 
     shard: int
     node: str
@@ -53,6 +55,7 @@ class Hello:
     definitions: Mapping[str, str]
     indexes: Mapping[str, tuple[IndexEntry, ...]]
     quarantined: str = ""
+    models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class Holder:
@@ -68,7 +71,15 @@ class Holder:
         self._taking, self._choosing = threading.RLock(), threading.Lock()
         quarantine = self._folder / QUARANTINE
         self._quarantined = quarantine.read_text("utf-8") if quarantine.exists() else ""
+        training = Training(self._folder / "training", self._db, self._taking, self._called)
+        self.sample, self.train, self.build_with = training.sample, training.train, training.build_with
+        self.model_of, self.model_files, self.read_model = training.model_of, training.files, training.read
+        self.build_index, self.forget_training = training.build, training.forget
         self._sessions: dict[tuple[object, ...], tuple[Session, EngineUser]] = {}
+
+    @property
+    def _called(self) -> str:
+        return f"shard {self.shard} by node {self.node}"
 
     def _own(self, path: Path) -> None:
         owner = {"shard": self.shard, "node": self.node}
@@ -93,6 +104,9 @@ class Holder:
             definitions={t.full_name: self.definition(t.database, t.name) for t in tables},
             indexes={t.full_name: t.indexes for t in tables},
             quarantined=self._quarantined,
+            models={
+                t.full_name: {i.name: self.model_of(t.database, t.name, i.name) for i in t.indexes} for t in tables
+            },
         )
 
     def quarantine(self, why: str) -> None:
@@ -201,7 +215,8 @@ class Holder:
             folder.mkdir(parents=True, exist_ok=True)
         if fetch is not None:
             for file in part.files:
-                self._fetch(folder / file.name, file, partial(fetch, table, part.fingerprint, file.name))
+                read = partial(fetch, table, part.fingerprint, file.name)
+                copying.fetch(folder / file.name, file, read, self._called)
         else:
             for source in map(Path, part.sources):
                 if not source.exists():
@@ -211,39 +226,16 @@ class Holder:
                     )
                 reading = files.translated(source, "copying")
                 with files.new_file(folder / source.name) as copy, reading, open(source, "rb") as original:
-                    shutil.copyfileobj(original, copy, PIECE_BYTES)
+                    shutil.copyfileobj(original, copy, copying.PIECE_BYTES)
         files.sync_folder(folder)
         return folder
 
-    def _fetch(self, path: Path, file: PartFile, read: Callable[[int, int], bytes]) -> None:
-        if path.exists() and _hash(path) == file.hash:
-            return
-        digest = xxhash.xxh3_128()
-        with files.new_file(path) as copy:
-            at = 0
-            while at < file.size:
-                block = read(at, min(PIECE_BYTES, file.size - at))
-                if not block:
-                    break
-                digest.update(block)
-                copy.write(block)
-                at += len(block)
-            if at != file.size or digest.hexdigest() != file.hash:
-                raise ClusterError(
-                    f"{file.name}, fetched for shard {self.shard} by node {self.node}, does not match the hash in the "
-                    "shard map: the copy it came from is damaged"
-                )
-
     def _files(self, table: str, part: ShardPart) -> tuple[PartFile, ...]:
-        folder = self._parts(table) / part.fingerprint
-        return tuple(PartFile(p.name, p.stat().st_size, _hash(p)) for p in sorted(folder.iterdir()))
+        return copying.listed((self._parts(table) / part.fingerprint).iterdir())
 
     def read(self, table: str, fingerprint: str, name: str, offset: int, size: int) -> bytes:
         """Bytes of a file of a part, for another copy."""
-        path = self._parts(table) / fingerprint / Path(name).name
-        with files.translated(path, "reading"), open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        return copying.read(self._parts(table) / fingerprint / Path(name).name, offset, size)
 
     def check(self, table: str, parts: Sequence[ShardPart]) -> None:
         """Compare the files of parts of a table with the map. Raises CopyDamaged, naming the first that differs."""
@@ -253,7 +245,7 @@ class Holder:
         for part in parts:
             for file in part.files if part.fingerprint in has else ():
                 path = self._parts(table) / part.fingerprint / file.name
-                if not path.exists() or path.stat().st_size != file.size or _hash(path) != file.hash:
+                if not path.exists() or path.stat().st_size != file.size or copying.hash_of(path) != file.hash:
                     state = "is not what the shard map says" if path.exists() else "is missing"
                     raise CopyDamaged(
                         f"{path} on node {self.node} {state} ({file.size:,} bytes, xxh3 {file.hash}): remove the "
@@ -269,28 +261,13 @@ class Holder:
             if table is not None and (table.index(index) is not None) != there:
                 self._db.execute(statement, format="Null")
 
-    def build_indexes(self, database: str, name: str, index: str | None = None) -> None:
-        """Build an index, or all that have fallen behind."""
-        with self._taking:
-            table = self._db.registry.find(database, name)
-            if table is None:
-                return
-            if index is None:
-                self._db.indexes.after_insert(table.id)
-            else:
-                self._db.indexes.build(table, index)
-
     def index_files(self, database: str, name: str, index: str) -> tuple[PartFile, ...]:
         """The files of an index, for another copy."""
-        folder = self._index_folder(f"{database}.{name}", index)
-        return tuple(PartFile(p.name, p.stat().st_size, _hash(p)) for p in sorted(folder.iterdir()))
+        return copying.listed(self._index_folder(f"{database}.{name}", index).iterdir())
 
     def read_index(self, table: str, index: str, name: str, offset: int, size: int) -> bytes:
         """Bytes of a file of an index."""
-        path = self._index_folder(table, index) / Path(name).name
-        with files.translated(path, "reading"), open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        return copying.read(self._index_folder(table, index) / Path(name).name, offset, size)
 
     def _index_folder(self, table: str, index: str) -> Path:
         database, _, name = table.partition(".")
@@ -305,12 +282,13 @@ class Holder:
         with self._taking:
             table = self._db.registry.find(database, name)
             own = table.index(entry.name) if table else None
-            if table is None or (own is not None and own.folder is not None and own.rows == entry.rows):
+            if table is None or own is None or replace(own, folder=entry.folder) == entry:
                 return
 
             def fill(folder: Path) -> None:
                 for file in parts:
-                    self._fetch(folder / file.name, file, partial(fetch, f"{database}.{name}", entry.name, file.name))
+                    read = partial(fetch, f"{database}.{name}", entry.name, file.name)
+                    copying.fetch(folder / file.name, file, read, self._called)
 
             self._db.indexes.adopt(table, entry, fill)
 
@@ -333,7 +311,9 @@ class Holder:
             )
         session, user = self._session(piece)
         with self._db.registry.engine.act(Acting(user)):
-            found = session.execute(sql, piece.params, format="RowBinaryWithNamesAndTypes").output.data
+            found = session.execute(
+                sql, piece.params, format="RowBinaryWithNamesAndTypes", routes=piece.routes
+            ).output.data
         if len(found) > MOST_BYTES:
             raise ClusterError(
                 f"shard {self.shard} gives {len(found) >> 20:,} MB for one SELECT over {piece.database}.{piece.table}, "
@@ -365,11 +345,3 @@ class Holder:
     def map(self) -> ShardMap | None:
         """Its copy of the map."""
         return self._map
-
-
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with files.translated(path, "reading"), open(path, "rb") as file:
-        while block := file.read(PIECE_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,16 +1,28 @@
-"""Indexes of shards: built once on one copy of each shard, and copied from there file by file."""
+"""Indexes of shards: built once on one copy of each shard, and copied from there file by file.
+
+The ivf indexes of all shards have the same lists: one copy learns them from rows of all shards, and each shard sorts
+its own rows into them. Other kinds learn nothing, and each shard builds its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from clipql.catalog import IndexEntry
 from clipql.cluster.holder import Hello
 from clipql.cluster.office import UNFIT, Office
-from clipql.cluster.shards import ShardedTable
-from clipql.errors import ClipqlError
+from clipql.cluster.shards import ShardedTable, TrainedModel
+from clipql.cluster.training import Draw
+from clipql.errors import ClipqlError, HolderGone, StorageError, VectorError, VectorIndexError
+from clipql.index import ivf, kinds
+from clipql.tables.indexes import behind
+
+# what was learnt of so many times fewer rows is learnt anew
+OUTGROWN = 2
+# a build is begun again so often where the copy that learnt is lost
+ATTEMPTS = 3
 
 
 class Indexing:
@@ -20,18 +32,127 @@ class Indexing:
         self._office = office
 
     def build(self, table: ShardedTable, index: str | None) -> None:
-        """Build an index, or all that have fallen behind: on one copy of each shard, from which the others copy it."""
+        """Build an index on all shards, or (None) those that have fallen behind on the shards where they have.
+
+        Raises HolderGone where a shard has no copy that can, and VectorIndexError for an index that was named: without
+        the others, searches are slower and not wrong.
+        """
+        entries = [self._entries(table, shard) for shard in range(len(table.shards))]
+        names = list(dict.fromkeys(name for found in entries for name in found))
+        if index is not None and index not in names:
+            raise VectorIndexError(
+                f"{table.full_name} has no vector index {index}; it has {', '.join(names) or 'none'}"
+            )
+        for name in names if index is None else [index]:
+            wanted = [
+                shard
+                for shard, found in enumerate(entries)
+                if name in found and (index is not None or behind(found[name], table.snapshot(shard).rows))
+            ]
+            if wanted:
+                entry = next(found[name] for found in entries if name in found)
+                unbuildable = () if index is not None else (VectorError, VectorIndexError, StorageError)
+                with contextlib.suppress(*unbuildable):
+                    self._build(table, entry, wanted, anew=index is not None)
+
+    def _entries(self, table: ShardedTable, shard: int) -> dict[str, IndexEntry]:
+        hello: Hello = self._office.ask(shard, "hello")
+        return {i.name: i for i in hello.indexes.get(table.full_name, ())}
+
+    def _build(self, table: ShardedTable, entry: IndexEntry, wanted: Sequence[int], *, anew: bool) -> None:
+        if entry.kind == "ivf":
+            self._build_alike(table, entry, wanted, anew)
+            return
 
         def build(shard: int) -> None:
-            self._office.ask(shard, "build_indexes", table.database, table.name, index)
-            self.even_out(shard)
+            rows = table.snapshot(shard).rows
+            self._office.ask(shard, "build_index", table.database, table.name, entry.name, rows)
 
-        with ThreadPoolExecutor(len(table.shards)) as pool:
-            for future in [pool.submit(build, shard) for shard in range(len(table.shards))]:
+        self._each(wanted, build)
+
+    def _each(self, wanted: Sequence[int], build: Callable[[int], None], trained: TrainedModel | None = None) -> None:
+        def one(shard: int) -> None:
+            build(shard)
+            self.even_out(shard, trained=trained)
+
+        with ThreadPoolExecutor(max(1, len(wanted))) as pool:
+            for future in [pool.submit(one, shard) for shard in wanted]:
                 future.result()
 
-    def even_out(self, shard: int, also: Sequence[str] = ()) -> None:
-        """Have the copies of a shard, and those on nodes `also`, copy what another of them has built over more rows."""
+    # with the same lists
+
+    def _build_alike(self, table: ShardedTable, entry: IndexEntry, wanted: Sequence[int], anew: bool) -> None:
+        if max(table.snapshot(s).rows for s in range(len(table.shards))) < kinds.FEWEST_ROWS:
+            return
+        known = table.model(entry.name)
+        for attempt in range(ATTEMPTS):
+            try:
+                source = None if anew or known is None else self._with_model(table, known)
+                if known is None or source is None or table.rows > OUTGROWN * known.rows:
+                    known, source = self._train(table, entry)
+                    anew, wanted = False, range(len(table.shards))
+                self._build_with(table, known, source, wanted)
+            except HolderGone:
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                break
+        self._office.commit(self._office.map.with_table(self._latest(table).with_model(entry.name, known)))
+        for shard, node in self._office.holders(table):
+            with contextlib.suppress(*UNFIT):
+                self._office.copies.call(shard, node, "forget_training", table.database, table.name, entry.name)
+
+    def _latest(self, table: ShardedTable) -> ShardedTable:
+        return self._office.table(table.database, table.name)
+
+    def _train(self, table: ShardedTable, entry: IndexEntry) -> tuple[TrainedModel, tuple[int, str]]:
+        """Have a copy learn from rows of all shards; what it learnt, and which copy it was."""
+        rows = [table.snapshot(shard).rows for shard in range(len(table.shards))]
+        lists = ivf.lists_for_shards(sum(rows), len(rows), entry.options.get("lists"))
+        share = min(1.0, ivf.sample_for(lists) / sum(rows))
+        draws = tuple(
+            Draw(shard, self._office.map.nodes[shard], round(n * share), n) for shard, n in enumerate(rows) if n
+        )
+        why: ClipqlError = HolderGone(f"no copy of {table.full_name} can learn")
+        for shard, node in self._office.holders(table):
+            try:
+                identity = self._office.copies.train(shard, node, table.database, table.name, entry.name, lists, draws)
+            except UNFIT as error:
+                why = error
+            else:
+                return TrainedModel(entry.name, entry.column, identity, sum(rows)), (shard, node)
+        raise why
+
+    def _with_model(self, table: ShardedTable, known: TrainedModel) -> tuple[int, str] | None:
+        """A copy whose index was built with a model."""
+        for shard, node in self._office.holders(table):
+            with contextlib.suppress(*UNFIT):
+                named = (table.database, table.name, known.index)
+                if self._office.copies.call(shard, node, "model_of", *named) == known.identity:
+                    return shard, node
+        return None
+
+    def _build_with(
+        self, table: ShardedTable, model: TrainedModel, source: tuple[int, str], wanted: Sequence[int]
+    ) -> None:
+        def build(shard: int) -> None:
+            rows = table.snapshot(shard).rows
+            why: ClipqlError = HolderGone(f"shard {shard} has no copy")
+            for node in self._office.map.nodes[shard]:
+                try:
+                    self._office.copies.build(shard, node, table.database, table.name, rows, model, source)
+                except UNFIT as error:
+                    why = error
+                else:
+                    return
+            raise why
+
+        self._each(wanted, build, model)
+
+    def even_out(self, shard: int, also: Sequence[str] = (), trained: TrainedModel | None = None) -> None:
+        """Have the copies of a shard, and those on nodes `also`, copy what another of them has built: with the model
+        of the map (or `trained`, which is to come into it), over more rows.
+        """
         hellos: dict[str, Hello] = {}
         for node in (*self._office.map.nodes[shard], *also):
             with contextlib.suppress(*UNFIT):
@@ -39,9 +160,11 @@ class Indexing:
         for table in self._office.map.tables:
             for name in {i.name for h in hellos.values() for i in h.indexes.get(table.full_name, ())}:
                 built = {n: e for n, h in hellos.items() if (e := _index_of(h, table, name)) is not None}
-                source = max(built, key=lambda n: built[n].rows)
-                for node, entry in built.items():
-                    if entry.rows < built[source].rows:
+                model = trained if trained and trained.index == name else table.model(name)
+                worth = {n: (_fits(hellos[n], table, name, model), e.rows) for n, e in built.items()}
+                source = max(built, key=lambda n: worth[n])
+                for node in built:
+                    if worth[node] < worth[source]:
                         # without it, a copy is slower and not wrong
                         with contextlib.suppress(ClipqlError):
                             self._office.copies.adopt(shard, node, table.database, table.name, built[source], source)
@@ -49,3 +172,8 @@ class Indexing:
 
 def _index_of(hello: Hello, table: ShardedTable, name: str) -> IndexEntry | None:
     return next((i for i in hello.indexes.get(table.full_name, ()) if i.name == name), None)
+
+
+def _fits(hello: Hello, table: ShardedTable, index: str, model: TrainedModel | None) -> bool:
+    """Whether a copy has an index that was built with the model."""
+    return model is not None and hello.models.get(table.full_name, {}).get(index) == model.identity

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from clipql.catalog import IndexEntry
 from clipql.cluster import shards
-from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
+from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart, TrainedModel
+from clipql.cluster.training import Draw
 from clipql.errors import ClipqlError, ClusterError, HolderGone, StorageError
 
 # maps that one office may make
@@ -35,6 +36,16 @@ class Copies(Protocol):
 
     def adopt(self, shard: int, node: str, database: str, name: str, entry: IndexEntry, source: str) -> None:
         """Have a copy take over an index that the copy on the node `source` has built."""
+
+    def train(
+        self, shard: int, node: str, database: str, name: str, index: str, lists: int, draws: Sequence[Draw]
+    ) -> str:
+        """Have a copy learn the lists of an index from rows of all shards; the identity of what it learnt."""
+
+    def build(
+        self, shard: int, node: str, database: str, name: str, rows: int, model: TrainedModel, source: tuple[int, str]
+    ) -> None:
+        """Have a copy build an index with a model that the copy `source`, of a shard on a node, has."""
 
     def start(self, shard: int, node: str) -> bool:
         """Start a copy on a node, unless it runs; whether it was started. Raises HolderGone for a node that is away."""

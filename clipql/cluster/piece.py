@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 
 from clipql.errors import ClusterError, HolderGone
+from clipql.index.base import Route
 from clipql.query.lexer import tokenize
 from clipql.quoting import quote_name
 from clipql.tables.registry import ROW
@@ -28,7 +29,7 @@ class Piece:
     brackets. tail: all that follows WHERE.
 
     bounds: of the numbers of rows that WHERE leaves, the first and the one after the last, where it names them.
-    settings: clipql's own. statements: ClickHouse's SETs of whoever asks.
+    settings: clipql's own. statements: ClickHouse's SETs of whoever asks. routes: lists of ivf indexes, ranked for it.
     """
 
     database: str
@@ -42,6 +43,7 @@ class Piece:
     params: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     statements: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Holder
 from clipql.cluster.joining import NAMESPACE, library
 from clipql.cluster.placing import in_force, placed, rebuilt
-from clipql.cluster.shards import ShardMap, ShardPart, remains_of
+from clipql.cluster.shards import ShardMap, ShardPart, TrainedModel, remains_of
+from clipql.cluster.training import Draw, Drawn
 from clipql.errors import ClipqlError, ClusterError, HolderGone
 
 FOREMAN = "foreman"
@@ -105,6 +106,32 @@ class HolderActor:
 
         self._opened().adopt(database, name, entry, parts, fetch)
 
+    def train(self, database: str, name: str, index: str, lists: int, draws: Sequence[Draw]) -> str:
+        """As `Holder.train`, from rows that any copy of each shard gives."""
+
+        def draw(one: Draw, first: int, last: int) -> Drawn:
+            why: ClipqlError = HolderGone(f"shard {one.shard} has no copy")
+            for node in one.nodes:
+                try:
+                    other = actor(actor_name(one.shard, node))
+                    drawn: Drawn = asked(other.do.remote("sample", database, name, index, one, first, last))
+                    return drawn
+                except HolderGone as error:
+                    why = error
+            raise why
+
+        return self._opened().train(database, name, index, lists, draws, draw)
+
+    def build(self, database: str, name: str, rows: int, model: TrainedModel, source: str) -> None:
+        """As `Holder.build_with`, with the model that the actor `source` has."""
+        of, other = (database, name, model.index, model.identity), actor(source)
+
+        def fetch(file: str, offset: int, size: int) -> bytes:
+            return bytes(asked(other.do.remote("read_model", *of, file, offset, size)))
+
+        files = asked(other.do.remote("model_files", *of))
+        self._opened().build_with(database, name, model.index, rows, model.identity, files, fetch)
+
     def node(self) -> str:
         """The id of the node that it runs on, once its database is open."""
         self._opened()
@@ -167,6 +194,19 @@ class RayCopies:
             asked(adopting.adopt.remote(database, name, entry, actor_name(shard, source)))
         except HolderGone as error:
             raise HolderGone(f"shard {shard} on {node} is gone: {error}") from error
+
+    def train(
+        self, shard: int, node: str, database: str, name: str, index: str, lists: int, draws: Sequence[Draw]
+    ) -> str:
+        """Have a copy learn the lists of an index from rows of all shards."""
+        learning = actor(actor_name(shard, node))
+        return str(asked(learning.train.remote(database, name, index, lists, tuple(draws))))
+
+    def build(
+        self, shard: int, node: str, database: str, name: str, rows: int, model: TrainedModel, source: tuple[int, str]
+    ) -> None:
+        """Have a copy build an index with a model that another copy has."""
+        asked(actor(actor_name(shard, node)).build.remote(database, name, rows, model, actor_name(*source)))
 
     def nodes(self) -> tuple[str, ...]:
         """The names of the nodes that are there."""

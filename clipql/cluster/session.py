@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from clipql.catalog import Table
+from clipql.cluster.piece import Piece
 from clipql.cluster.reading import Reader, Reading
 from clipql.cluster.standin import Shape
 from clipql.encode.service import Encoders
@@ -48,6 +49,9 @@ class Cluster(Protocol):
 
     def definition(self, shape: Shape) -> str:
         """CREATE TABLE of it."""
+
+    def ranked(self, piece: Piece) -> list[str]:
+        """Which lists of indexes are ranked here for a piece, in words."""
 
     def listing(self) -> pa.Table:
         """All indexes of all copies, for `clipql.indexes`."""
@@ -206,6 +210,7 @@ class ClusterSession(Session):
             shape = self._cluster.shape(piece.database, piece.table)
             lines.append(f"{split.kind} of {shape.full_name if shape else piece.table}: {split.why}")
             lines.append(f"  each shard: SELECT {piece.select} … {piece.tail}".rstrip())
+            lines += [f"  {told}" for told in self._cluster.ranked(piece)]
             lines.append(f"  over all: {split.final}")
         return lines
 

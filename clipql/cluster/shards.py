@@ -16,20 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from clipql import __version__, files
+from clipql.cluster.copying import PartFile
 from clipql.cluster.piece import Run, Snapshot, mark_of
 from clipql.errors import ClusterError
 
-FORMAT = 1
+FORMAT = 2  # 1 has no models
 NAME = "cluster.json"
-
-
-@dataclass(frozen=True)
-class PartFile:
-    """A file of a part: its name, bytes, and xxh3-128 of all of them."""
-
-    name: str
-    size: int
-    hash: str
 
 
 @dataclass(frozen=True)
@@ -49,11 +41,21 @@ class ShardPart:
 
 
 @dataclass(frozen=True)
+class TrainedModel:
+    """What the indexes of all shards were built with: the identity of the model, and the rows there were then."""
+
+    index: str
+    column: str
+    identity: str
+    rows: int
+
+
+@dataclass(frozen=True)
 class ShardedTable:
     """A table over the first shards of the cluster: how it is made, and the parts of each shard.
 
     definition: CREATE TABLE as ClickHouse shows it, empty until the first part makes it. next_row: the number that the
-    first row of the next part gets.
+    first row of the next part gets. models: of its ivf indexes, once they are built.
     """
 
     database: str
@@ -61,6 +63,7 @@ class ShardedTable:
     shards: tuple[tuple[ShardPart, ...], ...]
     definition: str = ""
     next_row: int = 0
+    models: tuple[TrainedModel, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -87,6 +90,15 @@ class ShardedTable:
         """This table with other parts in a shard."""
         shards = tuple(tuple(parts) if i == shard else p for i, p in enumerate(self.shards))
         return dataclasses.replace(self, shards=shards)
+
+    def model(self, index: str) -> TrainedModel | None:
+        """The model of an index."""
+        return next((m for m in self.models if m.index == index), None)
+
+    def with_model(self, index: str, model: TrainedModel | None) -> ShardedTable:
+        """This table with the model of an index put in the place of what there was, or without any."""
+        others = tuple(m for m in self.models if m.index != index)
+        return dataclasses.replace(self, models=others if model is None else (*others, model))
 
     def place(self, fingerprint: str) -> tuple[int, ShardPart] | None:
         """The shard and the entry of a part."""
@@ -188,7 +200,13 @@ def _hash(body: str) -> str:
 
 def _map(d: Mapping[str, Any]) -> ShardMap:
     tables = tuple(
-        ShardedTable(**{**t, "shards": tuple(tuple(_part(p) for p in parts) for parts in t["shards"])})
+        ShardedTable(
+            **{
+                **t,
+                "shards": tuple(tuple(_part(p) for p in parts) for parts in t["shards"]),
+                "models": tuple(TrainedModel(**m) for m in t.get("models", ())),
+            }
+        )
         for t in d["tables"]
     )
     return ShardMap(**{**d, "nodes": tuple(tuple(n) for n in d["nodes"]), "tables": tables})

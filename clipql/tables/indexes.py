@@ -129,7 +129,7 @@ class Indexes:
         table = self.registry.catalog.by_id(table_id)
         for entry in table.indexes if table else ():
             assert table is not None, "it has indexes"
-            if entry.kind != "flat" and table.rows - entry.rows > max(UNCOVERED, entry.rows):
+            if behind(entry, table.rows):
                 # the rows are in, so the insert has succeeded; a search without the index is slower, not wrong
                 with self._noted(table, entry):
                     self.build(table, entry.name, progress)
@@ -163,7 +163,7 @@ class Indexes:
                     entry,
                     registry.store(table, entry.column),
                     place,
-                    queries=self._captions(table, entry),
+                    queries=self.captions(table, entry),
                     progress=progress or _watcher.get() or (lambda stage, done, total: None),
                     work=place.parent / unfinished(entry),
                     identity=_identity(table, entry),
@@ -230,7 +230,7 @@ class Indexes:
             self.forget(entry)
             self.rows.build(table)
 
-    def _captions(self, table: Table, entry: IndexEntry) -> ColumnStore | None:
+    def captions(self, table: Table, entry: IndexEntry) -> ColumnStore | None:
         """The vectors of the captions, which are queries whose answer is known, if the table has them."""
         column = table.column("text_embedding")
         own = table.column(entry.column)
@@ -308,6 +308,11 @@ class Indexes:
             return "too few rows, exact scan" if few else f"not built: {failed}" if failed else "not built"
         opened = self._open(table, entry)
         return f"damaged: {opened}" if isinstance(opened, ClipqlError) else "in use"
+
+
+def behind(entry: IndexEntry, rows: int) -> bool:
+    """Whether an index covers less than half of so many rows, and the others are enough to be worth it."""
+    return entry.kind != "flat" and rows - entry.rows > max(UNCOVERED, entry.rows)
 
 
 def unfinished(entry: IndexEntry) -> str:

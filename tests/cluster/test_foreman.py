@@ -13,13 +13,18 @@ import pytest
 from clipql import __version__
 from clipql.catalog import IndexEntry
 from clipql.cluster import shards
+from clipql.cluster.copying import PartFile
 from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Hello
 from clipql.cluster.placing import PartSpec, in_force, placed, rebuilt
-from clipql.cluster.shards import PartFile, Remains, ShardMap, ShardPart, remains_of
-from clipql.errors import ClusterError, CopyDamaged, HolderGone, IngestError
+from clipql.cluster.shards import Remains, ShardMap, ShardPart, TrainedModel, remains_of
+from clipql.cluster.training import Draw
+from clipql.errors import ClusterError, CopyDamaged, HolderGone, IngestError, VectorIndexError
+from clipql.tables.indexes import behind
 
 NODES = ("a", "b", "c", "d")
+NEAR = IndexEntry("near", "image_embedding", "ivf", "cosineDistance", "ivf")
+MANY = 30_000  # rows of a part that has an index built
 DEFINITION = "CREATE TABLE default.laion …"
 
 
@@ -35,7 +40,10 @@ class Disk:
     ledgers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     definitions: dict[str, str] = field(default_factory=dict)
     damaged: bool = False
-    index: int = 0
+    rows: int = 0
+    index: IndexEntry = NEAR
+    model: str = ""
+    learnt: str = ""
     quarantined: str = ""
 
 
@@ -48,6 +56,7 @@ class Machines:
         self.luck, self.kills, self.bad = luck, kills, set[str]()
         self.version = __version__
         self.built: list[tuple[int, str]] = []
+        self.trained: list[tuple[tuple[int, str], tuple[Draw, ...]]] = []
 
     def _step(self, copy: tuple[int, str]) -> None:
         if self.luck is None or self.kills <= 0 or self.luck.random() > 0.2:
@@ -71,19 +80,53 @@ class Machines:
         return found
 
     def _hello(self, disk: Disk, shard: int, node: str, wait: bool = True) -> Hello:
-        near = IndexEntry("near", "image_embedding", "ivf", "cosineDistance", "ivf", rows=disk.index)
-        indexes = dict.fromkeys(disk.definitions, (near,))
-        return Hello(
-            shard, node, self.version, disk.map, dict(disk.ledgers), dict(disk.definitions), indexes, disk.quarantined
-        )
+        indexes = dict.fromkeys(disk.definitions, (disk.index,))
+        models = {table: {"near": disk.model} for table in disk.definitions}
+        return Hello(shard, node, self.version, disk.map, dict(disk.ledgers), dict(disk.definitions), indexes,
+                     disk.quarantined, models)  # fmt: skip
 
-    def _build_indexes(self, disk: Disk, shard: int, node: str, database: str, name: str, index: str | None) -> None:
+    def _build_index(self, disk: Disk, shard: int, node: str, database: str, name: str, index: str) -> None:
         self.built.append((shard, node))
-        disk.index = len(disk.ledgers.get(f"{database}.{name}", ()))
+        disk.index = replace(disk.index, rows=disk.rows)
+
+    def train(
+        self, shard: int, node: str, database: str, name: str, index: str, lists: int, draws: Sequence[Draw]
+    ) -> str:
+        disk = self._disk(shard, node)
+        self._step((shard, node))
+        for draw in draws:
+            assert any((draw.shard, n) in self.running and self.disks[draw.shard, n].rows >= draw.rows
+                       for n in draw.nodes if n in self.up)  # fmt: skip
+        self.trained.append(((shard, node), tuple(draws)))
+        # the same rows and lists give the same, whoever learns
+        disk.learnt = f"{lists} lists of {sum(d.rows for d in draws)} rows"
+        self._step((shard, node))
+        return disk.learnt
+
+    def build(
+        self, shard: int, node: str, database: str, name: str, rows: int, model: TrainedModel, source: tuple[int, str]
+    ) -> None:
+        disk = self._disk(shard, node)
+        if disk.rows < rows:
+            raise HolderGone(f"shard {shard} on {node} must catch up")
+        self._step((shard, node))
+        if model.identity not in (self._disk(*source).learnt, self._disk(*source).model):
+            raise HolderGone(f"{source} has no model {model.identity}")
+        self.built.append((shard, node))
+        disk.index, disk.model = replace(disk.index, rows=disk.rows), model.identity
+        self._step((shard, node))
+
+    def _model_of(self, disk: Disk, shard: int, node: str, database: str, name: str, index: str) -> str:
+        return disk.model
+
+    def _forget_training(self, disk: Disk, shard: int, node: str, database: str, name: str, index: str) -> None:
+        disk.learnt = ""
 
     def adopt(self, shard: int, node: str, database: str, name: str, entry: IndexEntry, source: str) -> None:
-        assert self._disk(shard, source).index == entry.rows
-        self._disk(shard, node).index = entry.rows
+        given, disk = self._disk(shard, source), self._disk(shard, node)
+        assert given.index == entry
+        if entry.rows <= disk.rows:
+            disk.index, disk.model = given.index, given.model
 
     def _store_map(self, disk: Disk, shard: int, node: str, content: bytes) -> None:
         if disk.map is None or shards.decoded(disk.map, node).serial < shards.decoded(content, node).serial:
@@ -119,6 +162,7 @@ class Machines:
                 raise HolderGone(f"shard {shard} on {node} must catch up first")
             disk.ledgers[table] = (*has, part.fingerprint)
             disk.definitions.setdefault(table, DEFINITION)
+            disk.rows += part.rows
         self._step((shard, node))
         return replace(part, files=(PartFile("img_emb_0.npy", 1, "00"),), taken=True)
 
@@ -140,7 +184,7 @@ class Machines:
         return tuple(sorted(self.up))
 
     def lose(self, node: str) -> None:
-        """Node and all its processes go; its disk stays."""
+        """Node and all its processes go, with what they had learnt; its disk stays."""
         self.up.discard(node)
         self.running = {(s, n) for s, n in self.running if n != node}
 
@@ -219,7 +263,7 @@ def test_a_table_whose_first_part_is_bad_is_not_made() -> None:
 def test_twenty_kills_of_copies_and_foremen_lose_and_double_nothing(seed: int) -> None:
     luck = random.Random(seed)
     machines = Machines(luck, kills=20)
-    wanted = specs(12)
+    wanted = specs(12, MANY)
     done = False
     while not done:
         try:
@@ -246,6 +290,10 @@ def test_twenty_kills_of_copies_and_foremen_lose_and_double_nothing(seed: int) -
     ranges = sorted((p.first, p.first + p.rows) for parts in table.shards for p in parts)
     assert all(a[1] <= b[0] for a, b in pairwise(ranges))
     assert table.rows == sum(s.rows for s in wanted)
+    model = table.model("near")
+    assert model is not None
+    assert {d.model for d in machines.disks.values()} == {model.identity}
+    assert not any(behind(d.index, d.rows) for d in machines.disks.values())
 
 
 @pytest.mark.parametrize("lost", NODES)
@@ -307,24 +355,108 @@ def test_a_copy_with_other_parts_or_another_definition_is_named() -> None:
     assert "is defined as CREATE TABLE with other columns" in states[2, "c"]
 
 
-def test_an_index_is_built_once_for_each_shard_and_copied_from_there() -> None:
+def indexes(machines: Machines) -> set[tuple[int, str]]:
+    """Rows and models of the indexes that copies have."""
+    return {(d.index.rows, d.model) for d in machines.disks.values()}
+
+
+def test_an_index_is_learnt_once_built_once_for_each_shard_and_copied_from_there() -> None:
     machines = Machines()
     foreman = cluster(machines)
 
-    foreman.ingest("default", "laion", specs(8))
+    foreman.ingest("default", "laion", specs(4, MANY))
 
+    (trainer, draws), *others = machines.trained
+    assert (trainer, others) == ((0, "a"), [])
+    assert [(d.shard, d.nodes) for d in draws] == list(enumerate(foreman.map.nodes))
+    assert sum(d.rows for d in draws) == 32 * ((4 * MANY + 6) // 64)  # as many of each list
     assert sorted(machines.built) == [(0, "a"), (1, "b"), (2, "c"), (3, "d")]
-    assert {disk.index for disk in machines.disks.values()} == {2}
+    model = foreman.map.tables[0].model("near")
+    assert model is not None
+    assert (model.column, model.rows) == ("image_embedding", 4 * MANY + 6)
+    assert indexes(machines) == {(MANY + i, model.identity) for i in range(4)}
+    assert {d.learnt for d in machines.disks.values()} == {""}
+
+
+def test_rows_that_come_are_sorted_into_known_lists_until_they_are_twice_as_many() -> None:
+    machines = Machines()
+    foreman = cluster(machines, shard_count=2)
+    foreman.ingest("default", "laion", specs(2, MANY))
+    first = foreman.map.tables[0].model("near")
+
+    foreman.ingest("default", "laion", [*specs(2, MANY), PartSpec("more", MANY + 50, ("/data/more",))])
+    second = foreman.map.tables[0].model("near")
+    assert (first, len(machines.trained), len(machines.built)) == (second, 1, 3)
+    foreman.ingest("default", "laion", [*specs(6, 4 * MANY)[2:]])
+    third = foreman.map.tables[0].model("near")
+
+    assert third is not None
+    assert (len(machines.trained), third.rows) == (2, foreman.map.tables[0].rows)
+    assert {model for _, model in indexes(machines) if model} == {third.identity}
+
+
+def test_an_index_that_is_asked_for_is_learnt_anew_on_all_shards() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    foreman.ingest("default", "laion", specs(4, 2000))
+    assert indexes(machines) == {(0, "")}
+
+    foreman.build("default", "laion", "near")
+    foreman.ingest("default", "laion", specs(8, 2000))
+    foreman.build("default", "laion", "near")
+
+    model = foreman.map.tables[0].model("near")
+    assert model is not None
+    assert (len(machines.trained), model.rows) == (2, foreman.map.tables[0].rows)
+    assert {found for _, found in indexes(machines)} == {model.identity}
+    with pytest.raises(VectorIndexError, match="has no vector index far; it has near"):
+        foreman.build("default", "laion", "far")
+
+
+def test_what_was_learnt_on_a_node_that_is_lost_is_learnt_on_another() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    foreman.ingest("default", "laion", specs(4, 2000))
+    real, lost = machines.build, []
+
+    def build(shard: int, node: str, *arguments: Any) -> None:
+        if not lost:
+            lost.append(machines.trained[0][0][1])
+            machines.lose(lost[0])
+        real(shard, node, *arguments)
+
+    machines.build = build  # type: ignore[method-assign]
+    foreman.build("default", "laion", "near")
+
+    model = foreman.map.tables[0].model("near")
+    assert model is not None
+    there = {d.model for (_, n), d in machines.disks.items() if n in machines.up}
+    assert there == {model.identity}
+    assert machines.trained[-1][0][1] != lost[0]
+
+
+def test_a_copy_with_an_index_of_another_model_gets_that_of_the_map() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    foreman.ingest("default", "laion", specs(4, MANY))
+    model = foreman.map.tables[0].model("near")
+    assert model is not None
+    machines.disks[1, "c"].model = "another"
+
+    foreman.heal()
+
+    assert machines.disks[1, "c"].model == machines.disks[1, "b"].model == model.identity
 
 
 def test_a_copy_that_moves_takes_its_index_along() -> None:
     machines = Machines()
     foreman = cluster(machines, shard_count=1, replicas=1)
-    foreman.ingest("default", "laion", specs(3))
+    foreman.ingest("default", "laion", specs(3, MANY))
 
     foreman.move(0, "a", "c")
 
-    assert (machines.built, machines.disks[0, "c"].index) == ([(0, "a")], 3)
+    assert (machines.built, machines.disks[0, "c"].index.rows) == ([(0, "a")], 3 * MANY + 3)
+    assert machines.disks[0, "c"].model == machines.disks[0, "a"].model
 
 
 def test_another_version_of_clipql_is_named() -> None:

@@ -37,7 +37,7 @@ from clipql.index.ivf.train import Assigner, Lists
 from clipql.index.ivf.truth import Truth
 from clipql.vectors.metrics import Metric
 
-ROWS_PER_LIST = 64
+ROWS_PER_LIST, FEWEST_PER_LIST = 64, 16
 MOST_LISTS = 1_000_000  # by default; so many can still be learnt from the largest sample
 MOST_ROWS = 2**32
 FITTED_ON = 40_000  # residuals, and as many queries of each kind, that the coder is fitted to
@@ -134,6 +134,15 @@ def _weigh(
 def lists_for(rows: int, wanted: int | None = None) -> int:
     """The number of lists an index of so many rows is built with."""
     return max(1, min(wanted or min(rows // ROWS_PER_LIST, MOST_LISTS), rows // 4))
+
+
+def lists_for_shards(rows: int, shards: int, wanted: int | None = None) -> int:
+    """The number of lists that the indexes of shards, of so many rows together, share.
+
+    As for one table of all rows, but so that a list has 16 rows on each shard: with fewer the lists, which each shard
+    keeps, would outgrow the codes.
+    """
+    return wanted or max(1, min(lists_for(rows), rows // shards // FEWEST_PER_LIST))
 
 
 @dataclass(frozen=True)

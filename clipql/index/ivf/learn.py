@@ -70,6 +70,11 @@ def spread(rows: int, wanted: int, seed: Sequence[int]) -> Integers:
     return np.unique(starts[:, None] + np.arange(RUN))[:wanted]
 
 
+def sample_for(lists: int) -> int:
+    """From how many rows so many lists are learnt."""
+    return min(LARGEST_SAMPLE, max(SAMPLE_PER_LIST * lists, 20_000))
+
+
 def learn(
     vectors: Vectors, space: Space, count: int, folder: Path, seed: int, workers: Workers, progress: Progress
 ) -> Lists:
@@ -87,7 +92,7 @@ def learn(
     y, rng = y[good], np.random.default_rng((seed, 2))
     parents = kmeans(y, min(parents_for(count), len(y) // 32), COARSE_ROUNDS, rng, workers)
     del y
-    share = min(1.0, min(LARGEST_SAMPLE, max(SAMPLE_PER_LIST * count, 20_000)) / rows)
+    share = min(1.0, sample_for(count) / rows)
     with _deal(vectors, space, parents, share, folder, seed, workers, progress) as dealt:
         return _learn_each(dealt, parents, space, count, seed, workers, progress)
 

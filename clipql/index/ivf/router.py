@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.base import Route
+from clipql.index.folder import META
 from clipql.index.ivf import kernels
 from clipql.index.ivf.geometry import Floats, Space
 from clipql.index.ivf.model import LEARNED, RANKING, identity_of, opened
@@ -16,6 +17,7 @@ from clipql.index.ivf.search import ranked_lists
 from clipql.index.ivf.settings import DEFAULT_RECALL, Curves
 from clipql.vectors.metrics import Metric
 
+FILES = (META, *(f"{name}.npy" for name in (*LEARNED, *RANKING)))
 # times the lists that recall asks for: a shard may want more for more than ten rows, or where a filter leaves few
 SPARE_LISTS = 4
 
@@ -24,7 +26,7 @@ class Router:
     """Ranks the lists of a model for indexes that lie elsewhere. Any number of threads may use it at once."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: as `open_model` takes it. Raises the same."""
+        """folder: has `FILES` of a model. Raises as `open_model` does."""
         meta, found = opened(folder, (*LEARNED, *RANKING))
         self.model, self.metric = identity_of(meta), Metric(meta["metric"])
         self._space, self._curves = Space(self.metric, found["mean"]), Curves.from_meta(meta)

@@ -1,0 +1,104 @@
+"""Ranking the lists of ivf indexes once for all shards, where a SELECT is split.
+
+What must stay true: without this, or with what is no longer in force, answers are the same: a shard that is told of
+lists which are not its own ranks its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipql import files
+from clipql.cluster import copying
+from clipql.cluster.copying import PartFile
+from clipql.cluster.piece import Piece
+from clipql.cluster.shards import ShardedTable, ShardMap, TrainedModel
+from clipql.errors import ClipqlError
+from clipql.index import ivf
+from clipql.index.base import Route
+from clipql.index.ivf.settings import DEFAULT_RECALL
+
+# has any copy of a shard do something: (shard, method, *arguments). Raises ClipqlError
+AskShard = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class _Known:
+    trained: TrainedModel
+    router: ivf.Router
+
+
+class Ranking:
+    """What is ranked by, of every sharded table. Thread-safe but for `refresh`. folder: for copies of it."""
+
+    def __init__(self, folder: Path, ask: AskShard) -> None:
+        self._folder, self._ask = folder, ask
+        self._known: dict[tuple[str, str], _Known] = {}
+
+    def refresh(self, map: ShardMap) -> None:
+        """Fetch what the map names and is not here; what cannot be had now is had the next time."""
+        wanted = {(t.full_name, m.index): (t, m) for t in map.tables for m in t.models}
+        found: dict[tuple[str, str], _Known] = {}
+        for key, (table, trained) in wanted.items():
+            known = self._known.get(key)
+            if known is not None and known.trained.identity == trained.identity:
+                found[key] = known
+                continue
+            for shard in range(len(table.shards)):
+                with contextlib.suppress(ClipqlError):
+                    found[key] = _Known(trained, self._fetched(table, trained, shard))
+                    break
+        gone = {k.trained.identity for k in self._known.values()} - {k.trained.identity for k in found.values()}
+        self._known = found
+        for identity in gone:
+            files.remove(self._folder / identity)
+
+    def _fetched(self, table: ShardedTable, trained: TrainedModel, shard: int) -> ivf.Router:
+        of = (table.database, table.name, trained.index, trained.identity)
+        listed: tuple[PartFile, ...] = self._ask(shard, "model_files", *of)
+        folder = self._folder / trained.identity
+        files.make_folder(folder)
+        for file in listed:
+            if file.name in ivf.ROUTER_FILES:
+                read = partial(self._ask, shard, "read_model", *of, file.name)
+                copying.fetch(folder / file.name, file, read, "this process")
+        return ivf.Router(folder)
+
+    def routes(self, piece: Piece) -> tuple[Route, ...]:
+        """The lists that a piece looks into, where it is sorted by a distance to a vector; none where it is not."""
+        if "LIMIT" not in piece.tail or piece.settings.get("vector_index") in ("0", "false"):
+            return ()
+        found = []
+        for known, vector in self._sorted_by(piece):
+            recall = float(piece.settings.get("recall", DEFAULT_RECALL))
+            nprobe = piece.settings.get("nprobe")
+            found.append(known.router.route(vector, recall, int(float(nprobe)) if nprobe else None))
+        return tuple(found)
+
+    def told(self, piece: Piece) -> list[str]:
+        """The same for EXPLAIN."""
+        return [
+            f"lists of {known.trained.index} (ivf, {known.router.lists:,}) are ranked here, once for all shards"
+            for known, _ in self._sorted_by(piece)
+        ]
+
+    def _sorted_by(self, piece: Piece) -> list[tuple[_Known, np.ndarray[Any, np.dtype[np.float32]]]]:
+        """The indexes whose column and a vector of its length stand in the tail, with that vector."""
+        found = []
+        for (full_name, _), known in self._known.items():
+            if full_name != f"{piece.database}.{piece.table}" or known.trained.column not in piece.tail:
+                continue
+            for name, value in piece.params.items():
+                if not isinstance(value, np.ndarray) or value.shape != (known.router.dimension,):
+                    continue
+                vector = value.astype(np.float32)
+                if f"{{{name}:" in piece.tail and np.isfinite(vector).all():
+                    found.append((known, vector))
+        return found

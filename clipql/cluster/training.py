@@ -1,0 +1,197 @@
+"""What a copy does so that the ivf indexes of all shards are of one kind: gives rows, learns from those of all, builds.
+
+One copy learns, from rows of every shard; the others fetch what it learnt, by hash, and build their indexes with it.
+What must stay true: rows and what is learnt from them are the same whichever copies do it, so that any step can be
+done again; a build that is done again with the same model over the same rows does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql import files
+from clipql.catalog import IndexEntry, Table
+from clipql.cluster import copying
+from clipql.cluster.copying import PartFile
+from clipql.database import Database
+from clipql.errors import ClipqlError, HolderGone
+from clipql.index import ivf
+from clipql.index.folder import read_meta
+from clipql.index.ivf.learn import row_kind, spread
+from clipql.index.rows import ArrayRows
+from clipql.vectors.metrics import Metric
+
+DRAWN = 8_192  # rows that travel at once
+DRAW = 12  # the place of these draws among those of `ivf`
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A shard, the nodes that have it, and how many (`rows`) of its `total` rows are to be learnt from."""
+
+    shard: int
+    nodes: tuple[str, ...]
+    rows: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rows of a shard as they are stored, (n, d), and those of their captions where there are such."""
+
+    vectors: NDArray[Any]
+    captions: NDArray[Any] | None
+
+
+# gives rows [first, last) of a draw
+DrawRows = Callable[[Draw, int, int], Drawn]
+# gives bytes of a file of a model: (name, offset, size)
+FetchModel = Callable[[str, int, int], bytes]
+
+
+class Training:
+    """The part of a `Holder` that learns. folder: for what is in the making; lock: held while the database changes."""
+
+    def __init__(self, folder: Path, db: Database, lock: AbstractContextManager[Any], called: str) -> None:
+        self._folder, self._db, self._lock, self._called = folder, db, lock, called
+        files.remove(folder)
+
+    def sample(self, database: str, name: str, index: str, draw: Draw, first: int, last: int) -> Drawn:
+        """Rows [first, last) of a draw from all over the table, the same whichever copy gives them.
+
+        Raises HolderGone for a copy that lacks some of the rows there are.
+        """
+        table, entry = self._entry(database, name, index, draw.total)
+        store, captions = self._db.registry.store(table, entry.column), self._db.indexes.captions(table, entry)
+        rows = spread(draw.total, draw.rows, (DRAW,))[first:last]
+
+        def stored(column: Any) -> NDArray[Any]:
+            return np.asarray(column.take(rows), row_kind(column))
+
+        return Drawn(stored(store), stored(captions) if captions is not None else None)
+
+    def train(self, database: str, name: str, index: str, lists: int, draws: Sequence[Draw], draw: DrawRows) -> str:
+        """Learn so many lists from rows of all shards; the identity of what was learnt. Raises VectorIndexError."""
+        _, entry = self._entry(database, name, index)
+        folder = self._folder / quote(f"{database}.{name}", safe="") / quote(index, safe="")
+        files.remove(folder)
+        files.make_folder(folder)
+        vectors, captions = _gathered(folder, draws, draw)
+        ivf.build(
+            ArrayRows(vectors), Metric(entry.metric), folder / "model", lists=lists, shared=True,
+            queries=ArrayRows(captions) if captions is not None else None,
+        )  # fmt: skip
+        del vectors, captions
+        for file in folder.glob("*.npy"):
+            file.unlink()
+        return ivf.identity_of(read_meta(folder / "model"))
+
+    def model_of(self, database: str, name: str, index: str) -> str:
+        """The identity of the model that an index was built with; empty where there is none."""
+        table, entry = self._entry(database, name, index)
+        return self._identity(self._db.indexes.folder(entry)) if entry.folder and entry.rows <= table.rows else ""
+
+    def files(self, database: str, name: str, index: str, identity: str) -> tuple[PartFile, ...]:
+        """The files of a model, for another copy. Raises HolderGone where it is not here."""
+        folder = self._model(database, name, index, identity)
+        return copying.listed(folder / file for file in ivf.MODEL_FILES)
+
+    def read(self, database: str, name: str, index: str, identity: str, file: str, offset: int, size: int) -> bytes:
+        """Bytes of a file of a model."""
+        return copying.read(self._model(database, name, index, identity) / Path(file).name, offset, size)
+
+    def build_with(
+        self, database: str, name: str, index: str, rows: int, identity: str, parts: Sequence[PartFile],
+        fetch: FetchModel,
+    ) -> None:  # fmt: skip
+        """Build an index with a model that another copy has; nothing where that was done already over all rows.
+
+        rows: that there are. Raises HolderGone for a copy that lacks some.
+        """
+        with self._lock:
+            table, entry = self._entry(database, name, index, rows)
+            if entry.rows == table.rows and self.model_of(database, name, index) == identity:
+                return
+            try:
+                folder = self._model(database, name, index, identity)
+            except HolderGone:
+                folder = self._folder / f"fetched-{identity}"
+                files.make_folder(folder)
+                for part in parts:
+                    copying.fetch(folder / part.name, part, partial(fetch, part.name), self._called)
+            self._db.indexes.build(table, index, model=folder)
+            files.remove(self._folder / f"fetched-{identity}")
+
+    def forget(self, database: str, name: str, index: str) -> None:
+        """Remove what was learnt here: indexes have it."""
+        files.remove(self._folder / quote(f"{database}.{name}", safe="") / quote(index, safe=""))
+
+    def _model(self, database: str, name: str, index: str, identity: str) -> Path:
+        """Where a model lies: in the index that was built with it, or where it was learnt."""
+        _, entry = self._entry(database, name, index)
+        learnt = self._folder / quote(f"{database}.{name}", safe="") / quote(index, safe="") / "model"
+        places = [learnt, *([self._db.indexes.folder(entry)] if entry.folder else [])]
+        found = next((p for p in places if self._identity(p) == identity), None)
+        if found is None:
+            raise HolderGone(f"{self._called} has no model {identity} of the index {index} of {database}.{name}")
+        return found
+
+    @staticmethod
+    def _identity(folder: Path) -> str:
+        try:
+            return ivf.identity_of(read_meta(folder))
+        except ClipqlError:
+            return ""
+
+    def build(self, database: str, name: str, index: str, rows: int) -> None:
+        """Build an index that learns nothing of other shards. rows: as in `build_with`."""
+        with self._lock:
+            self._db.indexes.build(self._entry(database, name, index, rows)[0], index)
+
+    def _entry(self, database: str, name: str, index: str, rows: int = 0) -> tuple[Table, IndexEntry]:
+        table = self._db.registry.find(database, name)
+        entry = table.index(index) if table else None
+        if table is None or entry is None:
+            raise HolderGone(f"{self._called} has no index {index} of {database}.{name} yet")
+        if table.rows < rows:
+            raise HolderGone(
+                f"{self._called} has {table.rows:,} of {rows:,} rows of {table.full_name}: it must catch up"
+            )
+        return table, entry
+
+
+def _gathered(folder: Path, draws: Sequence[Draw], draw: DrawRows) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The rows of all shards one after the other, and their captions, in files."""
+    empty = [draw(one, 0, 0) for one in draws]
+    rows = sum(d.rows for d in draws)
+    captioned = all(e.captions is not None for e in empty)
+
+    def new(what: str, kinds: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        shape = (rows, kinds[0].shape[1])
+        kind = np.result_type(*kinds)
+        return np.lib.format.open_memmap(folder / f"{what}.npy", "w+", kind, shape)
+
+    vectors = new("vectors", [e.vectors for e in empty])
+    captions = new("captions", [e.captions for e in empty if e.captions is not None]) if captioned else None
+    for at, drawn in _pieces(draws, draw):
+        vectors[at : at + len(drawn.vectors)] = drawn.vectors
+        if captions is not None and drawn.captions is not None:
+            captions[at : at + len(drawn.captions)] = drawn.captions
+    return vectors, captions
+
+
+def _pieces(draws: Sequence[Draw], draw: DrawRows) -> Iterator[tuple[int, Drawn]]:
+    at = 0
+    for one in draws:
+        for first in range(0, one.rows, DRAWN):
+            yield at + first, draw(one, first, min(first + DRAWN, one.rows))
+        at += one.rows
