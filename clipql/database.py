@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -69,6 +71,16 @@ def connect(
 
         return ClusterDatabase.at(where, model=model)
     return Database(where, model=model)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A table that is searched: its name, how FROM names it, its vector columns, and what gives its other columns."""
+
+    name: str
+    source: str
+    vectors: tuple[str, ...]
+    plain: Callable[[], list[str]]
 
 
 class Database:
@@ -199,30 +211,32 @@ class Database:
         recall: float | None = None,
     ) -> str:
         """The statement that `search` runs; its parameter `query` is a vector, a text, or an image's path (`by`)."""
-        database, _, name = table.rpartition(".")
-        known = self._registry.find(database or None, name)
-        if known is None:
-            tables = ", ".join(t.full_name for t in self._registry.catalog.tables) or f"none in {self.path} yet"
-            raise UnknownTable(f"there is no table {table} with vector columns; there are: {tables}")
-        if known.column(column) is None:
-            raise VectorError(
-                f"{known.full_name} has no vector column {column}; it has {', '.join(c.name for c in known.columns)}"
-            )
+        known = self._searched(table)
+        if column not in known.vectors:
+            raise VectorError(f"{known.name} has no vector column {column}; it has {', '.join(known.vectors)}")
         metric = metric_named(distance)
         if metric is None:
             raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in Metric)}")
         if not isinstance(k, int) or k < 1:
             raise QueryError(f"k = {k!r}: expected a whole number of at least 1")
-        shown = list(columns) if columns is not None else self._plain_columns(known.id)
+        shown = list(columns) if columns is not None else known.plain()
         listed = ", ".join(
             [*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {QUERIES[by]}) AS distance"]
         )
         condition = f" WHERE ({one_condition(where)}\n)" if where else ""
         way = " DESC" if metric.larger_is_nearer else ""
         asked = f" SETTINGS recall = {recall}" if recall is not None else ""
-        return (
-            f"SELECT {listed} FROM {self._registry.physical(known)}{condition} ORDER BY distance{way} LIMIT {k}{asked}"
-        )
+        return f"SELECT {listed} FROM {known.source}{condition} ORDER BY distance{way} LIMIT {k}{asked}"
+
+    def _searched(self, table: str) -> Searched:
+        """A table that is searched. Raises UnknownTable."""
+        database, _, name = table.rpartition(".")
+        known = self._registry.find(database or None, name)
+        if known is None:
+            tables = ", ".join(t.full_name for t in self._registry.catalog.tables) or f"none in {self.path} yet"
+            raise UnknownTable(f"there is no table {table} with vector columns; there are: {tables}")
+        vectors, plain = tuple(c.name for c in known.columns), partial(self._plain_columns, known.id)
+        return Searched(known.full_name, self._registry.physical(known), vectors, plain)
 
     def _plain_columns(self, id: str) -> list[str]:
         table = self._registry.catalog.by_id(id)

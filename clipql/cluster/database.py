@@ -33,14 +33,13 @@ from clipql.cluster.session import ClusterSession
 from clipql.cluster.shards import ShardedTable, ShardMap
 from clipql.cluster.standin import Shape, declare, forget, one_shape
 from clipql.cluster.upkeep import Status
-from clipql.database import QUERIES, Database, one_condition
-from clipql.errors import ClipqlError, ClusterError, HolderGone, QueryError, UnknownTable, VectorError
+from clipql.database import Database, Searched
+from clipql.errors import ClipqlError, ClusterError, HolderGone, UnknownTable
 from clipql.ingest.forecast import IngestForecast
 from clipql.ingest.layout import check_part, find_parts, parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport
 from clipql.quoting import quote_name
 from clipql.result import Result, Stats
-from clipql.vectors.metrics import Metric, metric_named
 
 DATA = "~/.local/share/clipql-cluster"
 LOOK_SECONDS, LEAVE_SECONDS = 1.0, 5.0
@@ -342,36 +341,11 @@ class ClusterDatabase(Database):
         """A session of its own."""
         return ClusterSession(self, self._registry, self._indexes, self.encoders)
 
-    def search_sql(
-        self,
-        table: str,
-        *,
-        by: str = "vector",
-        k: int = 10,
-        where: str | None = None,
-        column: str = "image_embedding",
-        columns: Sequence[str] | None = None,
-        distance: str = "cosineDistance",
-        recall: float | None = None,
-    ) -> str:
-        """As `Database.search_sql`."""
+    def _searched(self, table: str) -> Searched:
         shape = self.require(table)
-        if column not in shape.vectors:
-            raise VectorError(f"{shape.full_name} has no vector column {column}; it has {', '.join(shape.vectors)}")
-        metric = metric_named(distance)
-        if metric is None:
-            raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in Metric)}")
-        if not isinstance(k, int) or k < 1:
-            raise QueryError(f"k = {k!r}: expected a whole number of at least 1")
-        shown = columns if columns is not None else [n for n, _ in shape.listed if n not in shape.vectors]
-        listed = ", ".join(
-            [*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {QUERIES[by]}) AS distance"]
-        )
-        condition = f" WHERE ({one_condition(where)}\n)" if where else ""
-        way = " DESC" if metric.larger_is_nearer else ""
-        asked = f" SETTINGS recall = {recall}" if recall is not None else ""
         source = f"{quote_name(shape.database)}.{quote_name(shape.name)}"
-        return f"SELECT {listed} FROM {source}{condition} ORDER BY distance{way} LIMIT {k}{asked}"
+        plain = [n for n, _ in shape.listed if n not in shape.vectors]
+        return Searched(shape.full_name, source, tuple(shape.vectors), lambda: plain)
 
     def require(self, table: str) -> Shape:
         """A sharded table by its name. Raises UnknownTable."""
