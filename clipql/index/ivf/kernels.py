@@ -22,6 +22,8 @@ from clipql.index.ivf.rescore import Table, distances, rescore_rows
 from clipql.vectors.bits import code_dot, cycles, kernel, popcount, prefetch, will_need
 
 Integers = NDArray[np.int64]
+# bytes between two ranges that are rather read with them than asked for apart
+CLOSE = uint64(16_384)
 
 
 class Arrays(NamedTuple):
@@ -164,19 +166,28 @@ def _lengths(ix: Arrays, turned: Floats) -> tuple[Number, Number]:
 
 @kernel
 def _ask_disk(ix: Arrays, first: Integers, last: Integers) -> None:
-    """Have the codes of these ranges read, and what belongs to them."""
-    step = uint64(8 * ix.codes.shape[1])
+    """Have the codes of these ranges read, and what belongs to them; ranges that lie close together at once."""
+    order, step = np.argsort(first), uint64(8 * ix.codes.shape[1])
     codes, scale, rows = uint64(ix.codes.ctypes.data), uint64(ix.scale.ctypes.data), uint64(ix.rows.ctypes.data)
-    bias = uint64(ix.bias.ctypes.data)
-    for z in range(first.size):
-        at, n = uint64(first[z]), uint64(last[z] - first[z])
-        if n == 0:
-            continue
-        will_need(codes + at * step, n * step)
-        will_need(scale + at * uint64(4), n * uint64(4))
-        will_need(rows + at * uint64(4), n * uint64(4))
-        if ix.bias.size > 0:
-            will_need(bias + at * uint64(4), n * uint64(4))
+    _ask_ranges(codes, step, first, last, order)
+    _ask_ranges(scale, uint64(4), first, last, order)
+    _ask_ranges(rows, uint64(4), first, last, order)
+    if ix.bias.size > 0:
+        _ask_ranges(uint64(ix.bias.ctypes.data), uint64(4), first, last, order)
+
+
+@kernel
+def _ask_ranges(address: int, step: int, first: Integers, last: Integers, order: Integers) -> None:
+    """Have [first, last) of an array of records of `step` bytes read, in the order given, which ascends."""
+    z = 0
+    while z < order.size:
+        a, b = uint64(first[order[z]]) * step, uint64(last[order[z]]) * step
+        z += 1
+        while z < order.size and uint64(first[order[z]]) * step <= b + CLOSE:
+            b = max(b, uint64(last[order[z]]) * step)
+            z += 1
+        if b > a:
+            will_need(address + a, b - a)
 
 
 @kernel
