@@ -73,15 +73,15 @@ class NewFolder:
         return np.memmap(self.path / f"{name}.scratch", kind, "w+", shape=shape)
 
     def commit(self, meta: Mapping[str, object]) -> None:
-        for file in [*self.path.glob("*.scratch"), *self.path.glob("*.npz")]:
-            file.unlink()
-        files = {
-            f.name: {"size": f.stat().st_size, "xxh3": _hash(f), "head": _head_hash(f)}
-            for f in sorted(self.path.iterdir())
-        }
-        write_meta(self.path, {**meta, "files": files})
-        for file in self.path.iterdir():
+        checkpoints, scratch = [*self.path.glob("*.npz")], [*self.path.glob("*.scratch")]
+        kept = sorted({*self.path.iterdir()} - {*checkpoints, *scratch, self.path / META})
+        files_told = {f.name: {"size": f.stat().st_size, "xxh3": _hash(f), "head": _head_hash(f)} for f in kept}
+        write_meta(self.path, {**meta, "files": files_told})
+        for file in [*kept, self.path / META]:
             _sync(file)
+        # checkpoints first: one without its scratch files would be gone on from all the same
+        for file in [*checkpoints, *scratch]:
+            file.unlink()
         _sync(self.path)
         old = self.place.parent / f".{self.place.name}.{os.getpid()}.old"
         if self.place.exists():

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from parts import make_part, state
 
 import clipql
 from clipql import catalog, files
 from clipql.errors import DiskFull
+from clipql.index import folder as index_folder
+from clipql.index.folder import NewFolder
 from clipql.tables import writer
 
 CREATE = "CREATE TABLE t (id UInt64, c String, v Array(Float32)) ENGINE = MergeTree ORDER BY id"
@@ -99,6 +102,21 @@ def test_a_part_that_does_not_fit_is_not_there_and_is_taken_later(small: Path, t
         assert state(db) == before
         assert db.ingest(tmp_path / "laion").parts_taken == 2
         assert db.sql("SELECT count(), uniqExact(id) FROM laion").rows == [(3100, 3100)]
+
+
+def test_a_checkpoint_goes_before_the_files_that_it_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies between them must not leave one that is gone on from without them."""
+    gone: list[str] = []
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path: (gone.append(path.name), unlink(path))[1])
+    with NewFolder(tmp_path / "ix", tmp_path / ".ix.building") as folder:
+        folder.save("some", np.arange(9))
+        for name in ("placed-0.scratch", "pass.npz", "followed-0.scratch", "learned.npz"):
+            (folder.path / name).write_bytes(b"x")
+        folder.commit({"version": 1})
+    assert [Path(name).suffix for name in gone] == [".npz", ".npz", ".scratch", ".scratch"]
+    assert sorted(p.name for p in (tmp_path / "ix").iterdir()) == ["meta.json", "some.npy"]
+    assert set(index_folder.read(tmp_path / "ix")["files"]) == {"some.npy"}
 
 
 OPERATIONS = {
