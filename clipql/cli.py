@@ -28,7 +28,7 @@ from clipql.commands import (
     sql,
     udf,
 )
-from clipql.commands.common import Command, open_database
+from clipql.commands.common import Command, database_options, open_database
 from clipql.errors import ClipqlError
 
 USAGE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
@@ -76,19 +76,7 @@ def _complain(message: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line, from which docs/cli.md is generated too."""
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--db",
-        metavar="PATH",
-        default=argparse.SUPPRESS,  # so that a subcommand's default does not undo `clipql --db X sql`
-        help="the database folder, made if it is not there (default: $CLIPQL_DB, then ./clipql.db)",
-    )
-    shared.add_argument(
-        "--url",
-        metavar="URL",
-        default=argparse.SUPPRESS,
-        help="a server instead of a folder, as http://host:port (its token: $CLIPQL_TOKEN)",
-    )
+    shared = database_options()
     top = argparse.ArgumentParser(
         prog="clipql",
         description="Search images and captions by meaning, in SQL.\n"

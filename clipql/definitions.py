@@ -252,11 +252,10 @@ class Definitions:
 
 
 def _concerns_index(sql: str, statement: OnTable) -> bool:
-    """Whether an ALTER defines, builds or drops an index, which changes no row."""
+    """Whether an ALTER does nothing but define, build or drop indexes, which changes no row."""
     tokens = tokenize(sql[statement.rest :])
-    verb, what = [t.upper for t in tokens[:2]] if len(tokens) > 2 else ("", "")
-    return (
-        verb in ("ADD", "DROP", "CLEAR", "MATERIALIZE")
-        and what == "INDEX"
-        and len(split_list(tokens, 0, len(tokens))) == 1
+    changes = split_list(tokens, 0, len(tokens))
+    return bool(changes) and all(
+        b - a > 2 and tokens[a].upper in ("ADD", "DROP", "CLEAR", "MATERIALIZE") and tokens[a + 1].upper == "INDEX"
+        for a, b in changes
     )

@@ -28,9 +28,9 @@ from clipql.errors import (
     DatabaseLocked,
     QueryCancelled,
 )
-from clipql.quoting import parameter_texts, quote_name, quote_string
+from clipql.quoting import parameter_texts
 from clipql.translate import CHDB_ERRORS, translate
-from clipql.users import ACTING, SESSION, Acting, Connection, EngineUser
+from clipql.users import ACTING, Acting, Connection, EngineUser
 
 T = TypeVar("T")
 
@@ -148,7 +148,10 @@ class Engine:
         try:
             if user:
                 acting.running.add(connection.tag)
-                self._prepare(connection, acting)
+                try:
+                    connection.prepare(acting)
+                except CHDB_ERRORS as error:
+                    raise translate(error) from error
             yield connection
         except BaseException:
             usable = connection.drained()
@@ -160,28 +163,6 @@ class Engine:
                     owner.idle.append(connection)
             else:
                 connection.raw.close()
-
-    @staticmethod
-    def _prepare(connection: Connection, acting: Acting) -> None:
-        """Have the connection be as the request wants it; requests of one client mostly want the same."""
-        run, user = connection.raw.query, acting.user
-        try:
-            if connection.settings != acting.settings and connection.settings:
-                run("SET " + ", ".join(f"{name} = DEFAULT" for name in connection.settings))
-                run(SESSION)
-                connection.settings, connection.seen = {}, 0
-            for statement in user.statements[connection.seen :]:
-                run(statement)
-                connection.seen += 1
-            if connection.settings != acting.settings:
-                connection.settings = dict(acting.settings)
-                given = ", ".join(f"{name} = {quote_string(value)}" for name, value in acting.settings.items())
-                run(f"SET {given}")
-            if connection.database != acting.database:
-                run(f"USE {quote_name(acting.database or user.database)}")
-                connection.database = acting.database
-        except CHDB_ERRORS as error:
-            raise translate(error) from error
 
     def _interruptible(self, call: Callable[[], T], tag: str) -> T:
         """Run a blocking call so that Ctrl-C in the main thread cancels the query and is then raised."""

@@ -30,12 +30,28 @@ def translated(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if is_full(error):
             raise DiskFull(
                 f"the disk is full while {doing} {path}: {_room(path)}; nothing was changed, free some room and "
                 "try again"
             ) from error
         raise StorageError(f"cannot finish {doing} {path}: {error.strerror or error}") from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, translated or not, says that the disk is full."""
+    return isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in _FULL)
+
+
+def take_room(handle: int, size: int) -> None:
+    """Take the room for a file of so many bytes now: a full disk is an error here, and not, where the file is mapped,
+    the death of the process later. The file lies in one piece. Raises OSError.
+    """
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
 
 
 def _room(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""How much memory this process may use: the machine's, or less where a control group or a limit says so."""
+"""How much memory this process may use, the machine's, or less where a control group or a limit says so; and has."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 # Mapped files of more than this share of memory are taken to lie on disk
 RESIDENT = 0.6
 _CGROUP = Path("/sys/fs/cgroup")
+_STATUS = Path("/proc/self/status")
 
 
 def limit() -> int:
@@ -18,6 +19,17 @@ def limit() -> int:
     if soft != resource.RLIM_INFINITY:
         found.append(soft)
     return min(found)
+
+
+def in_use() -> int:
+    """Bytes of memory that this process has and that cannot be dropped: what is no page of a file. 0 where the system
+    does not tell.
+    """
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:")), 0)
 
 
 def on_disk(size: int) -> bool:

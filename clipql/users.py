@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipql.quoting import quote_name, quote_string
+
 # Vector columns are ALIAS columns, so `*` must show them; mutations are waited for, so that a DELETE that has
 # returned is visible to the planner; a vector or its neighbours' row numbers make long statements.
 SESSION = (
@@ -22,7 +24,8 @@ SESSION = (
 class Connection:
     """One chDB connection: how many of the user's SET statements it has seen, and what a request had set besides.
 
-    database: the one that a request asked for, None where it is in the user's own.
+    database: the one that a request asked for, None where it is in the user's own. Errors of chDB pass through, for the
+    engine to translate.
     """
 
     def __init__(self, raw: Any, tag: str) -> None:
@@ -30,6 +33,23 @@ class Connection:
         self.settings: dict[str, str] = {}
         self.database: str | None = None
         raw.query(SESSION + f", log_comment = '{tag}'")
+
+    def prepare(self, acting: Acting) -> None:
+        """Have the connection be as the request wants it; requests of one client mostly want the same."""
+        run, user = self.raw.query, acting.user
+        if self.settings != acting.settings and self.settings:
+            run("SET " + ", ".join(f"{name} = DEFAULT" for name in self.settings))
+            run(SESSION)
+            self.settings, self.seen = {}, 0
+        for statement in user.statements[self.seen :]:
+            run(statement)
+            self.seen += 1
+        if self.settings != acting.settings:
+            self.settings = dict(acting.settings)
+            run("SET " + ", ".join(f"{name} = {quote_string(value)}" for name, value in acting.settings.items()))
+        if self.database != acting.database:
+            run(f"USE {quote_name(acting.database or user.database)}")
+            self.database = acting.database
 
     def drained(self) -> bool:
         """Whether the connection is clean again after an error.

@@ -184,6 +184,38 @@ def test_the_database_is_db_then_clipql_db_then_the_current_folder(run: Run, mon
     assert sorted(os.listdir()) == ["after", "before", "clipql.db", "of_environment"]
 
 
+@pytest.mark.parametrize(
+    ("name", "server", "made"),
+    [
+        ("sql", True, True), ("ingest", True, True), ("search", True, True),
+        ("serve", False, True), ("check", False, False), ("backup", False, False),
+    ],
+)  # fmt: skip
+def test_the_help_offers_a_server_and_a_new_folder_where_a_command_takes_them(
+    run: Run, name: str, server: bool, made: bool
+) -> None:
+    status, out, _ = run(name, "--help")
+    assert (status, b"--db PATH" in out) == (0, True)
+    assert (b"--url URL" in out, b"the database folder, made if" in out) == (server, made)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve"], "clipql: --url names a server that runs already: give --db, the folder to serve"),
+        (["check"], "clipql: check and backup work on a folder, not on a server: stop the server, then name --db"),
+        (
+            ["backup", "copy"],
+            "clipql: check and backup work on a folder, not on a server: stop the server, then name --db",
+        ),
+    ],
+)
+def test_a_command_that_needs_a_folder_says_so_of_a_server(run: Run, arguments: list[str], message: str) -> None:
+    server = ["--url", "http://127.0.0.1:1"]
+    assert run(*server, *arguments) == run(*arguments, *server) == (1, b"", f"{message}\n")
+    assert os.listdir() == []
+
+
 def test_an_error_is_one_line_on_standard_error_and_stops_the_script(run: Run) -> None:
     status, out, err = run("sql", "SELECT 1; SELECT nope; SELECT 2")
     assert (status, out) == (1, b"1\n")

@@ -7,16 +7,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from clipql.commands.common import command, open_database
+from clipql.commands.common import command, database_options, open_database
 from clipql.errors import StorageError
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
-    checked = command(commands, shared, "check", "verify a database, and say what is damaged and what mends it", check)
+    folder = database_options(server=False, made=False)
+    checked = command(commands, folder, "check", "verify a database, and say what is damaged and what mends it", check)
     checked.add_argument(
         "--deep", action="store_true", help="compare every stored value, and more queries by each index"
     )
-    made = command(commands, shared, "backup", "copy a database, hashed and verified, into a new folder", backup)
+    made = command(commands, folder, "backup", "copy a database, hashed and verified, into a new folder", backup)
     made.add_argument("path", type=Path, metavar="PATH", help="the folder to make")
     made.add_argument("--keep-links", action="store_true", help="leave parts of `ingest --link` where they lie")
     made.add_argument(

@@ -25,6 +25,31 @@ FORMATS = (
 )
 
 
+def database_options(*, server: bool = True, made: bool = True) -> argparse.ArgumentParser:
+    """The parent of commands that say which database.
+
+    server: whether a server will do; where not, --url is taken but not shown, and the command says why it has to be a
+    folder. made: whether a folder that is not there is made.
+    """
+    options = argparse.ArgumentParser(add_help=False)
+    folder = "the database folder, made if it is not there" if made else "the database folder"
+    options.add_argument(
+        "--db",
+        metavar="PATH",
+        default=argparse.SUPPRESS,  # so that a subcommand's default does not undo `clipql --db X sql`
+        help=f"{folder} (default: $CLIPQL_DB, then ./clipql.db)",
+    )
+    options.add_argument(
+        "--url",
+        metavar="URL",
+        default=argparse.SUPPRESS,
+        help="a server instead of a folder, as http://host:port (its token: $CLIPQL_TOKEN)"
+        if server
+        else argparse.SUPPRESS,
+    )
+    return options
+
+
 def command(
     commands: Any, shared: argparse.ArgumentParser | None, name: str, help: str, run: Command
 ) -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipql.commands.common import command
+from clipql.commands.common import command, database_options
 from clipql.errors import ServerError
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
-    made = command(commands, shared, "serve", "serve the database over HTTP: ClickHouse's protocol, REST, a page", run)
+    folder = database_options(server=False)
+    made = command(commands, folder, "serve", "serve the database over HTTP: ClickHouse's protocol, REST, a page", run)
     made.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)"
     )
@@ -116,6 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
     from clipql.serve import server
     from clipql.serve.limits import Limits, Options
 
+    if getattr(arguments, "url", None):
+        raise ServerError("--url names a server that runs already: give --db, the folder to serve")
     token = arguments.token or os.environ.get("CLIPQL_TOKEN") or None
     if token is None and not server.is_loopback(arguments.host):
         raise ServerError(
@@ -135,8 +138,6 @@ def run(arguments: argparse.Namespace) -> int:
     bound = server.bind(arguments.host, arguments.port)
     server.log_to_stderr(arguments.log_level)
     url = server.url_of(bound, arguments.host)
-    if getattr(arguments, "url", None):
-        raise ServerError("--url names a server that runs already: give --db, the folder to serve")
     if arguments.ray:
         database = _cluster(arguments)
         try:

@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from clipql import files
 from clipql.errors import DatabaseDamaged, DatabaseVersion, VectorIndexError
 
 VERSION = 1
@@ -33,7 +34,7 @@ class NewFolder:
     """A folder in the making. `commit` puts it in its place; leaving the `with` block without that removes it.
 
     work: where to make it, instead of a place of its own. What a process that died left there is kept for the build to
-    go on from, and so is what Ctrl-C leaves.
+    go on from, and so is what Ctrl-C leaves, or a full disk after a checkpoint (a .npz file) was written.
     """
 
     def __init__(self, place: Path, work: Path | None = None) -> None:
@@ -46,9 +47,14 @@ class NewFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not (self.resumed and kind is KeyboardInterrupt):
-            shutil.rmtree(self.path, ignore_errors=True)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if self.resumed and isinstance(error, KeyboardInterrupt):
+            return
+        if self.resumed and files.is_full(error) and any(self.path.glob("*.npz")):
+            for array in self.path.glob("*.npy"):  # made anew from the checkpoint: give their room back
+                array.unlink()
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def clear(self) -> None:
         """Begin with nothing."""
@@ -61,27 +67,36 @@ class NewFolder:
             empty = np.empty(shape, kind)
             np.save(self.path / f"{name}.npy", empty)
             return empty
-        return np.lib.format.open_memmap(self.path / f"{name}.npy", "w+", kind, shape)
+        path = self.path / f"{name}.npy"
+        array = np.lib.format.open_memmap(path, "w+", kind, shape)
+        _take_room(path)
+        return array
 
     def save(self, name: str, array: NDArray[Any]) -> None:
-        np.save(self.path / f"{name}.npy", np.ascontiguousarray(array))
+        array = np.ascontiguousarray(array)
+        with open(self.path / f"{name}.npy", "wb") as file:  # np.save loses the number of an error, such as ENOSPC
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(array.data)
 
     def scratch(self, name: str, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
         """A mapped array that is gone once committed."""
         if 0 in shape:
             return np.empty(shape, kind)
-        return np.memmap(self.path / f"{name}.scratch", kind, "w+", shape=shape)
+        path = self.path / f"{name}.scratch"
+        array = np.memmap(path, kind, "w+", shape=shape)
+        _take_room(path)
+        return array
 
     def commit(self, meta: Mapping[str, object]) -> None:
-        for file in [*self.path.glob("*.scratch"), *self.path.glob("*.npz")]:
-            file.unlink()
-        files = {
-            f.name: {"size": f.stat().st_size, "xxh3": _hash(f), "head": _head_hash(f)}
-            for f in sorted(self.path.iterdir())
-        }
-        write_meta(self.path, {**meta, "files": files})
-        for file in self.path.iterdir():
+        checkpoints, scratch = [*self.path.glob("*.npz")], [*self.path.glob("*.scratch")]
+        kept = sorted({*self.path.iterdir()} - {*checkpoints, *scratch, self.path / META})
+        files_told = {f.name: {"size": f.stat().st_size, "xxh3": _hash(f), "head": _head_hash(f)} for f in kept}
+        write_meta(self.path, {**meta, "files": files_told})
+        for file in [*kept, self.path / META]:
             _sync(file)
+        # checkpoints first: one without its scratch files would be gone on from all the same
+        for file in [*checkpoints, *scratch]:
+            file.unlink()
         _sync(self.path)
         old = self.place.parent / f".{self.place.name}.{os.getpid()}.old"
         if self.place.exists():
@@ -176,6 +191,11 @@ def _head_hash(file: Path) -> str:
     """The hash of its beginning, which says what an array is."""
     with file.open("rb") as stream:
         return xxhash.xxh3_64_hexdigest(stream.read(_HEAD))
+
+
+def _take_room(file: Path) -> None:
+    with open(file, "rb+") as opened:
+        files.take_room(opened.fileno(), file.stat().st_size)
 
 
 def _sync(path: Path) -> None:

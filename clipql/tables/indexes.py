@@ -20,7 +20,7 @@ import xxhash
 
 from clipql import files
 from clipql.catalog import IndexEntry, Table
-from clipql.errors import ClipqlError, StorageError, VectorError, VectorIndexError
+from clipql.errors import ClipqlError, DiskFull, StorageError, VectorError, VectorIndexError
 from clipql.index import folder as index_folder
 from clipql.index import kinds
 from clipql.index.base import Index
@@ -158,14 +158,15 @@ class Indexes:
             place = registry.folder / "index" / folder
             files.make_folder(place.parent)
             began = time.perf_counter()
-            with files.translated(place, "building"):
+            work = place.parent / unfinished(entry)
+            with _kept_told(table, entry, work), files.translated(place, "building"):
                 index = kinds.build(
                     entry,
                     registry.store(table, entry.column),
                     place,
                     queries=self.captions(table, entry),
                     progress=progress or _watcher.get() or (lambda stage, done, total: None),
-                    work=place.parent / unfinished(entry),
+                    work=work,
                     identity=_identity(table, entry),
                     model=model,
                 )
@@ -318,6 +319,20 @@ def behind(entry: IndexEntry, rows: int) -> bool:
 def unfinished(entry: IndexEntry) -> str:
     """The folder, beside those of built indexes, in which an index is being built."""
     return f".{entry.name}.building"
+
+
+@contextlib.contextmanager
+def _kept_told(table: Table, entry: IndexEntry, work: Path) -> Iterator[None]:
+    """Have the error of a full disk say what became of the build, where it is kept."""
+    try:
+        yield
+    except DiskFull as error:
+        if not work.is_dir():
+            raise
+        name = f"{table.full_name} MATERIALIZE INDEX {entry.name}"
+        raise DiskFull(
+            f"{error}. The build is kept as far as it came: ALTER TABLE {name} goes on with it, CLEAR INDEX removes it"
+        ) from error
 
 
 def _identity(table: Table, entry: IndexEntry) -> str:

@@ -6,7 +6,6 @@ is float16 only where that loses nothing. Pickled objects are never loaded.
 
 from __future__ import annotations
 
-import errno
 import io
 import mmap
 import os
@@ -183,12 +182,8 @@ class SegmentWriter:
                 view = view[self._file.write(view) :]
 
     def reserve(self, rows: int) -> None:
-        """Take the room for so many vectors now: a full disk is noticed first, and the file lies in one piece."""
-        try:
-            os.posix_fallocate(self._file.fileno(), 0, HEADER + rows * self._dimension * self._dtype.itemsize)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
+        """Take the room for so many vectors now. Raises OSError where the disk is full."""
+        files.take_room(self._file.fileno(), HEADER + rows * self._dimension * self._dtype.itemsize)
 
     def append(self, block: NDArray[Any], where: str, row: int) -> None:
         """Add (n, dimension) vectors, checked to be finite; `where` and `row` name them in an error."""

@@ -27,19 +27,23 @@ def each(items: dict[str, Any]) -> dict[str, Any]:
 
 TEXT, COUNT, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
 TEXTS = {"type": "object", "additionalProperties": TEXT}
+QUANTITIES = {
+    "type": "object", "additionalProperties": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i)?$"},
+}  # fmt: skip
 CONTAINER = closed(
     ("name", "image"),
     name=TEXT,
     image=TEXT,
     ports=each(closed(("containerPort",), containerPort=COUNT, name=TEXT)),
-    resources=closed(requests=TEXTS, limits=TEXTS),
+    resources=closed(requests=QUANTITIES, limits=QUANTITIES),
     volumeMounts=each(closed(("mountPath", "name"), name=TEXT, mountPath=TEXT, readOnly=FLAG)),
 )
 VOLUME = closed(
     ("name",), name=TEXT, persistentVolumeClaim=closed(("claimName",), claimName=TEXT, readOnly=FLAG)
 )  # fmt: skip
 POD = closed(("spec",), spec=closed(("containers",), containers=each(CONTAINER), volumes=each(VOLUME)))
-# the part of KubeRay's RayCluster (ray.io/v1) that the example uses; parameters of `ray start` are texts there
+# the part of KubeRay's RayCluster that the example uses, no looser than v1 of its CRD at commit 017710c; parameters of
+# `ray start` are texts there
 CLUSTER = closed(
     ("apiVersion", "kind", "metadata", "spec"),
     apiVersion={"const": "ray.io/v1"},

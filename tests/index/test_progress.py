@@ -112,6 +112,24 @@ def test_a_build_that_cannot_fit_is_refused_before_it_begins(
     assert db.sql("SELECT rows_covered FROM clipql.indexes").rows == [(3000,)]
 
 
+def test_a_forecast_counts_what_the_process_has_already(db: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    db.sql("CREATE TABLE t (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    db.sql("INSERT INTO t SELECT number, [sin(number), cos(number), sin(number * 7), 1] FROM numbers(3000)")
+    store = db.registry.store(db.registry.catalog.tables[0], "v")
+
+    def told(in_use: int) -> int:
+        monkeypatch.setattr(memory, "in_use", lambda: in_use)
+        return ivf.forecast(store, Metric.L2, 40).memory
+
+    assert told(0) == told(500 << 20)  # a process that has just begun grows to that much
+    assert told(3 << 30) - told(2 << 30) == 1 << 30
+    monkeypatch.setattr(memory, "limit", lambda: 4 << 30)
+    monkeypatch.setattr(memory, "in_use", lambda: 4 << 30)
+    db.sql("ALTER TABLE t ADD INDEX ix v TYPE ivf('L2Distance')")
+    with pytest.raises(VectorIndexError, match=r"takes 4\.\d+ GB of memory; this process may use 4.29 GB"):
+        db.sql("ALTER TABLE t MATERIALIZE INDEX ix")
+
+
 def test_a_forecast_counts_the_bytes_that_a_build_writes(tmp_path: Path) -> None:
     with clipql.connect(tmp_path / "db") as db:
         db.sql("CREATE TABLE t (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")

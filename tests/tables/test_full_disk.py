@@ -6,16 +6,19 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from parts import make_part, state
 
 import clipql
 from clipql import catalog, files
-from clipql.errors import DiskFull
+from clipql.errors import DiskFull, StorageError
+from clipql.index import folder as index_folder
+from clipql.index.folder import NewFolder
 from clipql.tables import writer
 
 CREATE = "CREATE TABLE t (id UInt64, c String, v Array(Float32)) ENGINE = MergeTree ORDER BY id"
@@ -99,6 +102,72 @@ def test_a_part_that_does_not_fit_is_not_there_and_is_taken_later(small: Path, t
         assert state(db) == before
         assert db.ingest(tmp_path / "laion").parts_taken == 2
         assert db.sql("SELECT count(), uniqExact(id) FROM laion").rows == [(3100, 3100)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "again"), [("encode", {"encode", "route"}), ("route", {"route"}), ("calibrate", {"route"})]
+)
+def test_a_build_that_met_a_full_disk_goes_on_once_there_is_room(small: Path, stage: str, again: set[str]) -> None:
+    fillers: list[Path] = []
+    told: list[Any] = []
+
+    def fills(told: Mapping[str, Any]) -> None:
+        if told.get("stage") == stage and not fillers:
+            fillers.append(fill(small, 0))
+
+    with clipql.connect(small / "db") as db:
+        db.sql(CREATE)
+        db.sql("INSERT INTO t SELECT number, '', arrayMap(i -> sin(number * i), range(1, 65)) FROM numbers(3000)")
+        db.sql("ALTER TABLE t ADD INDEX ix v TYPE ivf('L2Distance')")
+        (index,) = (small / "db" / "index" / t.id for t in db.registry.catalog.tables)
+        with pytest.raises(DiskFull, match=r"^the disk is full while .*kept as far as it came: ALTER TABLE default"):
+            db.execute("ALTER TABLE t MATERIALIZE INDEX ix", progress=fills)
+        fillers[0].unlink()
+        assert list((index / ".ix.building").glob("*.npy")) == []
+        db.execute("ALTER TABLE t MATERIALIZE INDEX ix", progress=told.append)
+        assert {t["stage"] for t in told if "stage" in t} == again | {"calibrate"}
+        assert db.sql("SELECT rows_covered, state FROM clipql.indexes").rows == [(3000, "in use")]
+        assert len(list(index.iterdir())) == 1
+    assert clipql.check(small / "db", deep=True).findings == ()
+
+
+def test_a_build_that_met_another_error_leaves_nothing(db: clipql.Database) -> None:
+    def fails(told: Mapping[str, Any]) -> None:
+        if told.get("stage") == "calibrate":
+            raise OSError(errno.EIO, "Input/output error")
+
+    db.sql(CREATE)
+    db.sql("INSERT INTO t SELECT number, '', [sin(number), cos(number), sin(number * 7), 1] FROM numbers(3000)")
+    db.sql("ALTER TABLE t ADD INDEX ix v TYPE ivf('L2Distance')")
+    with pytest.raises(StorageError, match=r"Input/output error$"):
+        db.execute("ALTER TABLE t MATERIALIZE INDEX ix", progress=fails)
+    assert list((db.path / "index").glob("*/.*")) == []
+
+
+def test_a_full_disk_before_the_first_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    def begin() -> None:
+        with NewFolder(tmp_path / "ix", tmp_path / ".ix.building") as folder:
+            folder.save("some", np.zeros(9))
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        begin()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_goes_before_the_files_that_it_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies between them must not leave one that is gone on from without them."""
+    gone: list[str] = []
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path: (gone.append(path.name), unlink(path))[1])
+    with NewFolder(tmp_path / "ix", tmp_path / ".ix.building") as folder:
+        folder.save("some", np.arange(9))
+        for name in ("placed-0.scratch", "pass.npz", "followed-0.scratch", "learned.npz"):
+            (folder.path / name).write_bytes(b"x")
+        folder.commit({"version": 1})
+    assert [Path(name).suffix for name in gone] == [".npz", ".npz", ".scratch", ".scratch"]
+    assert sorted(p.name for p in (tmp_path / "ix").iterdir()) == ["meta.json", "some.npy"]
+    assert set(index_folder.read(tmp_path / "ix")["files"]) == {"some.npy"}
 
 
 OPERATIONS = {

@@ -130,6 +130,23 @@ def test_after_a_change_of_the_rows_the_answer_is_the_new_one(table: clipql.Data
     assert ask(table, sql=QUERY.replace("n, ", "")).rows == passed(table, QUERY.replace("n, ", "")).rows
 
 
+def test_several_changes_of_indexes_in_one_statement_keep_the_row_file(table: clipql.Database) -> None:
+    before = entry(table)
+    table.sql(
+        "ALTER TABLE t ADD INDEX a v TYPE flat, ADD INDEX b v TYPE ivf('L2Distance', 16), ADD INDEX c id TYPE minmax"
+    )
+    assert entry(table) == before
+    table.sql("ALTER TABLE t DROP INDEX a, DROP INDEX b")
+    assert entry(table) == before
+    assert reads_rows(table) == 0
+
+
+def test_one_change_of_the_rows_among_those_of_indexes_drops_the_row_file(table: clipql.Database) -> None:
+    table.sql("ALTER TABLE t ADD INDEX a v TYPE flat, MODIFY COLUMN label String, ADD INDEX b v TYPE flat")
+    assert entry(table) is None
+    assert ask(table).rows == passed(table).rows
+
+
 @pytest.mark.parametrize(
     "items",
     [

@@ -41,12 +41,13 @@ PROBED_ROWS = 8_192
 # What numpy's products of the shapes a build has reach of one large product's speed; small ones wait on memory
 EFFICIENCY = 0.6
 FIXED = 20.0  # seconds: calibration, which does not grow with the rows
-PROCESS = 600 << 20  # bytes: Python, chDB, numba and what they have loaded
+PROCESS = 600 << 20  # bytes: Python, chDB, numba and what they have loaded, in a process that has just begun
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """seconds; disk, bytes needed while it is built, and kept, bytes of the index; memory, bytes that stay in use.
+    """seconds; disk, bytes needed while it is built, and kept, bytes of the index; memory, bytes in use that cannot be
+    dropped, with those that the process has already.
 
     seconds is 0 where it was not asked for.
     """
@@ -98,7 +99,8 @@ def forecast(vectors: Vectors, metric: Metric, lists: int, folder: Path | None =
     chunk = CHUNK * (3 * d * 4 + 3 * (8 * words + 16)) + SCORES * parents * 4
     bucket = 3 * min(STRETCH, rows) * (8 * words + 16)
     stages = (3 * some, chunk + CHUNK * d * size, bucket, 2 * min(BUCKET_BYTES, sample * d * size))
-    held = PROCESS + lists * (d + 60) + parents * 4 * d + max(stages)
+    # what the process has stays beside the build: chDB keeps about 1 GB after a large ingest
+    held = max(PROCESS, memory.in_use()) + lists * (d + 60) + parents * 4 * d + max(stages)
     seconds = _seconds(vectors, metric, lists, parents, sample, folder) if folder else 0.0
     return Forecast(seconds, int(disk), int(kept), int(held))
 
