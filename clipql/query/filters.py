@@ -40,6 +40,7 @@ class FilterMemory:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._masks: OrderedDict[Hashable, tuple[NDArray[np.bool_], int]] = OrderedDict()
+        self._held = 0  # bytes of all masks
         self._lock = threading.Lock()
 
     def key(self, table: Table, condition: str, params: Mapping[str, Any], context: Hashable) -> Hashable | None:
@@ -84,6 +85,7 @@ class FilterMemory:
             return
         mask.setflags(write=False)
         with self._lock:
+            self._held += mask.nbytes - (self._masks[key][0].nbytes if key in self._masks else 0)
             self._masks[key] = (mask, count)
-            while sum(m.nbytes for m, _ in self._masks.values()) > LARGEST:
-                self._masks.popitem(last=False)
+            while self._held > LARGEST:
+                self._held -= self._masks.popitem(last=False)[1][0].nbytes

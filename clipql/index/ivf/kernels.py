@@ -103,6 +103,7 @@ def search(
     ranked: int,
     cold: bool,
     routed: Integers,
+    sparse: bool,
 ) -> tuple[Integers, NDArray[np.float64], Integers]:
     """Row numbers and exact distances of about k + SPARE best rows, in no order, and counts: codes, lists, rescored,
     and the processor's counter before the first stage and after each (rank, scan, rescore).
@@ -110,7 +111,8 @@ def search(
     query (d,) is as given, v (d,) as the space turned it. among: bool (rows,), or empty for no filter. reach: how
     many deviations of a list's spread count for it. slack: how many deviations of a code's error. ranked: with more
     lists than that, only those of the nearest parents are ranked. cold: what is read is asked of the disk beforehand.
-    routed: the lists to look into, where they are ranked already.
+    routed: the lists to look into, where they are ranked already. sparse: `among` lets so few rows through that it is
+    looked at before a row's code is.
     """
     turned, counts = np.empty(ix.turn.shape[0], np.float32), np.zeros(7, np.int64)
     counts[3] = cycles()
@@ -130,7 +132,7 @@ def search(
     counts[4] = cycles()
     asked = _ask(turned, ix.word_block, ix.word_weight, np.float32(slack) * np.sqrt(length))
     coded = _Coded(ix.codes, ix.scale, ix.bias, np.empty(0, np.float32), np.float32(0))
-    value, at = _scan(coded, _Ranges(first, last, base), asked, ix.rows, among, rescore)
+    value, at = _scan(coded, _Ranges(first, last, base), asked, ix.rows, among, rescore, sparse)
     order = np.argsort(-value)
     rows = np.empty(value.size, np.int64)
     for i in range(value.size):
@@ -220,7 +222,7 @@ def _rank_lists(ix: Arrays, v: Floats, deviation: Number, nprobe: int, ranked: i
     asked = _ask(turned, ix.list_word_block, ix.list_word_weight, np.float32(0))
     ranges = _Ranges(first, last, np.zeros(first.size, np.float32))
     coded = _Coded(ix.list_codes, ix.list_scale, ix.list_bias, ix.list_spread, np.float32(deviation))
-    value, at = _scan(coded, ranges, asked, ix.rows, np.empty(0, np.bool_), nprobe)
+    value, at = _scan(coded, ranges, asked, ix.rows, np.empty(0, np.bool_), nprobe, False)
     return at[np.argsort(-value)]
 
 
@@ -255,7 +257,13 @@ def _near_parents(ix: Arrays, v: Floats, wanted: int) -> tuple[Integers, Integer
 
 @kernel
 def _scan(
-    coded: _Coded, ranges: _Ranges, asked: _Asked, rows: NDArray[np.uint32], among: NDArray[np.bool_], wanted: int
+    coded: _Coded,
+    ranges: _Ranges,
+    asked: _Asked,
+    rows: NDArray[np.uint32],
+    among: NDArray[np.bool_],
+    wanted: int,
+    sparse: bool,
 ) -> tuple[Floats, Integers]:
     """The largest `wanted` estimates in these ranges, in no order, and their positions; fewer if there are fewer.
 
@@ -272,6 +280,8 @@ def _scan(
         first, start = ranges.first[z], ranges.base[z]
         ahead = uint64(ranges.first[min(z + 1, ranges.first.size - 1)])
         for i in range(first, ranges.last[z]):
+            if sparse and not among[rows[i]]:
+                continue
             here = uint64(i - first) + ahead
             prefetch(c + here * step)
             if (i & 15) == 0:
@@ -283,7 +293,7 @@ def _scan(
             if spread:
                 s += coded.reach * coded.spread[i]
             if s > floor:
-                if filtered and not among[rows[i]]:
+                if filtered and not sparse and not among[rows[i]]:
                     continue
                 value[kept], at[kept] = s, i
                 kept += 1

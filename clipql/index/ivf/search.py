@@ -28,6 +28,7 @@ from clipql.vectors.metrics import Metric
 
 _CODE = {Metric.DOT: rescore.DOT, Metric.COSINE: rescore.COSINE, Metric.L2: rescore.L2, Metric.L2_SQUARED: rescore.L2}
 REACH = 3.0  # deviations of a list's spread added to its score: what its best row, not its middle, may reach
+SPARSE = 0.1  # share of rows that a filter leaves below which their codes are not read before it is asked
 SLACK = 4.5  # deviations of a code's error allowed for before a row is given up unseen
 # With more lists than this, and than so many for each one probed, only the lists of the nearest parents are ranked, an
 # eighth of all at least.
@@ -123,7 +124,7 @@ class IvfIndex:
         nprobe = self._widened(setting.nprobe, k, matching)
         wanted = min(k, matching)
         while True:
-            rows, distances, counts = self._probe(q, v, mask, wanted, nprobe, kept)
+            rows, distances, counts = self._probe(q, v, mask, wanted, nprobe, kept, matching < SPARSE * self._rows)
             if len(rows) >= wanted or nprobe >= self.lists:
                 break
             nprobe = min(4 * nprobe, self.lists)
@@ -142,7 +143,7 @@ class IvfIndex:
         return _answer(rows, distances, k, self.metric, cost)
 
     def _probe(
-        self, q: Floats, v: Floats, mask: NDArray[np.bool_], k: int, nprobe: int, kept: int
+        self, q: Floats, v: Floats, mask: NDArray[np.bool_], k: int, nprobe: int, kept: int, sparse: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
         found: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]] = kernels.search(
             self._arrays,
@@ -159,6 +160,7 @@ class IvfIndex:
             _ranked(self.lists, nprobe),
             self._cold,
             self._routed(q, nprobe),
+            sparse,
         )
         return found
 
