@@ -22,6 +22,7 @@ from clipql.cluster.form import normal_form
 from clipql.cluster.piece import Piece, Rows, joined
 from clipql.cluster.split import NUMBER, SOURCE, Split, split
 from clipql.cluster.standin import DATABASE, Shape
+from clipql.cluster.templates import Templates
 from clipql.engine import Engine
 from clipql.errors import UnsupportedStatement
 from clipql.query.calls import find_sources
@@ -63,7 +64,7 @@ class Reader:
 
     def __init__(self, engine: Engine, find: FindShape, ask: Ask) -> None:
         self._engine, self._find, self._ask = engine, find, ask
-        self._aggregates = Aggregates(engine)
+        self._aggregates, self._templates = Aggregates(engine), Templates()
         self._names = itertools.count()
 
     @contextlib.contextmanager
@@ -181,9 +182,15 @@ class Reader:
         return np.array(found.column(0)[0].as_py(), np.float32 if kind.value_type == pa.float32() else np.float64)
 
     def _split(self, reading: Reading, scope: Scope) -> tuple[Split, Shape]:
-        shape = self._shape(scope)
-        form = normal_form(self._engine, _with(scope, self._analysed(scope)), reading.params)
-        return split(form, self._aggregates, shape.database, shape.name), shape
+        shape, text = self._shape(scope), _with(scope, self._analysed(scope))
+
+        def cut(params: Mapping[str, Any]) -> Split:
+            return split(normal_form(self._engine, text, params), self._aggregates, shape.database, shape.name)
+
+        acting = self._engine.acting
+        asker = (acting.database, acting.user.statements, sorted(acting.settings.items()))
+        context = repr((asker, shape.listed, shape.unlisted, shape.vectors))
+        return self._templates.split(text, reading.params, context, cut), shape
 
     def _shape(self, scope: Scope) -> Shape:
         found, joins = find_sources(scope, lambda d, n: shape.table if (shape := self._find(d, n)) else None)

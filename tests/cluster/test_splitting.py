@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import clipql
+from clipql.cluster import reading, templates
+from clipql.cluster.templates import Templates
 from clipql.errors import QueryError, UnsupportedStatement, VectorError
 from tests.cluster.shardings import MOST, Shardings
 
@@ -88,6 +90,61 @@ def test_what_cannot_be_split_is_named(tables: Shardings, statement: str, named:
 
     assert named in str(raised.value)
     assert "split over" in str(raised.value)
+
+
+VECTORS = [np.array(v, np.float32) for v in ([1, 0.5, 0.25], [1, 1, 1], [0.5, 0.75, 1.5], [0, 2, 0])]
+
+
+@pytest.mark.parametrize(
+    ("statement", "cut"),
+    [
+        ("SELECT id, url FROM {t} ORDER BY {near}, _row LIMIT 5", 1),
+        ("SELECT id, {near} AS d FROM {t} WHERE w > {n:UInt8} ORDER BY d, id LIMIT 5", 1),
+        ("WITH {q:Array(Float32)} AS q SELECT id FROM {t} ORDER BY L2Distance(e, q), _row LIMIT 4", 1),
+        ("SELECT count() FROM {t} WHERE {near} < 1", 1),
+        # what might be computed while it is looked at, or stands there twice, is cut anew each time
+        ("SELECT id, arraySum({q:Array(Float32)}) AS s FROM {t} ORDER BY {near}, _row LIMIT 3", 4),
+        ("WITH {q:Array(Float32)} AS q SELECT id, arrayMax(q) FROM {t} ORDER BY L2Distance(e, q), _row LIMIT 3", 4),
+        ("SELECT id, now() > ts AS past FROM {t} ORDER BY {near}, _row LIMIT 3", 4),
+        ("SELECT id FROM {t} WHERE w = (SELECT max(w) FROM {t}) ORDER BY {near}, _row LIMIT 3", 8),
+    ],
+)  # fmt: skip
+def test_a_statement_that_comes_again_is_cut_once_and_answers_each_vector(
+    tables: Shardings, monkeypatch: pytest.MonkeyPatch, statement: str, cut: int
+) -> None:
+    statement = statement.replace("{near}", "L2Distance(e, {q:Array(Float32)})")
+    cuts: list[str] = []
+    real = reading.split
+    monkeypatch.setattr(reading, "split", lambda *given: (cuts.append(given[-1]), real(*given))[1])
+    monkeypatch.setattr(tables.reader, "_templates", Templates())
+
+    for vector in VECTORS:
+        assert tables.sharded(3, statement, q=vector, n=1) == tables.one(statement, q=vector, n=1)
+
+    assert len(cuts) == cut
+
+
+def test_a_statement_with_another_parameter_or_of_another_length_is_not_the_one_known(tables: Shardings) -> None:
+    top = "SELECT id, w FROM {t} WHERE w > {n:UInt8} ORDER BY L2Distance(e, {q:Array(Float32)}), _row LIMIT 5"
+    for n in (1, 2, 3, 1):
+        assert tables.sharded(2, top, q=QUERY, n=n) == tables.one(top, q=QUERY, n=n)
+
+    with pytest.raises(VectorError, match="the query vector"):
+        tables.sharded(2, top, q=np.ones(4, np.float32), n=1)
+    wide = QUERY.astype(np.float64)
+    assert tables.sharded(2, top, q=wide, n=1) == tables.one(top, q=wide, n=1)
+
+
+def test_only_so_many_statements_are_kept(tables: Shardings, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Templates()
+    monkeypatch.setattr(tables.reader, "_templates", kept)
+    monkeypatch.setattr(templates, "MOST", 3)
+
+    for k in (1, 2, 3, 4, 5):
+        top = f"SELECT id FROM {{t}} ORDER BY L2Distance(e, {{q:Array(Float32)}}), _row LIMIT {k}"
+        assert tables.sharded(2, top, q=QUERY) == tables.one(top, q=QUERY)
+
+    assert len(kept._kept) == 3
 
 
 def test_a_statement_that_was_not_split_fails_instead_of_finding_nothing(tables: Shardings) -> None:
