@@ -58,7 +58,9 @@ class _Truth:
         return ~self.true if self.false is None else self.false
 
 
-Node = Callable[[slice], _Truth]  # of these rows
+Part = slice | NDArray[np.int64]
+Node = Callable[[Part], _Truth]  # of these rows
+FEW = 16  # so many times fewer rows than a block has are looked up one by one
 BLOCK = 65_536  # rows evaluated at once: what they need fits the second-level cache
 
 
@@ -228,7 +230,7 @@ class _Parser:
     def _constants(self, left: Value, sign: str, right: Value) -> Node:
         if isinstance(left, bytes) != isinstance(right, bytes):
             raise NotPlain
-        return lambda part: _Truth(np.full(part.stop - part.start, _OPERATORS[sign](left, right)))
+        return lambda part: _Truth(np.full(_size(part), _OPERATORS[sign](left, right)))
 
     def _compare(self, column: StoredColumn, sign: str, value: Value) -> Node:
         if (column.words is not None) != isinstance(value, bytes):
@@ -238,13 +240,13 @@ class _Parser:
         return lambda part: _compared(column, sign, value, part)
 
 
-def _is_null(column: StoredColumn, part: slice) -> _Truth:
+def _is_null(column: StoredColumn, part: Part) -> _Truth:
     if column.nulls is None:
-        return _Truth(np.zeros(part.stop - part.start, np.bool_))
+        return _Truth(np.zeros(_size(part), np.bool_))
     return _Truth(column.nulls[part] != 0)
 
 
-def _compared(column: StoredColumn, sign: str, value: Any, part: slice) -> _Truth:
+def _compared(column: StoredColumn, sign: str, value: Any, part: Part) -> _Truth:
     values, compare = column.values[part], _OPERATORS[sign]
     if column.words is not None:
         true = _coded(values, [code for code, word in enumerate(column.words) if compare(word, value)])
@@ -285,7 +287,29 @@ def _whole(values: NDArray[Any], sign: str, value: int) -> Mask:
 
 
 def _both(a: Node, b: Node) -> Node:
-    return lambda part: a(part).and_(b(part))
+    """AND: where the first leaves few rows, the second is evaluated for those alone."""
+
+    def both(part: Part) -> _Truth:
+        left = a(part)
+        left_in = left.true if left.false is None else ~left.false
+        if np.count_nonzero(left_in) * FEW > len(left_in):
+            return left.and_(b(part))
+        at = np.flatnonzero(left_in)
+        right = b(at + part.start if isinstance(part, slice) else part[at])
+        found = _Truth(left.true[at], None if left.false is None else left.false[at]).and_(right)
+        true = np.zeros(len(left_in), np.bool_)
+        true[at] = found.true
+        if found.false is None:
+            return _Truth(true)
+        false = np.ones(len(left_in), np.bool_)
+        false[at] = found.false
+        return _Truth(true, false)
+
+    return both
+
+
+def _size(part: Part) -> int:
+    return part.stop - part.start if isinstance(part, slice) else len(part)
 
 
 def _either(a: Node, b: Node) -> Node:

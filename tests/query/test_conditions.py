@@ -106,6 +106,8 @@ def conditions() -> st.SearchStrategy[str]:
 @example("f32 >= 0.3 AND f32 < 0.7")
 @example("NOT n > 3 OR nf IS NULL")
 @example("u64 > -1 AND i64 <= 18446744073709551615")
+@example("u8 = 3 AND nf > 2 AND NOT (u8 = 3 AND n > 2 AND kind = 'UNSURE')")
+@example("NOT (i16 = 7 AND (n > 3 OR nf < 90) AND ns = 'x')")
 @example("i16 < 2.5 AND i16 >= -2.5 AND u8 != 2.5")
 def test_a_plain_condition_gives_the_rows_that_clickhouse_gives(table: clipql.Database, where: str) -> None:
     found = ours(table, where)
@@ -120,7 +122,8 @@ def test_a_plain_condition_gives_the_rows_that_clickhouse_gives(table: clipql.Da
      "u8 IN (" + ", ".join(map(str, range(40))) + ")",
      "u8 IN (-1, 256, " + ", ".join(map(str, range(40))) + ")",
      "i64 NOT IN (18446744073709551615, " + "5, " * 20 + "6)",
-     "u8 = 300 OR u8 > -5", "f64 > 1e3"],
+     "u8 = 300 OR u8 > -5", "f64 > 1e3", "u8 = 3 AND n > 2 AND kind = 'UNSURE' AND 1 = 1 AND nf IS NOT NULL",
+     "NOT (u8 = 300 AND nf > 1)", "u8 = 7 AND lc IN ('a', 'b') AND u8 IN (" + ", ".join(map(str, range(40))) + ")"],
 )  # fmt: skip
 def test_what_people_filter_by_is_plain(table: clipql.Database, where: str) -> None:
     assert ours(table, where) == theirs(table, where)
