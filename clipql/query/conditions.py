@@ -60,7 +60,7 @@ class _Truth:
 
 Part = slice | NDArray[np.int64]
 Node = Callable[[Part], _Truth]  # of these rows
-FEW = 16  # so many times fewer rows than a block has are looked up one by one
+FEW = 256  # so many times fewer rows than a block has are looked up one by one, which takes 70 ns each
 BLOCK = 65_536  # rows evaluated at once: what they need fits the second-level cache
 
 

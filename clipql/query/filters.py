@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,30 @@ _FUNCTIONS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Remembered:
+    """A mask and the number of rows in it. bits: instead of the mask, of `rows` rows, until it is asked for again.
+
+    Most conditions come once, and a byte for each row of each would be new memory each time, which takes longer to get
+    than the rows take to find.
+    """
+
+    mask: NDArray[np.bool_]
+    bits: NDArray[np.uint8] | None
+    count: int
+    rows: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.mask.nbytes if self.bits is None else self.bits.nbytes
+
+
 class FilterMemory:
     """The masks of conditions asked for last. Thread-safe."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._masks: OrderedDict[Hashable, tuple[NDArray[np.bool_], int]] = OrderedDict()
+        self._masks: OrderedDict[Hashable, _Remembered] = OrderedDict()
         self._held = 0  # bytes of all masks
         self._lock = threading.Lock()
 
@@ -75,17 +94,25 @@ class FilterMemory:
         """The mask, bool (rows,), not to be written to, and the number of rows in it."""
         with self._lock:
             found = self._masks.get(key) if key is not None else None
-            if found is not None:
-                self._masks.move_to_end(key)
-            return found
+            if found is None:
+                return None
+            self._masks.move_to_end(key)
+            if found.bits is None:
+                return found.mask, found.count
+        mask = np.unpackbits(found.bits, count=found.rows).view(np.bool_)
+        self._keep(key, _Remembered(mask, None, found.count))
+        return mask, found.count
 
     def put(self, key: Hashable | None, mask: NDArray[np.bool_], count: int) -> None:
         """Remember a mask, and forget those not asked for the longest."""
-        if key is None or mask.nbytes > LARGEST // 4:
-            return
-        mask.setflags(write=False)
+        if key is not None and mask.nbytes <= LARGEST // 4:
+            self._keep(key, _Remembered(np.empty(0, np.bool_), np.packbits(mask), count, len(mask)))
+
+    def _keep(self, key: Hashable, found: _Remembered) -> None:
+        found.mask.setflags(write=False)
         with self._lock:
-            self._held += mask.nbytes - (self._masks[key][0].nbytes if key in self._masks else 0)
-            self._masks[key] = (mask, count)
+            before = self._masks.get(key)
+            self._held += found.nbytes - (before.nbytes if before else 0)
+            self._masks[key] = found
             while self._held > LARGEST:
-                self._held -= self._masks.popitem(last=False)[1][0].nbytes
+                self._held -= self._masks.popitem(last=False)[1].nbytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import clipql
+from clipql.query import filters
 
 
 @pytest.fixture
@@ -93,5 +94,23 @@ def test_masks_are_not_kept_without_bound(table: clipql.Database, monkeypatch: p
     monkeypatch.setattr("clipql.query.filters.LARGEST", 3_000)
     for w in range(20):
         ask(table, f"w = {w}")
+        ask(table, f"w = {w}")  # as it is used: a byte a row
     assert remembered(table) == 5
     assert ask(table, "w = 3") == [303, 253, 353, 203, 403]
+
+
+def test_a_condition_that_comes_once_is_kept_in_bits_and_again_as_it_is_used(
+    table: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = table._session._planner._memory
+    monkeypatch.setattr(filters, "LARGEST", 3000)
+    first = ask(table, "w > 40")
+    (once,) = memory._masks.values()
+    assert ask(table, "w > 40") == first
+    (again,) = memory._masks.values()
+    assert (once.nbytes, again.nbytes, once.count, again.count) == (75, 600, 108, 108)
+
+    for w in range(40):  # more than 3,000 bytes hold
+        expected = ask(table, f"w > {w}", "SETTINGS vector_plan = 0")
+        assert ask(table, f"w > {w}") == ask(table, f"w > {w}") == ask(table, f"w > {w}") == expected
+    assert sum(m.nbytes for m in memory._masks.values()) == memory._held <= 3000
