@@ -290,22 +290,29 @@ def slow(seconds: float) -> Callable[[Any], None]:
     return change
 
 
+def asked_one_by_one(db: Any, count: int) -> float:
+    """The median seconds of so many queries, after one that is not counted."""
+    times = []
+    for vector in queries(count + 1):
+        began = time.perf_counter()
+        db.sql(TOP, q=vector)
+        times.append(time.perf_counter() - began)
+    return median(times[1:])
+
+
 def growth(rows: int) -> list[Line]:
     """Latency and throughput with 1, 2, 4 and 8 shards of a scan that is simulated, and a model for more."""
     latency: dict[int, float] = {}
+    beside: dict[int, float] = {}
     throughput: dict[int, float] = {}
     for shards in (1, 2, 4, 8):
         with cluster(2, shards, 1) as (db, _, folder):
             filled(db, folder, rows)
             db.sql(TOP, q=queries(1)[0])
+            on_each(db, slow(0))
+            beside[shards] = asked_one_by_one(db, 60)
             on_each(db, slow(SCAN_SECONDS / shards))
-            db.sql(TOP, q=queries(1)[0])
-            times = []
-            for vector in queries(10):
-                began = time.perf_counter()
-                db.sql(TOP, q=vector)
-                times.append(time.perf_counter() - began)
-            latency[shards] = median(times)
+            latency[shards] = asked_one_by_one(db, 10)
             began, threads = time.perf_counter(), []
             for vector in queries(16):
                 threads.append(threading.Thread(target=db.sql, args=(TOP,), kwargs={"q": vector}))
@@ -313,10 +320,8 @@ def growth(rows: int) -> list[Line]:
             for thread in threads:
                 thread.join()
             throughput[shards] = len(threads) / (time.perf_counter() - began)
-    # latency = scan / shards + a + b * shards
-    counts = np.array(list(latency))
-    added = np.array([latency[n] - SCAN_SECONDS / n for n in latency])
-    b, a = np.polyfit(counts, added, 1)
+    # latency = scan / shards + a + b * shards, of which a and b are those of shards that answer at once
+    b, a = np.polyfit(list(beside), list(beside.values()), 1)
     modelled = {n: SCAN_SECONDS / n + a + b * n for n in MODELLED}
     draw(latency, throughput, modelled)
     lines = [
