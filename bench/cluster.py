@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from bench import child, data, index
+from bench import data, index
+from bench.cluster_growth import CLIENTS, MODELLED, SCAN_SECONDS, Model, draw
 from bench.results import Comparison, Line, at_most, median
 
 # before Ray is imported
@@ -38,8 +39,10 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.
 NOTICE = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
 TOP = "SELECT id, cosineDistance(image_embedding, {q:Array(Float32)}) AS d FROM laion ORDER BY d LIMIT 10"
 DIMENSION, QUERIES, PARTS = 512, 100, 8
-SCAN_SECONDS = 0.8  # of the whole simulated table, on one shard
-MODELLED = (64, 512)
+HOW = """\
+Nodes of one Ray on 2 cores, which all of them share; the bars are on what the cluster adds to its slowest shard. "All
+of it" is what four shards at work on two cores take. The growth is simulated: each shard sleeps for its share of a
+scan, and the model adds what asking takes where shards answer at once ([plot](img/bench-cluster.png))."""
 
 
 class Machines:
@@ -314,7 +317,7 @@ def growth(rows: int) -> list[Line]:
             on_each(db, slow(SCAN_SECONDS / shards))
             latency[shards] = asked_one_by_one(db, 10)
             began, threads = time.perf_counter(), []
-            for vector in queries(16):
+            for vector in queries(CLIENTS):
                 threads.append(threading.Thread(target=db.sql, args=(TOP,), kwargs={"q": vector}))
                 threads[-1].start()
             for thread in threads:
@@ -322,32 +325,21 @@ def growth(rows: int) -> list[Line]:
             throughput[shards] = len(threads) / (time.perf_counter() - began)
     # latency = scan / shards + a + b * shards, of which a and b are those of shards that answer at once
     b, a = np.polyfit(list(beside), list(beside.values()), 1)
-    modelled = {n: SCAN_SECONDS / n + a + b * n for n in MODELLED}
-    draw(latency, throughput, modelled)
+    model = Model(a, b)
+    draw(latency, throughput, model)
     lines = [
-        Line(f"simulated scan of {SCAN_SECONDS} s over {n} shards", f"{1000 * latency[n]:.0f} ms, "
-             f"{throughput[n]:.1f} queries/s by 16 clients") for n in latency
+        Line(f"simulated scan of {SCAN_SECONDS} s over {n} shard{'s' if n > 1 else ''}",
+             f"{1000 * latency[n]:.0f} ms, {throughput[n]:.0f} queries/s by {CLIENTS} clients") for n in latency
     ]  # fmt: skip
     rule = f"scan / shards + {1000 * a:.1f} ms + {1000 * b:.2f} ms a shard"
-    return [*lines, *(Line(f"modelled for {n} shards", f"{1000 * s:.0f} ms ({rule})") for n, s in modelled.items())]
-
-
-def draw(latency: dict[int, float], throughput: dict[int, float], modelled: dict[int, float]) -> None:
-    """Write docs/img/bench-cluster.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    left.loglog(list(latency), [1000 * s for s in latency.values()], "o-", label="measured")
-    left.loglog(list(modelled), [1000 * s for s in modelled.values()], "x--", label="modelled")
-    left.set(xlabel="shards", ylabel="ms a query", title="latency, simulated scan")
-    left.legend()
-    right.loglog(list(throughput), list(throughput.values()), "o-")
-    right.set(xlabel="shards", ylabel="queries/s", title="throughput of 16 clients")
-    figure.savefig(child.ROOT / "docs" / "img" / "bench-cluster.png", dpi=120)
-    pyplot.close(figure)
+    modelled = [
+        Line(
+            f"modelled for {n} shards",
+            f"{1000 * model.latency(n):.0f} ms, {model.throughput(n):.0f} queries/s ({rule})",
+        )
+        for n in MODELLED
+    ]
+    return [*lines, *modelled]
 
 
 WORKS = ("overhead", "kill", "kills", "growth")
@@ -362,7 +354,7 @@ def compare(rows: int, seconds: float = 20, count: int = 20, works: tuple[str, .
         "growth": lambda: growth(4000),
     }
     lines = tuple(line for name in works for line in runs[name]())
-    how = "Ray's nodes share one machine; told is what the cluster adds to its shards. Growth: each sleeps its share."
+    how = HOW
     return Comparison("cluster", "Shards on Ray", how, lines)
 
 
