@@ -7,6 +7,7 @@ done again; a build that is done again with the same model over the same rows do
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Training:
 
     def __init__(self, folder: Path, db: Database, lock: AbstractContextManager[Any], called: str) -> None:
         self._folder, self._db, self._lock, self._called = folder, db, lock, called
+        self._learning = threading.Lock()  # a foreman that was lost may have left a training that goes on
         files.remove(folder)
 
     def sample(self, database: str, name: str, index: str, draw: Draw, first: int, last: int) -> Drawn:
@@ -82,12 +84,20 @@ class Training:
     def train(self, database: str, name: str, index: str, lists: int, draws: Sequence[Draw], draw: DrawRows) -> str:
         """Learn so many lists from rows of all shards; the identity of what was learnt. Raises VectorIndexError."""
         _, entry = self._entry(database, name, index)
-        folder = self._folder / quote(f"{database}.{name}", safe="") / quote(index, safe="")
+        folder = self._place(database, name, index)
+        with self._learning:
+            try:
+                return self._learnt(folder, Metric(entry.metric), lists, draws, draw)
+            except BaseException:
+                files.remove(folder)
+                raise
+
+    def _learnt(self, folder: Path, metric: Metric, lists: int, draws: Sequence[Draw], draw: DrawRows) -> str:
         files.remove(folder)
         files.make_folder(folder)
         vectors, captions = _gathered(folder, draws, draw)
         ivf.build(
-            ArrayRows(vectors), Metric(entry.metric), folder / "model", lists=lists, shared=True,
+            ArrayRows(vectors), metric, folder / "model", lists=lists, shared=True,
             queries=ArrayRows(captions) if captions is not None else None,
         )  # fmt: skip
         del vectors, captions
@@ -133,12 +143,16 @@ class Training:
 
     def forget(self, database: str, name: str, index: str) -> None:
         """Remove what was learnt here: indexes have it."""
-        files.remove(self._folder / quote(f"{database}.{name}", safe="") / quote(index, safe=""))
+        files.remove(self._place(database, name, index))
+
+    def _place(self, database: str, name: str, index: str) -> Path:
+        """Where what is learnt for an index lies until it is built everywhere."""
+        return self._folder / quote(f"{database}.{name}", safe="") / f"index {quote(index, safe='')}"
 
     def _model(self, database: str, name: str, index: str, identity: str) -> Path:
         """Where a model lies: in the index that was built with it, or where it was learnt."""
         _, entry = self._entry(database, name, index)
-        learnt = self._folder / quote(f"{database}.{name}", safe="") / quote(index, safe="") / "model"
+        learnt = self._place(database, name, index) / "model"
         places = [learnt, *([self._db.indexes.folder(entry)] if entry.folder else [])]
         found = next((p for p in places if self._identity(p) == identity), None)
         if found is None:
