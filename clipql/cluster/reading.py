@@ -22,7 +22,7 @@ from clipql.cluster.form import normal_form
 from clipql.cluster.piece import Piece, Rows, joined
 from clipql.cluster.split import NUMBER, SOURCE, Split, split
 from clipql.cluster.standin import DATABASE, Shape
-from clipql.cluster.templates import Templates
+from clipql.cluster.templates import Template, Templates
 from clipql.engine import Engine
 from clipql.errors import UnsupportedStatement
 from clipql.query.calls import find_sources
@@ -96,29 +96,23 @@ class Reader:
         if len(found) != 1 or found[0].nested or not _same_but(vectors, params):
             return None
         reading = Reading(sql, dict(params[0]))
-        made, shape = self._split(reading, found[0])
-        places = {n: [c for c, v in made.piece.params.items() if _equal(v, params[0][n])] for n in vectors}
-        if (
-            made.many is None
-            or any(len(c) != 1 for c in places.values())
-            or len({c[0] for c in places.values()}) < len(places)
-        ):
+        template, shape, _ = self._known(reading, found[0])
+        if template is None or template.made.many is None or set(template.places) != set(vectors):
             return None
+        final, select = template.made.many, template.made.piece.select
         pieces = [
             replace(
-                made.piece,
-                select=f"{made.piece.select}, toUInt32({i}) AS {NUMBER}",
-                params={**made.piece.params, **{c[0]: np.asarray(given[n], made.piece.params[c[0]].dtype)
-                                                for n, c in places.items()}},
+                template.with_vectors(given).piece,
+                select=f"{select}, toUInt32({i}) AS {NUMBER}",
                 settings=settings,
                 statements=statements,
             )
             for i, given in enumerate(params)
-        ]  # fmt: skip
+        ]
         rows = [r for asked in self._ask(pieces, shape) for r in asked.rows]
         try:
-            final = made.many.replace(SOURCE, self._source(reading, joined(rows, shape.full_name)), 1)
-            table = self._engine.query(final, params={**reading.params, **made.piece.params}, user=True).arrow()
+            final = final.replace(SOURCE, self._source(reading, joined(rows, shape.full_name)), 1)
+            table = self._engine.query(final, params={**reading.params, **pieces[0].params}, user=True).arrow()
         finally:
             for name in reading.tables:
                 self._engine.run(f"DROP TABLE IF EXISTS {name}")
@@ -182,6 +176,13 @@ class Reader:
         return np.array(found.column(0)[0].as_py(), np.float32 if kind.value_type == pa.float32() else np.float64)
 
     def _split(self, reading: Reading, scope: Scope) -> tuple[Split, Shape]:
+        template, shape, cut = self._known(reading, scope)
+        return template.with_vectors(reading.params) if template else cut(reading.params), shape
+
+    def _known(
+        self, reading: Reading, scope: Scope
+    ) -> tuple[Template | None, Shape, Callable[[Mapping[str, Any]], Split]]:
+        """A SELECT as it was cut before, if it may be known again, and what cuts it anew."""
         shape, text = self._shape(scope), _with(scope, self._analysed(scope))
 
         def cut(params: Mapping[str, Any]) -> Split:
@@ -190,7 +191,7 @@ class Reader:
         acting = self._engine.acting
         asker = (acting.database, acting.user.statements, sorted(acting.settings.items()))
         context = repr((asker, shape.listed, shape.unlisted, shape.vectors))
-        return self._templates.split(text, reading.params, context, cut), shape
+        return self._templates.find(text, reading.params, tuple(shape.vectors), context, cut), shape, cut
 
     def _shape(self, scope: Scope) -> Shape:
         found, joins = find_sources(scope, lambda d, n: shape.table if (shape := self._find(d, n)) else None)
@@ -258,10 +259,6 @@ def _same_but(names: Sequence[str], sets: Sequence[Mapping[str, Any]]) -> bool:
         if not all(np.isfinite(given[n]).all() for n in names):
             return False
     return True
-
-
-def _equal(a: Any, b: NDArray[Any]) -> bool:
-    return isinstance(a, np.ndarray) and a.shape == b.shape and bool((a == np.asarray(b, a.dtype)).all())
 
 
 def _is_argument(scope: Scope) -> bool:

@@ -100,11 +100,17 @@ VECTORS = [np.array(v, np.float32) for v in ([1, 0.5, 0.25], [1, 1, 1], [0.5, 0.
     [
         ("SELECT id, url FROM {t} ORDER BY {near}, _row LIMIT 5", 1),
         ("SELECT id, {near} AS d FROM {t} WHERE w > {n:UInt8} ORDER BY d, id LIMIT 5", 1),
-        ("WITH {q:Array(Float32)} AS q SELECT id FROM {t} ORDER BY L2Distance(e, q), _row LIMIT 4", 1),
         ("SELECT count() FROM {t} WHERE {near} < 1", 1),
-        # what might be computed while it is looked at, or stands there twice, is cut anew each time
+        ("SELECT id FROM {t} AS x ORDER BY L2Distance({q:Array(Float32)}, x.e), _row LIMIT 4", 1),
+        ("SELECT id FROM {t} WHERE w > { n :UInt8} ORDER BY 1 - dotProduct(`e`, {q:Array(Float32)}), _row LIMIT 3", 1),
+        # what might be computed while it is looked at, or shows, is cut anew each time
         ("SELECT id, arraySum({q:Array(Float32)}) AS s FROM {t} ORDER BY {near}, _row LIMIT 3", 4),
-        ("WITH {q:Array(Float32)} AS q SELECT id, arrayMax(q) FROM {t} ORDER BY L2Distance(e, q), _row LIMIT 3", 4),
+        ("WITH {q:Array(Float32)} AS q SELECT id FROM {t} ORDER BY L2Distance(e, q), _row LIMIT 4", 4),
+        ("SELECT min(id * {q:Array(Float32)}[1]) FROM {t}", 4),
+        ("SELECT min(id * dotProduct([1., 0., 0.], {q:Array(Float32)})) FROM {t}", 4),
+        ("SELECT [1., 2., 3.] e, min(id * dotProduct(e, {q:Array(Float32)})) FROM {t}", 4),
+        ("SELECT id, CASE WHEN {q:Array(Float32)}[1] > 0 THEN url ELSE lang END AS f FROM {t} ORDER BY id LIMIT 3", 4),
+        ("SELECT id, {near} FROM {t} ORDER BY id LIMIT 2", 5),
         ("SELECT id, now() > ts AS past FROM {t} ORDER BY {near}, _row LIMIT 3", 4),
         ("SELECT id FROM {t} WHERE w = (SELECT max(w) FROM {t}) ORDER BY {near}, _row LIMIT 3", 8),
     ],
@@ -133,6 +139,31 @@ def test_a_statement_with_another_parameter_or_of_another_length_is_not_the_one_
         tables.sharded(2, top, q=np.ones(4, np.float32), n=1)
     wide = QUERY.astype(np.float64)
     assert tables.sharded(2, top, q=wide, n=1) == tables.one(top, q=wide, n=1)
+
+
+@pytest.mark.parametrize("where", ["id < { x:UInt64}", "id < {x :UInt64} AND {x: UInt64} > 0", "id < {x:\nUInt64}"])
+def test_a_parameter_is_seen_however_it_is_spaced(tables: Shardings, where: str) -> None:
+    top = f"SELECT id FROM {{t}} WHERE {where} ORDER BY L2Distance(e, {{q:Array(Float32)}}), id LIMIT 4"
+    for x in (10, 200, 3):
+        assert tables.sharded(3, top, q=QUERY, x=x) == tables.one(top, q=QUERY, x=x)
+
+
+@pytest.mark.parametrize(
+    ("statement", "batch"),
+    [
+        ("SELECT id, L2Distance(e, {q:Array(Float32)}) AS d FROM n3 ORDER BY d, id LIMIT 2", True),
+        (("SELECT id, CASE WHEN {q:Array(Float32)}[1] > 0 THEN url ELSE lang END AS f FROM n3 "
+         "ORDER BY L2Distance(e, {q:Array(Float32)}), id LIMIT 2"), False),
+        ("SELECT id, L2Distance(e, {q:Array(Float32)}) FROM n3 ORDER BY id LIMIT 2", False),
+    ],
+)  # fmt: skip
+def test_a_batch_answers_each_vector_or_is_none(tables: Shardings, statement: str, batch: bool) -> None:
+    found = tables.reader.many(statement, [{"q": v} for v in VECTORS], {}, ())
+
+    assert (found is not None) == batch
+    for table, vector in zip(found or [], VECTORS, strict=False):
+        rows = tables.db.sql(statement.replace("n3", "one"), q=vector).rows
+        assert [tuple(r.values()) for r in table.to_pylist()] == rows
 
 
 def test_only_so_many_statements_are_kept(tables: Shardings, monkeypatch: pytest.MonkeyPatch) -> None:
