@@ -140,11 +140,11 @@ class ClusterDatabase(Database):
             for table in map.tables:
                 known, old = self._known.get(table.full_name), before.get(table.full_name)
                 fixed = known is not None and all(d for d, _ in known.vectors.values())
-                if table.definition and not (fixed and old and old.definition == table.definition):
+                if table.definition and not (fixed and old and _goes_on(old, table)):
                     self._learn(table, known)
             for name in set(self._known) - {t.full_name for t in map.tables}:
                 forget(self._registry.engine, self._known.pop(name))
-            self._ranking.refresh(map)
+        self._ranking.refresh(map)
 
     def _learn(self, table: ShardedTable, known: Shape | None) -> None:
         found, why = [], None
@@ -373,3 +373,10 @@ class ClusterDatabase(Database):
             super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
             joining.leave()
+
+
+def _goes_on(old: ShardedTable, table: ShardedTable) -> bool:
+    """Whether a table is the one that was known, with parts that came since, and not another made in its place."""
+    pairs = zip(old.shards, table.shards, strict=False)
+    same = all([p.fingerprint for p in a] == [p.fingerprint for p in b[: len(a)]] for a, b in pairs)
+    return same and old.definition == table.definition and len(old.shards) == len(table.shards)

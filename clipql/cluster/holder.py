@@ -71,10 +71,10 @@ class Holder:
         self._taking, self._choosing = threading.RLock(), threading.Lock()
         quarantine = self._folder / QUARANTINE
         self._quarantined = quarantine.read_text("utf-8") if quarantine.exists() else ""
-        training = Training(self._folder / "training", self._db, self._taking, self._called)
-        self.sample, self.train, self.build_with = training.sample, training.train, training.build_with
-        self.model_of, self.model_files, self.read_model = training.model_of, training.files, training.read
-        self.build_index, self.forget_training = training.build, training.forget
+        self._training = own = Training(self._folder / "training", self._db, self._taking, self._called)
+        self.sample, self.train, self.build_with, self.build_index = own.sample, own.train, own.build_with, own.build
+        self.model_of, self.model_files, self.read_model = own.model_of, own.model_files, own.read_model
+        self.has_model, self.forget_training = own.has_model, own.forget
         self._sessions: dict[tuple[object, ...], tuple[Session, EngineUser]] = {}
 
     @property
@@ -104,9 +104,7 @@ class Holder:
             definitions={t.full_name: self.definition(t.database, t.name) for t in tables},
             indexes={t.full_name: t.indexes for t in tables},
             quarantined=self._quarantined,
-            models={
-                t.full_name: {i.name: self.model_of(t.database, t.name, i.name) for i in t.indexes} for t in tables
-            },
+            models={t.full_name: {i.name: self._training.identity(i) for i in t.indexes} for t in tables},
         )
 
     def quarantine(self, why: str) -> None:

@@ -30,6 +30,7 @@ class Indexing:
 
     def __init__(self, office: Office) -> None:
         self._office = office
+        self._failed = set[tuple[str, int, str]]()
 
     def build(self, table: ShardedTable, index: str | None) -> None:
         """Build an index on all shards, or (None) those that have fallen behind on the shards where they have.
@@ -37,27 +38,49 @@ class Indexing:
         Raises HolderGone where a shard has no copy that can, and VectorIndexError for an index that was named: without
         the others, searches are slower and not wrong.
         """
-        entries = [self._entries(table, shard) for shard in range(len(table.shards))]
-        names = list(dict.fromkeys(name for found in entries for name in found))
-        if index is not None and index not in names:
+        hellos = [self._hello(shard) for shard in range(len(table.shards))]
+        known = {i.name: i for hello in reversed(hellos) for i in hello.indexes.get(table.full_name, ())}
+        if index is not None and index not in known:
             raise VectorIndexError(
-                f"{table.full_name} has no vector index {index}; it has {', '.join(names) or 'none'}"
+                f"{table.full_name} has no vector index {index}; it has {', '.join(known) or 'none'}"
             )
-        for name in names if index is None else [index]:
-            wanted = [
-                shard
-                for shard, found in enumerate(entries)
-                if name in found and (index is not None or behind(found[name], table.snapshot(shard).rows))
-            ]
+        for name in known if index is None else [index]:
+            wanted = [s for s, hello in enumerate(hellos) if index is not None or _wants(table, s, hello, name)]
             if wanted:
-                entry = next(found[name] for found in entries if name in found)
                 unbuildable = () if index is not None else (VectorError, VectorIndexError, StorageError)
                 with contextlib.suppress(*unbuildable):
-                    self._build(table, entry, wanted, anew=index is not None)
+                    self._build(table, known[name], wanted, anew=index is not None)
 
-    def _entries(self, table: ShardedTable, shard: int) -> dict[str, IndexEntry]:
+    def finish(self) -> None:
+        """Build what was begun with a model and is not there on some shards, as the one who had it built was lost.
+
+        What fails is not tried again.
+        """
+        for table in self._office.map.tables:
+            for model in table.models:
+                with contextlib.suppress(*UNFIT):
+                    wanted = [
+                        shard
+                        for shard in range(len(table.shards))
+                        if (table.full_name, shard, model.identity) not in self._failed
+                        and _lacks(table, shard, self._hello(shard), model)
+                    ]
+                    source = self._with_model(table, model) if wanted else None
+                    if source is not None:
+                        self._finish(table, model, source, wanted)
+
+    def _finish(self, table: ShardedTable, model: TrainedModel, source: tuple[int, str], wanted: Sequence[int]) -> None:
+        for shard in wanted:
+            try:
+                self._build_with(table, model, source, [shard])
+            except HolderGone:  # the next time, if it is there again
+                continue
+            except ClipqlError:
+                self._failed.add((table.full_name, shard, model.identity))
+
+    def _hello(self, shard: int) -> Hello:
         hello: Hello = self._office.ask(shard, "hello")
-        return {i.name: i for i in hello.indexes.get(table.full_name, ())}
+        return hello
 
     def _build(self, table: ShardedTable, entry: IndexEntry, wanted: Sequence[int], *, anew: bool) -> None:
         if entry.kind == "ivf":
@@ -70,10 +93,10 @@ class Indexing:
 
         self._each(wanted, build)
 
-    def _each(self, wanted: Sequence[int], build: Callable[[int], None], trained: TrainedModel | None = None) -> None:
+    def _each(self, wanted: Sequence[int], build: Callable[[int], None]) -> None:
         def one(shard: int) -> None:
             build(shard)
-            self.even_out(shard, trained=trained)
+            self.even_out(shard)
 
         with ThreadPoolExecutor(max(1, len(wanted))) as pool:
             for future in [pool.submit(one, shard) for shard in wanted]:
@@ -82,6 +105,7 @@ class Indexing:
     # with the same lists
 
     def _build_alike(self, table: ShardedTable, entry: IndexEntry, wanted: Sequence[int], anew: bool) -> None:
+        """Build with the model of the map, or with a new one, which the map names before the first is built with it."""
         if max(table.snapshot(s).rows for s in range(len(table.shards))) < kinds.FEWEST_ROWS:
             return
         known = table.model(entry.name)
@@ -90,6 +114,7 @@ class Indexing:
                 source = None if anew or known is None else self._with_model(table, known)
                 if known is None or source is None or table.rows > OUTGROWN * known.rows:
                     known, source = self._train(table, entry)
+                    self._office.commit(self._office.map.with_table(self._latest(table).with_model(entry.name, known)))
                     anew, wanted = False, range(len(table.shards))
                 self._build_with(table, known, source, wanted)
             except HolderGone:
@@ -97,7 +122,6 @@ class Indexing:
                     raise
             else:
                 break
-        self._office.commit(self._office.map.with_table(self._latest(table).with_model(entry.name, known)))
         for shard, node in self._office.holders(table):
             with contextlib.suppress(*UNFIT):
                 self._office.copies.call(shard, node, "forget_training", table.database, table.name, entry.name)
@@ -110,8 +134,9 @@ class Indexing:
         rows = [table.snapshot(shard).rows for shard in range(len(table.shards))]
         lists = ivf.lists_for_shards(sum(rows), len(rows), entry.options.get("lists"))
         share = min(1.0, ivf.sample_for(lists) / sum(rows))
+        nodes = self._office.map.nodes
         draws = tuple(
-            Draw(shard, self._office.map.nodes[shard], round(n * share), n) for shard, n in enumerate(rows) if n
+            Draw(shard, nodes[shard], round(n * share), n) for shard, n in enumerate(rows) if round(n * share)
         )
         why: ClipqlError = HolderGone(f"no copy of {table.full_name} can learn")
         for shard, node in self._office.holders(table):
@@ -124,11 +149,11 @@ class Indexing:
         raise why
 
     def _with_model(self, table: ShardedTable, known: TrainedModel) -> tuple[int, str] | None:
-        """A copy whose index was built with a model."""
+        """A copy that has a model, in its index or as it learnt it."""
+        named = (table.database, table.name, known.index, known.identity)
         for shard, node in self._office.holders(table):
             with contextlib.suppress(*UNFIT):
-                named = (table.database, table.name, known.index)
-                if self._office.copies.call(shard, node, "model_of", *named) == known.identity:
+                if self._office.copies.call(shard, node, "has_model", *named):
                     return shard, node
         return None
 
@@ -147,11 +172,11 @@ class Indexing:
                     return
             raise why
 
-        self._each(wanted, build, model)
+        self._each(wanted, build)
 
-    def even_out(self, shard: int, also: Sequence[str] = (), trained: TrainedModel | None = None) -> None:
+    def even_out(self, shard: int, also: Sequence[str] = ()) -> None:
         """Have the copies of a shard, and those on nodes `also`, copy what another of them has built: with the model
-        of the map (or `trained`, which is to come into it), over more rows.
+        of the map, over more rows.
         """
         hellos: dict[str, Hello] = {}
         for node in (*self._office.map.nodes[shard], *also):
@@ -160,7 +185,7 @@ class Indexing:
         for table in self._office.map.tables:
             for name in {i.name for h in hellos.values() for i in h.indexes.get(table.full_name, ())}:
                 built = {n: e for n, h in hellos.items() if (e := _index_of(h, table, name)) is not None}
-                model = trained if trained and trained.index == name else table.model(name)
+                model = table.model(name)
                 worth = {n: (_fits(hellos[n], table, name, model), e.rows) for n, e in built.items()}
                 source = max(built, key=lambda n: worth[n])
                 for node in built:
@@ -177,3 +202,18 @@ def _index_of(hello: Hello, table: ShardedTable, name: str) -> IndexEntry | None
 def _fits(hello: Hello, table: ShardedTable, index: str, model: TrainedModel | None) -> bool:
     """Whether a copy has an index that was built with the model."""
     return model is not None and hello.models.get(table.full_name, {}).get(index) == model.identity
+
+
+def _lacks(table: ShardedTable, shard: int, hello: Hello, model: TrainedModel) -> bool:
+    """Whether a shard that is to have an index built with a model has none, by one of its copies."""
+    enough = table.snapshot(shard).rows >= kinds.FEWEST_ROWS
+    there = _index_of(hello, table, model.index) is not None
+    return enough and there and not _fits(hello, table, model.index, model)
+
+
+def _wants(table: ShardedTable, shard: int, hello: Hello, index: str) -> bool:
+    """Whether an index of a shard has fallen behind its rows, or is not built with the model that it should be."""
+    entry, model = _index_of(hello, table, index), table.model(index)
+    if entry is None:
+        return False
+    return behind(entry, table.snapshot(shard).rows) or (model is not None and _lacks(table, shard, hello, model))

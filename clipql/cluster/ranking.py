@@ -7,6 +7,7 @@ lists which are not its own ranks its own.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipql import files
 from clipql.cluster import copying
@@ -24,9 +26,16 @@ from clipql.errors import ClipqlError
 from clipql.index import ivf
 from clipql.index.base import Route
 from clipql.index.ivf.settings import DEFAULT_RECALL
+from clipql.query.lexer import matching, tokenize
+from clipql.vectors.metrics import Metric, metric_named
 
 # has any copy of a shard do something: (shard, method, *arguments). Raises ClipqlError
 AskShard = Callable[..., Any]
+
+
+# the distances that sort rows as an index by one does
+_SQUARES = (Metric.L2, Metric.L2_SQUARED)
+_LIKE = {m: _SQUARES if m in _SQUARES else (m,) for m in Metric}
 
 
 @dataclass(frozen=True)
@@ -36,14 +45,19 @@ class _Known:
 
 
 class Ranking:
-    """What is ranked by, of every sharded table. Thread-safe but for `refresh`. folder: for copies of it."""
+    """What is ranked by, of every sharded table. Thread-safe. folder: for copies of it."""
 
     def __init__(self, folder: Path, ask: AskShard) -> None:
         self._folder, self._ask = folder, ask
         self._known: dict[tuple[str, str], _Known] = {}
+        self._fetching = threading.Lock()
 
     def refresh(self, map: ShardMap) -> None:
         """Fetch what the map names and is not here; what cannot be had now is had the next time."""
+        with self._fetching:
+            self._refresh(map)
+
+    def _refresh(self, map: ShardMap) -> None:
         wanted = {(t.full_name, m.index): (t, m) for t in map.tables for m in t.models}
         found: dict[tuple[str, str], _Known] = {}
         for key, (table, trained) in wanted.items():
@@ -62,19 +76,16 @@ class Ranking:
 
     def _fetched(self, table: ShardedTable, trained: TrainedModel, shard: int) -> ivf.Router:
         of = (table.database, table.name, trained.index, trained.identity)
-        listed: tuple[PartFile, ...] = self._ask(shard, "model_files", *of)
+        listed: tuple[PartFile, ...] = self._ask(shard, "model_files", *of, ivf.ROUTER_FILES)
         folder = self._folder / trained.identity
         files.make_folder(folder)
         for file in listed:
-            if file.name in ivf.ROUTER_FILES:
-                read = partial(self._ask, shard, "read_model", *of, file.name)
-                copying.fetch(folder / file.name, file, read, "this process")
+            read = partial(self._ask, shard, "read_model", *of, file.name)
+            copying.fetch(folder / file.name, file, read, "this process")
         return ivf.Router(folder)
 
     def routes(self, piece: Piece) -> tuple[Route, ...]:
         """The lists that a piece looks into, where it is sorted by a distance to a vector; none where it is not."""
-        if "LIMIT" not in piece.tail or piece.settings.get("vector_index") in ("0", "false"):
-            return ()
         found = []
         for known, vector in self._sorted_by(piece):
             recall = float(piece.settings.get("recall", DEFAULT_RECALL))
@@ -89,16 +100,31 @@ class Ranking:
             for known, _ in self._sorted_by(piece)
         ]
 
-    def _sorted_by(self, piece: Piece) -> list[tuple[_Known, np.ndarray[Any, np.dtype[np.float32]]]]:
-        """The indexes whose column and a vector of its length stand in the tail, with that vector."""
+    def _sorted_by(self, piece: Piece) -> list[tuple[_Known, NDArray[np.float32]]]:
+        """The indexes by whose distance a piece sorts its rows, and the vector that they are compared with."""
+        if "LIMIT" not in piece.tail or any(
+            piece.settings.get(name) in ("0", "false") for name in ("vector_index", "vector_plan")
+        ):
+            return []
         found = []
         for (full_name, _), known in self._known.items():
-            if full_name != f"{piece.database}.{piece.table}" or known.trained.column not in piece.tail:
-                continue
-            for name, value in piece.params.items():
-                if not isinstance(value, np.ndarray) or value.shape != (known.router.dimension,):
+            for metric, words in _distances(piece.tail) if full_name == f"{piece.database}.{piece.table}" else ():
+                if metric not in _LIKE.get(known.router.metric, ()) or known.trained.column not in words:
                     continue
-                vector = value.astype(np.float32)
-                if f"{{{name}:" in piece.tail and np.isfinite(vector).all():
-                    found.append((known, vector))
+                for name, value in piece.params.items():
+                    if name in words and isinstance(value, np.ndarray) and value.shape == (known.router.dimension,):
+                        vector = value.astype(np.float32)
+                        if np.isfinite(vector).all():
+                            found.append((known, vector))
         return found
+
+
+def _distances(text: str) -> list[tuple[Metric, set[str]]]:
+    """The distances that are called in a text, and the names that stand in each call."""
+    tokens, found = tokenize(text), []
+    for at, token in enumerate(tokens[:-1]):
+        metric = metric_named(token.text) if token.kind == "word" and tokens[at + 1].text == "(" else None
+        if metric is not None:
+            inside = tokens[at + 2 : matching(tokens, at + 1)]
+            found.append((metric, {t.name for t in inside if t.name is not None}))
+    return found

@@ -23,6 +23,7 @@ from clipql.cluster.placing import in_force, placed, rebuilt
 from clipql.cluster.shards import ShardMap, ShardPart, TrainedModel, remains_of
 from clipql.cluster.training import Draw, Drawn
 from clipql.errors import ClipqlError, ClusterError, HolderGone
+from clipql.index import ivf
 
 FOREMAN = "foreman"
 THREADS = 16
@@ -129,7 +130,7 @@ class HolderActor:
         def fetch(file: str, offset: int, size: int) -> bytes:
             return bytes(asked(other.do.remote("read_model", *of, file, offset, size)))
 
-        files = asked(other.do.remote("model_files", *of))
+        files = asked(other.do.remote("model_files", *of, ivf.MODEL_FILES))
         self._opened().build_with(database, name, model.index, rows, model.identity, files, fetch)
 
     def node(self) -> str:

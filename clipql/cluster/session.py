@@ -173,7 +173,7 @@ class ClusterSession(Session):
         ours = {n: settings.checked(n, v) for n, v in {**self.settings, **own}.items()}
         encoded = self._encoding.replace(text, params, rows=False)
         if isinstance(statement, Explain):
-            table = pa.table({"explain": self._described(encoded.sql, encoded.params)})
+            table = pa.table({"explain": self._described(encoded.sql, encoded.params, ours)})
             shown = self._engine.query("SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True)
             return shown, ()
         rewritten = self._cluster.reader.rewritten(encoded.sql, encoded.params, ours, self._kept())
@@ -203,14 +203,14 @@ class ClusterSession(Session):
             kept += [f"SET {name} = {value}" for name, value in given if _holds(name)]
         return (*kept, *(f"SET {n} = {quote_string(v)}" for n, v in acting.settings.items() if _holds(n)))
 
-    def _described(self, sql: str, params: Mapping[str, Any]) -> list[str]:
+    def _described(self, sql: str, params: Mapping[str, Any], ours: Mapping[str, str]) -> list[str]:
         lines = []
         for split in self._cluster.reader.plans(sql, params):
             piece = split.piece
             shape = self._cluster.shape(piece.database, piece.table)
             lines.append(f"{split.kind} of {shape.full_name if shape else piece.table}: {split.why}")
             lines.append(f"  each shard: SELECT {piece.select} … {piece.tail}".rstrip())
-            lines += [f"  {told}" for told in self._cluster.ranked(piece)]
+            lines += [f"  {told}" for told in self._cluster.ranked(replace(piece, settings=ours))]
             lines.append(f"  over all: {split.final}")
         return lines
 

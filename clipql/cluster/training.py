@@ -1,8 +1,9 @@
 """What a copy does so that the ivf indexes of all shards are of one kind: gives rows, learns from those of all, builds.
 
 One copy learns, from rows of every shard; the others fetch what it learnt, by hash, and build their indexes with it.
-What must stay true: rows and what is learnt from them are the same whichever copies do it, so that any step can be
-done again; a build that is done again with the same model over the same rows does nothing.
+What must stay true: the same rows are drawn whichever copies give them, and any step can be done again; what was learnt
+twice from them is told apart by its identity, if it differs at all; a build that is done again with the same model over
+the same rows does nothing.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Training:
         folder = self._place(database, name, index)
         with self._learning:
             try:
-                return self._learnt(folder, Metric(entry.metric), lists, draws, draw)
+                with files.translated(folder, "learning"):
+                    return self._learnt(folder, Metric(entry.metric), lists, draws, draw)
             except BaseException:
                 files.remove(folder)
                 raise
@@ -107,15 +109,29 @@ class Training:
 
     def model_of(self, database: str, name: str, index: str) -> str:
         """The identity of the model that an index was built with; empty where there is none."""
-        table, entry = self._entry(database, name, index)
-        return self._identity(self._db.indexes.folder(entry)) if entry.folder and entry.rows <= table.rows else ""
+        return self.identity(self._entry(database, name, index)[1])
 
-    def files(self, database: str, name: str, index: str, identity: str) -> tuple[PartFile, ...]:
-        """The files of a model, for another copy. Raises HolderGone where it is not here."""
+    def has_model(self, database: str, name: str, index: str, identity: str) -> bool:
+        """Whether a model is here: in an index that was built with it, or as it was learnt."""
+        try:
+            return self._model(database, name, index, identity).exists()
+        except HolderGone:
+            return False
+
+    def identity(self, entry: IndexEntry) -> str:
+        """The same for an index as the catalog has it."""
+        return self._identity(self._db.indexes.folder(entry)) if entry.folder else ""
+
+    def model_files(
+        self, database: str, name: str, index: str, identity: str, wanted: Sequence[str]
+    ) -> tuple[PartFile, ...]:
+        """These files of a model, for another copy. Raises HolderGone where it is not here."""
         folder = self._model(database, name, index, identity)
-        return copying.listed(folder / file for file in ivf.MODEL_FILES)
+        return copying.listed(folder / file for file in ivf.MODEL_FILES if file in wanted)
 
-    def read(self, database: str, name: str, index: str, identity: str, file: str, offset: int, size: int) -> bytes:
+    def read_model(
+        self, database: str, name: str, index: str, identity: str, file: str, offset: int, size: int
+    ) -> bytes:
         """Bytes of a file of a model."""
         return copying.read(self._model(database, name, index, identity) / Path(file).name, offset, size)
 
@@ -131,15 +147,18 @@ class Training:
             table, entry = self._entry(database, name, index, rows)
             if entry.rows == table.rows and self.model_of(database, name, index) == identity:
                 return
+            fetched = self._folder / f"fetched-{identity}"
             try:
                 folder = self._model(database, name, index, identity)
             except HolderGone:
-                folder = self._folder / f"fetched-{identity}"
+                folder = fetched
                 files.make_folder(folder)
-                for part in parts:
+            try:
+                for part in parts if folder is fetched else ():
                     copying.fetch(folder / part.name, part, partial(fetch, part.name), self._called)
-            self._db.indexes.build(table, index, model=folder)
-            files.remove(self._folder / f"fetched-{identity}")
+                self._db.indexes.build(table, index, model=folder)
+            finally:
+                files.remove(fetched)
 
     def forget(self, database: str, name: str, index: str) -> None:
         """Remove what was learnt here: indexes have it."""
@@ -190,22 +209,25 @@ def _gathered(folder: Path, draws: Sequence[Draw], draw: DrawRows) -> tuple[NDAr
     captioned = all(e.captions is not None for e in empty)
 
     def new(what: str, kinds: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        shape = (rows, kinds[0].shape[1])
-        kind = np.result_type(*kinds)
-        return np.lib.format.open_memmap(folder / f"{what}.npy", "w+", kind, shape)
+        path = folder / f"{what}.npy"
+        made = np.lib.format.open_memmap(path, "w+", np.result_type(*kinds), (rows, kinds[0].shape[1]))
+        with path.open("r+b") as file:
+            files.take_room(file.fileno(), path.stat().st_size)
+        return made
 
     vectors = new("vectors", [e.vectors for e in empty])
     captions = new("captions", [e.captions for e in empty if e.captions is not None]) if captioned else None
-    for at, drawn in _pieces(draws, draw):
-        vectors[at : at + len(drawn.vectors)] = drawn.vectors
-        if captions is not None and drawn.captions is not None:
-            captions[at : at + len(drawn.captions)] = drawn.captions
-    return vectors, captions
-
-
-def _pieces(draws: Sequence[Draw], draw: DrawRows) -> Iterator[tuple[int, Drawn]]:
     at = 0
+    for drawn in _pieces(draws, draw):
+        end = at + len(drawn.vectors)
+        vectors[at:end] = drawn.vectors
+        if captions is not None:
+            captions[at:end] = drawn.captions
+        at = end
+    return vectors[:at], captions[:at] if captions is not None else None
+
+
+def _pieces(draws: Sequence[Draw], draw: DrawRows) -> Iterator[Drawn]:
     for one in draws:
         for first in range(0, one.rows, DRAWN):
-            yield at + first, draw(one, first, min(first + DRAWN, one.rows))
-        at += one.rows
+            yield draw(one, first, min(first + DRAWN, one.rows))

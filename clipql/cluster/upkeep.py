@@ -59,6 +59,7 @@ class Upkeep:
         with self._office.changing:
             for shard in range(len(self._office.map.nodes)):
                 self._indexing.even_out(shard)
+            self._indexing.finish()
         return found
 
     def _ready(self, shard: int, node: str) -> None:

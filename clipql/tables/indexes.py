@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 import xxhash
@@ -154,7 +155,7 @@ class Indexes:
             if entry.kind == "flat" or table.rows < kinds.FEWEST_ROWS:
                 return
             _check_dimension(table, entry)
-            folder = f"{table.id}/{entry.name}-{registry.catalog.serial}"
+            folder = f"{table.id}/{_file_name(entry)}-{registry.catalog.serial}"
             place = registry.folder / "index" / folder
             files.make_folder(place.parent)
             began = time.perf_counter()
@@ -213,7 +214,7 @@ class Indexes:
                 raise VectorIndexError(
                     f"index {entry.name} covers {built.rows:,} rows, and {table.full_name} has {table.rows:,} here"
                 )
-            folder = f"{table.id}/{entry.name}-{registry.catalog.serial}"
+            folder = f"{table.id}/{_file_name(entry)}-{registry.catalog.serial}"
             place = registry.folder / "index" / folder
             coming = place.with_name(f".{place.name}.new")
             files.remove(coming)
@@ -318,7 +319,12 @@ def behind(entry: IndexEntry, rows: int) -> bool:
 
 def unfinished(entry: IndexEntry) -> str:
     """The folder, beside those of built indexes, in which an index is being built."""
-    return f".{entry.name}.building"
+    return f".{_file_name(entry)}.building"
+
+
+def _file_name(entry: IndexEntry) -> str:
+    """The name of an index as a part of a file's: a name may hold anything."""
+    return quote(entry.name, safe="")
 
 
 @contextlib.contextmanager

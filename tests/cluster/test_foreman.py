@@ -19,7 +19,7 @@ from clipql.cluster.holder import Hello
 from clipql.cluster.placing import PartSpec, in_force, placed, rebuilt
 from clipql.cluster.shards import Remains, ShardMap, ShardPart, TrainedModel, remains_of
 from clipql.cluster.training import Draw
-from clipql.errors import ClusterError, CopyDamaged, HolderGone, IngestError, VectorIndexError
+from clipql.errors import ClusterError, CopyDamaged, DiskFull, HolderGone, IngestError, VectorIndexError
 from clipql.tables.indexes import behind
 
 NODES = ("a", "b", "c", "d")
@@ -116,8 +116,10 @@ class Machines:
         disk.index, disk.model = replace(disk.index, rows=disk.rows), model.identity
         self._step((shard, node))
 
-    def _model_of(self, disk: Disk, shard: int, node: str, database: str, name: str, index: str) -> str:
-        return disk.model
+    def _has_model(
+        self, disk: Disk, shard: int, node: str, database: str, name: str, index: str, identity: str
+    ) -> bool:
+        return identity in (disk.model, disk.learnt)
 
     def _forget_training(self, disk: Disk, shard: int, node: str, database: str, name: str, index: str) -> None:
         disk.learnt = ""
@@ -446,6 +448,81 @@ def test_a_copy_with_an_index_of_another_model_gets_that_of_the_map() -> None:
     foreman.heal()
 
     assert machines.disks[1, "c"].model == machines.disks[1, "b"].model == model.identity
+
+
+@pytest.mark.parametrize("dies_after", [0, 1, 2, 3])
+def test_an_index_that_was_begun_is_finished_after_the_foreman_is_lost(dies_after: int) -> None:
+    machines = Machines()
+    cluster(machines).ingest("default", "laion", specs(4, 2000))
+    real, done = machines.build, []
+
+    def build(*arguments: Any) -> None:
+        if len(done) == dies_after:
+            raise Killed
+        done.append(arguments)
+        real(*arguments)
+
+    machines.build = build  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        cluster(machines).build("default", "laion", "near")
+    machines.build = real  # type: ignore[method-assign]
+
+    foreman = cluster(machines)
+    foreman.heal()
+
+    model = foreman.map.tables[0].model("near")
+    assert model is not None
+    assert {d.model for d in machines.disks.values()} == {model.identity}
+    assert (len(machines.trained), len(machines.built)) == (1, 4)
+
+
+def test_what_was_learnt_and_lost_is_learnt_again_with_the_next_parts() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    foreman.ingest("default", "laion", specs(4, 2000))
+    real = machines.build
+    machines.build = lambda *_: (_ for _ in ()).throw(Killed())  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        foreman.build("default", "laion", "near")
+    machines.build = real  # type: ignore[method-assign]
+    for disk in machines.disks.values():  # the process that learnt is another now
+        disk.learnt = ""
+
+    foreman.heal()
+    assert {d.model for d in machines.disks.values()} == {""}
+    foreman.ingest("default", "laion", specs(4, 2000))
+
+    assert len({d.model for d in machines.disks.values()}) == 1
+    assert len(machines.trained) == 2
+
+
+def test_an_index_that_cannot_be_finished_is_tried_once() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+    foreman.ingest("default", "laion", specs(4, MANY))
+    machines.disks[2, "c"].model = machines.disks[2, "d"].model = ""
+    tried = []
+
+    def build(shard: int, *arguments: Any) -> None:
+        tried.append(shard)
+        raise DiskFull("no room")
+
+    machines.build = build  # type: ignore[method-assign]
+    foreman.heal()
+    foreman.heal()
+
+    assert tried == [2, 2]  # each of its copies
+
+
+def test_a_shard_with_too_few_rows_for_its_share_is_not_drawn_from() -> None:
+    machines = Machines()
+    foreman = cluster(machines, shard_count=2)
+    foreman.ingest("default", "laion", [*specs(1, 100_000), PartSpec("few", 1, ("/data/few",))])
+
+    foreman.build("default", "laion", "near")
+
+    assert [d.shard for d in machines.trained[-1][1]] == [0]
+    assert {(d.rows, d.index.rows) for d in machines.disks.values()} == {(100_000, 100_000), (1, 1)}
 
 
 def test_a_copy_that_moves_takes_its_index_along() -> None:

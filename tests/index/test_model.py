@@ -15,6 +15,7 @@ from clipql.index.base import Route
 from clipql.index.ivf import IvfIndex, Model, Router
 from clipql.index.ivf import place as place_module
 from clipql.index.ivf import search as search_module
+from clipql.index.ivf.learn import spread
 from clipql.index.rows import ArrayRows
 from clipql.vectors.metrics import Metric
 from tests.index.test_ivf import Killed, World, make_world, truth
@@ -198,3 +199,24 @@ def test_a_build_with_a_model_that_is_cut_off_goes_on(
     assert min(seen) == 1050  # rows before the last checkpoint are not read again
     query = np.ones(64, np.float32)
     assert index.search(query, 10).rows.tolist() == whole.search(query, 10).rows.tolist()
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"), [(1, 0), (1, 1), (10, 7), (17, 3), (31, 30), (50, 5), (1000, 20), (40, 900)]
+)
+def test_rows_are_drawn_from_all_over_however_few_there_are(rows: int, wanted: int) -> None:
+    drawn = spread(rows, wanted, (12,))
+
+    assert len(drawn) == min(rows, wanted)
+    assert len(set(drawn.tolist())) == len(drawn)
+    assert all(0 <= row < rows for row in drawn.tolist())
+
+
+def test_a_build_with_a_model_is_forecast_without_what_learning_takes() -> None:
+    rows = ArrayRows(np.zeros((2_000_000, 64), np.float16))
+
+    learns, with_model = (ivf.forecast(rows, Metric.COSINE, 30_000, learns=learns) for learns in (True, False))
+
+    assert with_model.kept == learns.kept
+    assert with_model.disk < learns.disk / 2
+    assert with_model.memory <= learns.memory

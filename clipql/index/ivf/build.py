@@ -95,7 +95,7 @@ def build(
     told = f"{VERSION} {metric.value} {rows} {vectors.dimension} {count} {seed} {queries is not None} {identity}"
     told += f" {model.identity}" if model else ""
     try:
-        _weigh(vectors, metric, count, Path(folder).parent, Path(work) if work else None, progress)
+        _weigh(vectors, metric, count, model is None, Path(folder).parent, Path(work) if work else None, progress)
         with NewFolder(Path(folder), Path(work) if work else None) as new:
             job = _Job(
                 vectors,
@@ -121,11 +121,17 @@ def build(
 
 
 def _weigh(
-    vectors: Vectors, metric: Metric, lists: int, folder: Path, work: Path | None, progress: Progress | None
+    vectors: Vectors,
+    metric: Metric,
+    lists: int,
+    learns: bool,
+    folder: Path,
+    work: Path | None,
+    progress: Progress | None,
 ) -> None:
     """Tell what a long build will take, and refuse one that cannot fit; what was built before in `work` is there."""
     told = progress is not None and vectors.rows >= FORETOLD
-    needed = forecast(vectors, metric, lists, folder if told else None)
+    needed = forecast(vectors, metric, lists, folder if told else None, learns=learns)
     check_room(needed, folder, sum(f.stat().st_size for f in work.glob("*")) if work else 0)
     if progress is not None and told:
         progress(f"forecast: {needed.text()}", 0, 0)

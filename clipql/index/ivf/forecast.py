@@ -83,19 +83,21 @@ def check_room(needed: Forecast, folder: Path, there: int = 0) -> None:
         )
 
 
-def forecast(vectors: Vectors, metric: Metric, lists: int, folder: Path | None = None) -> Forecast:
+def forecast(
+    vectors: Vectors, metric: Metric, lists: int, folder: Path | None = None, *, learns: bool = True
+) -> Forecast:
     """What a build of so many lists will take. folder: where; given one, the speed of the machine is measured there,
-    in about a second.
+    in about a second. learns: False for a build with a model.
     """
     rows, d = vectors.rows, vectors.dimension
     words, parents, size = words_for(d), parents_for(lists), np.dtype(row_kind(vectors)).itemsize
     biased = metric in (Metric.L2, Metric.L2_SQUARED)
     kept = rows * (8 * words + 8 + 4 * biased) + lists * (8 * words + d + 24) + parents * 4 * d + 8 * d * d
-    sample = min(rows, LARGEST_SAMPLE, max(SAMPLE_PER_LIST * lists, 20_000))
-    followed = min(rows, MOST_ROWS) * (d * size + 8)
-    learned = lists * (d + 28) + parents * 4 * d
+    sample = min(rows, LARGEST_SAMPLE, max(SAMPLE_PER_LIST * lists, 20_000)) if learns else 0
+    followed = min(rows, MOST_ROWS) * (d * size + 8) if learns else 0
+    learned = lists * (d + 28) + parents * 4 * d if learns else 0
     disk = max(sample * (d * size + 4), rows * (8 * words + 16) + followed + kept + lists * 4 * d) + learned
-    some = min(MOST_SPREAD, max(SAMPLE_PER_PARENT * parents, 20_000), rows) * d * 4
+    some = min(MOST_SPREAD, max(SAMPLE_PER_PARENT * parents, 20_000), rows) * d * 4 if learns else 0
     chunk = CHUNK * (3 * d * 4 + 3 * (8 * words + 16)) + SCORES * parents * 4
     bucket = 3 * min(STRETCH, rows) * (8 * words + 16)
     stages = (3 * some, chunk + CHUNK * d * size, bucket, 2 * min(BUCKET_BYTES, sample * d * size))

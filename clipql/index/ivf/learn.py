@@ -63,6 +63,8 @@ def spread(rows: int, wanted: int, seed: Sequence[int]) -> Integers:
     """About so many row numbers from all over [0, rows), ascending, in short runs that are read together."""
     if wanted >= rows:
         return np.arange(rows)
+    if rows < 2 * RUN or wanted < RUN:
+        return np.linspace(0, rows - 1, max(0, wanted)).astype(np.int64)
     runs = -(-wanted // RUN)
     starts = np.linspace(0, rows - RUN, runs).astype(np.int64)
     room = max(1, (rows - RUN) // runs - RUN)

@@ -17,7 +17,9 @@ from clipql.index.ivf.search import ranked_lists
 from clipql.index.ivf.settings import DEFAULT_RECALL, Curves
 from clipql.vectors.metrics import Metric
 
-FILES = (META, *(f"{name}.npy" for name in (*LEARNED, *RANKING)))
+# the centroids themselves are for rows
+_READ = tuple(name for name in (*LEARNED, *RANKING) if name not in ("list_small", "list_unit"))
+FILES = (META, *(f"{name}.npy" for name in _READ))
 # times the lists that recall asks for: a shard may want more for more than ten rows, or where a filter leaves few
 SPARE_LISTS = 4
 
@@ -27,7 +29,7 @@ class Router:
 
     def __init__(self, folder: Path) -> None:
         """folder: has `FILES` of a model. Raises as `open_model` does."""
-        meta, found = opened(folder, (*LEARNED, *RANKING))
+        meta, found = opened(folder, _READ)
         self.model, self.metric = identity_of(meta), Metric(meta["metric"])
         self._space, self._curves = Space(self.metric, found["mean"]), Curves.from_meta(meta)
         lists = len(found["list_scale"])
@@ -36,6 +38,8 @@ class Router:
             "rows": np.empty(0, np.uint32),
             "codes": np.empty((0, len(found["word_block"])), np.uint64),
             "scale": np.empty(0, np.float32),
+            "list_small": np.empty((0, found["mean"].size), np.int8),
+            "list_unit": np.empty(0, np.float32),
             "bias": np.zeros(int(self._space.biased), np.float32),
         }
         for array in nothing.values():
