@@ -21,7 +21,7 @@ from clipql.query.lexer import tokenize
 from clipql.quoting import parameter_text
 from clipql.tables.registry import Registry
 
-LARGEST = 256 << 20  # bytes of masks, one byte a row
+LARGEST = 256 << 20  # bytes of all that is remembered
 _WORDS = {"AND", "OR", "NOT", "IN", "LIKE", "ILIKE", "BETWEEN", "IS", "NULL", "TRUE", "FALSE", "XOR", "DIV", "MOD"}
 # functions of their arguments alone
 _FUNCTIONS = {

@@ -268,6 +268,26 @@ def test_lists_are_ranked_once_for_all_shards(db: ClusterDatabase, indexed: str)
     assert (len(narrow.rows), seen(db)) == (10, [(2, 2), (2, 2)])
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT id FROM indexed ORDER BY cosineDistance(image_embedding, {q:Array(Float32)}) LIMIT 5 "
+        "SETTINGS vector_index = 0",
+        "SELECT id FROM indexed ORDER BY L2Distance(image_embedding, {q:Array(Float32)}) LIMIT 5",
+        "SELECT id FROM indexed ORDER BY cosineDistance(text_embedding, {q:Array(Float32)}) LIMIT 5",
+        "SELECT NSFW, min(cosineDistance(image_embedding, {q:Array(Float32)})) FROM indexed GROUP BY NSFW",
+    ],
+)
+def test_no_lists_are_ranked_where_none_are_looked_into(db: ClusterDatabase, indexed: str, statement: str) -> None:
+    watched(db)
+
+    explained = "\n".join(r[0] for r in db.sql(f"EXPLAIN {statement}", q=QUERY).rows)
+    db.sql(statement, q=QUERY)
+
+    assert "ranked here" not in explained
+    assert seen(db) == []
+
+
 def test_a_shard_that_has_another_model_ranks_its_own_lists(db: ClusterDatabase, indexed: str) -> None:
     top = "SELECT id FROM indexed ORDER BY cosineDistance(image_embedding, {q:Array(Float32)}) LIMIT 10"
     found = db.sql(top, q=QUERY).rows
