@@ -17,7 +17,7 @@ from clipql.cluster import shards
 from clipql.cluster.holder import Hello
 from clipql.cluster.indexing import Indexing
 from clipql.cluster.office import Office
-from clipql.cluster.placing import next_move
+from clipql.cluster.placing import next_copy, next_move
 from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
 from clipql.errors import ClipqlError, ClusterError, CopyDamaged, HolderGone
 
@@ -170,6 +170,10 @@ class Upkeep:
     def move(self, shard: int, source: str | None, target: str) -> None:
         """Make a copy of a shard on the node `target`, and give up the one on `source` if named; queries go on."""
         with self._office.changing:
+            if not 0 <= shard < len(self._office.map.nodes):
+                raise ClusterError(f"there is no shard {shard}; the shards are 0 to {len(self._office.map.nodes) - 1}")
+            if target not in (there := self._office.copies.nodes()):
+                raise ClusterError(f"there is no node {target}; there are {', '.join(sorted(there))}")
             nodes = self._office.map.nodes[shard]
             if (source is not None and source not in nodes) or target in nodes:
                 raise ClusterError(
@@ -184,10 +188,15 @@ class Upkeep:
             if source is not None:
                 self._office.copies.stop(shard, source)
 
-    def rebalance(self) -> list[tuple[int, str, str]]:
-        """Move copies to nodes that have fewer, until none has two more than another; the moves that were made."""
-        moves = []
+    def rebalance(self) -> list[tuple[int, str | None, str]]:
+        """Make copies of shards that have fewer than others, and move copies to nodes that have fewer, until none has
+        two more than another; shard, from (None for a new copy) and to of each.
+        """
+        moves: list[tuple[int, str | None, str]] = []
         with self._office.changing:
+            while (copy := next_copy(self._office.map, self._office.copies.nodes())) is not None:
+                self.move(copy[0], None, copy[1])
+                moves.append((copy[0], None, copy[1]))
             while (move := next_move(self._office.map, self._office.copies.nodes())) is not None:
                 self.move(*move)
                 moves.append(move)

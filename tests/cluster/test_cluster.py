@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -24,7 +26,15 @@ from clipql.cluster import joining, rays
 from clipql.cluster.database import ClusterDatabase
 from clipql.cluster.encoding import PooledEncoder
 from clipql.cluster.shards import decoded
-from clipql.errors import ClusterError, HolderGone, IngestError, QueryError, UnknownTable, UnsupportedStatement
+from clipql.errors import (
+    ClusterError,
+    HolderGone,
+    IngestError,
+    QueryError,
+    UnknownTable,
+    UnsupportedStatement,
+    VectorIndexError,
+)
 from tests.cluster.machines import Machines
 from tests.parts import make_part
 from tests.standin import StandIn
@@ -317,6 +327,101 @@ def test_an_index_that_is_asked_for_again_is_learnt_anew(db: ClusterDatabase, in
     table = db.map.table("default", indexed)
     assert table is not None
     assert table.models == ()
+
+
+def test_parts_that_do_not_go_together_are_refused_before_the_first_is_taken(
+    db: ClusterDatabase, tmp_path: Path
+) -> None:
+    make_part(tmp_path / "wide", rows=20, number=0)
+    narrow = make_part(tmp_path / "wide", rows=20, number=1, seed=3)
+    for path in (narrow.image_path, narrow.text_path):
+        np.save(path, np.load(path)[:, :8])
+    make_part(tmp_path / "other", rows=20, number=2)
+    odd = make_part(tmp_path / "other", rows=20, number=3, seed=4)
+    pq.write_table(pq.read_table(odd.metadata_path).append_column("extra", pa.array(range(20))), odd.metadata_path)
+
+    with pytest.raises(IngestError, match="has vectors of 8 numbers; image_embedding of default.mixed holds 16"):
+        db.ingest(tmp_path / "wide", table="mixed")
+    with pytest.raises(IngestError, match="has a column extra that default.mixed lacks"):
+        db.ingest(tmp_path / "other", table="mixed")
+    with pytest.raises(IngestError, match="has vectors of 8 numbers; image_embedding of default.laion holds 16"):
+        db.ingest(narrow.image_path, table="laion")
+
+    assert db.map.table("default", "mixed") is None
+    assert count(db) == (195, "2/2")
+
+
+def test_parts_without_rows_are_none(db: ClusterDatabase, tmp_path: Path) -> None:
+    make_part(tmp_path, rows=0, number=0)
+
+    report = db.ingest(tmp_path, table="nothing")
+
+    assert (report.rows, report.parts_taken) == (0, 0)
+    assert db.map.table("default", "nothing") is None
+
+
+def test_a_table_whose_shards_differ_is_told_of_and_dropped_and_hinders_no_other(
+    db: ClusterDatabase, machines: Machines, tmp_path: Path
+) -> None:
+    for number in (0, 1):
+        make_part(tmp_path, rows=20, number=number)
+    db.ingest(tmp_path, table="odd")
+
+    def change(self: Any) -> None:
+        self._opened()._db.sql("ALTER TABLE odd ADD COLUMN more UInt8")
+
+    for node in db.map.nodes[1]:
+        rays.asked(rays.actor(rays.actor_name(1, node)).__ray_call__.remote(change))
+    again = f"""
+import clipql
+with clipql.connect("ray://{machines.address}?data={machines.data}") as db:
+    print(db.sql("SELECT count() FROM laion").rows, [s.state for s in db.status()])
+    for statement in ("SELECT count() FROM odd", "DESCRIBE odd", "ALTER TABLE odd DROP INDEX x"):
+        try:
+            db.sql(statement)
+        except clipql.ClipqlError as error:
+            print(error)
+    db.sql("DROP TABLE odd")
+    print([t.name for t in db.map.tables if t.name == "odd"])
+"""
+    told = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, timeout=120, check=False)
+
+    lines = told.stdout.splitlines()
+    assert told.returncode == 0, told.stderr
+    assert lines[0].startswith("[(195,)] ['ready'")
+    assert [line[:36] for line in lines[1:4]] == ["default.odd has other columns on sha"] * 3
+    assert lines[4:] == ["[]"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("ALTER TABLE laion ADD INDEX one image_embedding TYPE hnsw('L2Distance')", "has an index one already"),
+        ("ALTER TABLE laion DROP INDEX nosuch", "has no index nosuch; it has one"),
+        ("ALTER TABLE laion ADD INDEX plain width TYPE minmax", "only vector indexes are added to it"),
+        ("ALTER TABLE laion MATERIALIZE INDEX nosuch", "has no vector index nosuch; it has one"),
+    ],
+)
+def test_an_index_is_named_as_it_is(db: ClusterDatabase, statement: str, message: str) -> None:
+    db.sql("ALTER TABLE laion ADD INDEX IF NOT EXISTS one image_embedding TYPE ivf('L2Distance')")
+    db.sql("ALTER TABLE laion ADD INDEX IF NOT EXISTS one image_embedding TYPE ivf('L2Distance')")
+
+    with pytest.raises((VectorIndexError, UnsupportedStatement), match=message):
+        db.sql(statement)
+
+    assert db.sql("SHOW CREATE TABLE laion").rows[0][0].count("INDEX") == 1
+    db.sql("ALTER TABLE laion DROP INDEX one")
+    db.sql("ALTER TABLE laion DROP INDEX IF EXISTS one")
+
+
+@pytest.mark.parametrize("asked", [{"shards": 5}, {"replicas": 3}, {"data": "/nowhere"}])
+def test_what_runs_is_not_taken_for_what_is_asked_for(
+    db: ClusterDatabase, machines: Machines, asked: dict[str, Any]
+) -> None:
+    given = {"data": None, "shards": None, "replicas": 0, **asked}
+
+    with pytest.raises(ClusterError, match=rf"the shards run already: 2 with 2 copies each, in {machines.data}"):
+        rays.foreman(given["data"] or "", given["shards"], given["replicas"], anywhere=given["data"] is None)
 
 
 def test_a_part_with_nan_is_refused_and_leaves_the_table_as_it_was(db: ClusterDatabase, tmp_path: Path) -> None:
