@@ -593,7 +593,7 @@ def test_what_is_not_there_is_not_moved_nor_gone_on_without() -> None:
     foreman = cluster(machines)
 
     for shard, target in ((9, "c"), (-1, "c"), (0, "e")):
-        with pytest.raises(ClusterError, match="there is no (shard|node)"):
+        with pytest.raises(ClusterError, match=r"there is no (shard|node)"):
             foreman.move(shard, None, target)
     with pytest.raises(ClusterError, match="the shards have no node e to go on without; they lie on a, b, c, d"):
         in_force(machines.maps(), machines.nodes(), ["e"])
