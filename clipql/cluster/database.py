@@ -8,6 +8,7 @@ sees at once, what others changed within a second.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -78,7 +79,7 @@ class ClusterDatabase(Database):
             joining.leave()
             raise
         self._folder = tempfile.mkdtemp(prefix="clipql-cluster-")
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # where it is never closed
+        weakref.finalize(self, _remove, self._folder, os.getpid())  # where it is never closed
         try:
             super().__init__(Path(self._folder) / "merging", model=model)
             self.path = Path(address)
@@ -399,6 +400,12 @@ class ClusterDatabase(Database):
             super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
             joining.leave()
+
+
+def _remove(folder: str, process: int) -> None:
+    """Remove a folder, in the process that made it: a fork of it would take it away."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _goes_on(old: ShardedTable, table: ShardedTable) -> bool:
