@@ -35,7 +35,7 @@ from clipql.cluster.reading import Asked, Reader
 from clipql.cluster.session import ClusterSession
 from clipql.cluster.shards import ShardedTable, ShardMap
 from clipql.cluster.standin import Shape, declare, forget, one_shape
-from clipql.cluster.upkeep import Status
+from clipql.cluster.upkeep import Status, index_listing
 from clipql.database import Database, Searched
 from clipql.errors import ClipqlError, ClusterError, HolderGone, UnknownTable
 from clipql.ingest.forecast import IngestForecast
@@ -43,7 +43,6 @@ from clipql.ingest.layout import check_part, find_parts, parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport
 from clipql.quoting import quote_name
 from clipql.result import Result, Stats
-from clipql.tables.indexes import recall_text
 
 DATA = "~/.local/share/clipql-cluster"
 LOOK_SECONDS, LEAVE_SECONDS = 1.0, 5.0
@@ -215,22 +214,7 @@ class ClusterDatabase(Database):
 
     def listing(self) -> pa.Table:
         """All indexes of all copies, for `clipql.indexes`."""
-        rows: list[dict[str, Any]] = []
-        for status in self.status():
-            for full_name, entries in status.indexes.items():
-                database, _, name = full_name.partition(".")
-                rows += [
-                    {"shard": status.shard, "node": status.node, "database": database, "table": name, "name": e.name,
-                     "column": e.column, "type": e.kind, "metric": e.metric, "rows_covered": e.rows, "bytes": e.bytes,
-                     "build_seconds": e.seconds, "recall": recall_text(e),
-                     "state": "in use" if e.folder else "exact scan" if e.kind == "flat" else "not built"}
-                    for e in entries
-                ]  # fmt: skip
-        text, count = pa.string(), pa.uint64()
-        fields = [("shard", count), ("node", text), ("database", text), ("table", text), ("name", text),
-                  ("column", text), ("type", text), ("metric", text), ("rows_covered", count), ("bytes", count),
-                  ("build_seconds", pa.float64()), ("recall", text), ("state", text)]  # fmt: skip
-        return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+        return index_listing(self.status())
 
     def _ask(self, pieces: Sequence[Piece], shape: Shape) -> Sequence[Asked]:
         partial = pieces[0].settings.get("shards_partial") in ("1", "true")

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
 
 from clipql import __version__
 from clipql.catalog import IndexEntry
@@ -20,6 +23,7 @@ from clipql.cluster.office import Office
 from clipql.cluster.placing import next_copy, next_move
 from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
 from clipql.errors import ClipqlError, ClusterError, CopyDamaged, HolderGone
+from clipql.tables.indexes import recall_text
 
 STATUS_SECONDS = 10.0
 
@@ -201,3 +205,23 @@ class Upkeep:
                 self.move(*move)
                 moves.append(move)
         return moves
+
+
+def index_listing(found: Sequence[Status]) -> pa.Table:
+    """The indexes of copies, one a row."""
+    rows: list[dict[str, Any]] = []
+    for status in found:
+        for full_name, entries in status.indexes.items():
+            database, _, name = full_name.partition(".")
+            rows += [
+                {"shard": status.shard, "node": status.node, "database": database, "table": name, "name": e.name,
+                 "column": e.column, "type": e.kind, "metric": e.metric, "rows_covered": e.rows, "bytes": e.bytes,
+                 "build_seconds": e.seconds, "recall": recall_text(e),
+                 "state": "in use" if e.folder else "exact scan" if e.kind == "flat" else "not built"}
+                for e in entries
+            ]  # fmt: skip
+    text, count = pa.string(), pa.uint64()
+    fields = [("shard", count), ("node", text), ("database", text), ("table", text), ("name", text),
+              ("column", text), ("type", text), ("metric", text), ("rows_covered", count), ("bytes", count),
+              ("build_seconds", pa.float64()), ("recall", text), ("state", text)]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
