@@ -8,10 +8,12 @@ sees at once, what others changed within a second.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
@@ -24,6 +26,7 @@ import pyarrow as pa
 
 from clipql.cluster import joining, rays, shards
 from clipql.cluster.asking import Asker
+from clipql.cluster.checking import check
 from clipql.cluster.office import UNFIT
 from clipql.cluster.piece import Piece
 from clipql.cluster.placing import PartSpec
@@ -32,7 +35,7 @@ from clipql.cluster.reading import Asked, Reader
 from clipql.cluster.session import ClusterSession
 from clipql.cluster.shards import ShardedTable, ShardMap
 from clipql.cluster.standin import Shape, declare, forget, one_shape
-from clipql.cluster.upkeep import Status
+from clipql.cluster.upkeep import Status, index_listing
 from clipql.database import Database, Searched
 from clipql.errors import ClipqlError, ClusterError, HolderGone, UnknownTable
 from clipql.ingest.forecast import IngestForecast
@@ -70,15 +73,17 @@ class ClusterDatabase(Database):
         joining.join(address)
         self.data = str(Path(data or DATA).expanduser())
         try:
-            self._foreman = rays.foreman(self.data, shards, replicas, without, heal_seconds)
+            self._foreman = rays.foreman(self.data, shards, replicas, without, heal_seconds, anywhere=data is None)
         except BaseException:
             joining.leave()
             raise
         self._folder = tempfile.mkdtemp(prefix="clipql-cluster-")
+        weakref.finalize(self, _remove, self._folder, os.getpid())  # where it is never closed
         try:
             super().__init__(Path(self._folder) / "merging", model=model)
             self.path = Path(address)
             self._known: dict[str, Shape] = {}
+            self._broken: dict[tuple[str, str], ClipqlError] = {}
             self._changing = threading.RLock()
             self._asker = Asker(self._state(), self._state)
             self._ranking = Ranking(Path(self._folder) / "ranking", self._from_any)
@@ -131,17 +136,22 @@ class ClusterDatabase(Database):
         return self._asker.map
 
     def refresh(self) -> None:
-        """Look what changed. Raises ClusterError where shards do not fit together."""
+        """Look what changed."""
         with self._changing:
             map = self._state()
             self._asker.forgive()
             before = {t.full_name: t for t in self._asker.map.tables}
             self._asker.map = map
+            self._broken = {n: e for n, e in self._broken.items() if map.table(*n)}
             for table in map.tables:
                 known, old = self._known.get(table.full_name), before.get(table.full_name)
                 fixed = known is not None and all(d for d, _ in known.vectors.values())
                 if table.definition and not (fixed and old and _goes_on(old, table)):
-                    self._learn(table, known)
+                    try:
+                        self._learn(table, known)
+                        self._broken.pop((table.database, table.name), None)
+                    except ClipqlError as error:  # whoever uses the table is told; the others are in order
+                        self._broken[table.database, table.name] = error
             for name in set(self._known) - {t.full_name for t in map.tables}:
                 forget(self._registry.engine, self._known.pop(name))
         self._ranking.refresh(map)
@@ -171,9 +181,11 @@ class ClusterDatabase(Database):
         raise why
 
     def shape(self, database: str | None, name: str) -> Shape | None:
-        """A sharded table as statements may use it."""
+        """A sharded table as statements may use it. Raises what is wrong with it, where its shards do not fit."""
         if database is None and name in self._registry.hidden:  # a temporary table of this name
             return None
+        if (error := self._broken.get((database or self._registry.database, name))) is not None:
+            raise error
         return self._known.get(f"{database or self._registry.database}.{name}")
 
     def shapes(self) -> tuple[Shape, ...]:
@@ -202,20 +214,7 @@ class ClusterDatabase(Database):
 
     def listing(self) -> pa.Table:
         """All indexes of all copies, for `clipql.indexes`."""
-        rows: list[dict[str, Any]] = []
-        for status in self.status():
-            for full_name, entries in status.indexes.items():
-                database, _, name = full_name.partition(".")
-                rows += [
-                    {"shard": status.shard, "node": status.node, "database": database, "table": name, "name": e.name,
-                     "column": e.column, "type": e.kind, "metric": e.metric, "rows_covered": e.rows, "bytes": e.bytes,
-                     "build_seconds": e.seconds} for e in entries
-                ]  # fmt: skip
-        text, count = pa.string(), pa.uint64()
-        fields = [("shard", count), ("node", text), ("database", text), ("table", text), ("name", text),
-                  ("column", text), ("type", text), ("metric", text), ("rows_covered", count), ("bytes", count),
-                  ("build_seconds", pa.float64())]  # fmt: skip
-        return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+        return index_listing(self.status())
 
     def _ask(self, pieces: Sequence[Piece], shape: Shape) -> Sequence[Asked]:
         partial = pieces[0].settings.get("shards_partial") in ("1", "true")
@@ -248,17 +247,21 @@ class ClusterDatabase(Database):
         """Make a table on the first `shards` shards, by default on all."""
         self._order("create", database, name, definition, shards)
 
-    def alter(self, shape: Shape, statement: str, index: str, there: bool) -> None:
-        """Add an index to a table on every shard, or drop it."""
-        self._order("alter", shape.database, shape.name, statement, index, there)
+    def alter(self, shape: Shape, statement: str, index: str, there: bool, lenient: bool) -> None:
+        """Add an index to a table on every shard, or drop it. lenient: where it is so already, that is no error."""
+        self._order("alter", shape.database, shape.name, statement, index, there, lenient)
 
     def build(self, shape: Shape, index: str) -> None:
         """Build an index on every shard."""
         self._order("build", shape.database, shape.name, index)
 
-    def drop(self, shape: Shape) -> None:
-        """Drop a table on every shard."""
-        self._order("drop", shape.database, shape.name)
+    def drop(self, database: str, name: str) -> None:
+        """Drop a table on every shard, whatever is wrong with it."""
+        self._order("drop", database, name)
+
+    def is_broken(self, database: str | None, name: str) -> bool:
+        """Whether the shards of a table do not fit together, so that it can only be dropped."""
+        return (database or self._registry.database, name) in self._broken
 
     def ingest(
         self,
@@ -294,6 +297,12 @@ class ClusterDatabase(Database):
         ]
         database, _, name = table.rpartition(".")
         database = database or self._registry.database
+        there = self._asker.map.table(database, name)
+        known = {p.fingerprint for held in there.shards for p in held if p.taken} if there else set()
+        new = [p for p in found if p.fingerprint not in known]
+        check(self, database, name, new, model, self.shape(database, name), there.definition if there else "")
+        if not specs:
+            return IngestReport(0, 0, 0, 0.0)
         report: IngestReport = self._watched(progress, database, name, specs, shards)
         return report
 
@@ -330,9 +339,11 @@ class ClusterDatabase(Database):
         """Make a copy of a shard on another node, and give up the one on the node `source` if it is named."""
         self._order("move", shard, source, target)
 
-    def rebalance(self) -> list[tuple[int, str, str]]:
-        """Move copies to nodes that have fewer: (shard, from, to) of each move."""
-        moves: list[tuple[int, str, str]] = self._order("rebalance")
+    def rebalance(self) -> list[tuple[int, str | None, str]]:
+        """Make copies that are missing, and move copies to nodes that have fewer: (shard, from, to) of each, from None
+        for a new copy.
+        """
+        moves: list[tuple[int, str | None, str]] = self._order("rebalance")
         return moves
 
     # as a database
@@ -373,6 +384,12 @@ class ClusterDatabase(Database):
             super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
             joining.leave()
+
+
+def _remove(folder: str, process: int) -> None:
+    """Remove a folder, in the process that made it: a fork of it would take it away."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _goes_on(old: ShardedTable, table: ShardedTable) -> bool:

@@ -6,6 +6,7 @@ There is one foreman a cluster, wherever it runs; what it has begun, another one
 from __future__ import annotations
 
 import contextlib
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,7 +15,8 @@ from clipql.cluster.intake import Intake
 from clipql.cluster.office import UNFIT, Copies, Office
 from clipql.cluster.shards import ShardMap
 from clipql.cluster.upkeep import Upkeep
-from clipql.errors import ClipqlError, ClusterError
+from clipql.errors import ClipqlError, ClusterError, VectorIndexError
+from clipql.query.lexer import tokenize
 
 # copies that are started side by side
 STARTING = 8
@@ -79,10 +81,21 @@ class Foreman:
                 with contextlib.suppress(*UNFIT):
                     self._office.copies.call(shard, node, "drop", database, name)
 
-    def alter(self, database: str, name: str, statement: str, index: str, there: bool) -> None:
-        """Add an index to every copy of a table, or (`there` False) drop it. Raises HolderGone unless all are there."""
+    def alter(self, database: str, name: str, statement: str, index: str, there: bool, lenient: bool = False) -> None:
+        """Add an index to every copy of a table, or (`there` False) drop it. lenient: where it is so, that is no error.
+
+        Raises HolderGone unless all copies are there, and VectorIndexError.
+        """
         with self._office.changing:
             table = self._office.table(database, name)
+            known = _indexes(table.definition)
+            if (index in known) == there:
+                if lenient:
+                    return
+                raise VectorIndexError(
+                    f"{table.full_name} has an index {index} already" if there
+                    else f"{table.full_name} has no index {index}; it has {', '.join(known) or 'none'}"
+                )  # fmt: skip
             for shard, node in self._office.holders(table):  # before the first is changed
                 self._office.copies.call(shard, node, "definition", database, name)
             for shard, node in self._office.holders(table):
@@ -95,6 +108,11 @@ class Foreman:
         """Build an index anew on each shard. Raises VectorIndexError."""
         with self._office.changing:
             self._indexing.build(self._office.table(database, name), index)
+
+
+def _indexes(definition: str) -> list[str]:
+    """The names of the indexes in a CREATE TABLE."""
+    return [b.name for a, b in itertools.pairwise(tokenize(definition)) if a.upper == "INDEX" and b.name is not None]
 
 
 def begun(copies: Copies, map: ShardMap) -> Foreman:

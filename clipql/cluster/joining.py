@@ -36,6 +36,8 @@ def join(address: str) -> None:
     if local or host in _LOOPBACK:
         # read by Ray as it is imported: it would otherwise take this machine's address in the network
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # of an error that came back and was raised, Ray would print a traceback for each shard
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     _check_token(local)
     if not local:
         _check_listening(host, int(port))

@@ -44,6 +44,16 @@ def next_move(map: ShardMap, there: Sequence[str]) -> tuple[int, str, str] | Non
     return None if shard is None else (shard, most, least)
 
 
+def next_copy(map: ShardMap, there: Sequence[str]) -> tuple[int, str] | None:
+    """A shard with fewer copies than another has, and a node for one more: that with the fewest copies."""
+    most = max(len(nodes) for nodes in map.nodes)
+    for shard, nodes in enumerate(map.nodes):
+        free = [n for n in there if n not in nodes]
+        if len(nodes) < most and free:
+            return shard, min(free, key=lambda n: sum(m == n for _, m in map.holders()))
+    return None
+
+
 def placed(shard_count: int, replicas: int, nodes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """On which nodes the copies of each shard shall lie. Raises ClusterError where there are too few nodes."""
     if not 1 <= replicas <= len(nodes):
@@ -68,6 +78,11 @@ def in_force(found: Sequence[tuple[str, bytes]], there: Sequence[str], without: 
     map = shards.newest(maps)
     if map is None:
         return None
+    if unknown := set(without) - {n for pair in map.nodes for n in pair}:
+        names = ", ".join(sorted({n for pair in map.nodes for n in pair}))
+        raise ClusterError(
+            f"the shards have no node {', '.join(sorted(unknown))} to go on without; they lie on {names}"
+        )
     nodes, seen = {n for pair in map.nodes for n in pair} - set(without), set(there)
     if len(nodes & seen) <= len(nodes) // 2:
         raise ClusterError(

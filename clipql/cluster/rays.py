@@ -156,7 +156,8 @@ def asked(reference: Any, seconds: float | None = None) -> Any:
         cause = error.cause
         if isinstance(cause, ClipqlError):
             raise cause from None
-        raise ClusterError(f"a node failed: {str(cause or error).strip().splitlines()[-1]}") from error
+        told = str(cause or error).strip().splitlines() or [type(cause or error).__name__]
+        raise ClusterError(f"a node failed: {told[-1]}") from error
     except errors.RayError as error:  # the process, the node or the network between is gone, or too slow
         raise HolderGone(f"it does not answer ({type(error).__name__})") from error
 
@@ -284,6 +285,10 @@ class ForemanActor:
         """The clipql that it runs."""
         return __version__
 
+    def place(self) -> str:
+        """The folder of the nodes that the copies lie in."""
+        return self._how[0]
+
     def state(self) -> bytes:
         """The map in force, as it travels."""
         return shards.encoded(self._begun().map)
@@ -304,18 +309,34 @@ class ForemanActor:
 
 
 def foreman(
-    data: str, shard_count: int | None, replicas: int, without: Sequence[str] = (), heal_seconds: float = HEAL_SECONDS
+    data: str,
+    shard_count: int | None,
+    replicas: int,
+    without: Sequence[str] = (),
+    heal_seconds: float = HEAL_SECONDS,
+    *,
+    anywhere: bool = False,
 ) -> Any:
-    """The foreman's actor, started where there is none. Raises ClusterError, and leaves no actor that it started."""
+    """The foreman's actor, started where there is none. anywhere: where it runs, its data may lie in another folder.
+
+    Raises ClusterError, also where what runs is not what is asked for, and leaves no actor that it started.
+    """
     ray = library()
     with contextlib.suppress(HolderGone):
         found = actor(FOREMAN)
-        asked(found.state.remote(), START_SECONDS)
+        map = shards.decoded(asked(found.state.remote(), START_SECONDS), "the shard map")
         if (other := asked(found.version.remote())) != __version__:
             raise ClusterError(f"the cluster runs clipql {other}, this is {__version__}: install one version on all")
         if without:
             raise ClusterError(
                 f"the shards run already, {', '.join(without)} with them: stop them (clipql cluster ADDRESS stop) first"
+            )
+        copies, where = max(len(nodes) for nodes in map.nodes), asked(found.place.remote())
+        asks = (shard_count or len(map.nodes), replicas or copies, where if anywhere else data)
+        if asks != (len(map.nodes), copies, where):
+            raise ClusterError(
+                f"the shards run already: {len(map.nodes)} with {copies} copies each, in {where}; asked for were "
+                f"{asks[0]} with {asks[1]} in {asks[2]}. Leave that out to serve what runs"
             )
         return found
     if found_map(data, without) is None:

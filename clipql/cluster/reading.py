@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,6 +34,10 @@ from clipql.vectors.metrics import metric_named
 
 # answers up to this size travel as a parameter of the statement, larger ones through a table in memory
 INLINE_BYTES = 1 << 18
+# what an inner SELECT may give to one over shards, which each of them is sent
+TRAVEL_BYTES = 32 << 20
+# name AS (SELECT …, in WITH
+_NAMED = re.compile(r"([A-Za-z_]\w*)\s+AS\s*\(\s*(?:SELECT|WITH)\b", re.IGNORECASE)
 FindShape = Callable[[str | None, str], Shape | None]
 
 
@@ -125,8 +130,10 @@ class Reader:
         while (scope := self._innermost(reading.sql)) is not None:
             made, _ = self._split(reading, scope)
             reading.splits.append(made)
-            nothing = f"(SELECT * FROM ({_with(scope, self._analysed(scope))}) WHERE 0)"
-            reading.sql = reading.sql[: scope.whole.start] + f"SELECT * FROM {nothing}" + reading.sql[scope.whole.end :]
+            nothing = f"SELECT * FROM (SELECT * FROM ({_with(scope, self._analysed(scope))}) WHERE 0)"
+            if _is_argument(scope):
+                nothing = "SELECT CAST([0], 'Array(Float32)')"
+            reading.sql = reading.sql[: scope.whole.start] + nothing + reading.sql[scope.whole.end :]
         return reading.splits
 
     def concerns(self, sql: str) -> bool:
@@ -144,9 +151,10 @@ class Reader:
         self, reading: Reading, scope: Scope, settings: Mapping[str, str], statements: tuple[str, ...]
     ) -> None:
         made, shape = self._split(reading, scope)
+        _check_names(scope, made.piece)
         piece = replace(made.piece, settings=settings, statements=statements)
         asked = self._ask([piece], shape)[0]
-        source = self._source(reading, joined(asked.rows, shape.full_name))
+        source = self._source(reading, joined(asked.rows, shape.full_name), self._travels(reading, scope))
         final = made.final.replace(SOURCE, source, 1)
         renamed = {name: f"{name}_{len(reading.asked)}" for name in piece.params}
         for name, other in renamed.items():
@@ -225,9 +233,19 @@ class Reader:
             text = text[: a - start] + new + text[b - start :]
         return text
 
-    def _source(self, reading: Reading, rows: Rows) -> str:
+    def _travels(self, reading: Reading, scope: Scope) -> bool:
+        """Whether a SELECT stands within another over shards, which are sent its rows."""
+        around = [s for s in scopes(reading.sql, tokenize(reading.sql)) if s.whole.first < scope.whole.first]
+        return any(s.whole.last >= scope.whole.last and self._sources(s) for s in around)
+
+    def _source(self, reading: Reading, rows: Rows, travels: bool = False) -> str:
         number = next(self._names)
-        if len(rows.body) <= INLINE_BYTES:
+        if travels and len(rows.body) > TRAVEL_BYTES:
+            raise UnsupportedStatement(
+                f"an inner SELECT gives {len(rows.body) >> 20} MB, which each shard would be sent, and at most "
+                f"{TRAVEL_BYTES >> 20} may be: filter, aggregate or LIMIT it"
+            )
+        if travels or len(rows.body) <= INLINE_BYTES:
             name = f"clipql_rows_{number}"
             reading.params[name] = base64.b64encode(rows.data).decode()
             return f"format('RowBinaryWithNamesAndTypes', base64Decode({{{name}:String}}))"
@@ -237,6 +255,17 @@ class Reader:
         reading.tables.append(table)
         self._engine.insert_bytes(f"INSERT INTO {table}", "RowBinary", [rows.body])
         return table
+
+
+def _check_names(scope: Scope, piece: Piece) -> None:
+    """Refuse what names a SELECT of WITH within a SELECT over shards, where it is not known."""
+    named = {m[1] for w in scope.withs for m in _NAMED.finditer(w)}
+    used = {t.name for text in (piece.select, piece.prewhere, piece.where, piece.tail) for t in tokenize(text)}
+    if found := sorted(n for n in named & used if n is not None):
+        raise UnsupportedStatement(
+            f"the SELECT that WITH calls {found[0]} cannot be used within a SELECT over the shards of "
+            f"{piece.database}.{piece.table}: write it there instead of its name"
+        )
 
 
 def _with(scope: Scope, text: str) -> str:

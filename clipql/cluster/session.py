@@ -20,6 +20,7 @@ from clipql.cluster.standin import Shape
 from clipql.encode.service import Encoders
 from clipql.engine import Output
 from clipql.errors import UnsupportedStatement
+from clipql.index import definition
 from clipql.query import settings, statements
 from clipql.query.encoding import Encoding
 from clipql.query.execution import Step
@@ -59,14 +60,17 @@ class Cluster(Protocol):
     def create(self, database: str, name: str, definition: str) -> None:
         """Make a table on every shard."""
 
-    def alter(self, shape: Shape, statement: str, index: str, there: bool) -> None:
-        """Add an index to a table on every shard, or drop it."""
+    def alter(self, shape: Shape, statement: str, index: str, there: bool, lenient: bool) -> None:
+        """Add an index to a table on every shard, or drop it. lenient: where it is so already, that is no error."""
 
     def build(self, shape: Shape, index: str) -> None:
         """Build an index on every shard."""
 
-    def drop(self, shape: Shape) -> None:
-        """Drop a table on every shard."""
+    def drop(self, database: str, name: str) -> None:
+        """Drop a table on every shard, whatever is wrong with it."""
+
+    def is_broken(self, database: str | None, name: str) -> bool:
+        """Whether the shards of a table do not fit together, so that it can only be dropped."""
 
 
 class ClusterSession(Session):
@@ -90,6 +94,11 @@ class ClusterSession(Session):
             self._refuse("INSERT", self._named(statement.table), "rows come in as parts: clipql ingest")
         if isinstance(statement, CreateTable) and self._is_ours(sql, statement):
             return Answer(self._create(sql, statement), format, 0.0)
+        if isinstance(statement, OnTable) and statement.verb == "DROP" and len(statement.tables) == 1:
+            name = statement.tables[0]
+            if self._cluster.is_broken(name.database, name.name):
+                self._cluster.drop(name.database or self._registry.database, name.name)
+                return Answer(Output(), format, 0.0)
         if isinstance(statement, OnTable) and (shape := self._first_of(statement)) is not None:
             return self._on_table(sql, statement, shape, params, format)
         if isinstance(statement, OnDatabase) and any(s.database == statement.database for s in self._cluster.shapes()):
@@ -133,16 +142,18 @@ class ClusterSession(Session):
     ) -> Answer:
         if statement.verb in ("DROP", "DESCRIBE") and len(statement.tables) == 1:
             if statement.verb == "DROP":
-                self._cluster.drop(shape)
+                self._cluster.drop(shape.database, shape.name)
                 return Answer(Output(), format, 0.0)
             return super()._execute(sql, params, format, None, None)
         if statement.verb == "ALTER" and (change := index_change(sql, statement)) is not None:
-            verb, index = change
+            verb, index, lenient = change
             if verb == "MATERIALIZE":
                 self._cluster.build(shape, index)
             else:
+                if verb == "ADD" and not _is_vector_index(sql, statement):
+                    self._refuse("an index of ClickHouse's own", shape, "only vector indexes are added to it")
                 text = _named_whole(sql, statement, shape)
-                self._cluster.alter(shape, text, index, verb == "ADD")
+                self._cluster.alter(shape, text, index, verb == "ADD", lenient)
             return Answer(Output(), format, 0.0)
         if statement.verb == "SHOW CREATE":
             given = {"clipql_definition": self._cluster.definition(shape)}
@@ -220,8 +231,10 @@ def _holds(setting: str) -> bool:
     return setting not in _CUTS and not setting.startswith(("output_format_", "format_"))
 
 
-def index_change(sql: str, statement: OnTable) -> tuple[str, str] | None:
-    """ADD, DROP or MATERIALIZE, and the name of the one index that an ALTER TABLE is about; None for any other."""
+def index_change(sql: str, statement: OnTable) -> tuple[str, str, bool] | None:
+    """ADD, DROP or MATERIALIZE, the name of the one index that an ALTER TABLE is about, and whether IF [NOT] EXISTS is
+    said; None for any other.
+    """
     tokens = [t for t in statements.classify(sql)[1] if t.start >= statement.tables[0].end]
     words = [t.upper for t in tokens]
     if len(words) < 3 or words[0] not in ("ADD", "DROP", "MATERIALIZE") or words[1] != "INDEX":
@@ -235,7 +248,13 @@ def index_change(sql: str, statement: OnTable) -> tuple[str, str] | None:
         if token.text == "," and depth == 0:  # another change after it
             return None
     name = tokens[at].name
-    return (words[0], name) if name is not None else None
+    return (words[0], name, at > 2) if name is not None else None
+
+
+def _is_vector_index(sql: str, statement: OnTable) -> bool:
+    tokens = [t for t in statements.classify(sql)[1] if t.start >= statement.tables[0].end]
+    first = next(i for i in range(2, len(tokens)) if tokens[i].upper not in ("IF", "NOT", "EXISTS"))
+    return definition.read(tokens, first, len(tokens), sql) is not None
 
 
 def _named_whole(sql: str, statement: OnTable, shape: Shape) -> str:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
 
 from clipql import __version__
 from clipql.catalog import IndexEntry
@@ -17,9 +20,10 @@ from clipql.cluster import shards
 from clipql.cluster.holder import Hello
 from clipql.cluster.indexing import Indexing
 from clipql.cluster.office import Office
-from clipql.cluster.placing import next_move
+from clipql.cluster.placing import next_copy, next_move
 from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
 from clipql.errors import ClipqlError, ClusterError, CopyDamaged, HolderGone
+from clipql.tables.indexes import recall_text
 
 STATUS_SECONDS = 10.0
 
@@ -170,6 +174,10 @@ class Upkeep:
     def move(self, shard: int, source: str | None, target: str) -> None:
         """Make a copy of a shard on the node `target`, and give up the one on `source` if named; queries go on."""
         with self._office.changing:
+            if not 0 <= shard < len(self._office.map.nodes):
+                raise ClusterError(f"there is no shard {shard}; the shards are 0 to {len(self._office.map.nodes) - 1}")
+            if target not in (there := self._office.copies.nodes()):
+                raise ClusterError(f"there is no node {target}; there are {', '.join(sorted(there))}")
             nodes = self._office.map.nodes[shard]
             if (source is not None and source not in nodes) or target in nodes:
                 raise ClusterError(
@@ -184,11 +192,36 @@ class Upkeep:
             if source is not None:
                 self._office.copies.stop(shard, source)
 
-    def rebalance(self) -> list[tuple[int, str, str]]:
-        """Move copies to nodes that have fewer, until none has two more than another; the moves that were made."""
-        moves = []
+    def rebalance(self) -> list[tuple[int, str | None, str]]:
+        """Make copies of shards that have fewer than others, and move copies to nodes that have fewer, until none has
+        two more than another; shard, from (None for a new copy) and to of each.
+        """
+        moves: list[tuple[int, str | None, str]] = []
         with self._office.changing:
+            while (copy := next_copy(self._office.map, self._office.copies.nodes())) is not None:
+                self.move(copy[0], None, copy[1])
+                moves.append((copy[0], None, copy[1]))
             while (move := next_move(self._office.map, self._office.copies.nodes())) is not None:
                 self.move(*move)
                 moves.append(move)
         return moves
+
+
+def index_listing(found: Sequence[Status]) -> pa.Table:
+    """The indexes of copies, one a row."""
+    rows: list[dict[str, Any]] = []
+    for status in found:
+        for full_name, entries in status.indexes.items():
+            database, _, name = full_name.partition(".")
+            rows += [
+                {"shard": status.shard, "node": status.node, "database": database, "table": name, "name": e.name,
+                 "column": e.column, "type": e.kind, "metric": e.metric, "rows_covered": e.rows, "bytes": e.bytes,
+                 "build_seconds": e.seconds, "recall": recall_text(e),
+                 "state": "in use" if e.folder else "exact scan" if e.kind == "flat" else "not built"}
+                for e in entries
+            ]  # fmt: skip
+    text, count = pa.string(), pa.uint64()
+    fields = [("shard", count), ("node", text), ("database", text), ("table", text), ("name", text),
+              ("column", text), ("type", text), ("metric", text), ("rows_covered", count), ("bytes", count),
+              ("build_seconds", pa.float64()), ("recall", text), ("state", text)]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))

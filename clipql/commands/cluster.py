@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clipql.commands.common import command
@@ -19,7 +19,9 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     verbs = made.add_subparsers(dest="verb", metavar="status|heal|rebalance|move|stop", title="verbs", required=True)
     verbs.add_parser("status", help="how each copy is, and where tables lie", allow_abbrev=False)
     verbs.add_parser("heal", help="bring copies back now, and have them catch up", allow_abbrev=False)
-    verbs.add_parser("rebalance", help="move copies to nodes that have fewer", allow_abbrev=False)
+    verbs.add_parser(
+        "rebalance", help="make missing copies, and move copies to nodes that have fewer", allow_abbrev=False
+    )
     move = verbs.add_parser("move", help="make a copy of a shard on another node", allow_abbrev=False)
     move.add_argument("shard", type=int, metavar="SHARD")
     move.add_argument("target", metavar="NODE", help="where to")
@@ -29,6 +31,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """`clipql cluster`."""
+    from clipql.cluster import joining, rays
     from clipql.cluster.database import ClusterDatabase
 
     verbs: dict[str, Callable[[ClusterDatabase, argparse.Namespace], None]] = {
@@ -36,8 +39,14 @@ def run(arguments: argparse.Namespace) -> int:
         "heal": lambda db, _: _show(db.heal(), db),
         "rebalance": lambda db, _: _moved(db.rebalance()),
         "move": lambda db, a: _moved([_move(db, a)]),
-        "stop": lambda db, _: db.stop(),
     }
+    if arguments.verb == "stop":  # whatever state the shards are in
+        joining.join(arguments.address)
+        try:
+            rays.stop_all()
+        finally:
+            joining.leave()
+        return 0
     with ClusterDatabase(arguments.address, data=arguments.data) as db:
         verbs[arguments.verb](db, arguments)
     return 0
@@ -56,7 +65,7 @@ def _move(db: ClusterDatabase, arguments: argparse.Namespace) -> tuple[int, str,
     return arguments.shard, arguments.instead_of or "", arguments.target
 
 
-def _moved(moves: list[tuple[int, str, str]]) -> None:
+def _moved(moves: Sequence[tuple[int, str | None, str]]) -> None:
     for shard, source, target in moves:
         print(f"shard {shard}: {f'from {source} ' if source else 'also '}to {target}")
     if not moves:

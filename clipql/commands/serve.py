@@ -44,7 +44,9 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         )
     ray = made.add_argument_group("over many machines (pip install 'clipql[ray]')")
     ray.add_argument("--ray", metavar="ADDRESS", help="serve shards in the Ray at host:port; local starts one here")
-    ray.add_argument("--shards", type=_positive, metavar="N", help="shards to make (default: one a node)")
+    ray.add_argument(
+        "--shards", type=_positive, metavar="N", help="shards to make, with --replicas (default: one a node)"
+    )
     ray.add_argument(
         "--replicas", type=_positive, metavar="N", help="copies of each shard; makes the shards where there are none"
     )

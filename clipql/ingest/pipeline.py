@@ -200,24 +200,27 @@ class _Run:
         known = self._registry.find(self._database, self._name)
         if known:
             return known, False
-        full = f"{quote_name(self._database)}.{quote_name(self._name)}"
-        if self._registry.engine.scalar(f"EXISTS TABLE {full}"):
-            raise IngestError(
-                f"{full} is a table without vector columns; name another, or make it with Array(Float32) columns "
-                f"{IMAGE} and {TEXT}"
-            )
-        first = self._parts[0]
-        types = column_types(self._registry.engine, first)
-        columns = [f"{quote_name(n)} {t}" for n, t in types.items()]
-        if "id" not in types:
-            columns.insert(0, "id UInt64")
-        columns += [f"{quote_name(n)} Array(Float32)" for n in (IMAGE, TEXT) if n in first.vectors]
-        order = "id" if not types.get("id", "").startswith("Nullable") else "tuple()"
-        definition = f"({', '.join(columns)}) ENGINE = MergeTree ORDER BY {order}"
-        table = schema.create(self._registry, self._database, self._name, definition)
-        if table is None:
-            raise ClipqlError(f"{full} was made without vector columns")
-        return table, True
+        return new_table(self._registry, self._database, self._name, self._parts[0]), True
+
+
+def new_table(registry: Registry, database: str, name: str, first: CheckedPart) -> Table:
+    """A table with the columns of a part. Raises IngestError where there is another of the name."""
+    full = f"{quote_name(database)}.{quote_name(name)}"
+    if registry.engine.scalar(f"EXISTS TABLE {full}"):
+        raise IngestError(
+            f"{full} is a table without vector columns; name another, or make it with Array(Float32) columns "
+            f"{IMAGE} and {TEXT}"
+        )
+    types = column_types(registry.engine, first)
+    columns = [f"{quote_name(n)} {t}" for n, t in types.items()]
+    if "id" not in types:
+        columns.insert(0, "id UInt64")
+    columns += [f"{quote_name(n)} Array(Float32)" for n in (IMAGE, TEXT) if n in first.vectors]
+    order = "id" if not types.get("id", "").startswith("Nullable") else "tuple()"
+    table = schema.create(registry, database, name, f"({', '.join(columns)}) ENGINE = MergeTree ORDER BY {order}")
+    if table is None:
+        raise ClipqlError(f"{full} was made without vector columns")
+    return table
 
 
 class _OnePart:

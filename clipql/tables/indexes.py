@@ -230,6 +230,7 @@ class Indexes:
             with self._lock:
                 self._opened[folder] = index
             self.forget(entry)
+            self._abandon(table, entry)
             self.rows.build(table)
 
     def captions(self, table: Table, entry: IndexEntry) -> ColumnStore | None:
@@ -296,7 +297,7 @@ class Indexes:
                 "rows_covered": pa.array([i.rows for _, i in rows], pa.uint64()),
                 "bytes": pa.array([i.bytes for _, i in rows], pa.uint64()),
                 "build_seconds": pa.array([i.seconds for _, i in rows], pa.float64()),
-                "recall": pa.array([_recall_text(i) for _, i in rows], text),
+                "recall": pa.array([recall_text(i) for _, i in rows], text),
                 "state": pa.array([self._state(t, i) for t, i in rows], text),
             }
         )
@@ -392,5 +393,6 @@ def _same_order(a: Metric, b: Metric) -> bool:
     return a is b or (a in squares and b in squares)
 
 
-def _recall_text(entry: IndexEntry) -> str:
+def recall_text(entry: IndexEntry) -> str:
+    """The recall measured at the build, by kind of query, as `clipql.indexes` shows it."""
     return ", ".join(f"{kind} {value:.3f}" for kind, value in entry.recall.items())

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cluster.fixtures import db, expected, parts
 from tests.cluster.machines import Machines
+
+__all__ = ["db", "expected", "machines", "parts"]
 
 
 @pytest.fixture(scope="module")

@@ -571,6 +571,34 @@ def test_copies_are_evened_out_over_the_nodes() -> None:
     assert all(len(found) == 1 for found in ledgers(machines, foreman.map))
 
 
+def test_copies_that_are_missing_are_made_where_there_is_room() -> None:
+    machines = Machines()
+    cluster(machines, shard_count=4).ingest("default", "laion", specs(8))
+    machines.lose("d")
+    map = in_force(machines.maps(), machines.nodes(), ["d"])
+    assert map is not None
+    foreman = begun(machines, map)
+    assert sorted(map.nodes) == [("a",), ("a", "b"), ("b", "c"), ("c",)]
+
+    moves = foreman.rebalance()
+
+    assert [(source, target in NODES) for _, source, target in moves] == [(None, True), (None, True)]
+    assert all(len(set(nodes)) == 2 for nodes in foreman.map.nodes)
+    assert max(sum(n == node for _, n in foreman.map.holders()) for node in "abc") == 3
+    assert ledgers(machines, foreman.map) == [{tuple(p.fingerprint for p in ps)} for ps in foreman.map.tables[0].shards]
+
+
+def test_what_is_not_there_is_not_moved_nor_gone_on_without() -> None:
+    machines = Machines()
+    foreman = cluster(machines)
+
+    for shard, target in ((9, "c"), (-1, "c"), (0, "e")):
+        with pytest.raises(ClusterError, match=r"there is no (shard|node)"):
+            foreman.move(shard, None, target)
+    with pytest.raises(ClusterError, match="the shards have no node e to go on without; they lie on a, b, c, d"):
+        in_force(machines.maps(), machines.nodes(), ["e"])
+
+
 def test_a_change_that_half_of_the_nodes_cannot_know_is_refused() -> None:
     machines = Machines()
     foreman = cluster(machines)

@@ -178,6 +178,46 @@ def test_only_so_many_statements_are_kept(tables: Shardings, monkeypatch: pytest
     assert len(kept._kept) == 3
 
 
+@pytest.mark.parametrize(
+    ("statement", "tables_made"),
+    [
+        ("SELECT count() FROM {t} WHERE url IN (SELECT url FROM {t} WHERE w = 1)", 0),
+        ("SELECT count() FROM {t} WHERE w = (SELECT max(w) FROM {t})", 0),
+        ("SELECT url FROM {t} ORDER BY id LIMIT 30", 1),
+        ("SELECT count() FROM (SELECT url FROM {t} ORDER BY id LIMIT 30)", 1),
+    ],
+)
+def test_rows_that_shards_are_sent_travel_with_the_statement(
+    tables: Shardings, monkeypatch: pytest.MonkeyPatch, statement: str, tables_made: int
+) -> None:
+    monkeypatch.setattr(reading, "INLINE_BYTES", 60)
+
+    with tables.reader.rewritten(statement.replace("{t}", "n3"), {}, {}) as found:
+        made = len(found.tables)
+
+    assert made == tables_made
+    assert tables.sharded(3, statement) == tables.one(statement)
+
+
+def test_more_rows_than_can_be_sent_are_refused(tables: Shardings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "TRAVEL_BYTES", 100)
+
+    with pytest.raises(UnsupportedStatement, match="which each shard would be sent"):
+        tables.sharded(3, "SELECT count() FROM {t} WHERE url IN (SELECT url FROM {t})")
+
+
+@pytest.mark.parametrize("used", ["url IN x", "url IN (SELECT url FROM x)", "w = (SELECT max(w) FROM x)"])
+def test_a_named_select_within_one_over_shards_is_refused_by_its_name(tables: Shardings, used: str) -> None:
+    with pytest.raises(UnsupportedStatement, match="the SELECT that WITH calls x cannot be used within"):
+        tables.sharded(3, f"WITH x AS (SELECT url, w FROM {{t}} WHERE w = 1) SELECT count() FROM {{t}} WHERE {used}")
+
+
+def test_a_select_whose_vector_is_a_row_of_the_shards_is_explained(tables: Shardings) -> None:
+    top = "SELECT id FROM n3 ORDER BY cosineDistance(e, (SELECT e FROM n3 WHERE id = 7)) LIMIT 5"
+
+    assert [p.kind for p in tables.reader.plans(top, {})] == ["rows", "rows"]
+
+
 def test_a_statement_that_was_not_split_fails_instead_of_finding_nothing(tables: Shardings) -> None:
     with pytest.raises(QueryError) as raised:
         tables.db.sql("SELECT count() FROM n3")
