@@ -344,6 +344,7 @@ def _open(path: Path, engine: Engine, found: Catalog) -> Registry:
     recover.verify_vectors(path, found)
     recover.check_parts(engine, unsettled=found.pending is not None)
     registry = Registry(path, engine, found)
+    recover.await_mutations(engine)
     recover.settle(registry)
     for table in registry.catalog.tables:
         if table.database == INTERNAL:  # a rewrite that never took its place

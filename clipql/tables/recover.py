@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from pathlib import Path
 
 from clipql import catalog, files
@@ -20,6 +21,7 @@ from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
 from clipql.vectors import segments
 
 _KEPT = "shape of "
+LOOK_SECONDS, IDLE_SECONDS = 0.005, 5.0  # between two looks at what ClickHouse does; how long it may do nothing
 VERIFIED_AT_OPEN = 256 << 20  # bytes of vectors: 0.02 s where they are in memory, 0.1 s from an NVMe disk
 
 
@@ -105,6 +107,23 @@ def check_parts(engine: Engine, unsettled: bool) -> None:
                 f"ClickHouse has put part {part['name']} of {part['database']}.{part['table']} aside as broken, so its "
                 f"rows are missing: restore a backup; to go on without these rows, remove {part['path']}"
             )
+
+
+def await_mutations(engine: Engine) -> None:
+    """Have what a DELETE or ALTER began before a crash end now: ClickHouse goes on with it by itself, and rows that
+    went after the first query would still be among those that are remembered to be there.
+
+    What it cannot carry out, as on a full disk, is not waited for. It tries anew what failed because our function was
+    not there yet: it begins before we do.
+    """
+    begun_early = f"latest_fail_error_code_name = 'UNKNOWN_FUNCTION' AND latest_fail_reason LIKE '%{FUNCTION}%'"
+    failed = f"latest_fail_reason != '' AND NOT ({begun_early})"
+    unfinished = f"system.mutations WHERE NOT is_done AND NOT is_killed AND NOT ({failed})"
+    worked = time.monotonic()
+    while engine.scalar(f"SELECT count() FROM {unfinished}") and time.monotonic() < worked + IDLE_SECONDS:
+        if engine.scalar(f"SELECT count() FROM {unfinished} AND notEmpty(parts_in_progress_names)"):
+            worked = time.monotonic()
+        time.sleep(LOOK_SECONDS)
 
 
 def sweep(registry: Registry) -> None:

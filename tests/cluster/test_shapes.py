@@ -87,15 +87,16 @@ def test_a_copy_that_lacks_rows_does_not_answer() -> None:
 @pytest.mark.parametrize(
     ("sql", "change"),
     [
-        ("ALTER TABLE laion ADD INDEX near v TYPE ivf('L2Distance', 64)", ("ADD", "near")),
-        ("ALTER TABLE a.laion ADD INDEX IF NOT EXISTS `n r` v TYPE ivf('L2Distance')", ("ADD", "n r")),
-        ("ALTER TABLE laion MATERIALIZE INDEX near", ("MATERIALIZE", "near")),
-        ("ALTER TABLE laion DROP INDEX near", ("DROP", "near")),
+        ("ALTER TABLE laion ADD INDEX near v TYPE ivf('L2Distance', 64)", ("ADD", "near", False)),
+        ("ALTER TABLE a.laion ADD INDEX IF NOT EXISTS `n r` v TYPE ivf('L2Distance')", ("ADD", "n r", True)),
+        ("ALTER TABLE laion MATERIALIZE INDEX near", ("MATERIALIZE", "near", False)),
+        ("ALTER TABLE laion DROP INDEX near", ("DROP", "near", False)),
+        ("ALTER TABLE laion DROP INDEX IF EXISTS near", ("DROP", "near", True)),
         ("ALTER TABLE laion DROP INDEX near, DROP COLUMN url", None),
         ("ALTER TABLE laion DROP COLUMN near", None),
     ],
 )
-def test_changes_of_indexes_are_told_from_other_changes(sql: str, change: tuple[str, str] | None) -> None:
+def test_changes_of_indexes_are_told_from_other_changes(sql: str, change: tuple[str, str, bool] | None) -> None:
     found, _ = statements.classify(sql)
 
     assert isinstance(found, OnTable)

@@ -209,3 +209,28 @@ def test_a_process_that_is_killed_leaves_all_or_nothing(name: str, n: int, tmp_p
         operation.prepare(db, parts)
         operation.run(db, parts)
         assert content(db) == after
+
+
+BEGUN = f"""
+import os, sys
+import clipql
+db = clipql.connect(sys.argv[1])
+db.sql({TABLE!r})
+db.sql("INSERT INTO t " + {ROWS.format(0, 6)!r})
+engine, (table,) = db.registry.engine, db.registry.catalog.tables
+engine.run("SYSTEM STOP MERGES")
+engine.run(f"DELETE FROM {{db.registry.physical(table)}} WHERE id % 3 = 1 SETTINGS lightweight_deletes_sync = 0")
+os._exit(0)
+"""
+
+
+def test_a_delete_that_was_begun_has_ended_before_the_first_query(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", BEGUN, str(tmp_path / "db")], check=True)
+
+    with clipql.connect(tmp_path / "db") as db:
+        search = "SELECT id FROM t ORDER BY L2Distance(image_embedding, [1, 1, 2, 3]) LIMIT 6"
+        found = [db.sql(search).rows, db.sql("SELECT id FROM t ORDER BY id").rows]
+        unfinished = db.registry.engine.scalar("SELECT count() FROM system.mutations WHERE NOT is_done")
+
+    assert [sorted(rows) for rows in found] == [[(0,), (2,), (3,), (5,)]] * 2
+    assert unfinished == 0
