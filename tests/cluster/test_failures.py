@@ -177,6 +177,9 @@ def test_everything_comes_back_without_the_head_node(
             assert remote.sql(STATEMENTS[1], q=QUERY).rows[0][1] >= 0
             with pytest.raises(QueryError, match="a join of"):
                 remote.sql("SELECT a.id FROM laion AS a JOIN laion AS b ON a.id = b.id")
+        assert main(["cluster", left.address, "stop"]) == 0
+        with pytest.raises(ClusterError, match="no node has shards in"):
+            ClusterDatabase(left.address, data=str(tmp_path))
 
 
 @contextlib.contextmanager
