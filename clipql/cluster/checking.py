@@ -45,7 +45,8 @@ def check(
 def _like(db: Database, first: CheckedPart, definition: str) -> Iterator[Table]:
     """An empty table as defined, or as the first part makes it."""
     plain = Session(db.registry, db.indexes, db.encoders)
-    whole = f"{quote_name(SCRATCH)}.{quote_name(uuid.uuid4().hex)}"
+    own = uuid.uuid4().hex
+    whole = f"{quote_name(SCRATCH)}.{quote_name(own)}"
     plain.execute(f"CREATE DATABASE IF NOT EXISTS {quote_name(SCRATCH)}", format="Null")
     try:
         if definition:
@@ -54,8 +55,8 @@ def _like(db: Database, first: CheckedPart, definition: str) -> Iterator[Table]:
             span = statement.table
             plain.execute(f"{definition[: span.start]}{whole}{definition[span.end :]}", format="Null")
         else:
-            new_table(db.registry, SCRATCH, whole.rpartition(".")[2].strip("`"), first)
-        found = db.registry.find(SCRATCH, whole.rpartition(".")[2].strip("`"))
+            new_table(db.registry, SCRATCH, own, first)
+        found = db.registry.find(SCRATCH, own)
         assert found is not None, "it was made just now"
         yield found
     finally:

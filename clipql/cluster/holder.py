@@ -73,7 +73,7 @@ class Holder:
         self._quarantined = quarantine.read_text("utf-8") if quarantine.exists() else ""
         self._training = own = Training(self._folder / "training", self._db, self._taking, self._called)
         self.sample, self.train, self.build_with, self.build_index = own.sample, own.train, own.build_with, own.build
-        self.model_of, self.model_files, self.read_model = own.model_of, own.model_files, own.read_model
+        self.model_files, self.read_model = own.model_files, own.read_model
         self.has_model, self.forget_training = own.has_model, own.forget
         self._sessions: dict[tuple[object, ...], tuple[Session, EngineUser]] = {}
 

@@ -107,10 +107,6 @@ class Training:
             file.unlink()
         return ivf.identity_of(read_meta(folder / "model"))
 
-    def model_of(self, database: str, name: str, index: str) -> str:
-        """The identity of the model that an index was built with; empty where there is none."""
-        return self.identity(self._entry(database, name, index)[1])
-
     def has_model(self, database: str, name: str, index: str, identity: str) -> bool:
         """Whether a model is here: in an index that was built with it, or as it was learnt."""
         try:
@@ -119,7 +115,7 @@ class Training:
             return False
 
     def identity(self, entry: IndexEntry) -> str:
-        """The same for an index as the catalog has it."""
+        """The identity of the model that an index was built with; empty where there is none."""
         return self._identity(self._db.indexes.folder(entry)) if entry.folder else ""
 
     def model_files(
@@ -145,7 +141,7 @@ class Training:
         """
         with self._lock:
             table, entry = self._entry(database, name, index, rows)
-            if entry.rows == table.rows and self.model_of(database, name, index) == identity:
+            if entry.rows == table.rows and self.identity(entry) == identity:
                 return
             fetched = self._folder / f"fetched-{identity}"
             try:

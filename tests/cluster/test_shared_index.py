@@ -28,7 +28,8 @@ def indexed(db: ClusterDatabase, tmp_path_factory: pytest.TempPathFactory) -> st
 
 def models(db: ClusterDatabase, table: str) -> list[str]:
     """The models that the copies of a table's index `near` were built with."""
-    return [rays.RayCopies(db.data).call(s, n, "model_of", "default", table, "near") for s, n in db.map.holders()]
+    hellos = [rays.RayCopies(db.data).call(s, n, "hello") for s, n in db.map.holders()]
+    return [hello.models[f"default.{table}"]["near"] for hello in hellos]
 
 
 def watched(db: ClusterDatabase) -> None:
