@@ -121,7 +121,7 @@ def call_clipql(part: str, kind: str, place: str, true: list[list[int]]) -> Poin
     """In a child: clipql's points."""
     from bench.ivf_speed import OneFile
     from clipql.index.ivf import build, open_index
-    from clipql.vectors.metrics import Metric
+    from clipql.storage.vectors.metrics import Metric
 
     folder = Path(part)
     vectors = OneFile(folder / "img_emb" / "img_emb_0.npy")

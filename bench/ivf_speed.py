@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.ivf import IvfIndex, build, open_index
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
 
 K, QUERIES, RUNS = 10, 500, 5
 

@@ -59,8 +59,8 @@ def measure(part: str, place: str) -> dict[str, Any]:
     """In a child: seconds of reading, kernel and scan, in turns."""
     import clipql
     from clipql.index import flat
-    from clipql.vectors import kernels
-    from clipql.vectors.metrics import Metric
+    from clipql.storage.vectors import kernels
+    from clipql.storage.vectors.metrics import Metric
 
     query = np.load(Path(part) / "queries" / "text.npy")[0]
     with clipql.connect(place) as db, ThreadPoolExecutor(flat.threads()) as pool:

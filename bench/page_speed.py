@@ -52,7 +52,7 @@ _SEEN = """async (words) => {
 
 def build(folder: str, emoji: int) -> None:
     """The demo's database, kept."""
-    from clipql import demo
+    from clipql.cli import demo
 
     demo.run(lambda line: None, folder, rows=2_000, emoji=emoji)
 

@@ -16,8 +16,8 @@ from clipql.errors import ClipqlError
 
 if TYPE_CHECKING:
     from clipql.care.backup import restore
-    from clipql.care.check import check
-    from clipql.database import Database, connect
+    from clipql.connect import check, connect
+    from clipql.database import Database
     from clipql.ingest.fetch.download import download
     from clipql.result import Result, Stats
 
@@ -28,8 +28,8 @@ __all__ = [
 
 _WHERE = {
     "Database": "clipql.database",
-    "check": "clipql.care.check",
-    "connect": "clipql.database",
+    "check": "clipql.connect",
+    "connect": "clipql.connect",
     "download": "clipql.ingest.fetch.download",
     "restore": "clipql.care.backup",
     "Result": "clipql.result",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from clipql.cli import main
+from clipql.cli.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The facade: connect, sql, search, ingest, close."""
+"""The facade: an open database folder with its calls sql, search, ingest, check, backup and close."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql import catalog, files
-from clipql.catalog import Catalog
 from clipql.encode.base import Picture
 from clipql.encode.service import Encoders
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
+from clipql.engine.quoting import quote_name
 from clipql.errors import NotADatabase, QueryError, UnknownTable, VectorError
-from clipql.query.lexer import split_statements, tokenize
-from clipql.quoting import quote_name
 from clipql.result import Result, Stats
-from clipql.session import Answer, Progress, Session
+from clipql.sql.session import Answer, Progress, Session
+from clipql.storage import catalog, files
+from clipql.storage.catalog import Catalog
+from clipql.storage.vectors.metrics import Metric, metric_named
+from clipql.syntax.lexer import split_statements, tokenize
 from clipql.tables import recover, schema
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
-from clipql.vectors.metrics import Metric, metric_named
 
 if TYPE_CHECKING:
     from clipql.care.backup import BackupReport
@@ -42,35 +42,6 @@ QUERIES = {
     "text": "encode_text({query:String})",
     "image": "encode_image({query:String})",
 }
-
-
-def place(path: str | os.PathLike[str] | None = None) -> str | os.PathLike[str]:
-    """Where a database is: the path, $CLIPQL_DB for None, and ./clipql.db without that."""
-    return path if path is not None else os.environ.get("CLIPQL_DB") or "clipql.db"
-
-
-def connect(
-    path: str | os.PathLike[str] | None = None, *, model: str | None = None, token: str | None = None
-) -> Database:
-    """Open a database folder, which is made if it is not there, or reach a server (http://…) or a cluster
-    (ray://host:port) by its address.
-
-    path: the folder; None for $CLIPQL_DB, and ./clipql.db without that. token: what a server asks for, None for
-    $CLIPQL_TOKEN. model: of encode_text and encode_image, a name
-    or a folder; None for $CLIPQL_MODEL, and without that the one that filled the columns asked for.
-    Raises DatabaseLocked (another process has it), DatabaseVersion, DatabaseDamaged or NotADatabase; ServerError for a
-    server that does not answer, or asks for another token.
-    """
-    where = place(path)
-    if isinstance(where, str) and where.lower().startswith(("http://", "https://")):
-        from clipql.remote import RemoteDatabase
-
-        return RemoteDatabase(where, token=token)
-    if isinstance(where, str) and where.lower().startswith("ray://"):
-        from clipql.cluster.database import ClusterDatabase
-
-        return ClusterDatabase.at(where, model=model)
-    return Database(where, model=model)
 
 
 @dataclass(frozen=True)

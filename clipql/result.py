@@ -12,7 +12,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clipql.query.execution import Step
+    from clipql.sql.execution import Step
 
 SHOWN_ROWS = 50
 

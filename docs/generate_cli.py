@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from unittest import mock
 
-from clipql.cli import parser
-from clipql.editor import KEYS
+from clipql.cli.editor import KEYS
+from clipql.cli.entry import parser
 
 PAGE = Path(__file__).with_name("cli.md")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SECONDS = 600  # for one file or folder: what takes longer hangs
 SLOW_FIRST = (
-    "cluster", "serve", "encode", "ingest", "serve/browser", "faults", "tables", "query", "index", "edges", "care",
+    "cluster", "serve", "encode", "ingest", "serve/browser", "faults", "tables", "sql", "index", "edges", "care",
     "test_readme.py",
 )  # fmt: skip
 

@@ -28,7 +28,7 @@ def test_the_installed_version_is_the_one_in_the_code() -> None:
 
 def test_the_command_is_installed() -> None:
     [command] = [e for e in entry_points(group="console_scripts") if e.name == "clipql"]
-    assert command.value == "clipql.cli:main"
+    assert command.value == "clipql.cli.entry:main"
     assert callable(command.load())
 
 

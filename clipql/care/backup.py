@@ -26,15 +26,16 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from clipql import __version__, catalog, files
-from clipql.catalog import Catalog, Segment
+from clipql import __version__
+from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase, StorageError
-from clipql.quoting import quote_name
+from clipql.storage import catalog, files
+from clipql.storage.catalog import Catalog, Segment
+from clipql.storage.vectors import segments
 from clipql.tables import recover
-from clipql.vectors import segments
 
 if TYPE_CHECKING:
-    from clipql.database import Database
+    from clipql.care.opened import OpenDatabase
 
 FORMAT = 1
 LISTING, INSIDE = "backup.json", "database"
@@ -56,7 +57,7 @@ class BackupReport:
 
 
 def backup(
-    db: Database,
+    db: OpenDatabase,
     path: str | os.PathLike[str],
     *,
     keep_links: bool = False,
@@ -131,7 +132,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, tuple[int, str]]:
 
 
 @contextlib.contextmanager
-def _staged(db: Database) -> Iterator[Path]:
+def _staged(db: OpenDatabase) -> Iterator[Path]:
     stage = db.path / f"{STAGED}{os.getpid()}"
     name = f"clipql_{os.getpid()}"
     try:
@@ -146,7 +147,7 @@ def _staged(db: Database) -> Iterator[Path]:
             files.remove(db.path / "engine" / "shadow" / name)
 
 
-def _hold(db: Database, stage: Path, *, keep_links: bool) -> Catalog:
+def _hold(db: OpenDatabase, stage: Path, *, keep_links: bool) -> Catalog:
     """Hard-link, freeze and copy what the database is now. Returns the catalog of the copy."""
     registry = db.registry
     recover.settle(registry)
@@ -207,7 +208,7 @@ def _link(source: Path, target: Path) -> None:
         target.symlink_to(source)
 
 
-def _freeze(db: Database, stage: Path) -> None:
+def _freeze(db: OpenDatabase, stage: Path) -> None:
     """ClickHouse's half: frozen parts, and the definitions as they are."""
     source, engine = db.path / "engine", db.registry.engine
     name = f"clipql_{os.getpid()}"

@@ -12,23 +12,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipql import catalog as manifest
-from clipql import files
 from clipql.care.in_engine import check_engine, check_open
 from clipql.care.on_disk import Tally, check_files
 from clipql.care.report import CheckReport
-from clipql.catalog import Catalog
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
 from clipql.errors import ClipqlError, DatabaseLocked, NotADatabase
+from clipql.storage import catalog as manifest
+from clipql.storage import files
+from clipql.storage.catalog import Catalog
 
 if TYPE_CHECKING:
-    from clipql.database import Database
+    from clipql.care.opened import OpenDatabase
 
 Tick = Callable[[str], None]
 
 
-def check(path: str | os.PathLike[str], *, deep: bool = False, progress: Tick | None = None) -> CheckReport:
-    """Check a database folder that nobody has open.
+def check_folder(
+    path: str | os.PathLike[str],
+    open_database: Callable[[Path], OpenDatabase],
+    *,
+    deep: bool = False,
+    progress: Tick | None = None,
+) -> CheckReport:
+    """Check a database folder that nobody has open. open_database: how to open it.
 
     All files are read and compared with their hashes, ClickHouse checks its parts, row numbers and a sample of queries
     by each index are compared with what must be. deep: also every stored value of the row files, every vector, every
@@ -47,10 +53,8 @@ def check(path: str | os.PathLike[str], *, deep: bool = False, progress: Tick | 
         lock.release()
     beyond_opening = found is None or any(f.what in ("segment", "manifest") for f in tally.findings)
     if not beyond_opening:
-        from clipql.database import Database
-
         try:
-            with Database(folder) as db:
+            with open_database(folder) as db:
                 found = db.registry.catalog
                 check_engine(db.registry.engine, tally)
                 check_open(db, tally, deep=deep)
@@ -64,7 +68,7 @@ def check(path: str | os.PathLike[str], *, deep: bool = False, progress: Tick | 
     return _report(folder, found or Catalog(), tally, began, deep=deep)
 
 
-def check_database(db: Database, *, deep: bool = False, progress: Tick | None = None) -> CheckReport:
+def check_database(db: OpenDatabase, *, deep: bool = False, progress: Tick | None = None) -> CheckReport:
     """The same of an open database. Writers wait until it is done, readers do not."""
     Engine.refuse_fork()
     began, tally = time.perf_counter(), Tally(progress or (lambda what: None))

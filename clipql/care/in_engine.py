@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipql.care.on_disk import Tally, rebuild_index, rebuild_rows
-from clipql.catalog import IndexEntry, Table
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
+from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError
 from clipql.index import kinds
 from clipql.index.flat import Scan, Term
-from clipql.quoting import quote_name
+from clipql.storage.catalog import IndexEntry, Table
+from clipql.storage.vectors import metrics
+from clipql.storage.vectors.metrics import Metric
 from clipql.tables.registry import ROW, Registry
 from clipql.tables.rowfile import BATCH_ROWS, RowReader
-from clipql.vectors import metrics
-from clipql.vectors.metrics import Metric
 
 if TYPE_CHECKING:
-    from clipql.database import Database
+    from clipql.care.opened import OpenDatabase
 
 SAMPLE, DEEP_SAMPLE = 20, 200  # queries by index
 FEWEST_FOUND = 0.5  # of the ten nearest, over all of the sample: what an index that is whole never falls below
@@ -58,7 +58,7 @@ def check_engine(engine: Engine, tally: Tally) -> None:
         )
 
 
-def check_open(db: Database, tally: Tally, *, deep: bool) -> None:
+def check_open(db: OpenDatabase, tally: Tally, *, deep: bool) -> None:
     """The rows and the indexes of every table with vectors."""
     registry = db.registry
     for table in registry.catalog.tables:
@@ -119,7 +119,7 @@ def _check_row_values(registry: Registry, table: Table, tally: Tally, *, deep: b
         tally.add("row file", table.full_name, str(error), rebuild_rows(table))
 
 
-def _check_searches(db: Database, table: Table, entry: IndexEntry, sample: int) -> None:
+def _check_searches(db: OpenDatabase, table: Table, entry: IndexEntry, sample: int) -> None:
     """Queries by stored vectors. Raises ClipqlError for a wrong distance, or where too many rows are missed."""
     registry = db.registry
     store, metric = registry.store(table, entry.column), Metric(entry.metric)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from clipql.care.report import Finding
-from clipql.catalog import Catalog, IndexEntry, Segment, Table, VectorColumn
 from clipql.errors import ClipqlError
 from clipql.index import folder as index_folder
+from clipql.storage.catalog import Catalog, IndexEntry, Segment, Table, VectorColumn
+from clipql.storage.vectors import segments
 from clipql.tables.rowfile import RowReader
-from clipql.vectors import segments
 
 
 @dataclass

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clipql.cluster.form import Form
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
 from clipql.errors import UnsupportedStatement
-from clipql.query.lexer import matching
+from clipql.syntax.lexer import matching
 
 # whose value depends on which row comes first: their states are kept apart for each part, and merged in its order
 _BY_ORDER = ("any", "first_value", "last_value", "grouparray", "groupuniqarray", "groupconcat", "argmin", "argmax",

@@ -7,17 +7,17 @@ import dataclasses
 import uuid
 from collections.abc import Iterator, Sequence
 
-from clipql.catalog import Table
 from clipql.cluster.standin import Shape
 from clipql.database import Database
+from clipql.engine.quoting import quote_name
 from clipql.ingest.columns import check_parts
 from clipql.ingest.layout import CheckedPart
 from clipql.ingest.origin import check_origins
 from clipql.ingest.pipeline import new_table
-from clipql.query import statements
-from clipql.query.statements import CreateTable
-from clipql.quoting import quote_name
-from clipql.session import Session
+from clipql.sql.session import Session
+from clipql.storage.catalog import Table
+from clipql.syntax import statements
+from clipql.syntax.statements import CreateTable
 
 SCRATCH = "clipql_parts"  # the database of the tables that parts are compared with
 

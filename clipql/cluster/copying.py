@@ -8,8 +8,8 @@ from pathlib import Path
 
 import xxhash
 
-from clipql import files
 from clipql.errors import ClusterError
+from clipql.storage import files
 
 PIECE_BYTES = 4 << 20
 # gives `size` bytes of a file from an offset on

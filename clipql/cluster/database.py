@@ -37,11 +37,11 @@ from clipql.cluster.shards import ShardedTable, ShardMap
 from clipql.cluster.standin import Shape, declare, forget, one_shape
 from clipql.cluster.upkeep import Status, index_listing
 from clipql.database import Database, Searched
+from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, ClusterError, HolderGone, UnknownTable
 from clipql.ingest.forecast import IngestForecast
 from clipql.ingest.layout import check_part, find_parts, parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport
-from clipql.quoting import quote_name
 from clipql.result import Result, Stats
 
 DATA = "~/.local/share/clipql-cluster"

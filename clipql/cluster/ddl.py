@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass
 
 from clipql.database import Database
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnknownTable
-from clipql.query.lexer import matching, tokenize
-from clipql.quoting import quote_name, quote_string
+from clipql.syntax.lexer import matching, tokenize
 
 # what ClickHouse's index can be asked for; any other distance is left to its exact scan
 _METRICS = ("cosineDistance", "L2Distance")

@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 
 from clipql.cluster.ddl import Exported, create_local, described
 from clipql.database import Database
+from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError, ServerError
-from clipql.quoting import quote_name
 from clipql.tables.registry import ROW
 
 BLOCK_ROWS = 10_000

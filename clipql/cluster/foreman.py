@@ -16,7 +16,7 @@ from clipql.cluster.office import UNFIT, Copies, Office
 from clipql.cluster.shards import ShardMap
 from clipql.cluster.upkeep import Upkeep
 from clipql.errors import ClipqlError, ClusterError, VectorIndexError
-from clipql.query.lexer import tokenize
+from clipql.syntax.lexer import tokenize
 
 # copies that are started side by side
 STARTING = 8

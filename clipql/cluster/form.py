@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from clipql.cluster.piece import GLOBAL_ROW
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
 from clipql.errors import UnsupportedStatement
-from clipql.query.lexer import matching, tokenize
-from clipql.query.scopes import Span, scopes, split_list
+from clipql.syntax.lexer import matching, tokenize
+from clipql.syntax.scopes import Span, scopes, split_list
 from clipql.tables.registry import ROW
 
 # what is folded while the statement is looked at would be lost to it: a scalar subquery's value is known by number only

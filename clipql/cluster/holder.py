@@ -16,8 +16,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from clipql import __version__, files
-from clipql.catalog import IndexEntry
+from clipql import __version__
 from clipql.cluster import copying, shards
 from clipql.cluster.copying import PartFile
 from clipql.cluster.piece import Piece, Snapshot, mark_of, rows_of, statement
@@ -25,12 +24,14 @@ from clipql.cluster.shards import ShardMap, ShardPart
 from clipql.cluster.standin import Shape
 from clipql.cluster.training import Training
 from clipql.database import Database
+from clipql.engine.quoting import quote_name, quote_string
+from clipql.engine.users import Acting, EngineUser
 from clipql.errors import ClusterError, CopyDamaged, HolderGone, IngestError
 from clipql.ingest.layout import check_part, find_parts
 from clipql.ingest.pipeline import ingest
-from clipql.quoting import quote_name, quote_string
-from clipql.session import Session
-from clipql.users import Acting, EngineUser
+from clipql.sql.session import Session
+from clipql.storage import files
+from clipql.storage.catalog import IndexEntry
 
 # what one shard may give for one SELECT: more does not belong on one machine
 MOST_BYTES = 256 << 20

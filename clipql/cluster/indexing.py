@@ -10,13 +10,13 @@ import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from clipql.catalog import IndexEntry
 from clipql.cluster.holder import Hello
 from clipql.cluster.office import UNFIT, Office
 from clipql.cluster.shards import ShardedTable, TrainedModel
 from clipql.cluster.training import Draw
 from clipql.errors import ClipqlError, HolderGone, StorageError, VectorError, VectorIndexError
 from clipql.index import ivf, kinds
+from clipql.storage.catalog import IndexEntry
 from clipql.tables.indexes import behind
 
 # what was learnt of so many times fewer rows is learnt anew

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
-from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart, TrainedModel
 from clipql.cluster.training import Draw
 from clipql.errors import ClipqlError, ClusterError, HolderGone, StorageError
+from clipql.storage.catalog import IndexEntry
 
 # maps that one office may make
 TERM = 1_000_000

@@ -13,10 +13,10 @@ from typing import Any
 
 import xxhash
 
+from clipql.engine.quoting import quote_name
 from clipql.errors import ClusterError, HolderGone
 from clipql.index.base import Route
-from clipql.query.lexer import tokenize
-from clipql.quoting import quote_name
+from clipql.syntax.lexer import tokenize
 from clipql.tables.registry import ROW
 
 # stand in a piece for the number of a row among those of all shards, and for the first row of the part it came with

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql import files
 from clipql.cluster import copying
 from clipql.cluster.copying import PartFile
 from clipql.cluster.piece import Piece
@@ -25,9 +24,10 @@ from clipql.cluster.shards import ShardedTable, ShardMap, TrainedModel
 from clipql.errors import ClipqlError
 from clipql.index import ivf
 from clipql.index.base import Route
-from clipql.index.ivf.settings import DEFAULT_RECALL
-from clipql.query.lexer import matching, tokenize
-from clipql.vectors.metrics import Metric, metric_named
+from clipql.index.ivf.knobs import DEFAULT_RECALL
+from clipql.storage import files
+from clipql.storage.vectors.metrics import Metric, metric_named
+from clipql.syntax.lexer import matching, tokenize
 
 # has any copy of a shard do something: (shard, method, *arguments). Raises ClipqlError
 AskShard = Callable[..., Any]

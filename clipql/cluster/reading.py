@@ -24,13 +24,13 @@ from clipql.cluster.piece import Piece, Rows, joined
 from clipql.cluster.split import NUMBER, SOURCE, Split, split
 from clipql.cluster.standin import DATABASE, Shape
 from clipql.cluster.templates import Template, Templates
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
+from clipql.engine.quoting import quote_name
 from clipql.errors import UnsupportedStatement
-from clipql.query.calls import find_sources
-from clipql.query.lexer import tokenize
-from clipql.query.scopes import Scope, scopes
-from clipql.quoting import quote_name
-from clipql.vectors.metrics import metric_named
+from clipql.sql.calls import find_sources
+from clipql.storage.vectors.metrics import metric_named
+from clipql.syntax.lexer import tokenize
+from clipql.syntax.scopes import Scope, scopes
 
 # answers up to this size travel as a parameter of the statement, larger ones through a table in memory
 INLINE_BYTES = 1 << 18

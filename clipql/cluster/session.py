@@ -13,20 +13,21 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from clipql.catalog import Table
 from clipql.cluster.piece import Piece
 from clipql.cluster.reading import Reader, Reading
 from clipql.cluster.standin import Shape
 from clipql.encode.service import Encoders
-from clipql.engine import Output
+from clipql.engine.embedded import Output
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement
 from clipql.index import definition
-from clipql.query import settings, statements
-from clipql.query.encoding import Encoding
-from clipql.query.execution import Step
-from clipql.query.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, Set, TableName
-from clipql.quoting import quote_name, quote_string
-from clipql.session import Answer, Progress, Session, Sink
+from clipql.sql import settings
+from clipql.sql.encode_calls import Encoding
+from clipql.sql.execution import Step
+from clipql.sql.session import Answer, Progress, Session, Sink
+from clipql.storage.catalog import Table
+from clipql.syntax import statements
+from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, Set, TableName
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 

@@ -18,12 +18,12 @@ from clipql.cluster import aggregates
 from clipql.cluster.aggregates import Aggregates
 from clipql.cluster.form import Form, Hook
 from clipql.cluster.piece import GLOBAL_ROW, PART_ROW, Piece
+from clipql.engine.quoting import quote_name
 from clipql.errors import UnsupportedStatement
-from clipql.query.lexer import matching
-from clipql.query.scopes import split_list
-from clipql.quoting import quote_name
+from clipql.storage.vectors.metrics import metric_named
+from clipql.syntax.lexer import matching
+from clipql.syntax.scopes import split_list
 from clipql.tables.registry import ROW
-from clipql.vectors.metrics import metric_named
 
 # where the rows of the shards stand in the second half
 SOURCE, NUMBER = "clipql_source", "_clipql_query"

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from clipql.catalog import Table, VectorColumn
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClusterError
-from clipql.quoting import quote_name, quote_string
+from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import ROW
 
 DATABASE = "clipql_shards"

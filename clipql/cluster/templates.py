@@ -20,8 +20,8 @@ import numpy as np
 
 from clipql.cluster.split import Split
 from clipql.errors import ClipqlError
-from clipql.query.lexer import Token, tokenize
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
+from clipql.syntax.lexer import Token, tokenize
 
 MOST, LONGEST, LONGEST_VALUE = 256, 4096, 256  # statements; characters of one, and of a parameter of it
 _DISTANCES = {m.value.lower() for m in Metric}

@@ -20,8 +20,6 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql import files
-from clipql.catalog import IndexEntry, Table
 from clipql.cluster import copying
 from clipql.cluster.copying import PartFile
 from clipql.database import Database
@@ -30,7 +28,9 @@ from clipql.index import ivf
 from clipql.index.folder import read_meta
 from clipql.index.ivf.learn import row_kind, spread
 from clipql.index.rows import ArrayRows
-from clipql.vectors.metrics import Metric
+from clipql.storage import files
+from clipql.storage.catalog import IndexEntry, Table
+from clipql.storage.vectors.metrics import Metric
 
 DRAWN = 8_192  # rows that travel at once
 DRAW = 12  # the place of these draws among those of `ivf`

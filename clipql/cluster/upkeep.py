@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 
 from clipql import __version__
-from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.holder import Hello
 from clipql.cluster.indexing import Indexing
@@ -23,6 +22,7 @@ from clipql.cluster.office import Office
 from clipql.cluster.placing import next_copy, next_move
 from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
 from clipql.errors import ClipqlError, ClusterError, CopyDamaged, HolderGone
+from clipql.storage.catalog import IndexEntry
 from clipql.tables.indexes import recall_text
 
 STATUS_SECONDS = 10.0

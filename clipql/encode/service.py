@@ -25,11 +25,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from clipql.catalog import Table
 from clipql.encode.base import Encoder, Picture
 from clipql.encode.names import DEFAULT_MODEL
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
 from clipql.errors import EncodeError, ModelError, PictureError
+from clipql.storage.catalog import Table
 
 TEXT, IMAGE = "encode_text", "encode_image"
 REMEMBERED = 4096  # vectors of words and pictures asked for last: 8 MB of 512 numbers each

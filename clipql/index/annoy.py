@@ -16,7 +16,7 @@ from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index import folder as files
 from clipql.index import found
 from clipql.index.base import Candidates, Vectors
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
 
 _FILE = "forest.annoy"
 _METRICS = {Metric.L2: "euclidean", Metric.L2_SQUARED: "euclidean", Metric.COSINE: "angular", Metric.DOT: "dot"}

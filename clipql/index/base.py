@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
 
 
 class Vectors(Protocol):

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.flat import WIDE, Scan, Term
-from clipql.vectors import metrics
-from clipql.vectors.metrics import Metric
-from clipql.vectors.store import ColumnStore
+from clipql.storage.vectors import metrics
+from clipql.storage.vectors.metrics import Metric
+from clipql.storage.vectors.store import ColumnStore
 
 ROWS_AT_ONCE, QUERIES_AT_ONCE = 8_192, 512
 SPARE = 24  # candidates beyond the k-th, so that rounding seldom decides

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from clipql.catalog import IndexEntry
 from clipql.errors import VectorIndexError
-from clipql.query.lexer import Token, matching
-from clipql.query.scopes import split_list
-from clipql.vectors.metrics import Metric, metric_named
+from clipql.storage.catalog import IndexEntry
+from clipql.storage.vectors.metrics import Metric, metric_named
+from clipql.syntax.lexer import Token, matching
+from clipql.syntax.scopes import split_list
 
 _KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {

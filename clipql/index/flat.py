@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from clipql.errors import VectorIndexError
 from clipql.index.base import Candidates, Cost
-from clipql.vectors import kernels, metrics
-from clipql.vectors.metrics import Metric
-from clipql.vectors.store import ColumnStore
+from clipql.storage.vectors import kernels, metrics
+from clipql.storage.vectors.metrics import Metric
+from clipql.storage.vectors.store import ColumnStore
 
 BLOCK_BYTES = 4 << 20
 # rows that are gathered at once: half a megabyte of 512 half floats, which stays in the cache

@@ -20,8 +20,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from clipql import files
 from clipql.errors import DatabaseDamaged, DatabaseVersion, VectorIndexError
+from clipql.storage import files
 
 VERSION = 1
 META = "meta.json"

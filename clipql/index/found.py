@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from clipql.errors import VectorIndexError
 from clipql.index.base import Candidates, Cost, Vectors
-from clipql.vectors import metrics
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors import metrics
+from clipql.storage.vectors.metrics import Metric
 
 # a filter that leaves fewer rows is answered exactly: the graph or the trees would mostly name rows that it forbids
 EXACT_ROWS = 20_000

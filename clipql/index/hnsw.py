@@ -18,7 +18,7 @@ from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index import folder as files
 from clipql.index import found
 from clipql.index.base import Candidates, Vectors
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
 
 _FILE = "graph.usearch"
 _METRICS = {Metric.L2: "l2sq", Metric.L2_SQUARED: "l2sq", Metric.COSINE: "cos", Metric.DOT: "ip"}

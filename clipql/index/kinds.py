@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipql.catalog import IndexEntry
 from clipql.errors import VectorIndexError
 from clipql.index.base import Index, Route, Vectors
-from clipql.vectors.metrics import Metric
+from clipql.storage.catalog import IndexEntry
+from clipql.storage.vectors.metrics import Metric
 
 Progress = Callable[[str, int, int], None]
 # below this many rows an exact scan is as fast as any index

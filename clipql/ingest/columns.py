@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipql.catalog import Table
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import IngestError, QueryError
 from clipql.ingest.layout import CheckedPart
-from clipql.quoting import quote_name, quote_string
+from clipql.storage.catalog import Table
 from clipql.tables.registry import INTERNAL
 
 _FLOATS = {"Float32", "Float64", "BFloat16"}

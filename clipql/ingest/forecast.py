@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipql import files
 from clipql.errors import DiskFull
 from clipql.ingest.layout import CheckedPart
+from clipql.storage import files
 
 # Metadata as Parquet to what ClickHouse keeps of it, and as much again while it merges; measured on LAION's columns
 METADATA_GROWS = 2.5

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from clipql import files
 from clipql.errors import IngestError, StorageError, VectorError
 from clipql.ingest import origin
-from clipql.vectors import segments
-from clipql.vectors.segments import ArrayFile
+from clipql.storage import files
+from clipql.storage.vectors import segments
+from clipql.storage.vectors.segments import ArrayFile
 
 IMAGE, TEXT = "image_embedding", "text_embedding"
 _NAME = re.compile(r"(?P<kind>img_emb|image_emb|text_emb|metadata)_(?P<number>\d+)\.(?P<ending>npy|parquet)\Z")

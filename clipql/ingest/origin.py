@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipql.catalog import Table
 from clipql.encode.names import canonical
 from clipql.errors import IngestError
+from clipql.storage.catalog import Table
 
 if TYPE_CHECKING:
     from clipql.ingest.layout import CheckedPart

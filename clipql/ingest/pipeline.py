@@ -21,18 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipql.arrow import arrow_numbers
-from clipql.catalog import Part, Table
+from clipql.engine.arrow import arrow_numbers
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClipqlError, IngestError, VectorError
 from clipql.ingest.columns import check_parts, column_types
 from clipql.ingest.forecast import IngestForecast, check_room, forecast
 from clipql.ingest.layout import DAMAGED, IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
 from clipql.ingest.origin import check_origins, rows_with_vectors
-from clipql.quoting import quote_name, quote_string
+from clipql.storage.catalog import Part, Table
+from clipql.storage.vectors import segments
 from clipql.tables import schema
 from clipql.tables.registry import Registry
 from clipql.tables.writer import Insertion
-from clipql.vectors import segments
 
 if TYPE_CHECKING:
     from clipql.database import Database

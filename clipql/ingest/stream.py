@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipql import files
-from clipql.catalog import Table
 from clipql.errors import ClipqlError, DiskFull, IngestError, QueryCancelled, StorageError
 from clipql.ingest.fetch.download import JOBS, check_jobs, check_rate, fetch_model, read_checksums, wanted_kinds
 from clipql.ingest.fetch.manners import Manners, Patience
@@ -29,6 +27,8 @@ from clipql.ingest.fetch.source import KINDS, METADATA, local_name, open_source,
 from clipql.ingest.fetch.transport import Failure
 from clipql.ingest.layout import parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport, take_part
+from clipql.storage import files
+from clipql.storage.catalog import Table
 
 if TYPE_CHECKING:
     from clipql.database import Database

@@ -18,20 +18,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from clipql import __version__
-from clipql.catalog import Table
+from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, PictureError, QueryError
-from clipql.query import explain
-from clipql.quoting import quote_name
-from clipql.serve import doors, openapi, search
+from clipql.serve import doors, openapi
+from clipql.serve import search_request as search
 from clipql.serve.body import read_body
 from clipql.serve.errors import error_status
 from clipql.serve.layout import Layout, kind, layout_of
-from clipql.serve.metrics import CONTENT_TYPE
 from clipql.serve.pool import Busy
-from clipql.serve.search import Search
+from clipql.serve.prometheus import CONTENT_TYPE
+from clipql.serve.search_request import Search
 from clipql.serve.service import Request, Service
 from clipql.serve.thumbnails import SIZES, Thumbnails
 from clipql.serve.values import folded, plain, projected
+from clipql.sql import explain
+from clipql.storage.catalog import Table
 from clipql.tables.registry import INTERNAL, ROW
 
 LOG = logging.getLogger("clipql.serve")

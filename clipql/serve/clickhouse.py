@@ -21,8 +21,11 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
+from clipql.engine.users import Acting, EngineUser
 from clipql.errors import ClipqlError, QueryError
-from clipql.serve import doors, external, native, packing, reading, replies
+from clipql.serve import clickhouse_request as reading
+from clipql.serve import doors, external, packing, replies
+from clipql.serve import native_blocks as native
 from clipql.serve.allowed import words
 from clipql.serve.body import read_body, too_large
 from clipql.serve.errors import error_code, error_status, error_text
@@ -30,8 +33,7 @@ from clipql.serve.pool import Busy, Pipe
 from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
 from clipql.serve.spelling import with_identifiers
-from clipql.session import Answer
-from clipql.users import Acting, EngineUser
+from clipql.sql.session import Answer
 
 LOG = logging.getLogger("clipql.serve")
 # a result is held back to this size, so that an error in its beginning still has a status of its own

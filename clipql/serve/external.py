@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, QueryError
-from clipql.quoting import quote_name
-from clipql.serve import allowed, native
+from clipql.serve import allowed
+from clipql.serve import native_blocks as native
 from clipql.serve.service import Request, Service
-from clipql.session import Session
+from clipql.sql.session import Session
 
 _ENDINGS = ("_format", "_structure", "_types")
 

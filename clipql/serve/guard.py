@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from clipql.encode.names import DEFAULT_MODEL
 from clipql.encode.service import IMAGE, TEXT, Encoders
 from clipql.errors import QueryError
-from clipql.query import settings as own_settings
-from clipql.query import statements
-from clipql.query.lexer import Token
-from clipql.query.statements import Insert, Set
 from clipql.serve import allowed, tree
 from clipql.serve.allowed import words
+from clipql.serve.allowed_settings import Settings
 from clipql.serve.limits import Options
-from clipql.serve.settings import Settings
 from clipql.serve.spelling import check_name, check_table_name, cleaned, denied
+from clipql.sql import settings as own_settings
+from clipql.syntax import statements
+from clipql.syntax.lexer import Token
+from clipql.syntax.statements import Insert, Set
 from clipql.tables.registry import INTERNAL, Registry
 
 REMEMBERED, LONGEST = 1_000, 1 << 16

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clipql.catalog import Table
-from clipql.engine import Engine
-from clipql.quoting import quote_name
+from clipql.engine.embedded import Engine
+from clipql.engine.quoting import quote_name
+from clipql.storage.catalog import Table
 from clipql.tables.registry import INTERNAL, ROW
 
 _CAPTIONS = ("caption", "text", "alt", "title", "description", "name")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from starlette.requests import Request
 
 from clipql.serve import packing
-from clipql.session import Answer
+from clipql.sql.session import Answer
 
 MEDIA = {
     "JSON": "application/json; charset=UTF-8", "JSONCompact": "application/json; charset=UTF-8",

@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from clipql.catalog import Table, VectorColumn
 from clipql.database import Database
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
+from clipql.engine.users import Acting, EngineUser
 from clipql.errors import UnknownTable, VectorError
 from clipql.serve.guard import Checked, Guard
 from clipql.serve.limits import Options
-from clipql.serve.metrics import Metrics
 from clipql.serve.pool import Pool
-from clipql.session import Answer, Session, Sink
+from clipql.serve.prometheus import Metrics
+from clipql.sql.session import Answer, Session, Sink
+from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import INTERNAL
-from clipql.users import Acting, EngineUser
 
 
 @dataclass

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
+from clipql.engine.users import EngineUser
 from clipql.errors import QueryError
-from clipql.session import Session
-from clipql.users import EngineUser
+from clipql.sql.session import Session
 
 LONGEST_SECONDS, DEFAULT_SECONDS = 3600, 60
 

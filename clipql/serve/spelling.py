@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
-from clipql.query.lexer import tokenize
-from clipql.quoting import quote_name
+from clipql.syntax.lexer import tokenize
 
 _UNSAFE_NAME = re.compile(r"[\x00-\x1f\x7f/\\*?]|\A\.|://|\A~")
 

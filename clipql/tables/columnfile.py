@@ -25,8 +25,8 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from clipql import files
 from clipql.errors import DatabaseDamaged
+from clipql.storage import files
 
 LISTING = "columns.json"
 MOST_WORDS = 250  # distinct strings of a column kept as codes

@@ -19,16 +19,16 @@ from urllib.parse import quote
 import pyarrow as pa
 import xxhash
 
-from clipql import files
-from clipql.catalog import IndexEntry, Table
 from clipql.errors import ClipqlError, DiskFull, StorageError, VectorError, VectorIndexError
 from clipql.index import folder as index_folder
 from clipql.index import kinds
 from clipql.index.base import Index
+from clipql.storage import files
+from clipql.storage.catalog import IndexEntry, Table
+from clipql.storage.vectors.metrics import Metric
+from clipql.storage.vectors.store import ColumnStore
 from clipql.tables.registry import Registry
 from clipql.tables.rowfile import RowFiles
-from clipql.vectors.metrics import Metric
-from clipql.vectors.store import ColumnStore
 
 Progress = Callable[[str, int, int], None]
 _watcher: ContextVar[Progress | None] = ContextVar("clipql_build_watcher", default=None)

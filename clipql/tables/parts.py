@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from clipql import files
-from clipql.catalog import Table
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClipqlError, DatabaseDamaged, StorageError
-from clipql.quoting import quote_name, quote_string
+from clipql.storage import files
+from clipql.storage.catalog import Table
 from clipql.tables.registry import INTERNAL, Registry
 
 # files that ClickHouse does not count among a part's bytes; none of them is ever empty

@@ -12,13 +12,13 @@ import re
 import time
 from pathlib import Path
 
-from clipql import catalog, files
-from clipql.catalog import Catalog, Pending, Table
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import DatabaseDamaged, QueryError, StorageError
-from clipql.quoting import quote_name, quote_string
+from clipql.storage import catalog, files
+from clipql.storage.catalog import Catalog, Pending, Table
+from clipql.storage.vectors import segments
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
-from clipql.vectors import segments
 
 _KEPT = "shape of "
 LOOK_SECONDS, IDLE_SECONDS = 0.005, 5.0  # between two looks at what ClickHouse does; how long it may do nothing

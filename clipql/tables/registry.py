@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql import catalog as manifest
-from clipql import native
-from clipql.catalog import Catalog, Table
-from clipql.engine import Engine
+from clipql.engine import native_reader as native
+from clipql.engine.embedded import Engine
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClipqlError, UnknownTable
-from clipql.quoting import quote_name, quote_string
+from clipql.storage import catalog as manifest
+from clipql.storage.catalog import Catalog, Table
+from clipql.storage.vectors.store import ColumnStore
 from clipql.tables.gate import Gate
-from clipql.vectors.store import ColumnStore
 
 # holds an empty table of each shape (the columns as the user wrote them) and rows on their way into a table
 INTERNAL = "clipql_internal"

@@ -11,8 +11,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.catalog import Pending, Table
-from clipql.quoting import quote_name
+from clipql.engine.quoting import quote_name
+from clipql.storage.catalog import Pending, Table
 from clipql.tables import parts, recover, schema, shape
 from clipql.tables.indexes import Indexes, unbuilt
 from clipql.tables.registry import INTERNAL, ROW, Registry

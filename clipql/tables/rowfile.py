@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from clipql import files
-from clipql.catalog import RowFile, Table
+from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, DatabaseDamaged
-from clipql.quoting import quote_name
+from clipql.storage import files
+from clipql.storage.catalog import RowFile, Table
 from clipql.tables.columnfile import LISTING, ColumnReader, ColumnWriter
 from clipql.tables.registry import ROW, Registry
 

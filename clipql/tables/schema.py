@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from clipql.catalog import IndexEntry, Pending, Table
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement, VectorIndexError
 from clipql.index import definition
-from clipql.query.lexer import Token
-from clipql.query.scopes import split_list
-from clipql.quoting import quote_name, quote_string
+from clipql.storage.catalog import IndexEntry, Pending, Table
+from clipql.syntax.lexer import Token
+from clipql.syntax.scopes import split_list
 from clipql.tables import parts, recover, shape
 from clipql.tables.indexes import Indexes, check_column, unbuilt
 from clipql.tables.registry import INTERNAL, Registry

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 
-from clipql.catalog import Table, VectorColumn
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement
-from clipql.query.lexer import tokenize
-from clipql.quoting import quote_name, quote_string
+from clipql.storage.catalog import Table, VectorColumn
+from clipql.syntax.lexer import tokenize
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW
 
 # small granules in small compressed blocks: ten rows by number cost 5 ms at 300,000 rows, and 8 ms with the defaults

@@ -22,16 +22,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql import files
-from clipql.arrow import arrow_numbers
-from clipql.catalog import Part, Pending, Segment, Table, VectorColumn
+from clipql.engine.arrow import arrow_numbers
+from clipql.engine.quoting import quote_name
 from clipql.errors import DiskFull, QueryError, VectorError
-from clipql.quoting import quote_name
+from clipql.storage import files
+from clipql.storage.catalog import Part, Pending, Segment, Table, VectorColumn
+from clipql.storage.vectors import segments
+from clipql.storage.vectors.segments import ArrayFile, SegmentWriter
 from clipql.tables import parts as mergetree
 from clipql.tables import recover, shape
 from clipql.tables.registry import INTERNAL, ROW, Registry
-from clipql.vectors import segments
-from clipql.vectors.segments import ArrayFile, SegmentWriter
 
 DIRECT_ROWS = 50_000  # up to this many rows go into MergeTree as one block, which is atomic by itself
 SMALL_ROWS, SMALL_SEGMENTS, MERGED_ROWS = 4_096, 32, 131_072

@@ -11,7 +11,7 @@ from parts import make_part, state
 
 import clipql
 from clipql.care.backup import restore, verify
-from clipql.cli import main
+from clipql.cli.entry import main
 from clipql.errors import DatabaseDamaged, NotADatabase, StorageError
 
 MAKE = [

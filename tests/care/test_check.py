@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import clipql
-from clipql import catalog
-from clipql.cli import main
+from clipql.cli.entry import main
 from clipql.errors import DatabaseDamaged, DatabaseLocked, NotADatabase
+from clipql.storage import catalog
 
 MAKE = [
     "CREATE TABLE t (id UInt32, c String, v Array(Float32), INDEX near v TYPE ivf('L2Distance')) \

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import clipql
-from clipql.cli import main
+from clipql.cli.entry import main
 from clipql.cluster import export as exporting
 from clipql.cluster.ddl import create_cluster, create_local, described
 from clipql.cluster.export import Server, export, target_of

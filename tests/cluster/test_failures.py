@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 import clipql
-from clipql.cli import main
+from clipql.cli.entry import main
 from clipql.cluster import joining, rays
 from clipql.cluster.database import ClusterDatabase
-from clipql.cluster.encoding import PooledEncoder
+from clipql.cluster.encoder_pool import PooledEncoder
 from clipql.errors import (
     ClusterError,
     HolderGone,

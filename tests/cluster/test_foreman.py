@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from clipql import __version__
-from clipql.catalog import IndexEntry
 from clipql.cluster import shards
 from clipql.cluster.copying import PartFile
 from clipql.cluster.foreman import Foreman, begun
@@ -20,6 +19,7 @@ from clipql.cluster.placing import PartSpec, in_force, placed, rebuilt
 from clipql.cluster.shards import Remains, ShardMap, ShardPart, TrainedModel, remains_of
 from clipql.cluster.training import Draw
 from clipql.errors import ClusterError, CopyDamaged, DiskFull, HolderGone, IngestError, VectorIndexError
+from clipql.storage.catalog import IndexEntry
 from clipql.tables.indexes import behind
 
 NODES = ("a", "b", "c", "d")

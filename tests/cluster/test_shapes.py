@@ -10,8 +10,8 @@ from clipql.cluster.piece import GLOBAL_ROW, Piece, Run, Snapshot, joined, rows_
 from clipql.cluster.session import index_change
 from clipql.cluster.standin import Shape, one_shape
 from clipql.errors import ClusterError, HolderGone
-from clipql.query import statements
-from clipql.query.statements import OnTable
+from clipql.syntax import statements
+from clipql.syntax.statements import OnTable
 
 SHAPE = Shape("default", "laion", (("id", "UInt64"), ("v", "Array(Float32)")), (), {"v": (512, "openai/clip")})
 PIECE = Piece("default", "laion", "t", f"t.id AS a, {GLOBAL_ROW} AS b", where="t.id > 3")

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import clipql
-from clipql import catalog
-from clipql.catalog import VectorColumn
 from clipql.errors import DatabaseLocked, StorageError
 from clipql.index.flat import Scan, Term
-from clipql.vectors import segments
-from clipql.vectors.metrics import Metric
-from clipql.vectors.store import ColumnStore
+from clipql.storage import catalog
+from clipql.storage.catalog import VectorColumn
+from clipql.storage.vectors import segments
+from clipql.storage.vectors.metrics import Metric
+from clipql.storage.vectors.store import ColumnStore
 
 CREATE = "CREATE TABLE t (id UInt64, v Array(Float32)) ENGINE = MergeTree ORDER BY id"
 FORKS = """

@@ -14,8 +14,8 @@ import pytest
 from embedding import Colours, make_tar, part_rows, picture
 
 import clipql
-from clipql import cli
-from clipql.commands.embed import EmbedDisplay
+from clipql.cli import entry as cli
+from clipql.cli.commands.embed import EmbedDisplay
 from clipql.encode import clip
 from clipql.encode.embed import EmbedProgress, embed_captions, embed_pictures
 from clipql.errors import IngestError

@@ -14,7 +14,7 @@ from embedding import all_rows, make_tar, part_rows, vectors
 from PIL import Image
 
 import clipql
-from clipql import cli
+from clipql.cli import entry as cli
 from clipql.encode.clip import ClipEncoder
 from clipql.encode.embed import embed_captions, embed_pictures
 from clipql.encode.folder import read_folder

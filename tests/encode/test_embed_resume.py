@@ -14,10 +14,10 @@ import pytest
 from embedding import Colours, all_rows, make_tar, picture, shade, tree, vectors
 from numpy.typing import NDArray
 
-from clipql import files
 from clipql.encode.base import EncodedPictures, Picture
 from clipql.encode.embed import EmbedProgress, embed_captions, embed_pictures
 from clipql.errors import EncodeError, ModelError, ModelMismatch
+from clipql.storage import files
 
 
 @pytest.fixture

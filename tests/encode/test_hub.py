@@ -236,9 +236,8 @@ def test_two_pulls_of_one_model_do_not_mix(server: HubServer, monkeypatch: pytes
 def pull_in_a_process(before: str = "") -> subprocess.Popen[str]:
     # a shell that runs the tests in the background has SIGINT ignored, which children inherit
     ready = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    script = (
-        f"{ready}\n{before}\nimport sys\nfrom clipql.cli import main\nsys.exit(main(['model', 'pull', 'tiny/clip']))"
-    )
+    run = "import sys\nfrom clipql.cli.entry import main\nsys.exit(main(['model', 'pull', 'tiny/clip']))"
+    script = f"{ready}\n{before}\n{run}"
     return subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )

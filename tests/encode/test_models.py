@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hub_server import COMMIT, HubServer, clip_files
 
-from clipql.cli import main
+from clipql.cli.entry import main
 from clipql.encode import models
 from clipql.encode.cache import cache_folder
 from clipql.errors import ModelError

@@ -20,7 +20,7 @@ from PIL import Image
 from standin import letters
 
 import clipql
-from clipql.cli import main
+from clipql.cli.entry import main
 from clipql.encode.udf import array, read_lines, unescape
 
 TESTS = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from clipql.index.base import Index
 from clipql.index.ivf import IvfIndex, build, open_index, verify
 from clipql.index.ivf import place as place_module
 from clipql.index.ivf import search as search_module
-from clipql.vectors.metrics import Metric, distances
+from clipql.storage.vectors.metrics import Metric, distances
 
 METRICS = list(Metric)
 

@@ -17,7 +17,7 @@ from clipql.index.ivf import place as place_module
 from clipql.index.ivf import search as search_module
 from clipql.index.ivf.learn import spread
 from clipql.index.rows import ArrayRows
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
 from tests.index.test_ivf import Killed, World, make_world, truth
 
 SHARDS, LISTS = 2, 120

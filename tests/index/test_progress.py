@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import clipql
-from clipql import memory
+from clipql.engine import memory
 from clipql.errors import DiskFull, QueryError, VectorIndexError
 from clipql.index import ivf
 from clipql.index.folder import NewFolder
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
 
 
 def test_building_reports_its_stages(db: clipql.Database) -> None:

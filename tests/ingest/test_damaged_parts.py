@@ -24,7 +24,7 @@ from parts import Part, make_part, state, stored
 import clipql
 from clipql.errors import ClipqlError, IngestError
 from clipql.ingest.layout import PartFiles, check_part
-from clipql.vectors import segments
+from clipql.storage.vectors import segments
 
 # numpy and Python warn of what a damaged header would mean
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -20,9 +20,9 @@ from part_server import QUICK, PartServer
 from parts import Part, make_part, stored
 
 import clipql
-from clipql.cli import main
-from clipql.commands.download import DownloadDisplay, rate, state
-from clipql.console import CLEAR_LINE
+from clipql.cli.commands.download import DownloadDisplay, rate, state
+from clipql.cli.console import CLEAR_LINE
+from clipql.cli.entry import main
 from clipql.errors import DiskFull, DownloadError, IngestError
 from clipql.ingest.fetch.parts import FetchProgress
 from clipql.ingest.fetch.record import locked

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from clipql.errors import QueryError
-from clipql.serve import native, packing
+from clipql.serve import native_blocks as native
+from clipql.serve import packing
 from tests.serve.conftest import Running
 
 INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"

@@ -16,8 +16,8 @@ from unittest import mock
 
 import pyarrow as pa
 
-from clipql import files
-from clipql.engine import Engine
+from clipql.engine.embedded import Engine
+from clipql.storage import files
 
 READS = ("SELECT", "DESCRIBE", "EXISTS", "SHOW", "WITH")
 

@@ -15,10 +15,10 @@ import pytest
 from parts import make_part, state
 
 import clipql
-from clipql import catalog, files
 from clipql.errors import DiskFull, StorageError
 from clipql.index import folder as index_folder
 from clipql.index.folder import NewFolder
+from clipql.storage import catalog, files
 from clipql.tables import writer
 
 CREATE = "CREATE TABLE t (id UInt64, c String, v Array(Float32)) ENGINE = MergeTree ORDER BY id"

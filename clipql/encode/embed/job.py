@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipql import files
 from clipql.encode.embed.writer import part_files
 from clipql.errors import DatabaseLocked, EncodeError, ModelMismatch
+from clipql.storage import files
 
 NAME, MODEL_NAME, FORMAT = "embed.json", "model.json", 1
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipql import files
 from clipql.encode.embed.columns import as_text, fitted, further, own_fields, unified
 from clipql.encode.embed.rows import Row
-from clipql.vectors.segments import HEADER, header
+from clipql.storage import files
+from clipql.storage.vectors.segments import HEADER, header
 
 MODEL_KEY, FAILED_KEY = b"clipql.model", b"clipql.failed"
 IMAGE, TEXT = "img_emb", "text_emb"

@@ -26,16 +26,16 @@ from clipql.index.ivf.buckets import Buckets
 from clipql.index.ivf.calibrate import measure
 from clipql.index.ivf.forecast import check_room, forecast
 from clipql.index.ivf.geometry import Floats, Space, Workers, column_mean
+from clipql.index.ivf.knobs import Curves
 from clipql.index.ivf.learn import FEWEST_ROWS, learn, spread
 from clipql.index.ivf.model import Model, coder_arrays
 from clipql.index.ivf.place import Progressed, beginning, lay_out, limits, place, record
 from clipql.index.ivf.routing import Followed, buckets_for
 from clipql.index.ivf.search import IvfIndex, arrays_of, open_index
-from clipql.index.ivf.settings import Curves
 from clipql.index.ivf.standin import Queries, StandIn
 from clipql.index.ivf.train import Assigner, Lists
 from clipql.index.ivf.truth import Truth
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
 
 ROWS_PER_LIST, FEWEST_PER_LIST = 64, 16
 MOST_LISTS = 1_000_000  # by default; so many can still be learnt from the largest sample

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.index.ivf.knobs import Point, Setting
 from clipql.index.ivf.search import IvfIndex
-from clipql.index.ivf.settings import Point, Setting
 from clipql.index.ivf.truth import NEIGHBOURS, Truth
 
 RESCORES = (40, 100, 300)

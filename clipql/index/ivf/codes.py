@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.ivf.geometry import Floats, Workers
-from clipql.vectors.bits import kernel
+from clipql.storage.vectors.bits import kernel
 
 Words = NDArray[np.uint64]
 BLOCK = 64

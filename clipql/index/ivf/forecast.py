@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clipql import files, memory
+from clipql.engine import memory
 from clipql.errors import DiskFull, VectorIndexError
 from clipql.index.base import Vectors
 from clipql.index.ivf.codes import words_for
@@ -34,7 +34,8 @@ from clipql.index.ivf.learn import (
 from clipql.index.ivf.place import STRETCH
 from clipql.index.ivf.routing import MOST_ROWS
 from clipql.index.ivf.train import COARSE_ROUNDS, FINE_ROUNDS, PARENTS_TRIED, SCORES, parents_for
-from clipql.vectors.metrics import Metric
+from clipql.storage import files
+from clipql.storage.vectors.metrics import Metric
 
 CALIBRATED = 400  # queries, of both kinds, whose true neighbours the pass finds
 PROBED_ROWS = 8_192

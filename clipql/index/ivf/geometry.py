@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.errors import VectorError
-from clipql.vectors.bits import half_to_float, kernel
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.bits import half_to_float, kernel
+from clipql.storage.vectors.metrics import Metric
 
 Floats = NDArray[np.float32]
 Number = float | np.floating[Any]

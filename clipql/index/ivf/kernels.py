@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from clipql.index.ivf.codes import Words, quantise_query
 from clipql.index.ivf.geometry import Floats, Number
 from clipql.index.ivf.rescore import Table, distances, rescore_rows
-from clipql.vectors.bits import code_dot, cycles, kernel, popcount, prefetch, will_need
+from clipql.storage.vectors.bits import code_dot, cycles, kernel, popcount, prefetch, will_need
 
 Integers = NDArray[np.int64]
 # bytes between two ranges that are rather read with them than asked for apart

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql import memory
+from clipql.engine import memory
 from clipql.errors import VectorIndexError
 from clipql.index.base import Vectors
 from clipql.index.ivf.buckets import Buckets
@@ -29,7 +29,7 @@ from clipql.index.ivf.train import (
     parents_for,
     to_small,
 )
-from clipql.vectors.bits import ask_disk
+from clipql.storage.vectors.bits import ask_disk
 
 FEWEST_ROWS = 1000
 LARGEST_SAMPLE = 8_000_000

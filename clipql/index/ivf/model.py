@@ -21,7 +21,7 @@ from clipql.index.folder import META, check_files, read_meta
 from clipql.index.ivf.codes import Coder
 from clipql.index.ivf.state import Known
 from clipql.index.ivf.train import Lists
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
 
 # what rows are coded by, beyond what a search needs
 CODER = ("coder_rows", "coder_bits", "coder_step")

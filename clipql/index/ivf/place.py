@@ -23,7 +23,7 @@ from clipql.index.ivf.learn import CHUNK, chunks
 from clipql.index.ivf.routing import Followed
 from clipql.index.ivf.train import Assigner, Lists
 from clipql.index.ivf.truth import Truth
-from clipql.vectors.bits import kernel
+from clipql.storage.vectors.bits import kernel
 
 STRETCH = 2_000_000  # rows of a bucket, about: 150 MB at 512 dimensions
 PART = 16 * CHUNK  # rows between two checkpoints

@@ -13,7 +13,7 @@ from numba import carray, uint64
 from numpy.typing import NDArray
 
 from clipql.index.ivf.geometry import Floats, Number
-from clipql.vectors.bits import half_to_float, kernel, pointer, prefetch, will_need
+from clipql.storage.vectors.bits import half_to_float, kernel, pointer, prefetch, will_need
 
 Integers = NDArray[np.int64]
 DOT, COSINE, L2 = 0, 1, 2

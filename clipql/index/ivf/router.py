@@ -12,10 +12,10 @@ from clipql.index.base import Route
 from clipql.index.folder import META
 from clipql.index.ivf import kernels
 from clipql.index.ivf.geometry import Floats, Space
+from clipql.index.ivf.knobs import DEFAULT_RECALL, Curves
 from clipql.index.ivf.model import LEARNED, RANKING, identity_of, opened
 from clipql.index.ivf.search import ranked_lists
-from clipql.index.ivf.settings import DEFAULT_RECALL, Curves
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
 
 # the centroids themselves are for rows
 _READ = tuple(name for name in (*LEARNED, *RANKING) if name not in ("list_small", "list_unit"))

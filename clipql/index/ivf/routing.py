@@ -24,7 +24,7 @@ from clipql.index.ivf.buckets import Buckets
 from clipql.index.ivf.geometry import Floats, Number, Space, Workers
 from clipql.index.ivf.learn import BUCKET_BYTES, by_group, drawn, row_kind
 from clipql.index.ivf.train import Integers, Lists
-from clipql.vectors.bits import kernel
+from clipql.storage.vectors.bits import kernel
 
 CAPTIONS_PER_PARENT = 96
 SOFTNESS = 0.4  # temperature of the softmax, in deviations of a row's score within its list

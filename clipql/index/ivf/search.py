@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql import memory
+from clipql.engine import memory
 from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index.base import Candidates, Cost, Route, Vectors
 from clipql.index.folder import read
 from clipql.index.ivf import kernels, rescore
 from clipql.index.ivf.geometry import Floats, Space
+from clipql.index.ivf.knobs import DEFAULT_RECALL, KNOBS, Curves, Setting, careful, reached
 from clipql.index.ivf.model import identity_of
-from clipql.index.ivf.settings import DEFAULT_RECALL, KNOBS, Curves, Setting, careful, reached
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
 
 _CODE = {Metric.DOT: rescore.DOT, Metric.COSINE: rescore.COSINE, Metric.L2: rescore.L2, Metric.L2_SQUARED: rescore.L2}
 REACH = 3.0  # deviations of a list's spread added to its score: what its best row, not its middle, may reach

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clipql.index.base import Vectors
 from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.learn import spread
-from clipql.vectors.metrics import Metric
+from clipql.storage.vectors.metrics import Metric
 
 NOISE = 2.0  # a cosine of 0.45 with the row, means taken away
 POOL = 4096  # rows that differences are made of

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql import files
 from clipql.index.ivf.codes import Coder
 from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.place import Progressed
 from clipql.index.ivf.train import Lists
+from clipql.storage import files
 
 LEARNED, PASS = "learned.npz", "pass.npz"
 _IDENTITY = "identity"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.ivf.geometry import Floats, Workers
-from clipql.vectors.bits import kernel
+from clipql.storage.vectors.bits import kernel
 
 Integers = NDArray[np.int64]
 COARSE_ROUNDS, FINE_ROUNDS = 8, 7

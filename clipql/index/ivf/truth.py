@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.ivf.geometry import Floats, Space, Workers
-from clipql.vectors.bits import kernel
+from clipql.storage.vectors.bits import kernel
 
 NEIGHBOURS = 10
 

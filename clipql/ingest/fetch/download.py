@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from clipql import files
 from clipql.errors import DiskFull, DownloadError
 from clipql.ingest.fetch.digests import ChecksumList
 from clipql.ingest.fetch.manners import Manners, Patience, Stopped
@@ -35,6 +34,7 @@ from clipql.ingest.fetch.record import Record, locked
 from clipql.ingest.fetch.source import IMAGE, KINDS, TEXT, Source, local_name, open_source, settle
 from clipql.ingest.fetch.transport import Changed, Failure, RemoteFile, Transport
 from clipql.ingest.layout import parse_numbers
+from clipql.storage import files
 
 JOBS = 4
 _KEPT_FREE = 64 << 20

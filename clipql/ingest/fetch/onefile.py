@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clipql import files
 from clipql.errors import IngestError
 from clipql.ingest.fetch.digests import ChecksumList, Digest, mismatch, strongest
 from clipql.ingest.fetch.http import shown
@@ -20,6 +19,7 @@ from clipql.ingest.fetch.partial import Partial
 from clipql.ingest.fetch.sample import same_ends
 from clipql.ingest.fetch.transport import Changed, Failure, RemoteFile, Transport
 from clipql.ingest.layout import check_file
+from clipql.storage import files
 
 _CHANGES = 3
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from clipql import files
 from clipql.ingest.fetch.http import shown
 from clipql.ingest.fetch.transport import RemoteFile
+from clipql.storage import files
 
 SUFFIX, NOTE = ".partial", ".partial.json"
 # at most so much is fetched again after a kill

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipql import files
 from clipql.errors import DownloadError
 from clipql.ingest.fetch.http import shown
 from clipql.ingest.fetch.onefile import Whole
 from clipql.ingest.fetch.parts import Lost
 from clipql.ingest.fetch.transport import RemoteFile
+from clipql.storage import files
 
 NAME, LOCK = "download.json", ".download.lock"
 _VERSION = 1

@@ -1,0 +1,1 @@
+"""The command line and its faces: commands, the shell, the demos. Only these print or exit."""

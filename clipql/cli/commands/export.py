@@ -1,0 +1,60 @@
+"""`clipql export` and `clipql ddl`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from clipql.cli.commands.common import command, open_database
+
+
+def add(commands: Any, shared: argparse.ArgumentParser) -> None:
+    made = command(
+        commands,
+        shared,
+        "export",
+        "send a table with its vectors to a ClickHouse server; goes on where it stopped",
+        run,
+    )
+    made.add_argument(
+        "target", metavar="URL", help="clickhouse://user:password@host:port/database.table (or $CLICKHOUSE_PASSWORD)"
+    )
+    made.add_argument("--table", default="laion", metavar="NAME", help="(default: laion)")
+    made.add_argument(
+        "--indexes", action="store_true", help="make the table there with vector_similarity indexes (slower to fill)"
+    )
+    shown = command(commands, shared, "ddl", "print CREATE TABLE for ClickHouse servers", run_ddl)
+    shown.add_argument("--table", default="laion", metavar="NAME", help="(default: laion)")
+    shown.add_argument("--cluster", metavar="NAME", help="replicated and distributed over this cluster of servers")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`clipql export`."""
+    from clipql.cluster.export import export
+
+    def progress(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done:,} of {total:,} rows", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+    with open_database(arguments) as db:
+        report = export(db, arguments.table, arguments.target, indexes=arguments.indexes, progress=progress)
+    print(f"{report.rows:,} rows are there, {report.sent:,} of them sent now; count and hash agree")
+    return 0
+
+
+def run_ddl(arguments: argparse.Namespace) -> int:
+    """`clipql ddl`."""
+    from clipql.cluster.ddl import create_cluster, create_local, described
+    from clipql.engine.quoting import quote_name
+
+    database, _, name = arguments.table.rpartition(".")
+    database = database or "default"
+    with open_database(arguments) as db:
+        shape = described(db, arguments.table)
+    if arguments.cluster:
+        statements = create_cluster(shape, database, name, arguments.cluster)
+    else:
+        statements = [create_local(shape, f"{quote_name(database)}.{quote_name(name)}")]
+    print("\n\n".join(f"{s};" for s in statements))
+    return 0

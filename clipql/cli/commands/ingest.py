@@ -1,0 +1,107 @@
+"""`clipql ingest`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from clipql.cli.commands.common import command, open_database
+from clipql.cli.commands.download import SOURCE, add_fetching, complain, fetching_options
+from clipql.errors import IngestError
+
+if TYPE_CHECKING:
+    from clipql.cli.console import IngestDisplay
+    from clipql.database import Database
+    from clipql.ingest.pipeline import IngestReport
+
+
+def add(commands: Any, shared: argparse.ArgumentParser) -> None:
+    made = command(
+        commands,
+        shared,
+        "ingest",
+        "take LAION parts (img_emb_N.npy, text_emb_N.npy, metadata_N.parquet) "
+        "into a table; a part already there is skipped",
+        run,
+    )
+    made.add_argument("sources", nargs="*", metavar="SOURCE", help="a folder of parts")
+    made.add_argument("--table", default="laion", metavar="NAME", help="made if it is not there (default: laion)")
+    made.add_argument("--parts", metavar="LIST", help="only these, such as 0-9,12")
+    made.add_argument("--link", action="store_true", help="use the .npy files where they are instead of copying them")
+    made.add_argument("--model", metavar="NAME", help="the model that made the vectors")
+    group = made.add_argument_group(
+        "parts from elsewhere", "Each is fetched, taken in and freed: all need the room of a few. --parts is needed."
+    )
+    group.add_argument("--from", dest="address", metavar="SOURCE", help=SOURCE)
+    group.add_argument(
+        "--ahead", type=int, default=2, metavar="N", help="parts fetched while one is taken in (default: 2)"
+    )
+    group.add_argument(
+        "--room",
+        metavar="FOLDER",
+        help="where they lie meanwhile, in a folder `incoming` (default: in that of the database)",
+    )
+    add_fetching(group)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`clipql ingest`."""
+    from clipql.cli.console import IngestDisplay, ingest_summary
+    from clipql.tables.indexes import watching
+
+    take = _take if arguments.address is None else _take_from
+    with open_database(arguments) as db, IngestDisplay(sys.stderr) as display, watching(display.building):
+        report = take(arguments, db, display)
+    complain(report.lost)
+    print(ingest_summary(report.rows, report.parts_taken, report.parts_skipped, report.seconds))
+    if report.rows_left_out:
+        left = "1 row has" if report.rows_left_out == 1 else f"{report.rows_left_out:,} rows have"
+        print(f"{left} an error in place of vectors and {'was' if report.rows_left_out == 1 else 'were'} left out")
+    return 1 if report.lost else 0
+
+
+def _take(arguments: argparse.Namespace, db: Database, display: IngestDisplay) -> IngestReport:
+    if not arguments.sources:
+        raise IngestError("no parts are named: give a folder of parts, or --from and an address")
+    report: IngestReport = db.ingest(
+        arguments.sources,
+        table=arguments.table,
+        parts=arguments.parts,
+        link=arguments.link,
+        model=arguments.model,
+        progress=display.update,
+        foretold=display.foretold,
+    )
+    return report
+
+
+def _take_from(arguments: argparse.Namespace, db: Database, display: IngestDisplay) -> IngestReport:
+    from clipql.ingest.fetch.source import is_address
+
+    if arguments.sources:
+        raise IngestError(f"{arguments.sources[0]} and --from {arguments.address}: name the one or the other")
+    if arguments.parts is None:
+        raise IngestError(f"--from {arguments.address}: say which parts, such as --parts 0-409")
+    try:
+        address = arguments.address
+        if not is_address(address):  # a folder, whose parts are to be copied and not only looked at
+            address = "file:" + quote(str(Path(address).absolute()), safe="/{}:")
+        report: IngestReport = db.ingest(
+            address,
+            table=arguments.table,
+            parts=arguments.parts,
+            link=arguments.link,
+            model=arguments.model,
+            ahead=arguments.ahead,
+            room=arguments.room,
+            progress=display.update,
+            fetching=display.fetching,
+            **fetching_options(arguments),
+        )
+        return report
+    except KeyboardInterrupt:
+        print("clipql: stopped; run the same command again to go on with the parts not taken in", file=sys.stderr)
+        raise

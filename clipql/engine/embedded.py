@@ -1,0 +1,384 @@
+"""chDB, which is ClickHouse in this process: connections, parameters, Arrow in and out, error translation.
+
+Nothing else imports chdb. What must stay true: one folder per process; a connection runs one query at a time and
+none while its stream is open, so every query borrows a connection of its own; what a user SETs reaches all of that
+user's connections and no other's; the calling thread can be interrupted (Ctrl-C stops the query, not the process).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from clipql.engine import chunks, forks
+from clipql.engine.arrow import Appender
+from clipql.engine.quoting import parameter_texts
+from clipql.engine.translate import CHDB_ERRORS, translate
+from clipql.engine.users import ACTING, Acting, Connection, EngineUser
+from clipql.errors import (
+    DatabaseDamaged,
+    DatabaseLocked,
+    QueryCancelled,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Output:
+    """The bytes of a result in the format asked for, its rows, and what it took: seconds, rows and bytes read."""
+
+    data: bytes = b""
+    elapsed: float = 0.0
+    rows: int = 0
+    rows_read: int = 0
+    bytes_read: int = 0
+
+    def arrow(self) -> pa.Table:
+        """The result as an Arrow table; the query must have asked for ArrowStream."""
+        if not self.data:
+            return pa.table({})
+        return pa.ipc.open_stream(pa.py_buffer(self.data)).read_all()
+
+
+class Engine:
+    """The one chDB of this process, opened on a folder.
+
+    Thread-safe: each call borrows a connection. `close` ends it; another folder can then be opened.
+    """
+
+    _open: Engine | None = None
+    _guard = threading.Lock()
+    _process: int | None = None  # the one that first opened an engine
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        from chdb import _chdb  # type: ignore[attr-defined, unused-ignore]
+
+        Engine.refuse_fork()
+        with Engine._guard:
+            if Engine._open is not None:
+                raise DatabaseLocked(
+                    f"this process has {Engine._open.folder} open; chDB serves one folder a process: "
+                    "close that database first, or use another process"
+                )
+            chdb: Any = _chdb
+            chdb.set_signal_handlers_enabled(0)
+            self._chdb: Any = _chdb
+            # clipql's own queries must not be bent by what a user SETs (a limit, say), so users have their own
+            self._own = EngineUser()
+            self._acting = Acting(EngineUser())
+            self._users = [self._own, self._acting.user]
+            self._lock = threading.Lock()
+            self._names = itertools.count()
+            self._workers = ThreadPoolExecutor(thread_name_prefix="clipql-query")
+            try:
+                self._anchor = self._chdb.connect(str(folder))  # chDB lives as long as it has a connection
+                self._own.idle.append(self._connect())
+            except CHDB_ERRORS as error:
+                raise DatabaseDamaged(
+                    f"ClickHouse cannot open {folder}, a database's half of rows: {translate(error)}; restore a backup"
+                ) from error
+            Engine._open, Engine._process = self, os.getpid()
+
+    @classmethod
+    def refuse_fork(cls) -> None:
+        """Raise DatabaseLocked in a process that was forked from one that has opened a database."""
+        if cls._process not in (None, os.getpid()):
+            raise DatabaseLocked(forks.REFUSED.format(process=cls._process))
+
+    def _connect(self) -> Connection:
+        return Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}")
+
+    @property
+    def acting(self) -> Acting:
+        """Who runs the queries of this thread."""
+        return ACTING.get() or self._acting
+
+    @contextlib.contextmanager
+    def act(self, acting: Acting) -> Iterator[None]:
+        """Run this thread's queries for another user than the process's own."""
+        with self._lock:
+            if acting.user not in self._users:
+                self._users.append(acting.user)
+        before = ACTING.set(acting)
+        try:
+            yield
+        finally:
+            ACTING.reset(before)
+
+    def forget(self, user: EngineUser) -> None:
+        """Close what a user had, temporary tables included."""
+        with self._lock:
+            if user in self._users:
+                self._users.remove(user)
+            idle, user.idle = user.idle, []
+        for connection in idle:
+            connection.raw.close()
+
+    def cancel(self, acting: Acting) -> None:
+        """Stop what a request is running; its next query, if there was to be one, raises QueryCancelled."""
+        acting.cancelled = True
+        for tag in tuple(acting.running):
+            self.kill(tag)
+
+    @contextlib.contextmanager
+    def _borrow(self, user: bool = False) -> Iterator[Connection]:
+        Engine.refuse_fork()
+        acting = self.acting
+        owner = acting.user if user else self._own
+        if user and acting.cancelled:
+            raise QueryCancelled("the query was cancelled", code=394, name="QUERY_WAS_CANCELLED")
+        with self._lock:
+            connection = owner.idle.pop() if owner.idle else None
+        if connection is None:
+            connection = self._connect()
+        usable = True
+        try:
+            if user:
+                acting.running.add(connection.tag)
+                try:
+                    connection.prepare(acting)
+                except CHDB_ERRORS as error:
+                    raise translate(error) from error
+            yield connection
+        except BaseException:
+            usable = connection.drained()
+            raise
+        finally:
+            acting.running.discard(connection.tag)
+            if usable and owner in self._users:
+                with self._lock:
+                    owner.idle.append(connection)
+            else:
+                connection.raw.close()
+
+    def _interruptible(self, call: Callable[[], T], tag: str) -> T:
+        """Run a blocking call so that Ctrl-C in the main thread cancels the query and is then raised."""
+        if threading.current_thread() is not threading.main_thread():
+            return call()
+        future: Future[T] = self._workers.submit(call)
+        try:
+            while True:
+                try:
+                    return future.result(timeout=0.5)
+                except FutureTimeout:
+                    if future.done():
+                        raise
+        except KeyboardInterrupt:
+            # until it has stopped, its connection cannot be used again, so a second Ctrl-C changes nothing
+            while not future.done():  # the query may not have reached the process list yet
+                with contextlib.suppress(Exception, KeyboardInterrupt):
+                    self.kill(tag)
+                    future.result(timeout=0.1)
+            raise
+
+    def kill(self, tag: str) -> None:
+        """Cancel what the connection with this tag is running."""
+        with self._borrow() as other, contextlib.suppress(*CHDB_ERRORS):
+            other.raw.query(f"KILL QUERY WHERE Settings['log_comment'] = '{tag}' ASYNC")
+
+    def query(
+        self,
+        sql: str,
+        format: str = "ArrowStream",
+        *,
+        params: Mapping[str, Any] | None = None,
+        progress: Callable[[Mapping[str, Any]], None] | None = None,
+        tables: Mapping[str, pa.Table] | None = None,
+        user: bool = False,
+    ) -> Output:
+        """Run one statement and return its whole result in a ClickHouse format.
+
+        params: values of `{name:Type}`; tables: Arrow tables that the statement reads as `Python(name)`; user: with
+        what the user SET, and in the database that the user USEs.
+        Raises QueryError (or a subclass) with ClickHouse's code.
+        """
+        texts = parameter_texts(sql, params)
+        with self._borrow(user) as connection:
+            run = _with_tables(connection.raw, tables) if tables else connection.raw.query
+            if progress is not None:
+                connection.raw.set_progress_callback(progress)
+            try:
+                raw = self._interruptible(lambda: run(sql, format, params=texts), connection.tag)
+                return Output(
+                    raw.bytes(), raw.elapsed(), raw.rows_read(), raw.storage_rows_read(), raw.storage_bytes_read()
+                )
+            except CHDB_ERRORS as error:
+                raise translate(error) from error
+            finally:
+                if progress is not None:
+                    connection.raw.set_progress_callback(None)
+
+    def arrow(self, sql: str, *, params: Mapping[str, Any] | None = None, user: bool = False) -> pa.Table:
+        """The result of a query as an Arrow table."""
+        return self.query(sql, params=params, user=user).arrow()
+
+    def scalar(self, sql: str, *, params: Mapping[str, Any] | None = None, user: bool = False) -> Any:
+        """The first value of the first row of a query that returns one."""
+        return self.arrow(sql, params=params, user=user).column(0)[0].as_py()
+
+    def run(self, sql: str, *, params: Mapping[str, Any] | None = None, user: bool = False) -> None:
+        """A statement whose result does not matter."""
+        self.query(sql, "Null", params=params, user=user)
+
+    def set(self, statement: str) -> None:
+        """Run a user's SET or USE now, and on each of the user's connections before its next query."""
+        self.run(statement, user=True)
+        self.acting.user.statements.append(statement)
+
+    def stream(
+        self,
+        sql: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        tables: Mapping[str, pa.Table] | None = None,
+        user: bool = False,
+    ) -> Iterator[pa.RecordBatch]:
+        """The result of a query, block by block, in bounded memory."""
+        texts = parameter_texts(sql, params)
+        with self._borrow(user) as connection:
+            raw = connection.raw
+            send = _with_tables(raw, tables, stream=True) if tables else raw.send_query
+            opened = None
+            try:
+                opened = self._interruptible(lambda: send(sql, "ArrowStream", params=texts), connection.tag)
+                fetch = partial(raw.streaming_fetch_result, opened)
+                while True:
+                    chunk = self._interruptible(fetch, connection.tag)
+                    if chunk is None or not chunk.rows_read():
+                        opened = None
+                        return
+                    yield from pa.ipc.open_stream(pa.py_buffer(chunk.bytes()))
+            except CHDB_ERRORS as error:
+                opened = None
+                raise translate(error) from error
+            finally:
+                if opened is not None:
+                    raw.streaming_cancel_query(opened)
+
+    def stream_bytes(
+        self,
+        sql: str,
+        format: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[bytes]:
+        """The result of a user's query, piece by piece, in a format that `chunks.joins` knows.
+
+        progress: told rows and bytes read so far, before each piece.
+        """
+        joined = chunks.joiner(format)
+        texts = parameter_texts(sql, params)
+        with self._borrow(True) as connection:
+            raw = connection.raw
+            opened = None
+            try:
+                opened = self._interruptible(lambda: raw.send_query(sql, format, params=texts), connection.tag)
+                fetch = partial(raw.streaming_fetch_result, opened)
+                while True:
+                    chunk = self._interruptible(fetch, connection.tag)
+                    if chunk is None or not chunk.rows_read():
+                        opened = None
+                        break
+                    if progress is not None:
+                        progress(chunk.rows_read(), chunk.size())
+                    yield joined.add(chunk.bytes())
+            except CHDB_ERRORS as error:
+                opened = None
+                raise translate(error) from error
+            finally:
+                if opened is not None:
+                    raw.streaming_cancel_query(opened)
+        if joined.empty and joined.has_header:
+            yield self.query(sql, format, params=params, user=True).data
+        else:
+            yield joined.end()
+
+    def insert(self, head: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """`INSERT INTO …` (the head, without FORMAT) of Arrow batches, as one insert."""
+        with self._borrow() as connection:
+            raw = connection.raw
+            inserter = None
+            try:
+                inserter = raw.send_insert(head, "ArrowStream")
+                sink = Appender(lambda data: raw.insert_append(inserter, data))
+                with pa.ipc.new_stream(sink, schema) as writer:
+                    for batch in batches:
+                        writer.write_batch(batch)
+                sink.flush_rest()
+                finished, inserter = inserter, None
+                raw.insert_done(finished)
+            except CHDB_ERRORS as error:
+                raise translate(error) from error
+            finally:
+                if inserter is not None:
+                    with contextlib.suppress(*CHDB_ERRORS):
+                        raw.insert_cancel(inserter)
+
+    def insert_bytes(self, head: str, format: str, pieces: Iterable[bytes], *, user: bool = False) -> int:
+        """`INSERT INTO …` (the head, without FORMAT) of data in a ClickHouse format, in pieces; the rows it had."""
+        with self._borrow(user) as connection:
+            raw = connection.raw
+            inserter = None
+            try:
+                inserter = raw.send_insert(head, format)
+                for piece in pieces:
+                    for at in range(0, len(piece), 1 << 20):
+                        raw.insert_append(inserter, piece[at : at + (1 << 20)])
+                finished, inserter = inserter, None
+                return int(raw.insert_done(finished).rows_written())
+            except CHDB_ERRORS as error:
+                raise translate(error) from error
+            finally:
+                if inserter is not None:
+                    with contextlib.suppress(*CHDB_ERRORS):
+                        raw.insert_cancel(inserter)
+
+    def register(self, name: str, function: Callable[..., Any], types: list[str], returns: str) -> None:
+        """Make a Python function callable from SQL, one call a row."""
+        self._chdb.create_function(name, function, types, returns)
+
+    def close(self) -> None:
+        """Close every connection; the process may then open another folder."""
+        with Engine._guard:
+            self._workers.shutdown(wait=True)
+            for user in self._users:
+                for connection in user.idle:
+                    connection.raw.close()
+                user.idle.clear()
+            self._anchor.close()
+            if Engine._open is self:
+                Engine._open = None
+
+
+def _leave_to_parent() -> None:
+    opened = Engine._open
+    if opened is not None:
+        forks.leave_to_parent([opened._anchor, *(c.raw for user in opened._users for c in user.idle)])
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _with_tables(raw: Any, tables: Mapping[str, pa.Table], *, stream: bool = False) -> Callable[..., Any]:
+    """chDB finds `Python(name)` among the local variables of its caller: make a caller that has just these."""
+
+    def call(sql: str, format: str, params: Mapping[str, str]) -> Any:
+        scope: dict[str, Any] = {"_run": raw.send_query if stream else raw.query, **tables}
+        scope.update(_sql=sql, _format=format, _params=dict(params))
+        return eval("_run(_sql, _format, params=_params)", scope)
+
+    return call

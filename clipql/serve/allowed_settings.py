@@ -1,0 +1,126 @@
+"""Which settings a statement from the network may have: in SET, in its SETTINGS clauses, and given beside it.
+
+What must stay true: a setting is allowed by its name, with one number or string as its value, however it is spelled;
+a clause that is not understood is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from clipql.engine.embedded import Engine
+from clipql.errors import QueryError
+from clipql.serve import allowed
+from clipql.serve.limits import Limits
+from clipql.serve.spelling import denied
+from clipql.sql import settings as own_settings
+from clipql.syntax.lexer import Token, tokenize
+from clipql.syntax.statements import Set
+
+
+class Settings:
+    """The rules, with a server's limits. Thread-safe."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self._limits = limits
+        names = engine.arrow("SELECT name FROM system.settings UNION ALL SELECT name FROM system.merge_tree_settings")
+        self._known = frozenset(names.column(0).to_pylist())
+
+    def check_set(self, statement: Set) -> None:
+        """Raise QueryError for a SET of what may not be set."""
+        for name, value in statement.assignments:
+            if name.startswith("param_"):
+                continue
+            if not _is_value(tokenize(value)):
+                raise denied(f"SET {name[:60]}: expected a number or a string")
+            self.check(name, value)
+
+    def check_clauses(self, tokens: list[Token]) -> None:
+        """Raise QueryError for a statement with a SETTINGS clause of what may not be set."""
+        for at, token in enumerate(tokens):
+            if token.upper in ("SETTINGS", "SETTING"):
+                inside = at + 1 < len(tokens) and tokens[at + 1].text == "("  # as columns have them
+                self._check_clause(tokens, at + 1 + inside)
+
+    def _check_clause(self, tokens: list[Token], at: int) -> None:
+        first = at
+        while at < len(tokens) and (name := tokens[at].name):
+            following = tokens[at + 1].text if at + 1 < len(tokens) else ""
+            if following == "=":
+                end = self._check_assignment(tokens, at)
+            elif at > first or name in self._known:
+                self.check(name, "1")  # `SETTINGS name` alone turns it on
+                end = at
+            else:
+                return  # a column or an alias that is called so
+            if end + 1 >= len(tokens) or tokens[end + 1].text != ",":
+                return
+            at = end + 2
+        if first < at < len(tokens):  # … SETTINGS a = 1, then something else
+            raise denied("SETTINGS: expected name = value")
+
+    def _check_assignment(self, tokens: list[Token], at: int) -> int:
+        """Check `name = value`, which begins at `at`; the place of its last token."""
+        name = tokens[at].name or ""
+        end = at + 2 + (at + 2 < len(tokens) and tokens[at + 2].text in ("-", "+"))
+        after = tokens[end + 1].text if end + 1 < len(tokens) else ""
+        if not _is_value(tokens[at + 2 : end + 1]) or after in ("(", ".", "::", "[", "||", "+", "-"):
+            raise denied(f"SETTINGS {name[:60]}: expected a number or a string")
+        self.check(name, "".join(t.text for t in tokens[at + 2 : end + 1]))
+        return end
+
+    def check(self, name: str, value: str) -> None:
+        """Raise QueryError for a setting that may not be given, or not so large."""
+        if name in own_settings.OURS:
+            return
+        if not allowed.setting(name):
+            raise QueryError(
+                f"Setting {name[:60]} should not be changed: it is not on this server's list",
+                code=452,
+                name="SETTING_CONSTRAINT_VIOLATION",
+            )
+        if name in allowed.CAPPED:
+            self._check_cap(name, value.strip("'\""))
+
+    def _check_cap(self, name: str, value: str) -> None:
+        limits = self._limits
+        most = {"max_execution_time": limits.seconds, "max_memory_usage": limits.memory, "max_result_rows": limits.rows}
+        try:
+            good = 0 < float(value) <= most[name]
+        except ValueError:
+            good = False
+        if not good:
+            raise QueryError(
+                f"Setting {name} shouldn't be greater than {most[name]}: it is {value[:60]}",
+                code=452,
+                name="SETTING_CONSTRAINT_VIOLATION",
+            )
+
+    def given(self, beside: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Settings given beside a statement, ClickHouse's and clipql's own; those that mean nothing here are left out.
+
+        Raises QueryError for one that may not be given.
+        """
+        theirs: dict[str, str] = {}
+        ours: dict[str, str] = {}
+        for name, value in beside.items():
+            if name in allowed.IGNORED:
+                continue
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or any(ord(c) < 32 for c in value):
+                raise QueryError(f"Unknown setting {name[:60]!r}", code=115, name="UNKNOWN_SETTING")
+            if name in own_settings.OURS:
+                ours[name] = own_settings.checked(name, value)
+                continue
+            self.check(name, value)
+            theirs[name] = value
+        return theirs, ours
+
+
+def _is_value(tokens: list[Token]) -> bool:
+    """Whether tokens are one literal."""
+    if len(tokens) == 2 and tokens[0].text in ("-", "+"):
+        tokens = tokens[1:]
+    if len(tokens) != 1:
+        return False
+    return tokens[0].kind in ("number", "string", "vector") or tokens[0].upper in ("TRUE", "FALSE", "DEFAULT")

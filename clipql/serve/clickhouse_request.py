@@ -1,0 +1,64 @@
+"""What a request of ClickHouse's protocol says: the statement, the data of its INSERT, the values of its parameters."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from clipql.engine.quoting import EscapedText
+from clipql.errors import QueryError
+from clipql.syntax import statements
+
+# a statement is looked for in so many bytes; what is longer is data
+HEAD = 1 << 16
+
+
+@dataclass(frozen=True)
+class Asked:
+    """sql: the statement. data: what is to be inserted, in `format`; None where there is none beside the statement."""
+
+    sql: str
+    data: bytes | None = None
+    format: str = ""
+
+
+def take_apart(query: str, body: bytes) -> Asked:
+    """Tell the statement from the data of an INSERT. The statement ends where its format is named.
+
+    query: what came in the address; the body goes on where it ends. Raises QueryError for what is not UTF-8.
+    """
+    whole = (query.encode() + (b"\n" if body else b"") if query else b"") + body
+    # a byte a character, so that places are places in the bytes
+    head = whole[:HEAD].decode("latin-1")
+    statement, tokens = statements.classify(head) if re.match(r"(?:\s|--|#|/)*INSERT\b", head, re.I) else (None, [])
+    if not isinstance(statement, statements.Insert) or statement.source not in ("VALUES", "FORMAT"):
+        return Asked(_utf8(whole))
+    after = next(i for i, t in enumerate(tokens) if t.start >= statement.body)
+    end = tokens[after].end if statement.source == "VALUES" else tokens[min(after + 1, len(tokens) - 1)].end
+    format = "Values" if statement.source == "VALUES" else head[tokens[after + 1].start : end]
+    rest = whole[end:]
+    blank = re.match(rb"[ \t\r\f]*\n?", rest)
+    data = rest[blank.end() if blank else 0 :]
+    return Asked(_utf8(whole[:end]), data.rstrip(b"; \t\r\n") if format == "Values" else data, format)
+
+
+def _utf8(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise QueryError(
+            f"the statement is not UTF-8: byte {data[error.start]:#04x} at {error.start}", code=62, name="SYNTAX_ERROR"
+        ) from None
+
+
+def value(text: str) -> Any:
+    """A parameter's value, which comes escaped as in TabSeparated; arrays and tuples escape within."""
+    if text == "\\N":
+        return None
+    if "\\" not in text:
+        return text
+    if text[:1] in ("[", "(", "{"):
+        return EscapedText(text)
+    known = {"t": "\t", "n": "\n", "r": "\r", "0": "\0", "b": "\b", "f": "\f"}
+    return re.sub(r"\\(.)", lambda m: known.get(m[1], m[1]), text, flags=re.DOTALL)

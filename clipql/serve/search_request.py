@@ -1,0 +1,250 @@
+"""A search as the REST API asks for it, made into one statement: what it says is what is run.
+
+Nothing here runs anything: `Search.read` checks a request's JSON, `statement` makes SQL of it. What must stay true:
+names are quoted, values are parameters, and the condition is one condition; the guard sees the statement all the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.database import one_condition
+from clipql.engine.quoting import quote_name, quote_string
+from clipql.errors import QueryError
+from clipql.serve.layout import Layout
+from clipql.storage.catalog import Table, VectorColumn
+from clipql.tables.registry import ROW
+
+FORMATS = {"CSV": "CSVWithNames", "Parquet": "Parquet", "Arrow": "Arrow", "JSON": "JSON"}
+MOST_TERMS = 32
+
+
+@dataclass(frozen=True)
+class Term:
+    """One of: words, a picture's bytes, a row's number, a vector; with its weight."""
+
+    weight: float
+    text: str | None = None
+    picture: bytes | None = None
+    row: int | None = None
+    vector: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """A request, checked."""
+
+    table: str
+    database: str | None
+    column: str | None
+    k: int
+    offset: int
+    where: str | None
+    safe: bool
+    recall: float | None
+    exact: bool
+    fold: float | None
+    terms: tuple[Term, ...]
+    columns: tuple[str, ...] | None
+    format: str
+
+    @classmethod
+    def read(cls, given: Any, uploads: Mapping[str, bytes], most: int) -> Search:
+        """The request in parsed JSON. uploads: files by their field. Raises QueryError with what is wrong."""
+        if not isinstance(given, Mapping):
+            raise wrong("expected a JSON object")
+        terms = given.get("terms") or []
+        if not isinstance(terms, Sequence) or isinstance(terms, str) or len(terms) > MOST_TERMS:
+            raise wrong(f"terms: expected a list of at most {MOST_TERMS}")
+        columns = given.get("columns")
+        if columns is not None and not (isinstance(columns, list) and all(isinstance(c, str) for c in columns)):
+            raise wrong("columns: expected a list of names")
+        format = _text(given, "format") or "JSON"
+        if format not in FORMATS:
+            raise wrong(f"format: {format[:40]!r} is none of {', '.join(FORMATS)}")
+        table = _text(given, "table")
+        if not table:
+            raise wrong("table: expected the name of a table")
+        return cls(
+            table=table,
+            database=_text(given, "database"),
+            column=_text(given, "column"),
+            k=int(_number(given, "k", 40, 1, most, whole=True) or 40),
+            offset=int(_number(given, "offset", 0, 0, 100_000, whole=True) or 0),
+            where=_text(given, "where"),
+            safe=given.get("safe", True) is not False,
+            recall=_number(given, "recall", None, 0.01, 1),
+            exact=given.get("exact") is True,
+            fold=_number(given, "fold", None, 0, 1),
+            terms=tuple(_term(t, uploads) for t in terms),
+            columns=tuple(columns) if columns is not None else None,
+            format=format,
+        )
+
+
+def parsed(data: bytes) -> Any:
+    """JSON. Raises QueryError."""
+    try:
+        return json.loads(data)
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise wrong(f"the request is not JSON: {error}") from None
+
+
+def wrong(message: str) -> QueryError:
+    """The error of a request that is not as the API takes it."""
+    return QueryError(message, code=36, name="BAD_ARGUMENTS")
+
+
+def _text(given: Mapping[str, Any], name: str) -> str | None:
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise wrong(f"{name}: expected text")
+    return value or None
+
+
+def _number(
+    given: Mapping[str, Any], name: str, default: float | None, least: float, most: float, *, whole: bool = False
+) -> float | None:
+    value = given.get(name)
+    if value is None:
+        return default
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not least <= value <= most or (whole and value != int(value)):
+        raise wrong(f"{name}: expected a {'whole ' if whole else ''}number from {least:g} to {most:g}")
+    return float(value)
+
+
+def _term(given: Any, uploads: Mapping[str, bytes]) -> Term:
+    if not isinstance(given, Mapping):
+        raise wrong("terms: expected objects")
+    weight = _number(given, "weight", 1.0, -100, 100)
+    assert weight is not None
+    kinds = [k for k in ("text", "image", "upload", "id", "vector") if given.get(k) is not None]
+    if len(kinds) != 1:
+        raise wrong("a term has one of text, image, upload, id and vector")
+    value = given[kinds[0]]
+    if kinds[0] == "vector":
+        try:
+            numbers = tuple(map(float, value))
+        except (TypeError, ValueError):
+            raise wrong("vector: expected a list of numbers") from None
+        if not numbers or not all(map(math.isfinite, numbers)):
+            raise wrong("vector: expected finite numbers")
+        return Term(weight, vector=numbers)
+    if not isinstance(value, str):
+        raise wrong(f"{kinds[0]}: expected text")
+    if kinds[0] == "text":
+        return Term(weight, text=value)
+    if kinds[0] == "id":
+        return Term(weight, row=row_number(value))
+    if kinds[0] == "upload":
+        if value not in uploads:
+            raise wrong(f"upload: the request has no file in a field {value[:60]!r}")
+        return Term(weight, picture=uploads[value])
+    try:
+        return Term(weight, picture=base64.b64decode(value.partition("base64,")[2] or value, validate=True))
+    except (binascii.Error, ValueError):
+        raise wrong("image: expected the bytes of a picture in base64") from None
+
+
+def row_number(text: str) -> int:
+    """A row's number from its id. Raises QueryError."""
+    if not text.isascii() or not text.isdigit() or len(text) > 19:
+        raise wrong(f"id {text[:40]!r}: expected a row's number")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """sql runs with `params` as it stands; shown is the same with encode_text('…') in the place of their vectors."""
+
+    sql: str
+    shown: str
+    params: Mapping[str, Any]
+    shown_params: Mapping[str, Any]
+
+
+def mixed(vectors: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> NDArray[np.float32]:
+    """The weighted sum of unit vectors; a single one of weight 1 is itself."""
+    if len(vectors) == 1 and weights[0] == 1:
+        return vectors[0]
+    total = np.zeros(len(vectors[0]), np.float64)
+    for vector, weight in zip(vectors, weights, strict=True):
+        if len(vector) != len(total):
+            raise wrong(f"the terms' vectors have {len(total)} and {len(vector)} numbers")
+        length = float(np.linalg.norm(vector))
+        total += weight * (vector.astype(np.float64) / length if length else vector)
+    return total.astype(np.float32)
+
+
+def statement(
+    search: Search,
+    table: Table,
+    column: VectorColumn,
+    layout: Layout,
+    vector: NDArray[np.float32] | None,
+    *,
+    download: bool = False,
+) -> Statement:
+    """The SQL of a search by a vector, or of a walk through the table where there is none."""
+    listed = list(layout.plain if search.columns is None else search.columns)
+    for name in listed:
+        if name not in layout.types:
+            raise wrong(f"{table.full_name} has no column {name[:60]}; it has {', '.join(layout.types)}")
+    conditions = [f"({one_condition(search.where)}\n)"] if search.where else []
+    if search.safe and layout.safe:
+        conditions.append(layout.safe)
+    shown_query, shown_params = expression(search.terms, table, column)
+    source = f"{quote_name(table.database)}.{quote_name(table.name)}"
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    settings = [f"recall = {search.recall}"] if search.recall is not None else []
+    settings += ["vector_index = 0"] if search.exact else []
+    tail = f" SETTINGS {', '.join(settings)}" if settings else ""
+    first = 0 if search.fold is not None else search.offset
+    count = search.k + (0 if download else 1) + (search.offset - first)
+    offset = f" OFFSET {first}" if first else ""
+    row = [] if download else [ROW]
+
+    def made(query: str, *, plain: bool) -> str:
+        names = [quote_name(c) for c in listed] + ([] if plain else row)
+        # what is shown gives the rows shown; what is run, one more, which tells whether there are more
+        limit = f" LIMIT {search.k + search.offset - first if plain else count}{offset}"
+        if vector is None:
+            return f"SELECT {', '.join(names) or ROW} FROM {source}{where} ORDER BY {ROW}{limit}{tail}"
+        distance = f"cosineDistance({quote_name(column.name)}, {query}) AS distance"
+        return f"SELECT {', '.join([*names, distance])} FROM {source}{where} ORDER BY distance{limit}{tail}"
+
+    params = {} if vector is None else {"query": vector}
+    return Statement(made("{query:Array(Float32)}", plain=False), made(shown_query, plain=True), params, shown_params)
+
+
+def expression(terms: Sequence[Term], table: Table, column: VectorColumn) -> tuple[str, dict[str, Any]]:
+    """A search's terms as SQL, and the parameters that it names."""
+    parts: list[str] = []
+    params: dict[str, Any] = {}
+    source = f"{quote_name(table.database)}.{quote_name(table.name)}"
+    for term in terms:
+        if term.text is not None:
+            text = f"encode_text({quote_string(term.text)})"
+        elif term.row is not None:
+            text = f"(SELECT {quote_name(column.name)} FROM {source} WHERE {ROW} = {term.row})"
+        else:
+            name = f"picture{len(params)}" if term.picture is not None else f"vector{len(params)}"
+            params[name] = list(term.vector or ())
+            text = f"{{{name}:Array(Float32)}}"
+        if len(terms) == 1 and term.weight == 1:
+            return text, params
+        sign = "-" if term.weight < 0 else "+"
+        weight = abs(term.weight)
+        text = text if weight == 1 else f"arrayMap(x -> x * {weight:g}, {text})"
+        parts.append(f"{sign} {text}" if parts else (text if sign == "+" else f"arrayMap(x -> -x, {text})"))
+    return " ".join(parts), params

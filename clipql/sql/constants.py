@@ -1,0 +1,143 @@
+"""Values of expressions without columns: query vectors, radii, limits. Each is computed once a query.
+
+A literal and a parameter are read here; anything else (a function, a scalar subquery, arithmetic) is evaluated by
+ClickHouse, with the WITH clauses that are in force where it stands.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.engine.embedded import Engine
+from clipql.engine.quoting import quote_name
+from clipql.errors import QueryError, VectorError
+from clipql.storage.vectors.metrics import Metric
+from clipql.syntax.lexer import tokenize
+
+_PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*(.+?)\s*\}\Z", re.DOTALL)
+_NARROW = {"Float32", "BFloat16", "UInt8", "Int8", "UInt16", "Int16"}
+
+
+@dataclass(frozen=True)
+class QueryVector:
+    """float64 (d,) values, whether ClickHouse computes distances to it in Float32 rather than Float64, and whether they
+    are integers.
+    """
+
+    values: NDArray[np.float64]
+    narrow: bool
+    integral: bool = False
+
+    def narrow_for(self, metric: Metric) -> bool:
+        """Whether ClickHouse gives this distance as Float32: dotProduct of Float32 and integers is Float64."""
+        return self.narrow and not (self.integral and metric is Metric.DOT)
+
+
+class Constants:
+    """Evaluates the constants of one statement, with its parameters."""
+
+    def __init__(self, engine: Engine, params: Mapping[str, Any]) -> None:
+        self._engine, self._params = engine, params
+        self._known: dict[tuple[str, str], QueryVector | None] = {}
+
+    def vector(self, text: str, withs: tuple[str, ...], aliases: Mapping[str, str]) -> QueryVector | None:
+        """The vector an expression gives, or None where it is not one that can be known beforehand.
+
+        Raises VectorError for a vector with NaN or infinity.
+        """
+        prefix = with_clause(text, withs, aliases)
+        if (text, prefix) not in self._known:
+            self._known[text, prefix] = self._vector(text, prefix)
+        return self._known[text, prefix]
+
+    def _vector(self, text: str, prefix: str) -> QueryVector | None:
+        found = self._literal(text) or self._parameter(text) or self._evaluated(text, prefix)
+        if found is not None and not np.isfinite(found.values).all():
+            at = int(np.flatnonzero(~np.isfinite(found.values))[0])
+            raise VectorError(f"the query vector holds {found.values[at]} at position {at}; it must be finite")
+        return found
+
+    def _literal(self, text: str) -> QueryVector | None:
+        if not text.strip("[ ]\n"):
+            return QueryVector(np.empty(0), True)
+        tokens = tokenize(text) if text.startswith("[") else []
+        if len(tokens) != 1 or tokens[0].kind != "vector":
+            return None
+        try:
+            numbers = [n.strip() for n in text.strip()[1:-1].split(",")]
+            values = np.array([float(n) for n in numbers])
+        except ValueError:
+            return None
+        small = all(re.fullmatch(r"-?\d{1,4}", n) for n in numbers)
+        return QueryVector(values, small, small)
+
+    def _parameter(self, text: str) -> QueryVector | None:
+        match = _PARAMETER.fullmatch(text)
+        if not match or match[1] not in self._params:
+            return None
+        kind = match[2].replace(" ", "")
+        if kind not in ("Array(Float32)", "Array(Float64)"):
+            return None
+        value = self._params[match[1]]
+        try:
+            if isinstance(value, str):
+                inside = value.strip().removeprefix("[").removesuffix("]").strip()
+                value = [float(n) for n in inside.split(",")] if inside else []
+            values = np.asarray(value, np.float32 if kind == "Array(Float32)" else np.float64).astype(np.float64)
+        except (ValueError, TypeError, OverflowError):
+            return None
+        return QueryVector(values, kind == "Array(Float32)") if values.ndim == 1 else None
+
+    def _evaluated(self, text: str, prefix: str) -> QueryVector | None:
+        try:
+            # as the user's, so that limits and cancelling hold; what a user SETs to cut results short must not cut this
+            row = self._engine.arrow(
+                f"{prefix}SELECT ({text}) AS clipql_value, toTypeName(clipql_value) AS clipql_type "
+                "SETTINGS limit = 0, offset = 0",
+                params=self._params,
+                user=True,
+            )
+        except QueryError as error:
+            if error.code in (456, 457):  # a parameter without a value, or with one that cannot be parsed
+                raise
+            return None
+        kind = re.fullmatch(r"Array\((\w+)\)", row.column(1)[0].as_py())
+        if not kind or not re.match(r"(U?Int|B?Float)\d+$", kind[1]):
+            return None
+        values = np.array(row.column(0)[0].as_py(), np.float64)
+        return QueryVector(values, kind[1] in _NARROW, "Int" in kind[1])
+
+    def number(self, text: str, withs: tuple[str, ...] = (), aliases: Mapping[str, str] | None = None) -> float | None:
+        """The number an expression gives, or None where it cannot be known beforehand."""
+        if re.fullmatch(r"-?\d+(\.\d*)?([eE][-+]?\d+)?", text):
+            value = float(text)
+            return value if math.isfinite(value) else None
+        try:
+            prefix = with_clause(text, withs, aliases or {})
+            value = self._engine.scalar(f"{prefix}SELECT toFloat64({text})", params=self._params, user=True)
+        except QueryError as error:
+            if error.code in (456, 457):
+                raise
+            return None
+        return float(value) if value is not None and math.isfinite(value) else None
+
+
+def with_clause(text: str, withs: tuple[str, ...], aliases: Mapping[str, str]) -> str:
+    """The WITH clause, ending in a space, that gives an expression the names it uses; empty where it needs none."""
+    needed: dict[str, str] = {}
+    todo = [t.name for t in tokenize(text)]
+    while todo:
+        name = todo.pop()
+        if name and name in aliases and name not in needed:
+            needed[name] = aliases[name]
+            todo += [t.name for t in tokenize(aliases[name])]
+    defined = " ".join(withs)
+    parts = [*withs, *(f"({e}) AS {quote_name(n)}" for n, e in needed.items() if f" {n}" not in defined)]
+    return f"WITH {', '.join(parts)} " if parts else ""

@@ -1,0 +1,333 @@
+"""One planned SELECT carried out: the search, then the edits that have ClickHouse read just the rows that were found.
+
+The text of the user's statement is edited in place and never generated anew, so whatever else it says keeps its
+meaning. What must stay true: the edited statement gives the rows that the original gives.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipql.engine.arrow import arrow_numbers
+from clipql.engine.quoting import quote_name
+from clipql.errors import DatabaseDamaged, QueryCancelled, QueryError
+from clipql.index.base import Candidates, Cost
+from clipql.index.flat import WIDE, Scan, Term, exact
+from clipql.sql import vector_search as search
+from clipql.sql.calls import Call
+from clipql.sql.conditions import plain_mask
+from clipql.sql.constants import with_clause
+from clipql.sql.direct import settings_allow
+from clipql.sql.filters import FilterMemory
+from clipql.sql.pairs import JoinPlan
+from clipql.sql.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan
+from clipql.syntax.scopes import Scope, settings_in_force, split_list
+from clipql.tables.registry import ROW, Registry
+from clipql.tables.rowfile import RowFiles
+
+INLINE = 256
+NO_COST = Cost()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was done for one SELECT: the plan, how it ended up (`kind` may be 'as it is' after all), and its cost."""
+
+    plan: Plan | JoinPlan
+    kind: str
+    why: str
+    cost: Cost = NO_COST
+    filtered: int | None = None
+    found: int = 0
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A result from the row file, and the SELECT from it (as `clipql_answer`) that writes it in another format."""
+
+    table: pa.Table
+    sql: str | None
+
+
+@dataclass
+class Work:
+    """A statement being edited, with what the edits refer to."""
+
+    sql: str
+    params: dict[str, Any]
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    answer: Direct | None = None
+
+    def edit(self, edits: list[tuple[int, int, str]]) -> None:
+        for start, end, text in sorted(edits, reverse=True):
+            self.sql = self.sql[:start] + text + self.sql[end:]
+
+    def name(self, kind: str) -> str:
+        return f"clipql_{kind}_{len(self.params) + len(self.tables)}"
+
+
+def no_answer(found: Candidates) -> Direct | None:
+    return None
+
+
+class Execution:
+    """One SELECT: plan, search, edits."""
+
+    def __init__(self, registry: Registry, rows: RowFiles, memory: FilterMemory, plan: Plan, work: Work) -> None:
+        self._registry, self._engine, self._work, self._rows = registry, registry.engine, work, rows
+        self._memory = memory
+        self._plan, self._select = plan, plan.select
+        self._filtered: int | None = None
+        self._answer: Callable[[Candidates], Direct | None] = no_answer
+
+    def run(self, answer: Callable[[Candidates], Direct | None]) -> None:
+        """Carry the plan out. answer: gives the whole result for the rows found, if it can."""
+        self._answer = answer
+        try:
+            self._carry_out()
+        except QueryCancelled:
+            raise
+        except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
+            self._step("as it is", "ClickHouse refused a part of it on its own")
+
+    def _carry_out(self) -> None:
+        kind = self._plan.kind
+        if kind == "top-k":
+            self._top()
+        elif kind == "range":
+            self._range()
+        elif kind == "distances":
+            self._distances(self._plan.why)
+        else:
+            self._step(kind, self._plan.why)
+
+    def _step(self, kind: str, why: str, cost: Cost = NO_COST, found: int = 0) -> None:
+        self._work.steps.append(Step(self._plan, kind, why, cost, self._filtered, found))
+
+    def _terms(self) -> list[Term]:
+        table, store = self._select.table, self._registry.store
+        return [Term(store(table, t.call.column), t.call.metric, t.vector.values, t.weight) for t in self._plan.terms]
+
+    def _among(self) -> NDArray[np.bool_] | None:
+        """The rows that may be in the answer: those that the filter lets through, or those that are there."""
+        table = self._select.table
+        if self._plan.filter is None:
+            return self._registry.alive(table)
+        return self._matching()
+
+    def _matching(self) -> NDArray[np.bool_]:
+        """The rows that the filter lets through, bool (table.rows,), and their number in `_filtered`."""
+        select = self._select
+        text = self._plan.filter or "1"
+        prefix = with_clause(text, select.scope.withs, select.aliases)
+        acting = self._engine.acting
+        context = (*acting.user.statements, *acting.settings.items(), settings_in_force(self._work.sql, select.scope))
+        alone = not prefix and not select.joined
+        key = self._memory.key(select.table, text, self._work.params, context) if alone else None
+        known = self._memory.get(key)
+        if known is None:
+            known = (self._evaluated(text) if alone else None) or self._look(prefix, text)
+            self._memory.put(key, *known)
+        mask, self._filtered = known
+        return mask
+
+    def _evaluated(self, text: str) -> tuple[NDArray[np.bool_], int] | None:
+        """The same without ClickHouse, where the condition is plain and its columns lie beside the row file."""
+        table, acting = self._select.table, self._engine.acting
+        own = settings_in_force(self._work.sql, self._select.scope)
+        reader = self._rows.reader(table)
+        if reader is None or not settings_allow((*acting.user.statements, own), acting.settings):
+            return None
+        rows = min(reader.rows, table.rows)
+        try:
+            mask = plain_mask(text, reader.columns.column, rows, self._work.params)
+        except DatabaseDamaged as error:
+            self._rows.distrust(table, error)
+            return None
+        if mask is None:
+            return None
+        if rows < table.rows:  # newer than the row file
+            newer, _ = self._look("", f"{self._select.qualifier_sql}{ROW} >= {rows} AND ({text})")
+            newer[:rows] = mask
+            mask = newer
+        alive = self._registry.alive(table)
+        if alive is not None:
+            mask &= alive
+        return mask, int(np.count_nonzero(mask))
+
+    def _look(self, prefix: str, text: str) -> tuple[NDArray[np.bool_], int]:
+        select = self._select
+        sql = f"{prefix}SELECT {select.qualifier_sql}{ROW} FROM {select.scope.body('FROM')} WHERE {text}"
+        # what a user SETs to cut a result short must not cut this one
+        own = settings_in_force(self._work.sql, select.scope)
+        sql += f" SETTINGS {own + ', ' if own else ''}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
+        rows = self._registry.row_numbers(sql, self._work.params, self._work.tables)
+        mask = np.zeros(select.table.rows, np.bool_)
+        mask[rows[rows < select.table.rows]] = True
+        return mask, len(rows)
+
+    def _top(self) -> None:
+        found = search.nearest(self._plan, self._terms(), self._among(), self._filtered)
+        self._work.answer = self._answer(found)
+        if self._work.answer is None:
+            self._restrict(found)
+        self._step("top-k", self._plan.why, found.cost, len(found.rows))
+
+    def _range(self) -> None:
+        rows = self._select.table.rows
+        among = None if self._select.joined else self._among()
+        most = LARGEST_RANGE if rows <= MOST_DISTANCES else rows
+        found = search.within(self._plan, self._terms(), among, most)
+        if isinstance(found, int):
+            self._distances(f"{found:,} rows are in range")
+            return
+        self._restrict(found)
+        self._step("range", self._plan.why, found.cost, len(found.rows))
+
+    # edits
+
+    def _restrict(self, found: Candidates) -> None:
+        """Let WHERE name the rows that were found, and put their distances where the statement computes them."""
+        select, scope = self._select, self._select.scope
+        row = f"{select.qualifier_sql}{ROW}"
+        numbers = self._array(found.rows, "UInt64")
+        condition = f"{row} IN {numbers}" if len(found.rows) else "0"
+        texts = {i: self._looked_up(call, found, numbers) for i, call in enumerate(select.calls)}
+        edits = [
+            (c.start, c.end, texts[i])
+            for i, c in enumerate(select.calls)
+            if self._may_replace(c) and c.clause not in ("WHERE", "PREWHERE")
+        ]
+        kept = [self._edited(c.start, c.end, texts) for c in self._plan.kept]
+        if select.joined and self._plan.filter:
+            kept.append(self._plan.filter)
+        where = " AND ".join([condition, *(f"({k})" for k in kept)])
+        edits += where_edits(scope, where)
+        self._work.edit(edits)
+
+    def _edited(self, start: int, end: int, texts: Mapping[int, str]) -> str:
+        text = self._select.scope.text
+        inside = [
+            (c.start, c.end, texts[i]) for i, c in enumerate(self._select.calls) if start <= c.start and c.end <= end
+        ]
+        for a, b, replacement in sorted(inside, reverse=True):
+            text = text[:a] + replacement + text[b:]
+            end += len(replacement) - (b - a)
+        return text[start:end]
+
+    def _array(self, values: NDArray[Any], kind: str) -> str:
+        """An array of numbers as SQL: written out when short, a parameter when long."""
+        if len(values) <= INLINE:
+            return "[" + ",".join(map(repr, values.tolist())) + "]"
+        name = self._work.name("array")
+        self._work.params[name] = values
+        return f"{{{name}:Array({kind})}}"
+
+    def _looked_up(self, call: Call, found: Candidates, numbers: str) -> str:
+        """The distance of a call as an expression over the row number."""
+        if not len(found.rows):
+            return "toFloat32(0)"
+        at = self._select.calls.index(call)
+        vector = self._plan.vectors[at]
+        store = self._registry.store(self._select.table, call.column)
+        values = exact([Term(store, call.metric, vector.values)], found.rows)
+        text = f"transform({self._select.qualifier_sql}{ROW}, {numbers}, {self._array(values, 'Float64')}, nan)"
+        return f"toFloat32({text})" if vector.narrow_for(call.metric) else text
+
+    def _may_replace(self, call: Call) -> bool:
+        """Whether a call can be replaced without changing the name of a column of the result."""
+        if call.clause != "SELECT":
+            return True
+        span = self._select.scope.clauses["SELECT"]
+        for first, last in split_list(self._select.scope.tokens, span.first, span.last):
+            if first <= call.first < last:
+                return call.last < last and self._select.scope.tokens[last - 1].name in self._select.aliases
+        return False
+
+    def _distances(self, why: str) -> None:
+        select = self._select
+        if self._too_wide():
+            self._step("as it is", f"values too large for float32; {why}")
+            return
+        if self._plan.filter is not None and not select.joined:
+            self._matching()
+            if (self._filtered or 0) * ALIAS_COST < select.table.rows:
+                self._step("as it is", f"the filter leaves {self._filtered:,} rows; {why}")
+                return
+        began = time.perf_counter()
+        names = {} if all(self._may_replace(c) for c in select.calls) else self._item_names()
+        texts: dict[int, str] = {}
+        for call in select.calls:
+            if call.same not in texts:
+                texts[call.same] = self._all_distances(call)
+        edits = [(c.start, c.end, texts[c.same]) for c in select.calls if self._may_replace(c) or names]
+        edits += [(end, end, f" AS {quote_name(name)}") for end, name in names.items()]
+        self._work.edit(edits)
+        scanned = select.table.rows * len(texts)
+        self._step("distances", why, Cost(rows_scanned=scanned, seconds={"scan": time.perf_counter() - began}))
+
+    def _too_wide(self) -> bool:
+        """Whether distances may leave float32, in which they are handed over."""
+        stores = [self._registry.store(self._select.table, c.column) for c in self._select.calls]
+        largest = [float(np.abs(v.values).max(initial=0)) for v in self._plan.vectors]
+        return max(*[s.largest for s in stores], *largest) > WIDE
+
+    def _all_distances(self, call: Call) -> str:
+        """The distances of all rows as one constant array, indexed by the row number."""
+        select = self._select
+        vector = self._plan.vectors[select.calls.index(call)]
+        store = self._registry.store(select.table, call.column)
+        values = Scan([Term(store, call.metric, vector.values)], select.table.rows).all()
+        name = self._work.name("distances")
+        self._work.tables[name] = pa.table(
+            {"d": pa.ListArray.from_arrays(arrow_numbers(np.array([0, len(values)], np.int32)), arrow_numbers(values))}
+        )
+        text = f"assumeNotNull((SELECT d FROM Python({name}))[{select.qualifier_sql}{ROW} + 1])"
+        return text if vector.narrow_for(call.metric) else f"toFloat64({text})"
+
+    def _item_names(self) -> dict[int, str]:
+        """Where the items of SELECT that have no name of their own end, and the names ClickHouse gives them.
+
+        Empty where they cannot be told: for a nested SELECT, whose names may be referred to, and beside a `*`.
+        """
+        scope = self._select.scope
+        span = scope.clauses["SELECT"]
+        items = split_list(scope.tokens, span.first, span.last)
+        end = scope.clauses.get("FORMAT") or scope.clauses.get("SETTINGS") or scope.clauses.get("INTO")
+        if scope.nested or any(t.text == "*" for t in scope.within("SELECT")):
+            return {}
+        text = scope.text[scope.whole.start : scope.tokens[end.first - 1].start if end else scope.whole.end]
+        if end and scope.tokens[end.first - 1].upper == "OUTFILE":
+            return {}
+        described = self._engine.arrow(f"DESCRIBE TABLE ({text})", params=self._work.params, user=True)
+        found = described.column(0).to_pylist() if described.num_rows == len(items) else []
+        return {
+            scope.tokens[last - 1].end: name
+            for (first, last), name in zip(items, found, strict=False)
+            if scope.tokens[last - 1].name not in self._select.aliases
+            and any(first <= c.first < last for c in self._select.calls)
+        }
+
+
+def where_edits(scope: Scope, where: str) -> list[tuple[int, int, str]]:
+    """The edits that make `where` the one condition of a SELECT."""
+    edits: list[tuple[int, int, str]] = []
+    placed = False
+    for clause in ("WHERE", "PREWHERE"):
+        span = scope.clauses.get(clause)
+        if span:
+            start = scope.tokens[span.first - 1].start
+            edits.append((start, span.end, "" if placed else f"WHERE {where}"))
+            placed = True
+    if not placed:
+        end = scope.clauses["FROM"].end
+        edits.append((end, end, f" WHERE {where}"))
+    return edits

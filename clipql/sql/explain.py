@@ -1,0 +1,88 @@
+"""EXPLAIN of a statement with vector searches: what will be done, and why, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipql.sql.pairs import JoinPlan
+from clipql.sql.plan import Plan, Weighted
+from clipql.sql.vector_search import few
+
+
+def describe(plans: Sequence[Plan | JoinPlan]) -> list[str]:
+    """The lines that EXPLAIN shows, one search after the other, outer ones first."""
+    lines: list[str] = []
+    for plan in plans:
+        lines += _join(plan) if isinstance(plan, JoinPlan) else _one(plan)
+    return lines
+
+
+def _join(plan: JoinPlan) -> list[str]:
+    join = plan.join
+    lines = [f"Nearest-neighbour join (n = {join.k})"]
+    for side, what in ((join.each, "for each row of"), (join.near, "the nearest of")):
+        lines.append(f"  {what}: {side.table.full_name} ({side.table.rows:,} rows), {side.column}")
+        if side.filter:
+            lines.append(f"    filter first: {' '.join(side.filter.split())}")
+    lines.append(f"  by: {join.metric.value}")
+    entry, knobs = plan.chosen.entry, ", ".join(f"{k} = {v:g}" for k, v in plan.knobs.items())
+    if entry is None or plan.chosen.index is None:
+        lines.append(f"  index: none, one exact pass for all; {plan.chosen.why}")
+    else:
+        lines.append(f"  index: {entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''})")
+    if join.mixed:
+        lines.append(f"  pairs must meet: {' AND '.join(' '.join(c.split()) for c in join.mixed)}")
+    return [*lines, f"  why: {plan.why}"]
+
+
+def _one(plan: Plan) -> list[str]:
+    select = plan.select
+    table = select.table
+    titles = {
+        "top-k": f"Top-k search (k = {plan.k})",
+        "range": "Range search",
+        "distances": "Distances of all rows",
+        "as it is": "No vector plan: ClickHouse reads each vector",
+    }
+    lines = [titles[plan.kind], f"  table: {table.full_name} ({table.rows:,} rows)"]
+    for name in dict.fromkeys(c.column for c in select.calls):
+        column = table.column(name)
+        if column:
+            stored = ", ".join(dict.fromkeys(s.dtype for s in column.segments)) or "empty"
+            lines.append(f"  column: {name} ({column.dimension or '?'} numbers, {stored})")
+    if plan.terms:
+        lines.append(f"  smallest: {_formula(plan.terms)}")
+    if plan.kind == "range":
+        lines.append(f"  up to: {plan.radius:g}")
+    if plan.kind in ("top-k", "range"):
+        lines.append(f"  index: {_index(plan)}")
+    if plan.filter:
+        lines.append(f"  filter first: {' '.join(plan.filter.split())}")
+        if plan.kind == "top-k":
+            most = f"at most {few(plan):,} rows left: just those are compared"
+            skips = "the index skips the others" if plan.chosen.index else "the scan skips the others"
+            lines.append(f"    {most}; more: {skips}")
+    if plan.kept:
+        lines.append(f"  then keep: {' AND '.join(' '.join(c.text.split()) for c in plan.kept)}")
+    lines.append(f"  why: {plan.why}")
+    if plan.kind in ("top-k", "range"):
+        lines.append("  then: ClickHouse fetches the rows by number and does the rest")
+    return lines
+
+
+def _index(plan: Plan) -> str:
+    entry, index = plan.chosen.entry, plan.chosen.index
+    if entry is None or index is None:
+        why = f"; {plan.chosen.why}" if plan.chosen.why else ""
+        return f"none, an exact scan on all cores{why}"
+    knobs = ", ".join(f"{k} = {v:g}" for k, v in plan.knobs.items())
+    tail = plan.select.table.rows - index.rows_covered
+    newer = f"; {tail:,} newer rows are scanned" if tail else ""
+    return f"{entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''}){newer}"
+
+
+def _formula(terms: Sequence[Weighted]) -> str:
+    return " + ".join(
+        f"{'' if t.weight == 1 else f'{t.weight:g} × '}{t.call.metric.value}({t.call.column}, query vector)"
+        for t in terms
+    )

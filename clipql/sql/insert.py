@@ -1,0 +1,289 @@
+"""INSERT into a table with vector columns: whatever its source, rows come as Arrow blocks, vectors apart.
+
+A block's vectors go to the segments and its other columns to MergeTree, under the same row numbers, in one commit.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipql.encode.service import Batch
+from clipql.engine.quoting import quote_name, quote_string
+from clipql.errors import QueryError, VectorError
+from clipql.sql.planner import Planner
+from clipql.storage.catalog import Table
+from clipql.syntax.lexer import tokenize
+from clipql.syntax.scopes import scopes, split_list
+from clipql.syntax.statements import Insert
+from clipql.tables import shape
+from clipql.tables.registry import INTERNAL, ROW, Registry
+from clipql.tables.writer import Insertion
+
+_serial = itertools.count()
+# numpy 2 writes its scalars so, and pandas writes lists of them into CSV files
+_NUMPY_SCALAR = "np\\.float(16|32|64)\\(([^)]*)\\)"
+# np.float16(0.0675) stands for the float16 nearest to it, 0.0675049: eleven significant bits, 2^-24 at the least
+_TO_HALF = (
+    "arrayMap((x, step) -> round(x / step) * step, {0}, "
+    "arrayMap(x -> exp2(greatest(floor(log2(abs(x))), -14) - 10), {0}))"
+)
+# ClickHouse would take the blanks at the end of a CSV file's unquoted text away
+_VERBATIM = "input_format_csv_trim_whitespaces"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Queries, one after the other, whose columns are the table's by position.
+
+    stored: for a vector column whose vectors another table already stores, that table and column; the query then
+    gives the row number in its place. batches: vectors that its rows will ask for, held until they have.
+    """
+
+    queries: tuple[str, ...]
+    names: tuple[str, ...]
+    params: Mapping[str, Any]
+    tables: Mapping[str, pa.Table]
+    stored: Mapping[str, tuple[Table, str]]
+    batches: tuple[Batch, ...] = ()
+
+
+def insert(
+    registry: Registry, planner: Planner, table: Table, sql: str, statement: Insert, params: Mapping[str, Any]
+) -> int:
+    """Carry the statement out and return the number of rows. Raises VectorError or QueryError; then nothing changed."""
+    table = registry.current(table)
+    names, types = _filled(registry, table, statement)
+    if statement.source == "SELECT":
+        source = _from_select(registry, planner, table, sql[statement.body :], names, types, params)
+        return _store(registry, table, source)
+    infile = _from_infile(registry, table, sql, statement, names, types) if statement.source == "INFILE" else None
+    if infile:
+        return _store(registry, table, infile)
+    body = sql[statement.body :]
+    if statement.source == "VALUES":
+        body = planner.encoding.written_out(body, params)
+    return _staged(registry, table, body, statement, names, params)
+
+
+def load(registry: Registry, table: Table, statement: Insert, format: str, data: Iterable[bytes]) -> int:
+    """Carry out `INSERT … FORMAT name` whose data comes apart, in pieces, and return the number of rows.
+
+    Raises VectorError or QueryError; then nothing changed.
+    """
+    table = registry.current(table)
+    names, _ = _filled(registry, table, statement)
+    return _staged(registry, table, "", statement, names, {}, (format, data))
+
+
+def _filled(registry: Registry, table: Table, statement: Insert) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The columns that an INSERT fills, and the types of all columns."""
+    types = dict(shape.insertable(registry.engine, table))
+    names = statement.columns or tuple(types)
+    for name in names:
+        if name not in types:
+            raise QueryError(f"{table.full_name} has no column {name} to insert into; it has {', '.join(types)}")
+    for column in table.columns:
+        if column.name not in names:
+            raise VectorError(
+                f"{table.full_name} needs a vector in {column.name} for each row; the INSERT names {', '.join(names)}"
+            )
+    return names, types
+
+
+def _staged(
+    registry: Registry,
+    table: Table,
+    body: str,
+    statement: Insert,
+    names: Sequence[str],
+    params: Mapping[str, Any],
+    data: tuple[str, Iterable[bytes]] | None = None,
+) -> int:
+    """Let ClickHouse itself read VALUES or a FORMAT, defaults included, into a table in memory of the same shape."""
+    stage = f"{INTERNAL}.`insert {next(_serial)} into {table.id}`"
+    engine = registry.engine
+    engine.run(f"CREATE TABLE {stage} AS {registry.shape(table)} ENGINE = Memory")
+    try:
+        listed = "(" + ", ".join(map(quote_name, statement.columns)) + ") " if statement.columns else ""
+        settings = statement.settings
+        if _VERBATIM not in settings:
+            settings = f"{settings}, {_VERBATIM} = 0" if settings else f"SETTINGS {_VERBATIM} = 0"
+        head = f"INSERT INTO {stage} {listed}{settings}"
+        if data is None:
+            engine.query(f"{head} {body}", "Null", params=params, user=True)
+        else:
+            engine.insert_bytes(head, *data, user=True)
+        everything = tuple(n for n, _ in shape.insertable(engine, table))
+        columns = ", ".join(map(quote_name, everything))
+        return _store(registry, table, _Source((f"SELECT {columns} FROM {stage}",), everything, {}, {}, {}))
+    finally:
+        engine.run(f"DROP TABLE IF EXISTS {stage} SYNC")
+
+
+def _from_select(
+    registry: Registry,
+    planner: Planner,
+    table: Table,
+    select: str,
+    names: Sequence[str],
+    types: Mapping[str, str],
+    params: Mapping[str, Any],
+) -> _Source:
+    select = select.rstrip().rstrip(";")
+    rewritten = planner.rewrite(select, params)
+    text, by_position = _stored_vectors(registry, rewritten.sql, names)
+    described = registry.engine.query(
+        f"DESCRIBE TABLE ({text})", params=rewritten.params, tables=rewritten.tables, user=True
+    ).arrow()
+    given = described.column(0).to_pylist()
+    if len(given) != len(names):
+        raise QueryError(
+            f"the SELECT gives {len(given)} columns ({', '.join(given)}); {table.full_name} takes {len(names)} "
+            f"({', '.join(names)})"
+        )
+    stored = {names[at]: origin for at, origin in by_position.items() if table.column(names[at])}
+    if len(set(given)) == len(given):
+        wanted = {n: ("UInt64" if n in stored else types[n]) for n in names}
+        casts = (
+            f"CAST({quote_name(g)}, {quote_string(wanted[n])}) AS {quote_name(n)}"
+            for g, n in zip(given, names, strict=True)
+        )
+        text = f"SELECT {', '.join(casts)} FROM ({text})"
+    return _Source((text,), tuple(names), rewritten.params, rewritten.tables, stored, rewritten.batches)
+
+
+def _stored_vectors(registry: Registry, select: str, names: Sequence[str]) -> tuple[str, dict[int, tuple[Table, str]]]:
+    """The SELECT with row numbers in the place of vectors that it only passes on, and whose vectors they are."""
+    found = scopes(select, tokenize(select))
+    outer = found[0] if found and not found[0].nested else None
+    if outer is None or outer.whole.start != 0 or outer.whole.end != len(select):
+        return select, {}
+    source, chosen = outer.within("FROM"), outer.within("SELECT")
+    if (
+        not chosen
+        or not source
+        or {"GROUP", "HAVING", "LIMIT 2"} & outer.clauses.keys()
+        or chosen[0].upper == "DISTINCT"
+    ):
+        return select, {}
+    path = [t.name for t in source[::2]]
+    dotted = len(source) == 1 or (len(source) == 3 and source[1].text == ".")
+    if not dotted or not all(path) or (len(path) == 1 and path[0] in outer.names):
+        return select, {}
+    origin = registry.find(path[0] if len(path) == 2 else None, path[-1] or "")
+    if origin is None:
+        return select, {}
+    span = outer.clauses["SELECT"]
+    items = [
+        outer.text[outer.tokens[a].start : outer.tokens[b - 1].end]
+        for a, b in split_list(outer.tokens, span.first, span.last)
+    ]
+    if items == ["*"]:
+        items = [quote_name(n) for n, _ in shape.insertable(registry.engine, origin)]
+    plain = {quote_name(c.name): c.name for c in origin.columns} | {c.name: c.name for c in origin.columns}
+    stored = {at: (origin, plain[item]) for at, item in enumerate(items) if item in plain}
+    if not stored or len(items) != len(names):
+        return select, {}
+    listed = [f"{ROW} AS {quote_name(f'{ROW} {at}')}" if at in stored else item for at, item in enumerate(items)]
+    return select[: span.start] + ", ".join(listed) + select[span.end :], stored
+
+
+def _from_infile(
+    registry: Registry, table: Table, sql: str, statement: Insert, names: Sequence[str], types: Mapping[str, str]
+) -> _Source | None:
+    """FROM INFILE as a stream from disk; None where the table has defaults, which ClickHouse's own INSERT fills in."""
+    tokens = tokenize(sql[statement.body :])
+    words = {t.upper: i for i, t in enumerate(tokens)}
+    path = _unquoted(tokens[2].text) if len(tokens) > 2 and tokens[2].kind == "string" else None
+    where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)}"
+    defaults = registry.engine.scalar(f"SELECT count() FROM system.columns WHERE {where} AND default_kind != ''")
+    if path is None or defaults or "SETTINGS" in words:
+        return None
+    files = sorted(glob.glob(path))
+    if not files:
+        raise QueryError(
+            f"no file matches {path}, which INSERT … FROM INFILE names; paths are relative to the current folder"
+        )
+    kind = tokens[words["FORMAT"] + 1].text if "FORMAT" in words else "auto"
+    compression = _unquoted(tokens[words["COMPRESSION"] + 1].text) if "COMPRESSION" in words else "auto"
+    scalars = {c.name for c in table.columns} if any(map(_has_numpy_scalars, files)) else set()
+    structure = ", ".join(f"{quote_name(n)} {'String' if n in scalars else types[n]}" for n in names)
+    columns = ", ".join(_numbers(n) if n in scalars else quote_name(n) for n in names)
+    selects = (
+        f"SELECT {columns} FROM file({quote_string(f)}, {quote_string(kind)}, {quote_string(structure)}, "
+        f"{quote_string(compression)}) SETTINGS {_VERBATIM} = 0"
+        for f in files
+    )
+    return _Source(tuple(selects), tuple(names), {}, {}, {})
+
+
+def _unquoted(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text[1:-1])
+
+
+def _numbers(name: str) -> str:
+    """A column of text such as [np.float16(0.5), 1.0] as Array(Float32)."""
+    column = quote_name(name)
+    array = f"CAST(replaceRegexpAll({column}, {quote_string(_NUMPY_SCALAR)}, '\\\\2'), 'Array(Float32)')"
+    half = f"CAST({_TO_HALF.format(array)}, 'Array(Float32)')"
+    return f"if(position({column}, 'np.float16(') > 0, {half}, {array}) AS {column}"
+
+
+def _has_numpy_scalars(path: str) -> bool:
+    with open(path, "rb") as file:
+        return b"np.float" in file.read(1 << 20)
+
+
+def _store(registry: Registry, table: Table, source: _Source) -> int:
+    with Insertion(registry, table.id) as insertion:
+        insertion.add_rows(_without_vectors(registry, insertion, source))
+        insertion.commit()
+        return insertion.rows
+
+
+def _without_vectors(registry: Registry, insertion: Insertion, source: _Source) -> Iterator[pa.RecordBatch]:
+    """The blocks of a source without their vectors, which are handed to the insertion on the way."""
+    vectors = [n for n in source.names if insertion.table.column(n)]
+    others = [i for i, n in enumerate(source.names) if n not in vectors]
+    row = 0
+    stream = partial(registry.engine.stream, params=source.params, tables=source.tables, user=True)
+    for block in itertools.chain.from_iterable(map(stream, source.queries)):
+        for name in vectors:
+            column = block.column(source.names.index(name))
+            if name in source.stored:
+                origin, original = source.stored[name]
+                found = registry.store(origin, original).take(column.to_numpy(zero_copy_only=False))
+            else:
+                found = _matrix(insertion.table, name, column, row)
+            if len(found):
+                insertion.add_vectors(name, found, row)
+        row += block.num_rows
+        if others:
+            yield pa.RecordBatch.from_arrays([block.column(i) for i in others], [source.names[i] for i in others])
+        else:  # a batch without columns would have no length
+            yield pa.RecordBatch.from_arrays([pa.nulls(block.num_rows, pa.uint64())], [ROW])
+
+
+def _matrix(table: Table, name: str, column: pa.Array, row: int) -> NDArray[np.float32]:
+    """A list column as float32 (n, d). Raises VectorError where a list is not as long as the column's vectors."""
+    lengths = np.asarray(column.value_lengths())
+    known = table.column(name)
+    expected = (known.dimension if known else None) or (int(lengths[0]) if len(lengths) else 0)
+    wrong = np.flatnonzero(lengths != expected) if expected else np.arange(len(lengths))
+    if len(wrong):
+        raise VectorError(
+            f"{name} of {table.full_name} holds {expected or 'at least 1'} numbers; row {row + int(wrong[0]):,} of the "
+            f"insert has {int(lengths[wrong[0]])}"
+        )
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    return values.reshape(len(lengths), expected) if len(lengths) else np.empty((0, max(expected, 1)), np.float32)

@@ -1,0 +1,256 @@
+"""Nearest-neighbour joins: for each row of one table the n nearest rows of another, found as one batch.
+
+    SELECT q.id, l.url FROM queries AS q CROSS JOIN laion AS l
+    ORDER BY L2Distance(l.image_embedding, q.v) LIMIT 3 BY q.id
+
+ClickHouse would compare every pair. Here the pairs are searched for, and ClickHouse joins just those. What must stay
+true: recognition is by shape; any other join is left as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clipql.engine.quoting import quote_name
+from clipql.errors import QueryError
+from clipql.sql.calls import FindTable, Source, alias_spans, find_pairs, find_sources
+from clipql.sql.clauses import conjuncts
+from clipql.storage.catalog import Table
+from clipql.storage.vectors.metrics import Metric, metric_named
+from clipql.syntax.lexer import Token, matching
+from clipql.syntax.scopes import Scope, split_list
+from clipql.tables.registry import ROW, Registry
+
+PAIRS = "clipql_pairs"  # how the statement calls them
+_CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "ORDER", "LIMIT", "LIMIT 2", "OFFSET", "SETTINGS", "FORMAT"}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two tables: how the SELECT calls it, its vector column, and the conditions on it alone."""
+
+    table: Table
+    qualifier: str
+    column: str
+    conditions: tuple[str, ...] = ()
+
+    @property
+    def filter(self) -> str | None:
+        """Its conditions joined by AND."""
+        return " AND ".join(f"({c})" for c in self.conditions) or None
+
+
+@dataclass(frozen=True)
+class NearestJoin:
+    """A SELECT that asks for the k rows of `near` nearest to each row of `each`.
+
+    mixed: conditions that concern both, which pairs must meet too. calls: the places of the distance in the text.
+    """
+
+    scope: Scope
+    each: Side
+    near: Side
+    metric: Metric
+    k: int
+    mixed: tuple[str, ...]
+    calls: tuple[tuple[int, int], ...]
+
+
+def recognise_join(scope: Scope, find: FindTable) -> NearestJoin | None:
+    """The nearest-neighbour join that a SELECT is, or None."""
+    sources, _ = find_sources(scope, find)
+    if len(sources) != 2 or not _plain_from(scope, sources) or set(scope.clauses) - _CLAUSES:
+        return None
+    if any(t.text == "*" for t in scope.within("SELECT")) or scope.within("SELECT")[0].upper == "DISTINCT":
+        return None
+    if any(t.upper in ("OVER", "ARRAYJOIN") for t in scope.tokens[scope.whole.first : scope.whole.last]):
+        return None
+    ordered = _order(scope)
+    limit = _limit_by(scope, sources)
+    pairs = find_pairs(scope, find)
+    if ordered is None or limit is None or not pairs:
+        return None
+    metric, first, last, descending = ordered
+    columns = _columns(scope, first, last, sources)
+    if columns is None or descending != metric.larger_is_nearer:
+        return None
+    k, owner = limit
+    sides = {qualifier: Side(source.table, qualifier, column) for qualifier, source, column in columns}
+    if len(sides) != 2 or owner not in sides:
+        return None
+    calls = _same_calls(scope, metric, columns, sources)
+    if calls is None:
+        return None
+    parted = _conditions(scope, tuple(sides))
+    if parted is None:
+        return None
+    other = next(q for q in sides if q != owner)
+    own = {q: Side(s.table, q, s.column, tuple(parted[q])) for q, s in sides.items()}
+    return NearestJoin(scope, own[owner], own[other], metric, k, tuple(parted[""]), calls)
+
+
+def _plain_from(scope: Scope, sources: list[Source]) -> bool:
+    """Whether FROM is `a, b` or `a CROSS JOIN b`, aliases aside."""
+    words = [t for t in scope.within("FROM") if t.upper not in ("AS",)]
+    between = [
+        t.upper for t in words if t.upper in ("JOIN", "CROSS", ",", "(", "INNER", "ON", "USING", "FINAL", "SAMPLE")
+    ]
+    return between in ([","], ["CROSS", "JOIN"]) and sources[0].qualifier != sources[1].qualifier
+
+
+def _order(scope: Scope) -> tuple[Metric, int, int, bool] | None:
+    """The metric, the tokens of the distance call that a SELECT is sorted by, and whether descending."""
+    span = scope.clauses.get("ORDER")
+    if not span or len(split_list(scope.tokens, span.first, span.last)) != 1:
+        return None
+    tokens, first, last = scope.tokens, span.first, span.last
+    descending = tokens[last - 1].upper in ("DESC", "DESCENDING")
+    if tokens[last - 1].upper in ("DESC", "DESCENDING", "ASC", "ASCENDING"):
+        last -= 1
+    if last - first == 1:
+        first, last = alias_spans(scope).get(tokens[first].name or "", (first, last))
+    metric = metric_named(tokens[first].text) if tokens[first].kind == "word" else None
+    if metric is None or last - first < 4 or tokens[first + 1].text != "(" or matching(tokens, first + 1) != last - 1:
+        return None
+    return metric, first, last, descending
+
+
+def _limit_by(scope: Scope, sources: list[Source]) -> tuple[int, str] | None:
+    """n and the qualifier of the keys of `LIMIT n BY key, …`."""
+    tokens = scope.within("LIMIT")
+    if len(tokens) < 5 or tokens[0].kind != "number" or not tokens[0].text.isdigit() or tokens[1].upper != "BY":
+        return None
+    owners = set()
+    for first, last in split_list(tokens, 2, len(tokens)):
+        if last - first != 3 or tokens[first + 1].text != ".":
+            return None
+        owners.add(tokens[first].name or "")
+    k = int(tokens[0].text)
+    return (k, owners.pop()) if len(owners) == 1 and 1 <= k <= 1000 else None
+
+
+def _columns(scope: Scope, first: int, last: int, sources: list[Source]) -> list[tuple[str, Source, str]] | None:
+    """The two `qualifier.column` arguments of a call."""
+    found = []
+    for a, b in split_list(scope.tokens, first + 2, last - 1):
+        names = scope.tokens[a].name, scope.tokens[b - 1].name
+        source = next((s for s in sources if s.qualifier == names[0]), None)
+        if b - a != 3 or scope.tokens[a + 1].text != "." or source is None or not source.table.column(names[1] or ""):
+            return None
+        found.append((source.qualifier, source, names[1] or ""))
+    return found if len(found) == 2 and found[0][0] != found[1][0] else None
+
+
+def _same_calls(
+    scope: Scope, metric: Metric, columns: list[tuple[str, Source, str]], sources: list[Source]
+) -> tuple[tuple[int, int], ...] | None:
+    """The places of the sorted-by distance; None where other distances are computed, or one names a column."""
+    found = []
+    tokens = scope.tokens
+    wanted = {(q, c) for q, _, c in columns}
+    named = alias_spans(scope)
+    items = split_list(tokens, scope.clauses["SELECT"].first, scope.clauses["SELECT"].last)
+    for at in range(scope.whole.first, scope.whole.last - 1):
+        if tokens[at].kind != "word" or tokens[at + 1].text != "(" or not metric_named(tokens[at].text):
+            continue
+        close = matching(tokens, at + 1)
+        called = _columns(scope, at, close + 1, sources)
+        if metric_named(tokens[at].text) is not metric or called is None or {(q, c) for q, _, c in called} != wanted:
+            return None
+        item = next(((a, b) for a, b in items if a <= at < b), None)
+        if item and tokens[item[1] - 1].name not in named:
+            return None  # its name would change
+        found.append((tokens[at].start, tokens[close].end))
+    return tuple(found)
+
+
+def _conditions(scope: Scope, qualifiers: tuple[str, ...]) -> dict[str, list[str]] | None:
+    """WHERE by the table it concerns, '' for both; None where that cannot be told."""
+    found: dict[str, list[str]] = {q: [] for q in (*qualifiers, "")}
+    span = scope.clauses.get("WHERE")
+    for first, last in conjuncts(scope.tokens, span.first, span.last) if span else []:
+        tokens = scope.tokens[first:last]
+        owners = _owners(tokens, qualifiers)
+        if owners is None:
+            return None
+        text = scope.text[tokens[0].start : tokens[-1].end]
+        found[owners.pop() if len(owners) == 1 else ""].append(text)
+    return found
+
+
+def _owners(tokens: list[Token], qualifiers: tuple[str, ...]) -> set[str] | None:
+    """The tables whose columns a condition names, all of them qualified; None otherwise."""
+    owners: set[str] = set()
+    words = {"AND", "OR", "NOT", "IN", "LIKE", "ILIKE", "BETWEEN", "IS", "NULL", "TRUE", "FALSE"}
+    at = 0
+    while at < len(tokens):
+        token = tokens[at]
+        if token.upper == "SELECT" or (token.kind == "word" and metric_named(token.text)):
+            return None
+        dotted = at + 2 < len(tokens) and tokens[at + 1].text == "."
+        if token.name in qualifiers and dotted:
+            owners.add(token.name)
+            at += 3
+            continue
+        called = at + 1 < len(tokens) and tokens[at + 1].text == "(" and token.kind == "word"
+        if token.text == "{" and token.kind == "symbol":
+            at = matching(tokens, at) + 1
+            continue
+        if token.name and not called and token.upper not in words:
+            return None
+        at += 1
+    return owners
+
+
+def from_clause(join: NearestJoin, registry: Registry, pairs: str) -> str:
+    """FROM that reads the pairs in the Arrow table of the name `pairs`, and just their rows."""
+
+    def rows(side: Side, key: str) -> str:
+        table = registry.physical(side.table)
+        return (
+            f"(SELECT *, {ROW} FROM {table} WHERE {ROW} IN (SELECT {key} FROM Python({pairs}))) "
+            f"AS {quote_name(side.qualifier)}"
+        )
+
+    each, near = quote_name(join.each.qualifier), quote_name(join.near.qualifier)
+    return (
+        f"Python({pairs}) AS {PAIRS} INNER JOIN {rows(join.each, 'clipql_each')} "
+        f"ON {each}.{ROW} = {PAIRS}.clipql_each INNER JOIN {rows(join.near, 'clipql_near')} "
+        f"ON {near}.{ROW} = {PAIRS}.clipql_near"
+    )
+
+
+def _names(join: NearestJoin, registry: Registry, params: Mapping[str, Any]) -> list[tuple[int, int, str]]:
+    """The edits that keep the names of items without an alias, which ClickHouse gives by what else there is in FROM."""
+    scope = join.scope
+    head = scope.text[scope.whole.start : scope.clauses["FROM"].end]
+    described = registry.engine.arrow(f"DESCRIBE TABLE ({head})", params=params, user=True)
+    names = described.column(0).to_pylist()
+    span, named = scope.clauses["SELECT"], alias_spans(scope)
+    ends = [b - 1 for _, b in split_list(scope.tokens, span.first, span.last)]
+    if len(names) != len(ends):
+        raise QueryError(f"SELECT has {len(ends)} items and gives {len(names)} columns")
+    return [
+        (scope.tokens[end].end, scope.tokens[end].end, f" AS {quote_name(name)}")
+        for end, name in zip(ends, names, strict=True)
+        if scope.tokens[end].name not in named
+    ]
+
+
+def edits(join: NearestJoin, registry: Registry, pairs: str, params: Mapping[str, Any]) -> list[tuple[int, int, str]]:
+    """The edits that have ClickHouse join the pairs: FROM, WHERE, the distances that are known, and names.
+
+    Raises QueryError where the names cannot be told.
+    """
+    scope = join.scope
+    found = [(a, b, f"toFloat32({PAIRS}.clipql_distance)") for a, b in join.calls]
+    found += _names(join, registry, params)
+    source = scope.clauses["FROM"]
+    found.append((source.start, source.end, from_clause(join, registry, pairs)))
+    span = scope.clauses.get("WHERE")
+    if span:
+        kept = " AND ".join(f"({c})" for c in join.mixed)
+        found.append((scope.tokens[span.first - 1].start, span.end, f"WHERE {kept}" if kept else ""))
+    return found

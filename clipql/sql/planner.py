@@ -1,0 +1,187 @@
+"""Plans the SELECTs of a statement and has them carried out, inner ones first.
+
+What must stay true: the edited statement gives the rows that the original gives; where ClickHouse refuses the edited
+one, the original is run instead, and the answer is its.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from clipql.encode.service import Batch, Encoders
+from clipql.engine.quoting import quote_name
+from clipql.errors import QueryCancelled, QueryError
+from clipql.index.base import Candidates
+from clipql.sql import direct
+from clipql.sql.calls import find_sources
+from clipql.sql.constants import Constants
+from clipql.sql.encode_calls import Encoding
+from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
+from clipql.sql.filters import FilterMemory
+from clipql.sql.identity import Origins
+from clipql.sql.joins import edits, recognise_join
+from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
+from clipql.sql.plan import Plan, plan
+from clipql.sql.recognise import recognise
+from clipql.sql.settings import SearchOptions
+from clipql.syntax import scopes as sql_scopes
+from clipql.syntax.lexer import tokenize
+from clipql.syntax.scopes import Scope
+from clipql.tables import shape
+from clipql.tables.indexes import Indexes
+from clipql.tables.registry import Registry
+
+BY_DEFAULT = SearchOptions()
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A statement as ClickHouse shall run it, with the parameters and Arrow tables that it needs besides the user's.
+
+    batches: vectors that its rows will ask for; they go when this does. answer: all of the result, where the row file
+    gave it; sql is then what the user wrote.
+    """
+
+    sql: str
+    params: Mapping[str, Any]
+    tables: Mapping[str, pa.Table]
+    steps: tuple[Step, ...]
+    batches: tuple[Batch, ...] = ()
+    answer: Direct | None = None
+
+
+class Planner:
+    """Rewrites statements over the tables of a registry."""
+
+    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
+        self._registry, self._engine, self._indexes = registry, registry.engine, indexes
+        self._memory = FilterMemory(registry)
+        self.encoding = Encoding(registry.engine, encoders, registry.find, lambda: registry.catalog.tables)
+
+    def rewrite(
+        self,
+        sql: str,
+        params: Mapping[str, Any],
+        options: SearchOptions = BY_DEFAULT,
+        *,
+        format: str | None = None,
+    ) -> Rewritten:
+        """The statement with each vector search in it carried out; with `options.plan` False, only `*` is spelled out.
+
+        Inner SELECTs come first, so that an outer one sees the text that will be run. format: of the result, where it
+        may be answered from the row file.
+        """
+        encoded = self.encoding.replace(sql, params)
+        work = Work(encoded.sql, dict(encoded.params))
+        constants = Constants(self._engine, encoded.params)
+        origins = Origins(self._registry.find, encoded.models)
+        count = len(sql_scopes.scopes(work.sql, tokenize(work.sql)))
+        for at in reversed(range(count)):
+            scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            origins.check_pairs(scope)
+            star = self._star(scope)
+            if star:
+                work.edit([star])
+                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            moved = self._prewhere(scope)
+            if moved:
+                work.edit(moved)
+                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            join = recognise_join(scope, self._registry.find) if options.plan else None
+            if join:
+                self._join(plan_join(join, self._indexes, options), work)
+                continue
+            select = recognise(scope, self._registry.find) if options.plan else None
+            if select:
+                planned = plan(select, constants, self._indexes, options, origins)
+                answer = partial(self._answer, planned, direct.items(planned, work.sql), constants, format)
+                Execution(self._registry, self._indexes.rows, self._memory, planned, work).run(
+                    answer if format else no_answer
+                )
+        steps = tuple(reversed(work.steps))
+        return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer)
+
+    def _join(self, planned: JoinPlan, work: Work) -> None:
+        """Search for the pairs of a nearest-neighbour join, and edit the statement to join just those."""
+        try:
+            settings = sql_scopes.settings_in_force(work.sql, planned.join.scope)
+            found = PairSearch(self._registry, planned, work.params, settings).find()
+            name = work.name("pairs")
+            changed = edits(planned.join, self._registry, name, work.params)
+        except QueryCancelled:
+            raise
+        except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
+            found, changed, name = "ClickHouse refused a part of it on its own", [], ""
+        if isinstance(found, str):
+            work.steps.append(Step(planned, "as it is", found))
+            return
+        pairs, cost = found
+        work.tables[name] = pairs
+        work.edit(changed)
+        work.steps.append(Step(planned, planned.kind, planned.why, cost, found=pairs.num_rows))
+
+    def _answer(
+        self,
+        planned: Plan,
+        wanted: tuple[direct.Item, ...] | None,
+        constants: Constants,
+        format: str | None,
+        found: Candidates,
+    ) -> Direct | None:
+        """The result from the row file, if it can be had from there in this format."""
+        if wanted is None:
+            return None
+        text = None if format == "ArrowStream" else direct.as_select(self._indexes, planned, wanted, "clipql_answer")
+        if text is None and format != "ArrowStream":
+            return None
+        table = direct.answer(self._registry, self._indexes, planned, wanted, found, constants)
+        return None if table is None else Direct(table, text)
+
+    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Plan | JoinPlan]:
+        """The plan of each SELECT that computes distances, outer ones first, with nothing searched."""
+        encoded = self.encoding.replace(sql, params, rows=False)
+        constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
+        plans: list[Plan | JoinPlan] = []
+        for scope in sql_scopes.scopes(encoded.sql, tokenize(encoded.sql)):
+            join = recognise_join(scope, self._registry.find)
+            select = None if join else recognise(scope, self._registry.find)
+            if join:
+                plans.append(plan_join(join, self._indexes, options))
+            elif select:
+                plans.append(plan(select, constants, self._indexes, options, origins))
+        return plans
+
+    def _prewhere(self, scope: Scope) -> list[tuple[int, int, str]]:
+        """The edits that make WHERE of a PREWHERE on a vector column, which ClickHouse cannot read so early."""
+        found, _ = find_sources(scope, self._registry.find)
+        vectors = {c.name for source in found for c in source.table.columns}
+        if not any(t.name in vectors for t in scope.within("PREWHERE")):
+            return []
+        where = scope.body("WHERE")
+        return where_edits(scope, f"({scope.body('PREWHERE')})" + (f" AND ({where})" if where else ""))
+
+    def _star(self, scope: Scope) -> tuple[int, int, str] | None:
+        """The edit that spells `SELECT *` out, where ClickHouse would give the columns in another order.
+
+        It puts ALIAS columns, as vector columns are to it, behind all others.
+        """
+        select, source = scope.within("SELECT"), scope.within("FROM")
+        if len(select) != 1 or select[0].text != "*" or not source or not source[0].name:
+            return None
+        names = [t.name for t in source[::2]]
+        if len(source) == 1:
+            table = None if names[0] in scope.names else self._registry.find(None, names[0] or "")
+        elif len(source) == 3 and source[1].text == "." and names[1]:
+            table = self._registry.find(names[0], names[1])
+        else:
+            return None
+        columns = [n for n, _ in shape.insertable(self._engine, table)] if table else []
+        vectors = [n for n in columns if table and table.column(n)]
+        if not table or columns[len(columns) - len(vectors) :] == vectors:
+            return None
+        return select[0].start, select[0].end, ", ".join(quote_name(c) for c in columns)

@@ -1,0 +1,311 @@
+"""Running statements: each kind goes its way, and what is not ours goes to ClickHouse as it stands.
+
+Start here to see where a query goes: `Session.execute` is the crossroads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from clipql.encode.service import Encoders
+from clipql.engine import chunks
+from clipql.engine.arrow import arrow_stream
+from clipql.engine.embedded import Output
+from clipql.errors import QueryError, UnsupportedStatement
+from clipql.index.base import Route
+from clipql.sql import explain, settings
+from clipql.sql.calls import find_sources
+from clipql.sql.definitions import Definitions
+from clipql.sql.direct import settings_allow
+from clipql.sql.execution import Direct, Step
+from clipql.sql.insert import insert, load
+from clipql.sql.planner import Planner, Rewritten
+from clipql.storage.catalog import Table
+from clipql.syntax import statements
+from clipql.syntax.scopes import scopes
+from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set
+from clipql.tables.indexes import Indexes, watching
+from clipql.tables.registry import Registry
+
+Progress = Callable[[Mapping[str, Any]], None]
+# takes a result piece by piece
+Sink = Callable[[bytes], None]
+_ROUTES: ContextVar[Sequence[Route]] = ContextVar("clipql_routes", default=())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a statement gave: ClickHouse's output in the format that was asked for, and the vector searches in it.
+
+    format: the format of the output, which is the statement's own where it names one. rows: rows inserted.
+    shards: how many shards answered, as 3/4, where there are shards.
+    """
+
+    output: Output
+    format: str
+    elapsed: float
+    steps: tuple[Step, ...] = ()
+    rows: int | None = None
+    shards: str | None = None
+
+
+class Session:
+    """Statements of one user on one open database: SET parameters, settings and the current database are kept."""
+
+    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
+        self._registry, self._engine, self._indexes = registry, registry.engine, indexes
+        self._planner = Planner(registry, indexes, encoders)
+        self._definitions = Definitions(registry, indexes, self._planner, self._fill, self._run)
+        self.params: dict[str, Any] = {}
+        self.settings: dict[str, str] = {}
+
+    def execute(
+        self,
+        sql: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        format: str = "ArrowStream",
+        progress: Progress | None = None,
+        sink: Sink | None = None,
+        routes: Sequence[Route] = (),
+    ) -> Answer:
+        """Run one statement. Raises ClipqlError of the kind that fits.
+
+        sink: is given the result in pieces where it need not be held as a whole; the answer then has no data.
+        routes: lists of ivf indexes, ranked elsewhere for the query vectors of a SELECT.
+        """
+        before = _ROUTES.set(routes)
+        try:
+            with watching(_reported(progress)) if progress else contextlib.nullcontext():
+                return self._execute(sql, params, format, progress, sink)
+        finally:
+            _ROUTES.reset(before)
+
+    def _execute(
+        self, sql: str, params: Mapping[str, Any] | None, format: str, progress: Progress | None, sink: Sink | None
+    ) -> Answer:
+        began = time.perf_counter()
+        statement, _tokens = statements.classify(sql)
+        given = {**self.params, **(params or {})}
+        own: str | None = None
+        steps: tuple[Step, ...] = ()
+        rows: int | None = None
+        if isinstance(statement, (Select, Explain)):
+            sql, own = settings.take_format(sql)
+            output, steps = self._read(sql, statement, given, own or format, progress, sink)
+        elif isinstance(statement, Insert):
+            output, steps, rows = self._insert(sql, statement, given, progress)
+        elif isinstance(statement, Set):
+            output = self._set(sql, statement)
+        elif isinstance(statement, CreateTable):
+            output, rows = self._definitions.create(sql, statement, given)
+        elif isinstance(statement, OnDatabase):
+            output = self._definitions.on_database(sql, statement)
+        elif isinstance(statement, OnTable):
+            sql, own = settings.take_format(sql)
+            output = self._definitions.on_table(sql, statement, given, own or format)
+        else:
+            sql, own = settings.take_format(sql)
+            output = self._pass(sql, statement, given, own or format, progress)
+        return Answer(output, own or format, time.perf_counter() - began, steps, rows)
+
+    def _pass(
+        self, sql: str, statement: Other, params: Mapping[str, Any], format: str, progress: Progress | None = None
+    ) -> Output:
+        if statement.word in ("BACKUP", "RESTORE") and self._registry.catalog.tables:
+            raise UnsupportedStatement(
+                f"{statement.word} would leave out the vectors, which lie outside ClickHouse: use `clipql backup` and "
+                "`clipql restore`"
+            )
+        if statement.word == "CREATE":
+            self._check_view(sql)
+        output = self._engine.query(sql, format, params=params, progress=progress, user=True)
+        self._note_temporary(sql, statement.word)
+        return output
+
+    def _note_temporary(self, sql: str, word: str) -> None:
+        """A temporary table hides a table of ours of the same name, as it does in ClickHouse."""
+        tokens = statements.classify(sql)[1]
+        words = [t.upper for t in tokens]
+        if word not in ("CREATE", "DROP") or not {"TEMPORARY", "TEMP"} & set(words[:4]) or "TABLE" not in words:
+            return
+        at = words.index("TABLE") + 1
+        while at < len(words) - 1 and words[at] in ("IF", "NOT", "EXISTS"):
+            at += 1
+        name = tokens[at].name
+        if name:
+            change = self._registry.hidden.add if word == "CREATE" else self._registry.hidden.discard
+            change(name)
+
+    def _check_view(self, sql: str) -> None:
+        """Refuse a materialized view that reads a table of ours: rows move into such a table past its views."""
+        tokens = statements.classify(sql)[1]
+        if not any(t.upper == "MATERIALIZED" for t in tokens[:4]):
+            return
+        for scope in scopes(sql, tokens):
+            for source in find_sources(scope, self._registry.find)[0]:
+                raise UnsupportedStatement(
+                    f"a materialized view on {source.table.full_name} would not see its inserts; use a plain view"
+                )
+
+    # reading
+
+    def _listed(self, sql: str) -> tuple[str, dict[str, pa.Table]]:
+        """The statement with `clipql.indexes` as the table that it stands for."""
+        tokens = statements.classify(sql)[1]
+        for a, dot, b in reversed(list(zip(tokens, tokens[1:], tokens[2:], strict=False))):
+            if (a.name, dot.text, b.name) == ("clipql", ".", "indexes"):
+                sql = f"{sql[: a.start]}Python(clipql_indexes){sql[b.end :]}"
+        return sql, {"clipql_indexes": self._indexes.listing()} if "clipql_indexes" in sql else {}
+
+    def _read(
+        self,
+        sql: str,
+        statement: Select | Explain,
+        params: Mapping[str, Any],
+        format: str,
+        progress: Progress | None,
+        sink: Sink | None,
+    ) -> tuple[Output, tuple[Step, ...]]:
+        text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
+        options = settings.options({**self.settings, **own}, _ROUTES.get())
+        if isinstance(statement, Explain):
+            lines = self._definitions.explained(statement.query)
+            if lines is None and options.plan:
+                lines = explain.describe(self._planner.plans(text, params, options))
+            if not lines:
+                return self._engine.query(f"EXPLAIN {text}", format, params=params, user=True), ()
+            table = pa.table({"explain": lines})
+            return self._engine.query(
+                "SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True
+            ), ()
+        with self._registry.gate.reading():
+            text, listing = self._listed(text) if "clipql" in text else (text, {})
+            acting = self._engine.acting
+            direct = settings_allow(acting.user.statements, acting.settings)
+            rewritten = self._planner.rewrite(text, params, options, format=format if direct else None)
+            if rewritten.answer is not None:
+                return self._answered(rewritten.answer, format), rewritten.steps
+            rewritten = dataclasses.replace(rewritten, tables={**rewritten.tables, **listing})
+            if sink is not None and chunks.joins(format) and not (rewritten.steps or rewritten.tables):
+                return self._stream(rewritten, format, sink), ()
+            return self._run(rewritten, text, params, format, progress)
+
+    def _answered(self, answer: Direct, format: str) -> Output:
+        """A result that the row file gave."""
+        if answer.sql is not None:
+            return self._engine.query(answer.sql, format, tables={"clipql_answer": answer.table}, user=True)
+        return Output(arrow_stream(answer.table), rows=answer.table.num_rows)
+
+    def _stream(self, planned: Rewritten, format: str, sink: Sink) -> Output:
+        began, rows, size = time.perf_counter(), 0, 0
+
+        def progress(more_rows: int, more_bytes: int) -> None:
+            nonlocal rows, size
+            rows, size = rows + more_rows, size + more_bytes
+
+        for piece in self._engine.stream_bytes(planned.sql, format, params=planned.params, progress=progress):
+            if piece:
+                sink(piece)
+        return Output(elapsed=time.perf_counter() - began, rows=rows, rows_read=rows, bytes_read=size)
+
+    def _run(
+        self, planned: Rewritten, original: str, params: Mapping[str, Any], format: str, progress: Progress | None
+    ) -> tuple[Output, tuple[Step, ...]]:
+        try:
+            output = self._engine.query(
+                planned.sql, format, params=planned.params, progress=progress, tables=planned.tables, user=True
+            )
+            return output, planned.steps
+        except QueryError:
+            if planned.sql == original:
+                raise
+        # an error is reported in terms of what the user wrote; should that succeed, it is the answer
+        output = self._engine.query(original, format, params=params, progress=progress, user=True)
+        why = "ClickHouse refused the planned statement"
+        return output, tuple(Step(s.plan, "as it is", why, s.cost) for s in planned.steps)
+
+    # SET
+
+    def _set(self, sql: str, statement: Set) -> Output:
+        if statement.database is not None:
+            self._engine.set(sql)
+            self._registry.database = statement.database
+            return Output()
+        theirs: list[str] = []
+        for name, text in statement.assignments:
+            if name.startswith("param_"):
+                self.params[name.removeprefix("param_")] = _parameter(text)
+            elif name in settings.OURS:
+                self.settings[name] = settings.checked(name, text)
+            elif name in settings.KEPT:
+                raise QueryError(f"{name} cannot be SET: clipql keeps it at {settings.KEPT[name]}")
+            else:
+                theirs.append(f"{name} = {text}")
+        if theirs:
+            self._engine.set("SET " + ", ".join(theirs))
+        return Output()
+
+    # writing
+
+    def _insert(
+        self, sql: str, statement: Insert, params: Mapping[str, Any], progress: Progress | None
+    ) -> tuple[Output, tuple[Step, ...], int | None]:
+        table = self._definitions.find(statement.table)
+        if table is not None:
+            began = time.perf_counter()
+            rows = self._fill(table, partial(insert, self._registry, self._planner, table, sql, statement, params))
+            return Output(elapsed=time.perf_counter() - began, rows=rows), (), rows
+        if statement.source != "SELECT":
+            return self._engine.query(sql, "Null", params=params, progress=progress, user=True), (), None
+        text, own = settings.taken_from(sql)
+        with self._registry.gate.reading():
+            options = settings.options({**self.settings, **own})
+            planned = self._planner.rewrite(text[statement.body :], params, options)
+            head = text[: statement.body]
+            whole = dataclasses.replace(planned, sql=head + planned.sql)
+            output, steps = self._run(whole, text, params, "Null", progress)
+        return output, steps, None
+
+    def load(self, sql: str, format: str, data: Iterable[bytes]) -> Answer:
+        """Run `INSERT INTO table … FORMAT name`, or `… VALUES`, with the data apart, in pieces. Raises ClipqlError."""
+        began = time.perf_counter()
+        statement, _tokens = statements.classify(sql)
+        if not isinstance(statement, Insert):
+            raise QueryError(f"{sql[:100]}: expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")
+        table = self._definitions.find(statement.table)
+        if table is not None:
+            rows = self._fill(table, partial(load, self._registry, table, statement, format, data))
+        else:
+            rows = self._engine.insert_bytes(sql[: statement.body], format, data, user=True)
+        return Answer(Output(elapsed=time.perf_counter() - began), "Null", time.perf_counter() - began, rows=rows)
+
+    def _fill(self, table: Table, fill: Callable[[], int]) -> int:
+        # in this order: a DELETE holds the write lock while it waits for the readers
+        with self._registry.write_lock, self._registry.gate.reading():
+            rows = fill()
+            self._indexes.after_insert(table.id)
+            return rows
+
+
+def _parameter(text: str) -> str:
+    """The value of SET param_x = …: a string without its quotes, anything else as it is written."""
+    if text[:1] == "'" and text[-1:] == "'" and len(text) > 1:
+        import re
+
+        return re.sub(r"\\(.)", r"\1", text[1:-1].replace("''", "'"))
+    return text
+
+
+def _reported(progress: Progress) -> Callable[[str, int, int], None]:
+    """How the build of an index is told of: as ClickHouse tells of its rows, with the stage's name."""
+    return lambda stage, done, total: progress({"stage": stage, "read_rows": done, "total_rows_to_read": total})

@@ -1,0 +1,129 @@
+"""clipql's own settings in SETTINGS and SET, which ClickHouse would refuse, and FORMAT clauses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from clipql.errors import QueryError
+from clipql.index.base import Route
+from clipql.syntax.lexer import Token, matching, tokenize
+from clipql.syntax.scopes import split_list
+
+# name: what it does, as `clipql` documents it
+OURS: Mapping[str, str] = {
+    "vector_plan": "1: plan vector searches (the default); 0: leave every query to ClickHouse as it stands",
+    "vector_index": "1: search by an index where one fits (the default); 0: scan exactly",
+    "recall": "the share of the true nearest rows that an index must find, 0.95 unless set",
+    "nprobe": "lists that an ivf index looks into, instead of what recall asks for",
+    "rescore": "rows that an ivf index compares exactly, instead of what recall asks for",
+    "annoy_index_search_k_nodes": "nodes that an annoy index looks at",
+    "hnsw_candidate_list_size_for_search": "breadth of the search in an hnsw index (ef)",
+    "shards_partial": "1: answer without the shards that are lost, and say how many answered; 0: that is an error",
+}
+# what clipql relies on, and so keeps from SET
+KEPT: Mapping[str, str] = {
+    "mutations_sync": "1, so that a DELETE that has returned is done",
+    "lightweight_deletes_sync": "2, so that a DELETE that has returned is done",
+    "asterisk_include_alias_columns": "1, so that * gives vector columns",
+    "insert_allow_materialized_columns": "1, so that rows get their numbers",
+}
+_SWITCHES = ("vector_plan", "vector_index", "shards_partial")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How a statement's vector searches shall be done. knobs: the settings of indexes that are in force.
+
+    routes: lists of ivf indexes that were ranked elsewhere, for queries that the statement may ask.
+    """
+
+    plan: bool = True
+    index: bool = True
+    knobs: Mapping[str, str] = field(default_factory=dict)
+    routes: Sequence[Route] = ()
+
+
+def options(given: Mapping[str, str], routes: Sequence[Route] = ()) -> SearchOptions:
+    """The options that settings make. Raises QueryError for a value that one cannot have."""
+    values = {name: checked(name, value) for name, value in given.items()}
+    knobs = {name: value for name, value in values.items() if name not in _SWITCHES}
+    on = {name: values.get(name, "1") in ("1", "true") for name in _SWITCHES}
+    return SearchOptions(on["vector_plan"], on["vector_index"], knobs, routes)
+
+
+def taken_from(sql: str) -> tuple[str, dict[str, str]]:
+    """The statement without clipql's settings in its SETTINGS clauses, and those settings."""
+    found: dict[str, str] = {}
+    tokens = tokenize(sql)
+    for at in reversed(range(len(tokens) - 2)):
+        if tokens[at].upper != "SETTINGS" or tokens[at + 2].text != "=" or not tokens[at + 1].name:
+            continue
+        end = _end(tokens, at + 1)
+        kept: list[str] = []
+        for first, last in split_list(tokens, at + 1, end):
+            name = tokens[first].name or ""
+            text = sql[tokens[first].start : tokens[last - 1].end]
+            if name in OURS:
+                found.setdefault(name, sql[tokens[first + 2].start : tokens[last - 1].end])
+            else:
+                kept.append(text)
+        clause = f"SETTINGS {', '.join(kept)}" if kept else ""
+        sql = sql[: tokens[at].start] + clause + sql[tokens[end - 1].end :]
+    return sql, found
+
+
+def _end(tokens: list[Token], at: int) -> int:
+    """The place after the last assignment of a SETTINGS clause."""
+    while at < len(tokens):
+        if tokens[at].kind == "symbol" and tokens[at].text in "([{":
+            at = matching(tokens, at) + 1
+            continue
+        if tokens[at].text in (")", ";") or tokens[at].upper in (
+            "FORMAT",
+            "UNION",
+            "INTO",
+            "VALUES",
+            "SELECT",
+            "COMMENT",
+        ):
+            break
+        at += 1
+    return at
+
+
+def checked(name: str, value: str) -> str:
+    """The value of a setting of ours, as text. Raises QueryError for one that it cannot have."""
+    text = value.strip("'\"").lower()
+    if name in _SWITCHES:
+        if text not in ("0", "1", "true", "false"):
+            raise QueryError(f"{name} = {value}: expected 0 or 1")
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if name == "recall" and not 0 < number <= 1:
+        raise QueryError(f"recall = {value}: expected more than 0 and at most 1")
+    if name != "recall" and not (number >= 1 and number == int(number)):
+        raise QueryError(f"{name} = {value}: expected a whole number of at least 1")
+    return text
+
+
+def take_format(sql: str) -> tuple[str, str | None]:
+    """The statement without a FORMAT clause at its end, and the format; as it is where there is none."""
+    tokens = tokenize(sql)
+    while tokens and tokens[-1].text == ";" and tokens[-1].kind == "symbol":
+        tokens.pop()
+    for i in range(len(tokens) - 3):  # FORMAT name SETTINGS …
+        if tokens[i].upper == "FORMAT" and tokens[i + 1].kind == "word" and tokens[i + 2].upper == "SETTINGS":
+            return sql[: tokens[i].start] + sql[tokens[i + 2].start :], tokens[i + 1].text
+    if (
+        len(tokens) > 3
+        and tokens[-2].upper == "FORMAT"
+        and tokens[-1].kind == "word"
+        and tokens[-3].text not in (",", ".")
+    ) and tokens[0].upper in ("SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "("):
+        return sql[: tokens[-2].start].rstrip(), tokens[-1].text
+    return sql, None

@@ -1,0 +1,251 @@
+"""The manifest: which tables have vector columns, where their segments lie, which parts were taken in.
+
+What must stay true: `manifest.json` is versioned, carries the hash of its own content, and is replaced atomically; it
+is read once, at open, and written at every commit; the values here are frozen, a change makes a new `Catalog`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase
+from clipql.storage import files
+
+FORMAT = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of rows of one vector column in one `.npy` file.
+
+    file: the name within the column's folder, or an absolute path where `linked`. first: row number of its first
+    row. offset: bytes before the first vector. dtype: 'float16' or 'float32', C order, little-endian.
+    largest: an upper bound of the vectors' Euclidean norms. hash: xxh3-64 of the vectors' bytes.
+    """
+
+    file: str
+    first: int
+    rows: int
+    dimension: int
+    dtype: str
+    offset: int
+    largest: float
+    hash: str
+    linked: bool = False
+
+    @property
+    def end(self) -> int:
+        """Row number after the last row."""
+        return self.first + self.rows
+
+
+@dataclass(frozen=True)
+class VectorColumn:
+    """A vector column: `dimension` is None until the first rows fix it; `model` filled it, where that is known."""
+
+    name: str
+    folder: str
+    dimension: int | None = None
+    model: str | None = None
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows in its segments."""
+        return self.segments[-1].end if self.segments else 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A LAION part that is in the table: its key (which source), its rows, and what identifies its files."""
+
+    key: str
+    first: int
+    rows: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """A vector index: what the user asked for, and what was built.
+
+    definition: the text from TYPE on, as it was written. options: the kind's own, by name. folder: within `index/`,
+    None until it is built. rows: how many it covers. recall: of 10, by kind of query, as measured at the build.
+    """
+
+    name: str
+    column: str
+    kind: str
+    metric: str
+    definition: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    folder: str | None = None
+    rows: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    recall: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A copy of a table's stored columns that can be mapped: folder within `rows/`, rows up to which number it covers,
+    bytes of its batches, hash of what describes them.
+    """
+
+    folder: str
+    rows: int
+    bytes: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with vector columns. `id` names its folder and never changes; `rows` is the next row number."""
+
+    database: str
+    name: str
+    id: str
+    columns: tuple[VectorColumn, ...]
+    rows: int = 0
+    parts: tuple[Part, ...] = ()
+    indexes: tuple[IndexEntry, ...] = ()
+    row_file: RowFile | None = None
+
+    @property
+    def full_name(self) -> str:
+        """`database.table`, as messages show it."""
+        return f"{self.database}.{self.name}"
+
+    def index(self, name: str) -> IndexEntry | None:
+        """The vector index of this name, if there is one."""
+        return next((i for i in self.indexes if i.name == name), None)
+
+    def with_index(self, entry: IndexEntry) -> Table:
+        """This table with the index added, or put in the place of the one of its name."""
+        if self.index(entry.name) is None:
+            return dataclasses.replace(self, indexes=(*self.indexes, entry))
+        return dataclasses.replace(self, indexes=tuple(entry if i.name == entry.name else i for i in self.indexes))
+
+    def column(self, name: str) -> VectorColumn | None:
+        """The vector column of this name, if there is one."""
+        return next((c for c in self.columns if c.name == name), None)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A change under way, written before its first step and cleared after its last, so that open can finish it.
+
+    kind: 'insert', 'create', 'drop', 'truncate', 'rename', 'alter' or 'rewrite'. before / after: the table as it was
+    and as it shall be (None where it does not exist then). definitions: for 'alter', the shape and the physical table
+    as they were, as CREATE statements.
+    """
+
+    kind: str
+    before: Table | None
+    after: Table | None
+    definitions: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All tables with vector columns, and the change under way if there is one."""
+
+    tables: tuple[Table, ...] = ()
+    pending: Pending | None = None
+    serial: int = 0
+
+    def table(self, database: str, name: str) -> Table | None:
+        """The table of this name, if it has vector columns."""
+        return next((t for t in self.tables if t.database == database and t.name == name), None)
+
+    def by_id(self, id: str) -> Table | None:
+        """The table with this id."""
+        return next((t for t in self.tables if t.id == id), None)
+
+    def with_table(self, table: Table) -> Catalog:
+        """This catalog with the table added, or put in the place of the one with its id."""
+        others = tuple(t for t in self.tables if t.id != table.id)
+        return dataclasses.replace(self, tables=(*others, table))
+
+    def without(self, id: str) -> Catalog:
+        """This catalog without the table of this id."""
+        return dataclasses.replace(self, tables=tuple(t for t in self.tables if t.id != id))
+
+    def with_pending(self, pending: Pending | None) -> Catalog:
+        """This catalog with another change under way, or none."""
+        return dataclasses.replace(self, pending=pending)
+
+
+def save(folder: Path, catalog: Catalog) -> None:
+    """Replace the manifest durably."""
+    body = json.dumps(dataclasses.asdict(catalog), ensure_ascii=False, separators=(",", ":"))
+    document = {"clipql": "manifest", "format": FORMAT, "hash": _hash(body), "catalog": body}
+    files.replace(folder / NAME, json.dumps(document, ensure_ascii=False).encode())
+
+
+def load(folder: Path) -> Catalog:
+    """Read the manifest of a database folder.
+
+    Raises NotADatabase, DatabaseVersion (a newer clipql wrote it) or DatabaseDamaged.
+    """
+    path = folder / NAME
+    if not path.exists():
+        raise NotADatabase(
+            f"{folder} holds files but no {NAME}, so clipql did not make it: name an empty or a new folder"
+        )
+    with files.translated(path, "reading"):
+        content = path.read_bytes()
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DatabaseDamaged(f"{path} is not JSON ({error}): restore it from a backup") from error
+    if not isinstance(document, Mapping) or document.get("clipql") != "manifest":
+        raise NotADatabase(f"{path} is not a clipql manifest: name another folder")
+    if not isinstance(document.get("format"), int) or document["format"] > FORMAT:
+        raise DatabaseVersion(
+            f"{folder} is in format {document.get('format')}, this clipql reads up to {FORMAT}: upgrade clipql"
+        )
+    body = document.get("catalog")
+    if not isinstance(body, str) or _hash(body) != document.get("hash"):
+        raise DatabaseDamaged(f"{path} does not match its own hash, so it was altered: restore it from a backup")
+    try:
+        return _catalog(json.loads(body))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DatabaseDamaged(
+            f"{path} has a right hash and does not hold a catalog ({type(error).__name__}: {error}): restore it from a "
+            "backup"
+        ) from error
+
+
+def _hash(body: str) -> str:
+    return hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _catalog(d: Mapping[str, Any]) -> Catalog:
+    pending = d["pending"]
+    return Catalog(
+        tables=tuple(_table(t) for t in d["tables"]),
+        pending=pending
+        and Pending(
+            pending["kind"],
+            pending["before"] and _table(pending["before"]),
+            pending["after"] and _table(pending["after"]),
+            pending["definitions"] and tuple(pending["definitions"]),
+        ),
+        serial=d["serial"],
+    )
+
+
+def _table(d: Mapping[str, Any]) -> Table:
+    columns = tuple(VectorColumn(**{**c, "segments": tuple(Segment(**s) for s in c["segments"])}) for c in d["columns"])
+    indexes = tuple(IndexEntry(**i) for i in d.get("indexes", ()))
+    parts = tuple(Part(**p) for p in d["parts"])
+    row_file = RowFile(**d["row_file"]) if d.get("row_file") else None
+    return Table(**{**d, "columns": columns, "parts": parts, "indexes": indexes, "row_file": row_file})

@@ -1,0 +1,188 @@
+"""The hot loops over stored vectors, compiled by Numba and cached on disk.
+
+float16 rows come as their uint16 bits and are widened in registers, so a scan reads half the bytes. What must stay
+true: every kernel releases the GIL, allocates nothing, and works on views of the mapped files; NaN is an answer (a
+zero vector's cosine distance), so `nnan` is never among the fast-math flags. `parallel=True` is not used: its thread
+layer must not be entered from two Python threads at once, so callers share the rows out to threads themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from llvmlite import ir
+from numba import float32, njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from clipql.storage.vectors.metrics import Metric
+
+F = TypeVar("F", bound=Callable[..., Any])
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+
+
+def _kernel(function: F) -> F:
+    compiled: F = njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", boundscheck=False)(function)
+    return compiled
+
+
+@intrinsic
+def half_to_float(typingctx, bits):  # type: ignore[no-untyped-def]
+    """The float16 whose bits these are, as float32; compiles to the machine's own conversion."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), codegen
+
+
+@_kernel
+def _l2_half(x: Any, q: Any, out: Any) -> None:
+    for i in range(x.shape[0]):
+        s = float32(0)
+        for j in range(x.shape[1]):
+            d = half_to_float(x[i, j]) - q[j]
+            s += d * d
+        out[i] = s
+
+
+@_kernel
+def _l2_float(x: Any, q: Any, out: Any) -> None:
+    for i in range(x.shape[0]):
+        s = float32(0)
+        for j in range(x.shape[1]):
+            d = x[i, j] - q[j]
+            s += d * d
+        out[i] = s
+
+
+@_kernel
+def _dot_half(x: Any, q: Any, out: Any) -> None:
+    for i in range(x.shape[0]):
+        s = float32(0)
+        for j in range(x.shape[1]):
+            s += half_to_float(x[i, j]) * q[j]
+        out[i] = s
+
+
+@_kernel
+def _dot_float(x: Any, q: Any, out: Any) -> None:
+    for i in range(x.shape[0]):
+        s = float32(0)
+        for j in range(x.shape[1]):
+            s += x[i, j] * q[j]
+        out[i] = s
+
+
+@_kernel
+def _cosine_half(x: Any, q: Any, out: Any) -> None:
+    n = float32(0)
+    for j in range(q.shape[0]):
+        n += q[j] * q[j]
+    for i in range(x.shape[0]):
+        s, r = float32(0), float32(0)
+        for j in range(x.shape[1]):
+            v = half_to_float(x[i, j])
+            s += v * q[j]
+            r += v * v
+        out[i] = float32(1) - s / np.sqrt(r * n) if r > 0 and n > 0 else np.nan
+
+
+@_kernel
+def _cosine_float(x: Any, q: Any, out: Any) -> None:
+    n = float32(0)
+    for j in range(q.shape[0]):
+        n += q[j] * q[j]
+    for i in range(x.shape[0]):
+        s, r = float32(0), float32(0)
+        for j in range(x.shape[1]):
+            v = x[i, j]
+            s += v * q[j]
+            r += v * v
+        out[i] = float32(1) - s / np.sqrt(r * n) if r > 0 and n > 0 else np.nan
+
+
+@_kernel
+def _check_half(x: Any) -> Any:
+    worst = float32(0)
+    for i in range(x.shape[0]):
+        s, bad = float32(0), 0
+        for j in range(x.shape[1]):
+            bits = x[i, j]
+            bad += (bits & 0x7C00) == 0x7C00
+            v = half_to_float(bits)
+            s += v * v
+        if bad:
+            return i, worst
+        worst = max(worst, s)
+    return -1, worst
+
+
+@_kernel
+def _check_float(x: Any) -> Any:
+    worst = 0.0
+    for i in range(x.shape[0]):
+        s, bad = 0.0, 0
+        for j in range(x.shape[1]):
+            v = np.float64(x[i, j])
+            bad += not (abs(v) <= LARGEST_FLOAT)  # false for NaN too
+            s += v * v
+        if bad:
+            return i, worst
+        worst = max(worst, s)
+    return -1, worst
+
+
+@_kernel
+def collect(key: Any, first: int, limit: float, rows: Any, keys: Any, used: int) -> int:
+    """Append the rows whose key is at most `limit` to rows/keys from position `used`; returns the new count.
+
+    The caller leaves room for the whole block. NaN keys are never appended.
+    """
+    for i in range(key.shape[0]):
+        if key[i] <= limit:
+            rows[used] = first + i
+            keys[used] = key[i]
+            used += 1
+    return used
+
+
+_HALF = {Metric.L2: _l2_half, Metric.L2_SQUARED: _l2_half, Metric.COSINE: _cosine_half, Metric.DOT: _dot_half}
+_FLOAT = {Metric.L2: _l2_float, Metric.L2_SQUARED: _l2_float, Metric.COSINE: _cosine_float, Metric.DOT: _dot_float}
+
+
+def distances(metric: Metric, x: NDArray[Any], query: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """Distances of rows to one query, in float32.
+
+    x: (n, d) float16 or float32, C order; query: float32 (d,); out: float32 (n,), overwritten. A row or a query
+    of zero length has cosine distance NaN.
+    """
+    if x.dtype == np.float16:
+        _HALF[metric](x.view(np.uint16), query, out)
+    else:
+        _FLOAT[metric](x, query, out)
+    if metric is Metric.L2:
+        np.sqrt(out, out=out)
+
+
+def check(x: NDArray[Any]) -> tuple[int, float]:
+    """The index of the first row with NaN or infinity (-1 if there is none), and the largest Euclidean norm.
+
+    x: (n, d) float16 or float32, C order.
+    """
+    bad, squared = _check_half(x.view(np.uint16)) if x.dtype == np.float16 else _check_float(x)
+    return int(bad), float(np.sqrt(squared))
+
+
+def warm() -> None:
+    """Compile every kernel and leave it in the cache, so that no query pays for it."""
+    query = np.ones(8, np.float32)
+    for dtype in (np.float16, np.float32):
+        x, out = np.ones((2, 8), dtype), np.empty(2, np.float32)
+        check(x)
+        for metric in Metric:
+            distances(metric, x, query, out)
+    collect(np.ones(2, np.float32), 0, 1.0, np.empty(2, np.int64), np.empty(2, np.float32), 0)

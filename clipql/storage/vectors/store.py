@@ -1,0 +1,96 @@
+"""The vectors of one column: its segments, mapped, as one run of rows.
+
+A store is a value: it never changes, a commit makes a new one that shares the mappings. It satisfies the `Vectors`
+protocol of `clipql.index.base`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.engine import memory
+from clipql.errors import DatabaseDamaged
+from clipql.storage.catalog import Segment, VectorColumn
+from clipql.storage.vectors import segments
+
+
+class ColumnStore:
+    """The mapped segments of a vector column. Rows are float16 or float32, as stored.
+
+    Raises DatabaseDamaged, naming the file, where a segment is not what the manifest says.
+    """
+
+    def __init__(self, folder: Path, column: VectorColumn, known: ColumnStore | None = None) -> None:
+        shared: Mapping[Segment, NDArray[Any]] = known._mapped if known else {}
+        self._mapped: dict[Segment, NDArray[Any]] = {
+            s: shared[s] if s in shared else segments.map_segment(folder, s) for s in column.segments
+        }
+        self._arrays = list(self._mapped.values())
+        self._firsts = [s.first for s in column.segments]
+        end = 0
+        for segment in column.segments:
+            if segment.first != end:
+                raise DatabaseDamaged(
+                    f"{folder} lacks rows {end:,} to {segment.first - 1:,}: the manifest and its segments disagree"
+                )
+            end = segment.end
+        self._rows = end
+        self._dimension = column.dimension or 0
+        self._on_disk = memory.on_disk(sum(a.nbytes for a in self._arrays))
+        self.largest = max((s.largest for s in column.segments), default=0.0)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self._rows
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector; 0 while there are none."""
+        return self._dimension
+
+    def blocks(self, first: int = 0, last: int | None = None) -> Sequence[tuple[int, NDArray[Any]]]:
+        """Mapped views that cover rows [first, last): pairs of first row and (n, d) array, in order, without gaps."""
+        last = self._rows if last is None else min(last, self._rows)
+        found: list[tuple[int, NDArray[Any]]] = []
+        at = max(0, bisect_right(self._firsts, first) - 1)
+        while first < last:
+            start, array = self._firsts[at], self._arrays[at]
+            end = min(last, start + len(array))
+            if end > first:
+                found.append((first, array[first - start : end - start]))
+                first = end
+            at += 1
+        return found
+
+    def take(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """float32 (n, d) copies of these rows, in the order given. Raises IndexError for a row that is not there."""
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= self._rows):
+            raise IndexError(f"row {int(rows.max()):,} of {self._rows:,}")
+        out = np.empty((len(rows), self._dimension), np.float32)
+        which = np.searchsorted(self._firsts, rows, side="right") - 1
+        for at in np.unique(which):
+            chosen = which == at
+            array, wanted = self._arrays[at], rows[chosen] - self._firsts[at]
+            if self._on_disk:
+                from clipql.storage.vectors.bits import ask_disk  # loads the compiler
+
+                ask_disk(np.uint64(array.ctypes.data), wanted, array.strides[0], array.shape[1] * array.itemsize)
+            out[chosen] = array[wanted]
+        return out
+
+    def vector_bytes(self, row: int) -> bytes:
+        """One vector as the bytes of an Array(Float32); none for row 0 of an empty column, which DDL tries out."""
+        if row == 0 == self._rows:
+            return b""
+        if not 0 <= row < self._rows:
+            raise IndexError(f"row {row:,} of {self._rows:,}")
+        at = bisect_right(self._firsts, row) - 1
+        return bytes(self._arrays[at][row - self._firsts[at]].astype(np.float32).tobytes())

@@ -1,0 +1,1 @@
+"""Reading SQL text: tokens, SELECTs and their clauses, kinds of statements. Stands on nothing else of clipql."""

@@ -1,0 +1,237 @@
+"""The SELECTs of a statement, nested ones too, each with the places of its clauses.
+
+A scope says where things are in the text and decides nothing. A SELECT whose shape is not fully understood gets no
+scope, and so is left to ClickHouse as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from clipql.syntax.lexer import Token, matching
+
+# what may open a clause of a SELECT, in the order that ClickHouse takes them
+_CLAUSES = ("FROM", "PREWHERE", "WHERE", "GROUP", "HAVING", "WINDOW", "QUALIFY", "ORDER", "LIMIT", "OFFSET", "FETCH",
+            "SETTINGS", "FORMAT", "INTO")  # fmt: skip
+_SET_OPERATORS = ("UNION", "INTERSECT", "EXCEPT")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of tokens, [first, last), and its place in the text."""
+
+    first: int
+    last: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One SELECT.
+
+    clauses: the body of each clause by its keyword, 'SELECT' and 'WITH' included (LIMIT may occur twice: the second
+    is 'LIMIT 2'). withs: the WITH clauses in force, outermost first, as texts. names: what they define as tables.
+    """
+
+    tokens: list[Token]
+    text: str
+    whole: Span
+    clauses: Mapping[str, Span]
+    withs: tuple[str, ...]
+    names: frozenset[str]
+    nested: bool
+
+    def body(self, clause: str) -> str:
+        """The text of a clause without its keyword; empty where there is none."""
+        span = self.clauses.get(clause)
+        return self.text[span.start : span.end] if span else ""
+
+    def within(self, clause: str) -> list[Token]:
+        """The tokens of a clause without its keyword."""
+        span = self.clauses.get(clause)
+        return self.tokens[span.first : span.last] if span else []
+
+
+def scopes(text: str, tokens: list[Token]) -> list[Scope]:
+    """Every SELECT of the statement, outer ones before inner ones."""
+    found: list[Scope] = []
+    _collect(text, tokens, 0, len(tokens), (), frozenset(), False, found)
+    return found
+
+
+def _collect(
+    text: str,
+    tokens: list[Token],
+    first: int,
+    last: int,
+    withs: tuple[str, ...],
+    names: frozenset[str],
+    nested: bool,
+    found: list[Scope],
+) -> None:
+    at = first
+    while at < last:
+        upper = tokens[at].upper
+        if upper in ("SELECT", "WITH"):
+            end = _end_of_select(tokens, at, last)
+            scope = _scope(text, tokens, at, end, withs, names, nested)
+            inner_withs, inner_names = withs, names
+            if scope:
+                found.append(scope)
+                inner_withs, inner_names = scope.withs, scope.names
+            _inside(text, tokens, at, end, inner_withs, inner_names, found)
+            at = end
+        elif upper == "(":
+            close = matching(tokens, at)
+            _collect(text, tokens, at + 1, min(close, last), withs, names, nested or at > first, found)
+            at = close + 1
+        else:
+            at += 1
+
+
+def _inside(
+    text: str,
+    tokens: list[Token],
+    first: int,
+    last: int,
+    withs: tuple[str, ...],
+    names: frozenset[str],
+    found: list[Scope],
+) -> None:
+    """Look for SELECTs in the brackets of a SELECT."""
+    at = first
+    while at < last:
+        if tokens[at].text == "(" and tokens[at].kind == "symbol":
+            close = min(matching(tokens, at), last)
+            if at + 1 < close and tokens[at + 1].upper in ("SELECT", "WITH", "("):
+                _collect(text, tokens, at + 1, close, withs, names, True, found)
+            else:
+                _inside(text, tokens, at + 1, close, withs, names, found)
+            at = close + 1
+        else:
+            at += 1
+
+
+def _end_of_select(tokens: list[Token], at: int, last: int) -> int:
+    while at < last:
+        token = tokens[at]
+        if token.kind == "symbol" and token.text in "([{":
+            at = matching(tokens, at) + 1
+            continue
+        if token.upper in _SET_OPERATORS and at + 1 < last:
+            following = tokens[at + 1].upper
+            if at + 2 >= last:
+                return last
+            if token.upper == "EXCEPT" and following == "(" and tokens[at + 2].upper not in ("SELECT", "WITH"):
+                at += 1
+                continue
+            if following in ("ALL", "DISTINCT", "SELECT", "WITH", "("):
+                return at
+        if token.text == ";" and token.kind == "symbol":
+            return at
+        at += 1
+    return last
+
+
+def _scope(
+    text: str,
+    tokens: list[Token],
+    first: int,
+    last: int,
+    withs: tuple[str, ...],
+    names: frozenset[str],
+    nested: bool,
+) -> Scope | None:
+    opened: list[tuple[str, int, int]] = []  # clause, place of its keyword, place of its body
+    at = first
+    while at < last:
+        token = tokens[at]
+        if token.kind == "symbol" and token.text in "([{":
+            at = matching(tokens, at) + 1
+            continue
+        word = token.upper
+        after_dot = at > first and tokens[at - 1].text == "."
+        if word == "WITH" and at == first:
+            opened.append(("WITH", at, at + 1))
+        elif word == "SELECT" and not after_dot:
+            if any(c == "SELECT" for c, _, _ in opened):
+                return None
+            opened.append(("SELECT", at, at + 1))
+        elif word in _CLAUSES and not after_dot and _opens(tokens, at, last, opened):
+            width = 2 if word in ("GROUP", "ORDER") else 1
+            name = word if not any(c == word for c, _, _ in opened) else word + " 2"
+            opened.append((name, at, at + width))
+        at += 1
+    if not any(c == "SELECT" for c, _, _ in opened):
+        return None
+    clauses: dict[str, Span] = {}
+    for i, (name, _, body) in enumerate(opened):
+        end = opened[i + 1][1] if i + 1 < len(opened) else last
+        if name in clauses or body >= end:
+            return None
+        clauses[name] = Span(body, end, tokens[body].start, tokens[end - 1].end)
+    own = clauses.get("WITH")
+    return Scope(
+        tokens=tokens,
+        text=text,
+        whole=Span(first, last, tokens[first].start, tokens[last - 1].end),
+        clauses=MappingProxyType(clauses),
+        withs=(*withs, text[own.start : own.end]) if own else withs,
+        names=names | _tables_of(tokens, own) if own else names,
+        nested=nested,
+    )
+
+
+def _opens(tokens: list[Token], at: int, last: int, opened: list[tuple[str, int, int]]) -> bool:
+    """Whether a clause word opens a clause here, and is not a name or a part of another clause."""
+    if at + 1 >= last or not any(c == "SELECT" for c, _, _ in opened):
+        return False
+    following, before = tokens[at + 1].upper, tokens[at - 1]
+    if before.text in (",", "(", "AS") or following in (",", ")", ".", "="):
+        return False
+    if tokens[at].upper in ("GROUP", "ORDER"):
+        return following == "BY"
+    if tokens[at].upper == "SETTINGS":
+        return at + 2 < last and tokens[at + 2].text == "="
+    if tokens[at].upper == "INTO":
+        return following == "OUTFILE"
+    if tokens[at].upper == "FORMAT":
+        return tokens[at + 1].kind == "word"
+    return True
+
+
+def _tables_of(tokens: list[Token], span: Span) -> frozenset[str]:
+    """Names that a WITH clause defines as subqueries: `name AS (SELECT …)`."""
+    return frozenset(
+        name
+        for i in range(span.first, span.last - 2)
+        if (name := tokens[i].name) and tokens[i + 1].upper == "AS" and tokens[i + 2].text == "("
+    )
+
+
+def settings_in_force(text: str, scope: Scope) -> str:
+    """The SETTINGS that hold in a SELECT: those of the SELECTs around it, then its own."""
+    around = (
+        s for s in scopes(text, scope.tokens) if s.whole.first <= scope.whole.first and scope.whole.last <= s.whole.last
+    )
+    return ", ".join(body for s in around if (body := s.body("SETTINGS")))
+
+
+def split_list(tokens: list[Token], first: int, last: int) -> list[tuple[int, int]]:
+    """The comma-separated items of a run of tokens, as [first, last) pairs."""
+    items: list[tuple[int, int]] = []
+    begin = at = first
+    while at < last:
+        if tokens[at].kind == "symbol" and tokens[at].text in "([{":
+            at = matching(tokens, at) + 1
+            continue
+        if tokens[at].text == "," and tokens[at].kind == "symbol":
+            items.append((begin, at))
+            begin = at + 1
+        at += 1
+    if begin < last:
+        items.append((begin, last))
+    return items

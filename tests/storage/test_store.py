@@ -1,0 +1,101 @@
+"""A column's vectors as one run of rows, whatever segments they lie in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from clipql.errors import DatabaseDamaged
+from clipql.storage import files
+from clipql.storage.catalog import VectorColumn
+from clipql.storage.vectors import segments
+from clipql.storage.vectors.store import ColumnStore
+
+SIZES = (1, 4, 7, 1, 12)
+DTYPES = ("float16", "float32", "float16", "float32", "float16")
+
+
+@pytest.fixture(scope="module")
+def column(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VectorColumn, NDArray[np.float32]]:
+    """A column of five segments, half of them float16, and all its vectors."""
+    folder, found, arrays, first = tmp_path_factory.mktemp("column"), [], [], 0
+    for size, dtype in zip(SIZES, DTYPES, strict=True):
+        array = np.random.default_rng(first).standard_normal((size, 5)).astype(dtype)
+        path = folder / f"{first:012d}-1-0.npy"
+        with files.new_file(path) as file:
+            writer = segments.SegmentWriter(file, path, first, 5, dtype)
+            writer.append(array, "the test", 0)
+            found.append(writer.finish())
+        arrays.append(array.astype(np.float32))
+        first += size
+    return folder, VectorColumn("v", "column-0", 5, None, tuple(found)), np.concatenate(arrays)
+
+
+Column = tuple[Path, VectorColumn, NDArray[np.float32]]
+
+
+def test_a_store_has_the_rows_of_all_its_segments(column: Column) -> None:
+    folder, described, vectors = column
+    store = ColumnStore(folder, described)
+    assert (store.rows, store.dimension) == (25, 5)
+    assert store.largest >= np.linalg.norm(vectors, axis=1).max()
+    assert [store.vector_bytes(i) for i in range(25)] == [v.tobytes() for v in vectors]
+
+
+@given(st.lists(st.integers(0, 24)))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_take_gives_copies_of_any_rows_in_the_order_given(column: Column, rows: list[int]) -> None:
+    folder, described, vectors = column
+    found = ColumnStore(folder, described).take(np.array(rows, np.uint64))
+    assert found.dtype == np.float32
+    assert np.array_equal(found, vectors[rows].reshape(-1, 5))
+
+
+@given(st.integers(0, 25), st.none() | st.integers(0, 40))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_blocks_cover_a_run_of_rows_in_order_without_gaps(column: Column, first: int, last: int | None) -> None:
+    folder, described, vectors = column
+    blocks = ColumnStore(folder, described).blocks(first, last)
+    at = first
+    for start, block in blocks:
+        assert start == at
+        assert len(block)
+        at += len(block)
+    parts = [b.astype(np.float32) for _, b in blocks]
+    joined = np.concatenate(parts) if parts else np.empty((0, 5), np.float32)
+    assert np.array_equal(joined, vectors[first:last])
+
+
+@pytest.mark.parametrize("rows", [[25], [-1], [0, 100]])
+def test_a_row_that_is_not_there_is_an_error(column: Column, rows: list[int]) -> None:
+    store = ColumnStore(*column[:2])
+    with pytest.raises(IndexError, match="of 25"):
+        store.take(np.array(rows))
+    with pytest.raises(IndexError, match="of 25"):
+        store.vector_bytes(rows[-1])
+
+
+def test_a_new_store_shares_the_mappings_of_the_old_one(column: Column) -> None:
+    old = ColumnStore(*column[:2])
+    new = ColumnStore(*column[:2], old)
+    pairs: list[tuple[Any, Any]] = [(a[1], b[1]) for a, b in zip(old.blocks(), new.blocks(), strict=True)]
+    assert all(np.shares_memory(a, b) for a, b in pairs)
+
+
+def test_a_store_with_a_missing_run_of_rows_is_damaged(column: Column) -> None:
+    folder, described, _ = column
+    gap = VectorColumn("v", "column-0", 5, None, (*described.segments[:1], *described.segments[2:]))
+    with pytest.raises(DatabaseDamaged, match=f"{folder} lacks rows 1 to 4"):
+        ColumnStore(folder, gap)
+
+
+def test_an_empty_column_has_no_rows_and_an_empty_vector_for_ddl(tmp_path: Path) -> None:
+    store = ColumnStore(tmp_path, VectorColumn("v", "column-0"))
+    assert (store.rows, store.dimension, store.blocks(), store.vector_bytes(0)) == (0, 0, [], b"")
+    assert store.take(np.array([], np.uint64)).shape == (0, 0)
