@@ -16,11 +16,15 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from clipql.errors import DatabaseLocked, DiskFull, StorageError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 _PROBED = 64 << 20
+_PIECES = 1_000  # the kernel takes 1,024 in one call
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -143,13 +147,17 @@ class GrownFile:
         with translated(self.path, "reading"):
             return os.pread(self._handle, self.size - start, start)
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, *pieces: Buffer) -> None:
         """Append."""
-        view = memoryview(data).cast("B")
+        left = [view for piece in pieces if (view := memoryview(piece).cast("B"))]
         with translated(self.path, "writing"):
-            while view:
-                done = os.pwrite(self._handle, view, self.size)
-                self.size, view = self.size + done, view[done:]
+            while left:
+                done = os.pwritev(self._handle, left[:_PIECES], self.size)
+                self.size += done
+                while left and done >= len(left[0]):
+                    done -= len(left.pop(0))
+                if done:
+                    left[0] = left[0][done:]
 
     def sync(self) -> None:
         """Make what was appended durable."""

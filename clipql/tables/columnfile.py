@@ -134,7 +134,7 @@ class _Column:
         if len(column.dictionary) > 65_536:
             return None
         indices = pc.fill_null(column.indices, 0).to_numpy(zero_copy_only=False) if len(column) else np.empty(0, int)
-        used = np.unique(indices)  # a dictionary may hold more than these rows have
+        used = np.flatnonzero(np.bincount(indices))  # a dictionary may hold more than these rows have
         if len(used) > MOST_WORDS or not len(column.dictionary):
             return np.zeros(len(indices), np.uint8) if not len(column.dictionary) else None
         codes = np.zeros(len(column.dictionary), np.uint8)
@@ -184,7 +184,7 @@ class _Array:
         dense = values if len(values) == rows else np.zeros(rows, self._kind)
         if dense is not values:
             dense[at] = values
-        data = memoryview(np.ascontiguousarray(dense).view(np.uint8).data)
+        data = np.ascontiguousarray(dense).view(np.uint8).data
         self.file.write(data)
         while data:
             piece, data = data[: self._room], data[self._room :]

@@ -9,22 +9,26 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipql.engine.quoting import quote_string
-from clipql.errors import ClipqlError, QueryCancelled
+from clipql.errors import ClipqlError
 from clipql.storage import files
 from clipql.storage.catalog import RowFile, Table
 from clipql.tables.columnfile import plain_type
-from clipql.tables.registry import INTERNAL, ROW, Registry
+from clipql.tables.registry import INTERNAL, Registry
 from clipql.tables.rowwriter import RowWriter, schema_of, stored_rows, types_of
 
 LEAST_ROWS = 16_384  # fewer than so many rows behind, a row file waits for more
 MOST_READ = 65_536  # so many rows that it is behind are read back from ClickHouse
+MOST_WAITING = 2  # blocks of the insertion that wait to be written
 # types beside the plain ones whose values come out of ClickHouse as they went in
 _KEPT = re.compile(
     r"(Date(32)?|DateTime(64)?|Decimal|FixedString|UUID|IPv[46]|Array|Tuple|Map|LowCardinality|Nullable|U?Int\d+|"
@@ -33,96 +37,123 @@ _KEPT = re.compile(
 
 
 class RowGrowth:
-    """Grows the row file of one insertion into one table, which holds the write lock meanwhile."""
+    """Grows the row file of one insertion into one table, which holds the write lock meanwhile.
+
+    It has a thread of its own, which writes while ClickHouse takes the same rows in; no more than a few blocks wait.
+    """
 
     def __init__(self, registry: Registry, table: Table) -> None:
         self._registry, self._table = registry, table
+        self._thread: ThreadPoolExecutor | None = None
+        self._tasks: deque[Future[None]] = deque()
         self._writer: RowWriter | None = None
+        self._grown: RowFile | None = None
         self._failed = False
-        self._defaults: dict[str, str] = {}
+        self._without_default: frozenset[str] | None = None
 
     @property
     def behind(self) -> int:
         """Rows of the table that the row file lacks."""
         return self._table.rows - (self._table.row_file.rows if self._table.row_file else 0)
 
+    def open(self) -> None:
+        """Rows are about to come. Call it while no other statement of the insertion runs: a second connection of
+        ClickHouse would have to be made for what is asked here.
+        """
+        if self._writer is None:
+            self._kept_going(self._open)
+
     def passing(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Batches with row numbers, on their way."""
         for batch in batches:
             self.add(batch)
             yield batch
+        self._do(self._sync)
 
     def add(self, batch: pa.RecordBatch) -> None:
         """The next rows."""
-        if self._failed:
-            return
-        with self._kept_going():
-            if self._writer is None:
-                self._writer = self._opened()
-            self._writer.add(self._as_stored(batch, self._writer.schema))
+        self._do(self._add, batch)
 
-    def sync(self) -> None:
-        """Make what came so far durable, beside whatever else is under way."""
-        with self._kept_going():
-            if self._writer:
-                self._writer.sync()
+    def end(self, rows: int) -> None:
+        """No more rows come: the row file covers so many."""
+        if self._thread:
+            self._do(self._finish, rows)
 
-    def finish(self, rows: int) -> RowFile | None:
-        """The row file with these rows, for the manifest; as it was where it could not be grown."""
-        with self._kept_going():
-            if self._writer:
-                grown = self._writer.finish(rows)
-                files.sync_folder(self._writer.folder.parent)
-                return grown
-        return self._table.row_file
+    def result(self) -> RowFile | None:
+        """The row file for the manifest, durable; as it was where it was not grown."""
+        self._await(0)
+        return self._grown or self._table.row_file
 
     def close(self, kept: RowFile | None) -> None:
         """Close the files, and remove what the manifest does not need. kept: what it names now."""
+        if self._thread:
+            self._thread.shutdown(cancel_futures=True)
+        self._clean(kept)
+
+    def _do(self, task: Callable[..., None], *arguments: Any) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "clipql-rows")
+        if not self._failed:
+            self._tasks.append(self._thread.submit(self._kept_going, task, *arguments))
+            self._await(MOST_WAITING)
+
+    def _await(self, left: int) -> None:
+        while len(self._tasks) > left:
+            self._tasks.popleft().result()
+
+    def _kept_going(self, task: Callable[..., None], *arguments: Any) -> None:
+        """Give the row file up where something is wrong with it: the rows come in all the same."""
+        if self._failed:
+            return
+        try:
+            task(*arguments)
+        except (_NotAsStored, ClipqlError, OSError, ValueError, MemoryError, pa.ArrowException):
+            self._failed, self._grown = True, None
+            self._clean(self._table.row_file)
+
+    def _clean(self, kept: RowFile | None) -> None:
         if self._writer is None:
             return
         self._writer.close()
+        folder, self._writer = self._writer.folder, None
         with contextlib.suppress(OSError):
-            if kept is None or kept.folder != self._writer.folder.name:
-                shutil.rmtree(self._writer.folder, ignore_errors=True)
+            if kept is None or kept.folder != folder.name:
+                shutil.rmtree(folder, ignore_errors=True)
             else:
-                for listing in self._writer.folder.glob("listing-*"):
+                for listing in folder.glob("listing-*"):
                     if listing.name != kept.listing:
                         listing.unlink()
 
-    @contextlib.contextmanager
-    def _kept_going(self) -> Iterator[None]:
-        """Give the row file up where something is wrong with it: the rows come in all the same."""
-        try:
-            yield
-        except QueryCancelled:
-            raise
-        except (_NotAsStored, ClipqlError, OSError, ValueError, pa.ArrowException):
-            self._failed = True
-            self.close(self._table.row_file)
-            self._writer = None
+    # in the thread
 
-    def _opened(self) -> RowWriter:
+    def _add(self, batch: pa.RecordBatch) -> None:
+        assert self._writer is not None, "it was opened"
+        self._writer.add(self._as_stored(batch, self._writer.schema))
+
+    def _sync(self) -> None:
+        if self._writer:
+            self._writer.sync()
+
+    def _finish(self, rows: int) -> None:
+        if self._writer:
+            self._grown = self._writer.finish(rows)
+            files.sync_folder(self._writer.folder.parent)
+
+    def _open(self) -> None:
         registry, table = self._registry, self._table
-        if registry.traits(table).expires or self.behind > MOST_READ:
+        known, root = table.row_file, registry.folder / "rows"
+        if self.behind > MOST_READ or (known is None and registry.traits(table).expires):
             raise _NotAsStored
-        found = registry.engine.arrow(
-            f"SELECT name, default_kind FROM system.columns WHERE database = '{INTERNAL}' "
-            f"AND table = {quote_string(table.id)}"
-        )
-        self._defaults = dict(zip(*(c.to_pylist() for c in found.columns), strict=True))
-        schema, root = schema_of(registry, table), registry.folder / "rows"
-        writer = RowWriter(self._place(root), schema, table.row_file)
-        try:
-            for block in stored_rows(registry, table, schema, table.rows - self.behind, table.rows):
-                writer.add(block)
-        except BaseException:
-            writer.close()
-            raise
-        return writer
+        if known is None:
+            self._writer = RowWriter(self._new_folder(root), schema_of(registry, table))
+        else:  # whatever changes the columns drops the row file
+            self._writer = RowWriter(root / known.folder, None, known)
+        if self.behind:
+            first = table.rows - self.behind
+            for block in stored_rows(registry, table, self._writer.schema, first, table.rows):
+                self._writer.add(block)
 
-    def _place(self, root: Path) -> Path:
-        if self._table.row_file:
-            return root / self._table.row_file.folder
+    def _new_folder(self, root: Path) -> Path:
         place = root / f"{self._table.id}-{self._registry.catalog.serial}"
         files.make_folder(root)
         files.remove(place)
@@ -136,11 +167,19 @@ class RowGrowth:
         columns = [self._column(batch, field, types[field.name]) for field in schema]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
+    def _lacks_default(self, column: str) -> bool:
+        """Whether ClickHouse puts a zero, an empty text or NULL where no value comes."""
+        if self._without_default is None:
+            where = f"database = '{INTERNAL}' AND table = {quote_string(self._table.id)} AND default_kind = ''"
+            found = self._registry.engine.arrow(f"SELECT name FROM system.columns WHERE {where}")
+            self._without_default = frozenset(found.column(0).to_pylist())
+        return column in self._without_default
+
     def _column(self, batch: pa.RecordBatch, field: pa.Field, kind: str) -> pa.Array:
         at = batch.schema.get_field_index(field.name)
         plain = plain_type(kind)
         if at < 0:
-            if plain is None or field.name == ROW or self._defaults.get(field.name) != "":
+            if plain is None or not self._lacks_default(field.name):
                 raise _NotAsStored
             nothing = pa.nulls(batch.num_rows, field.type)
             return nothing if plain["null"] else _filled(nothing)
@@ -151,7 +190,7 @@ class RowGrowth:
             return column
         column = _widened(column, field.type)
         if column.null_count and not plain["null"]:
-            if self._defaults.get(field.name) != "":
+            if not self._lacks_default(field.name):
                 raise _NotAsStored
             column = _filled(column)
         return column

@@ -35,14 +35,21 @@ _SYNCED_AT_ONCE = 8
 class RowWriter:
     """Writes Arrow batches of a schema whose first column is the row number, in ascending order.
 
-    entry: of what is there already, None for a new file. Raises StorageError and DatabaseDamaged.
+    schema: of the rows, with ClickHouse's types in its metadata; None for that of what is there already. entry: of
+    what is there already, None for a new file. Raises StorageError, and DatabaseDamaged, for another schema too.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema, entry: RowFile | None = None) -> None:
-        self.folder, self.schema, self._entry = folder, schema, entry
-        listing: dict[str, Any] = _known(folder, schema, entry) if entry else {"batches": 0, "columns": []}
+    def __init__(self, folder: Path, schema: pa.Schema | None, entry: RowFile | None = None) -> None:
+        self.folder, self._entry = folder, entry
+        listing: dict[str, Any] = {"batches": 0, "columns": []}
+        if entry:
+            known, listing = _known(folder, entry)
+            if schema is not None and not known.equals(schema, check_metadata=True):
+                raise DatabaseDamaged(f"{folder} holds other columns, or columns of other types, than the table")
+            schema = known
+        self.schema: pa.Schema = schema
         self._batches: int = listing["batches"]
-        kinds = {name: kind for name, kind in types_of(schema).items() if name != ROW}
+        kinds = {name: kind for name, kind in types_of(self.schema).items() if name != ROW}
         with contextlib.ExitStack() as opened:
             self._rows = GrownFile(folder / ROWS, entry.bytes if entry else 0)
             opened.callback(self._rows.close)
@@ -58,12 +65,13 @@ class RowWriter:
             return
         numbers = block.column(0).to_numpy(zero_copy_only=False)
         self._columns.add(numbers, block)
-        places = []
+        places, batches, at = [], [], self._rows.size
         for start in range(0, block.num_rows, BATCH_ROWS):
             data = block.slice(start, BATCH_ROWS).serialize()
-            at = self._rows.size
-            self._rows.write(data)
+            batches.append(data)
             places.append((int(numbers[start]), at, at + len(data), xxhash.xxh3_64_intdigest(data)))
+            at += len(data)
+        self._rows.write(*batches)
         self._places.write(np.array(places, PLACES).tobytes())
         self._batches += len(places)
 
@@ -93,17 +101,15 @@ class RowWriter:
         self._opened.close()
 
 
-def _known(folder: Path, schema: pa.Schema, entry: RowFile) -> dict[str, Any]:
-    """The listing of a row file. Raises DatabaseDamaged where it is not what was written, or of another schema."""
+def _known(folder: Path, entry: RowFile) -> tuple[pa.Schema, dict[str, Any]]:
+    """The schema and the listing of a row file. Raises DatabaseDamaged where they are not what was written."""
     try:
-        hash, known, _, listing = described(folder, entry.listing)
+        hash, schema, _, listing = described(folder, entry.listing)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatabaseDamaged(f"{folder} cannot be read: {error}") from error
     if hash != entry.hash:
         raise DatabaseDamaged(f"{folder} does not match its hash, so it was altered")
-    if not pa.ipc.read_schema(pa.py_buffer(known)).equals(schema, check_metadata=True):
-        raise DatabaseDamaged(f"{folder} holds other columns, or columns of other types, than the table")
-    return listing
+    return pa.ipc.read_schema(pa.py_buffer(schema)), listing
 
 
 def described(folder: Path, listing: str) -> tuple[str, bytes, bytes, dict[str, Any]]:

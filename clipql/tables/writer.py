@@ -193,8 +193,8 @@ class Insertion:
             held += batch.num_rows
             if held > DIRECT_ROWS or self._staged:
                 few, self._batches = self._batches, []
+                self._growth.open()
                 self._stage(few[0].schema, self._growth.passing(itertools.chain(few, numbered)))
-                self._growth.sync()
 
     def _all_numbered(self, batches: Iterable[pa.RecordBatch], tick: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -249,24 +249,23 @@ class Insertion:
             files.sync_folder(self._registry.column_folder(self.table, column.name))
         if not self._rows:
             return
-        if self._staged:
-            self._check_stored(self._staging)
-        elif self._growth.behind + self._rows >= LEAST_ROWS:
+        if not self._staged and self._growth.behind + self._rows >= LEAST_ROWS:
+            self._growth.open()
             for batch in self._batches:
                 self._growth.add(batch)
+        self._growth.end(self.first + self._rows)
+        if self._staged:
+            self._check_stored(self._staging)
         columns, merged_away = self._columns(models or {})
         after = dataclasses.replace(
-            self.table,
-            columns=columns,
-            rows=self.first + self._rows,
-            parts=(*self.table.parts, *parts),
-            row_file=self._growth.finish(self.first + self._rows),
+            self.table, columns=columns, rows=self.first + self._rows, parts=(*self.table.parts, *parts)
         )
         registry, before = self._registry, self.table
         registry.save(registry.catalog.with_pending(Pending("insert", before, after)))
         try:
             registry.publish(after)
             self._move()
+            after = dataclasses.replace(after, row_file=self._growth.result())
             registry.save(registry.catalog.with_table(after).with_pending(None))
         except BaseException:
             self._take_back(before)
