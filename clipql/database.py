@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -161,7 +160,7 @@ class Database:
             distance=distance,
             recall=recall,
         )
-        return self.sql(statement, query=np.asarray(vector) if vector is not None else query)
+        return self.sql(statement, query=vector if vector is not None else query)
 
     def _model_of(self, table: str, column: str) -> str | None:
         database, _, name = table.rpartition(".")

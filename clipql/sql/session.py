@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from clipql.encode.service import Encoders
 from clipql.engine import chunks
+from clipql.engine.arrays import with_numbers
 from clipql.engine.arrow import arrow_stream
 from clipql.engine.embedded import Output
 from clipql.errors import QueryError, UnsupportedStatement
@@ -85,6 +86,7 @@ class Session:
         routes: lists of ivf indexes, ranked elsewhere for the query vectors of a SELECT.
         """
         sql = respelled(sql, self._defined)
+        params = with_numbers(sql, params or {})
         before = _ROUTES.set(routes)
         try:
             with watching(_reported(progress)) if progress else contextlib.nullcontext():
