@@ -7,6 +7,7 @@ no copy answers for is an error, unless a partial answer was asked for.
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,30 +24,87 @@ from clipql.errors import HolderGone
 # a copy is given up on after so long; another is asked as well once it takes so many times what is usual, or longer
 SECONDS = 600.0
 HEDGE_TIMES, HEDGE_SECONDS = 4.0, 0.2
+# what is usual is not known of a copy's first answer to a kind of statement, for which it loads and compiles
+FIRST_SECONDS = 5.0
+# a copy that another was quicker than is asked last for so long
+LATE_SECONDS = 30.0
+MOST_KINDS = 1000
+_LITERAL = re.compile(r"'(?:[^'\\]|\\.)*'|\b\d[\w.]*")
+
+Kind = tuple[object, ...]
+
+
+def kind_of(pieces: Sequence[Piece]) -> Kind:
+    """What takes about the same time again: the statements, but for parameters and for literals in their conditions."""
+    return tuple(
+        (p.database, p.table, p.select, *(_LITERAL.sub("?", w) for w in (p.prewhere, p.where)), p.tail,
+         tuple(sorted(p.settings.items())), p.statements, tuple(r.model for r in p.routes))
+        for p in pieces
+    )  # fmt: skip
+
+
+class Pace:
+    """How long copies take for kinds of statements, and how long they are waited for before another is asked as well.
+
+    What must stay true: a copy's first answer to a kind of statement has time to load and compile what that needs,
+    which another copy would have to do just the same, and does not count for what is usual. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._usual: dict[Kind, float] = {}
+        self._warm: dict[Kind, set[str]] = {}
+
+    def patience(self, kind: Kind, copy: str) -> float:
+        """How many seconds a copy may take."""
+        with self._lock:
+            usual = self._usual.get(kind, 0.0) if copy in self._warm.get(kind, ()) else 0.0
+        return max(HEDGE_SECONDS, HEDGE_TIMES * usual) if usual else FIRST_SECONDS
+
+    def learn(self, kind: Kind, copy: str, seconds: float) -> None:
+        """A copy took so long."""
+        with self._lock:
+            self._warm[kind] = warm = self._warm.pop(kind, set())
+            if copy in warm:
+                usual = self._usual.get(kind)
+                self._usual[kind] = seconds if usual is None else 0.9 * usual + 0.1 * seconds
+            warm.add(copy)
+            while len(self._warm) > MOST_KINDS:
+                oldest = next(iter(self._warm))
+                del self._warm[oldest]
+                self._usual.pop(oldest, None)
+
+    def forget(self, copy: str) -> None:
+        """A copy is gone: what comes back under its name begins anew."""
+        with self._lock:
+            for warm in self._warm.values():
+                warm.discard(copy)
 
 
 @dataclass
 class _Open:
-    """A shard that has not answered: which of its copies are still to be asked, and what was asked when."""
+    """A shard that has not answered: its copies still to be asked, those asked and when, when the next one is asked."""
 
     shard: int
     left: list[str]
-    running: dict[Any, str] = field(default_factory=dict)
-    asked: float = 0.0
+    running: dict[Any, tuple[str, float]] = field(default_factory=dict)
+    until: float = 0.0
     why: str = ""
 
 
 class Asker:
-    """Runs pieces on the shards of tables. Thread-safe. latest: the map in force, asked for anew."""
+    """Runs pieces on the shards of tables. Thread-safe. latest: the map in force, asked for anew. clock: in seconds."""
 
-    def __init__(self, map: ShardMap, latest: Callable[[], ShardMap]) -> None:
-        self.map, self._latest = map, latest
+    def __init__(
+        self, map: ShardMap, latest: Callable[[], ShardMap], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.map, self._latest, self._clock = map, latest, clock
         self._turn = itertools.count()
-        self._lock = threading.Lock()
         self._actors: dict[str, Any] = {}
-        self._usual = 0.0
-        # copies that did not answer are asked last
+        self._pace = Pace()
+        # copies that did not answer are asked last, and those that were late, until when
         self._gone: set[str] = set()
+        self._late: dict[str, float] = {}
 
     def forgive(self) -> None:
         """Ask copies that were gone like any other again."""
@@ -78,11 +136,11 @@ class Asker:
         answers: dict[int, list[bytes]],
     ) -> list[tuple[int, str]]:  # fmt: skip
         """Ask these shards; those that are lost, and why."""
-        turn, began = next(self._turn), time.monotonic()
+        turn, began, kind = next(self._turn), self._clock(), kind_of(pieces)
         waiting = [_Open(s, self._in_turn(s, turn)) for s in shards]
         lost: list[tuple[int, str]] = []
         for one in waiting:
-            self._send(one, pieces, snapshots[one.shard])
+            self._send(one, pieces, snapshots[one.shard], kind)
         while waiting:
             for one in [w for w in waiting if not w.running]:
                 waiting.remove(one)
@@ -92,15 +150,14 @@ class Asker:
                 one = running[reference]
                 if one not in waiting:  # another copy of the shard answered in the same moment
                     continue
-                if self._take(one, reference, answers):
+                if self._take(one, reference, answers, kind):
                     waiting.remove(one)
-                    self._learn(time.monotonic() - began)
                 elif not one.running:
-                    self._send(one, pieces, snapshots[one.shard])
+                    self._send(one, pieces, snapshots[one.shard], kind)
             for one in waiting:
-                if one.running and one.left and time.monotonic() - one.asked > self._slow():
-                    self._send(one, pieces, snapshots[one.shard])
-                elif time.monotonic() - began > SECONDS:
+                if one.running and one.left and self._clock() > one.until:
+                    self._send(one, pieces, snapshots[one.shard], kind)
+                elif self._clock() - began > SECONDS:
                     one.running.clear()
                     one.why = f"no answer in {SECONDS:.0f} s"
         return lost
@@ -108,9 +165,10 @@ class Asker:
     def _in_turn(self, shard: int, turn: int) -> list[str]:
         nodes = self.map.nodes[shard]
         turned = [nodes[(turn + i) % len(nodes)] for i in range(len(nodes))]
-        return sorted(turned, key=lambda n: rays.actor_name(shard, n) in self._gone)
+        names, now = {n: rays.actor_name(shard, n) for n in nodes}, self._clock()
+        return sorted(turned, key=lambda n: (names[n] in self._gone, self._late.get(names[n], now) > now))
 
-    def _send(self, one: _Open, pieces: Sequence[Piece], snapshot: Snapshot) -> None:
+    def _send(self, one: _Open, pieces: Sequence[Piece], snapshot: Snapshot, kind: Kind) -> None:
         while one.left:
             node = one.left.pop(0)
             name = rays.actor_name(one.shard, node)
@@ -118,33 +176,35 @@ class Asker:
                 actor = self._actors.get(name) or self._actors.setdefault(name, rays.actor(name))
             except HolderGone as error:
                 one.why = str(error)
-                self._gone.add(name)
+                self._lose(name)
                 continue
-            one.running[actor.do.remote("query", [(p, snapshot) for p in pieces])] = name
-            one.asked = time.monotonic()
+            now = self._clock()
+            one.running[actor.do.remote("query", [(p, snapshot) for p in pieces])] = name, now
+            one.until = now + self._pace.patience(kind, name)
             return
 
-    def _take(self, one: _Open, reference: Any, answers: dict[int, list[bytes]]) -> bool:
-        name = one.running.pop(reference)
+    def _lose(self, name: str) -> None:
+        self._gone.add(name)
+        self._pace.forget(name)
+
+    def _take(self, one: _Open, reference: Any, answers: dict[int, list[bytes]], kind: Kind) -> bool:
+        name, asked = one.running.pop(reference)
         try:
             answers[one.shard] = rays.asked(reference)
         except UNFIT as error:
             one.why = str(error)
-            self._gone.add(name)
+            self._lose(name)
             self._actors.pop(name, None)
             return False
+        now = self._clock()
+        self._pace.learn(kind, name, now - asked)
         self._gone.discard(name)
+        self._late.pop(name, None)
+        self._late.update({late: now + LATE_SECONDS for late, before in one.running.values() if before < asked})
         return True
-
-    def _learn(self, seconds: float) -> None:
-        with self._lock:
-            self._usual = seconds if not self._usual else 0.9 * self._usual + 0.1 * seconds
-
-    def _slow(self) -> float:
-        return max(HEDGE_SECONDS, HEDGE_TIMES * self._usual)
 
     def _patience(self, waiting: Sequence[_Open]) -> float:
         """Until when to wait before something is to be done."""
         if not any(w.left for w in waiting):
             return SECONDS
-        return max(0.001, self._slow() - (time.monotonic() - min(w.asked for w in waiting if w.left)))
+        return max(0.001, min(w.until for w in waiting if w.left) - self._clock())

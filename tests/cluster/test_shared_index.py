@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from clipql.cluster import rays
+from clipql.cluster import asking, rays
 from clipql.cluster.database import ClusterDatabase
 from tests.cluster.fixtures import QUERY
 from tests.parts import make_part
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every copy is waited for, however long it takes: searches are counted here, and a second copy's would be too."""
+    monkeypatch.setattr(asking, "FIRST_SECONDS", asking.SECONDS)
+    monkeypatch.setattr(asking, "HEDGE_SECONDS", asking.SECONDS)
 
 
 @pytest.fixture(scope="module")
