@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from clipql import __version__
 from clipql.cluster import copying, shards
 from clipql.cluster.copying import PartFile
 from clipql.cluster.piece import Piece, Snapshot, mark_of, rows_of, statement
@@ -32,6 +31,7 @@ from clipql.ingest.pipeline import ingest
 from clipql.sql.session import Session
 from clipql.storage import files
 from clipql.storage.catalog import IndexEntry
+from clipql.version import __version__
 
 # what one shard may give for one SELECT: more does not belong on one machine
 MOST_BYTES = 256 << 20

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipql import __version__
 from clipql.cluster import shards
 from clipql.cluster.foreman import Foreman, begun
 from clipql.cluster.holder import Holder
@@ -24,6 +23,7 @@ from clipql.cluster.training import Draw, Drawn
 from clipql.errors import ClipqlError, ClusterError, HolderGone
 from clipql.index import ivf
 from clipql.storage.catalog import IndexEntry
+from clipql.version import __version__
 
 FOREMAN = "foreman"
 THREADS = 16

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipql import __version__
 from clipql.cluster.copying import PartFile
 from clipql.cluster.piece import Run, Snapshot, mark_of
 from clipql.errors import ClusterError
 from clipql.storage import files
+from clipql.version import __version__
 
 FORMAT = 2  # 1 has no models
 NAME = "cluster.json"

@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipql import __version__
 from clipql.cluster import shards
 from clipql.cluster.holder import Hello
 from clipql.cluster.indexing import Indexing
@@ -24,6 +23,7 @@ from clipql.cluster.shards import ShardedTable, ShardMap, ShardPart
 from clipql.errors import ClipqlError, ClusterError, CopyDamaged, HolderGone
 from clipql.storage.catalog import IndexEntry
 from clipql.tables.indexes import recall_text
+from clipql.version import __version__
 
 STATUS_SECONDS = 10.0
 

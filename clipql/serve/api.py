@@ -17,7 +17,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from clipql import __version__
 from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, PictureError, QueryError
 from clipql.serve import doors, openapi
@@ -34,6 +33,7 @@ from clipql.serve.values import folded, plain, projected
 from clipql.sql import explain
 from clipql.storage.catalog import Table
 from clipql.tables.registry import INTERNAL, ROW
+from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
 MAP_ROWS = 5_000

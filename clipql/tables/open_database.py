@@ -1,4 +1,4 @@
-"""What care asks of an open database, so that it stands below the facade and not beside it."""
+"""What ingest, checks and backups need of an open database, so that they need not import the class itself."""
 
 from __future__ import annotations
 
