@@ -115,7 +115,7 @@ def _cluster(arguments: argparse.Namespace) -> Database:
 
 def run(arguments: argparse.Namespace) -> int:
     """`clipql serve`."""
-    from clipql.connect import connect, place
+    from clipql.connection import connect, place
     from clipql.serve import server
     from clipql.serve.limits import Limits, Options
 
