@@ -1,4 +1,4 @@
-"""Joining a Ray: on loopback where its address is one, with its token, and not at all where none listens."""
+"""The connection to Ray: on loopback where its address is one, with its token, and refused where none listens."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def library() -> Any:
     return ray
 
 
-def join(address: str) -> None:
-    """Join the Ray cluster at host:port, or start one on this machine for `local`. Raises ClusterError."""
+def connect(address: str) -> None:
+    """Connect to the Ray cluster at host:port, or start one on this machine for `local`. Raises ClusterError."""
     host, _, port = address.rpartition(":")
     local = address == "local"
     if not local and (not host or not port.isdigit()):
@@ -89,6 +89,6 @@ def _check_listening(host: str, port: int) -> None:
         ) from error
 
 
-def leave() -> None:
-    """Leave the Ray cluster; its actors go on."""
+def disconnect() -> None:
+    """Disconnect from the Ray cluster; its actors continue."""
     library().shutdown()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clipql.cluster.piece import GLOBAL_ROW
+from clipql.cluster.partial_query import GLOBAL_ROW
 from clipql.engine.embedded import Engine
 from clipql.errors import UnsupportedStatement
 from clipql.syntax.lexer import matching, tokenize
@@ -33,7 +33,7 @@ _LONG = 512
 Hook = Callable[[int], tuple[str, int] | None]
 
 
-class Form:
+class NormalForm:
     """The normal form of one SELECT, and the constants that were taken out of it into `params`."""
 
     def __init__(self, text: str, params: Mapping[str, Any]) -> None:
@@ -106,7 +106,7 @@ class Form:
 
     def render(self, first: int, last: int, hook: Hook | None = None) -> str:
         """A range of tokens as SQL with operators, as the planner of a shard reads it."""
-        pieces: list[str] = []
+        queries: list[str] = []
         at = first
         while at < last:
             gap = self.text[self.tokens[at - 1].end : self.tokens[at].start] if at > first else ""
@@ -119,21 +119,21 @@ class Form:
                 or self._operator(at, hook)
             )
             text, after = done if done else (self.tokens[at].text, at + 1)
-            pieces.append(gap + text)
+            queries.append(gap + text)
             at = after
-        return "".join(pieces)
+        return "".join(queries)
 
     def _inner(self, at: int) -> tuple[str, int] | None:
         """A SELECT in brackets, whose names are its own."""
         if self.tokens[at].text != "(" or at + 1 >= len(self.tokens) or self.tokens[at + 1].upper not in _SELECTS:
             return None
         close = matching(self.tokens, at)
-        pieces = [self.text[self.tokens[at].start : self.tokens[at].end]]
+        queries = [self.text[self.tokens[at].start : self.tokens[at].end]]
         for i in range(at + 1, close + 1):
             constant = self._constant(i) if self.tokens[i].kind == "string" else None
-            pieces.append(self.text[self.tokens[i - 1].end : self.tokens[i].start])
-            pieces.append(constant[0] if constant else self.tokens[i].text)
-        return "".join(pieces), close + 1
+            queries.append(self.text[self.tokens[i - 1].end : self.tokens[i].start])
+            queries.append(constant[0] if constant else self.tokens[i].text)
+        return "".join(queries), close + 1
 
     def _row(self, at: int) -> tuple[str, int] | None:
         if self.alias and self.column(at) == ROW:
@@ -196,13 +196,13 @@ class Form:
         return self._constants[text]
 
 
-def normal_form(engine: Engine, text: str, params: Mapping[str, Any]) -> Form:
+def normal_form(engine: Engine, text: str, params: Mapping[str, Any]) -> NormalForm:
     """The normal form of a SELECT. Raises QueryError as running it would."""
     options = "oneline = 1, run_query_tree_passes = 1"
     clause = f", {_SETTINGS}" if _has_settings(text) else f" SETTINGS {_SETTINGS}"
     found = engine.arrow(f"EXPLAIN SYNTAX {options} {text}{clause}", params=params, user=True)
     line = str(found.column(0)[0].as_py()) if found.num_rows == 1 else ""
-    return Form(_without_ours(line), {})
+    return NormalForm(_without_ours(line), {})
 
 
 def _has_settings(text: str) -> bool:

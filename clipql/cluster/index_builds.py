@@ -1,6 +1,6 @@
-"""Indexes of shards: built once on one copy of each shard, and copied from there file by file.
+"""Indexes of shards: built once on one replica of each shard, and copied from there file by file.
 
-The ivf indexes of all shards have the same lists: one copy learns them from rows of all shards, and each shard sorts
+The ivf indexes of all shards have the same lists: one replica learns them from rows of all shards, and each shard sorts
 its own rows into them. Other kinds learn nothing, and each shard builds its own.
 """
 
@@ -10,42 +10,42 @@ import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from clipql.cluster.holder import Hello
-from clipql.cluster.office import UNFIT, Office
-from clipql.cluster.shards import ShardedTable, TrainedModel
+from clipql.cluster.quorum import UNFIT, Quorum
+from clipql.cluster.replica import ReplicaInfo
+from clipql.cluster.shard_map import ShardedTable, TrainedModel
 from clipql.cluster.training import Draw
-from clipql.errors import ClipqlError, HolderGone, StorageError, VectorError, VectorIndexError
+from clipql.errors import ClipqlError, ReplicaUnavailable, StorageError, VectorError, VectorIndexError
 from clipql.index import ivf, kinds
 from clipql.storage.catalog import IndexEntry
 from clipql.tables.indexes import behind
 
 # what was learnt of so many times fewer rows is learnt anew
 OUTGROWN = 2
-# a build is begun again so often where the copy that learnt is lost
+# a build is begun again so often where the replica that learnt is lost
 ATTEMPTS = 3
 
 
-class Indexing:
+class IndexBuilds:
     """Builds and copies indexes."""
 
-    def __init__(self, office: Office) -> None:
-        self._office = office
+    def __init__(self, quorum: Quorum) -> None:
+        self._quorum = quorum
         self._failed = set[tuple[str, int, str]]()
 
     def build(self, table: ShardedTable, index: str | None) -> None:
         """Build an index on all shards, or (None) those that have fallen behind on the shards where they have.
 
-        Raises HolderGone where a shard has no copy that can, and VectorIndexError for an index that was named: without
-        the others, searches are slower and not wrong.
+        Raises ReplicaUnavailable where no replica of a shard can, and VectorIndexError for an index that was named:
+        without the others, searches are slower and not wrong.
         """
-        hellos = [self._hello(shard) for shard in range(len(table.shards))]
-        known = {i.name: i for hello in reversed(hellos) for i in hello.indexes.get(table.full_name, ())}
+        infos = [self._info(shard) for shard in range(len(table.shards))]
+        known = {i.name: i for info in reversed(infos) for i in info.indexes.get(table.full_name, ())}
         if index is not None and index not in known:
             raise VectorIndexError(
                 f"{table.full_name} has no vector index {index}; it has {', '.join(known) or 'none'}"
             )
         for name in known if index is None else [index]:
-            wanted = [s for s, hello in enumerate(hellos) if index is not None or _wants(table, s, hello, name)]
+            wanted = [s for s, info in enumerate(infos) if index is not None or _wants(table, s, info, name)]
             if wanted:
                 unbuildable = () if index is not None else (VectorError, VectorIndexError, StorageError)
                 with contextlib.suppress(*unbuildable):
@@ -56,14 +56,14 @@ class Indexing:
 
         What fails is not tried again.
         """
-        for table in self._office.map.tables:
+        for table in self._quorum.map.tables:
             for model in table.models:
                 with contextlib.suppress(*UNFIT):
                     wanted = [
                         shard
                         for shard in range(len(table.shards))
                         if (table.full_name, shard, model.identity) not in self._failed
-                        and _lacks(table, shard, self._hello(shard), model)
+                        and _lacks(table, shard, self._info(shard), model)
                     ]
                     source = self._with_model(table, model) if wanted else None
                     if source is not None:
@@ -73,14 +73,14 @@ class Indexing:
         for shard in wanted:
             try:
                 self._build_with(table, model, source, [shard])
-            except HolderGone:  # the next time, if it is there again
+            except ReplicaUnavailable:  # the next time, if it is there again
                 continue
             except ClipqlError:
                 self._failed.add((table.full_name, shard, model.identity))
 
-    def _hello(self, shard: int) -> Hello:
-        hello: Hello = self._office.ask(shard, "hello")
-        return hello
+    def _info(self, shard: int) -> ReplicaInfo:
+        info: ReplicaInfo = self._quorum.call_any(shard, "info")
+        return info
 
     def _build(self, table: ShardedTable, entry: IndexEntry, wanted: Sequence[int], *, anew: bool) -> None:
         if entry.kind == "ivf":
@@ -89,7 +89,7 @@ class Indexing:
 
         def build(shard: int) -> None:
             rows = table.snapshot(shard).rows
-            self._office.ask(shard, "build_index", table.database, table.name, entry.name, rows)
+            self._quorum.call_any(shard, "build_index", table.database, table.name, entry.name, rows)
 
         self._each(wanted, build)
 
@@ -114,34 +114,36 @@ class Indexing:
                 source = None if anew or known is None else self._with_model(table, known)
                 if known is None or source is None or table.rows > OUTGROWN * known.rows:
                     known, source = self._train(table, entry)
-                    self._office.commit(self._office.map.with_table(self._latest(table).with_model(entry.name, known)))
+                    self._quorum.commit(self._quorum.map.with_table(self._latest(table).with_model(entry.name, known)))
                     anew, wanted = False, range(len(table.shards))
                 self._build_with(table, known, source, wanted)
-            except HolderGone:
+            except ReplicaUnavailable:
                 if attempt == ATTEMPTS - 1:
                     raise
             else:
                 break
-        for shard, node in self._office.holders(table):
+        for shard, node in self._quorum.replicas_of(table):
             with contextlib.suppress(*UNFIT):
-                self._office.copies.call(shard, node, "forget_training", table.database, table.name, entry.name)
+                self._quorum.replicas.call(shard, node, "forget_training", table.database, table.name, entry.name)
 
     def _latest(self, table: ShardedTable) -> ShardedTable:
-        return self._office.table(table.database, table.name)
+        return self._quorum.table(table.database, table.name)
 
     def _train(self, table: ShardedTable, entry: IndexEntry) -> tuple[TrainedModel, tuple[int, str]]:
-        """Have a copy learn from rows of all shards; what it learnt, and which copy it was."""
+        """Have a replica learn from rows of all shards; what it learnt, and which replica it was."""
         rows = [table.snapshot(shard).rows for shard in range(len(table.shards))]
         lists = ivf.lists_for_shards(sum(rows), len(rows), entry.options.get("lists"))
         share = min(1.0, ivf.sample_for(lists) / sum(rows))
-        nodes = self._office.map.nodes
+        nodes = self._quorum.map.nodes
         draws = tuple(
             Draw(shard, nodes[shard], round(n * share), n) for shard, n in enumerate(rows) if round(n * share)
         )
-        why: ClipqlError = HolderGone(f"no copy of {table.full_name} can learn")
-        for shard, node in self._office.holders(table):
+        why: ClipqlError = ReplicaUnavailable(f"no replica of {table.full_name} can learn")
+        for shard, node in self._quorum.replicas_of(table):
             try:
-                identity = self._office.copies.train(shard, node, table.database, table.name, entry.name, lists, draws)
+                identity = self._quorum.replicas.train(
+                    shard, node, table.database, table.name, entry.name, lists, draws
+                )
             except UNFIT as error:
                 why = error
             else:
@@ -149,11 +151,11 @@ class Indexing:
         raise why
 
     def _with_model(self, table: ShardedTable, known: TrainedModel) -> tuple[int, str] | None:
-        """A copy that has a model, in its index or as it learnt it."""
+        """A replica that has a model, in its index or as it learnt it."""
         named = (table.database, table.name, known.index, known.identity)
-        for shard, node in self._office.holders(table):
+        for shard, node in self._quorum.replicas_of(table):
             with contextlib.suppress(*UNFIT):
-                if self._office.copies.call(shard, node, "has_model", *named):
+                if self._quorum.replicas.call(shard, node, "has_model", *named):
                     return shard, node
         return None
 
@@ -162,10 +164,10 @@ class Indexing:
     ) -> None:
         def build(shard: int) -> None:
             rows = table.snapshot(shard).rows
-            why: ClipqlError = HolderGone(f"shard {shard} has no copy")
-            for node in self._office.map.nodes[shard]:
+            why: ClipqlError = ReplicaUnavailable(f"shard {shard} has no replica")
+            for node in self._quorum.map.nodes[shard]:
                 try:
-                    self._office.copies.build(shard, node, table.database, table.name, rows, model, source)
+                    self._quorum.replicas.build(shard, node, table.database, table.name, rows, model, source)
                 except UNFIT as error:
                     why = error
                 else:
@@ -175,45 +177,45 @@ class Indexing:
         self._each(wanted, build)
 
     def even_out(self, shard: int, also: Sequence[str] = ()) -> None:
-        """Have the copies of a shard, and those on nodes `also`, copy what another of them has built: with the model
+        """Have the replicas of a shard, and those on nodes `also`, copy what another of them has built: with the model
         of the map, over more rows.
         """
-        hellos: dict[str, Hello] = {}
-        for node in (*self._office.map.nodes[shard], *also):
+        infos: dict[str, ReplicaInfo] = {}
+        for node in (*self._quorum.map.nodes[shard], *also):
             with contextlib.suppress(*UNFIT):
-                hellos[node] = self._office.copies.call(shard, node, "hello")
-        for table in self._office.map.tables:
-            for name in {i.name for h in hellos.values() for i in h.indexes.get(table.full_name, ())}:
-                built = {n: e for n, h in hellos.items() if (e := _index_of(h, table, name)) is not None}
+                infos[node] = self._quorum.replicas.call(shard, node, "info")
+        for table in self._quorum.map.tables:
+            for name in {i.name for h in infos.values() for i in h.indexes.get(table.full_name, ())}:
+                built = {n: e for n, h in infos.items() if (e := _index_of(h, table, name)) is not None}
                 model = table.model(name)
-                worth = {n: (_fits(hellos[n], table, name, model), e.rows) for n, e in built.items()}
+                worth = {n: (_fits(infos[n], table, name, model), e.rows) for n, e in built.items()}
                 source = max(built, key=lambda n: worth[n])
                 for node in built:
                     if worth[node] < worth[source]:
-                        # without it, a copy is slower and not wrong
+                        # without it, a replica is slower and not wrong
                         with contextlib.suppress(ClipqlError):
-                            self._office.copies.adopt(shard, node, table.database, table.name, built[source], source)
+                            self._quorum.replicas.adopt(shard, node, table.database, table.name, built[source], source)
 
 
-def _index_of(hello: Hello, table: ShardedTable, name: str) -> IndexEntry | None:
-    return next((i for i in hello.indexes.get(table.full_name, ()) if i.name == name), None)
+def _index_of(info: ReplicaInfo, table: ShardedTable, name: str) -> IndexEntry | None:
+    return next((i for i in info.indexes.get(table.full_name, ()) if i.name == name), None)
 
 
-def _fits(hello: Hello, table: ShardedTable, index: str, model: TrainedModel | None) -> bool:
-    """Whether a copy has an index that was built with the model."""
-    return model is not None and hello.models.get(table.full_name, {}).get(index) == model.identity
+def _fits(info: ReplicaInfo, table: ShardedTable, index: str, model: TrainedModel | None) -> bool:
+    """Whether a replica has an index that was built with the model."""
+    return model is not None and info.models.get(table.full_name, {}).get(index) == model.identity
 
 
-def _lacks(table: ShardedTable, shard: int, hello: Hello, model: TrainedModel) -> bool:
-    """Whether a shard that is to have an index built with a model has none, by one of its copies."""
+def _lacks(table: ShardedTable, shard: int, info: ReplicaInfo, model: TrainedModel) -> bool:
+    """Whether a shard that is to have an index built with a model has none, by one of its replicas."""
     enough = table.snapshot(shard).rows >= kinds.FEWEST_ROWS
-    there = _index_of(hello, table, model.index) is not None
-    return enough and there and not _fits(hello, table, model.index, model)
+    there = _index_of(info, table, model.index) is not None
+    return enough and there and not _fits(info, table, model.index, model)
 
 
-def _wants(table: ShardedTable, shard: int, hello: Hello, index: str) -> bool:
+def _wants(table: ShardedTable, shard: int, info: ReplicaInfo, index: str) -> bool:
     """Whether an index of a shard has fallen behind its rows, or is not built with the model that it should be."""
-    entry, model = _index_of(hello, table, index), table.model(index)
+    entry, model = _index_of(info, table, index), table.model(index)
     if entry is None:
         return False
-    return behind(entry, table.snapshot(shard).rows) or (model is not None and _lacks(table, shard, hello, model))
+    return behind(entry, table.snapshot(shard).rows) or (model is not None and _lacks(table, shard, info, model))

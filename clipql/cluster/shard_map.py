@@ -1,8 +1,8 @@
-"""The shard map: which parts lie in which shard, as which rows, and which nodes hold a copy.
+"""The shard map: which parts lie in which shard, as which rows, and which nodes hold a replica.
 
-What must stay true: a map is a frozen value with a serial number, and travels and lies on disk as JSON with the hash of
-its content; a shard's parts are in the order in which every copy takes them in, so that a row has one number in all of
-them; `taken` parts come first. The map of the highest number is the one in force.
+What must stay true: a map is a frozen value with a serial number; it travels and lies on disk as JSON with the hash of
+its content. The parts of a shard are in the order in which every replica takes them, so that a row has one number in
+all replicas; `taken` parts come first. The map with the highest number is the one in force.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipql.cluster.copying import PartFile
-from clipql.cluster.piece import Run, Snapshot, mark_of
+from clipql.cluster.partial_query import Run, Snapshot, mark_of
+from clipql.cluster.shard_transfer import PartFile
 from clipql.errors import ClusterError
 from clipql.storage import files
 from clipql.version import __version__
@@ -130,14 +130,14 @@ class ShardMap:
         """This map without the table."""
         return dataclasses.replace(self, tables=tuple(t for t in self.tables if t.full_name != table.full_name))
 
-    def holders(self) -> list[tuple[int, str]]:
-        """Every copy: shard and node."""
+    def replicas(self) -> list[tuple[int, str]]:
+        """Every replica: shard and node."""
         return [(shard, node) for shard, nodes in enumerate(self.nodes) for node in nodes]
 
 
 @dataclass(frozen=True)
-class Remains:
-    """What a copy writes beside the files of a part, so that the map can be made anew: `shards` its table has."""
+class PartRecord:
+    """What a replica writes beside the files of a part, so that the map can be made anew: `shards` its table has."""
 
     node: str
     shard: int
@@ -152,13 +152,15 @@ class Remains:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False).encode()
 
 
-def remains_of(content: bytes, where: str) -> Remains:
+def part_record(content: bytes, where: str) -> PartRecord:
     """What lies beside a part. Raises ClusterError for what cannot be read."""
     try:
         found = json.loads(content)
-        return Remains(**{**found, "part": _part(found["part"])})
+        return PartRecord(**{**found, "part": _part(found["part"])})
     except (ValueError, KeyError, TypeError) as error:
-        raise ClusterError(f"{where} does not say what part lies there ({error}): remove that copy's folder") from error
+        raise ClusterError(
+            f"{where} does not say what part lies there ({error}): remove that replica's folder"
+        ) from error
 
 
 def encoded(map: ShardMap) -> bytes:

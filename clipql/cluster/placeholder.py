@@ -1,8 +1,8 @@
-"""What stands in for a sharded table in the database that merges: its columns, over which ClickHouse reads statements.
+"""Placeholders for a sharded table in the database that merges: its columns, over which ClickHouse reads statements.
 
-Two of them: an empty table, over which normal forms are made, and a view of the table's own name, which DESCRIBE and
-EXISTS find. What must stay true: reading the view is an error, so that no statement that was not split can answer as
-though the table were empty.
+There are two: an empty table, over which normal forms are made, and a view of the table's own name, which DESCRIBE and
+EXISTS find. What must stay true: reading the view is an error, so that no statement that was not split can answer as if
+the table were empty.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""SELECTs over sharded tables: each is split, its shards are asked, and a SELECT over their rows takes its place.
+"""SELECTs over sharded tables: each is split, runs on its shards, and a SELECT over the gathered rows takes its place.
 
-Inner SELECTs come first. What must stay true: what runs in the end names no sharded table, and gives what the user's
-statement means.
+Inner SELECTs come first. What must stay true: the statement that runs in the end names no sharded table, and gives what
+the user's statement means.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.cluster.aggregates import Aggregates
-from clipql.cluster.form import normal_form
-from clipql.cluster.piece import Piece, Rows, joined
+from clipql.cluster.normal_form import normal_form
+from clipql.cluster.partial_aggregates import PartialAggregates
+from clipql.cluster.partial_query import PartialQuery, Rows, joined
+from clipql.cluster.placeholder import DATABASE, Shape
+from clipql.cluster.plan_cache import CachedSplit, PlanCache
 from clipql.cluster.split import NUMBER, SOURCE, Split, split
-from clipql.cluster.standin import DATABASE, Shape
-from clipql.cluster.templates import Template, Templates
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
 from clipql.errors import UnsupportedStatement
@@ -42,7 +42,7 @@ FindShape = Callable[[str | None, str], Shape | None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Gathered:
     """What the shards answered: their rows in the order of the shards, how many answered, how many there are."""
 
     rows: Sequence[Rows]
@@ -50,43 +50,46 @@ class Asked:
     shards: int
 
 
-Ask = Callable[[Sequence[Piece], Shape], Sequence[Asked]]
+RunOnShards = Callable[[Sequence[PartialQuery], Shape], Sequence[Gathered]]
 
 
 @dataclass
-class Reading:
+class Rewritten:
     """A statement without sharded tables, and what it reads instead. asked: for each SELECT over shards."""
 
     sql: str
     params: dict[str, Any]
     tables: list[str] = field(default_factory=list)
-    asked: list[Asked] = field(default_factory=list)
+    gathered: list[Gathered] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
 
 
-class Reader:
-    """Rewrites statements over sharded tables. find: such a table by its name; ask: runs pieces on all its shards."""
+class ScatterGather:
+    """Rewrites statements over sharded tables.
 
-    def __init__(self, engine: Engine, find: FindShape, ask: Ask) -> None:
-        self._engine, self._find, self._ask = engine, find, ask
-        self._aggregates, self._templates = Aggregates(engine), Templates()
+    find: such a table by its name. run_on_shards: runs partial queries on all shards of a table.
+    """
+
+    def __init__(self, engine: Engine, find: FindShape, run_on_shards: RunOnShards) -> None:
+        self._engine, self._find, self._run_on_shards = engine, find, run_on_shards
+        self._aggregates, self._plan_cache = PartialAggregates(engine), PlanCache()
         self._names = itertools.count()
 
     @contextlib.contextmanager
     def rewritten(
         self, sql: str, params: Mapping[str, Any], settings: Mapping[str, str], statements: tuple[str, ...] = ()
-    ) -> Iterator[Reading]:
+    ) -> Iterator[Rewritten]:
         """The statement over what the shards answered, for as long as it may run. settings: clipql's own, for them.
 
         statements: ClickHouse's SETs that hold. Raises UnsupportedStatement for what cannot be split.
         """
-        reading = Reading(sql, dict(params))
+        rewritten = Rewritten(sql, dict(params))
         try:
-            while (scope := self._innermost(reading.sql)) is not None:
-                self._replace(reading, scope, settings, statements)
-            yield reading
+            while (scope := self._innermost(rewritten.sql)) is not None:
+                self._replace(rewritten, scope, settings, statements)
+            yield rewritten
         finally:
-            for name in reading.tables:
+            for name in rewritten.tables:
                 self._engine.run(f"DROP TABLE IF EXISTS {name}")
 
     def many(
@@ -100,41 +103,41 @@ class Reader:
         vectors = [n for n, v in params[0].items() if isinstance(v, np.ndarray) and v.ndim == 1]
         if len(found) != 1 or found[0].nested or not _same_but(vectors, params):
             return None
-        reading = Reading(sql, dict(params[0]))
-        template, shape, _ = self._known(reading, found[0])
+        rewritten = Rewritten(sql, dict(params[0]))
+        template, shape, _ = self._known(rewritten, found[0])
         if template is None or template.made.many is None or set(template.places) != set(vectors):
             return None
-        final, select = template.made.many, template.made.piece.select
-        pieces = [
+        final, select = template.made.many, template.made.query.select
+        queries = [
             replace(
-                template.with_vectors(given).piece,
+                template.with_vectors(given).query,
                 select=f"{select}, toUInt32({i}) AS {NUMBER}",
                 settings=settings,
                 statements=statements,
             )
             for i, given in enumerate(params)
         ]
-        rows = [r for asked in self._ask(pieces, shape) for r in asked.rows]
+        rows = [r for gathered in self._run_on_shards(queries, shape) for r in gathered.rows]
         try:
-            final = final.replace(SOURCE, self._source(reading, joined(rows, shape.full_name)), 1)
-            table = self._engine.query(final, params={**reading.params, **pieces[0].params}, user=True).arrow()
+            final = final.replace(SOURCE, self._source(rewritten, joined(rows, shape.full_name)), 1)
+            table = self._engine.query(final, params={**rewritten.params, **queries[0].params}, user=True).arrow()
         finally:
-            for name in reading.tables:
+            for name in rewritten.tables:
                 self._engine.run(f"DROP TABLE IF EXISTS {name}")
         ends = np.searchsorted(table.column(0).to_numpy(), np.arange(len(params) + 1))
         return [table.slice(a, b - a).drop_columns([NUMBER]) for a, b in itertools.pairwise(ends)]
 
     def plans(self, sql: str, params: Mapping[str, Any]) -> list[Split]:
         """How each SELECT over shards would be split, inner ones first; nothing is asked."""
-        reading = Reading(sql, dict(params))
-        while (scope := self._innermost(reading.sql)) is not None:
-            made, _ = self._split(reading, scope)
-            reading.splits.append(made)
+        rewritten = Rewritten(sql, dict(params))
+        while (scope := self._innermost(rewritten.sql)) is not None:
+            made, _ = self._split(rewritten, scope)
+            rewritten.splits.append(made)
             nothing = f"SELECT * FROM (SELECT * FROM ({_with(scope, self._analysed(scope))}) WHERE 0)"
             if _is_argument(scope):
                 nothing = "SELECT CAST([0], 'Array(Float32)')"
-            reading.sql = reading.sql[: scope.whole.start] + nothing + reading.sql[scope.whole.end :]
-        return reading.splits
+            rewritten.sql = rewritten.sql[: scope.whole.start] + nothing + rewritten.sql[scope.whole.end :]
+        return rewritten.splits
 
     def concerns(self, sql: str) -> bool:
         """Whether a statement reads a sharded table."""
@@ -148,28 +151,28 @@ class Reader:
         return bool(find_sources(scope, lambda d, n: shape.table if (shape := self._find(d, n)) else None)[0])
 
     def _replace(
-        self, reading: Reading, scope: Scope, settings: Mapping[str, str], statements: tuple[str, ...]
+        self, rewritten: Rewritten, scope: Scope, settings: Mapping[str, str], statements: tuple[str, ...]
     ) -> None:
-        made, shape = self._split(reading, scope)
-        _check_names(scope, made.piece)
-        piece = replace(made.piece, settings=settings, statements=statements)
-        asked = self._ask([piece], shape)[0]
-        source = self._source(reading, joined(asked.rows, shape.full_name), self._travels(reading, scope))
+        made, shape = self._split(rewritten, scope)
+        _check_names(scope, made.query)
+        query = replace(made.query, settings=settings, statements=statements)
+        gathered = self._run_on_shards([query], shape)[0]
+        source = self._source(rewritten, joined(gathered.rows, shape.full_name), self._travels(rewritten, scope))
         final = made.final.replace(SOURCE, source, 1)
-        renamed = {name: f"{name}_{len(reading.asked)}" for name in piece.params}
+        renamed = {name: f"{name}_{len(rewritten.gathered)}" for name in query.params}
         for name, other in renamed.items():
             final = final.replace(f"{{{name}:", f"{{{other}:")
-            reading.params[other] = piece.params[name]
-        reading.asked.append(asked)
-        reading.splits.append(made)
+            rewritten.params[other] = query.params[name]
+        rewritten.gathered.append(gathered)
+        rewritten.splits.append(made)
         start, end = scope.whole.start, scope.whole.end
-        if _is_argument(scope) and (vector := self._vector(final, reading.params)) is not None:
+        if _is_argument(scope) and (vector := self._vector(final, rewritten.params)) is not None:
             # as a parameter, so that the shards' planners know it for a constant
             start, end = scope.tokens[scope.whole.first - 1].start, scope.tokens[scope.whole.last].end
-            name = f"clipql_vector_{len(reading.asked)}"
-            reading.params[name] = vector
+            name = f"clipql_vector_{len(rewritten.gathered)}"
+            rewritten.params[name] = vector
             final = f"{{{name}:Array({'Float32' if vector.dtype == np.float32 else 'Float64'})}}"
-        reading.sql = reading.sql[:start] + final + reading.sql[end:]
+        rewritten.sql = rewritten.sql[:start] + final + rewritten.sql[end:]
 
     def _vector(self, sql: str, params: Mapping[str, Any]) -> NDArray[Any] | None:
         """The one vector that a SELECT gives; None where it gives something else."""
@@ -183,13 +186,13 @@ class Reader:
             return None
         return np.array(found.column(0)[0].as_py(), np.float32 if kind.value_type == pa.float32() else np.float64)
 
-    def _split(self, reading: Reading, scope: Scope) -> tuple[Split, Shape]:
-        template, shape, cut = self._known(reading, scope)
-        return template.with_vectors(reading.params) if template else cut(reading.params), shape
+    def _split(self, rewritten: Rewritten, scope: Scope) -> tuple[Split, Shape]:
+        template, shape, cut = self._known(rewritten, scope)
+        return template.with_vectors(rewritten.params) if template else cut(rewritten.params), shape
 
     def _known(
-        self, reading: Reading, scope: Scope
-    ) -> tuple[Template | None, Shape, Callable[[Mapping[str, Any]], Split]]:
+        self, rewritten: Rewritten, scope: Scope
+    ) -> tuple[CachedSplit | None, Shape, Callable[[Mapping[str, Any]], Split]]:
         """A SELECT as it was cut before, if it may be known again, and what cuts it anew."""
         shape, text = self._shape(scope), _with(scope, self._analysed(scope))
 
@@ -197,9 +200,9 @@ class Reader:
             return split(normal_form(self._engine, text, params), self._aggregates, shape.database, shape.name)
 
         acting = self._engine.acting
-        asker = (acting.database, acting.user.statements, sorted(acting.settings.items()))
-        context = repr((asker, shape.listed, shape.unlisted, shape.vectors))
-        return self._templates.find(text, reading.params, tuple(shape.vectors), context, cut), shape, cut
+        scatter = (acting.database, acting.user.statements, sorted(acting.settings.items()))
+        context = repr((scatter, shape.listed, shape.unlisted, shape.vectors))
+        return self._plan_cache.find(text, rewritten.params, tuple(shape.vectors), context, cut), shape, cut
 
     def _shape(self, scope: Scope) -> Shape:
         found, joins = find_sources(scope, lambda d, n: shape.table if (shape := self._find(d, n)) else None)
@@ -233,12 +236,12 @@ class Reader:
             text = text[: a - start] + new + text[b - start :]
         return text
 
-    def _travels(self, reading: Reading, scope: Scope) -> bool:
+    def _travels(self, rewritten: Rewritten, scope: Scope) -> bool:
         """Whether a SELECT stands within another over shards, which are sent its rows."""
-        around = [s for s in scopes(reading.sql, tokenize(reading.sql)) if s.whole.first < scope.whole.first]
+        around = [s for s in scopes(rewritten.sql, tokenize(rewritten.sql)) if s.whole.first < scope.whole.first]
         return any(s.whole.last >= scope.whole.last and self._sources(s) for s in around)
 
-    def _source(self, reading: Reading, rows: Rows, travels: bool = False) -> str:
+    def _source(self, rewritten: Rewritten, rows: Rows, travels: bool = False) -> str:
         number = next(self._names)
         if travels and len(rows.body) > TRAVEL_BYTES:
             raise UnsupportedStatement(
@@ -247,24 +250,24 @@ class Reader:
             )
         if travels or len(rows.body) <= INLINE_BYTES:
             name = f"clipql_rows_{number}"
-            reading.params[name] = base64.b64encode(rows.data).decode()
+            rewritten.params[name] = base64.b64encode(rows.data).decode()
             return f"format('RowBinaryWithNamesAndTypes', base64Decode({{{name}:String}}))"
         table = f"{DATABASE}.rows_{number}"
         columns = ", ".join(f"{quote_name(n)} {t}" for n, t in rows.columns)
         self._engine.run(f"CREATE TABLE {table} ({columns}) ENGINE = Memory")
-        reading.tables.append(table)
+        rewritten.tables.append(table)
         self._engine.insert_bytes(f"INSERT INTO {table}", "RowBinary", [rows.body])
         return table
 
 
-def _check_names(scope: Scope, piece: Piece) -> None:
+def _check_names(scope: Scope, query: PartialQuery) -> None:
     """Refuse what names a SELECT of WITH within a SELECT over shards, where it is not known."""
     named = {m[1] for w in scope.withs for m in _NAMED.finditer(w)}
-    used = {t.name for text in (piece.select, piece.prewhere, piece.where, piece.tail) for t in tokenize(text)}
+    used = {t.name for text in (query.select, query.prewhere, query.where, query.tail) for t in tokenize(text)}
     if found := sorted(n for n in named & used if n is not None):
         raise UnsupportedStatement(
             f"the SELECT that WITH calls {found[0]} cannot be used within a SELECT over the shards of "
-            f"{piece.database}.{piece.table}: write it there instead of its name"
+            f"{query.database}.{query.table}: write it there instead of its name"
         )
 
 

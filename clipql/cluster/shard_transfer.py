@@ -1,4 +1,4 @@
-"""Files that one copy has from another: fetched piece by piece, and kept only with the hash that they shall have."""
+"""Files that one replica fetches from another: chunk by chunk, and kept only if their hash is the one expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import xxhash
 from clipql.errors import ClusterError
 from clipql.storage import files
 
-PIECE_BYTES = 4 << 20
+CHUNK_BYTES = 4 << 20
 # gives `size` bytes of a file from an offset on
 Read = Callable[[int, int], bytes]
 
@@ -34,13 +34,13 @@ def hash_of(path: Path) -> str:
     """xxh3-128 of a file."""
     digest = xxhash.xxh3_128()
     with files.translated(path, "reading"), open(path, "rb") as file:
-        while block := file.read(PIECE_BYTES):
+        while block := file.read(CHUNK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
 def read(path: Path, offset: int, size: int) -> bytes:
-    """Bytes of a file, for another copy."""
+    """Bytes of a file, for another replica."""
     with files.translated(path, "reading"), open(path, "rb") as file:
         file.seek(offset)
         return file.read(size)
@@ -54,7 +54,7 @@ def fetch(path: Path, file: PartFile, source: Read, whom: str) -> None:
     with files.new_file(path) as copy:
         at = 0
         while at < file.size:
-            block = source(at, min(PIECE_BYTES, file.size - at))
+            block = source(at, min(CHUNK_BYTES, file.size - at))
             if not block:
                 break
             digest.update(block)
@@ -62,6 +62,6 @@ def fetch(path: Path, file: PartFile, source: Read, whom: str) -> None:
             at += len(block)
         if at != file.size or digest.hexdigest() != file.hash:
             raise ClusterError(
-                f"{file.name}, fetched for {whom}, does not match the hash it should have: the copy it came from is "
+                f"{file.name}, fetched for {whom}, does not match the hash it should have: the replica it came from is "
                 "damaged"
             )

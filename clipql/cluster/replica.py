@@ -1,7 +1,7 @@
-"""One copy of a shard: an embedded database, the files of its parts, and a copy of the shard map, in one folder.
+"""A replica of a shard: an embedded database, the files of its parts, and a copy of the shard map, in one folder.
 
 What must stay true: parts go in one after the other, in the order of the map, and each once; their files are kept under
-the hashes that the map names, so that another copy can be made of them; queries see the rows they were told to see.
+the hashes that the map names, so that other replicas can be made of them; queries see only the rows of their snapshot.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from clipql.cluster import copying, shards
-from clipql.cluster.copying import PartFile
-from clipql.cluster.piece import Piece, Snapshot, mark_of, rows_of, statement
-from clipql.cluster.shards import ShardMap, ShardPart
-from clipql.cluster.standin import Shape
+from clipql.cluster import shard_map, shard_transfer
+from clipql.cluster.partial_query import PartialQuery, Snapshot, mark_of, rows_of, statement
+from clipql.cluster.placeholder import Shape
+from clipql.cluster.shard_map import ShardMap, ShardPart
+from clipql.cluster.shard_transfer import PartFile
 from clipql.cluster.training import Training
 from clipql.database import Database
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.engine.users import Acting, EngineUser
-from clipql.errors import ClusterError, CopyDamaged, HolderGone, IngestError
+from clipql.errors import ClusterError, IngestError, ReplicaDamaged, ReplicaUnavailable
 from clipql.ingest.layout import check_part, find_parts
 from clipql.ingest.pipeline import ingest
 from clipql.sql.session import Session
@@ -42,8 +42,8 @@ Fetch = Callable[[str, str, str, int, int], bytes]
 
 
 @dataclass(frozen=True)
-class Hello:
-    """Who a holder is, and what it has: fingerprints of the parts of each table in their order.
+class ReplicaInfo:
+    """Which replica this is, and what it has: fingerprints of the parts of each table in their order.
 
     models: for each table, what its indexes were built with, if it is shared.
     """
@@ -59,15 +59,15 @@ class Hello:
     models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-class Holder:
-    """A copy of a shard. Thread-safe: queries run side by side, parts go in one by one."""
+class Replica:
+    """A replica of a shard. Thread-safe: queries run side by side, parts go in one by one."""
 
     def __init__(self, folder: str, shard: int, node: str) -> None:
         self._folder, self.shard, self.node = Path(folder), shard, node
         with files.translated(self._folder, "making"):
             self._folder.mkdir(parents=True, exist_ok=True)
         self._own(self._folder / OWNER)
-        self._map = shards.load(self._folder)
+        self._map = shard_map.load(self._folder)
         self._db = Database(self._folder / "db")
         self._taking, self._choosing = threading.RLock(), threading.Lock()
         quarantine = self._folder / QUARANTINE
@@ -92,15 +92,15 @@ class Holder:
                 f"of {self.node}: give each node a folder of its own"
             )
 
-    def hello(self, wait: bool = True) -> Hello:
+    def info(self, wait: bool = True) -> ReplicaInfo:
         """Who it is and what it has; after a part that is going in, or (`wait` False) as it is before."""
         with self._taking if wait else contextlib.nullcontext():
             tables = self._db.registry.catalog.tables
-        return Hello(
+        return ReplicaInfo(
             shard=self.shard,
             node=self.node,
             version=__version__,
-            map=shards.encoded(self._map) if self._map else None,
+            map=shard_map.encoded(self._map) if self._map else None,
             ledgers={t.full_name: tuple(p.fingerprint for p in t.parts) for t in tables},
             definitions={t.full_name: self.definition(t.database, t.name) for t in tables},
             indexes={t.full_name: t.indexes for t in tables},
@@ -109,22 +109,22 @@ class Holder:
         )
 
     def quarantine(self, why: str) -> None:
-        """Answer no queries from now on, whatever starts this copy again, until its folder is removed."""
+        """Answer no queries from now on, whatever starts this replica again, until its folder is removed."""
         files.replace(self._folder / QUARANTINE, why.encode())
         self._quarantined = why
 
     def store_map(self, content: bytes) -> None:
         """Keep a copy of the map, unless it has a newer one."""
-        map = shards.decoded(content, "the map that was sent")
+        map = shard_map.decoded(content, "the map that was sent")
         with self._taking:
             if self._map is None or map.serial > self._map.serial:
-                shards.save(self._folder, map)
+                shard_map.save(self._folder, map)
                 self._map = map
 
     # definitions
 
     def define(self, definition: str, database: str, name: str) -> None:
-        """Make a table as another copy has it, where it is not there."""
+        """Make a table as another replica has it, where it is not there."""
         with self._taking:
             if self._db.registry.find(database, name) is None:
                 self._db.execute(f"CREATE DATABASE IF NOT EXISTS {quote_name(database)}", format="Null")
@@ -143,9 +143,9 @@ class Holder:
         return self._folder / "parts" / quote(table, safe="")
 
     def definition(self, database: str, name: str) -> str:
-        """CREATE TABLE, as ClickHouse shows it. Raises HolderGone where the table is not here yet."""
+        """CREATE TABLE, as ClickHouse shows it. Raises ReplicaUnavailable where the table is not here yet."""
         if self._db.registry.find(database, name) is None:
-            raise HolderGone(f"shard {self.shard} on {self.node} has no table {database}.{name} yet")
+            raise ReplicaUnavailable(f"shard {self.shard} on {self.node} has no table {database}.{name} yet")
         found = self._db.sql(f"SHOW CREATE TABLE {quote_name(database)}.{quote_name(name)}").rows
         return str(found[0][0])
 
@@ -170,9 +170,10 @@ class Holder:
     ) -> ShardPart:
         """Take a part in, which comes after the parts `before`; it is skipped where it is there. Its entry, with files.
 
-        fetch: reads the files from another copy; without it they are read from where they lie. Raises IngestError for
-        a part that cannot be taken, HolderGone where parts before it are missing, ClusterError for a file of another
-        hash.
+        fetch: reads the files from another replica; without it they are read from where they lie.
+
+        Raises IngestError for a part that cannot be taken, ReplicaUnavailable where parts before it are missing,
+        ClusterError for a file of another hash.
         """
         with self._taking:
             table, full = self._db.registry.find(database, name), f"{database}.{name}"
@@ -180,7 +181,7 @@ class Holder:
             if part.fingerprint in ledger:
                 return self._noted(full, replace(part, files=part.files or self._files(full, part), taken=True))
             if ledger != tuple(before):
-                raise HolderGone(
+                raise ReplicaUnavailable(
                     f"shard {self.shard} on {self.node} has {len(ledger)} parts of {database}.{name}, and "
                     f"{len(before)} come before this one: it must catch up first"
                 )
@@ -204,7 +205,7 @@ class Holder:
             database, _, name = table.partition(".")
             known = self._map.table(database, name) if self._map else None
             count = len(known.shards) if known else self.shard + 1
-            files.replace(path, shards.Remains(self.node, self.shard, count, database, name, part).encoded)
+            files.replace(path, shard_map.PartRecord(self.node, self.shard, count, database, name, part).encoded)
         return part
 
     def _gather(self, table: str, part: ShardPart, fetch: Fetch | None) -> Path:
@@ -215,7 +216,7 @@ class Holder:
         if fetch is not None:
             for file in part.files:
                 read = partial(fetch, table, part.fingerprint, file.name)
-                copying.fetch(folder / file.name, file, read, self._called)
+                shard_transfer.fetch(folder / file.name, file, read, self._called)
         else:
             for source in map(Path, part.sources):
                 if not source.exists():
@@ -225,30 +226,30 @@ class Holder:
                     )
                 reading = files.translated(source, "copying")
                 with files.new_file(folder / source.name) as copy, reading, open(source, "rb") as original:
-                    shutil.copyfileobj(original, copy, copying.PIECE_BYTES)
+                    shutil.copyfileobj(original, copy, shard_transfer.CHUNK_BYTES)
         files.sync_folder(folder)
         return folder
 
     def _files(self, table: str, part: ShardPart) -> tuple[PartFile, ...]:
-        return copying.listed((self._parts(table) / part.fingerprint).iterdir())
+        return shard_transfer.listed((self._parts(table) / part.fingerprint).iterdir())
 
     def read(self, table: str, fingerprint: str, name: str, offset: int, size: int) -> bytes:
-        """Bytes of a file of a part, for another copy."""
-        return copying.read(self._parts(table) / fingerprint / Path(name).name, offset, size)
+        """Bytes of a file of a part, for another replica."""
+        return shard_transfer.read(self._parts(table) / fingerprint / Path(name).name, offset, size)
 
     def check(self, table: str, parts: Sequence[ShardPart]) -> None:
-        """Compare the files of parts of a table with the map. Raises CopyDamaged, naming the first that differs."""
+        """Compare the files of parts of a table with the map. Raises ReplicaDamaged, naming the first that differs."""
         database, _, name = table.partition(".")
         known = self._db.registry.find(database, name)
         has = {p.fingerprint for p in known.parts} if known else set()
         for part in parts:
             for file in part.files if part.fingerprint in has else ():
                 path = self._parts(table) / part.fingerprint / file.name
-                if not path.exists() or path.stat().st_size != file.size or copying.hash_of(path) != file.hash:
+                if not path.exists() or path.stat().st_size != file.size or shard_transfer.hash_of(path) != file.hash:
                     state = "is not what the shard map says" if path.exists() else "is missing"
-                    raise CopyDamaged(
+                    raise ReplicaDamaged(
                         f"{path} on node {self.node} {state} ({file.size:,} bytes, xxh3 {file.hash}): remove the "
-                        f"folder {self._folder} there, and the copy is made anew from another node"
+                        f"folder {self._folder} there, and the replica is made anew from another node"
                     )
 
     # indexes
@@ -261,12 +262,12 @@ class Holder:
                 self._db.execute(statement, format="Null")
 
     def index_files(self, database: str, name: str, index: str) -> tuple[PartFile, ...]:
-        """The files of an index, for another copy."""
-        return copying.listed(self._index_folder(f"{database}.{name}", index).iterdir())
+        """The files of an index, for another replica."""
+        return shard_transfer.listed(self._index_folder(f"{database}.{name}", index).iterdir())
 
     def read_index(self, table: str, index: str, name: str, offset: int, size: int) -> bytes:
         """Bytes of a file of an index."""
-        return copying.read(self._index_folder(table, index) / Path(name).name, offset, size)
+        return shard_transfer.read(self._index_folder(table, index) / Path(name).name, offset, size)
 
     def _index_folder(self, table: str, index: str) -> Path:
         database, _, name = table.partition(".")
@@ -277,7 +278,7 @@ class Holder:
         return self._db.indexes.folder(entry)
 
     def adopt(self, database: str, name: str, entry: IndexEntry, parts: Sequence[PartFile], fetch: Fetch) -> None:
-        """Copy an index that another copy of this shard has built, file by file, checked by their hashes."""
+        """Copy an index that another replica of this shard has built, file by file, checked by their hashes."""
         with self._taking:
             table = self._db.registry.find(database, name)
             own = table.index(entry.name) if table else None
@@ -287,48 +288,50 @@ class Holder:
             def fill(folder: Path) -> None:
                 for file in parts:
                     read = partial(fetch, f"{database}.{name}", entry.name, file.name)
-                    copying.fetch(folder / file.name, file, read, self._called)
+                    shard_transfer.fetch(folder / file.name, file, read, self._called)
 
             self._db.indexes.adopt(table, entry, fill)
 
     # queries
 
-    def query(self, asked: Sequence[tuple[Piece, Snapshot]]) -> list[bytes]:
-        """What pieces give over this shard, one after the other, as RowBinaryWithNamesAndTypes. Raises ClipqlError."""
-        return [self._query(piece, snapshot) for piece, snapshot in asked]
+    def query(self, asked: Sequence[tuple[PartialQuery, Snapshot]]) -> list[bytes]:
+        """What partial queries give over this shard, each as RowBinaryWithNamesAndTypes. Raises ClipqlError."""
+        return [self._query(query, snapshot) for query, snapshot in asked]
 
-    def _query(self, piece: Piece, snapshot: Snapshot) -> bytes:
-        table = self._db.registry.find(piece.database, piece.table)
+    def _query(self, query: PartialQuery, snapshot: Snapshot) -> bytes:
+        table = self._db.registry.find(query.database, query.table)
         if table is None:
-            raise HolderGone(f"shard {self.shard} on {self.node} has no table {piece.database}.{piece.table} yet")
+            raise ReplicaUnavailable(
+                f"shard {self.shard} on {self.node} has no table {query.database}.{query.table} yet"
+            )
         if self._quarantined:
-            raise HolderGone(self._quarantined)
-        sql = statement(piece, snapshot, table.rows)
+            raise ReplicaUnavailable(self._quarantined)
+        sql = statement(query, snapshot, table.rows)
         if mark_of([p.fingerprint for p in table.parts[: len(snapshot.runs)]]) != snapshot.mark:
-            raise HolderGone(
+            raise ReplicaUnavailable(
                 f"shard {self.shard} on {self.node} has other parts of {table.full_name} than were asked for"
             )
-        session, user = self._session(piece)
+        session, user = self._session(query)
         with self._db.registry.engine.act(Acting(user)):
             found = session.execute(
-                sql, piece.params, format="RowBinaryWithNamesAndTypes", routes=piece.routes
+                sql, query.params, format="RowBinaryWithNamesAndTypes", routes=query.routes
             ).output.data
         if len(found) > MOST_BYTES:
             raise ClusterError(
-                f"shard {self.shard} gives {len(found) >> 20:,} MB for one SELECT over {piece.database}.{piece.table}, "
+                f"shard {self.shard} gives {len(found) >> 20:,} MB for one SELECT over {query.database}.{query.table}, "
                 f"more than the {MOST_BYTES >> 20} that are gathered: filter, aggregate or LIMIT it"
             )
         return found
 
-    def _session(self, piece: Piece) -> tuple[Session, EngineUser]:
+    def _session(self, query: PartialQuery) -> tuple[Session, EngineUser]:
         """A session with the settings of whoever asks; those of the last askers are kept."""
-        key = (tuple(sorted(piece.settings.items())), piece.statements)
+        key = (tuple(sorted(query.settings.items())), query.statements)
         with self._choosing:
             found = self._sessions.pop(key, None)
             if found is None:
                 session = self._db.session()
-                session.settings = dict(piece.settings)
-                found = session, EngineUser(piece.statements)
+                session.settings = dict(query.settings)
+                found = session, EngineUser(query.statements)
             self._sessions[key] = found
             while len(self._sessions) > MOST_SESSIONS:
                 _, user = self._sessions.pop(next(iter(self._sessions)))

@@ -39,7 +39,7 @@ Params = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Template:
+class CachedSplit:
     """A statement cut in two, and the constant in it that each vector stands for."""
 
     made: Split
@@ -47,29 +47,29 @@ class Template:
 
     def with_vectors(self, params: Params) -> Split:
         """Both halves for these vectors."""
-        piece = self.made.piece
-        given = {c: np.asarray(params[name], piece.params[c].dtype) for name, c in self.places.items()}
-        return replace(self.made, piece=replace(piece, params={**piece.params, **given}))
+        query = self.made.query
+        given = {c: np.asarray(params[name], query.params[c].dtype) for name, c in self.places.items()}
+        return replace(self.made, query=replace(query, params={**query.params, **given}))
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Parameters:
     """The parameters of a statement: vectors by name, and those whose values are in its key."""
 
     vectors: tuple[str, ...]
     others: tuple[tuple[str, str, str], ...]
 
 
-class Templates:
+class PlanCache:
     """Thread-safe. Keeps the statements that were asked last."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Any, ...], Template | None] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], CachedSplit | None] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(
         self, text: str, params: Params, columns: Sequence[str], context: str, make: Callable[[Params], Split]
-    ) -> Template | None:
+    ) -> CachedSplit | None:
         """The statement as it was cut before, or is cut by `make`; None where it has to be cut anew each time.
 
         columns: vector columns of the table. context: all besides text and parameters that the cutting depends on.
@@ -91,7 +91,7 @@ class Templates:
         return template
 
 
-def _made(params: Params, vectors: tuple[str, ...], make: Callable[[Params], Split]) -> Template | None:
+def _made(params: Params, vectors: tuple[str, ...], make: Callable[[Params], Split]) -> CachedSplit | None:
     """The template of a statement, cut with vectors that stand in; None where they show, or are not found again."""
     drawn = np.random.default_rng()
     instead = {n: drawn.integers(*_STAND_IN, len(params[n])).astype(params[n].dtype) for n in vectors}
@@ -99,16 +99,16 @@ def _made(params: Params, vectors: tuple[str, ...], make: Callable[[Params], Spl
         made = make({**params, **instead})
     except ClipqlError:  # whoever asks is told of the statement as it was given
         return None
-    piece = made.piece
-    texts = (made.final, made.many or "", made.why, piece.select, piece.prewhere, piece.where, piece.tail)
+    query = made.query
+    texts = (made.final, made.many or "", made.why, query.select, query.prewhere, query.where, query.tail)
     places = {}
     for name, vector in instead.items():
-        found = [c for c, v in piece.params.items() if _same(v, vector)]
+        found = [c for c, v in query.params.items() if _same(v, vector)]
         shown = any(str(int(number)) in text for text in texts for number in vector[:4])
         if len(found) != 1 or shown:
             return None
         places[name] = found[0]
-    return Template(made, places)
+    return CachedSplit(made, places)
 
 
 def _same(constant: Any, vector: Any) -> bool:
@@ -117,7 +117,7 @@ def _same(constant: Any, vector: Any) -> bool:
     return narrow and np.array_equal(constant, vector)
 
 
-def _asked(text: str, params: Params, columns: Sequence[str]) -> _Asked | None:
+def _asked(text: str, params: Params, columns: Sequence[str]) -> _Parameters | None:
     """The parameters of a statement that may come again with other vectors; None of any other."""
     if len(text) > LONGEST:
         return None
@@ -149,7 +149,7 @@ def _asked(text: str, params: Params, columns: Sequence[str]) -> _Asked | None:
             called.add((tokens[at].name or "").lower())
         at += 1
     named = all(before.upper in _BEFORE_COLUMN for before, token in itertools.pairwise(tokens) if token.name in columns)
-    return _Asked(tuple(vectors), tuple(others.values())) if vectors and named and called <= _KNOWN else None
+    return _Parameters(tuple(vectors), tuple(others.values())) if vectors and named and called <= _KNOWN else None
 
 
 def _is_vector(value: Any) -> bool:

@@ -1,8 +1,8 @@
 """What a shard is asked, and what it answers, as values that travel.
 
-A piece is the half of a SELECT that each shard carries out over its own rows: clause by clause, with the vectors of the
-query encoded and its parameters settled. What must stay true: a piece means the same on every shard; only the numbers
-of the rows differ, and those come beside it.
+A partial query is what each shard does of a SELECT, over its own rows: clause by clause, with the vectors encoded and
+the parameters settled. What must stay true: it means the same on every shard; only the numbers of the rows differ, and
+those are sent beside it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 import xxhash
 
 from clipql.engine.quoting import quote_name
-from clipql.errors import ClusterError, HolderGone
+from clipql.errors import ClusterError, ReplicaUnavailable
 from clipql.index.base import Route
 from clipql.syntax.lexer import tokenize
 from clipql.tables.registry import ROW
 
-# stand in a piece for the number of a row among those of all shards, and for the first row of the part it came with
+# in a partial query: the number of a row among those of all shards, and the first row of the part that it came with
 GLOBAL_ROW, PART_ROW = "_clipql_row", "_clipql_part"
 
 
 @dataclass(frozen=True)
-class Piece:
+class PartialQuery:
     """The SELECT of one shard. alias: what its columns are qualified with. where: conditions joined by AND, any OR in
     brackets. tail: all that follows WHERE.
 
@@ -59,7 +59,7 @@ class Run:
 class Snapshot:
     """The rows of a shard that a query sees, in order: what is taken in meanwhile is not among them.
 
-    mark: of the parts that they came with, by which a copy that has others is told.
+    mark: of the parts that they came with, by which a replica that has others is told.
     """
 
     runs: tuple[Run, ...] = ()
@@ -80,22 +80,22 @@ def mark_of(fingerprints: Sequence[str]) -> str:
     return xxhash.xxh3_128_hexdigest(" ".join(fingerprints).encode())
 
 
-def statement(piece: Piece, snapshot: Snapshot, rows: int) -> str:
-    """The piece as a statement for a shard that holds `rows` rows. Raises HolderGone where it lacks some."""
+def statement(query: PartialQuery, snapshot: Snapshot, rows: int) -> str:
+    """The partial query as a statement for a shard with `rows` rows. Raises ReplicaUnavailable where it lacks some."""
     if rows < snapshot.rows:
-        raise HolderGone(
-            f"this replica has {rows:,} rows of {piece.database}.{piece.table} and should have {snapshot.rows:,}"
+        raise ReplicaUnavailable(
+            f"this replica has {rows:,} rows of {query.database}.{query.table} and should have {snapshot.rows:,}"
         )
-    row = f"{piece.alias}.{ROW}"
-    low, high = piece.bounds
+    row = f"{query.alias}.{ROW}"
+    low, high = query.bounds
     first, last = snapshot.before(low), snapshot.rows if high is None else snapshot.before(high)
     conditions = [f"{row} >= {first}"] if first else []
     conditions += [f"{row} < {last}"] if last < rows else []
-    where = " AND ".join([*conditions, *([piece.where] if piece.where else [])])
-    text = f"SELECT {piece.select} FROM {quote_name(piece.database)}.{quote_name(piece.table)} AS {piece.alias}"
-    text += f" PREWHERE {piece.prewhere}" if piece.prewhere else ""
+    where = " AND ".join([*conditions, *([query.where] if query.where else [])])
+    text = f"SELECT {query.select} FROM {quote_name(query.database)}.{quote_name(query.table)} AS {query.alias}"
+    text += f" PREWHERE {query.prewhere}" if query.prewhere else ""
     text += f" WHERE {where}" if where else ""
-    return _numbered(f"{text} {piece.tail}".rstrip(), row, snapshot.runs)
+    return _numbered(f"{text} {query.tail}".rstrip(), row, snapshot.runs)
 
 
 def _numbered(text: str, row: str, runs: Sequence[Run]) -> str:

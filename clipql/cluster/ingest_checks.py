@@ -1,4 +1,4 @@
-"""Parts compared with a sharded table and with each other before the first of them is dealt, as one database does."""
+"""Parts compared with a sharded table and with each other before the first is assigned, as one database does it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import uuid
 from collections.abc import Iterator, Sequence
 
-from clipql.cluster.standin import Shape
+from clipql.cluster.placeholder import Shape
 from clipql.database import Database
 from clipql.engine.quoting import quote_name
 from clipql.ingest.columns import check_parts

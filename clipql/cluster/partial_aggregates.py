@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipql.cluster.form import Form
+from clipql.cluster.normal_form import NormalForm
 from clipql.engine.embedded import Engine
 from clipql.errors import UnsupportedStatement
 from clipql.syntax.lexer import matching
@@ -29,7 +29,7 @@ class Aggregate:
         return self.name.lower().startswith(_BY_ORDER)
 
 
-class Aggregates:
+class PartialAggregates:
     """Which functions aggregate, as ClickHouse lists them."""
 
     def __init__(self, engine: Engine) -> None:
@@ -38,7 +38,7 @@ class Aggregates:
         suffixes = engine.arrow("SELECT lower(name) FROM system.aggregate_function_combinators").column(0)
         self._suffixes = tuple(suffixes.to_pylist())
 
-    def call(self, form: Form, at: int) -> Aggregate | None:
+    def call(self, form: NormalForm, at: int) -> Aggregate | None:
         """The aggregate call that begins at a token, if one does; a window function is none."""
         name = form.called(at)
         if name is None or not self._aggregates(name.lower()):
@@ -61,7 +61,7 @@ class Aggregates:
         return True
 
 
-def state(form: Form, call: Aggregate) -> str:
+def state(form: NormalForm, call: Aggregate) -> str:
     """The call as each shard makes it. Raises UnsupportedStatement for one whose state cannot travel."""
     if call.name.endswith(("Merge", "MergeState", "SimpleState")):
         raise UnsupportedStatement(f"{call.name}() cannot be split over shards: aggregate the values themselves")
@@ -69,12 +69,12 @@ def state(form: Form, call: Aggregate) -> str:
     return f"{name}{_parameters(form, call)}({form.render(*call.arguments)})"
 
 
-def merge(form: Form, call: Aggregate, column: str) -> str:
+def merge(form: NormalForm, call: Aggregate, column: str) -> str:
     """The value of the call from the states of all shards."""
     ends = call.name.endswith("State")
     name = f"{call.name.removesuffix('State')}MergeState" if ends else f"{call.name}Merge"
     return f"{name}{_parameters(form, call)}({column})"
 
 
-def _parameters(form: Form, call: Aggregate) -> str:
+def _parameters(form: NormalForm, call: Aggregate) -> str:
     return f"({form.render(*call.parameters)})" if call.parameters else ""

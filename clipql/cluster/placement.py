@@ -1,4 +1,4 @@
-"""Where things shall lie: parts in shards, copies on nodes; and which of the maps that are found is in force."""
+"""Placement: which shard a part goes to, which nodes a replica goes to; and which of the maps found is in force."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from clipql.cluster import shards
-from clipql.cluster.shards import Remains, ShardedTable, ShardMap, ShardPart
+from clipql.cluster import shard_map
+from clipql.cluster.shard_map import PartRecord, ShardedTable, ShardMap, ShardPart
 from clipql.errors import ClusterError
 
 
@@ -21,8 +21,8 @@ class PartSpec:
     model: str | None = None
 
 
-def dealt(table: ShardedTable, specs: Sequence[PartSpec]) -> ShardedTable:
-    """The table with new parts dealt, each to the shard with the fewest rows; rows are numbered in the given order."""
+def assigned(table: ShardedTable, specs: Sequence[PartSpec]) -> ShardedTable:
+    """The table with new parts, each assigned to the shard with the fewest rows; rows are numbered in this order."""
     for spec in specs:
         if table.place(spec.fingerprint) is not None:
             continue
@@ -34,8 +34,8 @@ def dealt(table: ShardedTable, specs: Sequence[PartSpec]) -> ShardedTable:
 
 
 def next_move(map: ShardMap, there: Sequence[str]) -> tuple[int, str, str] | None:
-    """A move that evens the nodes out, from the one with the most copies to one with the fewest."""
-    held: Mapping[str, list[int]] = {n: [s for s, m in map.holders() if m == n] for n in there}
+    """A move that evens the nodes out, from the one with the most replicas to one with the fewest."""
+    held: Mapping[str, list[int]] = {n: [s for s, m in map.replicas() if m == n] for n in there}
     most = max(held, key=lambda n: len(held[n]), default=None)
     least = min(held, key=lambda n: len(held[n]), default=None)
     if most is None or least is None or len(held[most]) < len(held[least]) + 2:
@@ -45,17 +45,17 @@ def next_move(map: ShardMap, there: Sequence[str]) -> tuple[int, str, str] | Non
 
 
 def next_copy(map: ShardMap, there: Sequence[str]) -> tuple[int, str] | None:
-    """A shard with fewer copies than another has, and a node for one more: that with the fewest copies."""
+    """A shard with fewer replicas than another has, and a node for one more: that with the fewest replicas."""
     most = max(len(nodes) for nodes in map.nodes)
     for shard, nodes in enumerate(map.nodes):
         free = [n for n in there if n not in nodes]
         if len(nodes) < most and free:
-            return shard, min(free, key=lambda n: sum(m == n for _, m in map.holders()))
+            return shard, min(free, key=lambda n: sum(m == n for _, m in map.replicas()))
     return None
 
 
 def placed(shard_count: int, replicas: int, nodes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """On which nodes the copies of each shard shall lie. Raises ClusterError where there are too few nodes."""
+    """On which nodes the replicas of each shard shall lie. Raises ClusterError where there are too few nodes."""
     if not 1 <= replicas <= len(nodes):
         raise ClusterError(
             f"{replicas} replicas of each shard on {len(nodes)} nodes ({', '.join(nodes)}): each must lie on a node of "
@@ -74,8 +74,8 @@ def in_force(found: Sequence[tuple[str, bytes]], there: Sequence[str], without: 
     maps = []
     for node, content in found:
         with contextlib.suppress(ClusterError):  # a damaged copy: another counts, or it is made anew from the shards
-            maps.append(shards.decoded(content, f"the shard map on node {node}"))
-    map = shards.newest(maps)
+            maps.append(shard_map.decoded(content, f"the shard map on node {node}"))
+    map = shard_map.newest(maps)
     if map is None:
         return None
     if unknown := set(without) - {n for pair in map.nodes for n in pair}:
@@ -100,7 +100,7 @@ def in_force(found: Sequence[tuple[str, bytes]], there: Sequence[str], without: 
     return replace(map, nodes=left)
 
 
-def rebuilt(found: Sequence[Remains]) -> ShardMap | None:
+def recovered_map(found: Sequence[PartRecord]) -> ShardMap | None:
     """The map as the parts on the nodes tell of it, where no copy of it is left; None where there are no parts.
 
     Raises ClusterError where a shard is on none of the nodes.
