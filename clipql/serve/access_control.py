@@ -40,7 +40,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class Doors:
+class AccessControl:
     """ASGI middleware before everything else."""
 
     def __init__(self, app: Any, options: Options) -> None:

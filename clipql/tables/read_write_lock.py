@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 
-class Gate:
+class ReadWriteLock:
     """Planned queries read; statements that take rows or tables away write. A waiting writer goes first."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ _LZ4, _NONE, _ZSTD = 0x82, 0x02, 0x90
 BLOCK = 1 << 20
 
 
-class Packer:
+class Compressor:
     """Passes everything on."""
 
     def add(self, data: bytes) -> bytes:
@@ -31,7 +31,7 @@ class Packer:
         return b""
 
 
-class _Made(Packer):
+class _Made(Compressor):
     """Packs by a library's object."""
 
     def __init__(self, add: Any, end: Any, begin: bytes = b"") -> None:
@@ -46,15 +46,15 @@ class _Made(Packer):
         return begin + bytes(self._end())
 
 
-class _Blocks(Packer):
+class _Blocks(Compressor):
     """ClickHouse's blocks."""
 
     def add(self, data: bytes) -> bytes:
         return b"".join(pack_block(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK))
 
 
-class _Both(Packer):
-    def __init__(self, first: Packer, second: Packer) -> None:
+class _Both(Compressor):
+    def __init__(self, first: Compressor, second: Compressor) -> None:
         self._first, self._second = first, second
 
     def add(self, data: bytes) -> bytes:
@@ -64,13 +64,13 @@ class _Both(Packer):
         return self._second.end()
 
 
-def packer(encoding: str, blocks: bool) -> Packer:
+def compressor(encoding: str, blocks: bool) -> Compressor:
     """What packs a result: into ClickHouse's blocks, then by a content encoding."""
     outer = _encoder(encoding)
     return _Both(_Blocks(), outer) if blocks else outer
 
 
-def _encoder(encoding: str) -> Packer:
+def _encoder(encoding: str) -> Compressor:
     if encoding in ("gzip", "deflate"):
         made = zlib.compressobj(1, zlib.DEFLATED, 31 if encoding == "gzip" else 15)
         return _Made(made.compress, made.flush)
@@ -84,10 +84,10 @@ def _encoder(encoding: str) -> Packer:
 
         frames = lz4.frame.LZ4FrameCompressor()
         return _Made(frames.compress, frames.flush, frames.begin())
-    return Packer()
+    return Compressor()
 
 
-async def packed(pieces: AsyncIterator[bytes], by: Packer) -> AsyncIterator[bytes]:
+async def packed(pieces: AsyncIterator[bytes], by: Compressor) -> AsyncIterator[bytes]:
     """Pieces as they go out."""
     async for piece in pieces:
         data = by.add(piece)

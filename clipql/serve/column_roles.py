@@ -22,7 +22,7 @@ _UNSAFE = ("nsfw", "is_nsfw", "punsafe", "unsafe")
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnRoles:
     """types: of all columns by name, in their order. plain: those without vectors. url and file: where the picture is.
     safe: the condition that leaves out what is not safe to show, None where there is no column that says so."""
 
@@ -35,7 +35,7 @@ class Layout:
     safe: str | None
 
 
-def layout_of(engine: Engine, table: Table) -> Layout:
+def column_roles(engine: Engine, table: Table) -> ColumnRoles:
     """Look at a table's definition."""
     found = engine.arrow(
         "SELECT name, type FROM system.columns WHERE database = {d:String} AND table = {t:String} ORDER BY position",
@@ -45,7 +45,7 @@ def layout_of(engine: Engine, table: Table) -> Layout:
     plain = tuple(n for n in types if table.column(n) is None and n != ROW)
     text = [n for n in plain if "String" in types[n]]
     nsfw = _first(list(plain), _UNSAFE)
-    return Layout(
+    return ColumnRoles(
         types,
         plain,
         _first(text, _CAPTIONS),

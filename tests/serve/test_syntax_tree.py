@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipql.serve import tree
+from clipql.serve import syntax_tree
 
 TEXT = """SelectWithUnionQuery (children 1)
  ExpressionList (children 1)
@@ -18,14 +18,14 @@ TEXT = """SelectWithUnionQuery (children 1)
 
 
 def test_names_and_parents_are_read() -> None:
-    nodes = tree.read(TEXT)
+    nodes = syntax_tree.read(TEXT)
     assert [(n.kind, n.name) for n in nodes[4:7]] == [
         ("Function", "sum"), ("ExpressionList", ""), ("Identifier", "a.b")
     ]  # fmt: skip
     assert nodes[6].parent is nodes[5]
     assert nodes[5].parent is nodes[4]
     assert nodes[4].parent is nodes[3]
-    assert [n.kind for n in tree.read(TEXT.replace("\n", "\r\n"))] == [n.kind for n in nodes]
+    assert [n.kind for n in syntax_tree.read(TEXT.replace("\n", "\r\n"))] == [n.kind for n in nodes]
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_names_and_parents_are_read() -> None:
 )
 def test_what_is_not_whole_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not whole|no line"):
-        tree.read(text)
+        syntax_tree.read(text)
