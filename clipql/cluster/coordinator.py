@@ -53,7 +53,7 @@ class Coordinator:
         self._quorum.announce()
         for table in self.map.tables:
             filled = next((i for i, parts in enumerate(table.shards) if any(p.taken for p in parts)), None)
-            if not table.definition and filled is not None:  # the map was made anew, or an ingest was cut short
+            if not table.definition and filled is not None:  # the map was made again, or an ingest was cut short
                 with contextlib.suppress(*UNFIT):
                     self._define(table.database, table.name, filled)
 
@@ -110,7 +110,7 @@ class Coordinator:
             self._quorum.commit(self._quorum.map.with_table(table if there else table.with_model(index, None)))
 
     def build(self, database: str, name: str, index: str) -> None:
-        """Build an index anew on each shard. Raises VectorIndexError."""
+        """Build an index again on each shard. Raises VectorIndexError."""
         with self._quorum.changing:
             self._index_builds.build(self._quorum.table(database, name), index)
 

@@ -1,7 +1,7 @@
 """An encoder that is a pool of encoders on the machines of a Ray: what `clipql embed --ray` works with.
 
 What must stay true: vectors come out in the order of what went in, whichever process made them; a process that dies is
-started anew by Ray, and what it was doing is done again.
+started again by Ray, and what it was doing is done again.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from clipql.index import ivf, kinds
 from clipql.storage.catalog import IndexEntry
 from clipql.tables.indexes import behind
 
-# what was learnt of so many times fewer rows is learnt anew
+# what was learnt of so many times fewer rows is learnt again
 OUTGROWN = 2
 # a build is begun again so often where the replica that learnt is lost
 ATTEMPTS = 3

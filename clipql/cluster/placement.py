@@ -13,7 +13,7 @@ from clipql.errors import ClusterError
 
 @dataclass(frozen=True)
 class PartSpec:
-    """A part that shall be taken in: what its headers say."""
+    """A part to take in: what its headers say."""
 
     fingerprint: str
     rows: int
@@ -55,7 +55,7 @@ def next_copy(map: ShardMap, there: Sequence[str]) -> tuple[int, str] | None:
 
 
 def placed(shard_count: int, replicas: int, nodes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """On which nodes the replicas of each shard shall lie. Raises ClusterError where there are too few nodes."""
+    """Which nodes get the replicas of each shard. Raises ClusterError where there are too few nodes."""
     if not 1 <= replicas <= len(nodes):
         raise ClusterError(
             f"{replicas} replicas of each shard on {len(nodes)} nodes ({', '.join(nodes)}): each must lie on a node of "
@@ -73,7 +73,7 @@ def in_force(found: Sequence[tuple[str, bytes]], there: Sequence[str], without: 
     """
     maps = []
     for node, content in found:
-        with contextlib.suppress(ClusterError):  # a damaged copy: another counts, or it is made anew from the shards
+        with contextlib.suppress(ClusterError):  # a damaged copy: another counts, or it is made again from the shards
             maps.append(shard_map.decoded(content, f"the shard map on node {node}"))
     map = shard_map.newest(maps)
     if map is None:

@@ -4,7 +4,7 @@ Bringing a statement into its normal form and cutting it takes 4 ms. What must s
 again where no value but those in its key can matter to how it is cut. So a vector may only be compared with a column of
 the table by a distance, which nothing is computed of before there is a row; nothing else is called but functions that
 know neither the time nor the user; and where a vector shows in what was made, as in the name of a column, it is made
-anew each time.
+again each time.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class PlanCache:
     def find(
         self, text: str, params: Params, columns: Sequence[str], context: str, make: Callable[[Params], Split]
     ) -> CachedSplit | None:
-        """The statement as it was cut before, or is cut by `make`; None where it has to be cut anew each time.
+        """The statement as it was cut before, or is cut by `make`; None where it has to be cut again each time.
 
         columns: vector columns of the table. context: all besides text and parameters that the cutting depends on.
         """
@@ -97,7 +97,7 @@ def _made(params: Params, vectors: tuple[str, ...], make: Callable[[Params], Spl
     instead = {n: drawn.integers(*_STAND_IN, len(params[n])).astype(params[n].dtype) for n in vectors}
     try:
         made = make({**params, **instead})
-    except ClipqlError:  # whoever asks is told of the statement as it was given
+    except ClipqlError:  # the error is raised for the statement as it was given
         return None
     query = made.query
     texts = (made.final, made.many or "", made.why, query.select, query.prewhere, query.where, query.tail)

@@ -1,7 +1,7 @@
 """Ranking the lists of ivf indexes once for all shards, where a SELECT is split.
 
-What must stay true: without this, or with what is no longer in force, answers are the same: a shard that is told of
-lists which are not its own ranks its own.
+What must stay true: without this, or with an outdated ranking, answers are the same: a shard that gets
+lists of another model ranks its own.
 """
 
 from __future__ import annotations

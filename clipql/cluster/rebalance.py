@@ -115,7 +115,7 @@ class Rebalancer:
         if table.definition and shown is not None and shown != table.definition:
             raise ReplicaDamaged(
                 f"{table.full_name} of shard {info.shard} on {info.node} is defined as {shown}, and in the shard map "
-                f"as {table.definition}: remove its folder there, and the replica is made anew from another node"
+                f"as {table.definition}: remove its folder there, and the replica is made again from another node"
             )
 
     def _give(self, table: ShardedTable, shard: int, node: str, info: ReplicaInfo) -> None:
@@ -124,7 +124,7 @@ class Rebalancer:
         if has[: len(taken)] != tuple(p.fingerprint for p in taken[: len(has)]):
             raise ReplicaDamaged(
                 f"shard {shard} on {node} has other parts of {table.full_name} than the shard map says: remove its "
-                "folder there, and the replica is made anew from another node"
+                "folder there, and the replica is made again from another node"
             )
         if table.definition and table.full_name not in info.definitions:
             self._quorum.replicas.call(shard, node, "define", table.definition, table.database, table.name)

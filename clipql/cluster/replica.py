@@ -189,7 +189,7 @@ class Replica:
             found = check_part(find_parts([folder])[0])
             if (found.fingerprint, found.rows - found.failed) != (part.fingerprint, part.rows):
                 files.remove(folder)
-                raise IngestError(f"{', '.join(part.sources)}: the files changed since they were looked at; start anew")
+                raise IngestError(f"{', '.join(part.sources)}: the files changed since they were checked; start again")
             link, model = not found.failed, None if found.model else part.model
             try:
                 ingest(self._db, folder, table=full, link=link, model=model, first_id=part.first, indexes=False)
@@ -249,13 +249,13 @@ class Replica:
                     state = "is not what the shard map says" if path.exists() else "is missing"
                     raise ReplicaDamaged(
                         f"{path} on node {self.node} {state} ({file.size:,} bytes, xxh3 {file.hash}): remove the "
-                        f"folder {self._folder} there, and the replica is made anew from another node"
+                        f"folder {self._folder} there, and the replica is made again from another node"
                     )
 
     # indexes
 
     def alter(self, statement: str, database: str, name: str, index: str, there: bool) -> None:
-        """Run ADD INDEX or DROP INDEX, unless the index is (`there`: or is not) what it shall be already."""
+        """Run ADD INDEX or DROP INDEX, unless the index is already there (or, with `there` False, already gone)."""
         with self._taking:
             table = self._db.registry.find(database, name)
             if table is not None and (table.index(index) is not None) != there:

@@ -75,7 +75,7 @@ class Latencies:
                 self._usual.pop(oldest, None)
 
     def forget(self, replica: str) -> None:
-        """A replica is gone: what comes back under its name begins anew."""
+        """A replica is gone: what comes back under its name begins again."""
         with self._lock:
             for warm in self._warm.values():
                 warm.discard(replica)
@@ -95,7 +95,7 @@ class _PendingShard:
 class Scatter:
     """Runs partial queries on the shards of tables. Thread-safe.
 
-    latest: the map in force, asked for anew. clock: in seconds.
+    latest: the map in force, asked for again. clock: in seconds.
     """
 
     def __init__(

@@ -193,7 +193,7 @@ class ScatterGather:
     def _known(
         self, rewritten: Rewritten, scope: Scope
     ) -> tuple[CachedSplit | None, Shape, Callable[[Mapping[str, Any]], Split]]:
-        """A SELECT as it was cut before, if it may be known again, and what cuts it anew."""
+        """A SELECT as it was cut before, if it may be known again, and what cuts it again."""
         shape, text = self._shape(scope), _with(scope, self._analysed(scope))
 
         def cut(params: Mapping[str, Any]) -> Split:

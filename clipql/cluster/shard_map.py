@@ -137,7 +137,7 @@ class ShardMap:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What a replica writes beside the files of a part, so that the map can be made anew: `shards` its table has."""
+    """What a replica writes beside the files of a part, so that the map can be made again: `shards` its table has."""
 
     node: str
     shard: int

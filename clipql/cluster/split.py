@@ -49,7 +49,7 @@ class Split:
 
 @dataclass
 class _Columns:
-    """What the shards shall give: expressions as they evaluate them, and the columns that hold them."""
+    """What the shards give: expressions as they evaluate them, and the columns that hold them."""
 
     names: dict[str, str] = field(default_factory=dict)
 

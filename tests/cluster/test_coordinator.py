@@ -273,7 +273,7 @@ def test_twenty_kills_of_replicas_and_foremen_lose_and_double_nothing(seed: int)
             coordinator.ingest("default", "laion", wanted)
             done = True
         except (Killed, ReplicaUnavailable, ClusterError):
-            # Ray starts them anew
+            # Ray starts them again
             for replica in machines.disks:
                 machines.running.add(replica)
 

@@ -149,7 +149,7 @@ def test_everything_comes_back_without_the_head_node(
     db.close()
     machines.close()
     for copy in Path(machines.data).glob("*/shard-*/cluster.json"):
-        copy.unlink()  # the map is made anew from the parts
+        copy.unlink()  # the map is made again from the parts
     with contextlib.closing(Machines(Path(machines.data), ("south", "east", "west"))) as left:
         with pytest.raises(ClusterError, match="4 replicas"):
             ClusterDatabase(left.address, data=str(tmp_path), shards=1, replicas=4)

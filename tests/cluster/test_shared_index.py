@@ -161,7 +161,7 @@ def test_an_index_that_is_asked_for_again_is_learnt_anew(db: ClusterDatabase, in
     before = set(models(db, indexed))
     make_part(tmp_path, rows=1200, number=40)
 
-    db.ingest(tmp_path, table=indexed)  # too few rows for an index to be built anew
+    db.ingest(tmp_path, table=indexed)  # too few rows for an index to be built again
     db.sql("ALTER TABLE indexed MATERIALIZE INDEX near")
     after = set(models(db, indexed))
 

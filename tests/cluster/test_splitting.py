@@ -103,7 +103,7 @@ VECTORS = [np.array(v, np.float32) for v in ([1, 0.5, 0.25], [1, 1, 1], [0.5, 0.
         ("SELECT count() FROM {t} WHERE {near} < 1", 1),
         ("SELECT id FROM {t} AS x ORDER BY L2Distance({q:Array(Float32)}, x.e), _row LIMIT 4", 1),
         ("SELECT id FROM {t} WHERE w > { n :UInt8} ORDER BY 1 - dotProduct(`e`, {q:Array(Float32)}), _row LIMIT 3", 1),
-        # what might be computed while it is looked at, or shows, is cut anew each time
+        # what might be computed while it is looked at, or shows, is cut again each time
         ("SELECT id, arraySum({q:Array(Float32)}) AS s FROM {t} ORDER BY {near}, _row LIMIT 3", 4),
         ("WITH {q:Array(Float32)} AS q SELECT id FROM {t} ORDER BY L2Distance(e, q), _row LIMIT 4", 4),
         ("SELECT min(id * {q:Array(Float32)}[1]) FROM {t}", 4),
