@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from clipql.errors import (
 from tests.cluster.fixtures import QUERY, STATEMENTS, asking, count, process, state
 from tests.cluster.machines import Machines
 from tests.parts import make_part
+from tests.patience import LAST_NET_SECONDS, until
 from tests.standin import StandIn
 
 
@@ -160,10 +160,7 @@ def test_everything_comes_back_without_the_head_node(
             # left to itself, the foreman brings back what died
             shard, node = next(c for c in again.map.holders() if c[1] != "north")
             rays.RayCopies(again.data).stop(shard, node)
-            until = time.monotonic() + 60
-            while state(again, shard, node) != "ready" and time.monotonic() < until:
-                time.sleep(0.2)
-            assert state(again, shard, node) == "ready"
+            until(lambda: state(again, shard, node) == "ready", "the copy is back")
         asked = f"ray://{left.address}?data={machines.data}"
         assert main(["--url", asked, "sql", "SELECT count() FROM laion", "--format", "TSV"]) == 0
         assert capsys.readouterr().out == f"{rows}\n"
@@ -193,5 +190,5 @@ def serving(address: str, data: str) -> Iterator[str]:
         yield process.stdout.readline().rstrip().rpartition(" at ")[2]
     finally:
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(LAST_NET_SECONDS) == 0
         process.stdout.close()
