@@ -184,9 +184,10 @@ def test_an_arrow_table_is_read_by_name(db: clipql.Database) -> None:
 
 def test_progress_is_told_and_ends_with_the_query(db: clipql.Database) -> None:
     seen: list[Any] = []
-    db.registry.engine.query("SELECT sum(number) FROM numbers(200000000)", progress=seen.append)
+    long = "SELECT sum(sleepEachRow(0.005)) FROM numbers(120) SETTINGS max_block_size = 10"
+    db.registry.engine.query(long, progress=seen.append)
     told = len(seen)
-    db.sql("SELECT sum(number) FROM numbers(200000000)")
+    db.sql(long)
     assert told > 0
     assert len(seen) == told
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from patience import LAST_NET_SECONDS
 from playwright.sync_api import Page, expect
-
-PATIENCE_SECONDS = 10
 
 
 def ids(page: Page) -> list[str]:
@@ -23,10 +22,15 @@ def captions(page: Page) -> list[str]:
 
 def until(page: Page, expression: str, argument: Any = None) -> None:
     """Wait until JavaScript is true. Playwright's own waiting uses eval, which the page's policy forbids."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + LAST_NET_SECONDS
     while not page.evaluate(expression, argument):
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s: {expression} {argument or ''}"
+        assert time.monotonic() < deadline, f"not within {LAST_NET_SECONDS} s: {expression} {argument or ''}"
         page.wait_for_timeout(20)
+
+
+def painted(page: Page) -> None:
+    """Wait until what has happened so far is on the screen, and all that the page does at once about it is done."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
 
 
 def answer(page: Page, *terms: str | dict[str, Any], table: str = "emoji", **rest: Any) -> list[str]:

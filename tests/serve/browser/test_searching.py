@@ -10,9 +10,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from browser_data import EMOJI
-from browser_steps import answer, captions, chips, drop, first_is, hover_action, ids, search, settled, shows, until
+from browser_steps import (
+    answer,
+    captions,
+    chips,
+    drop,
+    first_is,
+    hover_action,
+    ids,
+    painted,
+    search,
+    settled,
+    shows,
+    until,
+)
 from browser_support import Served
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 
 def picture_of(served: Served, page: Page, number: int) -> bytes:
@@ -38,17 +51,21 @@ def test_a_late_answer_to_older_words_is_dropped(page: Page) -> None:
             route.continue_()
 
     held: list[Route] = []
+    failed: list[Request] = []
     page.route("**/api/search", hold_cats)
+    page.on("requestfailed", lambda request: failed.append(request))
     words = page.get_by_label("Describe a picture")
     words.fill("cat")
-    page.wait_for_timeout(120)
+    while not held:
+        page.wait_for_timeout(10)
     words.fill("dog")
     dogs = answer(page, "dog")
     shows(page, dogs)
     for route in held:
         route.abort()
-    page.wait_for_timeout(150)
-    assert held
+    while len(failed) < len(held):
+        page.wait_for_timeout(10)
+    painted(page)
     shows(page, dogs)
     expect(page.locator("#notice")).to_be_hidden()
 
@@ -160,11 +177,9 @@ def test_a_wrong_condition_is_reported_where_it_is_typed(page: Page) -> None:
 
 
 def test_scrolling_shows_every_row_once(page: Page) -> None:
-    for _ in range(30):
-        if page.get_by_text("That is all of them.").is_visible():
-            break
+    while not page.get_by_text("That is all of them.").is_visible():
         page.mouse.wheel(0, 6000)
-        page.wait_for_timeout(60)
+        painted(page)
     found = ids(page)
     assert len(found) == EMOJI
     assert sorted(map(int, found)) == list(range(EMOJI))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser_data import HOSTILE, SCRIPT_ADDRESS, WEB
-from browser_steps import answer, captions, ids, search, settled, shows, until
+from browser_steps import answer, captions, ids, painted, search, settled, shows, until
 from browser_support import Served, Web, serve
 from playwright.sync_api import Page, Route, expect
 
@@ -26,10 +26,16 @@ def web_page(open_page: Callable[..., Page], served: Served) -> Page:
 
 def load_all(page: Page) -> None:
     """Bring every picture into view once, so that each has loaded or failed."""
-    for _ in range(40):
-        page.mouse.wheel(0, 500)
-        page.wait_for_timeout(20)
-    until(page, "[...document.querySelectorAll('.tile:not(.wordy) img')].every(image => image.complete)")
+    until(
+        page,
+        """() => {
+            const images = [...document.querySelectorAll('.tile:not(.wordy) img')];
+            const waits = images.find(image => !image.complete);
+            (waits ?? images.at(-1))?.scrollIntoView();
+            return waits === undefined && document.querySelector('.end') !== null;
+        }""",
+    )
+    painted(page)
 
 
 def test_captions_and_addresses_never_become_markup(web_page: Page) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from browser_data import EMOJI
-from browser_steps import captions, ids, search, settled, until
+from browser_steps import captions, ids, painted, search, settled, until
 from browser_support import Served
 from playwright.sync_api import Page, expect
 
@@ -98,9 +98,7 @@ def test_the_map_shows_the_results_and_opens_them(page: Page) -> None:
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
     page.get_by_role("button", name="Show all").click()
-    page.wait_for_timeout(300)
-    place = page.evaluate(
-        """() => { // somewhere on the canvas there is a picture: find it as a pointer would
+    search_canvas = """() => { // somewhere on the canvas there is a picture: find it as a pointer would
             const canvas = document.querySelector('.map-canvas');
             const box = canvas.getBoundingClientRect();
             for (let y = 40; y < box.height - 40; y += 8) for (let x = 40; x < box.width - 40; x += 8) {
@@ -108,7 +106,8 @@ def test_the_map_shows_the_results_and_opens_them(page: Page) -> None:
                 if (canvas.classList.contains('over')) return [box.left + x, box.top + y];
             }
         }"""
-    )
+    while (place := page.evaluate(search_canvas)) is None:
+        painted(page)
     page.mouse.click(*place)
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
@@ -126,7 +125,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(open_page: Callable[..., Pa
         device_scale_factor=2,
     )
     page.wait_for_selector({"pictures": ".tile.loaded", "map": ".map-list li", "sql": ".sql-editor"}[view])
-    page.wait_for_timeout(300)
+    painted(page)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     if view == "pictures":
         page.locator(".tile .open").first.tap()
