@@ -73,7 +73,12 @@ def test_a_killed_foreman_goes_on_where_it_was(db: ClusterDatabase, tmp_path: Pa
         make_part(tmp_path, rows=25, number=number)
     chief = rays.actor(rays.FOREMAN)
     pid = rays.asked(chief.__ray_call__.remote(lambda self: os.getpid()))
-    killed = threading.Timer(0.05, lambda: os.kill(pid, signal.SIGKILL))
+
+    def kill() -> None:
+        until(lambda: rays.asked(chief.do.remote("progress", "default", "other"))[0] >= 1, "a part is taken in")
+        os.kill(pid, signal.SIGKILL)
+
+    killed = threading.Thread(target=kill)
     killed.start()
     report = db.ingest(tmp_path, table="other")
     killed.join()

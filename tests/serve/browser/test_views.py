@@ -98,16 +98,17 @@ def test_the_map_shows_the_results_and_opens_them(page: Page) -> None:
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
     page.get_by_role("button", name="Show all").click()
-    search_canvas = """() => { // somewhere on the canvas there is a picture: find it as a pointer would
+    place = until(
+        page,
+        """() => { // somewhere on the canvas there is a picture: find it as a pointer would
             const canvas = document.querySelector('.map-canvas');
             const box = canvas.getBoundingClientRect();
             for (let y = 40; y < box.height - 40; y += 8) for (let x = 40; x < box.width - 40; x += 8) {
                 canvas.dispatchEvent(new PointerEvent('pointermove', { clientX: box.left + x, clientY: box.top + y }));
                 if (canvas.classList.contains('over')) return [box.left + x, box.top + y];
             }
-        }"""
-    while (place := page.evaluate(search_canvas)) is None:
-        painted(page)
+        }""",
+    )
     page.mouse.click(*place)
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
