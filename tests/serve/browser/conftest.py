@@ -77,7 +77,7 @@ def browser() -> Iterator[Browser]:
     ARTEFACTS.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox"], timeout=1000 * LAST_NET_SECONDS
+            executable_path=path, args=["--no-sandbox", "--disable-gpu"], timeout=1000 * LAST_NET_SECONDS
         )
         yield running
         running.close()
