@@ -25,6 +25,7 @@ from clipql.errors import (
 from tests.cluster.fixtures import QUERY, STATEMENTS, count
 from tests.cluster.machines import Machines
 from tests.parts import make_part
+from tests.patience import LAST_NET_SECONDS
 
 
 def test_parts_in_shards_give_what_one_database_gives(
@@ -149,7 +150,9 @@ with clipql.connect("ray://{machines.address}?data={machines.data}") as db:
     db.sql("DROP TABLE odd")
     print([t.name for t in db.map.tables if t.name == "odd"])
 """
-    told = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, timeout=120, check=False)
+    told = subprocess.run(
+        [sys.executable, "-c", again], capture_output=True, text=True, timeout=LAST_NET_SECONDS, check=False
+    )
 
     lines = told.stdout.splitlines()
     assert told.returncode == 0, told.stderr

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from clipql.errors import (
 from tests.cluster.fixtures import QUERY, STATEMENTS, asking, count, process, state
 from tests.cluster.machines import Machines
 from tests.parts import make_part
+from tests.patience import LAST_NET_SECONDS, until
 from tests.standin import StandIn
 
 
@@ -73,7 +73,12 @@ def test_a_killed_coordinator_goes_on_where_it_was(db: ClusterDatabase, tmp_path
         make_part(tmp_path, rows=25, number=number)
     coordinator = ray_actors.actor(ray_actors.COORDINATOR)
     pid = ray_actors.result(coordinator.__ray_call__.remote(lambda self: os.getpid()))
-    killed = threading.Timer(0.05, lambda: os.kill(pid, signal.SIGKILL))
+
+    def kill() -> None:
+        until(lambda: ray_actors.result(coordinator.do.remote("progress", "default", "other"))[0] >= 1, "a part is taken in")
+        os.kill(pid, signal.SIGKILL)
+
+    killed = threading.Thread(target=kill)
     killed.start()
     report = db.ingest(tmp_path, table="other")
     killed.join()
@@ -160,10 +165,7 @@ def test_everything_comes_back_without_the_head_node(
             # left to itself, the coordinator brings back what died
             shard, node = next(c for c in again.map.replicas() if c[1] != "north")
             ray_actors.RayReplicas(again.data).stop(shard, node)
-            until = time.monotonic() + 60
-            while state(again, shard, node) != "ready" and time.monotonic() < until:
-                time.sleep(0.2)
-            assert state(again, shard, node) == "ready"
+            until(lambda: state(again, shard, node) == "ready", "the replica is back")
         asked = f"ray://{left.address}?data={machines.data}"
         assert main(["--url", asked, "sql", "SELECT count() FROM laion", "--format", "TSV"]) == 0
         assert capsys.readouterr().out == f"{rows}\n"
@@ -193,5 +195,5 @@ def serving(address: str, data: str) -> Iterator[str]:
         yield process.stdout.readline().rstrip().rpartition(" at ")[2]
     finally:
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(LAST_NET_SECONDS) == 0
         process.stdout.close()

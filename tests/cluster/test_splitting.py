@@ -59,7 +59,7 @@ groups = st.builds(
 different = st.builds("SELECT DISTINCT {1} FROM {{t}} WHERE {0} LIMIT {2[0]} OFFSET {2[1]}".format, filters, keys, rows)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(shards=st.integers(1, MOST), statement=st.one_of(top, within, groups, different))
 def test_any_number_of_shards_gives_what_one_table_gives(tables: Shardings, shards: int, statement: str) -> None:
     assert tables.sharded(shards, statement, q=QUERY) == tables.one(statement, q=QUERY)

@@ -19,6 +19,7 @@ import clipql
 from clipql.errors import PictureError, QueryError, ServerError, UnknownTable
 from clipql.serve.thumbnails import Thumbnails
 from tests.parts import vectors
+from tests.patience import LAST_NET_SECONDS
 from tests.serve.conftest import ROWS, TOKEN, Running
 
 FIRST = vectors(ROWS, 16, 0)  # the image vectors of the table laion
@@ -284,5 +285,5 @@ def test_a_server_that_is_not_there_or_wants_a_token_is_told(reader: Running) ->
 
 def test_the_command_line_reaches_a_server(server: Running) -> None:
     command = [sys.executable, "-m", "clipql", "--url", server.url, "sql", "SELECT count() FROM laion"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LAST_NET_SECONDS, check=True)
     assert done.stdout == f"{ROWS}\n"

@@ -49,7 +49,7 @@ def test_a_store_has_the_rows_of_all_its_segments(column: Column) -> None:
 
 
 @given(st.lists(st.integers(0, 24)))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_take_gives_copies_of_any_rows_in_the_order_given(column: Column, rows: list[int]) -> None:
     folder, described, vectors = column
     found = ColumnStore(folder, described).take(np.array(rows, np.uint64))
@@ -58,7 +58,7 @@ def test_take_gives_copies_of_any_rows_in_the_order_given(column: Column, rows: 
 
 
 @given(st.integers(0, 25), st.none() | st.integers(0, 40))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_blocks_cover_a_run_of_rows_in_order_without_gaps(column: Column, first: int, last: int | None) -> None:
     folder, described, vectors = column
     blocks = ColumnStore(folder, described).blocks(first, last)
