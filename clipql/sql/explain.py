@@ -19,6 +19,8 @@ def describe(plans: Sequence[Plan | JoinPlan]) -> list[str]:
 
 def _join(plan: JoinPlan) -> list[str]:
     join = plan.join
+    if plan.kind == "as it is":
+        return ["No vector plan: ClickHouse compares every pair of rows", f"  why: {plan.why}"]
     lines = [f"Nearest-neighbour join (n = {join.k})"]
     for side, what in ((join.each, "for each row of"), (join.near, "the nearest of")):
         lines.append(f"  {what}: {side.table.full_name} ({side.table.rows:,} rows), {side.column}")
@@ -32,6 +34,7 @@ def _join(plan: JoinPlan) -> list[str]:
         lines.append(f"  index: {entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''})")
     if join.mixed:
         lines.append(f"  pairs must meet: {' AND '.join(' '.join(c.split()) for c in join.mixed)}")
+        lines.append("    rows whose nearest ones do not are compared with all that do")
     return [*lines, f"  why: {plan.why}"]
 
 

@@ -108,6 +108,9 @@ class Planner:
 
     def _join(self, planned: JoinPlan, work: Work) -> None:
         """Search for the pairs of a nearest-neighbour join, and edit the statement to join just those."""
+        if planned.kind == "as it is":
+            work.steps.append(Step(planned, planned.kind, planned.why))
+            return
         try:
             settings = sql_scopes.settings_in_force(work.sql, planned.join.scope)
             found = PairSearch(self._registry, planned, work.params, settings).find()
@@ -116,9 +119,7 @@ class Planner:
         except QueryCancelled:
             raise
         except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
-            found, changed, name = "ClickHouse refused a part of it on its own", [], ""
-        if isinstance(found, str):
-            work.steps.append(Step(planned, "as it is", found))
+            work.steps.append(Step(planned, "as it is", "ClickHouse refused a part of it on its own"))
             return
         pairs, cost = found
         work.tables[name] = pairs
