@@ -24,11 +24,13 @@ from clipql.sql.encode_calls import Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
 from clipql.sql.filters import FilterMemory
 from clipql.sql.identity import Origins
+from clipql.sql.inline import inline
 from clipql.sql.joins import edits, recognise_join
 from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
 from clipql.sql.recognise import recognise
 from clipql.sql.settings import SearchOptions
+from clipql.sql.views import finder
 from clipql.syntax import scopes as sql_scopes
 from clipql.syntax.lexer import tokenize
 from clipql.syntax.scopes import Scope
@@ -80,9 +82,14 @@ class Planner:
         work = Work(encoded.sql, dict(encoded.params))
         constants = Constants(self._engine, encoded.params)
         origins = Origins(self._registry.find, encoded.models)
+        find = finder(self._registry, encoded.params)
         count = len(sql_scopes.scopes(work.sql, tokenize(work.sql)))
         for at in reversed(range(count)):
             scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            merged = inline(scope, find) if options.plan else []
+            if merged:
+                work.edit(merged)
+                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
             origins.check_pairs(scope)
             star = self._star(scope)
             if star:
@@ -148,13 +155,19 @@ class Planner:
         encoded = self.encoding.replace(sql, params, rows=False)
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
         plans: list[Plan | JoinPlan] = []
-        for scope in sql_scopes.scopes(encoded.sql, tokenize(encoded.sql)):
+        work, find = Work(encoded.sql, {}), finder(self._registry, encoded.params)
+        for at in reversed(range(len(sql_scopes.scopes(work.sql, tokenize(work.sql))))):
+            scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            merged = inline(scope, find)
+            if merged:
+                work.edit(merged)
+                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
             join = recognise_join(scope, self._registry.find)
             select = None if join else recognise(scope, self._registry.find)
             if join:
-                plans.append(plan_join(join, self._indexes, options))
+                plans.insert(0, plan_join(join, self._indexes, options))
             elif select:
-                plans.append(plan(select, constants, self._indexes, options, origins))
+                plans.insert(0, plan(select, constants, self._indexes, options, origins))
         return plans
 
     def _prewhere(self, scope: Scope) -> list[tuple[int, int, str]]:

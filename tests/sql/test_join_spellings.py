@@ -79,7 +79,8 @@ def test_a_join_in_any_spelling_gives_the_rows_of_the_engine(
 
 
 def test_a_join_of_conditions_that_few_pairs_meet_is_planned(db: clipql.Database) -> None:
-    statement = "SELECT l.id, r.id FROM a AS l, a AS r WHERE l.id < r.id AND l.g = r.g ORDER BY L2Distance(l.v, r.v) LIMIT 3 BY l.id"
+    where = "l.id < r.id AND l.g = r.g"
+    statement = f"SELECT l.id, r.id FROM a l, a r WHERE {where} ORDER BY L2Distance(l.v, r.v) LIMIT 3 BY l.g"
     assert [s.kind for s in db.sql(statement).stats.searches] == ["nearest join"]
 
 
