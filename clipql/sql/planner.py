@@ -30,6 +30,7 @@ from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
 from clipql.sql.recognise import recognise
 from clipql.sql.settings import SearchOptions
+from clipql.sql.untouched import Untouched, untouched
 from clipql.sql.views import finder
 from clipql.syntax import scopes as sql_scopes
 from clipql.syntax.lexer import tokenize
@@ -39,6 +40,7 @@ from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
 BY_DEFAULT = SearchOptions()
+Explained = Plan | JoinPlan | Untouched
 
 
 @dataclass(frozen=True)
@@ -150,11 +152,11 @@ class Planner:
         table = direct.answer(self._registry, self._indexes, planned, wanted, found, constants)
         return None if table is None else Direct(table, text)
 
-    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Plan | JoinPlan]:
-        """The plan of each SELECT that computes distances, outer ones first, with nothing searched."""
+    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Explained]:
+        """The plan of each SELECT that reads vectors, outer ones first, with nothing searched."""
         encoded = self.encoding.replace(sql, params, rows=False)
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
-        plans: list[Plan | JoinPlan] = []
+        plans: list[Explained] = []
         work, find = Work(encoded.sql, {}), finder(self._registry, encoded.params)
         for at in reversed(range(len(sql_scopes.scopes(work.sql, tokenize(work.sql))))):
             scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
@@ -168,6 +170,8 @@ class Planner:
                 plans.insert(0, plan_join(join, self._indexes, options))
             elif select:
                 plans.insert(0, plan(select, constants, self._indexes, options, origins))
+            elif left := untouched(scope, self._registry.find):
+                plans.insert(0, left)
         return plans
 
     def _prewhere(self, scope: Scope) -> list[tuple[int, int, str]]:
