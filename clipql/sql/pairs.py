@@ -39,6 +39,8 @@ WIDER, WIDEST = 4, 4_096
 WORTH = 0.1
 # as many rows are read and compared one by one sooner than the column is scanned
 FEW = 4_096
+# a table of this many rows is sooner asked for all pairs that meet the conditions than searched
+SMALL = 10_000
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class PairSearch:
         if not self._join.mixed:
             yield self._nearest(left, k, mask)
             return
+        k = min(k * WIDER, most) if most > SMALL else 0
         while len(left) and 0 < k <= WIDEST:
             open_rows = []
             step = max(1, PAIRS_AT_ONCE // k)
@@ -122,6 +125,7 @@ class PairSearch:
                 yield pairs
                 open_rows.append(rows[~np.isin(rows, enough)] if k < most else rows[:0])
             still = np.concatenate(open_rows)
+            # most of these rows meet too few, as where groups must be equal: ClickHouse tells which they are sooner
             if k < most and (len(left) - len(still)) < WORTH * len(left):
                 left = still
                 break
