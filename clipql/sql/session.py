@@ -181,7 +181,7 @@ class Session:
         if isinstance(statement, Explain):
             lines = self._definitions.explained(statement.query)
             if lines is None and options.plan:
-                lines = explain.describe(self._planner.plans(_select_of(text), params, options))
+                lines = explain.describe(self._planner.plans(select_of(text), params, options))
             if not lines:
                 text, listing = self._listed(text) if "clipql" in text else (text, {})
                 return self._engine.query(f"EXPLAIN {text}", format, params=params, tables=listing, user=True), ()
@@ -298,7 +298,7 @@ class Session:
             return rows
 
 
-def _select_of(sql: str) -> str:
+def select_of(sql: str) -> str:
     """The SELECT whose rows an INSERT or CREATE takes; the statement itself where it is one."""
     inner, _ = statements.classify(sql)
     if isinstance(inner, Insert):
