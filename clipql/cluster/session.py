@@ -24,7 +24,7 @@ from clipql.index import definition
 from clipql.sql import settings
 from clipql.sql.encode_calls import Encoding
 from clipql.sql.execution import Step
-from clipql.sql.session import Answer, Progress, Session, Sink
+from clipql.sql.session import Answer, Progress, Session, Sink, select_of
 from clipql.storage.catalog import Table
 from clipql.syntax import statements
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, Set, TableName
@@ -183,7 +183,8 @@ class ClusterSession(Session):
         if not self._cluster.scatter_gather.concerns(text):
             return super()._read(sql, statement, params, format, progress, sink)
         ours = {n: settings.checked(n, v) for n, v in {**self.settings, **own}.items()}
-        encoded = self._encoding.replace(text, params, rows=False)
+        inner = select_of(text) if isinstance(statement, Explain) else text
+        encoded = self._encoding.replace(inner, params, rows=False)
         if isinstance(statement, Explain):
             table = pa.table({"explain": self._described(encoded.sql, encoded.params, ours)})
             shown = self._engine.query("SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True)

@@ -181,9 +181,10 @@ class Session:
         if isinstance(statement, Explain):
             lines = self._definitions.explained(statement.query)
             if lines is None and options.plan:
-                lines = explain.describe(self._planner.plans(text, params, options))
+                lines = explain.describe(self._planner.plans(select_of(text), params, options))
             if not lines:
-                return self._engine.query(f"EXPLAIN {text}", format, params=params, user=True), ()
+                text, listing = self._listed(text) if "clipql" in text else (text, {})
+                return self._engine.query(f"EXPLAIN {text}", format, params=params, tables=listing, user=True), ()
             table = pa.table({"explain": lines})
             return self._engine.query(
                 "SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True
@@ -295,6 +296,16 @@ class Session:
             rows = fill()
             self._indexes.after_insert(table.id)
             return rows
+
+
+def select_of(sql: str) -> str:
+    """The SELECT whose rows an INSERT or CREATE takes; the statement itself where it is one."""
+    inner, _ = statements.classify(sql)
+    if isinstance(inner, Insert):
+        return sql[inner.body :] if inner.source == "SELECT" else ""
+    if isinstance(inner, CreateTable):
+        return sql[inner.select :] if inner.select is not None else ""
+    return sql
 
 
 def _parameter(text: str) -> str:

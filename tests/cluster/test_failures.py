@@ -75,7 +75,8 @@ def test_a_killed_coordinator_goes_on_where_it_was(db: ClusterDatabase, tmp_path
     pid = ray_actors.result(coordinator.__ray_call__.remote(lambda self: os.getpid()))
 
     def kill() -> None:
-        until(lambda: ray_actors.result(coordinator.do.remote("progress", "default", "other"))[0] >= 1, "a part is taken in")
+        asked = coordinator.do
+        until(lambda: ray_actors.result(asked.remote("progress", "default", "other"))[0] >= 1, "a part is taken in")
         os.kill(pid, signal.SIGKILL)
 
     killed = threading.Thread(target=kill)
