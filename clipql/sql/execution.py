@@ -233,10 +233,10 @@ class Execution:
 
     def _looked_up(self, call: Call, found: Candidates, numbers: str) -> str:
         """The distance of a call as an expression over the row number."""
-        if not len(found.rows):
-            return "toFloat32(0)"
         at = self._select.calls.index(call)
         vector = self._plan.vectors[at]
+        if not len(found.rows):
+            return "toFloat32(0)" if vector.narrow_for(call.metric) else "toFloat64(0)"
         store = self._registry.store(self._select.table, call.column)
         values = exact([Term(store, call.metric, vector.values)], found.rows)
         text = f"transform({self._select.qualifier_sql}{ROW}, {numbers}, {self._array(values, 'Float64')}, nan)"
