@@ -82,20 +82,25 @@ def plan(
     found = _plan(select, constants)
     if found.kind not in ("top-k", "range"):
         return found
-    chosen = _choose(found, indexes) if options.index else Chosen(None, None, "vector_index = 0")
+    chosen = _choose(found, indexes, options) if options.index else Chosen(None, None, "vector_index = 0")
     knobs = kinds.knobs_for(chosen.entry, options.knobs) if chosen.index and chosen.entry else {}
     if chosen.index and options.routes:
         chosen = dataclasses.replace(chosen, index=kinds.routed(chosen.index, options.routes))
     return dataclasses.replace(found, chosen=chosen, knobs=knobs)
 
 
-def _choose(plan: Plan, indexes: Indexes) -> Chosen:
-    """The index to search with: one can serve a single distance, nearest rows first."""
+def _choose(plan: Plan, indexes: Indexes, options: SearchOptions) -> Chosen:
+    """The index to search with: one can serve a single distance, nearest rows first.
+
+    A condition decides which rows there are, so it is exact, unless the statement says what recall is enough for it.
+    """
     if len(plan.terms) != 1:
         return Chosen(None, None, "several distances are added up")
     term = plan.terms[0]
     if (term.weight < 0) != term.call.metric.larger_is_nearer:
         return Chosen(None, None, "the farthest rows are asked for")
+    if plan.kind == "range" and float(options.knobs.get("recall", 1)) >= 1:
+        return Chosen(None, None, "a WHERE is exact, unless recall is set below 1")
     return indexes.choose(plan.select.table, term.call.column, term.call.metric)
 
 
