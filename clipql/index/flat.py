@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.errors import VectorIndexError
-from clipql.index.base import Candidates, Cost
+from clipql.index.base import Candidates, Cost, nearest
 from clipql.storage.vectors import kernels, metrics
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
@@ -31,6 +31,8 @@ BLOCK_BYTES = 4 << 20
 FEW = 512
 # float32 sums of a few thousand products, in any order, stay well within this of the float64 value
 ROUNDING = 2e-5
+# of that, what float64 sums of a few distances may be off
+ADDED = 1e-6
 # above this norm squares leave float32; such columns are scanned in float64
 WIDE = 1e15
 
@@ -61,12 +63,16 @@ def each_core(n: int, work: Callable[[int, int], None]) -> None:
 
 @dataclass(frozen=True)
 class Term:
-    """`weight` times the distance of a column's vectors to a query vector, float64 (d,)."""
+    """`weight` times the distance of a column's vectors to a query vector, float64 (d,).
+
+    rounded: the distance is a Float32 to who asks, so rows that this cannot tell apart tie.
+    """
 
     store: ColumnStore
     metric: Metric
     query: NDArray[np.float64]
     weight: float = 1.0
+    rounded: bool = False
 
     @property
     def narrow(self) -> NDArray[np.float32]:
@@ -114,11 +120,21 @@ def _settle_nan(term: Term, block: NDArray[Any], part: NDArray[Any]) -> None:
 
 
 def exact(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
-    """The key of these rows in float64, recomputed from the stored vectors."""
+    """The key of these rows, recomputed in float64 from the stored vectors; the same for a row whatever the others."""
     total = np.zeros(len(rows))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for term in terms:
-            total += term.weight * metrics.distances(term.metric, term.store.take(rows), term.query)
+
+    def work(first: int, last: int) -> None:
+        for a in range(first, last, FEW):
+            b = min(last, a + FEW)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for term in terms:
+                    found = metrics.distances(term.metric, term.store.take(rows[a:b]), term.query)
+                    total[a:b] += term.weight * (found.astype(np.float32) if term.rounded else found)
+
+    if len(rows) < FEW:
+        work(0, len(rows))
+    else:
+        each_core(len(rows), work)
     return total
 
 
@@ -174,11 +190,12 @@ class Scan:
         return self._cut(self._decided(rows, began, sum(s.scanned for s in found)), k)
 
     def _cut(self, found: Candidates, k: int) -> Candidates:
-        """The first k, and those that tie with the k-th."""
+        """The first k, and those that tie with the k-th, or may where ClickHouse adds up in another order."""
         if len(found.rows) <= k or np.isnan(found.distances[k - 1]):
             return found
-        n = int(np.searchsorted(found.distances, found.distances[k - 1], side="right"))
-        return Candidates(found.rows[:n], found.distances[:n], found.cost)
+        kth = found.distances[k - 1]
+        limit = kth + ADDED * (self._slack(kth) - kth) if np.isfinite(kth) else kth
+        return found.first(int(np.searchsorted(found.distances, limit, side="right")))
 
     def nearest_of(self, chosen: NDArray[np.int64], k: int) -> Candidates:
         """The same among a few rows, given by their numbers in ascending order: just those are read."""
@@ -342,6 +359,7 @@ class FlatIndex:
         *,
         among: NDArray[np.bool_] | None = None,
         knobs: Mapping[str, float] | None = None,
+        ties: bool = False,
     ) -> Candidates:
         """The k nearest rows, exactly, nearest first; ties in row order."""
         if knobs:
@@ -349,4 +367,10 @@ class FlatIndex:
         weight = -1.0 if self.metric.larger_is_nearer else 1.0
         term = Term(self._store, self.metric, np.asarray(query, np.float64), weight)
         found = Scan([term], self._store.rows, among).nearest(k)
-        return Candidates(found.rows[:k], weight * found.distances[:k], found.cost)
+        return nearest(found.rows, weight * found.distances, k, self.metric, found.cost, ties=ties)
+
+    def efforts(
+        self, query: NDArray[np.float32], ks: Sequence[int], allowed: int, knobs: Mapping[str, float] | None = None
+    ) -> list[float]:
+        """See `Index.efforts`."""
+        return [self._store.rows / threads()] * len(ks)

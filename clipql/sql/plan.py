@@ -28,7 +28,7 @@ ALIAS_COST = 200
 SMALL_TABLE = 1_000
 # one Float32 a row is held in memory for `distances`
 MOST_DISTANCES = 1 << 25
-LARGEST_K = 100_000
+LARGEST_K = 1_000_000
 NOT_CHOSEN = Chosen(None, None, "")
 # naming this many rows one by one costs ClickHouse what a scan of a million vectors does
 LARGEST_RANGE = 5_000
@@ -47,7 +47,8 @@ class Weighted:
 class Plan:
     """kind: 'top-k', 'range', 'distances' or 'as it is', and why.
 
-    terms: the sum whose smallest values are wanted. k: rows wanted, OFFSET included. radius: largest value of the sum.
+    terms: the sum whose smallest values are wanted. k: rows wanted, OFFSET included; page: without it.
+    radius: largest value of the sum.
     filter: the conditions that do not mention a distance, joined by AND. kept: those that do. vectors: the query
     vector of each call of the select.
     """
@@ -57,6 +58,7 @@ class Plan:
     why: str
     terms: tuple[Weighted, ...] = ()
     k: int = 0
+    page: int = 0
     radius: float = 0.0
     filter: str | None = None
     kept: tuple[Condition, ...] = ()
@@ -165,6 +167,7 @@ def _top(select: VectorSelect, constants: Constants, vectors: tuple[QueryVector,
         "sorted by a distance, with a LIMIT",
         terms=tuple(Weighted(select.calls[i], sign * w, vectors[i]) for i, w in select.order.weights.items()),
         k=int(limit + offset),
+        page=int(limit),
         filter=_joined(plain),
         kept=tuple(kept),
         vectors=vectors,

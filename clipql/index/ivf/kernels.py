@@ -104,9 +104,10 @@ def search(
     cold: bool,
     routed: Integers,
     sparse: bool,
-) -> tuple[Integers, NDArray[np.float64], Integers]:
-    """Row numbers and exact distances of about k + SPARE best rows, in no order, and counts: codes, lists, rescored,
-    and the processor's counter before the first stage and after each (rank, scan, rescore).
+) -> tuple[Integers, NDArray[np.float64], Integers, Floats]:
+    """Row numbers and exact distances of about k + SPARE best rows, in no order; counts: codes, lists, rescored, and
+    the processor's counter before the first stage and after each (rank, scan, rescore); and the edge that
+    `rescore_rows` tells.
 
     query (d,) is as given, v (d,) as the space turned it. among: bool (rows,), or empty for no filter. reach: how
     many deviations of a list's spread count for it. slack: how many deviations of a code's error. ranked: with more
@@ -138,10 +139,10 @@ def search(
     for i in range(value.size):
         rows[i] = ix.rows[at[order[i]]]
     counts[5] = cycles()
-    found, counts[2] = rescore_rows(table, metric, query, v, ix.mean, rows, value[order], k, cold)
+    found, counts[2], edge = rescore_rows(table, metric, query, v, ix.mean, rows, value[order], k, cold)
     exact = distances(table, metric, query, found)
     counts[6] = cycles()
-    return found, exact, counts
+    return found, exact, counts, edge
 
 
 @kernel
