@@ -128,7 +128,7 @@ def exact(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
             b = min(last, a + FEW)
             with np.errstate(over="ignore", invalid="ignore"):
                 for term in terms:
-                    found = metrics.distances(term.metric, term.store.take(rows[a:b]), term.query)
+                    found = term.store.distances(term.metric, rows[a:b], term.query)
                     total[a:b] += term.weight * (found.astype(np.float32) if term.rounded else found)
 
     if len(rows) < FEW:

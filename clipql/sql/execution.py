@@ -32,7 +32,9 @@ from clipql.syntax.scopes import Scope, settings_in_force, split_list
 from clipql.tables.registry import ROW, Registry
 from clipql.tables.rowfile import RowFiles
 
-INLINE = 256
+INLINE = 1_000
+# with a larger share of the rows, a distance is looked up by a row's number and not searched for
+SPARSE = 20
 NO_COST = Cost()
 
 
@@ -262,9 +264,15 @@ class Execution:
             return "toFloat32(0)"
         at = self._select.calls.index(call)
         vector = self._plan.vectors[at]
-        store = self._registry.store(self._select.table, call.column)
-        values = exact([Term(store, call.metric, vector.values)], found.rows)
-        text = f"transform({self._select.qualifier_sql}{ROW}, {numbers}, {self._array(values)}, nan)"
+        table = self._select.table
+        values = exact([Term(self._registry.store(table, call.column), call.metric, vector.values)], found.rows)
+        row = f"{self._select.qualifier_sql}{ROW}"
+        if len(values) > max(INLINE, table.rows // SPARSE):
+            every = np.full(table.rows, np.nan)
+            every[found.rows] = values
+            text = f"{self._array(every)}[{row} + 1]"
+        else:
+            text = f"transform({row}, {numbers}, {self._array(values)}, nan)"
         return f"toFloat32({text})" if vector.narrow_for(call.metric) else text
 
     def _may_replace(self, call: Call) -> bool:

@@ -9,28 +9,25 @@ either: that is what its recall says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from clipql.index.base import Candidates
 
-# so many rows at first, then FACTOR times as many, and so on; a search looks into the square root of that more lists
-FIRST, FACTOR = 10, 5
-# a step asks for a share more, in the place of rows that come too late
-MARGIN = 8
+# A step looks into the square root of five, or so, times the lists of the one before. Round numbers come before a step,
+# as some of what it finds may come too late; more than 256 rows are rescored without an end in sight (`ivf.rescore`).
+STEPS = (10, 56, 256, 1_280, 6_400, 32_000, 160_000, 800_000)
+# of what a scan is asked for beyond what is wanted, for the same reason
+SHARE = 8
 
 # the n nearest rows and those that tie with the n-th, fewer only where there are no more; keys in Candidates.distances
 Nearest = Callable[[int], Candidates]
 
 
-def steps(k: int) -> Iterator[int]:
+def steps(k: int) -> Sequence[int]:
     """How many rows an index is asked for, one after the other, where k are wanted."""
-    yield FIRST
-    step = FIRST
-    while step < k:
-        step *= FACTOR
-        yield step + step // MARGIN
+    return STEPS[: 1 + sum(step < k for step in STEPS[:-1])]
 
 
 def settled(k: int, by_index: Nearest, by_scan: Nearest, most: float) -> Candidates:
@@ -38,16 +35,15 @@ def settled(k: int, by_index: Nearest, by_scan: Nearest, most: float) -> Candida
 
     most: rows that the index is asked for at most; what comes after is scanned for.
     """
-    found, step = by_index(FIRST), FIRST
-    asked, exhausted = FIRST, len(found.rows) < FIRST
+    asked = STEPS[0]
+    found = by_index(asked)
+    exhausted, later = len(found.rows) < asked, [step for step in STEPS[1:] if step <= most]
     while len(found.rows) < k and not exhausted:
-        step *= FACTOR
-        if asked < step + step // MARGIN <= most:
-            asked = step + step // MARGIN
+        if later:
+            asked = later.pop(0)
             more = by_index(asked)
         else:
-            most = 0
-            asked = k + max(asked, k // MARGIN)
+            asked = k + max(asked, k // SHARE)
             more = by_scan(asked)
         exhausted = len(more.rows) < asked
         found = _appended(found, more)

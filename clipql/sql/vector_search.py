@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clipql.index.base import Candidates, Index
 from clipql.index.flat import Scan, Term, exact, threads
-from clipql.sql.pages import FIRST, settled, steps
+from clipql.sql.pages import settled, steps
 from clipql.sql.plan import Plan
 
 # A filter that leaves few rows is answered by comparing just those. Measured at 1M x 512: 0.3 us a row, while an index
@@ -56,11 +56,11 @@ def most_by_index(plan: Plan, index: Index, qualifying: int) -> int:
     """How many rows an index is asked for at most: what comes after them is scanned for, so that all steps together
     take no longer than half a scan.
     """
-    asked = list(steps(plan.k))
+    asked = steps(plan.k)
     if len(asked) == 1:
-        return FIRST
+        return asked[0]
     budget = min(plan.select.table.rows, SPARSE_SCAN * qualifying) / threads() / 2
-    query, most = plan.terms[0].vector.values.astype(np.float32), FIRST
+    query, most = plan.terms[0].vector.values.astype(np.float32), asked[0]
     for step, effort in zip(asked, index.efforts(query, asked, qualifying, plan.knobs), strict=True):
         budget -= effort
         if budget < 0:

@@ -141,3 +141,22 @@ def test_every_row_comes_where_as_many_are_asked_for_as_there_are(
     ids = world[2]
     q = queries(world[0])[0]
     assert sorted(asked(db, kind, distance, q, "LIMIT 30000")) == sorted(ids[ids % 10 != 7].tolist())
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("n", [300, 1_100, 9_000, 21_000])
+def test_many_rows_have_the_distances_that_clickhouse_computes(
+    db: clipql.Database, world: tuple[np.ndarray, np.ndarray, np.ndarray], distance: str, n: int
+) -> None:
+    statement = (
+        f"SELECT id, {distance}(v, {{q:Array(Float32)}}) AS d, 1 - d AS s FROM ivf_{distance} "
+        f"ORDER BY d {DISTANCES[distance]}, id LIMIT {n} SETTINGS recall = 1"
+    )
+    q = queries(world[0])[0]
+    found, plain = db.sql(statement, q=q), db.sql(statement + ", vector_plan = 0", q=q)
+    assert found.arrow().schema.types == plain.arrow().schema.types
+    known = {i: (d, s) for i, d, s in plain.rows}
+    assert len(found) == len(plain) == n
+    for ours, theirs in zip(found.rows, plain.rows, strict=True):
+        assert ours[1:] == pytest.approx(theirs[1:], abs=2e-5)
+        assert ours[1:] == pytest.approx(known.get(ours[0], theirs[1:]), abs=2e-5)
