@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index import folder as files
 from clipql.index import found
-from clipql.index.base import Candidates, Vectors
+from clipql.index.base import Candidates, Vectors, WithoutBounds
 from clipql.storage.vectors.metrics import Metric
 
 _FILE = "forest.annoy"
@@ -33,7 +33,7 @@ def _forest(dimension: int, metric: Metric) -> Any:
     return forest(dimension, _METRICS[metric])
 
 
-class AnnoyIndex:
+class AnnoyIndex(WithoutBounds):
     """An opened forest; made by `build` and `open_index`."""
 
     kind = "annoy"

@@ -135,6 +135,29 @@ class Index(Protocol):
         allowed: how many rows a filter lets through.
         """
 
+    @property
+    def has_bounds(self) -> bool:
+        """Whether `within` can rule rows out."""
+
+    def within(
+        self, query: NDArray[np.float32], distance: float, among: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64] | None:
+        """Rows, ascending, among which are all that are at most so far (by dotProduct: at least so near), for the
+        caller to compare. None where a scan of all costs less, or nothing can be ruled out.
+        """
+
+
+class WithoutBounds:
+    """An index that can rule no row out."""
+
+    has_bounds = False
+
+    def within(
+        self, query: NDArray[np.float32], distance: float, among: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64] | None:
+        """See `Index.within`."""
+        return None
+
 
 def nearest(
     rows: NDArray[np.integer], distances: NDArray[np.float64], k: int, metric: Metric, cost: Cost, *, ties: bool = False

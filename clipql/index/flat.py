@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.errors import VectorIndexError
-from clipql.index.base import Candidates, Cost, nearest
+from clipql.index.base import Candidates, Cost, WithoutBounds, nearest
 from clipql.storage.vectors import kernels, metrics
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
@@ -81,6 +81,11 @@ class Term:
             return self.query.astype(np.float32)
 
     @property
+    def wide(self) -> bool:
+        """Whether float32 does not hold the squares of its numbers."""
+        return max(self.store.largest, float(np.abs(self.query).max(initial=0))) > WIDE
+
+    @property
     def rounding(self) -> tuple[float, float]:
         """Relative and absolute bound on the error of a float32 distance, weight included."""
         scale = abs(self.weight)
@@ -100,7 +105,7 @@ def distances_between(term: Term, first: int, last: int, out: NDArray[Any]) -> N
 def weighted(term: Term, block: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Weighted distances of a block's rows, float32: from the kernels, or from float64 where values are huge."""
     part = np.empty(len(block), np.float32) if out is None else out
-    if max(term.store.largest, float(np.abs(term.query).max(initial=0))) > WIDE:
+    if term.wide:
         with np.errstate(over="ignore"):
             part[:] = metrics.distances(term.metric, block, term.query)
     else:
@@ -176,7 +181,8 @@ class Scan:
         self._step = max(64, BLOCK_BYTES // max(width, 1))
         self._stop = threading.Event()
 
-    def _slack(self, limit: float) -> float:
+    def slack(self, limit: float) -> float:
+        """A key with what float32 may be off: rows up to it are decided in float64."""
         # both the k-th and the row compared with it may be off, in opposite directions
         return limit + 2 * (self._relative * abs(limit) + self._absolute) if np.isfinite(limit) else limit
 
@@ -186,7 +192,7 @@ class Scan:
         found = self._shares(k, np.inf)
         rows, keys = self._joined(found)
         if len(rows) > k:
-            rows = rows[keys <= self._slack(float(np.partition(keys, k - 1)[k - 1]))]
+            rows = rows[keys <= self.slack(float(np.partition(keys, k - 1)[k - 1]))]
         return self._cut(self._decided(rows, began, sum(s.scanned for s in found)), k)
 
     def _cut(self, found: Candidates, k: int) -> Candidates:
@@ -194,7 +200,7 @@ class Scan:
         if len(found.rows) <= k or np.isnan(found.distances[k - 1]):
             return found
         kth = found.distances[k - 1]
-        limit = kth + ADDED * (self._slack(kth) - kth) if np.isfinite(kth) else kth
+        limit = kth + ADDED * (self.slack(kth) - kth) if np.isfinite(kth) else kth
         return found.first(int(np.searchsorted(found.distances, limit, side="right")))
 
     def nearest_of(self, chosen: NDArray[np.int64], k: int) -> Candidates:
@@ -214,7 +220,7 @@ class Scan:
         np.nan_to_num(keys, copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
         kept = chosen
         if len(chosen) > k:
-            kept = chosen[keys <= self._slack(float(np.partition(keys, k - 1)[k - 1]))]
+            kept = chosen[keys <= self.slack(float(np.partition(keys, k - 1)[k - 1]))]
         return self._cut(self._decided(kept, began, len(chosen)), k)
 
     def within(self, radius: float, most: int) -> Candidates | int:
@@ -277,9 +283,9 @@ class Scan:
                 key = self._masked(a, b, chosen, out, scratch)
             share.scanned += b - a if self._among is None else len(chosen)
             share.room(b - a)
-            share.used = kernels.collect(key, a, self._slack(share.limit), share.rows, share.keys, share.used)
+            share.used = kernels.collect(key, a, self.slack(share.limit), share.rows, share.keys, share.used)
             if k is not None and share.used > max(4 * k, self._step // 2):
-                share.tighten(k, self._slack)
+                share.tighten(k, self.slack)
 
     def _masked(self, a: int, b: int, chosen: NDArray[Any], out: NDArray[Any], scratch: NDArray[Any]) -> NDArray[Any]:
         """Keys of a block of which only the chosen rows count: the others get NaN, which no search keeps."""
@@ -339,7 +345,7 @@ class Scan:
             raise
 
 
-class FlatIndex:
+class FlatIndex(WithoutBounds):
     """The exact scan as an index: covers every row, needs no files, has no knobs."""
 
     kind = "flat"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index import folder as files
 from clipql.index import found
-from clipql.index.base import Candidates, Vectors
+from clipql.index.base import Candidates, Vectors, WithoutBounds
 from clipql.storage.vectors.metrics import Metric
 
 _FILE = "graph.usearch"
@@ -34,7 +34,7 @@ def _library() -> Any:
     return index
 
 
-class HnswIndex:
+class HnswIndex(WithoutBounds):
     """An opened graph; made by `build` and `open_index`."""
 
     kind = "hnsw"

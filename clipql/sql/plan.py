@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from clipql.errors import VectorError
 from clipql.index import kinds
@@ -94,16 +95,23 @@ def plan(
 def _choose(plan: Plan, indexes: Indexes, options: SearchOptions) -> Chosen:
     """The index to search with: one can serve a single distance, nearest rows first.
 
-    A condition decides which rows there are, so it is exact, unless the statement says what recall is enough for it.
+    A condition decides which rows there are, so it is exact, unless the statement says what recall is enough for it: an
+    index can only rule rows out.
     """
     if len(plan.terms) != 1:
         return Chosen(None, None, "several distances are added up")
     term = plan.terms[0]
     if (term.weight < 0) != term.call.metric.larger_is_nearer:
         return Chosen(None, None, "the farthest rows are asked for")
-    if plan.kind == "range" and float(options.knobs.get("recall", 1)) >= 1:
+    chosen = indexes.choose(plan.select.table, term.call.column, term.call.metric)
+    if chosen.index is not None and plan.kind == "range" and exact_range(options.knobs) and not chosen.index.has_bounds:
         return Chosen(None, None, "a WHERE is exact, unless recall is set below 1")
-    return indexes.choose(plan.select.table, term.call.column, term.call.metric)
+    return chosen
+
+
+def exact_range(knobs: Mapping[str, Any]) -> bool:
+    """Whether a range is exact: it is, unless the statement says what recall is enough."""
+    return float(knobs.get("recall", 1)) >= 1
 
 
 def _plan(select: VectorSelect, constants: Constants) -> Plan:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.index.base import Candidates, Index
+from clipql.index.base import Candidates, Cost, Index
 from clipql.index.flat import Scan, Term, exact, threads
 from clipql.sql.pages import settled, steps
-from clipql.sql.plan import Plan
+from clipql.sql.plan import Plan, exact_range
+from clipql.storage.vectors.metrics import Metric
 
 # A filter that leaves few rows is answered by comparing just those. Measured at 1M x 512: 0.3 us a row, while an index
 # with a mask takes 0.25 ms and more lists, by the square root of the share that the mask leaves out. They meet at
@@ -106,12 +108,56 @@ def _first(found: Candidates, k: int) -> Candidates:
 
 def within(plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, most: int) -> Candidates | int:
     """All rows with a key of at most the plan's radius, or only their number where there are more than `most`."""
-    rows, index = plan.select.table.rows, plan.chosen.index
+    index = plan.chosen.index
+    if index is not None and exact_range(plan.knobs):
+        found = _ruled(plan, index, terms[0], among, most)
+        if found is not None:
+            return found
+    elif index is not None:
+        approximate = _nearest_within(plan, index, terms, among, most)
+        if approximate is not None:
+            return approximate
+    return Scan(terms, plan.select.table.rows, among).within(plan.radius, most)
+
+
+def _ruled(plan: Plan, index: Index, term: Term, among: NDArray[np.bool_] | None, most: int) -> Candidates | int | None:
+    """The same by comparing the rows that an index cannot rule out, and newer ones; None where that costs more."""
+    began, rows, covered = time.perf_counter(), plan.select.table.rows, index.rows_covered
+    qualifying = rows if among is None else int(np.count_nonzero(among))
+    if term.wide or SPARSE_SCAN * qualifying < rows:
+        return None
+    tail = Scan([term], rows, among, first=covered)
+    limit = tail.slack(plan.radius) / term.weight
+    if index.metric is not term.metric:  # L2Distance and its square
+        limit = math.copysign(math.sqrt(abs(limit)) if index.metric is Metric.L2 else limit * limit, limit)
+    possible = index.within(term.narrow, limit, None if among is None else among[:covered])
+    if possible is None:
+        return None
+    ruled = time.perf_counter()
+    keys = exact([term], possible)
+    inside = np.flatnonzero(keys <= tail.slack(plan.radius))
+    inside = inside[np.lexsort((possible[inside], keys[inside]))]
+    cost = Cost(
+        codes_scanned=covered,
+        rows_rescored=len(possible),
+        seconds={"scan": ruled - began, "rescore": time.perf_counter() - ruled},
+    )
+    found = Candidates(possible[inside].astype(np.uint64), keys[inside], cost)
+    newer = tail.within(plan.radius, most) if covered < rows else Candidates(found.rows[:0], found.distances[:0])
+    if isinstance(newer, int):
+        return len(inside) + newer
+    return _joined(found, newer) if len(found.rows) + len(newer.rows) <= most else len(found.rows) + len(newer.rows)
+
+
+def _nearest_within(
+    plan: Plan, index: Index, terms: Sequence[Term], among: NDArray[np.bool_] | None, most: int
+) -> Candidates | None:
+    """The same by the nearest rows of an index, with its recall; None where there are more than `most`."""
     k = FIRST_OF_RANGE
-    while index is not None and k <= most:
+    while k <= most:
         found = _by_index(dataclasses.replace(plan, k=k), index, terms, among, most)
         inside = int(np.searchsorted(found.distances, plan.radius, side="right"))
         if inside < min(k, len(found.rows)) or len(found.rows) < k:
             return found.first(inside)
         k *= 4
-    return Scan(terms, rows, among).within(plan.radius, most)
+    return None

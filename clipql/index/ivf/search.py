@@ -24,6 +24,7 @@ from clipql.index.ivf import kernels, rescore
 from clipql.index.ivf.geometry import Floats, Space
 from clipql.index.ivf.knobs import DEFAULT_RECALL, KNOBS, Curves, Setting, careful, reached
 from clipql.index.ivf.model import identity_of
+from clipql.index.ivf.ranges import BOUNDS, SPAN, Ranges, opened
 from clipql.storage.vectors.metrics import Metric
 
 _CODE = {Metric.DOT: rescore.DOT, Metric.COSINE: rescore.COSINE, Metric.L2: rescore.L2, Metric.L2_SQUARED: rescore.L2}
@@ -44,8 +45,10 @@ class IvfIndex:
 
     kind = "ivf"
 
-    def __init__(self, meta: Mapping[str, Any], arrays: kernels.Arrays, vectors: Vectors) -> None:
-        self._arrays = arrays
+    def __init__(
+        self, meta: Mapping[str, Any], arrays: kernels.Arrays, vectors: Vectors, ranges: Ranges | None = None
+    ) -> None:
+        self._arrays, self._ranges = arrays, ranges
         self._placed = int(arrays.start[-1])
         self._space = Space(Metric(meta["metric"]), arrays.mean)
         self._error = float(meta["code_error"])
@@ -103,7 +106,8 @@ class IvfIndex:
 
     def bytes_per_row(self) -> float:
         """Size of the index beyond the vectors, for each row covered."""
-        return sum(a.nbytes for a in self._arrays) / max(1, self._rows)
+        bounds = self._ranges.kept.nbytes if self._ranges else 0
+        return (sum(a.nbytes for a in self._arrays) + bounds) / max(1, self._rows)
 
     def search(
         self,
@@ -159,6 +163,21 @@ class IvfIndex:
             codes = self._widened(setting.nprobe, k, allowed) / self.lists * self._placed
             found.append(CODE_EFFORT * codes + ROW_EFFORT * min(codes, max(setting.rescore, 3 * k)))
         return found
+
+    @property
+    def has_bounds(self) -> bool:
+        """False for an index that was built before there were any."""
+        return self._ranges is not None
+
+    def within(
+        self, query: NDArray[np.float32], distance: float, among: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64] | None:
+        """See `Index.within`."""
+        if self._ranges is None:
+            return None
+        mask, _ = self._filter(among)
+        v = self._space.query(query)
+        return self._ranges.candidates(v, self._space.score(v, distance), mask)
 
     def _hides_ties(self, distances: NDArray[np.float64], k: int, edge: Floats) -> bool:
         """Whether rows that were not compared may tie with the k-th: they could score as much, and either there are
@@ -275,13 +294,18 @@ def open_index(folder: str | Path, vectors: Vectors) -> IvfIndex:
             f"the index in {folder} covers {meta['rows']} rows of {meta['dimension']} numbers; "
             f"the column has {vectors.rows} of {vectors.dimension}"
         )
-    return IvfIndex(meta, arrays_of(folder), vectors)
+    arrays = arrays_of(folder)
+    bounds = [_mapped(folder, name) if f"{name}.npy" in meta["files"] else None for name in (BOUNDS, SPAN)]
+    return IvfIndex(meta, arrays, vectors, opened(arrays, bounds[0], bounds[1], meta.get("longest_code")))
 
 
 def arrays_of(folder: Path) -> kernels.Arrays:
     """The arrays of an index, mapped read-only. Plain views: Numba is slow to recognise a subclass of ndarray."""
-    found = [np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in kernels.Arrays._fields]
-    return kernels.Arrays(*found)
+    return kernels.Arrays(*(_mapped(folder, name) for name in kernels.Arrays._fields))
+
+
+def _mapped(folder: Path, name: str) -> NDArray[Any]:
+    return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
 
 
 def _table(vectors: Vectors, rows: int) -> tuple[rescore.Table, list[NDArray[np.floating]]]:
