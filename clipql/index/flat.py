@@ -128,18 +128,16 @@ def exact(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
     """The key of these rows, recomputed in float64 from the stored vectors; the same for a row whatever the others."""
     total = np.zeros(len(rows))
 
-    def work(first: int, last: int) -> None:
-        for a in range(first, last, FEW):
-            b = min(last, a + FEW)
-            with np.errstate(over="ignore", invalid="ignore"):
-                for term in terms:
-                    found = term.store.distances(term.metric, rows[a:b], term.query)
-                    total[a:b] += term.weight * (found.astype(np.float32) if term.rounded else found)
+    def some(first: int, last: int) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            for term in terms:
+                found = term.store.distances(term.metric, rows[first:last], term.query)
+                total[first:last] += term.weight * (found.astype(np.float32) if term.rounded else found)
 
     if len(rows) < FEW:
-        work(0, len(rows))
+        some(0, len(rows))
     else:
-        each_core(len(rows), work)
+        each_core(len(rows), some)
     return total
 
 

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from clipql.index.flat import each_core
 from clipql.index.ivf import bounds, kernels
 from clipql.index.ivf.geometry import Floats, Number
+from clipql.index.ivf.kernels import long_dot
 from clipql.storage.vectors.bits import code_dot, half_to_float, kernel, prefetch
 
 BOUNDS, SPAN = "bounds", "span"  # the files of what is kept of each row, and of Vᵀ
 SAMPLED = 64  # one list of so many is looked at first
 # measured at 512 numbers: what it takes to read a code twice, at worst, and to compare a row that it does not rule out,
 # in rows that a scan compares meanwhile
-CODE, ROW, ENOUGH = 0.2, 1.8, 0.8
+CODE, ROW, ENOUGH = 0.1, 2.0, 0.8
+AHEAD = 16  # codes that are fetched meanwhile
 ROUNDING = 1e-5  # of float32 sums, relative to the lengths of what is multiplied
 
 
@@ -120,46 +122,43 @@ def _possible(
 ) -> int:
     """Write the rows of these lists that their codes do not rule out; returns how many."""
     n, words, biased, filtered = 0, ix.codes.shape[1], ix.bias.size > 0, among.size > 0
+    codes, scale, bias, rows = ix.codes, ix.scale, ix.bias, ix.rows
+    c, p, f = uint64(codes.ctypes.data), uint64(asked.planes.ctypes.data), uint64(asked.weights.ctypes.data)
+    rp, rf = uint64(rest.planes.ctypes.data), uint64(rest.weights.ctypes.data)
+    k, step, total = uint64(kept.ctypes.data), uint64(8 * words), np.float32(asked.total)
+    turned, outside, needed = np.float32(limit.turned), np.float32(limit.outside), np.float32(limit.needed)
+    share, missed = np.float32(limit.share), np.float32(limit.longest * asked.missed)
     length = np.float32(0)
     for j in range(v.size):
         length += v[j] * v[j]
-    length = np.sqrt(length)
-    codes = uint64(ix.codes.ctypes.data)
+    slack = np.float32(ROUNDING) * np.sqrt(length)
     for z in range(lists.size):
         base, centre = np.float32(0), np.float32(0)
         for j in range(v.size):
             x = np.float32(ix.list_small[lists[z], j])
             base += x * v[j]
             centre += x * x
-        unit = ix.list_unit[lists[z]]
-        base = base * unit + ROUNDING * np.sqrt(centre) * abs(unit) * length
+        base = ix.list_unit[lists[z]] * base + abs(ix.list_unit[lists[z]]) * np.sqrt(centre) * slack
         for i in range(ix.start[lists[z]], ix.start[lists[z] + 1]):
-            prefetch(codes + uint64((i + 8) * words * 8))
-            most = base + half_to_float(kept[i, 0]) * limit.turned + half_to_float(kept[i, 1]) * limit.outside
+            at = uint64(i)
+            prefetch(c + (at + uint64(AHEAD)) * step)
+            if (i & 15) == 0:
+                prefetch(k + (at + uint64(4 * AHEAD)) * uint64(4))
+            s = code_dot(c + at * step, p, f) if words == 8 else long_dot(codes, i, asked.planes, asked.weights)
+            part = share * scale[i]
+            most = base + part * (s - total)
+            most += half_to_float(kept[i, 0]) * turned + half_to_float(kept[i, 1]) * outside
             if biased:
-                most += ix.bias[i] + ROUNDING * abs(ix.bias[i])
-            s = limit.share * ix.scale[i]
-            most += s * _sum(ix.codes, i, words, asked)
-            if most + s * limit.longest * asked.missed < limit.needed:
+                most += bias[i] + np.float32(ROUNDING) * abs(bias[i])
+            if most + part * missed < needed or (filtered and not among[rows[i]]):
                 continue
-            most += s * _sum(ix.codes, i, words, rest)
-            if most + s * limit.longest * rest.missed < limit.needed:
+            s = code_dot(c + at * step, rp, rf) if words == 8 else long_dot(codes, i, rest.planes, rest.weights)
+            most += part * (s - rest.total)
+            if most + part * limit.longest * rest.missed < needed:
                 continue
-            if filtered and not among[ix.rows[i]]:
-                continue
-            out[n] = ix.rows[i]
+            out[n] = rows[i]
             n += 1
     return n
-
-
-@kernel
-def _sum(codes: NDArray[np.uint64], i: int, words: int, asked: _Asked) -> Number:
-    if words == 8:
-        planes, weights = uint64(asked.planes.ctypes.data), uint64(asked.weights.ctypes.data)
-        s = np.float32(code_dot(uint64(codes.ctypes.data) + uint64(i * 64), planes, weights))
-    else:
-        s = np.float32(kernels.long_dot(codes, i, asked.planes, asked.weights))
-    return s - asked.total
 
 
 def opened(

@@ -1,7 +1,7 @@
 """Distances of chosen rows in float64, read from where the segments are mapped: what answers are sorted and cut by.
 
 What must stay true: a row has the same distance, to the last bit, whatever rows it is computed with, so that equal
-vectors tie; and it is what `metrics.distances` says, but for the rounding of float64.
+vectors tie; and it is what `metrics.distances` says, but for rounding.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from clipql.storage.vectors.metrics import Metric
 
 _DOT, _COSINE, _L2 = 0, 1, 2
 _FORMULA = {Metric.DOT: _DOT, Metric.COSINE: _COSINE, Metric.L2: _L2, Metric.L2_SQUARED: _L2}
-AHEAD = 4  # rows that are fetched meanwhile
+AHEAD = 16  # rows that are fetched meanwhile
+Floats = NDArray[np.float64]
 
 
-def distances(
-    metric: Metric, x: NDArray[Any], rows: NDArray[np.int64], query: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def distances(metric: Metric, x: NDArray[Any], rows: NDArray[np.int64], query: Floats) -> Floats:
     """The distance of x[rows] to a query. x: (n, d) float16 or float32, C order; query: (d,). Returns (len(rows),)."""
     out = np.empty(len(rows))
     if x.dtype == np.float16:
@@ -33,50 +32,52 @@ def distances(
 
 
 @kernel
-def _half(
-    formula: int, x: NDArray[np.uint16], rows: NDArray[np.int64], query: NDArray[np.float64], out: NDArray[np.float64]
-) -> None:
-    address, size = uint64(x.ctypes.data), uint64(x.shape[1] * 2)
+def _half(formula: int, x: NDArray[np.uint16], rows: NDArray[np.int64], query: Floats, out: Floats) -> None:
+    address, size, n = uint64(x.ctypes.data), uint64(x.shape[1] * 2), 0.0
+    for j in range(query.size):
+        n += query[j] * query[j]
     for i in range(rows.size):
         ahead = address + uint64(rows[min(i + AHEAD, rows.size - 1)]) * size
         for line in range(0, x.shape[1] * 2, 64):
             prefetch(ahead + uint64(line))
-        row = rows[i]
-        s, r, n = 0.0, 0.0, 0.0
+        row, s, r = rows[i], 0.0, 0.0
         if formula == _L2:
             for j in range(x.shape[1]):
-                d = np.float64(half_to_float(x[row, j])) - query[j]
-                s += d * d
+                v = np.float64(half_to_float(x[row, j])) - query[j]
+                s += v * v
+        elif formula == _DOT:
+            for j in range(x.shape[1]):
+                s += np.float64(half_to_float(x[row, j])) * query[j]
         else:
             for j in range(x.shape[1]):
                 v = np.float64(half_to_float(x[row, j]))
                 s += v * query[j]
                 r += v * v
-                n += query[j] * query[j]
         out[i] = _cosine(s, r, n) if formula == _COSINE else s
 
 
 @kernel
-def _float(
-    formula: int, x: NDArray[np.float32], rows: NDArray[np.int64], query: NDArray[np.float64], out: NDArray[np.float64]
-) -> None:
-    address, size = uint64(x.ctypes.data), uint64(x.shape[1] * 4)
+def _float(formula: int, x: NDArray[np.float32], rows: NDArray[np.int64], query: Floats, out: Floats) -> None:
+    address, size, n = uint64(x.ctypes.data), uint64(x.shape[1] * 4), 0.0
+    for j in range(query.size):
+        n += query[j] * query[j]
     for i in range(rows.size):
         ahead = address + uint64(rows[min(i + AHEAD, rows.size - 1)]) * size
         for line in range(0, x.shape[1] * 4, 64):
             prefetch(ahead + uint64(line))
-        row = rows[i]
-        s, r, n = 0.0, 0.0, 0.0
+        row, s, r = rows[i], 0.0, 0.0
         if formula == _L2:
             for j in range(x.shape[1]):
-                d = np.float64(x[row, j]) - query[j]
-                s += d * d
+                v = np.float64(x[row, j]) - query[j]
+                s += v * v
+        elif formula == _DOT:
+            for j in range(x.shape[1]):
+                s += np.float64(x[row, j]) * query[j]
         else:
             for j in range(x.shape[1]):
                 v = np.float64(x[row, j])
                 s += v * query[j]
                 r += v * v
-                n += query[j] * query[j]
         out[i] = _cosine(s, r, n) if formula == _COSINE else s
 
 
