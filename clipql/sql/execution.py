@@ -27,7 +27,7 @@ from clipql.sql.constants import with_clause
 from clipql.sql.direct import settings_allow
 from clipql.sql.filters import FilterMemory
 from clipql.sql.pairs import JoinPlan
-from clipql.sql.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan
+from clipql.sql.plan import ALIAS_COST, FEW_OF_RANGE, LARGEST_RANGE, MOST_DISTANCES, Plan
 from clipql.syntax.scopes import Scope, settings_in_force, split_list
 from clipql.tables.registry import ROW, Registry
 from clipql.tables.rowfile import RowFiles
@@ -197,7 +197,7 @@ class Execution:
     def _range(self) -> None:
         rows = self._select.table.rows
         among = None if self._select.joined else self._among()
-        most = LARGEST_RANGE if rows <= MOST_DISTANCES else rows
+        most = max(LARGEST_RANGE, rows // FEW_OF_RANGE) if rows <= MOST_DISTANCES else rows
         found = search.within(self._plan, self._terms(), among, most)
         if isinstance(found, int):
             self._distances(f"{found:,} rows are in range")

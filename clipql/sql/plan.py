@@ -31,8 +31,8 @@ SMALL_TABLE = 1_000
 MOST_DISTANCES = 1 << 25
 LARGEST_K = 1_000_000
 NOT_CHOSEN = Chosen(None, None, "")
-# naming this many rows one by one costs ClickHouse what a scan of a million vectors does
-LARGEST_RANGE = 5_000
+# naming more rows than this, or than one of so many, costs ClickHouse more than the distances of all
+LARGEST_RANGE, FEW_OF_RANGE = 5_000, 50
 
 
 @dataclass(frozen=True)

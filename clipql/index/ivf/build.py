@@ -30,7 +30,7 @@ from clipql.index.ivf.geometry import Floats, Space, Workers, column_mean
 from clipql.index.ivf.knobs import Curves
 from clipql.index.ivf.learn import FEWEST_ROWS, learn, spread
 from clipql.index.ivf.model import Model, coder_arrays
-from clipql.index.ivf.place import Progressed, beginning, lay_out, limits, place, record
+from clipql.index.ivf.place import KEPT, Progressed, beginning, lay_out, limits, place, record
 from clipql.index.ivf.ranges import SPAN
 from clipql.index.ivf.routing import Followed, buckets_for
 from clipql.index.ivf.search import IvfIndex, arrays_of, open_index
@@ -95,7 +95,7 @@ def build(
     count = model.known.lists.count if model else lists_for(rows, lists)
     workers = Workers(threads or os.cpu_count() or 1)
     told = f"{VERSION} {metric.value} {rows} {vectors.dimension} {count} {seed} {queries is not None} {identity}"
-    told += f" {model.identity}" if model else ""
+    told += f" {KEPT} {model.identity if model else ''}"
     try:
         _weigh(vectors, metric, count, model is None, Path(folder).parent, Path(work) if work else None, progress)
         with NewFolder(Path(folder), Path(work) if work else None) as new:

@@ -28,6 +28,7 @@ from clipql.index.ivf.truth import Truth
 from clipql.storage.vectors.bits import kernel
 
 STRETCH = 2_000_000  # rows of a bucket, about: 150 MB at 512 dimensions
+KEPT = "row list scale bias bound code"  # of a row in a bucket
 PART = 16 * CHUNK  # rows between two checkpoints
 
 
@@ -57,16 +58,8 @@ def beginning(lists: int, buckets: int, followed: int, truth: Truth) -> Progress
 
 def record(coder: Coder) -> np.dtype[Any]:
     """What is known of a row in a bucket. list is -1 for a row that is in none; those are in the last bucket."""
-    return np.dtype(
-        [
-            ("row", "<u4"),
-            ("list", "<i4"),
-            ("scale", "<f4"),
-            ("bias", "<f4"),
-            ("bound", "<f2", (2,)),
-            ("code", "<u8", (coder.words,)),
-        ]
-    )
+    kinds = ["<u4", "<i4", "<f4", "<f4", ("<f2", (2,)), ("<u8", (coder.words,))]
+    return np.dtype({"names": KEPT.split(), "formats": kinds})
 
 
 def limits(lists: Lists, rows: int) -> NDArray[np.int64]:

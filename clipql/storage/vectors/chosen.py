@@ -85,3 +85,11 @@ def _float(formula: int, x: NDArray[np.float32], rows: NDArray[np.int64], query:
 def _cosine(s: float, r: float, n: float) -> float:
     """NaN for a zero vector; rounding leaves no distance below 0."""
     return max(1.0 - s / (np.sqrt(r) * np.sqrt(n)), 0.0) if r > 0 and n > 0 else np.nan
+
+
+def warm() -> None:
+    """Compile both kernels, for arrays as they are mapped."""
+    for kind in (np.float16, np.float32):
+        x = np.ones((2, 8), kind)
+        x.setflags(write=False)
+        distances(Metric.COSINE, x, np.arange(2), np.ones(8))
