@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipql.sql.pairs import JoinPlan
-from clipql.sql.plan import Plan, Weighted
+from clipql.sql.plan import Plan, Weighted, exact_range
 from clipql.sql.untouched import Untouched
 from clipql.sql.vector_search import few
 
@@ -100,7 +100,9 @@ def _index(plan: Plan) -> str:
     knobs = ", ".join(f"{k} = {v:g}" for k, v in plan.knobs.items())
     tail = plan.select.table.rows - index.rows_covered
     newer = f"; {tail:,} newer rows are scanned" if tail else ""
-    return f"{entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''}){newer}"
+    exact = plan.kind == "range" and exact_range(plan.knobs)
+    compared = "; exact: rows that its codes do not rule out are compared" if exact else ""
+    return f"{entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''}){compared}{newer}"
 
 
 def _formula(terms: Sequence[Weighted]) -> str:

@@ -74,6 +74,26 @@ def test_a_search_gives_the_nearest_rows_page_by_page(server: Running) -> None:
     assert (len(ids(last)), last["more"]) == (50, False)
 
 
+def test_pages_over_equal_distances_give_each_row_once(server: Running) -> None:
+    vector = "arrayMap(i -> toFloat32(sipHash64(number % 60, i) % 1000) / 500 - 1, range(8))"
+    for statement in (
+        "CREATE TABLE equal (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id",
+        f"INSERT INTO equal SELECT number, {vector} FROM numbers(2500)",
+        "ALTER TABLE equal ADD INDEX near v TYPE ivf('cosineDistance')",
+        "ALTER TABLE equal MATERIALIZE INDEX near",
+        f"INSERT INTO equal SELECT number + 2500 AS number, {vector} FROM numbers(500)",
+    ):
+        assert server.sql(statement).status == 200
+    rows: list[str] = []
+    for offset in range(0, 70, 7):
+        found = search(server, table="equal", terms=[{"id": "23"}], k=7, offset=offset, safe=False)
+        assert "near (ivf" in str(found["plan"])
+        rows += ids(found)
+    assert [int(r) for r in rows[:50]] == list(range(23, 3_000, 60))
+    assert len(set(rows)) == 70
+    server.sql("DROP TABLE equal")
+
+
 def test_safe_mode_leaves_out_what_is_marked(server: Running) -> None:
     found = search(server, terms=[{"id": "0"}], k=100)
     assert ids(found) == nearest(FIRST[0].astype(np.float64), np.arange(0, ROWS, 3))[:100]
