@@ -24,7 +24,7 @@ from clipql.result import Result, Stats
 from clipql.sql.session import Answer, Progress, Session
 from clipql.storage import catalog, files
 from clipql.storage.catalog import Catalog
-from clipql.storage.vectors.metrics import Metric, metric_named
+from clipql.storage.vectors.metrics import Metric, metric_spelled
 from clipql.syntax.lexer import split_statements, tokenize
 from clipql.tables import recover, schema
 from clipql.tables.indexes import Indexes
@@ -185,7 +185,7 @@ class Database:
         known = self._searched(table)
         if column not in known.vectors:
             raise VectorError(f"{known.name} has no vector column {column}; it has {', '.join(known.vectors)}")
-        metric = metric_named(distance)
+        metric = metric_spelled(distance)
         if metric is None:
             raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in Metric)}")
         if not isinstance(k, int) or k < 1:

@@ -16,7 +16,8 @@ from clipql.storage.catalog import IndexEntry, Table
 from clipql.storage.vectors import metrics
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables.registry import ROW, Registry
-from clipql.tables.rowfile import BATCH_ROWS, RowReader
+from clipql.tables.rowfile import RowReader
+from clipql.tables.rowwriter import BATCH_ROWS
 
 if TYPE_CHECKING:
     from clipql.tables.open_database import OpenDatabase

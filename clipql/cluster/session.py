@@ -27,6 +27,7 @@ from clipql.sql.execution import Step
 from clipql.sql.session import Answer, Progress, Session, Sink, select_of
 from clipql.storage.catalog import Table
 from clipql.syntax import statements
+from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, Set, TableName
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
@@ -196,6 +197,7 @@ class ClusterSession(Session):
 
     def many(self, sql: str, params: Sequence[Mapping[str, Any]]) -> list[pa.Table] | None:
         """One SELECT for each set of parameters as one batch; None where it has to go one by one."""
+        sql = respelled(sql, self._defined)
         statement, _ = statements.classify(sql)
         text, own = settings.taken_from(sql)
         if not isinstance(statement, Select) or settings.take_format(sql)[1] or not params:

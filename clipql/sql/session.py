@@ -32,6 +32,7 @@ from clipql.sql.planner import Planner, Rewritten
 from clipql.storage.catalog import Table
 from clipql.syntax import statements
 from clipql.syntax.scopes import scopes
+from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set
 from clipql.tables.indexes import Indexes, watching
 from clipql.tables.registry import Registry
@@ -83,12 +84,18 @@ class Session:
         sink: is given the result in pieces where it need not be held as a whole; the answer then has no data.
         routes: lists of ivf indexes, ranked elsewhere for the query vectors of a SELECT.
         """
+        sql = respelled(sql, self._defined)
         before = _ROUTES.set(routes)
         try:
             with watching(_reported(progress)) if progress else contextlib.nullcontext():
                 return self._execute(sql, params, format, progress, sink)
         finally:
             _ROUTES.reset(before)
+
+    def _defined(self) -> list[str]:
+        """The functions that users made: whatever they are called, they mean what they say."""
+        made = self._engine.arrow("SELECT name FROM system.functions WHERE origin = 'SQLUserDefined'")
+        return [str(name) for name in made.column(0).to_pylist()]
 
     def _execute(
         self, sql: str, params: Mapping[str, Any] | None, format: str, progress: Progress | None, sink: Sink | None
@@ -280,6 +287,7 @@ class Session:
     def load(self, sql: str, format: str, data: Iterable[bytes]) -> Answer:
         """Run `INSERT INTO table … FORMAT name`, or `… VALUES`, with the data apart, in pieces. Raises ClipqlError."""
         began = time.perf_counter()
+        sql = respelled(sql, self._defined)
         statement, _tokens = statements.classify(sql)
         if not isinstance(statement, Insert):
             raise QueryError(f"{sql[:100]}: expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")

@@ -74,6 +74,21 @@ def test_parameters_settings_and_the_database(server: Running) -> None:
     assert "holds 16 numbers" in server.sql(sql, param_q="[1,2]").text
 
 
+def test_a_distance_is_known_in_every_letter_case(server: Running) -> None:
+    def near(name: str, tail: str = "") -> str:
+        vector = ",".join(map(str, np.eye(16)[0]))
+        sql = f"SELECT url FROM laion ORDER BY {name}(image_embedding, {{q:Array(Float32)}}), url LIMIT 3{tail}"
+        return server.sql(sql, param_q=f"[{vector}]").text
+
+    expected = near("L2Distance", " SETTINGS vector_plan = 0")
+    assert expected.count("\n") == 3
+    assert [near(name) for name in ("l2Distance", "L2DISTANCE", "distancel2")] == [expected] * 3
+    assert near("l2distance", " SETTINGS vector_plan = 0") == expected
+    assert server.sql("SELECT cosinedistance([1, 0], [0, 1]), LINFDISTANCE([3], [1]), DotProduct([2], [3])").text == (
+        "1\t2\t6\n"
+    )
+
+
 def test_errors_have_clickhouses_shape_and_status(server: Running) -> None:
     for sql, status, code in (
         ("SELECT * FROM nosuch", 404, "60"),

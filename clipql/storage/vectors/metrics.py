@@ -41,11 +41,17 @@ _ALIASES: Mapping[str, Metric] = MappingProxyType(
     }
 )
 _NAMES: Mapping[str, Metric] = MappingProxyType({m.value: m for m in Metric})
+_ANY_CASE: Mapping[str, Metric] = MappingProxyType({m.value.lower(): m for m in Metric} | dict(_ALIASES))
 
 
 def metric_named(name: str) -> Metric | None:
     """The metric that ClickHouse knows under a function name; None for any other function."""
     return _NAMES.get(name) or _ALIASES.get(name.lower())
+
+
+def metric_spelled(name: str) -> Metric | None:
+    """The metric of a name in any letter case, as arguments and indexes may give it; None for no such metric."""
+    return _ANY_CASE.get(name.lower())
 
 
 def distances(metric: Metric, rows: NDArray[np.floating], query: NDArray[np.floating]) -> NDArray[np.float64]:
