@@ -29,6 +29,7 @@ from clipql.sql.direct import settings_allow
 from clipql.sql.execution import Direct, Step
 from clipql.sql.insert import insert, load
 from clipql.sql.planner import Planner, Rewritten
+from clipql.sql.stars import Stars
 from clipql.storage.catalog import Table
 from clipql.syntax import statements
 from clipql.syntax.scopes import scopes
@@ -63,7 +64,7 @@ class Session:
 
     def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
-        self._planner = Planner(registry, indexes, encoders)
+        self._planner, self._stars = Planner(registry, indexes, encoders), Stars(registry)
         self._definitions = Definitions(registry, indexes, self._planner, self._fill, self._run)
         self.params: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
@@ -94,6 +95,7 @@ class Session:
         self, sql: str, params: Mapping[str, Any] | None, format: str, progress: Progress | None, sink: Sink | None
     ) -> Answer:
         began = time.perf_counter()
+        sql = self._stars.spelled(sql)
         statement, _tokens = statements.classify(sql)
         given = {**self.params, **(params or {})}
         own: str | None = None
@@ -279,6 +281,7 @@ class Session:
     def load(self, sql: str, format: str, data: Iterable[bytes]) -> Answer:
         """Run `INSERT INTO table … FORMAT name`, or `… VALUES`, with the data apart, in pieces. Raises ClipqlError."""
         began = time.perf_counter()
+        sql = self._stars.spelled(sql)
         statement, _tokens = statements.classify(sql)
         if not isinstance(statement, Insert):
             raise QueryError(f"{sql[:100]}: expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")
