@@ -40,7 +40,9 @@ _WHERE = {
 def __getattr__(name: str) -> Any:
     # pyarrow, numba and chDB take half a second to load: `import clipql` does not wait for them
     if name in _WHERE:
-        return getattr(import_module(_WHERE[name]), name)
+        # kept: the import has left the module clipql.connect under the function's name
+        globals()[name] = getattr(import_module(_WHERE[name]), name)
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -335,7 +335,7 @@ class Execution:
         span = scope.clauses["SELECT"]
         items = split_list(scope.tokens, span.first, span.last)
         end = scope.clauses.get("FORMAT") or scope.clauses.get("SETTINGS") or scope.clauses.get("INTO")
-        if scope.nested or any(t.text == "*" for t in scope.within("SELECT")):
+        if scope.nested or any(t.text == "*" or t.upper == "COLUMNS" for t in scope.within("SELECT")):
             return {}
         text = scope.text[scope.whole.start : scope.tokens[end.first - 1].start if end else scope.whole.end]
         if end and scope.tokens[end.first - 1].upper == "OUTFILE":

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from clipql.encode.service import Batch, Encoders
-from clipql.engine.quoting import quote_name
 from clipql.errors import QueryCancelled, QueryError
 from clipql.index.base import Candidates
 from clipql.sql import direct
@@ -35,7 +34,6 @@ from clipql.sql.views import finder
 from clipql.syntax import scopes as sql_scopes
 from clipql.syntax.lexer import tokenize
 from clipql.syntax.scopes import Scope
-from clipql.tables import shape
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
@@ -75,7 +73,7 @@ class Planner:
         *,
         format: str | None = None,
     ) -> Rewritten:
-        """The statement with each vector search in it carried out; with `options.plan` False, only `*` is spelled out.
+        """The statement with each vector search in it carried out; with `options.plan` False, none is planned.
 
         Inner SELECTs come first, so that an outer one sees the text that will be run. format: of the result, where it
         may be answered from the row file.
@@ -93,10 +91,6 @@ class Planner:
                 work.edit(merged)
                 scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
             origins.check_pairs(scope)
-            star = self._star(scope)
-            if star:
-                work.edit([star])
-                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
             moved = self._prewhere(scope)
             if moved:
                 work.edit(moved)
@@ -182,24 +176,3 @@ class Planner:
             return []
         where = scope.body("WHERE")
         return where_edits(scope, f"({scope.body('PREWHERE')})" + (f" AND ({where})" if where else ""))
-
-    def _star(self, scope: Scope) -> tuple[int, int, str] | None:
-        """The edit that spells `SELECT *` out, where ClickHouse would give the columns in another order.
-
-        It puts ALIAS columns, as vector columns are to it, behind all others.
-        """
-        select, source = scope.within("SELECT"), scope.within("FROM")
-        if len(select) != 1 or select[0].text != "*" or not source or not source[0].name:
-            return None
-        names = [t.name for t in source[::2]]
-        if len(source) == 1:
-            table = None if names[0] in scope.names else self._registry.find(None, names[0] or "")
-        elif len(source) == 3 and source[1].text == "." and names[1]:
-            table = self._registry.find(names[0], names[1])
-        else:
-            return None
-        columns = [n for n, _ in shape.insertable(self._engine, table)] if table else []
-        vectors = [n for n in columns if table and table.column(n)]
-        if not table or columns[len(columns) - len(vectors) :] == vectors:
-            return None
-        return select[0].start, select[0].end, ", ".join(quote_name(c) for c in columns)
