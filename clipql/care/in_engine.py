@@ -20,7 +20,7 @@ from clipql.tables.rowfile import RowReader
 from clipql.tables.rowwriter import BATCH_ROWS
 
 if TYPE_CHECKING:
-    from clipql.care.opened import OpenDatabase
+    from clipql.tables.open_database import OpenDatabase
 
 SAMPLE, DEEP_SAMPLE = 20, 200  # queries by index
 FEWEST_FOUND = 0.5  # of the ten nearest, over all of the sample: what an index that is whole never falls below

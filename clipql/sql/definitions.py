@@ -19,6 +19,7 @@ from clipql.index import definition
 from clipql.sql.execution import Step
 from clipql.sql.insert import insert
 from clipql.sql.planner import Planner, Rewritten
+from clipql.sql.safeguard import Ruling
 from clipql.storage.catalog import IndexEntry, Table
 from clipql.syntax import statements
 from clipql.syntax.lexer import tokenize
@@ -66,20 +67,19 @@ class Definitions:
         replaced = here if statement.or_replace else None
         if replaced is not None:  # made beside the old table, which stays until all of the new one is there
             table = schema.create(self._registry, INTERNAL, f"rewrite of {replaced.id}", definition, entries, params)
-            if table is None:
-                schema.drop(self._registry, replaced)
         elif exists:
             raise UnsupportedStatement(
                 f"{database}.{name.name} has no vector columns and the new table has: DROP it first"
             )
         else:
             table = schema.create(self._registry, database, name.name, definition, entries, params)
-        if table is None and like is not None:  # the copy of its shape, with plain columns
-            replace = "OR REPLACE " if statement.or_replace else ""
-            engine.run(f"CREATE {replace}TABLE {sql[name.start : name.end]} {definition}", user=True)
-            return Output(), None
         if table is None:
-            return self._passed_create(sql, statement, params)
+            if like is not None:  # the copy of its shape, with plain columns
+                replace = "OR REPLACE " if statement.or_replace else ""
+                sql = f"CREATE {replace}TABLE {sql[name.start : name.end]} {definition}"
+                statement = dataclasses.replace(statement, select=None)
+            make = partial(self._passed_create, sql, statement, params)
+            return schema.give_way(self._registry, replaced, make) if replaced else make()
         rows = None
         try:
             if select is not None:
@@ -99,6 +99,17 @@ class Definitions:
             planned = self._planner.rewrite(sql[at:], params)
             whole = dataclasses.replace(planned, sql=sql[:at] + planned.sql)
             return self._run(whole, sql, params, "Null", None)[0], None
+
+    def changing(self, ruling: Ruling, run: Callable[[], Output]) -> Output:
+        """Run a statement of ClickHouse's that takes the place of a table of ours, or empties some."""
+        for table in ruling.emptied:
+            self._indexes.rows.drop(table)
+            schema.truncate(self._registry, table)
+        if ruling.replaced is None:
+            return run()
+        output = schema.give_way(self._registry, ruling.replaced, run)
+        self._indexes.sweep()
+        return output
 
     def on_database(self, sql: str, statement: OnDatabase) -> Output:
         ours = [t for t in self._registry.catalog.tables if t.database == statement.database]

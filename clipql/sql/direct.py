@@ -54,8 +54,7 @@ def items(plan: Plan, whole: str) -> tuple[Item, ...] | None:
         return None
     if whole[: scope.whole.start].strip() or whole[scope.whole.end :].strip("; \n\t"):
         return None
-    order = scope.clauses["ORDER"]
-    if len(split_list(scope.tokens, order.first, order.last)) != 1 or len(plan.terms) != 1:
+    if not select.ordered_alone or len(plan.terms) != 1:
         return None
     found: list[Item] = []
     span = scope.clauses["SELECT"]

@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from clipql.encode.service import Batch
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, VectorError
+from clipql.sql.calls import alias_spans, inner_names
 from clipql.sql.planner import Planner
 from clipql.storage.catalog import Table
-from clipql.syntax.lexer import tokenize
-from clipql.syntax.scopes import scopes, split_list
+from clipql.syntax.lexer import matching, tokenize
+from clipql.syntax.scopes import Scope, scopes, split_list
+from clipql.syntax.sources import sources_of
 from clipql.syntax.statements import Insert
 from clipql.tables import shape
 from clipql.tables.registry import INTERNAL, ROW, Registry
@@ -168,34 +170,46 @@ def _stored_vectors(registry: Registry, select: str, names: Sequence[str]) -> tu
     outer = found[0] if found and not found[0].nested else None
     if outer is None or outer.whole.start != 0 or outer.whole.end != len(select):
         return select, {}
-    source, chosen = outer.within("FROM"), outer.within("SELECT")
-    if (
-        not chosen
-        or not source
-        or {"GROUP", "HAVING", "LIMIT 2"} & outer.clauses.keys()
-        or chosen[0].upper == "DISTINCT"
-    ):
+    entries, chosen = sources_of(outer).entries, outer.within("SELECT")
+    if not chosen or {"GROUP", "HAVING", "LIMIT 2"} & outer.clauses.keys() or chosen[0].upper == "DISTINCT":
         return select, {}
-    path = [t.name for t in source[::2]]
-    dotted = len(source) == 1 or (len(source) == 3 and source[1].text == ".")
-    if not dotted or not all(path) or (len(path) == 1 and path[0] in outer.names):
+    if len(entries) != 1 or entries[0].kind != "table" or entries[0].last < outer.clauses["FROM"].last:
         return select, {}
-    origin = registry.find(path[0] if len(path) == 2 else None, path[-1] or "")
+    entry = entries[0]
+    origin = None if entry.database is None and entry.name in outer.names else registry.find(entry.database, entry.name)
     if origin is None:
         return select, {}
-    span = outer.clauses["SELECT"]
-    items = [
-        outer.text[outer.tokens[a].start : outer.tokens[b - 1].end]
-        for a, b in split_list(outer.tokens, span.first, span.last)
-    ]
-    if items == ["*"]:
-        items = [quote_name(n) for n, _ in shape.insertable(registry.engine, origin)]
-    plain = {quote_name(c.name): c.name for c in origin.columns} | {c.name: c.name for c in origin.columns}
-    stored = {at: (origin, plain[item]) for at, item in enumerate(items) if item in plain}
+    paths = _item_paths(outer)
+    called = {(), (entry.called,)} | (set() if entry.alias else {(origin.database, origin.name)})
+    hidden = alias_spans(outer).keys() | inner_names(outer)
+    plain = {(*before, c.name): c.name for c in origin.columns for before in called if before or c.name not in hidden}
+    stored = {at: (origin, plain[path]) for at, (path, _) in enumerate(paths) if path in plain}
+    items = [text for _, text in paths]
     if not stored or len(items) != len(names):
         return select, {}
-    listed = [f"{ROW} AS {quote_name(f'{ROW} {at}')}" if at in stored else item for at, item in enumerate(items)]
+    span = outer.clauses["SELECT"]
+    row = f"{quote_name(entry.called)}.{ROW}"
+    listed = [f"{row} AS {quote_name(f'{ROW} {at}')}" if at in stored else item for at, item in enumerate(items)]
     return select[: span.start] + ", ".join(listed) + select[span.end :], stored
+
+
+def _item_paths(scope: Scope) -> list[tuple[tuple[str, ...], str]]:
+    """The items of SELECT as the names that they are made of, with their texts; a list COLUMNS(a, b) is many items.
+
+    An item that is no name has no names.
+    """
+    tokens, found = scope.tokens, []
+    span = scope.clauses["SELECT"]
+    for first, last in split_list(tokens, span.first, span.last):
+        listed = tokens[first].upper == "COLUMNS" and last - first > 3 and matching(tokens, first + 1) == last - 1
+        inside = split_list(tokens, first + 2, last - 1) if listed else [(first, last)]
+        if listed and any(t.kind == "string" for t in tokens[first:last]):
+            inside = [(first, last)]
+        for a, b in inside:
+            named = (b - a) % 2 == 1 and all(t.name if i % 2 == 0 else t.text == "." for i, t in enumerate(tokens[a:b]))
+            path = tuple(t.name or "" for t in tokens[a:b:2]) if named else ()
+            found.append((path, scope.text[tokens[a].start : tokens[b - 1].end]))
+    return found
 
 
 def _from_infile(

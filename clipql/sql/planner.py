@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from clipql.encode.service import Batch, Encoders
-from clipql.engine.quoting import quote_name
 from clipql.errors import QueryCancelled, QueryError
 from clipql.index.base import Candidates
 from clipql.sql import direct
@@ -24,19 +23,22 @@ from clipql.sql.encode_calls import Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
 from clipql.sql.filters import FilterMemory
 from clipql.sql.identity import Origins
+from clipql.sql.inline import inline
 from clipql.sql.joins import edits, recognise_join
 from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
 from clipql.sql.recognise import recognise
 from clipql.sql.settings import SearchOptions
+from clipql.sql.untouched import Untouched, untouched
+from clipql.sql.views import finder
 from clipql.syntax import scopes as sql_scopes
 from clipql.syntax.lexer import tokenize
 from clipql.syntax.scopes import Scope
-from clipql.tables import shape
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
 BY_DEFAULT = SearchOptions()
+Explained = Plan | JoinPlan | Untouched
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Planner:
         *,
         format: str | None = None,
     ) -> Rewritten:
-        """The statement with each vector search in it carried out; with `options.plan` False, only `*` is spelled out.
+        """The statement with each vector search in it carried out; with `options.plan` False, none is planned.
 
         Inner SELECTs come first, so that an outer one sees the text that will be run. format: of the result, where it
         may be answered from the row file.
@@ -80,14 +82,15 @@ class Planner:
         work = Work(encoded.sql, dict(encoded.params))
         constants = Constants(self._engine, encoded.params)
         origins = Origins(self._registry.find, encoded.models)
+        find = finder(self._registry, encoded.params)
         count = len(sql_scopes.scopes(work.sql, tokenize(work.sql)))
         for at in reversed(range(count)):
             scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
-            origins.check_pairs(scope)
-            star = self._star(scope)
-            if star:
-                work.edit([star])
+            merged = inline(scope, find) if options.plan else []
+            if merged:
+                work.edit(merged)
                 scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            origins.check_pairs(scope)
             moved = self._prewhere(scope)
             if moved:
                 work.edit(moved)
@@ -108,6 +111,9 @@ class Planner:
 
     def _join(self, planned: JoinPlan, work: Work) -> None:
         """Search for the pairs of a nearest-neighbour join, and edit the statement to join just those."""
+        if planned.kind == "as it is":
+            work.steps.append(Step(planned, planned.kind, planned.why))
+            return
         try:
             settings = sql_scopes.settings_in_force(work.sql, planned.join.scope)
             found = PairSearch(self._registry, planned, work.params, settings).find()
@@ -116,9 +122,7 @@ class Planner:
         except QueryCancelled:
             raise
         except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
-            found, changed, name = "ClickHouse refused a part of it on its own", [], ""
-        if isinstance(found, str):
-            work.steps.append(Step(planned, "as it is", found))
+            work.steps.append(Step(planned, "as it is", "ClickHouse refused a part of it on its own"))
             return
         pairs, cost = found
         work.tables[name] = pairs
@@ -142,18 +146,26 @@ class Planner:
         table = direct.answer(self._registry, self._indexes, planned, wanted, found, constants)
         return None if table is None else Direct(table, text)
 
-    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Plan | JoinPlan]:
-        """The plan of each SELECT that computes distances, outer ones first, with nothing searched."""
+    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Explained]:
+        """The plan of each SELECT that reads vectors, outer ones first, with nothing searched."""
         encoded = self.encoding.replace(sql, params, rows=False)
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
-        plans: list[Plan | JoinPlan] = []
-        for scope in sql_scopes.scopes(encoded.sql, tokenize(encoded.sql)):
+        plans: list[Explained] = []
+        work, find = Work(encoded.sql, {}), finder(self._registry, encoded.params)
+        for at in reversed(range(len(sql_scopes.scopes(work.sql, tokenize(work.sql))))):
+            scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            merged = inline(scope, find)
+            if merged:
+                work.edit(merged)
+                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
             join = recognise_join(scope, self._registry.find)
             select = None if join else recognise(scope, self._registry.find)
             if join:
-                plans.append(plan_join(join, self._indexes, options))
+                plans.insert(0, plan_join(join, self._indexes, options))
             elif select:
-                plans.append(plan(select, constants, self._indexes, options, origins))
+                plans.insert(0, plan(select, constants, self._indexes, options, origins))
+            elif left := untouched(scope, self._registry.find):
+                plans.insert(0, left)
         return plans
 
     def _prewhere(self, scope: Scope) -> list[tuple[int, int, str]]:
@@ -164,24 +176,3 @@ class Planner:
             return []
         where = scope.body("WHERE")
         return where_edits(scope, f"({scope.body('PREWHERE')})" + (f" AND ({where})" if where else ""))
-
-    def _star(self, scope: Scope) -> tuple[int, int, str] | None:
-        """The edit that spells `SELECT *` out, where ClickHouse would give the columns in another order.
-
-        It puts ALIAS columns, as vector columns are to it, behind all others.
-        """
-        select, source = scope.within("SELECT"), scope.within("FROM")
-        if len(select) != 1 or select[0].text != "*" or not source or not source[0].name:
-            return None
-        names = [t.name for t in source[::2]]
-        if len(source) == 1:
-            table = None if names[0] in scope.names else self._registry.find(None, names[0] or "")
-        elif len(source) == 3 and source[1].text == "." and names[1]:
-            table = self._registry.find(names[0], names[1])
-        else:
-            return None
-        columns = [n for n, _ in shape.insertable(self._engine, table)] if table else []
-        vectors = [n for n in columns if table and table.column(n)]
-        if not table or columns[len(columns) - len(vectors) :] == vectors:
-            return None
-        return select[0].start, select[0].end, ", ".join(quote_name(c) for c in columns)

@@ -21,6 +21,7 @@ from clipql.engine import chunks
 from clipql.engine.arrays import with_numbers
 from clipql.engine.arrow import arrow_stream
 from clipql.engine.embedded import Output
+from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index.base import Route
 from clipql.sql import explain, settings
@@ -30,8 +31,11 @@ from clipql.sql.direct import settings_allow
 from clipql.sql.execution import Direct, Step
 from clipql.sql.insert import insert, load
 from clipql.sql.planner import Planner, Rewritten
+from clipql.sql.safeguard import Safeguard, with_names
+from clipql.sql.stars import Stars
 from clipql.storage.catalog import Table
 from clipql.syntax import statements
+from clipql.syntax.lexer import Token
 from clipql.syntax.scopes import scopes
 from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set
@@ -65,7 +69,8 @@ class Session:
 
     def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
-        self._planner = Planner(registry, indexes, encoders)
+        self._planner, self._stars = Planner(registry, indexes, encoders), Stars(registry)
+        self._safeguard = Safeguard(registry)
         self._definitions = Definitions(registry, indexes, self._planner, self._fill, self._run)
         self.params: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
@@ -103,8 +108,10 @@ class Session:
         self, sql: str, params: Mapping[str, Any] | None, format: str, progress: Progress | None, sink: Sink | None
     ) -> Answer:
         began = time.perf_counter()
-        statement, _tokens = statements.classify(sql)
         given = {**self.params, **(params or {})}
+        ruling = self._safeguard.rule(with_names(sql, given))
+        sql = self._stars.spelled(ruling.text)
+        statement, tokens = statements.classify(sql)
         own: str | None = None
         steps: tuple[Step, ...] = ()
         rows: int | None = None
@@ -124,7 +131,10 @@ class Session:
             output = self._definitions.on_table(sql, statement, given, own or format)
         else:
             sql, own = settings.take_format(sql)
-            output = self._pass(sql, statement, given, own or format, progress)
+            output = self._definitions.changing(
+                ruling, partial(self._pass, sql, statement, given, own or format, progress)
+            )
+        self._note_temporary(tokens)
         return Answer(output, own or format, time.perf_counter() - began, steps, rows)
 
     def _pass(
@@ -137,23 +147,18 @@ class Session:
             )
         if statement.word == "CREATE":
             self._check_view(sql)
-        output = self._engine.query(sql, format, params=params, progress=progress, user=True)
-        self._note_temporary(sql, statement.word)
-        return output
+        return self._engine.query(sql, format, params=params, progress=progress, user=True)
 
-    def _note_temporary(self, sql: str, word: str) -> None:
+    def _note_temporary(self, tokens: Sequence[Token]) -> None:
         """A temporary table hides a table of ours of the same name, as it does in ClickHouse."""
-        tokens = statements.classify(sql)[1]
-        words = [t.upper for t in tokens]
-        if word not in ("CREATE", "DROP") or not {"TEMPORARY", "TEMP"} & set(words[:4]) or "TABLE" not in words:
+        words = [t.upper for t in tokens[:8]]
+        if not words or words[0] not in ("CREATE", "REPLACE", "DROP"):
             return
-        at = words.index("TABLE") + 1
-        while at < len(words) - 1 and words[at] in ("IF", "NOT", "EXISTS"):
-            at += 1
-        name = tokens[at].name
-        if name:
-            change = self._registry.hidden.add if word == "CREATE" else self._registry.hidden.discard
-            change(name)
+        named = {t.name for t in tokens[1:8] if t.name} if "TEMPORARY" in words else set()
+        hidden = self._registry.hidden
+        for name in hidden | {n for n in named if self._registry.catalog.table(self._registry.database, n)}:
+            there = self._engine.scalar(f"EXISTS TEMPORARY TABLE {quote_name(name)}", user=True)
+            (hidden.add if there else hidden.discard)(name)
 
     def _check_view(self, sql: str) -> None:
         """Refuse a materialized view that reads a table of ours: rows move into such a table past its views."""
@@ -190,9 +195,10 @@ class Session:
         if isinstance(statement, Explain):
             lines = self._definitions.explained(statement.query)
             if lines is None and options.plan:
-                lines = explain.describe(self._planner.plans(text, params, options))
+                lines = explain.describe(self._planner.plans(select_of(text), params, options))
             if not lines:
-                return self._engine.query(f"EXPLAIN {text}", format, params=params, user=True), ()
+                text, listing = self._listed(text) if "clipql" in text else (text, {})
+                return self._engine.query(f"EXPLAIN {text}", format, params=params, tables=listing, user=True), ()
             table = pa.table({"explain": lines})
             return self._engine.query(
                 "SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True
@@ -288,7 +294,7 @@ class Session:
     def load(self, sql: str, format: str, data: Iterable[bytes]) -> Answer:
         """Run `INSERT INTO table … FORMAT name`, or `… VALUES`, with the data apart, in pieces. Raises ClipqlError."""
         began = time.perf_counter()
-        sql = respelled(sql, self._defined)
+        sql = respelled(self._stars.spelled(self._safeguard.rule(sql).text), self._defined)
         statement, _tokens = statements.classify(sql)
         if not isinstance(statement, Insert):
             raise QueryError(f"{sql[:100]}: expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")
@@ -305,6 +311,16 @@ class Session:
             rows = fill()
             self._indexes.after_insert(table.id)
             return rows
+
+
+def select_of(sql: str) -> str:
+    """The SELECT whose rows an INSERT or CREATE takes; the statement itself where it is one."""
+    inner, _ = statements.classify(sql)
+    if isinstance(inner, Insert):
+        return sql[inner.body :] if inner.source == "SELECT" else ""
+    if isinstance(inner, CreateTable):
+        return sql[inner.select :] if inner.select is not None else ""
+    return sql
 
 
 def _parameter(text: str) -> str:

@@ -143,9 +143,9 @@ class Table:
 class Pending:
     """A change under way, written before its first step and cleared after its last, so that open can finish it.
 
-    kind: 'insert', 'create', 'drop', 'truncate', 'rename', 'alter' or 'rewrite'. before / after: the table as it was
-    and as it shall be (None where it does not exist then). definitions: for 'alter', the shape and the physical table
-    as they were, as CREATE statements.
+    kind: 'insert', 'create', 'drop', 'replace', 'truncate', 'rename', 'alter' or 'rewrite'. before / after: the table
+    as it was and as it shall be (None where it does not exist then). definitions: for 'alter', the shape and the
+    physical table as they were, as CREATE statements.
     """
 
     kind: str

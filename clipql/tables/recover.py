@@ -34,6 +34,7 @@ def settle(registry: Registry) -> None:
         "insert": _insert,
         "create": _create,
         "drop": _drop,
+        "replace": _replace,
         "truncate": _truncate,
         "rename": _rename,
         "alter": _alter,
@@ -215,6 +216,22 @@ def _create(registry: Registry, pending: Pending) -> None:
 def _drop(registry: Registry, pending: Pending) -> None:
     table = pending.before
     assert table is not None, "a drop has a table before"
+    _remove(registry, table)
+
+
+def _replace(registry: Registry, pending: Pending) -> None:
+    """Something of ClickHouse's was taking the place of a table: where it has come, the table goes, wherever it is."""
+    table = pending.before
+    assert table is not None, "a replace has a table before"
+    if _is_there(registry, table):
+        _done(registry, table)
+        return
+    aside = registry.engine.arrow(
+        f"SELECT database, name FROM system.tables WHERE database != '{INTERNAL}' AND engine LIKE '%MergeTree' "
+        f"AND position(create_table_query, {quote_string(FUNCTION + chr(40) + chr(39) + table.id + '/')}) > 0"
+    )
+    for row in aside.to_pylist():
+        registry.engine.run(f"DROP TABLE {quote_name(row['database'])}.{quote_name(row['name'])} SYNC")
     _remove(registry, table)
 
 

@@ -25,7 +25,7 @@ from clipql.storage import catalog as manifest
 from clipql.storage.catalog import Catalog, Table
 from clipql.storage.vectors.store import ColumnStore
 from clipql.syntax.lexer import tokenize
-from clipql.tables.gate import Gate
+from clipql.tables.read_write_lock import ReadWriteLock
 
 # holds an empty table of each shape (the columns as the user wrote them) and rows on their way into a table
 INTERNAL = "clipql_internal"
@@ -55,7 +55,7 @@ class Registry:
 
     def __init__(self, folder: Path, engine: Engine, catalog: Catalog) -> None:
         self.folder, self.engine, self._catalog = folder, engine, catalog
-        self.write_lock, self.gate = threading.RLock(), Gate()
+        self.write_lock, self.gate = threading.RLock(), ReadWriteLock()
         self._stores: dict[str, ColumnStore] = {}
         self._alive: dict[str, tuple[int, NDArray[np.bool_] | None]] = {}
         self._versions: dict[str, int] = {}

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement, VectorIndexError
 from clipql.index import definition
 from clipql.storage.catalog import IndexEntry, Pending, Table
-from clipql.syntax.lexer import Token
+from clipql.syntax.lexer import Token, matching
 from clipql.syntax.scopes import split_list
 from clipql.tables import parts, recover, shape
 from clipql.tables.indexes import Indexes, check_column, unbuilt
 from clipql.tables.registry import INTERNAL, Registry
 
+Made = TypeVar("Made")
 # parts of ALTER that only touch rows: the shape has none
 _ROW_CHANGES = {"DELETE", "UPDATE", "MATERIALIZE", "DROP PARTITION", "DROP PART", "CLEAR", "APPLY"}
-_REFUSED = {"ATTACH", "REPLACE", "MOVE", "FETCH", "FREEZE", "UNFREEZE", "EXPORT"}
+_REFUSED = {"ATTACH", "DETACH", "REPLACE", "MOVE", "FETCH", "FREEZE", "UNFREEZE", "EXPORT"}
 
 
 def new_id(registry: Registry, name: str) -> str:
@@ -94,6 +94,18 @@ def drop(registry: Registry, table: Table) -> None:
         recover.settle(registry)
 
 
+def give_way(registry: Registry, table: Table, make: Callable[[], Made]) -> Made:
+    """Have ClickHouse put something else in the place of a table; its vectors go once that is done."""
+    with registry.write_lock, registry.gate.writing():
+        recover.settle(registry)
+        table = registry.current(table)
+        registry.save(registry.catalog.with_pending(Pending("replace", table, None)))
+        try:
+            return make()
+        finally:
+            recover.settle(registry)
+
+
 def drop_if_there(registry: Registry, table: Table) -> None:
     """Remove a table that was being made, where something went wrong on the way."""
     with contextlib.suppress(Exception):
@@ -144,10 +156,24 @@ def alter(
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
         table = registry.current(table)
-        for a, b in split_list(list(tokens), first, len(tokens)):
+        for a, b, tail in _commands(list(tokens), first):
             if not _alter_index(indexes, table, list(tokens), a, b, sql):
-                _alter_one(registry, table, list(tokens[a:b]), sql[tokens[a].start : tokens[b - 1].end], params)
+                command = sql[tokens[a].start : tokens[b - 1].end]
+                after = f" {sql[tokens[tail].start : tokens[-1].end]}" if tail < len(tokens) else ""
+                _alter_one(registry, table, list(tokens[a:b]), command, after, params)
             table = registry.catalog.by_id(table.id) or table
+
+
+def _commands(tokens: list[Token], first: int) -> list[tuple[int, int, int]]:
+    """The changes of an ALTER, as [first, last) tokens without brackets, and where SETTINGS for all of them begin."""
+    if tokens[first].text != "(":
+        return [(a, b, len(tokens)) for a, b in split_list(tokens, first, len(tokens))]
+    found, at = [], first
+    while at < len(tokens) and tokens[at].text == "(":
+        close = matching(tokens, at)
+        found.append((at + 1, close))
+        at = close + 2 if close + 1 < len(tokens) and tokens[close + 1].text == "," else close + 1
+    return [(a, b, at) for a, b in found]
 
 
 def _alter_index(indexes: Indexes, table: Table, tokens: list[Token], first: int, last: int, sql: str) -> bool:
@@ -181,7 +207,9 @@ def _has_plain_index(registry: Registry, table: Table, name: str) -> bool:
     return bool(registry.engine.scalar(f"SELECT count() FROM system.data_skipping_indices WHERE {where}"))
 
 
-def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: str, params: Mapping[str, Any]) -> None:
+def _alter_one(
+    registry: Registry, table: Table, tokens: list[Token], command: str, after: str, params: Mapping[str, Any]
+) -> None:
     words = [t.upper for t in tokens]
     verb = words[0]
     run = partial(registry.engine.run, params=params, user=True)
@@ -194,8 +222,8 @@ def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: s
             "use INSERT INTO … SELECT"
         )
     if verb == "UPDATE":
-        changed = next((t.name for t, n in itertools.pairwise(tokens) if n.text == "=" and t.name), None)
-        if changed and table.column(changed):
+        changed = next((n for n in _assigned(tokens) if table.column(n)), None)
+        if changed:
             raise UnsupportedStatement(
                 f"{changed} is a vector column and vectors are not updated in place: insert the row anew and delete "
                 "the old one"
@@ -204,7 +232,7 @@ def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: s
         raise UnsupportedStatement(f"{column.name} is a vector column, and a vector cannot be empty: delete the rows")
     if verb in _ROW_CHANGES or " ".join(words[:2]) in _ROW_CHANGES:
         with _mutating(registry, table):
-            run(f"{on_physical} {command}")
+            run(f"{on_physical} {command}{after}")
         return
     if (column and verb == "MODIFY") or (column and verb == "ALTER"):
         raise UnsupportedStatement(f"{column.name} is a vector column; it can be renamed or dropped, not modified")
@@ -212,14 +240,24 @@ def _alter_one(registry: Registry, table: Table, tokens: list[Token], command: s
         _alter_vectors(registry, table, column.name, tokens[-1].name if verb == "RENAME" else None)
         return
     if " ".join(words[:2]) in ("MODIFY ORDER", "RESET SETTING"):
-        run(f"{on_shape} {command}")
+        run(f"{on_shape} {command}{after}")
         return
     with _altering(registry, table, table) as verify:
-        run(f"{on_shape} {command}")
+        run(f"{on_shape} {command}{after}")
         verify()
         shape.check_computed(registry.engine, table)
         if not (verb == "ADD" and not table.rows and _added_vectors(registry, table, named)):
-            run(f"{on_physical} {command}")
+            run(f"{on_physical} {command}{after}")
+
+
+def _assigned(tokens: list[Token]) -> list[str]:
+    """The columns that UPDATE assigns to."""
+    ends = (i for i, t in enumerate(tokens) if t.upper == "WHERE")
+    return [
+        tokens[a].name or ""
+        for a, b in split_list(tokens, 1, next(ends, len(tokens)))
+        if b - a > 2 and tokens[a + 1].text == "="
+    ]
 
 
 @contextlib.contextmanager
@@ -277,14 +315,15 @@ def _alter_vectors(registry: Registry, table: Table, name: str, new_name: str | 
     if new_name is not None:
         kept = tuple(dataclasses.replace(c, name=new_name) if c.name == name else c for c in table.columns)
     indexes = tuple(
-        dataclasses.replace(i, column=new_name) if new_name and i.column == name else i
+        dataclasses.replace(i, column=new_name) if new_name is not None and i.column == name else i
         for i in table.indexes
-        if new_name or i.column != name
+        if new_name is not None or i.column != name
     )
     after = dataclasses.replace(table, columns=kept, indexes=indexes)
-    command = (
-        f"RENAME COLUMN {quote_name(name)} TO {quote_name(new_name)}" if new_name else f"DROP COLUMN {quote_name(name)}"
-    )
+    if new_name is None:
+        command = f"DROP COLUMN {quote_name(name)}"
+    else:
+        command = f"RENAME COLUMN {quote_name(name)} TO {quote_name(new_name)}"
     with _altering(registry, table, after) as verify:
         registry.engine.run(f"ALTER TABLE {registry.shape(table)} {command}")
         verify()

@@ -1,0 +1,126 @@
+"""What stands in a FROM clause: tables, table functions and SELECTs, and how they are joined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from clipql.syntax.lexer import Token, matching
+from clipql.syntax.scopes import Scope
+
+# words that follow a table or stand between two, and so are no alias
+_WORDS = {"JOIN", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "ANY", "ASOF", "SEMI", "ANTI", "ALL", "GLOBAL", "LOCAL",
+          "PASTE", "NATURAL", "ARRAY", "OUTER", "ONLY", "ON", "USING", "FINAL", "SAMPLE", "STREAM"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One table, table function or SELECT of a FROM clause.
+
+    kind: 'table', 'function' or 'select'. name: of the table or function. whole: its tokens [first, last), with its
+    alias, FINAL and SAMPLE. plain: whether the alias, if any, names no columns.
+    """
+
+    kind: str
+    database: str | None
+    name: str
+    alias: str | None
+    first: int
+    last: int
+    plain: bool = True
+
+    @property
+    def called(self) -> str:
+        """The name that the SELECT calls it by; empty where it has none."""
+        return self.alias or (self.name if self.kind == "table" else "")
+
+
+@dataclass
+class Sources:
+    """entries: in the order of the text. words: how they are joined, as capitals: 'USING', 'ARRAY', 'NATURAL', …"""
+
+    entries: list[Entry] = field(default_factory=list)
+    words: set[str] = field(default_factory=set)
+
+
+def sources_of(scope: Scope) -> Sources:
+    """The sources of a SELECT."""
+    found = Sources()
+    span = scope.clauses.get("FROM")
+    if span:
+        _read(scope.tokens, span.first, span.last, found)
+    return found
+
+
+def _read(tokens: list[Token], at: int, last: int, found: Sources) -> None:
+    expect, array = True, False
+    while at < last:
+        token = tokens[at]
+        if token.kind == "symbol" and token.text in "([{" and not expect:
+            at = matching(tokens, at) + 1
+        elif token.upper in _WORDS and (not expect or token.upper in ("ARRAY", "LEFT")):
+            found.words.add(token.upper)
+            if token.upper == "ARRAY":
+                array = True
+            elif token.upper == "JOIN":
+                array = tokens[at - 1].upper == "ARRAY"
+                expect = not array
+            at += 1
+        elif token.text == "," and token.kind == "symbol":
+            if not array:
+                found.words.add(",")
+                expect = True
+            at += 1
+        elif expect:
+            at, expect = _entry(tokens, at, last, found), False
+        else:
+            at += 1
+
+
+def _entry(tokens: list[Token], at: int, last: int, found: Sources) -> int:
+    first, token = at, tokens[at]
+    database, name, kind = None, "", "select"
+    if token.text == "(":
+        close = min(matching(tokens, at), last)
+        if (
+            at + 1 < close
+            and tokens[at + 1].upper not in ("SELECT", "WITH", "FROM", "EXPLAIN", "VALUES")
+            and (_is_joined(tokens, at + 1, close))
+        ):
+            found.words.add("(")
+            _read(tokens, at + 1, close, found)
+            return close + 1
+        at = close + 1
+    elif token.name:
+        name, kind, at = token.name, "table", at + 1
+        if at + 1 < last and tokens[at].text == "." and tokens[at + 1].name:
+            database, name, at = name, tokens[at + 1].name or "", at + 2
+        if at < last and tokens[at].text == "(":
+            kind, at = "function", matching(tokens, at) + 1
+    else:  # a parameter that stands for a name, or what is not understood
+        kind, at = "function", matching(tokens, at) + 1
+    alias, plain = None, True
+    if at + 1 < last and tokens[at].upper == "AS":
+        alias, at = tokens[at + 1].name, at + 2
+    elif at < last and tokens[at].name and (tokens[at].kind == "quoted" or tokens[at].upper not in _WORDS):
+        alias, at = tokens[at].name, at + 1
+    if alias is not None and at < last and tokens[at].text == "(":
+        plain, at = False, matching(tokens, at) + 1
+    if at < last and tokens[at].upper == "FINAL":
+        at += 1
+    if at < last and tokens[at].upper == "SAMPLE":
+        at += 1
+        while at < last and (tokens[at].kind == "number" or tokens[at].text == "/" or tokens[at].upper == "OFFSET"):
+            at += 1
+    found.entries.append(Entry(kind, database, name, alias, first, at, plain))
+    return at
+
+
+def _is_joined(tokens: list[Token], first: int, last: int) -> bool:
+    """Whether brackets hold tables that are joined, and not a SELECT in brackets of its own."""
+    if tokens[first].name:
+        return True
+    return (
+        tokens[first].text == "("
+        and matching(tokens, first) + 1 < last
+        and not any(t.upper in ("UNION", "INTERSECT", "EXCEPT") for t in tokens[matching(tokens, first) + 1 : last])
+    )
