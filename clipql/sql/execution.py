@@ -270,9 +270,9 @@ class Execution:
         if len(values) > max(INLINE, table.rows // SPARSE):
             every = np.full(table.rows, np.nan)
             every[found.rows] = values
-            text = f"{self._array(every)}[{row} + 1]"
+            text = f"assumeNotNull({self._array(every)}[{row} + 1])"
         else:
-            text = f"transform({row}, {numbers}, {self._array(values)}, nan)"
+            text = f"assumeNotNull(transform({row}, {numbers}, {self._array(values)}, nan))"
         return f"toFloat32({text})" if vector.narrow_for(call.metric) else text
 
     def _may_replace(self, call: Call) -> bool:
