@@ -86,6 +86,9 @@ class Database:
         self._session = Session(self._registry, self._indexes, self.encoders)
         self._closing = threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}{', closed' if self._closed else ''})"
+
     def sql(self, text: str, /, **params: Any) -> Result:
         """Run one statement, or several with semicolons between them, and return the last one's result.
 

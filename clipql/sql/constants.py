@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.brief import Brief
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError, VectorError
@@ -26,8 +27,8 @@ _NARROW = {"Float32", "BFloat16", "UInt8", "Int8", "UInt16", "Int16", "Bool"}
 _COMPUTED = _NARROW | {"Float64", "UInt32", "Int32", "UInt64", "Int64"}
 
 
-@dataclass(frozen=True)
-class QueryVector:
+@dataclass(frozen=True, repr=False)
+class QueryVector(Brief):
     """float64 (d,) values, whether ClickHouse computes distances to it in Float32 rather than Float64, and whether they
     are integers or BFloat16.
     """

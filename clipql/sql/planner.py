@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from clipql.brief import Brief
 from clipql.encode.service import Batch, Encoders
 from clipql.errors import QueryCancelled, QueryError
 from clipql.index.base import Candidates
@@ -41,8 +42,8 @@ BY_DEFAULT = SearchOptions()
 Explained = Plan | JoinPlan | Untouched
 
 
-@dataclass(frozen=True)
-class Rewritten:
+@dataclass(frozen=True, repr=False)
+class Rewritten(Brief):
     """A statement as ClickHouse shall run it, with the parameters and Arrow tables that it needs besides the user's.
 
     batches: vectors that its rows will ask for; they go when this does. answer: all of the result, where the row file

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from clipql.brief import Brief
 from clipql.encode.service import Encoders
 from clipql.engine import chunks
 from clipql.engine.arrays import with_numbers
@@ -48,8 +49,8 @@ Sink = Callable[[bytes], None]
 _ROUTES: ContextVar[Sequence[Route]] = ContextVar("clipql_routes", default=())
 
 
-@dataclass(frozen=True)
-class Answer:
+@dataclass(frozen=True, repr=False)
+class Answer(Brief):
     """What a statement gave: ClickHouse's output in the format that was asked for, and the vector searches in it.
 
     format: the format of the output, which is the statement's own where it names one. rows: rows inserted.
