@@ -93,12 +93,13 @@ class Database:
         params: values for `{name:Type}`, numpy arrays among them. Raises QueryError with ClickHouse's code, or another
         ClipqlError.
         """
-        statements = split_statements(text)
+        statements = split_statements(text) if ";" in text else [text] if text.strip() else []
         if not statements:
             raise QueryError("there is no statement in the text")
         for statement in statements[:-1]:
             self.execute(statement, params, format="Null")
-        answer = self.execute(statements[-1], params)
+        self._check_open()
+        answer = self._session.execute(statements[-1], params, as_table=True)
         output = answer.output
         stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards)
         if answer.format == "ArrowStream":
@@ -114,10 +115,13 @@ class Database:
         progress: Progress | None = None,
     ) -> Answer:
         """Run one statement and return its output in a ClickHouse format, unless it names its own."""
+        self._check_open()
+        return self._session.execute(statement, params, format=format, progress=progress)
+
+    def _check_open(self) -> None:
         Engine.refuse_fork()
         if self._closed:
             raise QueryError(f"the database {self.path} is closed")
-        return self._session.execute(statement, params, format=format, progress=progress)
 
     def session(self) -> Session:
         """A session of its own on this database; what it SETs stays apart only where `Engine.act` says who acts."""
