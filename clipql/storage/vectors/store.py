@@ -20,6 +20,8 @@ from clipql.storage.catalog import Segment, VectorColumn
 from clipql.storage.vectors import segments
 from clipql.storage.vectors.metrics import Metric
 
+_Piece = tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]
+
 
 class ColumnStore:
     """The mapped segments of a vector column. Rows are float16 or float32, as stored.
