@@ -86,6 +86,7 @@ class Database:
         self.encoders.register(self._engine)
         self._session = Session(self._registry, self._indexes, self.encoders)
         self._closing = threading.Lock()
+        self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
 
     def sql(self, text: str, /, **params: Any) -> Result:
         """Run one statement, or several with semicolons between them, and return the last one's result.
@@ -214,13 +215,17 @@ class Database:
         return Searched(known.full_name, self._registry.physical(known), vectors, plain)
 
     def _plain_columns(self, id: str) -> list[str]:
-        table = self._registry.catalog.by_id(id)
-        names = self._engine.arrow(
-            f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {{id:String}} "
-            "ORDER BY position",
-            params={"id": id},
-        )
-        return [n for n in names.column(0).to_pylist() if table is None or table.column(n) is None]
+        table, state = self._registry.catalog.by_id(id), (self._registry.catalog.serial, self._registry.changes)
+        known = self._plain.get(id)
+        if known is None or known[0] != state:
+            names = self._engine.arrow(
+                f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {{id:String}} "
+                "ORDER BY position",
+                params={"id": id},
+            )
+            found = [n for n in names.column(0).to_pylist() if table is None or table.column(n) is None]
+            known = self._plain[id] = state, found
+        return list(known[1])
 
     def ingest(
         self, source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, table: str = "laion", **options: Any
