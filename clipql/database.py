@@ -85,6 +85,7 @@ class Database:
         self.encoders.register(self._engine)
         self._session = Session(self._registry, self._indexes, self.encoders)
         self._closing = threading.Lock()
+        self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}{', closed' if self._closed else ''})"
@@ -95,12 +96,13 @@ class Database:
         params: values for `{name:Type}`, numpy arrays among them. Raises QueryError with ClickHouse's code, or another
         ClipqlError.
         """
-        statements = split_statements(text)
+        statements = split_statements(text) if ";" in text else [text] if text.strip() else []
         if not statements:
             raise QueryError("there is no statement in the text")
         for statement in statements[:-1]:
             self.execute(statement, params, format="Null")
-        answer = self.execute(statements[-1], params)
+        self._check_open()
+        answer = self._session.execute(statements[-1], params, as_table=True)
         output = answer.output
         stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards)
         if answer.format == "ArrowStream":
@@ -116,10 +118,13 @@ class Database:
         progress: Progress | None = None,
     ) -> Answer:
         """Run one statement and return its output in a ClickHouse format, unless it names its own."""
+        self._check_open()
+        return self._session.execute(statement, params, format=format, progress=progress)
+
+    def _check_open(self) -> None:
         Engine.refuse_fork()
         if self._closed:
             raise QueryError(f"the database {self.path} is closed")
-        return self._session.execute(statement, params, format=format, progress=progress)
 
     def session(self) -> Session:
         """A session of its own on this database; what it SETs stays apart only where `Engine.act` says who acts."""
@@ -212,13 +217,17 @@ class Database:
         return Searched(known.full_name, self._registry.physical(known), vectors, plain)
 
     def _plain_columns(self, id: str) -> list[str]:
-        table = self._registry.catalog.by_id(id)
-        names = self._engine.arrow(
-            f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {{id:String}} "
-            "ORDER BY position",
-            params={"id": id},
-        )
-        return [n for n in names.column(0).to_pylist() if table is None or table.column(n) is None]
+        table, state = self._registry.catalog.by_id(id), (self._registry.catalog.serial, self._registry.changes)
+        known = self._plain.get(id)
+        if known is None or known[0] != state:
+            names = self._engine.arrow(
+                f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {{id:String}} "
+                "ORDER BY position",
+                params={"id": id},
+            )
+            found = [n for n in names.column(0).to_pylist() if table is None or table.column(n) is None]
+            known = self._plain[id] = state, found
+        return list(known[1])
 
     def ingest(
         self, source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, table: str = "laion", **options: Any

@@ -114,7 +114,7 @@ def _check_row_values(registry: Registry, table: Table, tally: Tally, *, deep: b
                 f"AND {ROW} < {min(start + BATCH_ROWS, entry.rows)} ORDER BY {ROW}"
             )
             rows = there.column(0).to_pylist()
-            if rows and repr(reader.take(rows).to_pylist()) != repr(there.to_pylist()):
+            if rows and repr(reader.table(rows).to_pylist()) != repr(there.to_pylist()):
                 raise ClipqlError(f"{reader.folder} differs from ClickHouse's rows {rows[0]:,} to {rows[-1]:,}")
     except ClipqlError as error:
         tally.add("row file", table.full_name, str(error), rebuild_rows(table))

@@ -25,6 +25,7 @@ from clipql.index import definition
 from clipql.sql import settings
 from clipql.sql.encode_calls import Encoding
 from clipql.sql.execution import Step
+from clipql.sql.prepared import Asked
 from clipql.sql.session import Answer, Progress, Session, Sink, select_of
 from clipql.storage.catalog import Table
 from clipql.syntax import statements
@@ -89,7 +90,13 @@ class ClusterSession(Session):
         return shape.table if shape else None
 
     def _execute(
-        self, sql: str, params: Mapping[str, Any] | None, format: str, progress: Progress | None, sink: Sink | None
+        self,
+        sql: str,
+        params: Mapping[str, Any] | None,
+        format: str,
+        progress: Progress | None,
+        sink: Sink | None,
+        asked: Asked | None = None,
     ) -> Answer:
         self._told.shards = None
         statement, _ = statements.classify(sql)
@@ -106,7 +113,7 @@ class ClusterSession(Session):
             return self._on_table(sql, statement, shape, params, format)
         if isinstance(statement, OnDatabase) and any(s.database == statement.database for s in self._cluster.shapes()):
             raise UnsupportedStatement(f"{statement.verb} DATABASE {statement.database}: drop its sharded tables first")
-        answer = super()._execute(sql, params, format, progress, sink)
+        answer = super()._execute(sql, params, format, progress, sink, asked)
         return replace(answer, shards=self._told.shards)
 
     def _named(self, name: TableName) -> Shape | None:
@@ -180,10 +187,11 @@ class ClusterSession(Session):
         format: str,
         progress: Progress | None,
         sink: Sink | None,
+        asked: Asked | None = None,
     ) -> tuple[Output, tuple[Step, ...]]:
         text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
         if not self._cluster.scatter_gather.concerns(text):
-            return super()._read(sql, statement, params, format, progress, sink)
+            return super()._read(sql, statement, params, format, progress, sink, asked)
         ours = {n: settings.checked(n, v) for n, v in {**self.settings, **own}.items()}
         inner = select_of(text) if isinstance(statement, Explain) else text
         encoded = self._encoding.replace(inner, params, rows=False)

@@ -28,6 +28,7 @@ from clipql.sql.inline import inline
 from clipql.sql.joins import edits, recognise_join
 from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
+from clipql.sql.prepared import Asked, Repeats, prepare
 from clipql.sql.recognise import recognise
 from clipql.sql.settings import SearchOptions
 from clipql.sql.untouched import Untouched, untouched
@@ -64,6 +65,7 @@ class Planner:
     def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
         self._memory = FilterMemory(registry)
+        self.repeats = Repeats(registry, indexes, encoders, self._memory)
         self.encoding = Encoding(registry.engine, encoders, registry.find, lambda: registry.catalog.tables)
 
     def rewrite(
@@ -73,11 +75,12 @@ class Planner:
         options: SearchOptions = BY_DEFAULT,
         *,
         format: str | None = None,
+        asked: Asked | None = None,
     ) -> Rewritten:
         """The statement with each vector search in it carried out; with `options.plan` False, none is planned.
 
         Inner SELECTs come first, so that an outer one sees the text that will be run. format: of the result, where it
-        may be answered from the row file.
+        may be answered from the row file. asked: the statement as it may come again, to be kept.
         """
         encoded = self.encoding.replace(sql, params)
         work = Work(encoded.sql, dict(encoded.params))
@@ -103,10 +106,15 @@ class Planner:
             select = recognise(scope, self._registry.find) if options.plan else None
             if select:
                 planned = plan(select, constants, self._indexes, options, origins)
-                answer = partial(self._answer, planned, direct.items(planned, work.sql), constants, format)
+                items, text = direct.items(planned, work.sql), work.sql
+                answer = partial(self._answer, planned, items, constants, format)
                 Execution(self._registry, self._indexes.rows, self._memory, planned, work).run(
                     answer if format else no_answer
                 )
+                if asked and format and items and work.answer and len(work.steps) == 1:
+                    kept = prepare(asked, planned, items, encoded, work.answer, self._registry, sql=text, format=format)
+                    if kept:
+                        self.repeats.keep(asked, kept)
         steps = tuple(reversed(work.steps))
         return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer)
 
@@ -144,7 +152,9 @@ class Planner:
         text = None if format == "ArrowStream" else direct.as_select(self._indexes, planned, wanted, "clipql_answer")
         if text is None and format != "ArrowStream":
             return None
-        table = direct.answer(self._registry, self._indexes, planned, wanted, found, constants)
+        offset = planned.select.offset
+        skipped = int(constants.number(offset) or 0) if offset else 0
+        table = direct.answer(self._registry, self._indexes, planned, wanted, found, skipped)
         return None if table is None else Direct(table, text)
 
     def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Explained]:

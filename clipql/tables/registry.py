@@ -59,6 +59,7 @@ class Registry:
         self._stores: dict[str, ColumnStore] = {}
         self._alive: dict[str, tuple[int, NDArray[np.bool_] | None]] = {}
         self._versions: dict[str, int] = {}
+        self.changes = 0  # statements so far that may have changed what a name or a setting means
         self._traits: dict[str, tuple[int, Traits]] = {}
         self.seen_parts: dict[tuple[str, str], frozenset[str]] = {}
         for table in catalog.tables:

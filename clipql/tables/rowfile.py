@@ -18,11 +18,13 @@ import mmap
 import shutil
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
 from clipql.errors import ClipqlError, DatabaseDamaged
 from clipql.storage import files
@@ -32,6 +34,23 @@ from clipql.tables.registry import Registry
 from clipql.tables.rowwriter import PLACES, ROWS, RowWriter, described, schema_of, stored_rows, types_of
 
 KEPT_BATCHES = 4096  # open at once; they are mapped, not read
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A batch that has been read. numbers: its row numbers, uint64 (rows,); dense: no number is left out."""
+
+    columns: Sequence[pa.Array]
+    numbers: NDArray[np.uint64]
+    first: int
+    rows: int
+    dense: bool
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> _Opened:
+        numbers = batch.column(0).to_numpy()
+        first, last = (int(numbers[0]), int(numbers[-1])) if len(numbers) else (0, -1)
+        return cls(batch.columns, numbers, first, len(numbers), last - first + 1 == len(numbers))
 
 
 class RowReader:
@@ -57,28 +76,47 @@ class RowReader:
         self.types = types_of(self.schema)
         before = older.columns if older else None
         self.columns: ColumnReader = ColumnReader(folder, listing["columns"], before)
-        self._batches: dict[int, pa.RecordBatch] = dict(older._batches) if older else {}
+        self._batches: dict[int, _Opened] = dict(older._batches) if older else {}
+        self._column_at = {name: i for i, name in enumerate(self.schema.names)}
         self._guard = threading.Lock()
 
-    def take(self, rows: Sequence[int]) -> pa.Table:
-        """These rows, in this order, with all stored columns."""
-        pieces = []
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> dict[str, pa.Array]:
+        """These columns of these rows, in this order, by name."""
+        wanted = dict.fromkeys(columns)
         numbers = (np.searchsorted(self._places["first"], np.asarray(rows, np.uint64), side="right") - 1).tolist()
         self._ask_disk(numbers)
+        places: list[tuple[_Opened, int]] = []
         for row, number in zip(rows, numbers, strict=True):
-            batch = self._batch(number)
-            at = row - int(self._places["first"][number])
-            if at >= batch.num_rows or batch.column(0)[at].as_py() != row:  # rows before it were deleted
-                at = int(np.searchsorted(batch.column(0).to_numpy(), row))
-            if at >= batch.num_rows or batch.column(0)[at].as_py() != row:
+            opened = self._opened(number)
+            at = row - opened.first
+            if not opened.dense:  # rows before it were deleted
+                at = int(np.searchsorted(opened.numbers, row))
+                if at < opened.rows and int(opened.numbers[at]) != row:
+                    at = opened.rows
+            if at >= opened.rows:
                 raise DatabaseDamaged(f"{self.folder} has no row {row}, which it should cover")
-            pieces.append(batch.slice(at, 1))
-        return pa.Table.from_batches(pieces, self.schema).combine_chunks()
+            places.append((opened, at))
+        found: dict[str, pa.Array] = {}
+        for name in wanted:
+            column = self._column_at[name]
+            pieces = [opened.columns[column].slice(at, 1) for opened, at in places]
+            kind = self.schema.field(column).type
+            if not pieces:
+                found[name] = pa.array([], kind)
+            elif pa.types.is_dictionary(kind):
+                found[name] = pa.chunked_array(pieces, kind).unify_dictionaries().combine_chunks()
+            else:
+                found[name] = pa.concat_arrays(pieces)
+        return found
+
+    def table(self, rows: Sequence[int]) -> pa.Table:
+        """All stored columns of these rows, in this order."""
+        return pa.Table.from_arrays(list(self.take(rows, self.schema.names).values()), schema=self.schema)
 
     def _ask_disk(self, numbers: Sequence[int]) -> None:
         """Have the batches read that are not open yet, side by side."""
-        for number in set(numbers):
-            if number not in self._batches and self._data is not None:
+        for number in set(numbers) - self._batches.keys():
+            if self._data is not None:
                 place = self._places[number]
                 start = int(place["start"]) // mmap.PAGESIZE * mmap.PAGESIZE
                 self._data.madvise(mmap.MADV_WILLNEED, start, int(place["end"]) - start)
@@ -87,10 +125,10 @@ class RowReader:
         """Read everything. Raises DatabaseDamaged, naming the first file that is not what was written."""
         self._batches.clear()
         for number in range(len(self._places)):
-            self._batch(number)
+            self._opened(number)
         self.columns.verify()
 
-    def _batch(self, number: int) -> pa.RecordBatch:
+    def _opened(self, number: int) -> _Opened:
         found = self._batches.get(number)
         if found is None:
             place = self._places[number]
@@ -99,7 +137,7 @@ class RowReader:
                 raise DatabaseDamaged(
                     f"{self.folder}/rows.bin is damaged between bytes {place['start']} and {place['end']}"
                 )
-            found = pa.ipc.read_record_batch(data, self.schema)
+            found = _Opened.of(pa.ipc.read_record_batch(data, self.schema))
             with self._guard:
                 while len(self._batches) >= KEPT_BATCHES:
                     self._batches.pop(next(iter(self._batches)))

@@ -275,10 +275,11 @@ def _ranked(lists: int, nprobe: int) -> int:
 
 def _stages(counts: NDArray[np.int64], seconds: float) -> dict[str, float]:
     """Seconds of each stage of the last probe, by its share of the cycles; what came before counts as ranking."""
-    spent = np.diff(counts[3:7]).clip(0)
-    if not spent.sum():  # a processor without a counter that programs may read
+    began, ranked, scanned, ended = counts[3:7].tolist()
+    spent = max(0, ranked - began), max(0, scanned - ranked), max(0, ended - scanned)
+    if not sum(spent):  # a processor without a counter that programs may read
         return {"search": seconds}
-    rank, scan, rescored = (seconds * spent / spent.sum()).tolist()
+    rank, scan, rescored = (seconds * part / sum(spent) for part in spent)
     return {"rank": rank, "scan": scan, "rescore": rescored}
 
 

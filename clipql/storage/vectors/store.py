@@ -20,6 +20,8 @@ from clipql.storage.catalog import Segment, VectorColumn
 from clipql.storage.vectors import segments
 from clipql.storage.vectors.metrics import Metric
 
+_Piece = tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]
+
 
 class ColumnStore:
     """The mapped segments of a vector column. Rows are float16 or float32, as stored.
@@ -87,10 +89,15 @@ class ColumnStore:
             out[places] = chosen.distances(metric, array, wanted, query)
         return out
 
-    def _pieces(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]]:
+    def _pieces(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]]:
         """For each segment with some of the rows: which of them, the segment, and where in it they are."""
         if len(rows) and (rows.min() < 0 or rows.max() >= self._rows):
             raise IndexError(f"row {int(rows.max()):,} of {self._rows:,}")
+        if len(self._arrays) == 1 and not self._on_disk:
+            yield slice(None), self._arrays[0], rows
+            return
         which = np.searchsorted(self._firsts, rows, side="right") - 1
         for at in np.unique(which):
             places = which == at
