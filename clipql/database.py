@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.encode.base import Picture
+from clipql.encode.base import Picture, as_picture
 from clipql.encode.service import Encoders
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
@@ -135,7 +135,7 @@ class Database:
         table: str,
         *,
         text: str | None = None,
-        image: Picture | str | None = None,
+        image: Picture | None = None,
         vector: NDArray[Any] | Sequence[float] | None = None,
         k: int = 10,
         where: str | None = None,
@@ -154,8 +154,10 @@ class Database:
         given = [name for name, v in (("text", text), ("image", image), ("vector", vector)) if v is not None]
         if len(given) != 1:
             raise QueryError(f"search got {' and '.join(given) or 'nothing to look for'}: give text, image or vector")
-        query: Any = text if image is None else str(image) if isinstance(image, Path) else image
-        if isinstance(query, bytes):
+        query: Any = text if image is None else as_picture(image)
+        if isinstance(query, Path):
+            query = str(query)
+        elif isinstance(query, bytes):
             name = table if "." in table else f"{self._registry.database}.{table}"
             vector = self.encoders.picture(query, self._model_of(name, column))
         statement = self.search_sql(

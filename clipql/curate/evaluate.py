@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class Evaluation(Brief):
     k: int
     points: tuple[Point, ...]
 
-    def plot(self, path: Path) -> None:
+    def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw recall against latency. Raises ClipqlError where matplotlib is missing."""
         try:
             from matplotlib.figure import Figure

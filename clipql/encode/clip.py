@@ -6,12 +6,12 @@ asked at once; nothing is loaded before it is needed.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -201,7 +201,7 @@ def _batches(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
 
 
 def open_encoder(
-    model: str | Path | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
     threads: int | None = None,
     precision: str | None = None,

@@ -15,6 +15,7 @@ What must stay true: every length a caller needs is a field of `ModelFolder`, an
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ class ModelFolder(Brief):
 
 
 def read_folder(
-    path: Path, model: str | None = None, *, precision: str | None = None, safetensors: bool = False
+    path: str | os.PathLike[str], model: str | None = None, *, precision: str | None = None, safetensors: bool = False
 ) -> ModelFolder:
     """Read what a model's folder says of itself.
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.database import QUERIES, Database, one_condition
+from clipql.encode import pictures
 from clipql.encode.base import Picture
 from clipql.engine.arrays import with_numbers
 from clipql.engine.embedded import Output
@@ -132,7 +133,7 @@ class RemoteDatabase(Database):
         table: str,
         *,
         text: str | None = None,
-        image: Picture | str | None = None,
+        image: Picture | None = None,
         vector: NDArray[Any] | Sequence[float] | None = None,
         k: int = 10,
         where: str | None = None,
@@ -155,7 +156,7 @@ class RemoteDatabase(Database):
 
     def _search_by_picture(
         self,
-        image: Picture | str,
+        image: Picture,
         table: str,
         k: int,
         where: str | None,
@@ -163,7 +164,7 @@ class RemoteDatabase(Database):
         columns: Sequence[str] | None,
         recall: float | None,
     ) -> Result:
-        data = image if isinstance(image, bytes) else Path(image).expanduser().read_bytes()
+        data = pictures.content(image)
         database, _, name = table.rpartition(".")
         asked = {
             "table": name,

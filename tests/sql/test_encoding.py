@@ -205,6 +205,10 @@ def test_search_takes_words_a_path_bytes_or_a_vector(pets: clipql.Database, tmp_
 
     picture = tmp_path / "red.png"
     assert (first(text="dog"), first(image=picture), first(image=picture.read_bytes())) == (2, 3, 3)
+    data = picture.read_bytes()
+    assert [first(image=i) for i in (str(picture), bytearray(data), memoryview(data))] == [3, 3, 3]
+    with pytest.raises(PictureError, match="a picture is of type int; expected its bytes, or its path"):
+        first(image=5)
     assert first(vector=letters("cat")) == 1
     with pytest.raises(QueryError, match="give text, image or vector"):
         pets.search("pets")
