@@ -70,6 +70,8 @@ class Stars:
             return sql
         sql = self._inserted(select_first(sql))
         tokens = tokenize(sql)
+        if not any(t.text == "*" or t.upper in ("COLUMNS", "IN") for t in tokens):
+            return sql
         found = scopes(sql, tokens)
         inner = [(s.whole.first, s.whole.last) for s in found]
         edits: list[Edit] = []
