@@ -119,41 +119,41 @@ def queries(count: int = QUERIES) -> list[np.ndarray[Any, Any]]:
 
 
 def on_each(db: Any, change: Callable[[Any], None]) -> None:
-    """Have each copy's process change its holder."""
-    from clipql.cluster import rays
+    """Change each replica within its process."""
+    from clipql.cluster import ray_actors
 
-    for shard, node in db.map.holders():
-        rays.asked(rays.actor(rays.actor_name(shard, node)).__ray_call__.remote(change))
+    for shard, node in db.map.replicas():
+        ray_actors.result(ray_actors.actor(ray_actors.actor_name(shard, node)).__ray_call__.remote(change))
 
 
 def timed(actor: Any) -> None:
-    """In a copy: keep the seconds that queries take there."""
-    holder = actor._opened()
-    query, holder.times = holder.query, []
+    """In a replica: keep the seconds that queries take there."""
+    replica = actor._opened()
+    query, replica.times = replica.query, []
 
     def run(asked: Any) -> Any:
         began = time.perf_counter()
         try:
             return query(asked)
         finally:
-            holder.times.append(time.perf_counter() - began)
+            replica.times.append(time.perf_counter() - began)
 
-    holder.query = run
+    replica.query = run
 
 
 def taken(actor: Any) -> list[float]:
-    """In a copy: the seconds kept since last time."""
-    holder = actor._opened()
-    found, holder.times = list(holder.times), []
+    """In a replica: the seconds kept since last time."""
+    replica = actor._opened()
+    found, replica.times = list(replica.times), []
     return found
 
 
 def slowest(db: Any) -> float:
     """The seconds that the slowest shard took for the last query."""
-    from clipql.cluster import rays
+    from clipql.cluster import ray_actors
 
-    found = [rays.actor(rays.actor_name(s, n)).__ray_call__.remote(taken) for s, n in db.map.holders()]
-    return max(seconds for each in found for seconds in rays.asked(each))
+    found = [ray_actors.actor(ray_actors.actor_name(s, n)).__ray_call__.remote(taken) for s, n in db.map.replicas()]
+    return max(seconds for each in found for seconds in ray_actors.result(each))
 
 
 def beyond(db: Any, asked: list[np.ndarray[Any, Any]]) -> tuple[list[float], list[float]]:
@@ -233,8 +233,8 @@ def kill(rows: int, seconds: float) -> list[Line]:
 
 
 def kills(rows: int, count: int) -> list[Line]:
-    """Random kills of copies, the foreman and the client, while parts go in and their index is built."""
-    from clipql.cluster import rays
+    """Random kills of replicas, the coordinator and the client, while parts go in and their index is built."""
+    from clipql.cluster import ray_actors
     from clipql.errors import ClusterError
 
     luck = random.Random(0)
@@ -248,10 +248,10 @@ def kills(rows: int, count: int) -> list[Line]:
         make_parts(source, rows=rows // 24, parts=24)
         url = f"ray://{machines.address}?data={machines.data}"
         command = [sys.executable, "-m", "clipql", "--url", url, "ingest", str(source), "--table", "laion"]
-        names = [rays.FOREMAN, *(rays.actor_name(s, n) for s, n in db.map.holders())]
+        names = [ray_actors.COORDINATOR, *(ray_actors.actor_name(s, n) for s, n in db.map.replicas())]
         killed, client = 0, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while client.poll() != 0:
-            if client.returncode is not None:  # it was killed, or told of a copy that was
+            if client.returncode is not None:  # it was killed, or told of a replica that was
                 client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(luck.uniform(0.05, 0.8))
             if killed >= count:
@@ -261,8 +261,8 @@ def kills(rows: int, count: int) -> list[Line]:
                 if victim == "client":
                     client.kill()
                 else:
-                    process = rays.actor(victim).__ray_call__.remote(lambda self: os.getpid())
-                    os.kill(rays.asked(process, 20), signal.SIGKILL)
+                    process = ray_actors.actor(victim).__ray_call__.remote(lambda self: os.getpid())
+                    os.kill(ray_actors.result(process, 20), signal.SIGKILL)
                 killed += 1
         db.refresh()
         db.heal()
@@ -271,16 +271,21 @@ def kills(rows: int, count: int) -> list[Line]:
     measured = f"{killed} kills: {total - found[1]} rows missing, {found[0] - found[1]} doubled, of {total:,}"
     met = found == (total, total, total, total - 1)
     return [
-        Line("random kills of copies, foreman and client in ingest and build", measured, "0 missing, 0 doubled", met)
+        Line(
+            "random kills of replicas, coordinator and client in ingest and build",
+            measured,
+            "0 missing, 0 doubled",
+            met,
+        )
     ]
 
 
 def slow(seconds: float) -> Callable[[Any], None]:
-    """In a copy: have each query take so long, without the processor; all give what the first gives."""
+    """In a replica: have each query take so long, without the processor; all give what the first gives."""
 
     def change(actor: Any) -> None:
-        holder = actor._opened()
-        query, given = holder.query, list[Any]()
+        replica = actor._opened()
+        query, given = replica.query, list[Any]()
 
         def run(asked: Any) -> Any:
             if not given:
@@ -288,7 +293,7 @@ def slow(seconds: float) -> Callable[[Any], None]:
             time.sleep(seconds)
             return given[0]
 
-        holder.query = run
+        replica.query = run
 
     return change
 

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from clipql import errors
 from clipql.errors import ClipqlError
+from clipql.version import __version__
 
 if TYPE_CHECKING:
     from clipql.care.backup import restore
-    from clipql.connect import check, connect
+    from clipql.connection import check, connect
     from clipql.database import Database
     from clipql.ingest.fetch.download import download
     from clipql.result import Result, Stats
 
-__version__ = "0.1.0"
 __all__ = [
     "ClipqlError", "Database", "Result", "Stats", "__version__", "check", "connect", "download", "errors", "restore",
 ]  # fmt: skip
 
 _WHERE = {
     "Database": "clipql.database",
-    "check": "clipql.connect",
-    "connect": "clipql.connect",
+    "check": "clipql.connection",
+    "connect": "clipql.connection",
     "download": "clipql.ingest.fetch.download",
     "restore": "clipql.care.backup",
     "Result": "clipql.result",

@@ -21,12 +21,12 @@ from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
 from clipql.errors import NotADatabase, QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
-from clipql.sql import views
+from clipql.sql import old_views
 from clipql.sql.session import Answer, Progress, Session
 from clipql.sql.stars import Stars
 from clipql.storage import catalog, files
 from clipql.storage.catalog import Catalog
-from clipql.storage.vectors.metrics import Metric, metric_named
+from clipql.storage.vectors.metrics import Metric, metric_spelled
 from clipql.syntax.lexer import split_statements, tokenize
 from clipql.tables import recover, schema
 from clipql.tables.indexes import Indexes
@@ -87,7 +87,7 @@ class Database:
         self.encoders = Encoders(model)
         self.encoders.register(self._engine)
         self._session = Session(self._registry, self._indexes, self.encoders)
-        views.put_in_order(self._registry, Stars(self._registry))
+        old_views.put_in_order(self._registry, Stars(self._registry))
         self._closing = threading.Lock()
 
     def sql(self, text: str, /, **params: Any) -> Result:
@@ -96,12 +96,13 @@ class Database:
         params: values for `{name:Type}`, numpy arrays among them. Raises QueryError with ClickHouse's code, or another
         ClipqlError.
         """
-        statements = split_statements(text)
+        statements = split_statements(text) if ";" in text else [text] if text.strip() else []
         if not statements:
             raise QueryError("there is no statement in the text")
         for statement in statements[:-1]:
             self.execute(statement, params, format="Null")
-        answer = self.execute(statements[-1], params)
+        self._check_open()
+        answer = self._session.execute(statements[-1], params, as_table=True)
         output = answer.output
         stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards)
         if answer.format == "ArrowStream":
@@ -117,10 +118,13 @@ class Database:
         progress: Progress | None = None,
     ) -> Answer:
         """Run one statement and return its output in a ClickHouse format, unless it names its own."""
+        self._check_open()
+        return self._session.execute(statement, params, format=format, progress=progress)
+
+    def _check_open(self) -> None:
         Engine.refuse_fork()
         if self._closed:
             raise QueryError(f"the database {self.path} is closed")
-        return self._session.execute(statement, params, format=format, progress=progress)
 
     def session(self) -> Session:
         """A session of its own on this database; what it SETs stays apart only where `Engine.act` says who acts."""
@@ -188,7 +192,7 @@ class Database:
         known = self._searched(table)
         if column not in known.vectors:
             raise VectorError(f"{known.name} has no vector column {column}; it has {', '.join(known.vectors)}")
-        metric = metric_named(distance)
+        metric = metric_spelled(distance)
         if metric is None:
             raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in Metric)}")
         if not isinstance(k, int) or k < 1:

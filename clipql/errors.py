@@ -15,8 +15,8 @@
     │   ├── ModelMismatch          vectors of two models compared
     │   └── PictureError           a file that is no picture, is broken, or is too large
     ├── ClusterError               shards that cannot be reached, or do not fit together
-    │   ├── HolderGone             a copy of a shard, or all of them, cannot be reached
-    │   └── CopyDamaged            a copy of a shard is not what the shard map says
+    │   ├── ReplicaUnavailable     a replica of a shard, or all of them, cannot be reached
+    │   └── ReplicaDamaged         a replica of a shard is not what the shard map says
     ├── ServerError                a server that cannot start, or that a client cannot reach
     └── StorageError               the database folder
         ├── DatabaseLocked         another process has it open
@@ -101,12 +101,12 @@ class ClusterError(ClipqlError):
     """Shards that cannot be reached, or do not fit together."""
 
 
-class HolderGone(ClusterError):
-    """A copy of a shard, or every copy of one, cannot be reached."""
+class ReplicaUnavailable(ClusterError):
+    """A replica of a shard, or every replica of one, cannot be reached."""
 
 
-class CopyDamaged(ClusterError):
-    """A copy of a shard has other files, parts or columns than the shard map says; the message says what to do."""
+class ReplicaDamaged(ClusterError):
+    """A replica of a shard has other files, parts or columns than the shard map says; the message says what to do."""
 
 
 class ServerError(ClipqlError):

@@ -1,13 +1,17 @@
-"""What is installed: one version, the command, the bundled data, and nothing loaded before it is needed."""
+"""What is installed: one version, the command, the bundled data, and nothing loaded before it is needed;
+and what may import what."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import entry_points, version
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +23,11 @@ import pytest
 import clipql
 
 ROOT = Path(__file__).resolve().parent.parent
+# from the bottom up, as ARCHITECTURE.md lists them: a file imports from its own room and from those below
+ROOMS = (
+    "errors", "version", "synthetic", "engine", "syntax", "storage", "index", "encode", "tables", "sql", "result",
+    "ingest", "care", "database", "curate", "serve", "cluster", "connection", "__init__", "cli", "__main__",
+)  # fmt: skip
 LOCKS = sorted(ROOT.glob("requirements*.lock"))
 
 
@@ -106,3 +115,50 @@ def test_the_lock_has_every_requirement_of_the_project() -> None:
     names = {re.split(r"[<>=\[]", w)[0].lower().replace("_", "-") for w in wanted} - {"clipql"}
     locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE))
     assert names <= locked
+
+
+def imports_of(path: Path, modules: Mapping[str, Path]) -> set[Path]:
+    """The files of clipql that a file imports anywhere in it: in functions and for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            named = [(alias.name,) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written in full"
+            named = [(f"{node.module}.{alias.name}", node.module or "") for alias in node.names]
+        else:
+            continue
+        found |= {modules[next(n for n in names if n in modules)] for names in named if set(names) & set(modules)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def imports() -> dict[Path, set[Path]]:
+    """For each file of clipql, by its path within the package, those that it imports."""
+    modules = {}
+    for path in (ROOT / "clipql").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    inside = {path: path.relative_to(ROOT / "clipql") for path in modules.values()}
+    return {inside[p]: {inside[q] for q in imports_of(p, modules)} for p in modules.values()}
+
+
+def test_no_files_import_each_other_in_a_circle(imports: dict[Path, set[Path]]) -> None:
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(map(str, reversed(error.args[1]))))
+
+
+def test_imports_point_down_the_order_of_rooms(imports: dict[Path, set[Path]]) -> None:
+    def room(path: Path) -> str:
+        return path.parts[0].removesuffix(".py")
+
+    assert {room(path) for path in imports} - {"data"} == set(ROOMS)
+    upwards = [
+        f"{path} imports {other}"
+        for path, others in imports.items()
+        for other in others
+        if ROOMS.index(room(other)) > ROOMS.index(room(path))
+    ]
+    assert upwards == []

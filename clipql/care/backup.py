@@ -26,16 +26,16 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from clipql import __version__
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase, StorageError
 from clipql.storage import catalog, files
 from clipql.storage.catalog import Catalog, Segment
 from clipql.storage.vectors import segments
 from clipql.tables import recover
+from clipql.version import __version__
 
 if TYPE_CHECKING:
-    from clipql.care.opened import OpenDatabase
+    from clipql.tables.open_database import OpenDatabase
 
 FORMAT = 1
 LISTING, INSIDE = "backup.json", "database"

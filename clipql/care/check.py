@@ -22,7 +22,7 @@ from clipql.storage import files
 from clipql.storage.catalog import Catalog
 
 if TYPE_CHECKING:
-    from clipql.care.opened import OpenDatabase
+    from clipql.tables.open_database import OpenDatabase
 
 Tick = Callable[[str], None]
 

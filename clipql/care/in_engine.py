@@ -16,10 +16,11 @@ from clipql.storage.catalog import IndexEntry, Table
 from clipql.storage.vectors import metrics
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables.registry import ROW, Registry
-from clipql.tables.rowfile import BATCH_ROWS, RowReader
+from clipql.tables.rowfile import RowReader
+from clipql.tables.rowwriter import BATCH_ROWS
 
 if TYPE_CHECKING:
-    from clipql.care.opened import OpenDatabase
+    from clipql.tables.open_database import OpenDatabase
 
 SAMPLE, DEEP_SAMPLE = 20, 200  # queries by index
 FEWEST_FOUND = 0.5  # of the ten nearest, over all of the sample: what an index that is whole never falls below
@@ -113,7 +114,7 @@ def _check_row_values(registry: Registry, table: Table, tally: Tally, *, deep: b
                 f"AND {ROW} < {min(start + BATCH_ROWS, entry.rows)} ORDER BY {ROW}"
             )
             rows = there.column(0).to_pylist()
-            if rows and repr(reader.take(rows).to_pylist()) != repr(there.to_pylist()):
+            if rows and repr(reader.table(rows).to_pylist()) != repr(there.to_pylist()):
                 raise ClipqlError(f"{reader.folder} differs from ClickHouse's rows {rows[0]:,} to {rows[-1]:,}")
     except ClipqlError as error:
         tally.add("row file", table.full_name, str(error), rebuild_rows(table))

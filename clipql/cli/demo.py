@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from clipql import synthetic
 from clipql.cli import demo_emoji
-from clipql.connect import connect
+from clipql.connection import connect
 from clipql.database import Database
 from clipql.errors import StorageError
 from clipql.sql.session import Answer

@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from clipql import __version__
 from clipql.cli.commands import (
     care,
     cluster,
@@ -30,6 +29,7 @@ from clipql.cli.commands import (
 )
 from clipql.cli.commands.common import Command, database_options, open_database
 from clipql.errors import ClipqlError
+from clipql.version import __version__
 
 USAGE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 _EXAMPLES = """examples:

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from clipql import __version__
 from clipql.cli import console
 from clipql.cli.editor import HELP, KEYS, LEAVE, Names, prompt_session, shortcut, word_and_rest
 from clipql.errors import ClipqlError, QueryError
 from clipql.syntax.lexer import split_statements, tokenize
+from clipql.version import __version__
 
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input

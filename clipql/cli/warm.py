@@ -12,13 +12,14 @@ import numpy as np
 
 from clipql.index import ivf
 from clipql.index.rows import ArrayRows
-from clipql.storage.vectors import kernels
+from clipql.storage.vectors import chosen, kernels
 from clipql.storage.vectors.metrics import Metric
 
 
 def warm() -> None:
     """Compile the kernels of the scan and of the ivf index."""
     kernels.warm()
+    chosen.warm()
     rng = np.random.default_rng(0)
     x, captions = rng.standard_normal((2, 2_000, 64)).astype(np.float16)
     with tempfile.TemporaryDirectory() as folder:
@@ -27,6 +28,7 @@ def warm() -> None:
                 index = ivf.build(ArrayRows(x), metric, Path(folder) / "ivf", queries=queries)
                 index.search(captions[0].astype(np.float32), 3, among=np.ones(2_000, np.bool_))
                 index.search(captions[0].astype(np.float32), 3)
+                index.within(captions[0].astype(np.float32), 1e-3)
 
 
 if __name__ == "__main__":

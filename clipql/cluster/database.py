@@ -24,21 +24,21 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 
-from clipql.cluster import joining, rays, shards
-from clipql.cluster.asking import Asker
-from clipql.cluster.checking import check
-from clipql.cluster.office import UNFIT
-from clipql.cluster.piece import Piece
-from clipql.cluster.placing import PartSpec
+from clipql.cluster import ray_actors, ray_connection, shard_map
+from clipql.cluster.ingest_checks import check
+from clipql.cluster.partial_query import PartialQuery
+from clipql.cluster.placeholder import Shape, declare, forget, one_shape
+from clipql.cluster.placement import PartSpec
+from clipql.cluster.quorum import UNFIT
 from clipql.cluster.ranking import Ranking
-from clipql.cluster.reading import Asked, Reader
+from clipql.cluster.rebalance import Status, index_listing
+from clipql.cluster.scatter import Scatter
+from clipql.cluster.scatter_gather import Gathered, ScatterGather
 from clipql.cluster.session import ClusterSession
-from clipql.cluster.shards import ShardedTable, ShardMap
-from clipql.cluster.standin import Shape, declare, forget, one_shape
-from clipql.cluster.upkeep import Status, index_listing
+from clipql.cluster.shard_map import ShardedTable, ShardMap
 from clipql.database import Database, Searched
 from clipql.engine.quoting import quote_name
-from clipql.errors import ClipqlError, ClusterError, HolderGone, UnknownTable
+from clipql.errors import ClipqlError, ClusterError, ReplicaUnavailable, UnknownTable
 from clipql.ingest.forecast import IngestForecast
 from clipql.ingest.layout import check_part, find_parts, parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport
@@ -61,21 +61,24 @@ class ClusterDatabase(Database):
         shards: int | None = None,
         replicas: int = 0,
         without: Sequence[str] = (),
-        heal_seconds: float = rays.HEAL_SECONDS,
+        heal_seconds: float = ray_actors.HEAL_SECONDS,
         model: str | None = None,
     ) -> None:
         """Join the Ray at host:port (`local`: start one), and start the shards where they do not run.
 
-        data: the folder on each node that its copies lie in, a folder of the node's name each. shards, replicas: for a
-        cluster that is to be made (shards: one a node unless given); replicas 0 does not make one. without: nodes that
-        are lost for good. heal_seconds: how often the foreman looks for copies to bring back. Raises ClusterError.
+        data: the folder on each node for its replicas, which lie in a folder of the node's name there. shards,
+        replicas: for a new cluster (shards: one a node unless given); with replicas 0 none is made. without: nodes that
+        are lost for good. heal_seconds: how often the coordinator looks for replicas to bring back.
+        Raises ClusterError.
         """
-        joining.join(address)
+        ray_connection.connect(address)
         self.data = str(Path(data or DATA).expanduser())
         try:
-            self._foreman = rays.foreman(self.data, shards, replicas, without, heal_seconds, anywhere=data is None)
+            self._coordinator = ray_actors.coordinator(
+                self.data, shards, replicas, without, heal_seconds, anywhere=data is None
+            )
         except BaseException:
-            joining.leave()
+            ray_connection.disconnect()
             raise
         self._folder = tempfile.mkdtemp(prefix="clipql-cluster-")
         weakref.finalize(self, _remove, self._folder, os.getpid())  # where it is never closed
@@ -85,16 +88,16 @@ class ClusterDatabase(Database):
             self._known: dict[str, Shape] = {}
             self._broken: dict[tuple[str, str], ClipqlError] = {}
             self._changing = threading.RLock()
-            self._asker = Asker(self._state(), self._state)
+            self._scatter = Scatter(self._state(), self._state)
             self._ranking = Ranking(Path(self._folder) / "ranking", self._from_any)
-            self.reader = Reader(self._registry.engine, self.shape, self._ask)
+            self.scatter_gather = ScatterGather(self._registry.engine, self.shape, self._run_on_shards)
             self._session: ClusterSession = self.session()
             self.refresh()
         except BaseException:
             if hasattr(self, "_closing"):
                 super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
-            joining.leave()
+            ray_connection.disconnect()
             raise
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="clipql-map", daemon=True)
@@ -115,12 +118,12 @@ class ClusterDatabase(Database):
     # the map
 
     def _state(self) -> ShardMap:
-        """The map in force; what was known, where the foreman cannot be reached."""
+        """The map in force; what was known, where the coordinator cannot be reached."""
         try:
-            return shards.decoded(rays.asked(self._foreman.state.remote(), 30), "the shard map")
+            return shard_map.decoded(ray_actors.result(self._coordinator.state.remote(), 30), "the shard map")
         except ClusterError:
-            if hasattr(self, "_asker"):
-                return self._asker.map
+            if hasattr(self, "_scatter"):
+                return self._scatter.map
             raise
 
     def _watch(self) -> None:
@@ -133,15 +136,15 @@ class ClusterDatabase(Database):
     @property
     def map(self) -> ShardMap:
         """The shard map as this process knows it."""
-        return self._asker.map
+        return self._scatter.map
 
     def refresh(self) -> None:
         """Look what changed."""
         with self._changing:
             map = self._state()
-            self._asker.forgive()
-            before = {t.full_name: t for t in self._asker.map.tables}
-            self._asker.map = map
+            self._scatter.forget_failures()
+            before = {t.full_name: t for t in self._scatter.map.tables}
+            self._scatter.map = map
             self._broken = {n: e for n, e in self._broken.items() if map.table(*n)}
             for table in map.tables:
                 known, old = self._known.get(table.full_name), before.get(table.full_name)
@@ -171,11 +174,11 @@ class ClusterDatabase(Database):
         self._known[table.full_name] = shape
 
     def _from_any(self, shard: int, method: str, *arguments: Any) -> Any:
-        copies = rays.RayCopies(self.data)
-        why: ClipqlError = HolderGone(f"shard {shard} has no copy")
-        for node in self._asker.map.nodes[shard]:
+        replicas = ray_actors.RayReplicas(self.data)
+        why: ClipqlError = ReplicaUnavailable(f"shard {shard} has no replica")
+        for node in self._scatter.map.nodes[shard]:
             try:
-                return copies.call(shard, node, method, *arguments, seconds=rays.START_SECONDS)
+                return replicas.call(shard, node, method, *arguments, seconds=ray_actors.START_SECONDS)
             except UNFIT as error:
                 why = error
         raise why
@@ -195,14 +198,14 @@ class ClusterDatabase(Database):
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
         """Have all SELECTs of a statement see one map."""
-        before = _PINNED.set(self._asker.map)
+        before = _PINNED.set(self._scatter.map)
         try:
             yield
         finally:
             _PINNED.reset(before)
 
     def _table(self, shape: Shape) -> ShardedTable:
-        map = _PINNED.get() or self._asker.map
+        map = _PINNED.get() or self._scatter.map
         table = map.table(shape.database, shape.name)
         if table is None:
             raise UnknownTable(f"{shape.full_name} was dropped meanwhile")
@@ -213,17 +216,17 @@ class ClusterDatabase(Database):
         return self._table(shape).definition
 
     def listing(self) -> pa.Table:
-        """All indexes of all copies, for `clipql.indexes`."""
+        """All indexes of all replicas, for `clipql.indexes`."""
         return index_listing(self.status())
 
-    def _ask(self, pieces: Sequence[Piece], shape: Shape) -> Sequence[Asked]:
-        partial = pieces[0].settings.get("shards_partial") in ("1", "true")
-        routed = [replace(piece, routes=self._ranking.routes(piece)) for piece in pieces]
-        return self._asker.ask(self._table(shape), routed, partial=partial)
+    def _run_on_shards(self, queries: Sequence[PartialQuery], shape: Shape) -> Sequence[Gathered]:
+        partial = queries[0].settings.get("shards_partial") in ("1", "true")
+        routed = [replace(query, routes=self._ranking.routes(query)) for query in queries]
+        return self._scatter.run(self._table(shape), routed, partial=partial)
 
-    def ranked(self, piece: Piece) -> list[str]:
-        """Which lists of indexes are ranked here for a piece, in words."""
-        return self._ranking.told(piece)
+    def ranked(self, query: PartialQuery) -> list[str]:
+        """Which lists of indexes are ranked here for a partial query, in words."""
+        return self._ranking.told(query)
 
     def sql_many(self, text: str, params: Sequence[Mapping[str, Any]], /) -> list[Result]:
         """One SELECT for each set of parameters; where it is of one SELECT over shards, all go to them as one batch."""
@@ -237,9 +240,9 @@ class ClusterDatabase(Database):
     # changes
 
     def _order(self, method: str, *arguments: Any) -> Any:
-        """Have the foreman do something, and look at what changed."""
+        """Have the coordinator do something, and look at what changed."""
         try:
-            return rays.asked(self._foreman.do.remote(method, *arguments))
+            return ray_actors.result(self._coordinator.do.remote(method, *arguments))
         finally:
             self.refresh()
 
@@ -277,12 +280,12 @@ class ClusterDatabase(Database):
     ) -> IngestReport:
         """Deal LAION parts to the shards, which take them in side by side; what is there already is skipped.
 
-        The files must lie where all nodes can read them. shards: how many a table that is made by this is dealt to, by
-        default all. progress: told every second how far all shards are. foretold: is not called, as each node weighs
-        what its own disk holds. There is no link: each copy keeps the files. Raises IngestError, ClusterError.
+        The files must lie where all nodes can read them. shards: how many shards a new table has, by default
+        all. progress: told every second how far all shards are. foretold: is not called, as each node weighs
+        what its own disk holds. There is no link: each replica keeps the files. Raises IngestError, ClusterError.
         """
         if odd := {n for n, v in options.items() if v}:
-            raise ClusterError(f"{', '.join(sorted(odd))}: not for shards, whose copies keep files of their own")
+            raise ClusterError(f"{', '.join(sorted(odd))}: not for shards, whose replicas keep files of their own")
         sources = [source] if isinstance(source, (str, PathLike)) else list(source)
         found = [check_part(p) for p in find_parts(sources, parse_numbers(parts) if parts is not None else None)]
         specs = [
@@ -297,7 +300,7 @@ class ClusterDatabase(Database):
         ]
         database, _, name = table.rpartition(".")
         database = database or self._registry.database
-        there = self._asker.map.table(database, name)
+        there = self._scatter.map.table(database, name)
         known = {p.fingerprint for held in there.shards for p in held if p.taken} if there else set()
         new = [p for p in found if p.fingerprint not in known]
         check(self, database, name, new, model, self.shape(database, name), there.definition if there else "")
@@ -315,33 +318,33 @@ class ClusterDatabase(Database):
         shards: int | None,
     ) -> Any:
         began = time.perf_counter()
-        reference = self._foreman.do.remote("ingest", database, name, specs, shards)
+        reference = self._coordinator.do.remote("ingest", database, name, specs, shards)
         try:
-            while progress is not None and not rays.first_of([reference], LOOK_SECONDS):
-                parts, rows, total = rays.asked(self._foreman.do.remote("progress", database, name))
+            while progress is not None and not ray_actors.wait_any([reference], LOOK_SECONDS):
+                parts, rows, total = ray_actors.result(self._coordinator.do.remote("progress", database, name))
                 seconds = time.perf_counter() - began
                 progress(IngestProgress(f"{len(specs)} parts", parts, len(specs), rows, total, seconds))
-            return rays.asked(reference)
+            return ray_actors.result(reference)
         finally:
             self.refresh()
 
     def heal(self) -> list[Status]:
-        """Start copies on nodes that came back and have them catch up; how each copy is now."""
+        """Start replicas on nodes that came back and have them catch up; how each replica is now."""
         found: list[Status] = self._order("heal")
         return found
 
     def status(self) -> list[Status]:
-        """How each copy is."""
-        found: list[Status] = rays.asked(self._foreman.do.remote("status"))
+        """How each replica is."""
+        found: list[Status] = ray_actors.result(self._coordinator.do.remote("status"))
         return found
 
     def move(self, shard: int, source: str | None, target: str) -> None:
-        """Make a copy of a shard on another node, and give up the one on the node `source` if it is named."""
+        """Make a replica of a shard on another node, and give up the one on the node `source` if it is named."""
         self._order("move", shard, source, target)
 
     def rebalance(self) -> list[tuple[int, str | None, str]]:
-        """Make copies that are missing, and move copies to nodes that have fewer: (shard, from, to) of each, from None
-        for a new copy.
+        """Make missing replicas, and move replicas to nodes that have fewer: (shard, from, to) of each, from None
+        for a new replica.
         """
         moves: list[tuple[int, str | None, str]] = self._order("rebalance")
         return moves
@@ -374,7 +377,7 @@ class ClusterDatabase(Database):
 
     def stop(self) -> None:
         """Stop the shards on all nodes; their folders stay."""
-        rays.stop_all()
+        ray_actors.stop_all()
 
     def close(self) -> None:
         """Leave the cluster, which goes on; harmless when called twice."""
@@ -383,7 +386,7 @@ class ClusterDatabase(Database):
             self._watcher.join(LEAVE_SECONDS)
             super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
-            joining.leave()
+            ray_connection.disconnect()
 
 
 def _remove(folder: str, process: int) -> None:

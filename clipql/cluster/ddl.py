@@ -35,7 +35,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Exported:
-    """A table as another server shall have it. vectors: length of each vector column, 0 where it is not known yet.
+    """A table for another server. vectors: length of each vector column, 0 where it is not known yet.
 
     nullable_key: whether the sorting key may have NULLs.
     """

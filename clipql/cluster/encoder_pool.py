@@ -1,7 +1,7 @@
 """An encoder that is a pool of encoders on the machines of a Ray: what `clipql embed --ray` works with.
 
 What must stay true: vectors come out in the order of what went in, whichever process made them; a process that dies is
-started anew by Ray, and what it was doing is done again.
+started again by Ray, and what it was doing is done again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.cluster import rays
+from clipql.cluster import ray_actors
 from clipql.encode.base import EncodedPictures, Encoder, Picture
 from clipql.errors import ModelError
 
@@ -56,10 +56,10 @@ class PooledEncoder:
     """
 
     def __init__(self, make: Callable[[], Encoder], count: int | None = None) -> None:
-        gpus, cores = rays.resources()
-        self._actors = rays.pool(EncoderActor, count or int(gpus) or max(1, int(cores)), make, gpu=gpus > 0)
+        gpus, cores = ray_actors.resources()
+        self._actors = ray_actors.pool(EncoderActor, count or int(gpus) or max(1, int(cores)), make, gpu=gpus > 0)
         try:
-            about = {rays.asked(a.about.remote(), START_SECONDS) for a in self._actors}
+            about = {ray_actors.result(a.about.remote(), START_SECONDS) for a in self._actors}
         except BaseException:
             self.close()
             raise
@@ -83,13 +83,15 @@ class PooledEncoder:
         """Unit vectors (len(texts), dimension), each process a share of the texts. Raises ModelError."""
         shares = _shares(texts, len(self._actors))
         running = [next(self._turn).texts.remote(share) for share in shares]
-        found = [rays.asked(r) for r in running]
+        found = [ray_actors.result(r) for r in running]
         return np.concatenate(found) if found else np.empty((0, self.dimension), np.float32)
 
     def encode_pictures(self, pictures: Sequence[Picture]) -> EncodedPictures:
         """Unit vectors of pictures, each process a share of them. Raises ModelError."""
         shares = _shares(pictures, len(self._actors))
-        return _joined([rays.asked(r) for r in [next(self._turn).pictures.remote(s) for s in shares]], self.dimension)
+        return _joined(
+            [ray_actors.result(r) for r in [next(self._turn).pictures.remote(s) for s in shares]], self.dimension
+        )
 
     def encode_stream(self, pictures: Iterator[Picture], *, batch: int) -> Iterator[EncodedPictures]:
         """Vectors of pictures batch by batch and in order, while further batches are on their way."""
@@ -97,13 +99,13 @@ class PooledEncoder:
         while taken := list(itertools.islice(pictures, batch)):
             running.append(next(self._turn).pictures.remote(taken))
             if len(running) >= AHEAD * len(self._actors):
-                yield rays.asked(running.popleft())
+                yield ray_actors.result(running.popleft())
         while running:
-            yield rays.asked(running.popleft())
+            yield ray_actors.result(running.popleft())
 
     def close(self) -> None:
         """Stop the processes."""
-        rays.stop_pool(self._actors)
+        ray_actors.stop_pool(self._actors)
 
 
 def _shares(items: Sequence[Any], count: int) -> list[Sequence[Any]]:

@@ -188,5 +188,5 @@ class _Export:
         if [int(n) for n in here] != there:
             raise ServerError(
                 f"{self._target.name} at {self._target.url}: {what} is not the table's: {there[0]:,} rows with hash "
-                f"{there[1]:x}, expected {int(here[0]):,} with {int(here[1]):x}; DROP it there and export anew"
+                f"{there[1]:x}, expected {int(here[0]):,} with {int(here[1]):x}; DROP it there and export again"
             )

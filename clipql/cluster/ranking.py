@@ -1,7 +1,7 @@
 """Ranking the lists of ivf indexes once for all shards, where a SELECT is split.
 
-What must stay true: without this, or with what is no longer in force, answers are the same: a shard that is told of
-lists which are not its own ranks its own.
+What must stay true: without this, or with an outdated ranking, answers are the same: a shard that gets
+lists of another model ranks its own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.cluster import copying
-from clipql.cluster.copying import PartFile
-from clipql.cluster.piece import Piece
-from clipql.cluster.shards import ShardedTable, ShardMap, TrainedModel
+from clipql.cluster import shard_transfer
+from clipql.cluster.partial_query import PartialQuery
+from clipql.cluster.shard_map import ShardedTable, ShardMap, TrainedModel
+from clipql.cluster.shard_transfer import PartFile
 from clipql.errors import ClipqlError
 from clipql.index import ivf
 from clipql.index.base import Route
@@ -29,8 +29,8 @@ from clipql.storage import files
 from clipql.storage.vectors.metrics import Metric, metric_named
 from clipql.syntax.lexer import matching, tokenize
 
-# has any copy of a shard do something: (shard, method, *arguments). Raises ClipqlError
-AskShard = Callable[..., Any]
+# has any replica of a shard do something: (shard, method, *arguments). Raises ClipqlError
+CallShard = Callable[..., Any]
 
 
 # the distances that sort rows as an index by one does
@@ -47,8 +47,8 @@ class _Known:
 class Ranking:
     """What is ranked by, of every sharded table. Thread-safe. folder: for copies of it."""
 
-    def __init__(self, folder: Path, ask: AskShard) -> None:
-        self._folder, self._ask = folder, ask
+    def __init__(self, folder: Path, call: CallShard) -> None:
+        self._folder, self._call = folder, call
         self._known: dict[tuple[str, str], _Known] = {}
         self._fetching = threading.Lock()
 
@@ -76,42 +76,42 @@ class Ranking:
 
     def _fetched(self, table: ShardedTable, trained: TrainedModel, shard: int) -> ivf.Router:
         of = (table.database, table.name, trained.index, trained.identity)
-        listed: tuple[PartFile, ...] = self._ask(shard, "model_files", *of, ivf.ROUTER_FILES)
+        listed: tuple[PartFile, ...] = self._call(shard, "model_files", *of, ivf.ROUTER_FILES)
         folder = self._folder / trained.identity
         files.make_folder(folder)
         for file in listed:
-            read = partial(self._ask, shard, "read_model", *of, file.name)
-            copying.fetch(folder / file.name, file, read, "this process")
+            read = partial(self._call, shard, "read_model", *of, file.name)
+            shard_transfer.fetch(folder / file.name, file, read, "this process")
         return ivf.Router(folder)
 
-    def routes(self, piece: Piece) -> tuple[Route, ...]:
-        """The lists that a piece looks into, where it is sorted by a distance to a vector; none where it is not."""
+    def routes(self, query: PartialQuery) -> tuple[Route, ...]:
+        """The lists that a partial query probes, where it sorts by a distance to a vector; none where it does not."""
         found = []
-        for known, vector in self._sorted_by(piece):
-            recall = float(piece.settings.get("recall", DEFAULT_RECALL))
-            nprobe = piece.settings.get("nprobe")
+        for known, vector in self._sorted_by(query):
+            recall = float(query.settings.get("recall", DEFAULT_RECALL))
+            nprobe = query.settings.get("nprobe")
             found.append(known.router.route(vector, recall, int(float(nprobe)) if nprobe else None))
         return tuple(found)
 
-    def told(self, piece: Piece) -> list[str]:
+    def told(self, query: PartialQuery) -> list[str]:
         """The same for EXPLAIN."""
         return [
             f"lists of {known.trained.index} (ivf, {known.router.lists:,}) are ranked here, once for all shards"
-            for known, _ in self._sorted_by(piece)
+            for known, _ in self._sorted_by(query)
         ]
 
-    def _sorted_by(self, piece: Piece) -> list[tuple[_Known, NDArray[np.float32]]]:
-        """The indexes by whose distance a piece sorts its rows, and the vector that they are compared with."""
-        if "LIMIT" not in piece.tail or any(
-            piece.settings.get(name) in ("0", "false") for name in ("vector_index", "vector_plan")
+    def _sorted_by(self, query: PartialQuery) -> list[tuple[_Known, NDArray[np.float32]]]:
+        """The indexes by whose distance a partial query sorts its rows, and the vector that they are compared with."""
+        if "LIMIT" not in query.tail or any(
+            query.settings.get(name) in ("0", "false") for name in ("vector_index", "vector_plan")
         ):
             return []
         found = []
         for (full_name, _), known in self._known.items():
-            for metric, words in _distances(piece.tail) if full_name == f"{piece.database}.{piece.table}" else ():
+            for metric, words in _distances(query.tail) if full_name == f"{query.database}.{query.table}" else ():
                 if metric not in _LIKE.get(known.router.metric, ()) or known.trained.column not in words:
                     continue
-                for name, value in piece.params.items():
+                for name, value in query.params.items():
                     if name in words and isinstance(value, np.ndarray) and value.shape == (known.router.dimension,):
                         vector = value.astype(np.float32)
                         if np.isfinite(vector).all():

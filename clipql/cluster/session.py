@@ -1,4 +1,4 @@
-"""Statements over sharded tables: SELECTs are split, CREATE and DROP go to the foreman, the rest is refused by name.
+"""Statements over sharded tables: SELECTs are split, CREATE and DROP go to the coordinator, others are refused by name.
 
 What is not about a sharded table runs in the database that merges, as it would in any.
 """
@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from clipql.cluster.piece import Piece
-from clipql.cluster.reading import Reader, Reading
-from clipql.cluster.standin import Shape
+from clipql.cluster.partial_query import PartialQuery
+from clipql.cluster.placeholder import Shape
+from clipql.cluster.scatter_gather import Rewritten, ScatterGather
 from clipql.encode.service import Encoders
 from clipql.engine.embedded import Output
 from clipql.engine.quoting import quote_name, quote_string
@@ -24,9 +24,11 @@ from clipql.index import definition
 from clipql.sql import settings
 from clipql.sql.encode_calls import Encoding
 from clipql.sql.execution import Step
-from clipql.sql.session import Answer, Progress, Session, Sink
+from clipql.sql.prepared import Asked
+from clipql.sql.session import Answer, Progress, Session, Sink, select_of
 from clipql.storage.catalog import Table
 from clipql.syntax import statements
+from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, Set, TableName
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
@@ -38,7 +40,7 @@ _CUTS = {"limit", "offset", "max_result_rows", "max_result_bytes", "result_overf
 class Cluster(Protocol):
     """What a session needs of the cluster."""
 
-    reader: Reader
+    scatter_gather: ScatterGather
 
     def pinned(self) -> AbstractContextManager[None]:
         """Have all SELECTs of a statement see one map."""
@@ -52,11 +54,11 @@ class Cluster(Protocol):
     def definition(self, shape: Shape) -> str:
         """CREATE TABLE of it."""
 
-    def ranked(self, piece: Piece) -> list[str]:
-        """Which lists of indexes are ranked here for a piece, in words."""
+    def ranked(self, query: PartialQuery) -> list[str]:
+        """Which lists of indexes are ranked here for a partial query, in words."""
 
     def listing(self) -> pa.Table:
-        """All indexes of all copies, for `clipql.indexes`."""
+        """All indexes of all replicas, for `clipql.indexes`."""
 
     def create(self, database: str, name: str, definition: str) -> None:
         """Make a table on every shard."""
@@ -87,7 +89,13 @@ class ClusterSession(Session):
         return shape.table if shape else None
 
     def _execute(
-        self, sql: str, params: Mapping[str, Any] | None, format: str, progress: Progress | None, sink: Sink | None
+        self,
+        sql: str,
+        params: Mapping[str, Any] | None,
+        format: str,
+        progress: Progress | None,
+        sink: Sink | None,
+        asked: Asked | None = None,
     ) -> Answer:
         self._told.shards = None
         statement, _ = statements.classify(sql)
@@ -104,7 +112,7 @@ class ClusterSession(Session):
             return self._on_table(sql, statement, shape, params, format)
         if isinstance(statement, OnDatabase) and any(s.database == statement.database for s in self._cluster.shapes()):
             raise UnsupportedStatement(f"{statement.verb} DATABASE {statement.database}: drop its sharded tables first")
-        answer = super()._execute(sql, params, format, progress, sink)
+        answer = super()._execute(sql, params, format, progress, sink, asked)
         return replace(answer, shards=self._told.shards)
 
     def _named(self, name: TableName) -> Shape | None:
@@ -178,23 +186,26 @@ class ClusterSession(Session):
         format: str,
         progress: Progress | None,
         sink: Sink | None,
+        asked: Asked | None = None,
     ) -> tuple[Output, tuple[Step, ...]]:
         text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
-        if not self._cluster.reader.concerns(text):
-            return super()._read(sql, statement, params, format, progress, sink)
+        if not self._cluster.scatter_gather.concerns(text):
+            return super()._read(sql, statement, params, format, progress, sink, asked)
         ours = {n: settings.checked(n, v) for n, v in {**self.settings, **own}.items()}
-        encoded = self._encoding.replace(text, params, rows=False)
+        inner = select_of(text) if isinstance(statement, Explain) else text
+        encoded = self._encoding.replace(inner, params, rows=False)
         if isinstance(statement, Explain):
             table = pa.table({"explain": self._described(encoded.sql, encoded.params, ours)})
             shown = self._engine.query("SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True)
             return shown, ()
-        rewritten = self._cluster.reader.rewritten(encoded.sql, encoded.params, ours, self._kept())
-        with self._cluster.pinned(), rewritten as reading:
-            self._told.shards = _answered(reading)
-            return super()._read(reading.sql, Select(), reading.params, format, progress, sink)
+        merging = self._cluster.scatter_gather.rewritten(encoded.sql, encoded.params, ours, self._kept())
+        with self._cluster.pinned(), merging as rewritten:
+            self._told.shards = _answered(rewritten)
+            return super()._read(rewritten.sql, Select(), rewritten.params, format, progress, sink)
 
     def many(self, sql: str, params: Sequence[Mapping[str, Any]]) -> list[pa.Table] | None:
         """One SELECT for each set of parameters as one batch; None where it has to go one by one."""
+        sql = respelled(sql, self._defined)
         statement, _ = statements.classify(sql)
         text, own = settings.taken_from(sql)
         if not isinstance(statement, Select) or settings.take_format(sql)[1] or not params:
@@ -203,7 +214,7 @@ class ClusterSession(Session):
         encoded = [self._encoding.replace(text, {**self.params, **given}, rows=False) for given in params]
         if len({e.sql for e in encoded}) > 1:
             return None
-        return self._cluster.reader.many(encoded[0].sql, [e.params for e in encoded], ours, self._kept())
+        return self._cluster.scatter_gather.many(encoded[0].sql, [e.params for e in encoded], ours, self._kept())
 
     def _kept(self) -> tuple[str, ...]:
         """The SETs of whoever acts that hold on the shards too."""
@@ -217,12 +228,12 @@ class ClusterSession(Session):
 
     def _described(self, sql: str, params: Mapping[str, Any], ours: Mapping[str, str]) -> list[str]:
         lines = []
-        for split in self._cluster.reader.plans(sql, params):
-            piece = split.piece
-            shape = self._cluster.shape(piece.database, piece.table)
-            lines.append(f"{split.kind} of {shape.full_name if shape else piece.table}: {split.why}")
-            lines.append(f"  each shard: SELECT {piece.select} … {piece.tail}".rstrip())
-            lines += [f"  {told}" for told in self._cluster.ranked(replace(piece, settings=ours))]
+        for split in self._cluster.scatter_gather.plans(sql, params):
+            query = split.query
+            shape = self._cluster.shape(query.database, query.table)
+            lines.append(f"{split.kind} of {shape.full_name if shape else query.table}: {split.why}")
+            lines.append(f"  each shard: SELECT {query.select} … {query.tail}".rstrip())
+            lines += [f"  {told}" for told in self._cluster.ranked(replace(query, settings=ours))]
             lines.append(f"  over all: {split.final}")
         return lines
 
@@ -259,12 +270,12 @@ def _is_vector_index(sql: str, statement: OnTable) -> bool:
 
 
 def _named_whole(sql: str, statement: OnTable, shape: Shape) -> str:
-    """The statement with its table's database, as a copy has it."""
+    """The statement with its table's database, as a replica has it."""
     name = statement.tables[0]
     return f"{sql[: name.start]}{quote_name(shape.database)}.{quote_name(shape.name)}{sql[name.end :]}"
 
 
-def _answered(reading: Reading) -> str | None:
+def _answered(rewritten: Rewritten) -> str | None:
     """How many shards answered, of the SELECT that fewest did for."""
-    fewest = min(reading.asked, key=lambda a: a.answered / a.shards, default=None)
+    fewest = min(rewritten.gathered, key=lambda a: a.answered / a.shards, default=None)
     return f"{fewest.answered}/{fewest.shards}" if fewest else None

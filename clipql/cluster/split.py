@@ -1,4 +1,4 @@
-"""A SELECT over shards in two halves: the piece that each shard carries out, and what makes the answer of their rows.
+"""A SELECT over shards in two halves: the partial query that each shard runs, and the SELECT over their rows.
 
 rows         each shard gives its rows, or its first rows where there is a LIMIT; sorted and cut once more over all
 aggregates   each shard gives the states of its groups; merged over all
@@ -14,10 +14,10 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from clipql.cluster import aggregates
-from clipql.cluster.aggregates import Aggregates
-from clipql.cluster.form import Form, Hook
-from clipql.cluster.piece import GLOBAL_ROW, PART_ROW, Piece
+from clipql.cluster import partial_aggregates
+from clipql.cluster.normal_form import Hook, NormalForm
+from clipql.cluster.partial_aggregates import PartialAggregates
+from clipql.cluster.partial_query import GLOBAL_ROW, PART_ROW, PartialQuery
 from clipql.engine.quoting import quote_name
 from clipql.errors import UnsupportedStatement
 from clipql.storage.vectors.metrics import metric_named
@@ -42,14 +42,14 @@ class Split:
 
     kind: str
     why: str
-    piece: Piece
+    query: PartialQuery
     final: str
     many: str | None = None
 
 
 @dataclass
 class _Columns:
-    """What the shards shall give: expressions as they evaluate them, and the columns that hold them."""
+    """What the shards give: expressions as they evaluate them, and the columns that hold them."""
 
     names: dict[str, str] = field(default_factory=dict)
 
@@ -62,13 +62,13 @@ class _Columns:
         return ", ".join(f"{e} AS {n}" for e, n in self.names.items())
 
 
-def split(form: Form, known: Aggregates, database: str, table: str) -> Split:
+def split(form: NormalForm, known: PartialAggregates, database: str, table: str) -> Split:
     """Both halves of a SELECT in normal form. Raises UnsupportedStatement, naming what cannot be split."""
     return _Splitter(form, known, database, table).split()
 
 
 class _Splitter:
-    def __init__(self, form: Form, known: Aggregates, database: str, table: str) -> None:
+    def __init__(self, form: NormalForm, known: PartialAggregates, database: str, table: str) -> None:
         self._form, self._known, self._tokens = form, known, form.tokens
         self._database, self._table = database, table
         self._columns = _Columns()
@@ -288,8 +288,8 @@ class _Splitter:
         call = self._known.call(self._form, at)
         if call is not None:
             self._by_order = self._by_order or call.by_order
-            column = self._columns.of(aggregates.state(self._form, call))
-            return aggregates.merge(self._form, call, column), call.last
+            column = self._columns.of(partial_aggregates.state(self._form, call))
+            return partial_aggregates.merge(self._form, call, column), call.last
         fits = [w for w in self._keys if self._form.words(at, at + len(w)) == w]
         if fits and not self._part_of_more(at, len(max(fits, key=len))):
             words = max(fits, key=len)
@@ -321,7 +321,7 @@ class _Splitter:
         form, settings = self._form, self._form.scope.body("SETTINGS")
         if settings:
             tail += f", {settings}" if " SETTINGS " in tail else f" SETTINGS {settings}"
-        piece = Piece(
+        query = PartialQuery(
             database=self._database,
             table=self._table,
             alias=form.alias or "",
@@ -332,4 +332,4 @@ class _Splitter:
             bounds=form.row_bounds(),
             params=form.params,
         )
-        return Split(kind, why, piece, final)
+        return Split(kind, why, query, final)

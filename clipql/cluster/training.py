@@ -1,7 +1,7 @@
-"""What a copy does so that the ivf indexes of all shards are of one kind: gives rows, learns from those of all, builds.
+"""What a replica does so that the ivf indexes of all shards have the same lists: it gives rows, learns, and builds.
 
-One copy learns, from rows of every shard; the others fetch what it learnt, by hash, and build their indexes with it.
-What must stay true: the same rows are drawn whichever copies give them, and any step can be done again; what was learnt
+One replica learns, from rows of every shard; the others fetch what it learnt, by hash, and build their indexes with it.
+What must stay true: the same rows are drawn whichever replicas give them; any step can be done again; what was learnt
 twice from them is told apart by its identity, if it differs at all; a build that is done again with the same model over
 the same rows does nothing.
 """
@@ -20,10 +20,10 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.cluster import copying
-from clipql.cluster.copying import PartFile
+from clipql.cluster import shard_transfer
+from clipql.cluster.shard_transfer import PartFile
 from clipql.database import Database
-from clipql.errors import ClipqlError, HolderGone
+from clipql.errors import ClipqlError, ReplicaUnavailable
 from clipql.index import ivf
 from clipql.index.folder import read_meta
 from clipql.index.ivf.learn import row_kind, spread
@@ -61,17 +61,17 @@ FetchModel = Callable[[str, int, int], bytes]
 
 
 class Training:
-    """The part of a `Holder` that learns. folder: for what is in the making; lock: held while the database changes."""
+    """The part of a `Replica` that learns. folder: for what is in the making; lock: held while the database changes."""
 
     def __init__(self, folder: Path, db: Database, lock: AbstractContextManager[Any], called: str) -> None:
         self._folder, self._db, self._lock, self._called = folder, db, lock, called
-        self._learning = threading.Lock()  # a foreman that was lost may have left a training that goes on
+        self._learning = threading.Lock()  # a coordinator that was lost may have left a training that goes on
         files.remove(folder)
 
     def sample(self, database: str, name: str, index: str, draw: Draw, first: int, last: int) -> Drawn:
-        """Rows [first, last) of a draw from all over the table, the same whichever copy gives them.
+        """Rows [first, last) of a draw from all over the table, the same whichever replica gives them.
 
-        Raises HolderGone for a copy that lacks some of the rows there are.
+        Raises ReplicaUnavailable for a replica that lacks some of the rows there are.
         """
         table, entry = self._entry(database, name, index, draw.total)
         store, captions = self._db.registry.store(table, entry.column), self._db.indexes.captions(table, entry)
@@ -111,7 +111,7 @@ class Training:
         """Whether a model is here: in an index that was built with it, or as it was learnt."""
         try:
             return self._model(database, name, index, identity).exists()
-        except HolderGone:
+        except ReplicaUnavailable:
             return False
 
     def identity(self, entry: IndexEntry) -> str:
@@ -121,23 +121,23 @@ class Training:
     def model_files(
         self, database: str, name: str, index: str, identity: str, wanted: Sequence[str]
     ) -> tuple[PartFile, ...]:
-        """These files of a model, for another copy. Raises HolderGone where it is not here."""
+        """These files of a model, for another replica. Raises ReplicaUnavailable where it is not here."""
         folder = self._model(database, name, index, identity)
-        return copying.listed(folder / file for file in ivf.MODEL_FILES if file in wanted)
+        return shard_transfer.listed(folder / file for file in ivf.MODEL_FILES if file in wanted)
 
     def read_model(
         self, database: str, name: str, index: str, identity: str, file: str, offset: int, size: int
     ) -> bytes:
         """Bytes of a file of a model."""
-        return copying.read(self._model(database, name, index, identity) / Path(file).name, offset, size)
+        return shard_transfer.read(self._model(database, name, index, identity) / Path(file).name, offset, size)
 
     def build_with(
         self, database: str, name: str, index: str, rows: int, identity: str, parts: Sequence[PartFile],
         fetch: FetchModel,
     ) -> None:  # fmt: skip
-        """Build an index with a model that another copy has; nothing where that was done already over all rows.
+        """Build an index with a model that another replica has; nothing where that was done already over all rows.
 
-        rows: that there are. Raises HolderGone for a copy that lacks some.
+        rows: that there are. Raises ReplicaUnavailable for a replica that lacks some.
         """
         with self._lock:
             table, entry = self._entry(database, name, index, rows)
@@ -146,12 +146,12 @@ class Training:
             fetched = self._folder / f"fetched-{identity}"
             try:
                 folder = self._model(database, name, index, identity)
-            except HolderGone:
+            except ReplicaUnavailable:
                 folder = fetched
                 files.make_folder(folder)
             try:
                 for part in parts if folder is fetched else ():
-                    copying.fetch(folder / part.name, part, partial(fetch, part.name), self._called)
+                    shard_transfer.fetch(folder / part.name, part, partial(fetch, part.name), self._called)
                 self._db.indexes.build(table, index, model=folder)
             finally:
                 files.remove(fetched)
@@ -171,7 +171,9 @@ class Training:
         places = [learnt, *([self._db.indexes.folder(entry)] if entry.folder else [])]
         found = next((p for p in places if self._identity(p) == identity), None)
         if found is None:
-            raise HolderGone(f"{self._called} has no model {identity} of the index {index} of {database}.{name}")
+            raise ReplicaUnavailable(
+                f"{self._called} has no model {identity} of the index {index} of {database}.{name}"
+            )
         return found
 
     @staticmethod
@@ -190,9 +192,9 @@ class Training:
         table = self._db.registry.find(database, name)
         entry = table.index(index) if table else None
         if table is None or entry is None:
-            raise HolderGone(f"{self._called} has no index {index} of {database}.{name} yet")
+            raise ReplicaUnavailable(f"{self._called} has no index {index} of {database}.{name} yet")
         if table.rows < rows:
-            raise HolderGone(
+            raise ReplicaUnavailable(
                 f"{self._called} has {table.rows:,} of {rows:,} rows of {table.full_name}: it must catch up"
             )
         return table, entry

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from clipql import __version__
 from clipql.encode.cache import cache_folder, repository_folder
 from clipql.errors import ModelError
+from clipql.version import __version__
 
 # Seconds before each further attempt, after one that brought nothing
 WAITS = (0.5, 1.0, 2.0, 4.0)

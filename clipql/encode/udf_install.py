@@ -11,10 +11,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import clipql
 from clipql.encode.cache import cache_folder, repository_of
 from clipql.encode.folder import ModelFolder
 from clipql.errors import EncodeError
+from clipql.version import __version__
 
 DEFINITION, COMMANDS = "encode_function.xml", "user_scripts"
 FUNCTIONS = {"encode_text": "text", "encode_image": "image"}
@@ -106,7 +106,7 @@ def _definition(pool_size: int, timeout_seconds: int) -> str:
 
 def _command(kind: str, model: ModelFolder) -> str:
     """A shell script. A model out of the cache is given by its name, so that it stays what it is called."""
-    lines = ["#!/bin/sh", f"# clipql {clipql.__version__}: what ClickHouse runs for encode_{kind}", "set -eu"]
+    lines = ["#!/bin/sh", f"# clipql {__version__}: what ClickHouse runs for encode_{kind}", "set -eu"]
     lines.append(f"export PYTHONPATH={shlex.quote(str(_package().parent))}")
     name = repository_of(model.path)
     if name is not None:
@@ -127,7 +127,7 @@ def _readers(model: ModelFolder) -> tuple[Path, ...]:
 
 
 def _package() -> Path:
-    return Path(os.path.abspath(clipql.__file__)).parent
+    return Path(os.path.abspath(__file__)).parent.parent
 
 
 def _text(path: Path) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+_WHOLE = 256 << 10
+
 
 def arrow_numbers(values: NDArray[Any]) -> pa.Array:
     """A numpy array of numbers as an Arrow array, not copied. (`pyarrow.array` would import pandas, for 0.3 s.)"""
@@ -34,6 +36,10 @@ class Appender:
 
     def write(self, data: Any) -> int:
         piece = bytes(data)
+        if len(piece) >= _WHOLE:  # not copied once more
+            self.flush_rest()
+            self._append(piece)
+            return len(piece)
         self._parts.append(piece)
         self._size += len(piece)
         if self._size >= 1 << 20:

@@ -5,7 +5,7 @@ For parity with what people know: quick to build, poor in recall unless many nod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index import folder as files
 from clipql.index import found
-from clipql.index.base import Candidates, Vectors
+from clipql.index.base import Candidates, Vectors, WithoutBounds
 from clipql.storage.vectors.metrics import Metric
 
 _FILE = "forest.annoy"
@@ -33,7 +33,7 @@ def _forest(dimension: int, metric: Metric) -> Any:
     return forest(dimension, _METRICS[metric])
 
 
-class AnnoyIndex:
+class AnnoyIndex(WithoutBounds):
     """An opened forest; made by `build` and `open_index`."""
 
     kind = "annoy"
@@ -54,6 +54,7 @@ class AnnoyIndex:
         *,
         among: NDArray[np.bool_] | None = None,
         knobs: Mapping[str, float] | None = None,
+        ties: bool = False,
     ) -> Candidates:
         """The k nearest rows; see `Index.search`. Knob: search_k, the nodes looked at (trees × rows asked for)."""
         search_k = found.number(knobs, "search_k", max(20_000, 100 * self._trees), "annoy", ("search_k", "recall"))
@@ -62,7 +63,13 @@ class AnnoyIndex:
             named = self._forest.get_nns_by_vector(q.tolist(), n, search_k=max(search_k, n))
             return np.asarray(named, np.int64)
 
-        return found.search(self._vectors, self.metric, self._rows, query, k, among, nearest)
+        return found.search(self._vectors, self.metric, self._rows, query, k, among, nearest, ties)
+
+    def efforts(
+        self, query: NDArray[np.float32], ks: Sequence[int], allowed: int, knobs: Mapping[str, float] | None = None
+    ) -> list[float]:
+        """See `Index.efforts`."""
+        return found.efforts(ks, self._rows, allowed)
 
 
 def build(

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from clipql.storage.vectors.metrics import Metric
 
+TIED = 2.0**-22  # relative to a distance: what Float32 may take for the same
+
 
 class Vectors(Protocol):
     """The stored vectors of one column, as an index sees them: memory-mapped blocks in row order.
@@ -49,6 +51,20 @@ class Cost:
     rows_rescored: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
+    def plus(self, other: Cost, prefix: str = "") -> Cost:
+        """Both. prefix: of the other's stages, for those that shall be told apart."""
+        seconds = dict(self.seconds)
+        for stage, spent in other.seconds.items():
+            seconds[prefix + stage] = seconds.get(prefix + stage, 0.0) + spent
+        return Cost(
+            rows_scanned=self.rows_scanned + other.rows_scanned,
+            codes_scanned=self.codes_scanned + other.codes_scanned,
+            lists_probed=self.lists_probed + other.lists_probed,
+            lists_routed=self.lists_routed + other.lists_routed,
+            rows_rescored=self.rows_rescored + other.rows_rescored,
+            seconds=seconds,
+        )
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -60,6 +76,10 @@ class Candidates:
     rows: NDArray[np.uint64]
     distances: NDArray[np.float64]
     cost: Cost = field(default_factory=Cost)
+
+    def first(self, n: int) -> Candidates:
+        """The first n."""
+        return Candidates(self.rows[:n], self.distances[:n], self.cost)
 
 
 @dataclass(frozen=True)
@@ -97,9 +117,66 @@ class Index(Protocol):
         *,
         among: NDArray[np.bool_] | None = None,
         knobs: Mapping[str, float] | None = None,
+        ties: bool = False,
     ) -> Candidates:
         """The k nearest rows to a (d,) query.
 
         among: bool (rows,), True where a row may be returned (a filter or the live rows); None for all.
         knobs: this index's own search settings by name (`nprobe`, `rescore`, `ef`, …); missing ones have defaults.
+        ties: also the rows whose distance Float32 cannot tell from the k-th's, where the search looks: all of the
+        equal vectors, however many.
         """
+
+    def efforts(
+        self, query: NDArray[np.float32], ks: Sequence[int], allowed: int, knobs: Mapping[str, float] | None = None
+    ) -> list[float]:
+        """What searches for so many rows will cost, each in rows that an exact scan compares on one core meanwhile.
+
+        allowed: how many rows a filter lets through.
+        """
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether `within` can rule rows out."""
+
+    def within(
+        self, query: NDArray[np.float32], distance: float, among: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64] | None:
+        """Rows, ascending, among which are all that are at most so far (by dotProduct: at least so near), for the
+        caller to compare. None where a scan of all costs less, or nothing can be ruled out.
+        """
+
+
+class WithoutBounds:
+    """An index that can rule no row out."""
+
+    has_bounds = False
+
+    def within(
+        self, query: NDArray[np.float32], distance: float, among: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64] | None:
+        """See `Index.within`."""
+        return None
+
+
+def nearest(
+    rows: NDArray[np.integer], distances: NDArray[np.float64], k: int, metric: Metric, cost: Cost, *, ties: bool = False
+) -> Candidates:
+    """The k nearest in order, and those that tie with the k-th if wanted; NaN last, equal ones by row."""
+    order = np.lexsort((rows, -distances if metric.larger_is_nearer else distances))
+    n = min(k, len(order))
+    if ties and 0 < n < len(order):
+        n = within_float32(distances[order], n)
+    return Candidates(rows[order[:n]].astype(np.uint64), distances[order[:n]], cost)
+
+
+def within_float32(distances: NDArray[np.float64], k: int) -> int:
+    """How many of distances in order, of either direction, come no later than those that tie with the k-th as Float32.
+
+    A little more than the half unit that Float32 rounds, for a square and its root.
+    """
+    kth = distances[k - 1]
+    if np.isnan(kth):
+        return len(distances)
+    tied: NDArray[np.bool_] = np.abs(distances[k:] - kth) <= TIED * abs(kth)
+    return k + (len(tied) if tied.all() else int(np.argmin(tied)))

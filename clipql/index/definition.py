@@ -13,7 +13,7 @@ from typing import Any
 
 from clipql.errors import VectorIndexError
 from clipql.storage.catalog import IndexEntry
-from clipql.storage.vectors.metrics import Metric, metric_named
+from clipql.storage.vectors.metrics import Metric, metric_spelled
 from clipql.syntax.lexer import Token, matching
 from clipql.syntax.scopes import split_list
 
@@ -92,7 +92,7 @@ def _resolve(name: str, spelling: str, arguments: Sequence[str]) -> tuple[str, M
         values, quoted = [values[1], values[0], *values[2:]], [True, False, *quoted[2:]]
     metric = Metric.L2
     if values and quoted[0]:
-        known = metric_named(values[0])
+        known = metric_spelled(values[0])
         if known is None:
             raise VectorIndexError(
                 f"index {name}: there is no distance {values[0]!r}; known are {', '.join(m.value for m in Metric)}"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.errors import VectorIndexError
-from clipql.index.base import Candidates, Cost
+from clipql.index.base import Candidates, Cost, WithoutBounds, nearest
 from clipql.storage.vectors import kernels, metrics
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
@@ -31,6 +31,8 @@ BLOCK_BYTES = 4 << 20
 FEW = 512
 # float32 sums of a few thousand products, in any order, stay well within this of the float64 value
 ROUNDING = 2e-5
+# of that, what float64 sums of a few distances may be off
+ADDED = 1e-6
 # above this norm squares leave float32; such columns are scanned in float64
 WIDE = 1e15
 
@@ -61,18 +63,27 @@ def each_core(n: int, work: Callable[[int, int], None]) -> None:
 
 @dataclass(frozen=True)
 class Term:
-    """`weight` times the distance of a column's vectors to a query vector, float64 (d,)."""
+    """`weight` times the distance of a column's vectors to a query vector, float64 (d,).
+
+    rounded: the distance is a Float32 to who asks, so rows that this cannot tell apart tie.
+    """
 
     store: ColumnStore
     metric: Metric
     query: NDArray[np.float64]
     weight: float = 1.0
+    rounded: bool = False
 
     @property
     def narrow(self) -> NDArray[np.float32]:
         """The query in float32, as the kernels take it."""
         with np.errstate(over="ignore"):
             return self.query.astype(np.float32)
+
+    @property
+    def wide(self) -> bool:
+        """Whether float32 does not hold the squares of its numbers."""
+        return max(self.store.largest, float(np.abs(self.query).max(initial=0))) > WIDE
 
     @property
     def rounding(self) -> tuple[float, float]:
@@ -94,7 +105,7 @@ def distances_between(term: Term, first: int, last: int, out: NDArray[Any]) -> N
 def weighted(term: Term, block: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Weighted distances of a block's rows, float32: from the kernels, or from float64 where values are huge."""
     part = np.empty(len(block), np.float32) if out is None else out
-    if max(term.store.largest, float(np.abs(term.query).max(initial=0))) > WIDE:
+    if term.wide:
         with np.errstate(over="ignore"):
             part[:] = metrics.distances(term.metric, block, term.query)
     else:
@@ -114,11 +125,19 @@ def _settle_nan(term: Term, block: NDArray[Any], part: NDArray[Any]) -> None:
 
 
 def exact(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
-    """The key of these rows in float64, recomputed from the stored vectors."""
+    """The key of these rows, recomputed in float64 from the stored vectors; the same for a row whatever the others."""
     total = np.zeros(len(rows))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for term in terms:
-            total += term.weight * metrics.distances(term.metric, term.store.take(rows), term.query)
+
+    def some(first: int, last: int) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            for term in terms:
+                found = term.store.distances(term.metric, rows[first:last], term.query)
+                total[first:last] += term.weight * (found.astype(np.float32) if term.rounded else found)
+
+    if len(rows) < FEW:
+        some(0, len(rows))
+    else:
+        each_core(len(rows), some)
     return total
 
 
@@ -160,7 +179,8 @@ class Scan:
         self._step = max(64, BLOCK_BYTES // max(width, 1))
         self._stop = threading.Event()
 
-    def _slack(self, limit: float) -> float:
+    def slack(self, limit: float) -> float:
+        """A key with what float32 may be off: rows up to it are decided in float64."""
         # both the k-th and the row compared with it may be off, in opposite directions
         return limit + 2 * (self._relative * abs(limit) + self._absolute) if np.isfinite(limit) else limit
 
@@ -170,15 +190,16 @@ class Scan:
         found = self._shares(k, np.inf)
         rows, keys = self._joined(found)
         if len(rows) > k:
-            rows = rows[keys <= self._slack(float(np.partition(keys, k - 1)[k - 1]))]
+            rows = rows[keys <= self.slack(float(np.partition(keys, k - 1)[k - 1]))]
         return self._cut(self._decided(rows, began, sum(s.scanned for s in found)), k)
 
     def _cut(self, found: Candidates, k: int) -> Candidates:
-        """The first k, and those that tie with the k-th."""
+        """The first k, and those that tie with the k-th, or may where ClickHouse adds up in another order."""
         if len(found.rows) <= k or np.isnan(found.distances[k - 1]):
             return found
-        n = int(np.searchsorted(found.distances, found.distances[k - 1], side="right"))
-        return Candidates(found.rows[:n], found.distances[:n], found.cost)
+        kth = found.distances[k - 1]
+        limit = kth + ADDED * (self.slack(kth) - kth) if np.isfinite(kth) else kth
+        return found.first(int(np.searchsorted(found.distances, limit, side="right")))
 
     def nearest_of(self, chosen: NDArray[np.int64], k: int) -> Candidates:
         """The same among a few rows, given by their numbers in ascending order: just those are read."""
@@ -197,7 +218,7 @@ class Scan:
         np.nan_to_num(keys, copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
         kept = chosen
         if len(chosen) > k:
-            kept = chosen[keys <= self._slack(float(np.partition(keys, k - 1)[k - 1]))]
+            kept = chosen[keys <= self.slack(float(np.partition(keys, k - 1)[k - 1]))]
         return self._cut(self._decided(kept, began, len(chosen)), k)
 
     def within(self, radius: float, most: int) -> Candidates | int:
@@ -260,9 +281,9 @@ class Scan:
                 key = self._masked(a, b, chosen, out, scratch)
             share.scanned += b - a if self._among is None else len(chosen)
             share.room(b - a)
-            share.used = kernels.collect(key, a, self._slack(share.limit), share.rows, share.keys, share.used)
+            share.used = kernels.collect(key, a, self.slack(share.limit), share.rows, share.keys, share.used)
             if k is not None and share.used > max(4 * k, self._step // 2):
-                share.tighten(k, self._slack)
+                share.tighten(k, self.slack)
 
     def _masked(self, a: int, b: int, chosen: NDArray[Any], out: NDArray[Any], scratch: NDArray[Any]) -> NDArray[Any]:
         """Keys of a block of which only the chosen rows count: the others get NaN, which no search keeps."""
@@ -322,7 +343,7 @@ class Scan:
             raise
 
 
-class FlatIndex:
+class FlatIndex(WithoutBounds):
     """The exact scan as an index: covers every row, needs no files, has no knobs."""
 
     kind = "flat"
@@ -342,6 +363,7 @@ class FlatIndex:
         *,
         among: NDArray[np.bool_] | None = None,
         knobs: Mapping[str, float] | None = None,
+        ties: bool = False,
     ) -> Candidates:
         """The k nearest rows, exactly, nearest first; ties in row order."""
         if knobs:
@@ -349,4 +371,10 @@ class FlatIndex:
         weight = -1.0 if self.metric.larger_is_nearer else 1.0
         term = Term(self._store, self.metric, np.asarray(query, np.float64), weight)
         found = Scan([term], self._store.rows, among).nearest(k)
-        return Candidates(found.rows[:k], weight * found.distances[:k], found.cost)
+        return nearest(found.rows, weight * found.distances, k, self.metric, found.cost, ties=ties)
+
+    def efforts(
+        self, query: NDArray[np.float32], ks: Sequence[int], allowed: int, knobs: Mapping[str, float] | None = None
+    ) -> list[float]:
+        """See `Index.efforts`."""
+        return [self._store.rows / threads()] * len(ks)

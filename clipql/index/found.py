@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipql.errors import VectorIndexError
+from clipql.index import base
 from clipql.index.base import Candidates, Cost, Vectors
-from clipql.storage.vectors import metrics
+from clipql.storage.vectors import kernels, metrics
 from clipql.storage.vectors.metrics import Metric
 
 # a filter that leaves fewer rows is answered exactly: the graph or the trees would mostly name rows that it forbids
 EXACT_ROWS = 20_000
+# so many equal distances, and a graph or a forest may have lost more of them
+MANY_TIES = 8
+ROUNDING = 2e-5  # of a float32 distance
+# rows that a scan compares while the library names one
+NAMED_EFFORT = 50.0
 
 Nearest = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
 
@@ -28,32 +34,84 @@ def search(
     k: int,
     among: NDArray[np.bool_] | None,
     nearest: Nearest,
+    ties: bool = False,
 ) -> Candidates:
     """The k nearest rows, exactly rescored, k whenever k qualify.
 
-    nearest(query, n) names about n rows; it is asked for more and more until k of them are allowed, and in the end
-    every allowed row is compared.
+    nearest(query, n) names about n rows; it is asked for more and more until k of them are allowed (and, for ties,
+    until the farthest is farther than the k-th), and in the end every allowed row is compared.
     """
     began = time.perf_counter()
     allowed = covered if among is None else int(np.count_nonzero(among[:covered]))
-    wanted, n, rescored = min(k, allowed), max(2 * k, 32), 0
-    rows = np.empty(0, np.int64)
+    wanted, n = min(k, allowed), max(2 * k, 32)
+    rows, distances = np.empty(0, np.int64), np.empty(0)
     if among is not None and allowed > EXACT_ROWS:
         n = int(n * covered / allowed)
     while allowed > EXACT_ROWS or among is None:
         rows = nearest(query, min(n, covered))
         rows = rows if among is None else rows[among[rows]]
-        if len(rows) >= wanted or n >= covered // 4:
+        if len(rows) >= wanted:
+            distances = exact(vectors, metric, rows, query)
+            if not (ties and all_tied(distances, wanted, metric)):
+                break
+            distances = np.empty(0)
+        if n >= covered // 4:
             break
         n *= 4
-    if len(rows) < wanted:
+    if not len(distances):
         rows = np.arange(covered) if among is None else np.flatnonzero(among[:covered])
-    rescored = len(rows)
-    distances = exact(vectors, metric, rows, query)
-    key = np.where(np.isnan(distances), np.inf, -distances if metric.larger_is_nearer else distances)
-    order = np.lexsort((rows, key))[:k]
-    cost = Cost(rows_rescored=rescored, seconds={"search": time.perf_counter() - began})
-    return Candidates(rows[order].astype(np.uint64), distances[order], cost)
+        distances = exact(vectors, metric, rows, query)
+    scanned = 0
+    if ties and len(rows) < allowed and _tied(distances, wanted, metric) >= MANY_TIES:
+        rows, scanned = _with_all_ties(vectors, metric, covered, query, among, rows, distances, wanted), covered
+        distances = exact(vectors, metric, rows, query)
+    cost = Cost(rows_scanned=scanned, rows_rescored=len(rows), seconds={"search": time.perf_counter() - began})
+    return base.nearest(rows, distances, k, metric, cost, ties=ties)
+
+
+def efforts(ks: Sequence[int], covered: int, allowed: int) -> list[float]:
+    """See `Index.efforts`: every row named is a step through the graph or the trees."""
+    return [NAMED_EFFORT * min(covered, max(2 * k, 32) * covered / max(1, allowed)) for k in ks]
+
+
+def all_tied(distances: NDArray[np.float64], k: int, metric: Metric) -> bool:
+    """Whether even the farthest of these ties with the k-th, so that there may be more of them."""
+    ordered = _ordered(distances, metric)
+    return k > 0 and base.within_float32(ordered, k) == len(ordered)
+
+
+def _ordered(distances: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
+    return np.sort(-distances if metric.larger_is_nearer else distances)
+
+
+def _tied(distances: NDArray[np.float64], k: int, metric: Metric) -> int:
+    """How many of these tie with the k-th."""
+    ordered = _ordered(distances, metric)
+    return int(np.count_nonzero(np.abs(ordered - ordered[k - 1]) <= base.TIED * abs(ordered[k - 1]))) if k else 0
+
+
+def _with_all_ties(
+    vectors: Vectors,
+    metric: Metric,
+    covered: int,
+    query: NDArray[np.float32],
+    among: NDArray[np.bool_] | None,
+    rows: NDArray[np.int64],
+    distances: NDArray[np.float64],
+    k: int,
+) -> NDArray[np.int64]:
+    """The rows named and, by a scan, all that may tie with the k-th of them: graphs and trees lose equal vectors."""
+    kth = rows[np.lexsort((rows, -distances if metric.larger_is_nearer else distances))[k - 1]]
+    x, found = vectors.take(np.array([kth])), [rows]
+    value = np.empty(1, np.float32)
+    kernels.distances(metric, x, query, value)
+    size = {Metric.COSINE: 1.0, Metric.DOT: float((np.abs(x) @ np.abs(query))[0])}.get(metric, float(value[0]))
+    for first, block in vectors.blocks(0, covered):
+        near = np.empty(len(block), np.float32)
+        kernels.distances(metric, block, query, near)
+        tied = first + np.flatnonzero(np.abs(near - value[0]) <= ROUNDING * size)
+        found.append(tied if among is None else tied[among[tied]])
+    return np.unique(np.concatenate(found))
 
 
 def exact(

@@ -7,7 +7,7 @@ setting of the index, so searches of different breadth wait for each other.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index import folder as files
 from clipql.index import found
-from clipql.index.base import Candidates, Vectors
+from clipql.index.base import Candidates, Vectors, WithoutBounds
 from clipql.storage.vectors.metrics import Metric
 
 _FILE = "graph.usearch"
@@ -34,7 +34,7 @@ def _library() -> Any:
     return index
 
 
-class HnswIndex:
+class HnswIndex(WithoutBounds):
     """An opened graph; made by `build` and `open_index`."""
 
     kind = "hnsw"
@@ -55,6 +55,7 @@ class HnswIndex:
         *,
         among: NDArray[np.bool_] | None = None,
         knobs: Mapping[str, float] | None = None,
+        ties: bool = False,
     ) -> Candidates:
         """The k nearest rows; see `Index.search`. Knob: ef, the breadth of the search (256)."""
         ef = found.number(knobs, "ef", DEFAULT_EF, "hnsw", ("ef", "recall"))
@@ -65,7 +66,13 @@ class HnswIndex:
                 keys = self._graph.search(q, n).keys
             return np.asarray(keys, np.int64)
 
-        return found.search(self._vectors, self.metric, self._rows, query, k, among, nearest)
+        return found.search(self._vectors, self.metric, self._rows, query, k, among, nearest, ties)
+
+    def efforts(
+        self, query: NDArray[np.float32], ks: Sequence[int], allowed: int, knobs: Mapping[str, float] | None = None
+    ) -> list[float]:
+        """See `Index.efforts`."""
+        return found.efforts(ks, self._rows, allowed)
 
 
 def build(

@@ -11,8 +11,9 @@ from clipql.errors import DiskFull
 from clipql.ingest.layout import CheckedPart
 from clipql.storage import files
 
-# Metadata as Parquet to what ClickHouse keeps of it, and as much again while it merges; measured on LAION's columns
-METADATA_GROWS = 2.5
+# Metadata as Parquet to what ClickHouse keeps of it, and as much again while it merges, and to the row file, in which
+# it is not compressed; measured on LAION's columns
+METADATA_GROWS = 2.5 + 3
 # Reading, checking and hashing beside writing: what an ingest takes of the time that only writing would (docs/scale.md)
 BESIDE_WRITING = 2.3
 ROW_SECONDS = 1.5e-6  # of metadata, on two cores

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from clipql.errors import IngestError, StorageError, VectorError
-from clipql.ingest import origin
+from clipql.ingest.part_metadata import part_model, rows_without_vectors
 from clipql.storage import files
 from clipql.storage.vectors import segments
 from clipql.storage.vectors.segments import ArrayFile
@@ -193,7 +193,7 @@ def check_part(part: PartFiles) -> CheckedPart:
             raise IngestError(f"{part.metadata} has a column {name}, a name that clipql uses: rename it")
     if len(set(schema.names)) != len(schema.names):
         raise IngestError(f"{part.metadata} has two columns of one name: {', '.join(schema.names)}")
-    model, failed = origin.part_model(part.metadata, schema), origin.rows_without_vectors(schema)
+    model, failed = part_model(part.metadata, schema), rows_without_vectors(schema)
     return CheckedPart(part, rows, vectors, schema, _fingerprint(part), model, failed)
 
 

@@ -1,11 +1,8 @@
-"""What a part says of its making: the model of its vectors, and which rows have none (`clipql embed` writes both)."""
+"""Which rows of a part have vectors, and whether parts were made by the model of their table."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,39 +12,8 @@ from numpy.typing import NDArray
 
 from clipql.encode.names import canonical
 from clipql.errors import IngestError
+from clipql.ingest.layout import CheckedPart
 from clipql.storage.catalog import Table
-
-if TYPE_CHECKING:
-    from clipql.ingest.layout import CheckedPart
-
-_FOLDERS = ("metadata", "img_emb", "text_emb", "images", "texts")
-
-
-def part_model(metadata: Path, schema: pa.Schema) -> str | None:
-    """The model that made a part's vectors: from its Parquet file, or from `model.json` in the folder of the parts."""
-    named = (schema.metadata or {}).get(b"clipql.model")
-    if named:
-        return str(named.decode("utf-8", "replace"))
-    folder = metadata.parent.parent if metadata.parent.name in _FOLDERS else metadata.parent
-    path = folder / "model.json"
-    try:
-        told = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise IngestError(
-            f"{path} should name the model of the vectors beside it and cannot be read: {error}"
-        ) from error
-    model = told.get("model") if isinstance(told, dict) else None
-    if model is not None and not isinstance(model, str):
-        raise IngestError(f"{path} names the model {model!r}; expected a name such as openai/clip-vit-base-patch32")
-    return model
-
-
-def rows_without_vectors(schema: pa.Schema) -> int:
-    """How many rows of a part have an error in place of vectors."""
-    said = (schema.metadata or {}).get(b"clipql.failed", b"0")
-    return int(said) if said.isdigit() and "error" in schema.names else 0
 
 
 def rows_with_vectors(part: CheckedPart) -> NDArray[np.bool_] | None:

@@ -31,11 +31,11 @@ from clipql.ingest.origin import check_origins, rows_with_vectors
 from clipql.storage.catalog import Part, Table
 from clipql.storage.vectors import segments
 from clipql.tables import schema
+from clipql.tables.open_database import OpenDatabase
 from clipql.tables.registry import Registry
 from clipql.tables.writer import Insertion
 
 if TYPE_CHECKING:
-    from clipql.database import Database
     from clipql.ingest.fetch.parts import Lost
 
 BATCH_ROWS = 65_536
@@ -76,7 +76,7 @@ class _Stopped(Exception):
 
 
 def ingest(
-    db: Database,
+    db: OpenDatabase,
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     table: str = "laion",
@@ -112,7 +112,7 @@ def ingest(
 
 
 def take_part(
-    db: Database, part: CheckedPart, *, table: str, model: str | None, progress: Callable[[IngestProgress], None]
+    db: OpenDatabase, part: CheckedPart, *, table: str, model: str | None, progress: Callable[[IngestProgress], None]
 ) -> tuple[IngestReport, str]:
     """Take in one part of a run that sees to the indexes itself, at its end; returns the id of the table too.
 
@@ -126,7 +126,7 @@ class _Run:
 
     def __init__(
         self,
-        db: Database,
+        db: OpenDatabase,
         table: str,
         link: bool,
         model: str | None,

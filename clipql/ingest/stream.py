@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clipql.errors import ClipqlError, DiskFull, IngestError, QueryCancelled, StorageError
 from clipql.ingest.fetch.download import JOBS, check_jobs, check_rate, fetch_model, read_checksums, wanted_kinds
@@ -29,9 +28,7 @@ from clipql.ingest.layout import parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport, take_part
 from clipql.storage import files
 from clipql.storage.catalog import Table
-
-if TYPE_CHECKING:
-    from clipql.database import Database
+from clipql.tables.open_database import OpenDatabase
 
 AHEAD = 2
 # a folder that is ours alone: what else it holds is removed
@@ -41,7 +38,7 @@ _HOPELESS = 3
 
 
 def ingest_from(
-    db: Database,
+    db: OpenDatabase,
     source: str | os.PathLike[str],
     *,
     parts: str,
@@ -99,7 +96,7 @@ class _Stream:
 
     def __init__(
         self,
-        db: Database,
+        db: OpenDatabase,
         table: str,
         model: str | None,
         said: str,

@@ -17,16 +17,15 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from clipql import __version__
 from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, PictureError, QueryError
-from clipql.serve import doors, openapi
+from clipql.serve import access_control, openapi
 from clipql.serve import search_request as search
-from clipql.serve.body import read_body
+from clipql.serve.column_roles import ColumnRoles, column_roles, kind
 from clipql.serve.errors import error_status
-from clipql.serve.layout import Layout, kind, layout_of
 from clipql.serve.pool import Busy
 from clipql.serve.prometheus import CONTENT_TYPE
+from clipql.serve.request_body import read_body
 from clipql.serve.search_request import Search
 from clipql.serve.service import Request, Service
 from clipql.serve.thumbnails import SIZES, Thumbnails
@@ -34,6 +33,7 @@ from clipql.serve.values import folded, plain, projected
 from clipql.sql import explain
 from clipql.storage.catalog import Table
 from clipql.tables.registry import INTERNAL, ROW
+from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
 MAP_ROWS = 5_000
@@ -76,7 +76,7 @@ class Api:
             status = 500
             began = time.perf_counter()
             try:
-                if not doors.authorised(self._service.options.token, request):
+                if not access_control.authorised(self._service.options.token, request):
                     raise PermissionError
                 response: Response = await handler(request)
                 status = response.status_code
@@ -133,11 +133,13 @@ class Api:
     async def _login(self, request: HttpRequest) -> Response:
         given = await _json(request, 10_000)
         token = self._service.options.token
-        if token is not None and not (isinstance(given, Mapping) and doors.same(token, str(given.get("token", "")))):
+        if token is not None and not (
+            isinstance(given, Mapping) and access_control.same(token, str(given.get("token", "")))
+        ):
             return _error(401, "this is not the token", 516)
         response = JSONResponse({"ok": True})
         if token is not None:
-            response.set_cookie(doors.COOKIE, token, httponly=True, samesite="strict", path="/api")
+            response.set_cookie(access_control.COOKIE, token, httponly=True, samesite="strict", path="/api")
         return response
 
     async def _tables(self, request: HttpRequest) -> Response:
@@ -155,23 +157,23 @@ class Api:
             "version": __version__,
             "model": model,
             "write": service.options.write,
-            "tables": [self._describe(t, layout_of(service.engine, t)) for t in tables],
+            "tables": [self._describe(t, column_roles(service.engine, t)) for t in tables],
         }
 
     @staticmethod
-    def _describe(table: Table, layout: Layout) -> dict[str, Any]:
-        picture = {"column": layout.url, "kind": "url"} if layout.url else None
-        if picture is None and layout.file:
-            picture = {"column": layout.file, "kind": "file"}
+    def _describe(table: Table, roles: ColumnRoles) -> dict[str, Any]:
+        picture = {"column": roles.url, "kind": "url"} if roles.url else None
+        if picture is None and roles.file:
+            picture = {"column": roles.file, "kind": "file"}
         return {
             "database": table.database,
             "name": table.name,
             "rows": table.rows,
             "id": None,
-            "caption": layout.caption,
+            "caption": roles.caption,
             "picture": picture,
-            "nsfw": layout.nsfw,
-            "columns": [{"name": n, "type": t, "kind": kind(t)} for n, t in layout.types.items() if n != ROW],
+            "nsfw": roles.nsfw,
+            "columns": [{"name": n, "type": t, "kind": kind(t)} for n, t in roles.types.items() if n != ROW],
             "vectors": [
                 {
                     "column": c.name,
@@ -209,12 +211,12 @@ class Api:
         began = time.perf_counter()
         table = service.table(asked.database, asked.table)
         column = service.column(table, asked.column)
-        layout = layout_of(service.engine, table)
+        roles = column_roles(service.engine, table)
         vectors = [self._vector(term, table, column.name, column.model) for term in asked.terms]
         encoded = time.perf_counter()
         vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
         download = asked.format != "JSON"
-        made = search.statement(asked, table, column, layout, vector, download=download)
+        made = search.statement(asked, table, column, roles, vector, download=download)
         answer = service.run(
             Request(made.sql, made.params, search.FORMATS[asked.format] if download else "ArrowStream"),
             service.engine.acting,
@@ -236,7 +238,7 @@ class Api:
         seconds = {"encode": encoded - began, "search": searched - encoded, "total": time.perf_counter() - began}
         return JSONResponse(
             {
-                "rows": [self._shown(table, layout, row, duplicates) for row in page],
+                "rows": [self._shown(table, roles, row, duplicates) for row in page],
                 "sql": made.shown,
                 "params": params,
                 "plan": explain.describe([s.plan for s in answer.steps]),
@@ -279,20 +281,20 @@ class Api:
         return found.slice(first, asked.k).to_pylist(), more, duplicates
 
     def _shown(
-        self, table: Table, layout: Layout, row: dict[str, Any], duplicates: Mapping[int, int] | None = None
+        self, table: Table, roles: ColumnRoles, row: dict[str, Any], duplicates: Mapping[int, int] | None = None
     ) -> dict[str, Any]:
         number = row.pop(ROW)
-        distance = row.pop("distance", None) if "distance" not in layout.types else None
-        url = row.get(layout.url) if layout.url else None
+        distance = row.pop("distance", None) if "distance" not in roles.types else None
+        url = row.get(roles.url) if roles.url else None
         good = isinstance(url, str) and url.lower().startswith(("http://", "https://"))
         drawn = f"/api/thumbnail/{_part(table.database)}/{_part(table.name)}/{number}"
         twin = (duplicates or {}).get(number)
         return {
             "id": str(number),
             "distance": plain(distance),
-            "caption": plain(row.get(layout.caption)) if layout.caption else None,
+            "caption": plain(row.get(roles.caption)) if roles.caption else None,
             "picture": url if good else None,
-            "thumbnail": drawn if layout.file and row.get(layout.file, True) else None,
+            "thumbnail": drawn if roles.file and row.get(roles.file, True) else None,
             "values": {name: plain(value) for name, value in row.items()},
             "duplicate_of": None if twin is None else str(twin),
         }
@@ -304,11 +306,11 @@ class Api:
 
     def _one_row(self, path: Mapping[str, str]) -> Response:
         table = self._service.table(path["database"], path["table"])
-        layout = layout_of(self._service.engine, table)
-        found = self._read_row(table, layout.plain, search.row_number(path["id"]))
+        roles = column_roles(self._service.engine, table)
+        found = self._read_row(table, roles.plain, search.row_number(path["id"]))
         if found is None:
             return _error(404, f"{table.full_name} has no row {path['id'][:20]}")
-        shown = self._shown(table, layout, found)
+        shown = self._shown(table, roles, found)
         return JSONResponse({k: shown[k] for k in ("id", "caption", "picture", "thumbnail", "values")})
 
     def _read_row(self, table: Table, columns: tuple[str, ...], row: int) -> dict[str, Any] | None:
@@ -326,12 +328,12 @@ class Api:
 
     def _drawn(self, path: Mapping[str, str], size: int, seen: str) -> Response:
         table = self._service.table(path["database"], path["table"])
-        layout = layout_of(self._service.engine, table)
-        row = self._read_row(table, (layout.file,), search.row_number(path["id"])) if layout.file else None
-        if row is None or layout.file is None:
+        roles = column_roles(self._service.engine, table)
+        row = self._read_row(table, (roles.file,), search.row_number(path["id"])) if roles.file else None
+        if row is None or roles.file is None:
             return _error(404, "there is no such row with a picture's file")
         try:
-            file = self._thumbnails.locate(str(row[layout.file] or ""))
+            file = self._thumbnails.locate(str(row[roles.file] or ""))
             tag = f'"{self._thumbnails.tag(file, size)}"'
             headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
             if tag in seen:

@@ -13,9 +13,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from clipql.database import Database
+from clipql.serve.access_control import AccessControl
 from clipql.serve.api import Api
 from clipql.serve.clickhouse import ClickHouse
-from clipql.serve.doors import Doors
 from clipql.serve.limits import Options
 from clipql.serve.service import Service
 
@@ -35,7 +35,7 @@ class _Fresh(StaticFiles):
         return response
 
 
-def make_app(database: Database, options: Options) -> tuple[Doors, Service]:
+def make_app(database: Database, options: Options) -> tuple[AccessControl, Service]:
     """The ASGI application of an open database, and what it works with. Close the service before the database."""
     service = Service(database, options)
     clickhouse = ClickHouse(service)
@@ -60,4 +60,4 @@ def make_app(database: Database, options: Options) -> tuple[Doors, Service]:
         ],
         exception_handlers={404: missing},
     )
-    return Doors(app, options), service
+    return AccessControl(app, options), service

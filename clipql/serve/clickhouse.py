@@ -23,13 +23,13 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import ClipqlError, QueryError
+from clipql.serve import access_control, compression, external, replies
 from clipql.serve import clickhouse_request as reading
-from clipql.serve import doors, external, packing, replies
 from clipql.serve import native_blocks as native
 from clipql.serve.allowed import words
-from clipql.serve.body import read_body, too_large
 from clipql.serve.errors import error_code, error_status, error_text
 from clipql.serve.pool import Busy, Pipe
+from clipql.serve.request_body import read_body, too_large
 from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
 from clipql.serve.spelling import with_identifiers
@@ -89,7 +89,7 @@ class ClickHouse:
         call = Call(params.get("query_id") or request.headers.get("x-clickhouse-query-id") or str(uuid.uuid4()), params)
         status: int | None = 500
         try:
-            if not doors.authorised(service.options.token, request, params):
+            if not access_control.authorised(service.options.token, request, params):
                 raise QueryError(
                     "default: Authentication failed: password is incorrect, or there is no user with such name",
                     code=516,
@@ -203,7 +203,7 @@ class ClickHouse:
             return
         body = await read_body(request, limit) if request.method == "POST" else b""
         if call.params.get("decompress") == "1":
-            body = packing.unpack_blocks(body, limit)
+            body = compression.unpack_blocks(body, limit)
         long = len(body) > reading.HEAD
         call.asked = (
             await asyncio.to_thread(reading.take_apart, query, body) if long else reading.take_apart(query, body)
@@ -249,7 +249,7 @@ class ClickHouse:
         stream = self._stream(call, pipe, future, held, tag)
         if compress:
             headers["Content-Encoding"] = compress
-        packed = packing.packed(stream, packing.packer(compress, call.params.get("compress") == "1"))
+        packed = compression.packed(stream, compression.compressor(compress, call.params.get("compress") == "1"))
         return StreamingResponse(packed, headers=headers)
 
     @staticmethod
@@ -257,7 +257,7 @@ class ClickHouse:
         headers |= replies.typed(format)
         if compress:
             headers["Content-Encoding"] = compress
-        packer = packing.packer(compress, call.params.get("compress") == "1")
+        packer = compression.compressor(compress, call.params.get("compress") == "1")
         return Response(packer.add(data) + packer.end(), headers=headers)
 
     async def _hold(self, pipe: Pipe, future: asyncio.Future[Answer], held: list[bytes]) -> bool:

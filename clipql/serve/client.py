@@ -31,7 +31,7 @@ from clipql.engine.translate import translate
 from clipql.errors import ClipqlError, QueryError, ServerError
 from clipql.result import Result, Stats
 from clipql.sql.session import Answer, Progress
-from clipql.storage.vectors.metrics import Metric, metric_named
+from clipql.storage.vectors.metrics import Metric, metric_spelled
 
 SECONDS = 600
 SESSION_SECONDS = 3600
@@ -194,7 +194,7 @@ class RemoteDatabase(Database):
         """As `Database.search_sql`; a server reads no picture by its path."""
         if by == "image":
             raise QueryError("a server reads no files for queries: use search(image=…), which sends the picture")
-        metric = metric_named(distance)
+        metric = metric_spelled(distance)
         if metric is None:
             raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in Metric)}")
         if not isinstance(k, int) or k < 1:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from clipql.encode.names import DEFAULT_MODEL
 from clipql.encode.service import IMAGE, TEXT, Encoders
 from clipql.errors import QueryError
-from clipql.serve import allowed, tree
+from clipql.serve import allowed, syntax_tree
 from clipql.serve.allowed import words
 from clipql.serve.allowed_settings import Settings
 from clipql.serve.limits import Options
@@ -156,7 +156,7 @@ class Guard:
                 head = text[: statement.body] + " VALUES"
         self._settings.check_clauses(tokens)
         try:
-            nodes = tree.read(self._tree(head, tokens))
+            nodes = syntax_tree.read(self._tree(head, tokens))
         except ValueError as error:
             raise denied(f"ClickHouse's syntax tree of it is not understood: {error}") from error
         self._check_nodes(nodes, word)
@@ -243,7 +243,7 @@ class Guard:
         head = own_settings.taken_from(head)[0]
         return self._engine.query(f"EXPLAIN AST {head}", "TSVRaw").data.decode("utf-8", "replace")
 
-    def _check_nodes(self, nodes: list[tree.Node], word: str) -> None:
+    def _check_nodes(self, nodes: list[syntax_tree.Node], word: str) -> None:
         if word in _SELECTING and nodes[0].kind not in _SELECTS:
             raise denied(f"{word} before a statement that is no SELECT is not run for the network")
         for node in nodes:
@@ -266,7 +266,7 @@ class Guard:
             elif node.kind in ("ViewTargets", "Dictionary", "FunctionWithKeyValueArguments", "ParallelWithQuery"):
                 raise denied(f"{node.kind} is not made for the network")
 
-    def _check_function(self, node: tree.Node) -> None:
+    def _check_function(self, node: syntax_tree.Node) -> None:
         name = node.name
         place = node.parent.kind if node.parent else ""
         if place == "TableExpression":
@@ -283,7 +283,7 @@ class Guard:
         elif not allowed.function(name):
             raise denied(f"{name[:60]}() is not called for the network")
 
-    def _check_encoding(self, node: tree.Node) -> None:
+    def _check_encoding(self, node: syntax_tree.Node) -> None:
         """A model may be named where it is one that this database knows: a name can be a folder on the server."""
         arguments = node.children[0].children if node.children else []
         if len(arguments) < 2:
@@ -302,7 +302,7 @@ class Guard:
         if database.lower() == INTERNAL:
             raise denied(f"{name[:60]} is clipql's own")
 
-    def _check_identifier(self, node: tree.Node) -> None:
+    def _check_identifier(self, node: syntax_tree.Node) -> None:
         name = node.name
         check_name(name)
         database, dot, _ = name.partition(".")
@@ -318,7 +318,7 @@ class Guard:
             raise denied(f"{name[:60]}() is not called for the network")
 
 
-def _under(node: tree.Node, root: tree.Node) -> bool:
+def _under(node: syntax_tree.Node, root: syntax_tree.Node) -> bool:
     """Whether a table is one of those that a statement is about: DROP TABLE a, b lists them."""
     return node.parent is root or (node.parent is not None and node.parent.parent is root)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipql import __version__
 from clipql.serve.limits import Options
+from clipql.version import __version__
 
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "number"}

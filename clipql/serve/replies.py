@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from starlette.requests import Request
 
-from clipql.serve import packing
+from clipql.serve import compression
 from clipql.sql.session import Answer
 
 MEDIA = {
@@ -58,4 +58,4 @@ def encoding(request: Request, params: Mapping[str, str]) -> str:
     if params.get("enable_http_compression") not in ("1", "true"):
         return ""
     accepted = [e.partition(";")[0].strip().lower() for e in request.headers.get("accept-encoding", "").split(",")]
-    return next((e for e in packing.ENCODINGS if e in accepted), "")
+    return next((e for e in compression.ENCODINGS if e in accepted), "")

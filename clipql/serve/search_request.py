@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from clipql.database import one_condition
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
-from clipql.serve.layout import Layout
+from clipql.serve.column_roles import ColumnRoles
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import ROW
 
@@ -190,19 +190,19 @@ def statement(
     search: Search,
     table: Table,
     column: VectorColumn,
-    layout: Layout,
+    roles: ColumnRoles,
     vector: NDArray[np.float32] | None,
     *,
     download: bool = False,
 ) -> Statement:
     """The SQL of a search by a vector, or of a walk through the table where there is none."""
-    listed = list(layout.plain if search.columns is None else search.columns)
+    listed = list(roles.plain if search.columns is None else search.columns)
     for name in listed:
-        if name not in layout.types:
-            raise wrong(f"{table.full_name} has no column {name[:60]}; it has {', '.join(layout.types)}")
+        if name not in roles.types:
+            raise wrong(f"{table.full_name} has no column {name[:60]}; it has {', '.join(roles.types)}")
     conditions = [f"({one_condition(search.where)}\n)"] if search.where else []
-    if search.safe and layout.safe:
-        conditions.append(layout.safe)
+    if search.safe and roles.safe:
+        conditions.append(roles.safe)
     shown_query, shown_params = expression(search.terms, table, column)
     source = f"{quote_name(table.database)}.{quote_name(table.name)}"
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""

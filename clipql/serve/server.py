@@ -19,11 +19,11 @@ from types import FrameType
 
 import uvicorn
 
-from clipql import __version__
 from clipql.database import Database
 from clipql.errors import ClipqlError, ServerError
 from clipql.serve.app import make_app
 from clipql.serve.limits import Options
+from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
 # longer than any query may run

@@ -44,7 +44,7 @@ class Service:
         self.engine: Engine = database.registry.engine
         self.guard = Guard(database.registry, database.encoders, options)
         self.pool = Pool(options.limits)
-        self.metrics = Metrics(self)
+        self.metrics = Metrics(self.registry, database.encoders, lambda: self.pool.taken)
         self.everyone = self.new_user()
         database.encoders.files = False
 

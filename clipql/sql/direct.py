@@ -20,7 +20,6 @@ from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import DatabaseDamaged
 from clipql.index.base import Candidates
 from clipql.index.flat import Term, exact
-from clipql.sql.constants import Constants
 from clipql.sql.plan import Plan
 from clipql.sql.recognise import VectorSelect
 from clipql.syntax.scopes import split_list
@@ -54,8 +53,7 @@ def items(plan: Plan, whole: str) -> tuple[Item, ...] | None:
         return None
     if whole[: scope.whole.start].strip() or whole[scope.whole.end :].strip("; \n\t"):
         return None
-    order = scope.clauses["ORDER"]
-    if len(split_list(scope.tokens, order.first, order.last)) != 1 or len(plan.terms) != 1:
+    if not select.ordered_alone or len(plan.terms) != 1:
         return None
     found: list[Item] = []
     span = scope.clauses["SELECT"]
@@ -94,36 +92,39 @@ def settings_allow(statements: Iterable[str], settings: Mapping[str, str]) -> bo
 
 
 def answer(
-    registry: Registry, indexes: Indexes, plan: Plan, wanted: tuple[Item, ...], found: Candidates, constants: Constants
+    registry: Registry, indexes: Indexes, plan: Plan, wanted: tuple[Item, ...], found: Candidates, offset: int
 ) -> pa.Table | None:
-    """The answer, or None where the row file does not hold all of it."""
+    """The answer, or None where the row file does not hold all of it. offset: rows left out before the first."""
     select = plan.select
     reader = indexes.rows.reader(select.table)
-    offset = int(constants.number(select.offset) or 0) if select.offset else 0
     rows = found.rows[offset : plan.k]
     if reader is None or len(rows) > MOST_ROWS or (len(rows) and int(rows.max()) >= reader.rows):
         return None
     if any(i.column is not None and i.column not in reader.types for i in wanted):
         return None
     try:
-        taken = reader.take(rows.tolist())
+        taken = reader.take(rows.tolist(), [i.column for i in wanted if i.column is not None])
     except DatabaseDamaged as error:
         indexes.rows.distrust(select.table, error)
         return None
     columns, fields = [], []
     for item in wanted:
         if item.column is not None:
-            columns.append(taken.column(item.column))
-            fields.append(taken.schema.field(item.column).with_name(item.name))
+            columns.append(taken[item.column])
+            fields.append(reader.schema.field(item.column).with_name(item.name))
         else:
-            columns.append(_distance(registry, plan, item, rows))
+            columns.append(_distance(registry, plan, item, rows, found.distances[offset : plan.k]))
             fields.append(pa.field(item.name, columns[-1].type, nullable=False))
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def _distance(registry: Registry, plan: Plan, item: Item, rows: NDArray[Any]) -> pa.Array:
+def _distance(registry: Registry, plan: Plan, item: Item, rows: NDArray[Any], keys: NDArray[np.float64]) -> pa.Array:
     call = plan.select.calls[item.call or 0]
     vector = plan.vectors[item.call or 0]
+    term = plan.terms[0]
+    if term.call.same == call.same and abs(term.weight) == 1.0:  # the search has computed it
+        values = keys * term.weight
+        return arrow_numbers(values.astype(np.float32) if vector.narrow_for(call.metric) else values)
     values = exact([Term(registry.store(plan.select.table, call.column), call.metric, vector.values)], rows)
     return arrow_numbers(values.astype(np.float32) if vector.narrow_for(call.metric) else values)
 

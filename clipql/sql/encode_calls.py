@@ -47,7 +47,9 @@ PARAMETER = "clipql_encoded_"
 class Encoded:
     """A statement without calls that the planner does not know.
 
-    models: the model of each parameter that holds the vector of a constant. batches: held as long as the statement
+    models: the model of each parameter that holds the vector of a constant. sources: the function, the String parameter
+    that was its argument (None: a literal) and the model; None where the argument was something else.
+    batches: held as long as the statement
     may run, so that its rows find their vectors. seconds: what encoding took.
     """
 
@@ -55,6 +57,7 @@ class Encoded:
     params: Mapping[str, Any]
     models: Mapping[str, str] = field(default_factory=dict)
     batches: tuple[Batch, ...] = ()
+    sources: Mapping[str, tuple[str, str | None, str] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Encoding:
             edits = work.edits(sql, tokens, found, model)
             for start, end, text in sorted(edits, reverse=True):
                 sql = sql[:start] + text + sql[end:]
-        return Encoded(sql, work.params, work.models, tuple(work.batches))
+        return Encoded(sql, work.params, work.models, tuple(work.batches), work.sources)
 
     def written_out(self, text: str, params: Mapping[str, Any]) -> str:
         """Text with VALUES, its constant calls replaced by the numbers, since ClickHouse takes no functions there."""
@@ -129,6 +132,7 @@ class _Replacement:
     def __init__(self, engine: Engine, encoders: Encoders, params: dict[str, Any], rows: bool) -> None:
         self._engine, self._encoders, self._rows = engine, encoders, rows
         self.params, self.models, self.batches = params, dict[str, str](), list[Batch]()
+        self.sources: dict[str, tuple[str, str | None, str] | None] = {}
         self._known: dict[tuple[str, str, str], str] = {}
 
     def edits(self, sql: str, tokens: list[Token], call: _Call, model: str | None) -> list[tuple[int, int, str]]:
@@ -138,7 +142,9 @@ class _Replacement:
         edits = _naming(sql, tokens, scope, call)
         vector = self.constant(sql, tokens, call, model, scope)
         if vector is not None:
-            return [(start, end, f"{{{self._parameter(sql, tokens, call, vector, model)}:Array(Float32)}}"), *edits]
+            name = self._parameter(sql, tokens, call, vector, model)
+            self._note(name, call.function, _text(sql, tokens, call.value))
+            return [(start, end, f"{{{name}:Array(Float32)}}"), *edits]
         name = self._encoders.encoder(self._model(sql, tokens, call) or model).model
         argument = _text(sql, tokens, call.value)
         if scope and self._rows:
@@ -197,6 +203,13 @@ class _Replacement:
             self.params[self._known[key]] = vector
             self.models[self._known[key]] = name
         return self._known[key]
+
+    def _note(self, name: str, function: str, argument: str) -> None:
+        """Remember what the vector in a parameter was made of."""
+        named = re.fullmatch(r"\{\s*(\w+)\s*:\s*String\s*\}", argument)
+        known = named or _literal(argument, {}) is not None
+        source = (function, named[1] if named else None, self.models[name]) if known else None
+        self.sources[name] = source if self.sources.get(name, source) == source else None
 
     def _fill(self, scope: Scope, call: _Call, argument: str, model: str) -> None:
         """Encode what a SELECT will ask for, in batches, as far as that can be told."""

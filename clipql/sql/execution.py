@@ -27,12 +27,14 @@ from clipql.sql.constants import with_clause
 from clipql.sql.direct import settings_allow
 from clipql.sql.filters import FilterMemory
 from clipql.sql.pairs import JoinPlan
-from clipql.sql.plan import ALIAS_COST, LARGEST_RANGE, MOST_DISTANCES, Plan
+from clipql.sql.plan import ALIAS_COST, FEW_OF_RANGE, LARGEST_RANGE, MOST_DISTANCES, Plan
 from clipql.syntax.scopes import Scope, settings_in_force, split_list
 from clipql.tables.registry import ROW, Registry
 from clipql.tables.rowfile import RowFiles
 
-INLINE = 256
+INLINE = 1_000
+# with a larger share of the rows, a distance is looked up by a row's number and not searched for
+SPARSE = 20
 NO_COST = Cost()
 
 
@@ -114,7 +116,16 @@ class Execution:
 
     def _terms(self) -> list[Term]:
         table, store = self._select.table, self._registry.store
-        return [Term(store(table, t.call.column), t.call.metric, t.vector.values, t.weight) for t in self._plan.terms]
+        return [
+            Term(
+                store(table, t.call.column),
+                t.call.metric,
+                t.vector.values,
+                t.weight,
+                t.vector.narrow_for(t.call.metric),
+            )
+            for t in self._plan.terms
+        ]
 
     def _among(self) -> NDArray[np.bool_] | None:
         """The rows that may be in the answer: those that the filter lets through, or those that are there."""
@@ -176,32 +187,39 @@ class Execution:
 
     def _top(self) -> None:
         found = search.nearest(self._plan, self._terms(), self._among(), self._filtered)
+        if self._plan.select.ordered_alone and len(self._plan.terms) == 1:
+            found = found.first(self._plan.k)  # what ties is sorted by row, and so are these
         self._work.answer = self._answer(found)
         if self._work.answer is None:
-            self._restrict(found)
+            self._restrict(found, self._ties_by_row())
         self._step("top-k", self._plan.why, found.cost, len(found.rows))
 
     def _range(self) -> None:
         rows = self._select.table.rows
         among = None if self._select.joined else self._among()
-        most = LARGEST_RANGE if rows <= MOST_DISTANCES else rows
+        most = max(LARGEST_RANGE, rows // FEW_OF_RANGE) if rows <= MOST_DISTANCES else rows
         found = search.within(self._plan, self._terms(), among, most)
         if isinstance(found, int):
             self._distances(f"{found:,} rows are in range")
             return
-        self._restrict(found)
+        self._restrict(found, [])
         self._step("range", self._plan.why, found.cost, len(found.rows))
 
     # edits
 
-    def _restrict(self, found: Candidates) -> None:
+    def _ties_by_row(self) -> list[tuple[int, int, str]]:
+        """The edit that has what ORDER BY leaves undecided in row order, so that pages fit together."""
+        end = self._select.scope.clauses["ORDER"].end
+        return [(end, end, f", {self._select.qualifier_sql}{ROW}")]
+
+    def _restrict(self, found: Candidates, edits: list[tuple[int, int, str]]) -> None:
         """Let WHERE name the rows that were found, and put their distances where the statement computes them."""
         select, scope = self._select, self._select.scope
         row = f"{select.qualifier_sql}{ROW}"
-        numbers = self._array(found.rows, "UInt64")
-        condition = f"{row} IN {numbers}" if len(found.rows) else "0"
+        numbers = self._array(found.rows)
+        condition = f"{row} IN {self._set(found.rows, numbers)}" if len(found.rows) else "0"
         texts = {i: self._looked_up(call, found, numbers) for i, call in enumerate(select.calls)}
-        edits = [
+        edits = edits + [
             (c.start, c.end, texts[i])
             for i, c in enumerate(select.calls)
             if self._may_replace(c) and c.clause not in ("WHERE", "PREWHERE")
@@ -223,23 +241,38 @@ class Execution:
             end += len(replacement) - (b - a)
         return text[start:end]
 
-    def _array(self, values: NDArray[Any], kind: str) -> str:
-        """An array of numbers as SQL: written out when short, a parameter when long."""
+    def _array(self, values: NDArray[Any]) -> str:
+        """An array of numbers as SQL: written out when short, read from a table of ours when long."""
         if len(values) <= INLINE:
             return "[" + ",".join(map(repr, values.tolist())) + "]"
         name = self._work.name("array")
-        self._work.params[name] = values
-        return f"{{{name}:Array({kind})}}"
+        ends = arrow_numbers(np.array([0, len(values)], np.int32))
+        self._work.tables[name] = pa.table({"a": pa.ListArray.from_arrays(ends, arrow_numbers(values))})
+        return f"assumeNotNull((SELECT a FROM Python({name})))"
+
+    def _set(self, values: NDArray[Any], array: str) -> str:
+        """The same for IN, which takes no array from a table."""
+        if len(values) <= INLINE:
+            return array
+        name = self._work.name("set")
+        self._work.tables[name] = pa.table({"a": arrow_numbers(values)})
+        return f"(SELECT a FROM Python({name}))"
 
     def _looked_up(self, call: Call, found: Candidates, numbers: str) -> str:
         """The distance of a call as an expression over the row number."""
-        if not len(found.rows):
-            return "toFloat32(0)"
         at = self._select.calls.index(call)
         vector = self._plan.vectors[at]
-        store = self._registry.store(self._select.table, call.column)
-        values = exact([Term(store, call.metric, vector.values)], found.rows)
-        text = f"transform({self._select.qualifier_sql}{ROW}, {numbers}, {self._array(values, 'Float64')}, nan)"
+        if not len(found.rows):
+            return "toFloat32(0)" if vector.narrow_for(call.metric) else "toFloat64(0)"
+        table = self._select.table
+        values = exact([Term(self._registry.store(table, call.column), call.metric, vector.values)], found.rows)
+        row = f"{self._select.qualifier_sql}{ROW}"
+        if len(values) > max(INLINE, table.rows // SPARSE):
+            every = np.full(table.rows, np.nan)
+            every[found.rows] = values
+            text = f"{self._array(every)}[{row} + 1]"
+        else:
+            text = f"transform({row}, {numbers}, {self._array(values)}, nan)"
         return f"toFloat32({text})" if vector.narrow_for(call.metric) else text
 
     def _may_replace(self, call: Call) -> bool:

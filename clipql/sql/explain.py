@@ -5,20 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipql.sql.pairs import JoinPlan
-from clipql.sql.plan import Plan, Weighted
+from clipql.sql.plan import Plan, Weighted, exact_range
+from clipql.sql.untouched import Untouched
 from clipql.sql.vector_search import few
 
+# rows a second that a vector column is read at, as docs/benchmarks.md and `plan.ALIAS_COST` have it: 10 to 16 µs a row
+# through the ALIAS column; 50 ns a row of 512 numbers in the kernels, which read at memory speed
+AS_IT_IS, SCANNED = 60_000, 20_000_000
 
-def describe(plans: Sequence[Plan | JoinPlan]) -> list[str]:
+
+def describe(plans: Sequence[Plan | JoinPlan | Untouched]) -> list[str]:
     """The lines that EXPLAIN shows, one search after the other, outer ones first."""
     lines: list[str] = []
     for plan in plans:
-        lines += _join(plan) if isinstance(plan, JoinPlan) else _one(plan)
+        if isinstance(plan, Untouched):
+            lines += _untouched(plan)
+        else:
+            lines += _join(plan) if isinstance(plan, JoinPlan) else _one(plan)
     return lines
+
+
+def _untouched(plan: Untouched) -> list[str]:
+    what = "compares every pair of rows" if plan.pairs else "reads each vector"
+    tables = (f"  table: {s.table.full_name} ({s.table.rows:,} rows)" for s in plan.sources)
+    return [f"No vector plan: ClickHouse {what}", *tables, f"  as it is, because {plan.why}", _SLOW]
+
+
+_SLOW = f"  speed: about {AS_IT_IS:,} rows a second that it reads vectors of"
+_FAST = f"  speed: memory speed, about {SCANNED:,} vectors of 512 numbers a second; fewer are read with an index"
 
 
 def _join(plan: JoinPlan) -> list[str]:
     join = plan.join
+    if plan.kind == "as it is":
+        return ["No vector plan: ClickHouse compares every pair of rows", f"  as it is, because {plan.why}", _SLOW]
     lines = [f"Nearest-neighbour join (n = {join.k})"]
     for side, what in ((join.each, "for each row of"), (join.near, "the nearest of")):
         lines.append(f"  {what}: {side.table.full_name} ({side.table.rows:,} rows), {side.column}")
@@ -32,7 +52,8 @@ def _join(plan: JoinPlan) -> list[str]:
         lines.append(f"  index: {entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''})")
     if join.mixed:
         lines.append(f"  pairs must meet: {' AND '.join(' '.join(c.split()) for c in join.mixed)}")
-    return [*lines, f"  why: {plan.why}"]
+        lines.append("    rows whose nearest ones do not are compared with all that do")
+    return [*lines, f"  why: {plan.why}", _FAST]
 
 
 def _one(plan: Plan) -> list[str]:
@@ -65,6 +86,7 @@ def _one(plan: Plan) -> list[str]:
     if plan.kept:
         lines.append(f"  then keep: {' AND '.join(' '.join(c.text.split()) for c in plan.kept)}")
     lines.append(f"  why: {plan.why}")
+    lines.append(_SLOW if plan.kind == "as it is" else _FAST)
     if plan.kind in ("top-k", "range"):
         lines.append("  then: ClickHouse fetches the rows by number and does the rest")
     return lines
@@ -78,7 +100,9 @@ def _index(plan: Plan) -> str:
     knobs = ", ".join(f"{k} = {v:g}" for k, v in plan.knobs.items())
     tail = plan.select.table.rows - index.rows_covered
     newer = f"; {tail:,} newer rows are scanned" if tail else ""
-    return f"{entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''}){newer}"
+    exact = plan.kind == "range" and exact_range(plan.knobs)
+    compared = "; exact: rows that its codes do not rule out are compared" if exact else ""
+    return f"{entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''}){compared}{newer}"
 
 
 def _formula(terms: Sequence[Weighted]) -> str:

@@ -60,32 +60,44 @@ class NearestJoin:
 
 def recognise_join(scope: Scope, find: FindTable) -> NearestJoin | None:
     """The nearest-neighbour join that a SELECT is, or None."""
+    found = read_join(scope, find)
+    return found if isinstance(found, NearestJoin) else None
+
+
+def read_join(scope: Scope, find: FindTable) -> NearestJoin | str:
+    """The nearest-neighbour join that a SELECT is, or why it is none."""
     sources, _ = find_sources(scope, find)
-    if len(sources) != 2 or not _plain_from(scope, sources) or set(scope.clauses) - _CLAUSES:
-        return None
+    if len(sources) != 2 or not _plain_from(scope, sources):
+        return "FROM is not two tables as `a, b` or `a CROSS JOIN b`"
+    odd = next(iter(set(scope.clauses) - _CLAUSES), None)
+    if odd:
+        return f"it has {odd}"
     if any(t.text == "*" for t in scope.within("SELECT")) or scope.within("SELECT")[0].upper == "DISTINCT":
-        return None
+        return "it has DISTINCT or *"
     if any(t.upper in ("OVER", "ARRAYJOIN") for t in scope.tokens[scope.whole.first : scope.whole.last]):
-        return None
+        return "it has a window function or arrayJoin"
     ordered = _order(scope)
+    if ordered is None or not find_pairs(scope, find):
+        return "it is not sorted by a distance of the two tables' columns alone"
     limit = _limit_by(scope, sources)
-    pairs = find_pairs(scope, find)
-    if ordered is None or limit is None or not pairs:
-        return None
+    if limit is None:
+        return "it has no LIMIT n BY columns of one table, with n of at most 1,000"
     metric, first, last, descending = ordered
     columns = _columns(scope, first, last, sources)
-    if columns is None or descending != metric.larger_is_nearer:
-        return None
+    if columns is None:
+        return "the arguments of the distance are not a column of each table, with the tables' names before them"
+    if descending != metric.larger_is_nearer:
+        return "the farthest rows are asked for"
     k, owner = limit
     sides = {qualifier: Side(source.table, qualifier, column) for qualifier, source, column in columns}
     if len(sides) != 2 or owner not in sides:
-        return None
+        return "LIMIT BY names neither of the two tables"
     calls = _same_calls(scope, metric, columns, sources)
     if calls is None:
-        return None
+        return "it computes another distance too, or one without an alias"
     parted = _conditions(scope, tuple(sides))
     if parted is None:
-        return None
+        return "its WHERE has a distance, a SELECT, or a column without its table's name"
     other = next(q for q in sides if q != owner)
     own = {q: Side(s.table, q, s.column, tuple(parted[q])) for q, s in sides.items()}
     return NearestJoin(scope, own[owner], own[other], metric, k, tuple(parted[""]), calls)

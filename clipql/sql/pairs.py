@@ -1,11 +1,17 @@
-"""Carrying out a nearest-neighbour join: which pairs of rows, found by an index or in one exact pass."""
+"""Carrying out a nearest-neighbour join: which pairs of rows, found by an index or in one exact pass.
+
+What must stay true: memory does not grow with the pairs. Rows are taken in slices, and pairs beyond what is held go to
+a file that is mapped.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,17 +22,25 @@ from clipql.engine.quoting import quote_name
 from clipql.index import kinds
 from clipql.index.base import Cost, Index
 from clipql.index.batch import nearest_each
-from clipql.index.flat import each_core
+from clipql.index.flat import Scan, Term, each_core
 from clipql.sql.joins import PAIRS, NearestJoin, Side, from_clause
 from clipql.sql.settings import SearchOptions
 from clipql.storage.catalog import VectorColumn
+from clipql.storage.vectors import metrics
 from clipql.tables.indexes import Chosen, Indexes
 from clipql.tables.registry import ROW, Registry
 
-MOST_PAIRS = 20_000_000
 EACH_AT_ONCE = 4_096
+# pairs of one slice, and of all that are held in memory, at 24 bytes each
+PAIRS_AT_ONCE, PAIRS_HELD = 2_000_000, 8_000_000
 # where conditions concern both rows of a pair, this many times as many are looked at until enough meet them
 WIDER, WIDEST = 4, 4_096
+# widening goes on while at least this share of the rows finds enough by it; the others look at all their pairs
+WORTH = 0.1
+# as many rows are read and compared one by one sooner than the column is scanned
+FEW = 4_096
+# a table of this many rows is sooner asked for all pairs that meet the conditions than searched
+SMALL = 10_000
 
 
 @dataclass(frozen=True)
@@ -37,11 +51,7 @@ class JoinPlan:
     chosen: Chosen
     knobs: Mapping[str, float] = field(default_factory=dict)
     kind: str = "nearest join"
-
-    @property
-    def why(self) -> str:
-        """In a few words."""
-        return "sorted by a distance of two columns, with LIMIT n BY"
+    why: str = "sorted by a distance of two columns, with LIMIT n BY"
 
     @property
     def columns(self) -> tuple[VectorColumn, ...]:
@@ -52,6 +62,10 @@ class JoinPlan:
 
 def plan_join(join: NearestJoin, indexes: Indexes, options: SearchOptions) -> JoinPlan:
     """Choose the index to search `near` with. Raises QueryError for knobs that cannot be."""
+    near, each = join.near.table.column(join.near.column), join.each.table.column(join.each.column)
+    if near and each and near.dimension != each.dimension:
+        why = f"the two columns hold {each.dimension} and {near.dimension} numbers"
+        return JoinPlan(join, Chosen(None, None, ""), kind="as it is", why=why)
     if not options.index:
         return JoinPlan(join, Chosen(None, None, "vector_index = 0"))
     chosen = indexes.choose(join.near.table, join.near.column, join.metric)
@@ -66,38 +80,58 @@ class PairSearch:
         self._registry, self._plan, self._join, self._params = registry, plan, plan.join, params
         self._store = registry.store(plan.join.near.table, plan.join.near.column)
         self._queries = registry.store(plan.join.each.table, plan.join.each.column)
-        self._codes = self._rescored = 0
+        self._codes = self._rescored = self._scanned = 0
         self._settings = f"{settings}, " if settings else ""
 
-    def find(self) -> tuple[pa.Table, Cost] | str:
-        """Pairs as clipql_each, clipql_near, clipql_distance, and what it took; or why they are not searched for."""
+    def find(self) -> tuple[pa.Table, Cost]:
+        """Pairs as clipql_each, clipql_near, clipql_distance, and what it took."""
         began = time.perf_counter()
         join = self._join
-        if self._store.dimension != self._queries.dimension:
-            return "the two columns hold vectors of different lengths"
         each = self._rows(join.each)
         if each is None:
             each = np.arange(join.each.table.rows)
-        if len(each) * join.k > MOST_PAIRS:
-            return f"more than {MOST_PAIRS:,} pairs"
         among = self._rows(join.near)
         mask = None
         if among is not None:
             mask = np.zeros(join.near.table.rows, np.bool_)
             mask[among] = True
-        found = self._nearest(each, join.k, mask)
-        if join.mixed:
-            widened = self._meeting(each, found, mask)
-            if widened is None:
-                return "too few of the nearest rows meet the conditions on both"
-            found = widened
+        most = join.near.table.rows if among is None else len(among)
+        held = PairStore(self._registry.folder)
+        step = max(1, min(EACH_AT_ONCE, PAIRS_AT_ONCE // join.k))
+        for at in range(0, len(each), step):
+            for pairs in self._slice(each[at : at + step], most, mask):
+                held.add(pairs)
         cost = Cost(
-            rows_scanned=0 if self._plan.chosen.index else len(each) * join.near.table.rows,
+            rows_scanned=self._scanned,
             codes_scanned=self._codes,
             rows_rescored=self._rescored,
             seconds={"search": time.perf_counter() - began},
         )
-        return found, cost
+        return held.table(), cost
+
+    def _slice(self, each: NDArray[np.int64], most: int, mask: NDArray[np.bool_] | None) -> Iterator[pa.Table]:
+        """The pairs of some rows: of their nearest ones, wider and wider until enough meet the conditions on both."""
+        k, left = min(self._join.k, most), each
+        if not self._join.mixed:
+            yield self._nearest(left, k, mask)
+            return
+        k = min(k * WIDER, most) if most > SMALL else 0
+        while len(left) and 0 < k <= WIDEST:
+            open_rows = []
+            step = max(1, PAIRS_AT_ONCE // k)
+            for at in range(0, len(left), step):
+                rows = left[at : at + step]
+                pairs, enough = self._meeting(self._nearest(rows, k, mask), all_there=k == most)
+                yield pairs
+                open_rows.append(rows[~np.isin(rows, enough)] if k < most else rows[:0])
+            still = np.concatenate(open_rows)
+            # most of these rows meet too few, as where groups must be equal: ClickHouse tells which they are sooner
+            if k < most and (len(left) - len(still)) < WORTH * len(left):
+                left = still
+                break
+            left, k = still, min(k * WIDER, most)
+        if len(left) and most:
+            yield from self._of_all(left, most, mask)
 
     def _rows(self, side: Side) -> NDArray[np.int64] | None:
         """The rows of a side that its conditions let through; None for all there are."""
@@ -115,6 +149,7 @@ class PairSearch:
         for at in range(0, len(each), EACH_AT_ONCE):
             queries = self._queries.take(each[at : at + EACH_AT_ONCE])
             index = self._plan.chosen.index
+            self._scanned += 0 if index else len(queries) * self._join.near.table.rows
             rows, values = (
                 nearest_each(self._store, self._join.metric, queries, k, mask)
                 if index is None
@@ -124,13 +159,7 @@ class PairSearch:
             distances.append(values)
         rows, values = np.concatenate(near), np.concatenate(distances)
         there = rows >= 0
-        return pa.table(
-            {
-                "clipql_each": arrow_numbers(np.repeat(each, k).reshape(-1, k)[there].astype(np.uint64)),
-                "clipql_near": arrow_numbers(rows[there].astype(np.uint64)),
-                "clipql_distance": arrow_numbers(values[there]),
-            }
-        )
+        return _as_pairs(np.repeat(each, k).reshape(-1, k)[there], rows[there], values[there])
 
     def _by_index(
         self, index: Index, queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None
@@ -158,26 +187,121 @@ class PairSearch:
         order = np.argsort(np.where(rows < 0, np.inf, sign * values), axis=1, kind="stable")[:, :k]
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(values, order, axis=1)
 
-    def _meeting(self, each: NDArray[np.int64], found: pa.Table, mask: NDArray[np.bool_] | None) -> pa.Table | None:
-        """Pairs of which enough meet the conditions on both rows; None where that needs too many."""
-        join, engine, done = self._join, self._registry.engine, []
-        left, k = each, join.k
-        most = int(mask.sum()) if mask is not None else join.near.table.rows
-        while len(left):
-            sql = (
-                f"SELECT {PAIRS}.clipql_each FROM {from_clause(join, self._registry, PAIRS)} "
-                f"WHERE {' AND '.join(f'({c})' for c in join.mixed)} SETTINGS {self._settings}limit = 0, offset = 0"
+    def _query(self, sql: str, table: pa.Table) -> pa.Table:
+        sql += f" SETTINGS {self._settings}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
+        return self._registry.engine.query(sql, params=self._params, tables={PAIRS: table}, user=True).arrow()
+
+    def _conditions(self) -> str:
+        return " AND ".join(f"({c})" for c in self._join.mixed)
+
+    def _meeting(self, found: pa.Table, *, all_there: bool) -> tuple[pa.Table, NDArray[np.int64]]:
+        """The pairs of rows for which enough meet the conditions on both, and those rows; with `all_there`, of all."""
+        if all_there:
+            return found, np.unique(found.column("clipql_each").to_numpy().astype(np.int64))
+        sql = f"SELECT {PAIRS}.clipql_each FROM {from_clause(self._join, self._registry, PAIRS)} "
+        met = self._query(f"{sql}WHERE {self._conditions()}", found).column(0).to_numpy()
+        rows, counts = np.unique(met.astype(np.int64), return_counts=True)
+        enough = rows[counts >= self._join.k]
+        keep = np.isin(found.column("clipql_each").to_numpy(), enough.astype(np.uint64))
+        return found.filter(pa.array(keep)), enough
+
+    def _of_all(self, each: NDArray[np.int64], most: int, mask: NDArray[np.bool_] | None) -> Iterator[pa.Table]:
+        """The k nearest of each row among all that meet the conditions with it, which ClickHouse tells in blocks."""
+        total = self._join.near.table.rows
+        step = max(1, min(EACH_AT_ONCE, PAIRS_AT_ONCE // most))
+        for at in range(0, len(each), step):
+            part = each[at : at + step]
+            met = [self._met(part, first, first + PAIRS_AT_ONCE) for first in range(0, total, PAIRS_AT_ONCE)]
+            owners, rows = (np.concatenate(columns) for columns in zip(*met, strict=True))
+            order = np.lexsort((rows, owners))
+            owners, rows = owners[order], rows[order]
+            bounds = np.searchsorted(owners, part), np.searchsorted(owners, part, side="right")
+            queries = self._queries.take(part)
+            found = [self._of_rows(queries[i], rows[a:b]) for i, (a, b) in enumerate(zip(*bounds, strict=True))]
+            yield _as_pairs(
+                np.repeat(part, [len(r) for r, _ in found]),
+                np.concatenate([r for r, _ in found]),
+                np.concatenate([d for _, d in found]),
             )
-            met = engine.query(sql, params=self._params, tables={PAIRS: found}, user=True).arrow().column(0).to_numpy()
-            rows, counts = np.unique(met.astype(np.int64), return_counts=True)
-            enough = rows[counts >= join.k] if k < most else left
-            pairs_of = found.column("clipql_each").to_numpy()
-            done.append(found.filter(pa.array(np.isin(pairs_of, enough.astype(np.uint64)))))
-            left = np.setdiff1d(left, enough)
-            if not len(left):
-                break
-            k *= WIDER
-            if k > WIDEST or len(left) * k > MOST_PAIRS:
-                return None
-            found = self._nearest(left, min(k, most), mask)
-        return pa.concat_tables(done) if done else found
+
+    def _met(self, each: NDArray[np.int64], first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs of these rows with rows [first, last) of the other table that meet every condition."""
+        join = self._join
+        ours = f"{ROW} IN (SELECT clipql_each FROM Python({PAIRS}))"
+        theirs = f"{ROW} >= {first} AND {ROW} < {last}" + (f" AND {join.near.filter}" if join.near.filter else "")
+        sides = [
+            f"(SELECT *, {ROW} FROM {self._registry.physical(side.table)} AS {quote_name(side.qualifier)} "
+            f"WHERE {where}) AS {quote_name(side.qualifier)}"
+            for side, where in ((join.each, ours), (join.near, theirs))
+        ]
+        rows = ", ".join(
+            f"{quote_name(s.qualifier)}.{ROW} AS {n}" for s, n in ((join.each, "clipql_a"), (join.near, "clipql_b"))
+        )
+        met = self._query(
+            f"SELECT {rows} FROM {' CROSS JOIN '.join(sides)} WHERE {self._conditions()}",
+            pa.table({"clipql_each": arrow_numbers(each.astype(np.uint64))}),
+        )
+        owners, found = (met.column(i).to_numpy().astype(np.int64) for i in range(2))
+        there = found < join.near.table.rows
+        return owners[there], found[there]
+
+    def _of_rows(
+        self, query: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The k nearest of these rows to a query, and their distances."""
+        metric, k = self._join.metric, self._join.k
+        self._scanned += len(rows)
+        if len(rows) > FEW:
+            among = np.zeros(self._join.near.table.rows, np.bool_)
+            among[rows] = True
+            term = Term(self._store, metric, query.astype(np.float64), -1.0 if metric.larger_is_nearer else 1.0)
+            rows = Scan([term], self._store.rows, among).nearest(k).rows.astype(np.int64)
+        values = metrics.distances(metric, self._store.take(rows), query.astype(np.float64))
+        keys = np.where(np.isnan(values), np.inf, -values if metric.larger_is_nearer else values)
+        order = np.lexsort((rows, keys))[:k]
+        return rows[order], values[order]
+
+
+def _as_pairs(each: NDArray[np.int64], near: NDArray[np.int64], distances: NDArray[np.float64]) -> pa.Table:
+    return pa.table(
+        {
+            "clipql_each": arrow_numbers(each.astype(np.uint64)),
+            "clipql_near": arrow_numbers(near.astype(np.uint64)),
+            "clipql_distance": arrow_numbers(distances),
+        }
+    )
+
+
+class PairStore:
+    """Pairs that come in pieces: held in memory while they are few, else in a file without a name that is mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._held, self._rows = folder, list[pa.Table](), 0
+        self._file: IO[bytes] | None = None
+        self._writer: pa.RecordBatchFileWriter | None = None
+
+    def add(self, pairs: pa.Table) -> None:
+        self._held.append(pairs)
+        self._rows += len(pairs)
+        if self._rows > PAIRS_HELD:
+            self._spill()
+
+    def _spill(self) -> None:
+        if self._writer is None:
+            self._file = tempfile.NamedTemporaryFile(dir=self._folder, prefix="pairs.")  # noqa: SIM115 - closed by table()
+            self._writer = pa.ipc.new_file(self._file, self._held[0].schema)
+        for pairs in self._held:
+            self._writer.write_table(pairs)
+        self._held, self._rows = [], 0
+
+    def table(self) -> pa.Table:
+        """All pairs as one table."""
+        if self._writer is None or self._file is None:
+            none = _as_pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+            return pa.concat_tables(self._held or [none])
+        self._spill()
+        self._writer.close()
+        self._file.flush()
+        mapped = pa.ipc.open_file(pa.memory_map(self._file.name)).read_all()
+        self._file.close()  # the name goes, the mapping keeps the pairs
+        return mapped

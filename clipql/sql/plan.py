@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from clipql.errors import VectorError
 from clipql.index import kinds
@@ -28,10 +29,10 @@ ALIAS_COST = 200
 SMALL_TABLE = 1_000
 # one Float32 a row is held in memory for `distances`
 MOST_DISTANCES = 1 << 25
-LARGEST_K = 100_000
+LARGEST_K = 1_000_000
 NOT_CHOSEN = Chosen(None, None, "")
-# naming this many rows one by one costs ClickHouse what a scan of a million vectors does
-LARGEST_RANGE = 5_000
+# naming more rows than this, or than one of so many, costs ClickHouse more than the distances of all
+LARGEST_RANGE, FEW_OF_RANGE = 5_000, 50
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Weighted:
 class Plan:
     """kind: 'top-k', 'range', 'distances' or 'as it is', and why.
 
-    terms: the sum whose smallest values are wanted. k: rows wanted, OFFSET included. radius: largest value of the sum.
+    terms: the sum whose smallest values are wanted. k: rows wanted, OFFSET included; page: without it.
+    radius: largest value of the sum.
     filter: the conditions that do not mention a distance, joined by AND. kept: those that do. vectors: the query
     vector of each call of the select.
     """
@@ -57,6 +59,7 @@ class Plan:
     why: str
     terms: tuple[Weighted, ...] = ()
     k: int = 0
+    page: int = 0
     radius: float = 0.0
     filter: str | None = None
     kept: tuple[Condition, ...] = ()
@@ -82,21 +85,33 @@ def plan(
     found = _plan(select, constants)
     if found.kind not in ("top-k", "range"):
         return found
-    chosen = _choose(found, indexes) if options.index else Chosen(None, None, "vector_index = 0")
+    chosen = _choose(found, indexes, options) if options.index else Chosen(None, None, "vector_index = 0")
     knobs = kinds.knobs_for(chosen.entry, options.knobs) if chosen.index and chosen.entry else {}
     if chosen.index and options.routes:
         chosen = dataclasses.replace(chosen, index=kinds.routed(chosen.index, options.routes))
     return dataclasses.replace(found, chosen=chosen, knobs=knobs)
 
 
-def _choose(plan: Plan, indexes: Indexes) -> Chosen:
-    """The index to search with: one can serve a single distance, nearest rows first."""
+def _choose(plan: Plan, indexes: Indexes, options: SearchOptions) -> Chosen:
+    """The index to search with: one can serve a single distance, nearest rows first.
+
+    A condition decides which rows there are, so it is exact, unless the statement says what recall is enough for it: an
+    index can only rule rows out.
+    """
     if len(plan.terms) != 1:
         return Chosen(None, None, "several distances are added up")
     term = plan.terms[0]
     if (term.weight < 0) != term.call.metric.larger_is_nearer:
         return Chosen(None, None, "the farthest rows are asked for")
-    return indexes.choose(plan.select.table, term.call.column, term.call.metric)
+    chosen = indexes.choose(plan.select.table, term.call.column, term.call.metric)
+    if chosen.index is not None and plan.kind == "range" and exact_range(options.knobs) and not chosen.index.has_bounds:
+        return Chosen(None, None, "a WHERE is exact, unless recall is set below 1")
+    return chosen
+
+
+def exact_range(knobs: Mapping[str, Any]) -> bool:
+    """Whether a range is exact: it is, unless the statement says what recall is enough."""
+    return float(knobs.get("recall", 1)) >= 1
 
 
 def _plan(select: VectorSelect, constants: Constants) -> Plan:
@@ -160,6 +175,7 @@ def _top(select: VectorSelect, constants: Constants, vectors: tuple[QueryVector,
         "sorted by a distance, with a LIMIT",
         terms=tuple(Weighted(select.calls[i], sign * w, vectors[i]) for i, w in select.order.weights.items()),
         k=int(limit + offset),
+        page=int(limit),
         filter=_joined(plain),
         kept=tuple(kept),
         vectors=vectors,

@@ -23,11 +23,15 @@ from clipql.sql.encode_calls import Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
 from clipql.sql.filters import FilterMemory
 from clipql.sql.identity import Origins
+from clipql.sql.inline import inline
 from clipql.sql.joins import edits, recognise_join
 from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
+from clipql.sql.prepared import Asked, Repeats, prepare
 from clipql.sql.recognise import recognise
 from clipql.sql.settings import SearchOptions
+from clipql.sql.untouched import Untouched, untouched
+from clipql.sql.views import finder
 from clipql.syntax import scopes as sql_scopes
 from clipql.syntax.lexer import tokenize
 from clipql.syntax.scopes import Scope
@@ -35,6 +39,7 @@ from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
 BY_DEFAULT = SearchOptions()
+Explained = Plan | JoinPlan | Untouched
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Planner:
     def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
         self._memory = FilterMemory(registry)
+        self.repeats = Repeats(registry, indexes, encoders, self._memory)
         self.encoding = Encoding(registry.engine, encoders, registry.find, lambda: registry.catalog.tables)
 
     def rewrite(
@@ -68,19 +74,25 @@ class Planner:
         options: SearchOptions = BY_DEFAULT,
         *,
         format: str | None = None,
+        asked: Asked | None = None,
     ) -> Rewritten:
         """The statement with each vector search in it carried out; with `options.plan` False, none is planned.
 
         Inner SELECTs come first, so that an outer one sees the text that will be run. format: of the result, where it
-        may be answered from the row file.
+        may be answered from the row file. asked: the statement as it may come again, to be kept.
         """
         encoded = self.encoding.replace(sql, params)
         work = Work(encoded.sql, dict(encoded.params))
         constants = Constants(self._engine, encoded.params)
         origins = Origins(self._registry.find, encoded.models)
+        find = finder(self._registry, encoded.params)
         count = len(sql_scopes.scopes(work.sql, tokenize(work.sql)))
         for at in reversed(range(count)):
             scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            merged = inline(scope, find) if options.plan else []
+            if merged:
+                work.edit(merged)
+                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
             origins.check_pairs(scope)
             moved = self._prewhere(scope)
             if moved:
@@ -93,15 +105,23 @@ class Planner:
             select = recognise(scope, self._registry.find) if options.plan else None
             if select:
                 planned = plan(select, constants, self._indexes, options, origins)
-                answer = partial(self._answer, planned, direct.items(planned, work.sql), constants, format)
+                items, text = direct.items(planned, work.sql), work.sql
+                answer = partial(self._answer, planned, items, constants, format)
                 Execution(self._registry, self._indexes.rows, self._memory, planned, work).run(
                     answer if format else no_answer
                 )
+                if asked and format and items and work.answer and len(work.steps) == 1:
+                    kept = prepare(asked, planned, items, encoded, work.answer, self._registry, sql=text, format=format)
+                    if kept:
+                        self.repeats.keep(asked, kept)
         steps = tuple(reversed(work.steps))
         return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer)
 
     def _join(self, planned: JoinPlan, work: Work) -> None:
         """Search for the pairs of a nearest-neighbour join, and edit the statement to join just those."""
+        if planned.kind == "as it is":
+            work.steps.append(Step(planned, planned.kind, planned.why))
+            return
         try:
             settings = sql_scopes.settings_in_force(work.sql, planned.join.scope)
             found = PairSearch(self._registry, planned, work.params, settings).find()
@@ -110,9 +130,7 @@ class Planner:
         except QueryCancelled:
             raise
         except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
-            found, changed, name = "ClickHouse refused a part of it on its own", [], ""
-        if isinstance(found, str):
-            work.steps.append(Step(planned, "as it is", found))
+            work.steps.append(Step(planned, "as it is", "ClickHouse refused a part of it on its own"))
             return
         pairs, cost = found
         work.tables[name] = pairs
@@ -133,21 +151,31 @@ class Planner:
         text = None if format == "ArrowStream" else direct.as_select(self._indexes, planned, wanted, "clipql_answer")
         if text is None and format != "ArrowStream":
             return None
-        table = direct.answer(self._registry, self._indexes, planned, wanted, found, constants)
+        offset = planned.select.offset
+        skipped = int(constants.number(offset) or 0) if offset else 0
+        table = direct.answer(self._registry, self._indexes, planned, wanted, found, skipped)
         return None if table is None else Direct(table, text)
 
-    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Plan | JoinPlan]:
-        """The plan of each SELECT that computes distances, outer ones first, with nothing searched."""
+    def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Explained]:
+        """The plan of each SELECT that reads vectors, outer ones first, with nothing searched."""
         encoded = self.encoding.replace(sql, params, rows=False)
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
-        plans: list[Plan | JoinPlan] = []
-        for scope in sql_scopes.scopes(encoded.sql, tokenize(encoded.sql)):
+        plans: list[Explained] = []
+        work, find = Work(encoded.sql, {}), finder(self._registry, encoded.params)
+        for at in reversed(range(len(sql_scopes.scopes(work.sql, tokenize(work.sql))))):
+            scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+            merged = inline(scope, find)
+            if merged:
+                work.edit(merged)
+                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
             join = recognise_join(scope, self._registry.find)
             select = None if join else recognise(scope, self._registry.find)
             if join:
-                plans.append(plan_join(join, self._indexes, options))
+                plans.insert(0, plan_join(join, self._indexes, options))
             elif select:
-                plans.append(plan(select, constants, self._indexes, options, origins))
+                plans.insert(0, plan(select, constants, self._indexes, options, origins))
+            elif left := untouched(scope, self._registry.find):
+                plans.insert(0, left)
         return plans
 
     def _prewhere(self, scope: Scope) -> list[tuple[int, int, str]]:

@@ -24,7 +24,7 @@ from clipql.sql.calls import (
 )
 from clipql.sql.clauses import Condition, read_conditions, read_limit, read_order
 from clipql.storage.catalog import Table
-from clipql.syntax.scopes import Scope
+from clipql.syntax.scopes import Scope, split_list
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ class VectorSelect:
     def qualifier_sql(self) -> str:
         """What to write before a column of this table."""
         return quote_name(self.qualifier) + "."
+
+    @property
+    def ordered_alone(self) -> bool:
+        """Whether ORDER BY has one item."""
+        span = self.scope.clauses["ORDER"]
+        return len(split_list(self.scope.tokens, span.first, span.last)) == 1
 
 
 def recognise(scope: Scope, find: FindTable) -> VectorSelect | None:

@@ -30,12 +30,14 @@ from clipql.sql.direct import settings_allow
 from clipql.sql.execution import Direct, Step
 from clipql.sql.insert import insert, load
 from clipql.sql.planner import Planner, Rewritten
+from clipql.sql.prepared import Asked
 from clipql.sql.safeguard import Safeguard, with_names
 from clipql.sql.stars import Stars
 from clipql.storage.catalog import Table
 from clipql.syntax import statements
 from clipql.syntax.lexer import Token
 from clipql.syntax.scopes import scopes
+from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set
 from clipql.tables.indexes import Indexes, watching
 from clipql.tables.registry import Registry
@@ -82,21 +84,55 @@ class Session:
         progress: Progress | None = None,
         sink: Sink | None = None,
         routes: Sequence[Route] = (),
+        as_table: bool = False,
     ) -> Answer:
         """Run one statement. Raises ClipqlError of the kind that fits.
 
+        as_table: the output may hold an Arrow table instead of bytes.
         sink: is given the result in pieces where it need not be held as a whole; the answer then has no data.
         routes: lists of ivf indexes, ranked elsewhere for the query vectors of a SELECT.
         """
+        given = {**self.params, **(params or {})}
+        asked = None if routes else self._planner.repeats.asked(sql, format, self.settings, given)
+        again = self._again(asked, given, as_table) if asked else None
+        if again is not None:
+            return again
+        sql = respelled(sql, self._defined)
         before = _ROUTES.set(routes)
         try:
             with watching(_reported(progress)) if progress else contextlib.nullcontext():
-                return self._execute(sql, params, format, progress, sink)
+                return self._execute(sql, given, format, progress, sink, asked)
         finally:
             _ROUTES.reset(before)
 
+    def _again(self, asked: Asked, params: Mapping[str, Any], as_table: bool) -> Answer | None:
+        """The answer to a statement that was planned before, for other values; None where it must be read anew."""
+        began, repeats = time.perf_counter(), self._planner.repeats
+        with self._registry.gate.reading():
+            prepared = repeats.find(asked)
+            found = repeats.run(prepared, asked.literals, params) if prepared else None
+            if prepared is None or found is None:
+                return None
+            answer, steps = found
+            if as_table and answer.sql is None:
+                output = Output(rows=answer.table.num_rows, table=answer.table)
+            else:
+                output = self._answered(answer, prepared.format)
+        return Answer(output, prepared.format, time.perf_counter() - began, steps)
+
+    def _defined(self) -> list[str]:
+        """The functions that users made: whatever they are called, they mean what they say."""
+        made = self._engine.arrow("SELECT name FROM system.functions WHERE origin = 'SQLUserDefined'")
+        return [str(name) for name in made.column(0).to_pylist()]
+
     def _execute(
-        self, sql: str, params: Mapping[str, Any] | None, format: str, progress: Progress | None, sink: Sink | None
+        self,
+        sql: str,
+        params: Mapping[str, Any] | None,
+        format: str,
+        progress: Progress | None,
+        sink: Sink | None,
+        asked: Asked | None = None,
     ) -> Answer:
         began = time.perf_counter()
         given = {**self.params, **(params or {})}
@@ -108,7 +144,7 @@ class Session:
         rows: int | None = None
         if isinstance(statement, (Select, Explain)):
             sql, own = settings.take_format(sql)
-            output, steps = self._read(sql, statement, given, own or format, progress, sink)
+            output, steps = self._read(sql, statement, given, own or format, progress, sink, asked)
         elif isinstance(statement, Insert):
             output, steps, rows = self._insert(sql, statement, given, progress)
         elif isinstance(statement, Set):
@@ -125,6 +161,8 @@ class Session:
             output = self._definitions.changing(
                 ruling, partial(self._pass, sql, statement, given, own or format, progress)
             )
+        if not isinstance(statement, (Select, Explain, Insert)):
+            self._registry.changes += 1
         self._note_temporary(tokens)
         return Answer(output, own or format, time.perf_counter() - began, steps, rows)
 
@@ -180,15 +218,17 @@ class Session:
         format: str,
         progress: Progress | None,
         sink: Sink | None,
+        asked: Asked | None = None,
     ) -> tuple[Output, tuple[Step, ...]]:
         text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
         options = settings.options({**self.settings, **own}, _ROUTES.get())
         if isinstance(statement, Explain):
             lines = self._definitions.explained(statement.query)
             if lines is None and options.plan:
-                lines = explain.describe(self._planner.plans(text, params, options))
+                lines = explain.describe(self._planner.plans(select_of(text), params, options))
             if not lines:
-                return self._engine.query(f"EXPLAIN {text}", format, params=params, user=True), ()
+                text, listing = self._listed(text) if "clipql" in text else (text, {})
+                return self._engine.query(f"EXPLAIN {text}", format, params=params, tables=listing, user=True), ()
             table = pa.table({"explain": lines})
             return self._engine.query(
                 "SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True
@@ -197,7 +237,9 @@ class Session:
             text, listing = self._listed(text) if "clipql" in text else (text, {})
             acting = self._engine.acting
             direct = settings_allow(acting.user.statements, acting.settings)
-            rewritten = self._planner.rewrite(text, params, options, format=format if direct else None)
+            rewritten = self._planner.rewrite(
+                text, params, options, format=format if direct else None, asked=None if listing else asked
+            )
             if rewritten.answer is not None:
                 return self._answered(rewritten.answer, format), rewritten.steps
             rewritten = dataclasses.replace(rewritten, tables={**rewritten.tables, **listing})
@@ -284,7 +326,7 @@ class Session:
     def load(self, sql: str, format: str, data: Iterable[bytes]) -> Answer:
         """Run `INSERT INTO table … FORMAT name`, or `… VALUES`, with the data apart, in pieces. Raises ClipqlError."""
         began = time.perf_counter()
-        sql = self._stars.spelled(self._safeguard.rule(sql).text)
+        sql = respelled(self._stars.spelled(self._safeguard.rule(sql).text), self._defined)
         statement, _tokens = statements.classify(sql)
         if not isinstance(statement, Insert):
             raise QueryError(f"{sql[:100]}: expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")
@@ -301,6 +343,16 @@ class Session:
             rows = fill()
             self._indexes.after_insert(table.id)
             return rows
+
+
+def select_of(sql: str) -> str:
+    """The SELECT whose rows an INSERT or CREATE takes; the statement itself where it is one."""
+    inner, _ = statements.classify(sql)
+    if isinstance(inner, Insert):
+        return sql[inner.body :] if inner.source == "SELECT" else ""
+    if isinstance(inner, CreateTable):
+        return sql[inner.select :] if inner.select is not None else ""
+    return sql
 
 
 def _parameter(text: str) -> str:

@@ -96,13 +96,14 @@ class IndexEntry:
 @dataclass(frozen=True)
 class RowFile:
     """A copy of a table's stored columns that can be mapped: folder within `rows/`, rows up to which number it covers,
-    bytes of its batches, hash of what describes them.
+    bytes of its batches, listing of what is where, hash of what describes them.
     """
 
     folder: str
     rows: int
     bytes: int
     hash: str
+    listing: str
 
 
 @dataclass(frozen=True)
@@ -247,5 +248,7 @@ def _table(d: Mapping[str, Any]) -> Table:
     columns = tuple(VectorColumn(**{**c, "segments": tuple(Segment(**s) for s in c["segments"])}) for c in d["columns"])
     indexes = tuple(IndexEntry(**i) for i in d.get("indexes", ()))
     parts = tuple(Part(**p) for p in d["parts"])
-    row_file = RowFile(**d["row_file"]) if d.get("row_file") else None
+    rows = d.get("row_file")
+    # those of older versions have no listing: what is derived need not be read, it can be made again
+    row_file = RowFile(**rows) if rows and "listing" in rows else None
     return Table(**{**d, "columns": columns, "parts": parts, "indexes": indexes, "row_file": row_file})

@@ -16,11 +16,15 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from clipql.errors import DatabaseLocked, DiskFull, StorageError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 _PROBED = 64 << 20
+_PIECES = 1_000  # the kernel takes 1,024 in one call
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -89,9 +93,7 @@ def make_folder(folder: Path) -> None:
 def replace(path: Path, content: bytes) -> None:
     """Write a whole file durably and atomically: a reader sees the old content or the new, never a mixture."""
     with new_file(path) as file:
-        view = memoryview(content)
-        while view:
-            view = view[file.write(view) :]
+        write_all(file, content)
     sync_folder(path.parent)
 
 
@@ -111,6 +113,69 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+class GrownFile:
+    """A file that is appended to behind its first `size` bytes, which stay as they are.
+
+    What lies behind them is of an append that was cut off, and goes. A file that has another name too, such as a hard
+    link in a backup, is copied first, so that what has the other name stays what it is.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        with translated(path, "opening"):
+            if size and path.stat().st_nlink > 1:
+                self._copy()
+            self._handle = os.open(path, os.O_RDWR | (0 if size else os.O_CREAT), 0o644)
+            try:
+                if os.fstat(self._handle).st_size < size:
+                    raise StorageError(f"{path} is shorter than the {size:,} bytes that it should have")
+                os.ftruncate(self._handle, size)
+            except BaseException:
+                self.close()
+                raise
+
+    def _copy(self) -> None:
+        with new_file(self.path) as copy, open(self.path, "rb") as file:
+            while piece := file.read(1 << 20):
+                write_all(copy, piece)
+        sync_folder(self.path.parent)
+
+    def read(self, start: int) -> bytes:
+        """Its content from a place on."""
+        with translated(self.path, "reading"):
+            return os.pread(self._handle, self.size - start, start)
+
+    def write(self, *pieces: Buffer) -> None:
+        """Append."""
+        left = [view for piece in pieces if (view := memoryview(piece).cast("B"))]
+        with translated(self.path, "writing"):
+            while left:
+                done = os.pwritev(self._handle, left[:_PIECES], self.size)
+                self.size += done
+                while left and done >= len(left[0]):
+                    done -= len(left.pop(0))
+                if done:
+                    left[0] = left[0][done:]
+
+    def sync(self) -> None:
+        """Make what was appended durable."""
+        with translated(self.path, "syncing"):
+            os.fsync(self._handle)
+
+    def close(self) -> None:
+        """Close it; harmless when called twice."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+def write_all(file: BinaryIO, data: bytes) -> None:
+    """Write to an unbuffered file, which may take less than it is given."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
 
 
 def write_speed(folder: Path) -> float:

@@ -28,7 +28,7 @@ class Select:
 
 @dataclass(frozen=True)
 class Explain:
-    """EXPLAIN of a SELECT or an ALTER without further options; `query` is that statement."""
+    """EXPLAIN of a SELECT, INSERT, CREATE or ALTER without further options; `query` is that statement."""
 
     query: str
 
@@ -97,6 +97,9 @@ class OnDatabase:
 Statement = Select | Explain | Set | Insert | CreateTable | OnTable | OnDatabase | Other
 
 
+_EXPLAINED = ("SELECT", "WITH", "(", "ALTER", "INSERT", "CREATE")
+
+
 def classify(sql: str) -> tuple[Statement, list[Token]]:
     """The kind of one statement, and its tokens."""
     tokens = tokenize(sql)
@@ -108,7 +111,7 @@ def classify(sql: str) -> tuple[Statement, list[Token]]:
     reader = _Reader(sql, tokens)
     if word in ("SELECT", "WITH", "FROM", "("):
         return Select(), tokens
-    if word == "EXPLAIN" and len(tokens) > 1 and tokens[1].upper in ("SELECT", "WITH", "(", "ALTER"):
+    if word == "EXPLAIN" and len(tokens) > 1 and tokens[1].upper in _EXPLAINED:
         return Explain(sql[tokens[1].start :]), tokens
     found = {
         "SET": reader.set,

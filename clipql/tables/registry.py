@@ -24,7 +24,8 @@ from clipql.errors import ClipqlError, UnknownTable
 from clipql.storage import catalog as manifest
 from clipql.storage.catalog import Catalog, Table
 from clipql.storage.vectors.store import ColumnStore
-from clipql.tables.gate import Gate
+from clipql.syntax.lexer import tokenize
+from clipql.tables.read_write_lock import ReadWriteLock
 
 # holds an empty table of each shape (the columns as the user wrote them) and rows on their way into a table
 INTERNAL = "clipql_internal"
@@ -34,7 +35,9 @@ ROW = "_row"
 
 @dataclass(frozen=True)
 class Traits:
-    """stored: the columns whose values MergeTree stores, in order. expires: whether rows go by themselves, by a TTL."""
+    """stored: the columns whose values MergeTree stores, in order. expires: whether rows or values go by themselves, by
+    a TTL.
+    """
 
     stored: tuple[str, ...]
     expires: bool
@@ -52,10 +55,11 @@ class Registry:
 
     def __init__(self, folder: Path, engine: Engine, catalog: Catalog) -> None:
         self.folder, self.engine, self._catalog = folder, engine, catalog
-        self.write_lock, self.gate = threading.RLock(), Gate()
+        self.write_lock, self.gate = threading.RLock(), ReadWriteLock()
         self._stores: dict[str, ColumnStore] = {}
         self._alive: dict[str, tuple[int, NDArray[np.bool_] | None]] = {}
         self._versions: dict[str, int] = {}
+        self.changes = 0  # statements so far that may have changed what a name or a setting means
         self._traits: dict[str, tuple[int, Traits]] = {}
         self.seen_parts: dict[tuple[str, str], frozenset[str]] = {}
         for table in catalog.tables:
@@ -176,7 +180,7 @@ class Registry:
                 "AND default_kind IN ('', 'DEFAULT', 'MATERIALIZED') ORDER BY position"
             ).column(0)
             stored = tuple(n for n in names.to_pylist() if table.column(n) is None)
-            known = (version, Traits(stored, self.expires(table)))
+            known = (version, Traits(stored, self._has_ttl(table)))
             self._traits[table.id] = known
         return known[1]
 
@@ -205,6 +209,12 @@ class Registry:
         mask = np.zeros(rows, np.bool_)
         mask[self.row_numbers(f"SELECT {ROW} FROM {name} WHERE {ROW} < {rows}")] = True
         return rows, mask
+
+    def _has_ttl(self, table: Table) -> bool:
+        """Whether a table has a TTL, or a column of it."""
+        where = f"database = {quote_string(INTERNAL)} AND name = {quote_string(table.id)}"
+        definition = str(self.engine.scalar(f"SELECT create_table_query FROM system.tables WHERE {where}"))
+        return any(token.upper == "TTL" for token in tokenize(definition))
 
     def expires(self, table: Table) -> bool:
         """Whether rows of a table go by themselves, by a TTL."""

@@ -4,92 +4,131 @@ A row file is derived, as an index is: it is built beside one, covers the rows u
 anything changes a stored value. What must stay true: what it gives is what ClickHouse would give; a damaged batch is
 noticed when it is first read, and the file is then no longer used.
 
-rows.bin holds Arrow record batches of up to 512 rows, one after the other; batches.npy where each begins and ends,
-its first row number and its hash; schema.arrow their schema, in whose metadata ClickHouse's own types stand. Beside
-them lie columns that conditions are evaluated on (`columnfile`).
+rows.bin holds Arrow record batches of up to 512 rows, one after the other; batches.bin where each begins and ends,
+its first row number and its hash; schema.arrow their schema, in whose metadata ClickHouse's own types stand;
+listing-N.json how much of each file is of the first N rows. Beside them lie columns that conditions are evaluated on
+(`columnfile`). Rows that come later are appended (`rowgrowth`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import mmap
 import shutil
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
-from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, DatabaseDamaged
 from clipql.storage import files
 from clipql.storage.catalog import RowFile, Table
-from clipql.tables.columnfile import LISTING, ColumnReader, ColumnWriter
-from clipql.tables.registry import ROW, Registry
+from clipql.tables.columnfile import ColumnReader
+from clipql.tables.registry import Registry
+from clipql.tables.rowwriter import PLACES, ROWS, RowWriter, described, schema_of, stored_rows, types_of
 
-BATCH_ROWS = 512  # read and hashed whole when one of its rows is first wanted: 100 KB of LAION's
 KEPT_BATCHES = 4096  # open at once; they are mapped, not read
-_PLACES = np.dtype([("first", "<u8"), ("start", "<u8"), ("end", "<u8"), ("hash", "<u8")])
-_TYPES = b"clickhouse_types"
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A batch that has been read. numbers: its row numbers, uint64 (rows,); dense: no number is left out."""
+
+    columns: Sequence[pa.Array]
+    numbers: NDArray[np.uint64]
+    first: int
+    rows: int
+    dense: bool
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> _Opened:
+        numbers = batch.column(0).to_numpy()
+        first, last = (int(numbers[0]), int(numbers[-1])) if len(numbers) else (0, -1)
+        return cls(batch.columns, numbers, first, len(numbers), last - first + 1 == len(numbers))
 
 
 class RowReader:
-    """Rows of one row file, by number. Thread-safe. Raises DatabaseDamaged where the file is not what was written."""
+    """Rows of one row file, by number. Thread-safe. Raises DatabaseDamaged where the file is not what was written.
 
-    def __init__(self, folder: Path, entry: RowFile) -> None:
+    older: a reader of fewer rows of the file; what it has looked at need not be looked at again.
+    """
+
+    def __init__(self, folder: Path, entry: RowFile, older: RowReader | None = None) -> None:
         self.folder, self.rows = folder, entry.rows
         try:
-            head = (folder / "schema.arrow").read_bytes()
-            places = (folder / "batches.npy").read_bytes()
-            listing = (folder / LISTING).read_bytes() if (folder / LISTING).exists() else b""
-            if xxhash.xxh3_64_hexdigest(head + places + listing) != entry.hash:
+            hash, schema, places, listing = described(folder, entry.listing)
+            if hash != entry.hash:
                 raise DatabaseDamaged(f"{folder} does not match its hash, so it was altered")
-            self.schema = pa.ipc.read_schema(pa.py_buffer(head))
-            self._places = np.load(folder / "batches.npy", allow_pickle=False)
-            self._data = _mapped(folder / "rows.bin") if len(self._places) else None
-        except (OSError, ValueError, pa.ArrowInvalid) as error:
+            self.schema = pa.ipc.read_schema(pa.py_buffer(schema))
+            self._places = np.frombuffer(places, PLACES)
+            self._data = _mapped(folder / ROWS) if len(self._places) else None
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
             raise DatabaseDamaged(f"{folder} cannot be read: {error}") from error
         size = len(self._data) if self._data else 0
-        if size != entry.bytes:
-            raise DatabaseDamaged(f"{folder}/rows.bin holds {size:,} bytes; expected {entry.bytes:,}")
-        self.types: dict[str, str] = json.loads(self.schema.metadata[_TYPES])
-        self.columns = ColumnReader(folder, listing)
-        self._batches: dict[int, pa.RecordBatch] = {}
+        if size < entry.bytes:
+            raise DatabaseDamaged(f"{folder}/{ROWS} holds {size:,} bytes; expected {entry.bytes:,}")
+        self.types = types_of(self.schema)
+        before = older.columns if older else None
+        self.columns: ColumnReader = ColumnReader(folder, listing["columns"], before)
+        self._batches: dict[int, _Opened] = dict(older._batches) if older else {}
+        self._column_at = {name: i for i, name in enumerate(self.schema.names)}
         self._guard = threading.Lock()
 
-    def take(self, rows: Sequence[int]) -> pa.Table:
-        """These rows, in this order, with all stored columns."""
-        pieces = []
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> dict[str, pa.Array]:
+        """These columns of these rows, in this order, by name."""
+        wanted = dict.fromkeys(columns)
         numbers = (np.searchsorted(self._places["first"], np.asarray(rows, np.uint64), side="right") - 1).tolist()
         self._ask_disk(numbers)
+        places: list[tuple[_Opened, int]] = []
         for row, number in zip(rows, numbers, strict=True):
-            batch = self._batch(number)
-            at = row - int(self._places["first"][number])
-            if at >= batch.num_rows or batch.column(0)[at].as_py() != row:  # rows before it were deleted
-                at = int(np.searchsorted(batch.column(0).to_numpy(), row))
-            if at >= batch.num_rows or batch.column(0)[at].as_py() != row:
+            opened = self._opened(number)
+            at = row - opened.first
+            if not opened.dense:  # rows before it were deleted
+                at = int(np.searchsorted(opened.numbers, row))
+                if at < opened.rows and int(opened.numbers[at]) != row:
+                    at = opened.rows
+            if at >= opened.rows:
                 raise DatabaseDamaged(f"{self.folder} has no row {row}, which it should cover")
-            pieces.append(batch.slice(at, 1))
-        return pa.Table.from_batches(pieces, self.schema).combine_chunks()
+            places.append((opened, at))
+        found: dict[str, pa.Array] = {}
+        for name in wanted:
+            column = self._column_at[name]
+            pieces = [opened.columns[column].slice(at, 1) for opened, at in places]
+            kind = self.schema.field(column).type
+            if not pieces:
+                found[name] = pa.array([], kind)
+            elif pa.types.is_dictionary(kind):
+                found[name] = pa.chunked_array(pieces, kind).unify_dictionaries().combine_chunks()
+            else:
+                found[name] = pa.concat_arrays(pieces)
+        return found
+
+    def table(self, rows: Sequence[int]) -> pa.Table:
+        """All stored columns of these rows, in this order."""
+        return pa.Table.from_arrays(list(self.take(rows, self.schema.names).values()), schema=self.schema)
 
     def _ask_disk(self, numbers: Sequence[int]) -> None:
         """Have the batches read that are not open yet, side by side."""
-        for number in set(numbers):
-            if number not in self._batches and self._data is not None:
+        for number in set(numbers) - self._batches.keys():
+            if self._data is not None:
                 place = self._places[number]
                 start = int(place["start"]) // mmap.PAGESIZE * mmap.PAGESIZE
                 self._data.madvise(mmap.MADV_WILLNEED, start, int(place["end"]) - start)
 
     def verify(self) -> None:
         """Read everything. Raises DatabaseDamaged, naming the first file that is not what was written."""
+        self._batches.clear()
         for number in range(len(self._places)):
-            self._batch(number)
+            self._opened(number)
         self.columns.verify()
 
-    def _batch(self, number: int) -> pa.RecordBatch:
+    def _opened(self, number: int) -> _Opened:
         found = self._batches.get(number)
         if found is None:
             place = self._places[number]
@@ -98,7 +137,7 @@ class RowReader:
                 raise DatabaseDamaged(
                     f"{self.folder}/rows.bin is damaged between bytes {place['start']} and {place['end']}"
                 )
-            found = pa.ipc.read_record_batch(data, self.schema)
+            found = _Opened.of(pa.ipc.read_record_batch(data, self.schema))
             with self._guard:
                 while len(self._batches) >= KEPT_BATCHES:
                     self._batches.pop(next(iter(self._batches)))
@@ -126,12 +165,13 @@ class RowFiles:
         entry = table.row_file
         if entry is None:
             return None
-        if entry.folder not in self._readers:
+        found = self._readers.get(entry.folder)
+        if found is None or (isinstance(found, RowReader) and found.rows < entry.rows):
             try:
-                self._readers[entry.folder] = RowReader(self._folder(entry), entry)
+                found = RowReader(self._folder(entry), entry, found)
             except ClipqlError as error:
-                self._readers[entry.folder] = error
-        found = self._readers[entry.folder]
+                found = error
+            self._readers[entry.folder] = found
         return None if isinstance(found, ClipqlError) else found
 
     def distrust(self, table: Table, error: ClipqlError) -> None:
@@ -140,26 +180,39 @@ class RowFiles:
             self._readers[table.row_file.folder] = error
 
     def build(self, table: Table) -> None:
-        """Write a row file over all rows there are now, where that is possible. Raises DiskFull."""
+        """Have the row file cover all rows there are now, where that is possible. Raises DiskFull."""
         registry = self._registry
         with registry.write_lock:
             table = registry.current(table)
-            traits = registry.traits(table)
-            if traits.expires or (table.row_file and table.row_file.rows == table.rows and self._whole(table)):
+            if registry.traits(table).expires or not table.rows:
                 return
-            name = f"{table.id}-{registry.catalog.serial}"
-            place = registry.folder / "rows" / name
-            with files.translated(place, "writing"):
+            known = table.row_file if table.row_file and self._whole(table) else None
+            if known and known.rows == table.rows:
+                return
+            try:
+                entry = self._written(table, known)
+            except DatabaseDamaged:  # columns may have other types than the file
+                known, entry = None, self._written(table, None)
+            registry.save(registry.catalog.with_table(dataclasses.replace(table, row_file=entry)))
+            if table.row_file and not known:
+                files.remove(self._folder(table.row_file))
+
+    def _written(self, table: Table, known: RowFile | None) -> RowFile:
+        """Write what a row file lacks, or all of a new one."""
+        registry = self._registry
+        place = registry.folder / "rows" / (known.folder if known else f"{table.id}-{registry.catalog.serial}")
+        with files.translated(place, "writing"):
+            if known is None:
                 files.make_folder(place.parent)
                 shutil.rmtree(place, ignore_errors=True)
                 place.mkdir()
-                size, check = _write(registry, table, traits.stored, place)
-                files.sync_folder(place)
-                files.sync_folder(place.parent)
-            entry = RowFile(name, table.rows, size, check)
-            registry.save(registry.catalog.with_table(dataclasses.replace(table, row_file=entry)))
-            if table.row_file:
-                files.remove(self._folder(table.row_file))
+            schema = schema_of(registry, table)
+            with contextlib.closing(RowWriter(place, schema, known)) as writer:
+                for block in stored_rows(registry, table, schema, known.rows if known else 0, table.rows):
+                    writer.add(block)
+                entry = writer.finish(table.rows)
+            files.sync_folder(place.parent)
+        return entry
 
     def _whole(self, table: Table) -> bool:
         reader = self.reader(table)
@@ -180,41 +233,13 @@ class RowFiles:
         files.remove(self._folder(table.row_file))
 
     def sweep(self) -> None:
-        """Remove folders that no table refers to."""
+        """Remove folders that no table refers to, and listings of fewer rows than a row file has."""
         root = self._registry.folder / "rows"
-        kept = {t.row_file.folder for t in self._registry.catalog.tables if t.row_file}
+        kept = {t.row_file.folder: t.row_file.listing for t in self._registry.catalog.tables if t.row_file}
         for folder in root.iterdir() if root.is_dir() else ():
             if folder.name not in kept:
                 files.remove(folder)
-
-
-def _write(registry: Registry, table: Table, stored: Sequence[str], place: Path) -> tuple[int, str]:
-    """Write the files; return the size of rows.bin and the hash of those that tell what is where."""
-    columns = [ROW, *(c for c in stored if c != ROW)]
-    listed = ", ".join(map(quote_name, columns))
-    select = f"SELECT {listed} FROM {registry.physical(table)} WHERE {ROW} < {table.rows} ORDER BY {ROW}"
-    described = registry.engine.arrow(f"DESCRIBE TABLE ({select})")
-    types = dict(zip(described.column(0).to_pylist(), described.column(1).to_pylist(), strict=True))
-    places: list[tuple[int, int, int, int]] = []
-    schema = registry.engine.arrow(f"{select} LIMIT 0").schema
-    at = 0
-    kinds = {name: kind for name, kind in types.items() if name != ROW}
-    with files.new_file(place / "rows.bin") as file, ColumnWriter(place, kinds, table.rows) as writer:
-        for block in registry.engine.stream(select):
-            schema = block.schema
-            if block.num_rows:
-                writer.add(block.column(0).to_numpy(zero_copy_only=False), block)
-            for start in range(0, block.num_rows, BATCH_ROWS):
-                batch = block.slice(start, BATCH_ROWS)
-                data = batch.serialize()
-                file.write(data)
-                places.append((batch.column(0)[0].as_py(), at, at + len(data), xxhash.xxh3_64_intdigest(data)))
-                at += len(data)
-        writer.finish()
-    head = schema.with_metadata({_TYPES: json.dumps(types).encode()}).serialize().to_pybytes()
-    with files.new_file(place / "batches.npy") as file:
-        np.save(file, np.array(places, _PLACES), allow_pickle=False)
-    with files.new_file(place / "schema.arrow") as file:
-        file.write(head)
-    rest = (place / "batches.npy").read_bytes() + (place / LISTING).read_bytes()
-    return at, xxhash.xxh3_64_hexdigest(head + rest)
+                continue
+            for listing in folder.glob("listing-*"):
+                if listing.name != kept[folder.name]:
+                    files.remove(listing)

@@ -32,6 +32,7 @@ from clipql.storage.vectors.segments import ArrayFile, SegmentWriter
 from clipql.tables import parts as mergetree
 from clipql.tables import recover, shape
 from clipql.tables.registry import INTERNAL, ROW, Registry
+from clipql.tables.rowgrowth import LEAST_ROWS, RowGrowth
 
 DIRECT_ROWS = 50_000  # up to this many rows go into MergeTree as one block, which is atomic by itself
 SMALL_ROWS, SMALL_SEGMENTS, MERGED_ROWS = 4_096, 32, 131_072
@@ -78,6 +79,7 @@ class Insertion:
             self._registry.write_lock.release()
             raise
         self.table, self.first = table, table.rows
+        self._growth = RowGrowth(self._registry, table)
         return self
 
     def __exit__(
@@ -89,6 +91,8 @@ class Insertion:
                     opened.stack.__exit__(_Abandoned, _Abandoned(), None)
             for path in self._leftovers():
                 path.unlink(missing_ok=True)
+            known = self._registry.catalog.by_id(self._id)
+            self._growth.close(known.row_file if known else None)
             if self._staged:
                 with contextlib.suppress(Exception):
                     self._registry.engine.run(f"DROP TABLE IF EXISTS {self._staging} SYNC")
@@ -189,7 +193,8 @@ class Insertion:
             held += batch.num_rows
             if held > DIRECT_ROWS or self._staged:
                 few, self._batches = self._batches, []
-                self._stage(few[0].schema, itertools.chain(few, numbered))
+                self._growth.open()
+                self._stage(few[0].schema, self._growth.passing(itertools.chain(few, numbered)))
 
     def _all_numbered(self, batches: Iterable[pa.RecordBatch], tick: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -244,6 +249,11 @@ class Insertion:
             files.sync_folder(self._registry.column_folder(self.table, column.name))
         if not self._rows:
             return
+        if not self._staged and self._growth.behind + self._rows >= LEAST_ROWS:
+            self._growth.open()
+            for batch in self._batches:
+                self._growth.add(batch)
+        self._growth.end(self.first + self._rows)
         if self._staged:
             self._check_stored(self._staging)
         columns, merged_away = self._columns(models or {})
@@ -255,6 +265,7 @@ class Insertion:
         try:
             registry.publish(after)
             self._move()
+            after = dataclasses.replace(after, row_file=self._growth.result())
             registry.save(registry.catalog.with_table(after).with_pending(None))
         except BaseException:
             self._take_back(before)

@@ -65,7 +65,7 @@ def test_a_whole_database_has_no_findings(copy: Path, deep: bool) -> None:
         ("index/t-1/near-*/codes.npy", "index", "ALTER TABLE default.t MATERIALIZE INDEX near"),
         ("index/t-1/near-*/meta.json", "index", "ALTER TABLE default.t MATERIALIZE INDEX near"),
         ("rows/t-1-*/rows.bin", "row file", "OPTIMIZE TABLE default.t"),
-        ("rows/t-1-*/columns-0.npy", "row file", "OPTIMIZE TABLE default.t"),
+        ("rows/t-1-*/columns-0.bin", "row file", "OPTIMIZE TABLE default.t"),
         ("rows/t-1-*/schema.arrow", "row file", "OPTIMIZE TABLE default.t"),
     ],
 )

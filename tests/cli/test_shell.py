@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from parts import make_part
+from patience import LAST_NET_SECONDS
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
@@ -278,7 +279,7 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
-    def until(self, text: str, *, timeout_seconds: float = 60) -> str:
+    def until(self, text: str, *, timeout_seconds: float = LAST_NET_SECONDS) -> str:
         """What was written up to and with this text."""
         end = time.monotonic() + timeout_seconds
         while text not in self.seen:
@@ -336,7 +337,7 @@ def test_ctrl_c_cancels_the_query_and_the_shell_lives_on(tmp_path: Path) -> None
         shell.ask("SELECT 3 + 4 AS x;", "│ 7 │")
         shell.ask("SELEC 1;", "\x1b[31mCode: 62. DB::Exception: Syntax error")
         shell.type("exit\r")
-        assert shell.process.wait(timeout=30) == 0
+        assert shell.process.wait(timeout=LAST_NET_SECONDS) == 0
 
 
 def test_an_ingest_draws_a_bar_and_takes_it_away(tmp_path: Path) -> None:
@@ -345,7 +346,7 @@ def test_an_ingest_draws_a_bar_and_takes_it_away(tmp_path: Path) -> None:
         shown = command.until("rows/s)")
         assert "part metadata_0.parquet (1 of 1)  30 of 30 rows" in shown
         assert shown.split(console.CLEAR_LINE)[-1].startswith("30 rows in 1 part, ")
-        assert command.process.wait(timeout=30) == 0
+        assert command.process.wait(timeout=LAST_NET_SECONDS) == 0
 
 
 def test_tab_completes_what_is_typed(tmp_path: Path) -> None:
@@ -356,7 +357,7 @@ def test_tab_completes_what_is_typed(tmp_path: Path) -> None:
         shell.until("ures")
         shell.ask(";", "│ 7 │")
         shell.type(CTRL_D)
-        assert shell.process.wait(timeout=30) == 0
+        assert shell.process.wait(timeout=LAST_NET_SECONDS) == 0
 
 
 def test_on_a_terminal_results_are_tables_and_vectors_are_cut(tmp_path: Path) -> None:
@@ -364,4 +365,4 @@ def test_on_a_terminal_results_are_tables_and_vectors_are_cut(tmp_path: Path) ->
         shown = command.until("└")
         assert "┌─v─" in shown
         assert max(map(len, shown.splitlines())) < 100
-        assert command.process.wait(timeout=30) == 0
+        assert command.process.wait(timeout=LAST_NET_SECONDS) == 0

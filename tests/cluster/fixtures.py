@@ -1,4 +1,4 @@
-"""A table on a real Ray of three nodes, what one database gives of it, and looking at its copies."""
+"""A table on a real Ray of three nodes, what one database gives of it, and looking at its replicas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import clipql
-from clipql.cluster import rays
+from clipql.cluster import ray_actors
 from clipql.cluster.database import ClusterDatabase
 from tests.cluster.machines import Machines
 from tests.parts import make_part
@@ -52,8 +52,12 @@ def db(expected: Any, machines: Machines, parts: Path) -> Iterator[ClusterDataba
 
 
 def process(shard: int, node: str) -> int:
-    """The process that holds a copy."""
-    return int(rays.asked(rays.actor(rays.actor_name(shard, node)).__ray_call__.remote(lambda self: os.getpid())))
+    """The process that holds a replica."""
+    return int(
+        ray_actors.result(
+            ray_actors.actor(ray_actors.actor_name(shard, node)).__ray_call__.remote(lambda self: os.getpid())
+        )
+    )
 
 
 def count(db: ClusterDatabase, **settings: int) -> tuple[int, str | None]:
@@ -64,7 +68,7 @@ def count(db: ClusterDatabase, **settings: int) -> tuple[int, str | None]:
 
 
 def state(db: ClusterDatabase, shard: int, node: str) -> str:
-    """How a copy is."""
+    """How a replica is."""
     return next(s.state for s in db.status() if (s.shard, s.node) == (shard, node))
 
 

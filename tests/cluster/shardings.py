@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 import clipql
-from clipql.cluster.piece import Piece, Run, Snapshot, rows_of, statement
-from clipql.cluster.reading import Asked, Reader
-from clipql.cluster.standin import Shape, declare
+from clipql.cluster.partial_query import PartialQuery, Run, Snapshot, rows_of, statement
+from clipql.cluster.placeholder import Shape, declare
+from clipql.cluster.scatter_gather import Gathered, ScatterGather
 
 COLUMNS = (
     "id UInt64, w Nullable(Int32), lang LowCardinality(String), url String, s Float64, ts DateTime, "
@@ -45,7 +45,7 @@ class Shardings:
         self._shapes = {f"n{n}": Shape("default", f"n{n}", listed, (), {"e": (3, None)}) for n in range(1, MOST + 1)}
         for shape in self._shapes.values():
             declare(db.registry.engine, shape)
-        self.reader = Reader(db.registry.engine, self._find, self._ask)
+        self.scatter_gather = ScatterGather(db.registry.engine, self._find, self._run_on_shards)
 
     def _find(self, database: str | None, name: str) -> Shape | None:
         return self._shapes.get(name) if database in (None, "default") else None
@@ -69,17 +69,17 @@ class Shardings:
             # rows that a query does not see: a part that goes in meanwhile
             self._fill(f"n{shards}s{shard}", [*rows, texts[0]])
 
-    def _ask(self, pieces: Sequence[Piece], shape: Shape) -> list[Asked]:
-        return [self._asked(piece, shape) for piece in pieces]
+    def _run_on_shards(self, queries: Sequence[PartialQuery], shape: Shape) -> list[Gathered]:
+        return [self._asked(query, shape) for query in queries]
 
-    def _asked(self, piece: Piece, shape: Shape) -> Asked:
+    def _asked(self, query: PartialQuery, shape: Shape) -> Gathered:
         shards = int(shape.name[1:])
         answers = []
         for shard in range(shards):
             snapshot = Snapshot(tuple(self._runs.get((shards, shard), ())))
-            own = replace(piece, table=f"{shape.name}s{shard}")
-            answers.append(rows_of(self._run(statement(own, snapshot, snapshot.rows + 1), piece.params)))
-        return Asked(answers, shards, shards)
+            own = replace(query, table=f"{shape.name}s{shard}")
+            answers.append(rows_of(self._run(statement(own, snapshot, snapshot.rows + 1), query.params)))
+        return Gathered(answers, shards, shards)
 
     def _run(self, sql: str, params: Any = None) -> bytes:
         return self.db.execute(sql, params, format="RowBinaryWithNamesAndTypes").output.data
@@ -90,14 +90,16 @@ class Shardings:
 
     def sharded(self, shards: int, sql: str, **params: Any) -> tuple[Any, ...]:
         """The same over so many shards."""
-        with self.reader.rewritten(sql.replace("{t}", f"n{shards}"), params, {}) as reading:
+        with self.scatter_gather.rewritten(sql.replace("{t}", f"n{shards}"), params, {}) as reading:
             return self._seen(self._run(reading.sql, reading.params))
 
     def shard_plans(self, shards: int, sql: str, **params: Any) -> list[str]:
-        """What EXPLAIN tells of the piece that the first shard is asked last."""
-        asked: list[Piece] = []
-        reader = Reader(self.db.registry.engine, self._find, lambda p, s: (asked.extend(p), self._ask(p, s))[1])
-        with reader.rewritten(sql.replace("{t}", f"n{shards}"), params, {}):
+        """What EXPLAIN tells of the partial query that the first shard is asked last."""
+        asked: list[PartialQuery] = []
+        scatter_gather = ScatterGather(
+            self.db.registry.engine, self._find, lambda p, s: (asked.extend(p), self._run_on_shards(p, s))[1]
+        )
+        with scatter_gather.rewritten(sql.replace("{t}", f"n{shards}"), params, {}):
             own = replace(asked[-1], table=f"n{shards}s0")
             snapshot = Snapshot(tuple(self._runs[shards, 0]))
             found = self.db.sql(f"EXPLAIN {statement(own, snapshot, snapshot.rows + 1)}", **own.params).rows

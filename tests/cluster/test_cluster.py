@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipql.cluster import rays
+from clipql.cluster import ray_actors
 from clipql.cluster.database import ClusterDatabase
-from clipql.cluster.shards import decoded
+from clipql.cluster.shard_map import decoded
 from clipql.errors import (
     ClusterError,
     IngestError,
@@ -25,6 +25,7 @@ from clipql.errors import (
 from tests.cluster.fixtures import QUERY, STATEMENTS, count
 from tests.cluster.machines import Machines
 from tests.parts import make_part
+from tests.patience import LAST_NET_SECONDS
 
 
 def test_parts_in_shards_give_what_one_database_gives(
@@ -33,9 +34,9 @@ def test_parts_in_shards_give_what_one_database_gives(
     assert [db.sql(s, q=QUERY).rows for s in STATEMENTS] == expected
 
 
-def test_each_copy_lies_on_a_node_of_its_own_with_the_map(db: ClusterDatabase, machines: Machines) -> None:
+def test_each_replica_lies_on_a_node_of_its_own_with_the_map(db: ClusterDatabase, machines: Machines) -> None:
     assert [len(set(nodes)) for nodes in db.map.nodes] == [2, 2]
-    held = [Path(rays.folder_of(machines.data, s, n)) / "cluster.json" for s, n in db.map.holders()]
+    held = [Path(ray_actors.folder_of(machines.data, s, n)) / "cluster.json" for s, n in db.map.replicas()]
     assert {decoded(p.read_bytes(), str(p)) for p in held} == {db.map}
 
 
@@ -136,7 +137,7 @@ def test_a_table_whose_shards_differ_is_told_of_and_dropped_and_hinders_no_other
         self._opened()._db.sql("ALTER TABLE odd ADD COLUMN more UInt8")
 
     for node in db.map.nodes[1]:
-        rays.asked(rays.actor(rays.actor_name(1, node)).__ray_call__.remote(change))
+        ray_actors.result(ray_actors.actor(ray_actors.actor_name(1, node)).__ray_call__.remote(change))
     again = f"""
 import clipql
 with clipql.connect("ray://{machines.address}?data={machines.data}") as db:
@@ -149,7 +150,9 @@ with clipql.connect("ray://{machines.address}?data={machines.data}") as db:
     db.sql("DROP TABLE odd")
     print([t.name for t in db.map.tables if t.name == "odd"])
 """
-    told = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, timeout=120, check=False)
+    told = subprocess.run(
+        [sys.executable, "-c", again], capture_output=True, text=True, timeout=LAST_NET_SECONDS, check=False
+    )
 
     lines = told.stdout.splitlines()
     assert told.returncode == 0, told.stderr
@@ -185,8 +188,8 @@ def test_what_runs_is_not_taken_for_what_is_asked_for(
 ) -> None:
     given = {"data": None, "shards": None, "replicas": 0, **asked}
 
-    with pytest.raises(ClusterError, match=rf"the shards run already: 2 with 2 copies each, in {machines.data}"):
-        rays.foreman(given["data"] or "", given["shards"], given["replicas"], anywhere=given["data"] is None)
+    with pytest.raises(ClusterError, match=rf"the shards run already: 2 with 2 replicas each, in {machines.data}"):
+        ray_actors.coordinator(given["data"] or "", given["shards"], given["replicas"], anywhere=given["data"] is None)
 
 
 def test_a_part_with_nan_is_refused_and_leaves_the_table_as_it_was(db: ClusterDatabase, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from clipql.cluster.ddl import create_cluster, create_local, described
 from clipql.cluster.export import Server, export, target_of
 from clipql.errors import QueryError, ServerError, UnknownTable
 from tests.parts import make_part
+from tests.patience import LAST_NET_SECONDS
 
 COLUMNS = (
     "id UInt64, w Nullable(Int32), lang LowCardinality(Nullable(String)), tags Array(String), "
@@ -36,7 +37,7 @@ def serving(folder: Path) -> Iterator[str]:
         yield url.replace("http://", "clickhouse://").rstrip("/")
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(LAST_NET_SECONDS)
         process.stdout.close()
 
 

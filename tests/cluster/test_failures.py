@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,23 +17,24 @@ from PIL import Image
 
 import clipql
 from clipql.cli.entry import main
-from clipql.cluster import joining, rays
+from clipql.cluster import ray_actors, ray_connection
 from clipql.cluster.database import ClusterDatabase
 from clipql.cluster.encoder_pool import PooledEncoder
 from clipql.errors import (
     ClusterError,
-    HolderGone,
     QueryError,
+    ReplicaUnavailable,
 )
 from tests.cluster.fixtures import QUERY, STATEMENTS, asking, count, process, state
 from tests.cluster.machines import Machines
 from tests.parts import make_part
+from tests.patience import LAST_NET_SECONDS, until
 from tests.standin import StandIn
 
 
 def test_a_killed_process_is_not_noticed_by_queries(db: ClusterDatabase) -> None:
     with asking(db) as (failed, answers):
-        for shard, node in db.map.holders()[::2]:
+        for shard, node in db.map.replicas()[::2]:
             os.kill(process(shard, node), signal.SIGKILL)
         states = db.heal()
 
@@ -44,9 +44,9 @@ def test_a_killed_process_is_not_noticed_by_queries(db: ClusterDatabase) -> None
 
 def test_a_lost_shard_is_an_error_or_a_partial_answer(db: ClusterDatabase) -> None:
     for node in db.map.nodes[1]:
-        rays.RayCopies(db.data).stop(1, node)
+        ray_actors.RayReplicas(db.data).stop(1, node)
 
-    with pytest.raises(HolderGone, match=r"1 of 2 shards of default\.laion cannot be reached: shard 1"):
+    with pytest.raises(ReplicaUnavailable, match=r"1 of 2 shards of default\.laion cannot be reached: shard 1"):
         count(db)
     rows, shards = count(db, shards_partial=1)
     db.heal()
@@ -55,7 +55,7 @@ def test_a_lost_shard_is_an_error_or_a_partial_answer(db: ClusterDatabase) -> No
     assert count(db) == (195, "2/2")
 
 
-def test_a_slow_copy_is_not_waited_for(db: ClusterDatabase) -> None:
+def test_a_slow_replica_is_not_waited_for(db: ClusterDatabase) -> None:
     slow = [process(0, db.map.nodes[0][0])]
     for pid in slow:
         os.kill(pid, signal.SIGSTOP)
@@ -68,12 +68,18 @@ def test_a_slow_copy_is_not_waited_for(db: ClusterDatabase) -> None:
     assert answers == {(195, "2/2")}
 
 
-def test_a_killed_foreman_goes_on_where_it_was(db: ClusterDatabase, tmp_path: Path) -> None:
+def test_a_killed_coordinator_goes_on_where_it_was(db: ClusterDatabase, tmp_path: Path) -> None:
     for number in range(10, 14):
         make_part(tmp_path, rows=25, number=number)
-    chief = rays.actor(rays.FOREMAN)
-    pid = rays.asked(chief.__ray_call__.remote(lambda self: os.getpid()))
-    killed = threading.Timer(0.05, lambda: os.kill(pid, signal.SIGKILL))
+    coordinator = ray_actors.actor(ray_actors.COORDINATOR)
+    pid = ray_actors.result(coordinator.__ray_call__.remote(lambda self: os.getpid()))
+
+    def kill() -> None:
+        asked = coordinator.do
+        until(lambda: ray_actors.result(asked.remote("progress", "default", "other"))[0] >= 1, "a part is taken in")
+        os.kill(pid, signal.SIGKILL)
+
+    killed = threading.Thread(target=kill)
     killed.start()
     report = db.ingest(tmp_path, table="other")
     killed.join()
@@ -116,12 +122,12 @@ def test_nodes_go_come_back_and_join(db: ClusterDatabase, machines: Machines, tm
     assert while_away == [(195, "2/2")] * 3
     assert {s.state for s in states} == {"ready"}
     assert [m[2] for m in moved] in ([], ["west"])
-    for shard in (0, 1):  # each copy by itself has all the rows
+    for shard in (0, 1):  # each replica by itself has all the rows
         for node in db.map.nodes[shard]:
-            hello = rays.RayCopies(db.data).call(shard, node, "hello")
+            info = ray_actors.RayReplicas(db.data).call(shard, node, "info")
             table = db.map.table("default", "laion")
             assert table is not None
-            assert hello.ledgers["default.laion"] == tuple(p.fingerprint for p in table.shards[shard])
+            assert info.ledgers["default.laion"] == tuple(p.fingerprint for p in table.shards[shard])
     assert count(db) == (235, "2/2")
 
 
@@ -139,7 +145,7 @@ def test_a_ray_without_a_token_is_not_joined(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
 
     with pytest.raises(ClusterError, match="there is no token for Ray"):
-        joining.join("127.0.0.1:1")
+        ray_connection.connect("127.0.0.1:1")
 
 
 def test_everything_comes_back_without_the_head_node(
@@ -149,7 +155,7 @@ def test_everything_comes_back_without_the_head_node(
     db.close()
     machines.close()
     for copy in Path(machines.data).glob("*/shard-*/cluster.json"):
-        copy.unlink()  # the map is made anew from the parts
+        copy.unlink()  # the map is made again from the parts
     with contextlib.closing(Machines(Path(machines.data), ("south", "east", "west"))) as left:
         with pytest.raises(ClusterError, match="4 replicas"):
             ClusterDatabase(left.address, data=str(tmp_path), shards=1, replicas=4)
@@ -157,13 +163,10 @@ def test_everything_comes_back_without_the_head_node(
             for table in before.tables:
                 assert again.map.table(table.database, table.name) == table
             assert count(again) == (rows, "2/2")
-            # left to itself, the foreman brings back what died
-            shard, node = next(c for c in again.map.holders() if c[1] != "north")
-            rays.RayCopies(again.data).stop(shard, node)
-            until = time.monotonic() + 60
-            while state(again, shard, node) != "ready" and time.monotonic() < until:
-                time.sleep(0.2)
-            assert state(again, shard, node) == "ready"
+            # left to itself, the coordinator brings back what died
+            shard, node = next(c for c in again.map.replicas() if c[1] != "north")
+            ray_actors.RayReplicas(again.data).stop(shard, node)
+            until(lambda: state(again, shard, node) == "ready", "the replica is back")
         asked = f"ray://{left.address}?data={machines.data}"
         assert main(["--url", asked, "sql", "SELECT count() FROM laion", "--format", "TSV"]) == 0
         assert capsys.readouterr().out == f"{rows}\n"
@@ -193,5 +196,5 @@ def serving(address: str, data: str) -> Iterator[str]:
         yield process.stdout.readline().rstrip().rpartition(" at ")[2]
     finally:
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(LAST_NET_SECONDS) == 0
         process.stdout.close()

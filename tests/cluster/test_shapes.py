@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from clipql.cluster.piece import GLOBAL_ROW, Piece, Run, Snapshot, joined, rows_of, statement
+from clipql.cluster.partial_query import GLOBAL_ROW, PartialQuery, Run, Snapshot, joined, rows_of, statement
+from clipql.cluster.placeholder import Shape, one_shape
 from clipql.cluster.session import index_change
-from clipql.cluster.standin import Shape, one_shape
-from clipql.errors import ClusterError, HolderGone
+from clipql.errors import ClusterError, ReplicaUnavailable
 from clipql.syntax import statements
 from clipql.syntax.statements import OnTable
 
 SHAPE = Shape("default", "laion", (("id", "UInt64"), ("v", "Array(Float32)")), (), {"v": (512, "openai/clip")})
-PIECE = Piece("default", "laion", "t", f"t.id AS a, {GLOBAL_ROW} AS b", where="t.id > 3")
+QUERY = PartialQuery("default", "laion", "t", f"t.id AS a, {GLOBAL_ROW} AS b", where="t.id > 3")
 
 
 def test_lengths_and_models_are_those_of_the_shards_that_know_them() -> None:
@@ -53,7 +53,7 @@ def test_an_answer_that_is_cut_short_is_told(data: bytes) -> None:
 def test_rows_are_numbered_over_all_shards_and_later_ones_left_out() -> None:
     snapshot = Snapshot((Run(0, 10, 5), Run(5, 40, 5), Run(10, 45, 5)))
 
-    made = statement(PIECE, snapshot, 20)
+    made = statement(QUERY, snapshot, 20)
 
     assert made == (
         "SELECT t.id AS a, toUInt64(t._row + [10, 35][arrayFirstIndex(_clipql_end -> t._row < _clipql_end, [5, 15])]) "
@@ -76,12 +76,12 @@ def test_numbers_of_rows_that_where_names_are_looked_up_in_each_shard(
 ) -> None:
     snapshot = Snapshot((Run(0, 10, 5), Run(5, 40, 5), Run(10, 45, 5)))
 
-    assert statement(replace(PIECE, bounds=bounds), snapshot, 20).endswith(f" WHERE {condition}")
+    assert statement(replace(QUERY, bounds=bounds), snapshot, 20).endswith(f" WHERE {condition}")
 
 
-def test_a_copy_that_lacks_rows_does_not_answer() -> None:
-    with pytest.raises(HolderGone, match=r"has 4 rows of default\.laion and should have 5"):
-        statement(PIECE, Snapshot((Run(0, 0, 5),)), 4)
+def test_a_replica_that_lacks_rows_does_not_answer() -> None:
+    with pytest.raises(ReplicaUnavailable, match=r"has 4 rows of default\.laion and should have 5"):
+        statement(QUERY, Snapshot((Run(0, 0, 5),)), 4)
 
 
 @pytest.mark.parametrize(

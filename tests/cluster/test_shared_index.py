@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from clipql.cluster import rays
+from clipql.cluster import ray_actors, scatter
 from clipql.cluster.database import ClusterDatabase
 from tests.cluster.fixtures import QUERY
 from tests.parts import make_part
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every replica is waited for, however long it takes: searches are counted, and a hedged one would be too."""
+    monkeypatch.setattr(scatter, "FIRST_SECONDS", scatter.SECONDS)
+    monkeypatch.setattr(scatter, "HEDGE_SECONDS", scatter.SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +34,13 @@ def indexed(db: ClusterDatabase, tmp_path_factory: pytest.TempPathFactory) -> st
 
 
 def models(db: ClusterDatabase, table: str) -> list[str]:
-    """The models that the copies of a table's index `near` were built with."""
-    hellos = [rays.RayCopies(db.data).call(s, n, "hello") for s, n in db.map.holders()]
-    return [hello.models[f"default.{table}"]["near"] for hello in hellos]
+    """The models that the replicas of a table's index `near` were built with."""
+    infos = [ray_actors.RayReplicas(db.data).call(s, n, "info") for s, n in db.map.replicas()]
+    return [info.models[f"default.{table}"]["near"] for info in infos]
 
 
 def watched(db: ClusterDatabase) -> None:
-    """Have every copy keep how many lists its searches probe, and how many of them were ranked elsewhere."""
+    """Have every replica keep how many lists its searches probe, and how many of them were ranked elsewhere."""
 
     def watch(self: Any) -> None:
         from clipql.index.ivf import IvfIndex
@@ -47,8 +54,8 @@ def watched(db: ClusterDatabase) -> None:
 
         IvfIndex.plain_search, IvfIndex.search, IvfIndex.seen = search, kept, []  # type: ignore[attr-defined,method-assign]
 
-    for shard, node in db.map.holders():
-        rays.asked(rays.actor(rays.actor_name(shard, node)).__ray_call__.remote(watch))
+    for shard, node in db.map.replicas():
+        ray_actors.result(ray_actors.actor(ray_actors.actor_name(shard, node)).__ray_call__.remote(watch))
 
 
 def seen(db: ClusterDatabase) -> list[tuple[int, int]]:
@@ -61,15 +68,15 @@ def seen(db: ClusterDatabase) -> list[tuple[int, int]]:
         return list(found)
 
     found: list[tuple[int, int]] = []
-    for shard, node in db.map.holders():
-        found += rays.asked(rays.actor(rays.actor_name(shard, node)).__ray_call__.remote(told))
+    for shard, node in db.map.replicas():
+        found += ray_actors.result(ray_actors.actor(ray_actors.actor_name(shard, node)).__ray_call__.remote(told))
     return found
 
 
-def test_an_index_is_built_on_one_copy_of_each_shard_and_copied(db: ClusterDatabase, indexed: str) -> None:
-    copies = rays.RayCopies(db.data)
+def test_an_index_is_built_on_one_replica_of_each_shard_and_copied(db: ClusterDatabase, indexed: str) -> None:
+    replicas = ray_actors.RayReplicas(db.data)
     for shard, nodes in enumerate(db.map.nodes):
-        one, other = (copies.call(shard, n, "index_files", "default", "indexed", "near") for n in nodes)
+        one, other = (replicas.call(shard, n, "index_files", "default", "indexed", "near") for n in nodes)
         assert one == other  # meta.json among them, which holds the seconds that its build took
         assert "meta.json" in {f.name for f in one}
     assert db.sql("SELECT count(), sum(rows_covered) FROM clipql.indexes WHERE table = 'indexed'").rows == [(4, 8800)]
@@ -86,7 +93,8 @@ def test_all_shards_have_one_set_of_lists_learnt_from_all(db: ClusterDatabase, i
         ("near", "image_embedding", *found, 4400)
     ]
     shards = [
-        rays.RayCopies(db.data).call(s, n, "index_files", "default", indexed, "near") for s, n in db.map.holders()
+        ray_actors.RayReplicas(db.data).call(s, n, "index_files", "default", indexed, "near")
+        for s, n in db.map.replicas()
     ]
     assert len({next(f.hash for f in files if f.name == "list_small.npy") for files in shards}) == 1
     left = [p for p in Path(db.data).glob("*/shard-*/training/**/*") if p.is_file()]
@@ -140,7 +148,7 @@ def test_a_shard_that_has_another_model_ranks_its_own_lists(db: ClusterDatabase,
     top = "SELECT id FROM indexed ORDER BY cosineDistance(image_embedding, {q:Array(Float32)}) LIMIT 10"
     found = db.sql(top, q=QUERY).rows
     real = db._ranking.routes
-    db._ranking.routes = lambda piece: tuple(replace(r, model="another") for r in real(piece))  # type: ignore[method-assign]
+    db._ranking.routes = lambda query: tuple(replace(r, model="another") for r in real(query))  # type: ignore[method-assign]
     watched(db)
     try:
         assert db.sql(top, q=QUERY).rows == found
@@ -153,7 +161,7 @@ def test_an_index_that_is_asked_for_again_is_learnt_anew(db: ClusterDatabase, in
     before = set(models(db, indexed))
     make_part(tmp_path, rows=1200, number=40)
 
-    db.ingest(tmp_path, table=indexed)  # too few rows for an index to be built anew
+    db.ingest(tmp_path, table=indexed)  # too few rows for an index to be built again
     db.sql("ALTER TABLE indexed MATERIALIZE INDEX near")
     after = set(models(db, indexed))
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import clipql
-from clipql.cluster import reading, templates
-from clipql.cluster.templates import Templates
+from clipql.cluster import plan_cache, scatter_gather
+from clipql.cluster.plan_cache import PlanCache
 from clipql.errors import QueryError, UnsupportedStatement, VectorError
 from tests.cluster.shardings import MOST, Shardings
 
@@ -59,7 +59,7 @@ groups = st.builds(
 different = st.builds("SELECT DISTINCT {1} FROM {{t}} WHERE {0} LIMIT {2[0]} OFFSET {2[1]}".format, filters, keys, rows)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(shards=st.integers(1, MOST), statement=st.one_of(top, within, groups, different))
 def test_any_number_of_shards_gives_what_one_table_gives(tables: Shardings, shards: int, statement: str) -> None:
     assert tables.sharded(shards, statement, q=QUERY) == tables.one(statement, q=QUERY)
@@ -103,7 +103,7 @@ VECTORS = [np.array(v, np.float32) for v in ([1, 0.5, 0.25], [1, 1, 1], [0.5, 0.
         ("SELECT count() FROM {t} WHERE {near} < 1", 1),
         ("SELECT id FROM {t} AS x ORDER BY L2Distance({q:Array(Float32)}, x.e), _row LIMIT 4", 1),
         ("SELECT id FROM {t} WHERE w > { n :UInt8} ORDER BY 1 - dotProduct(`e`, {q:Array(Float32)}), _row LIMIT 3", 1),
-        # what might be computed while it is looked at, or shows, is cut anew each time
+        # what might be computed while it is looked at, or shows, is cut again each time
         ("SELECT id, arraySum({q:Array(Float32)}) AS s FROM {t} ORDER BY {near}, _row LIMIT 3", 4),
         ("WITH {q:Array(Float32)} AS q SELECT id FROM {t} ORDER BY L2Distance(e, q), _row LIMIT 4", 4),
         ("SELECT min(id * {q:Array(Float32)}[1]) FROM {t}", 4),
@@ -120,9 +120,9 @@ def test_a_statement_that_comes_again_is_cut_once_and_answers_each_vector(
 ) -> None:
     statement = statement.replace("{near}", "L2Distance(e, {q:Array(Float32)})")
     cuts: list[str] = []
-    real = reading.split
-    monkeypatch.setattr(reading, "split", lambda *given: (cuts.append(given[-1]), real(*given))[1])
-    monkeypatch.setattr(tables.reader, "_templates", Templates())
+    real = scatter_gather.split
+    monkeypatch.setattr(scatter_gather, "split", lambda *given: (cuts.append(given[-1]), real(*given))[1])
+    monkeypatch.setattr(tables.scatter_gather, "_plan_cache", PlanCache())
 
     for vector in VECTORS:
         assert tables.sharded(3, statement, q=vector, n=1) == tables.one(statement, q=vector, n=1)
@@ -158,7 +158,7 @@ def test_a_parameter_is_seen_however_it_is_spaced(tables: Shardings, where: str)
     ],
 )  # fmt: skip
 def test_a_batch_answers_each_vector_or_is_none(tables: Shardings, statement: str, batch: bool) -> None:
-    found = tables.reader.many(statement, [{"q": v} for v in VECTORS], {}, ())
+    found = tables.scatter_gather.many(statement, [{"q": v} for v in VECTORS], {}, ())
 
     assert (found is not None) == batch
     for table, vector in zip(found or [], VECTORS, strict=False):
@@ -167,9 +167,9 @@ def test_a_batch_answers_each_vector_or_is_none(tables: Shardings, statement: st
 
 
 def test_only_so_many_statements_are_kept(tables: Shardings, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Templates()
-    monkeypatch.setattr(tables.reader, "_templates", kept)
-    monkeypatch.setattr(templates, "MOST", 3)
+    kept = PlanCache()
+    monkeypatch.setattr(tables.scatter_gather, "_plan_cache", kept)
+    monkeypatch.setattr(plan_cache, "MOST", 3)
 
     for k in (1, 2, 3, 4, 5):
         top = f"SELECT id FROM {{t}} ORDER BY L2Distance(e, {{q:Array(Float32)}}), _row LIMIT {k}"
@@ -190,9 +190,9 @@ def test_only_so_many_statements_are_kept(tables: Shardings, monkeypatch: pytest
 def test_rows_that_shards_are_sent_travel_with_the_statement(
     tables: Shardings, monkeypatch: pytest.MonkeyPatch, statement: str, tables_made: int
 ) -> None:
-    monkeypatch.setattr(reading, "INLINE_BYTES", 60)
+    monkeypatch.setattr(scatter_gather, "INLINE_BYTES", 60)
 
-    with tables.reader.rewritten(statement.replace("{t}", "n3"), {}, {}) as found:
+    with tables.scatter_gather.rewritten(statement.replace("{t}", "n3"), {}, {}) as found:
         made = len(found.tables)
 
     assert made == tables_made
@@ -200,7 +200,7 @@ def test_rows_that_shards_are_sent_travel_with_the_statement(
 
 
 def test_more_rows_than_can_be_sent_are_refused(tables: Shardings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "TRAVEL_BYTES", 100)
+    monkeypatch.setattr(scatter_gather, "TRAVEL_BYTES", 100)
 
     with pytest.raises(UnsupportedStatement, match="which each shard would be sent"):
         tables.sharded(3, "SELECT count() FROM {t} WHERE url IN (SELECT url FROM {t})")
@@ -215,7 +215,7 @@ def test_a_named_select_within_one_over_shards_is_refused_by_its_name(tables: Sh
 def test_a_select_whose_vector_is_a_row_of_the_shards_is_explained(tables: Shardings) -> None:
     top = "SELECT id FROM n3 ORDER BY cosineDistance(e, (SELECT e FROM n3 WHERE id = 7)) LIMIT 5"
 
-    assert [p.kind for p in tables.reader.plans(top, {})] == ["rows", "rows"]
+    assert [p.kind for p in tables.scatter_gather.plans(top, {})] == ["rows", "rows"]
 
 
 def test_a_statement_that_was_not_split_fails_instead_of_finding_nothing(tables: Shardings) -> None:

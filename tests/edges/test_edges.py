@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import LAST_NET_SECONDS
 
 import clipql
 from clipql.errors import DatabaseLocked, StorageError
@@ -53,7 +54,8 @@ def python(code: str, *arguments: object, **options: object) -> subprocess.Compl
     root = str(Path(clipql.__file__).parents[1])
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=60, check=False, **options,
+        env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True,
+        timeout=LAST_NET_SECONDS, check=False, **options,
     )  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
         db.sql(CREATE)
     code = (
         "import os, sys, time, clipql\ndb = clipql.connect(sys.argv[1])\nchild = os.fork()\n"
-        "if not child:\n    os.close(1); os.close(2); time.sleep(60)\nprint(child, flush=True)\ndb.close()"
+        "if not child:\n    os.close(1); os.close(2); time.sleep(3600)\nprint(child, flush=True)\ndb.close()"
     )
     done = python(code, tmp_path / "db")
     child = int(done.stdout)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import COMMIT, HubServer, clip_files, git_digest
+from patience import LAST_NET_SECONDS, until
 
 from clipql.encode import hub, models
 from clipql.errors import ModelError
@@ -137,13 +138,19 @@ def test_a_silent_server_is_given_up_and_what_came_is_kept(
     source = hub.repository("tiny/clip")
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.5")
     monkeypatch.setattr(hub, "WAITS", ())
-    server.silent[TEXT] = 60
-    with pytest.raises(ModelError, match=r"was silent for 0.5 s.*pull again to continue"):
-        hub.fetch(source, [file for file in source.files if file.path == TEXT])
+    server.silent[TEXT] = LAST_NET_SECONDS
     partial = blob(tmp_path, TEXT)
-    assert partial.with_name(partial.name + ".incomplete").read_bytes() == FILES[TEXT][: len(FILES[TEXT]) // 2]
+    partial = partial.with_name(partial.name + ".incomplete")
+
+    def half_has_come() -> bool:  # a slow machine may be silent for so long before that
+        with pytest.raises(ModelError, match=r"was silent for 0.5 s.*pull again to continue"):
+            hub.fetch(source, [file for file in source.files if file.path == TEXT])
+        return partial.exists() and partial.stat().st_size > 0
+
+    until(half_has_come, "half of the file has come")
+    assert partial.read_bytes() == FILES[TEXT][: len(FILES[TEXT]) // 2]
     server.silent = {}
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "10")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", str(LAST_NET_SECONDS))
     assert models.pull("tiny/clip").text.read_bytes() == FILES[TEXT]
 
 
@@ -218,13 +225,12 @@ def test_offline_takes_what_is_there_and_asks_nobody(server: HubServer, monkeypa
 
 
 def test_two_pulls_of_one_model_do_not_mix(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "60")
-    server.silent[TEXT] = 60
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", str(LAST_NET_SECONDS))
+    server.silent[TEXT] = LAST_NET_SECONDS
     outcome: list[object] = []
     first = threading.Thread(target=lambda: outcome.append(models.pull("tiny/clip")))
     first.start()
-    while TEXT not in server.asked():
-        time.sleep(0.005)
+    until(lambda: TEXT in server.asked(), "the first pull has begun")
     with pytest.raises(ModelError, match="another process is pulling tiny/clip"):
         models.pull("tiny/clip")
     server.silent = {}
@@ -244,15 +250,15 @@ def pull_in_a_process(before: str = "") -> subprocess.Popen[str]:
 
 
 def test_ctrl_c_keeps_what_has_come(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "60")
-    server.silent[TEXT] = 60
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", str(LAST_NET_SECONDS))
+    server.silent[TEXT] = LAST_NET_SECONDS
     process = pull_in_a_process()
     partial = blob(tmp_path, TEXT).with_name(blob(tmp_path, TEXT).name + ".incomplete")
     while not partial.exists() or partial.stat().st_size < len(FILES[TEXT]) // 2:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LAST_NET_SECONDS)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert partial.read_bytes() == FILES[TEXT][: len(FILES[TEXT]) // 2]
@@ -260,7 +266,7 @@ def test_ctrl_c_keeps_what_has_come(server: HubServer, tmp_path: Path, monkeypat
 
 def test_a_full_disk_is_said_with_what_to_do(server: HubServer, tmp_path: Path) -> None:
     process = pull_in_a_process("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LAST_NET_SECONDS)
     assert process.returncode == 1
     assert errors.endswith("set HF_HOME to a folder on another disk, and pull again\n"), errors
     assert "clipql: the disk is full while pulling tiny/clip" in errors

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import COMMIT, HubServer, clip_files
+from patience import LAST_NET_SECONDS
 
 from clipql.cli.entry import main
 from clipql.encode import models
@@ -239,7 +240,7 @@ def test_pull_draws_a_bar_on_a_terminal_and_takes_it_away(server: HubServer) -> 
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "clipql", "model", "pull", "tiny/clip"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=LAST_NET_SECONDS) == 0
     os.close(theirs)
     shown = os.read(ours, 1 << 16).decode()
     os.close(ours)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from models import tiny
 from numpy.typing import NDArray
+from patience import LAST_NET_SECONDS
 from PIL import Image
 from standin import letters
 
@@ -66,7 +67,7 @@ def test_each_line_is_answered_before_the_next_one_comes() -> None:
             running.stdin.write(text.encode() + b"\n")
             running.stdin.flush()
             expect([running.stdout.readline()], [text])
-        rest, log = running.communicate(timeout=60)
+        rest, log = running.communicate(timeout=LAST_NET_SECONDS)
         assert (rest, log, running.returncode) == (b"", b"batches 1 1 1 1\n", 0)
 
 
@@ -81,7 +82,7 @@ def test_lines_that_come_in_pieces_are_put_together() -> None:
             running.stdin.flush()
         expect([running.stdout.readline()], [text])
         running.stdin.write(b"no end")
-        rest, _ = running.communicate(timeout=60)
+        rest, _ = running.communicate(timeout=LAST_NET_SECONDS)
         expect([rest], ["no end"])
 
 
@@ -97,7 +98,7 @@ def test_thousands_of_lines_in_flight_are_answered_in_order() -> None:
         answers = [running.stdout.readline() for _ in texts]
         writer.join()
         expect(answers, texts)
-        _, log = running.communicate(timeout=60)
+        _, log = running.communicate(timeout=LAST_NET_SECONDS)
     assert sum(int(size) for size in log.split()[1:]) == len(texts)
 
 
@@ -115,7 +116,7 @@ def test_what_has_come_goes_through_the_model_together() -> None:
 def test_null_bytes_that_are_no_text_and_escapes_are_answered_too() -> None:
     sent = [b"\\N", b"\xff\xfe", b"a\\nb\\\\c\\'d\\0", b"\\\\N"]
     with process("texts") as running:
-        out, _ = running.communicate(b"".join(s + b"\n" for s in sent), timeout=60)
+        out, _ = running.communicate(b"".join(s + b"\n" for s in sent), timeout=LAST_NET_SECONDS)
     lines = out.splitlines()
     assert lines[0] == b"[]"
     expect(lines[1:], ["\ufffd\ufffd", "a\nb\\c'd\0", "\\N"])
@@ -123,7 +124,7 @@ def test_null_bytes_that_are_no_text_and_escapes_are_answered_too() -> None:
 
 def test_no_input_is_no_answer() -> None:
     with process("texts") as running:
-        assert running.communicate(b"", timeout=60)[0] == b""
+        assert running.communicate(b"", timeout=LAST_NET_SECONDS)[0] == b""
         assert running.returncode == 0
 
 
@@ -141,7 +142,7 @@ def test_a_picture_that_cannot_be_read_is_an_empty_array_and_the_process_lives(t
         running.stdin.flush()
         first = [running.stdout.readline() for _ in sent]
         running.stdin.write(str(good).replace("\t", "\\t").encode() + b"\n")
-        out, log = running.communicate(timeout=60)
+        out, log = running.communicate(timeout=LAST_NET_SECONDS)
     assert first[1:] == [b"[]\n"] * 5
     assert len(vectors(first)[0]) == 16
     assert out == first[0]
@@ -225,7 +226,9 @@ def test_clickhouse_runs_the_functions(tmp_path: Path, tiny_model: Path) -> None
     ]
     command = [sys.executable, "-c", _IN_CLICKHOUSE, str(tmp_path / "udf"), *queries]
     # the server has neither our environment nor our folder
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env={"PATH": "/usr/bin:/bin"}, timeout=120)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd="/", env={"PATH": "/usr/bin:/bin"}, timeout=LAST_NET_SECONDS
+    )
     assert done.returncode == 0, done.stderr
     texts, pictures, many, distance, same = json.loads(done.stdout)
 
@@ -242,6 +245,6 @@ def test_clickhouse_runs_the_functions(tmp_path: Path, tiny_model: Path) -> None
 def test_a_model_that_is_not_there_ends_the_command_with_what_to_do(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "clipql", "udf", "run", "text", "--model", "nobody/nothing"]
     environment = {**os.environ, "HF_HOME": str(tmp_path)}
-    done = subprocess.run(command, input=b"a cat\n", capture_output=True, env=environment, timeout=60)
+    done = subprocess.run(command, input=b"a cat\n", capture_output=True, env=environment, timeout=LAST_NET_SECONDS)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.startswith(b"clipql: the model nobody/nothing is not on this machine")

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from base64 import b64encode
 from collections import namedtuple
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from part_server import COMMIT, QUICK, PartServer
 from parts import FOLDERS, LAION_FOLDERS, SIDE_BY_SIDE, make_part
+from patience import until
 
 import clipql
 from clipql.errors import DiskFull, DownloadError, IngestError, StorageError
@@ -298,9 +298,7 @@ def test_two_runs_do_not_share_a_folder(server: PartServer, tmp_path: Path) -> N
     code = f"import clipql; clipql.download('{server.url}', '{tmp_path / 'out'}', parts='0')"
     other = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     try:
-        while not server.got(METADATA):
-            assert other.poll() is None
-            time.sleep(0.01)
+        until(lambda: server.got(METADATA) or other.poll() is not None, "the other run has begun")
         with pytest.raises(DownloadError, match="another process is downloading into"):
             fetch(server, tmp_path)
     finally:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from part_server import QUICK, PartServer
 from parts import Part, make_part, stored
+from patience import until
 
 import clipql
 from clipql.cli.commands.download import DownloadDisplay, rate, state
@@ -129,9 +129,7 @@ def test_parts_are_fetched_while_one_is_taken_in(db: clipql.Database, server: Pa
     def note(progress: IngestProgress) -> None:
         # the parts after it come while this one waits, and no others
         if progress.part_number == 1 and not seen:
-            deadline = time.monotonic() + 30
-            while len({number_of(p) for p in server.fetched()}) < 3 and time.monotonic() < deadline:
-                time.sleep(0.005)
+            until(lambda: len({number_of(p) for p in server.fetched()}) >= 3, "the next two are fetched")
             seen.append({number_of(p) for p in server.fetched()})
 
     ingest(db, server, "0-5", progress=note)

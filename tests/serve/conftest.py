@@ -18,6 +18,7 @@ import pytest
 
 import clipql
 from tests.parts import make_part, vectors
+from tests.patience import LAST_NET_SECONDS
 
 ROWS, DIMENSION = 300, 16
 TOKEN = "open sesame"
@@ -65,7 +66,7 @@ class Running:
         **query: str,
     ) -> Reply:
         """One request, with parameters in its address."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LAST_NET_SECONDS)
         try:
             target = path + ("?" + urlencode(query, quote_via=quote) if query else "")
             data = body.encode() if isinstance(body, str) else body
@@ -100,7 +101,7 @@ def stop(server: Running) -> int:
     """Stop it and give its exit status."""
     server.process.terminate()
     try:
-        return server.process.wait(60)
+        return server.process.wait(LAST_NET_SECONDS)
     finally:
         assert server.process.stdout is not None
         server.process.stdout.close()

@@ -19,6 +19,7 @@ import clipql
 from clipql.errors import PictureError, QueryError, ServerError, UnknownTable
 from clipql.serve.thumbnails import Thumbnails
 from tests.parts import vectors
+from tests.patience import LAST_NET_SECONDS
 from tests.serve.conftest import ROWS, TOKEN, Running
 
 FIRST = vectors(ROWS, 16, 0)  # the image vectors of the table laion
@@ -71,6 +72,26 @@ def test_a_search_gives_the_nearest_rows_page_by_page(server: Running) -> None:
     assert ids(search(server, terms=[{"id": "7"}], k=5, safe=False)) == ids(found)
     last = search(server, terms=[{"id": "7"}], k=100, offset=250, safe=False)
     assert (len(ids(last)), last["more"]) == (50, False)
+
+
+def test_pages_over_equal_distances_give_each_row_once(server: Running) -> None:
+    vector = "arrayMap(i -> toFloat32(sipHash64(number % 60, i) % 1000) / 500 - 1, range(8))"
+    for statement in (
+        "CREATE TABLE equal (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id",
+        f"INSERT INTO equal SELECT number, {vector} FROM numbers(2500)",
+        "ALTER TABLE equal ADD INDEX near v TYPE ivf('cosineDistance')",
+        "ALTER TABLE equal MATERIALIZE INDEX near",
+        f"INSERT INTO equal SELECT number + 2500 AS number, {vector} FROM numbers(500)",
+    ):
+        assert server.sql(statement).status == 200
+    rows: list[str] = []
+    for offset in range(0, 70, 7):
+        found = search(server, table="equal", terms=[{"id": "23"}], k=7, offset=offset, safe=False)
+        assert "near (ivf" in str(found["plan"])
+        rows += ids(found)
+    assert [int(r) for r in rows[:50]] == list(range(23, 3_000, 60))
+    assert len(set(rows)) == 70
+    server.sql("DROP TABLE equal")
 
 
 def test_safe_mode_leaves_out_what_is_marked(server: Running) -> None:
@@ -284,5 +305,5 @@ def test_a_server_that_is_not_there_or_wants_a_token_is_told(reader: Running) ->
 
 def test_the_command_line_reaches_a_server(server: Running) -> None:
     command = [sys.executable, "-m", "clipql", "--url", server.url, "sql", "SELECT count() FROM laion"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LAST_NET_SECONDS, check=True)
     assert done.stdout == f"{ROWS}\n"

@@ -24,7 +24,7 @@ def test_a_damaged_column_is_noticed_and_clickhouse_asked(tmp_path: Path) -> Non
         db.sql("CREATE TABLE t (id UInt32, v Array(Float32), INDEX ix v TYPE flat) ENGINE = MergeTree ORDER BY id")
         db.sql("INSERT INTO t SELECT number, [number, 1] FROM numbers(2000)")
         db.sql("OPTIMIZE TABLE t")
-    (place,) = (tmp_path / "db" / "rows").glob("*/columns-0.npy")
+    (place,) = (tmp_path / "db" / "rows").glob("*/columns-0.bin")
     data = bytearray(place.read_bytes())
     data[3_000] ^= 255
     place.write_bytes(data)
@@ -39,7 +39,7 @@ def test_a_row_file_without_columns_still_answers(tmp_path: Path) -> None:
         db.sql("CREATE TABLE t (id UInt32, v Array(Float32), INDEX ix v TYPE flat) ENGINE = MergeTree ORDER BY id")
         db.sql("INSERT INTO t SELECT number, [number, 1] FROM numbers(2000)")
         db.sql("OPTIMIZE TABLE t")
-    (listing,) = (tmp_path / "db" / "rows").glob("*/columns.json")
+    (listing,) = (tmp_path / "db" / "rows").glob("*/listing-*.json")
     listing.unlink()
     with clipql.connect(tmp_path / "db") as db:  # its hash tells that something is missing
         sql = "SELECT id FROM t WHERE id >= 500 ORDER BY L2Distance(v, [300.2, 1.]) LIMIT 2"

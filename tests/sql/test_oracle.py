@@ -112,3 +112,12 @@ def test_with_a_row_file_each_query_still_gives_what_clickhouse_gives(table: cli
     assert table.registry.catalog.table("default", "t").row_file.rows == ROWS  # type: ignore[union-attr]
     for expected, statement in cases():
         assert expected in agree(table, statement), statement
+
+
+@pytest.mark.parametrize("metric", ["L2Distance", "dotProduct"])
+@pytest.mark.parametrize("vector", ["[0.5, 1, 2, 3, 4, 5, 6, 7]", "[1, 2, 3, 4, 5, 6, 7, 8]", "{q:Array(Float32)}"])
+@pytest.mark.parametrize("more", ["", ", id"])
+def test_a_search_that_finds_nothing_has_the_types_of_one_that_finds_rows(
+    table: clipql.Database, metric: str, vector: str, more: str
+) -> None:
+    agree(table, f"SELECT id, {metric}(image_embedding, {vector}) AS d FROM t WHERE id > 9999 ORDER BY d{more} LIMIT 3")

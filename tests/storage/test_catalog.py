@@ -58,7 +58,7 @@ CATALOGS = st.builds(Catalog, st.lists(TABLES, max_size=3).map(tuple), st.none()
 
 
 @given(CATALOGS)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_catalog_is_read_back_as_it_was_written(tmp_path: Path, given_catalog: Catalog) -> None:
     catalog.save(tmp_path, given_catalog)
     assert catalog.load(tmp_path) == given_catalog
@@ -244,7 +244,7 @@ def mutate(value: Any, luck: Any, replacement: Any) -> Any:
 
 
 @given(CATALOGS, st.randoms(use_true_random=False), JSON)
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_catalog_of_another_shape_with_a_right_hash_is_damaged_or_read(
     tmp_path: Path, given_catalog: Catalog, luck: Any, replacement: Any
 ) -> None:
@@ -261,7 +261,7 @@ def test_a_catalog_of_another_shape_with_a_right_hash_is_damaged_or_read(
 
 
 @given(st.binary(max_size=300) | JSON.map(lambda v: json.dumps(v).encode()))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_manifest_of_any_content_gives_an_error_of_ours(tmp_path: Path, content: bytes) -> None:
     (tmp_path / catalog.NAME).write_bytes(content)
     with pytest.raises(clipql.errors.StorageError):

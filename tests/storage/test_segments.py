@@ -56,7 +56,7 @@ def test_a_segment_is_a_plain_npy_file_with_the_same_numbers(tmp_path: Path, dty
         elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
     )
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_float16_is_chosen_exactly_where_it_loses_nothing(array: NDArray[np.float32]) -> None:
     with np.errstate(over="ignore"):
         lossless = bool((array.astype(np.float16).astype(np.float32) == array).all())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clipql.errors import DatabaseDamaged
 from clipql.storage import files
 from clipql.storage.catalog import VectorColumn
-from clipql.storage.vectors import segments
+from clipql.storage.vectors import metrics, segments
 from clipql.storage.vectors.store import ColumnStore
 
 SIZES = (1, 4, 7, 1, 12)
@@ -49,7 +49,7 @@ def test_a_store_has_the_rows_of_all_its_segments(column: Column) -> None:
 
 
 @given(st.lists(st.integers(0, 24)))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_take_gives_copies_of_any_rows_in_the_order_given(column: Column, rows: list[int]) -> None:
     folder, described, vectors = column
     found = ColumnStore(folder, described).take(np.array(rows, np.uint64))
@@ -58,7 +58,7 @@ def test_take_gives_copies_of_any_rows_in_the_order_given(column: Column, rows: 
 
 
 @given(st.integers(0, 25), st.none() | st.integers(0, 40))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_blocks_cover_a_run_of_rows_in_order_without_gaps(column: Column, first: int, last: int | None) -> None:
     folder, described, vectors = column
     blocks = ColumnStore(folder, described).blocks(first, last)
@@ -99,3 +99,17 @@ def test_an_empty_column_has_no_rows_and_an_empty_vector_for_ddl(tmp_path: Path)
     store = ColumnStore(tmp_path, VectorColumn("v", "column-0"))
     assert (store.rows, store.dimension, store.blocks(), store.vector_bytes(0)) == (0, 0, [], b"")
     assert store.take(np.array([], np.uint64)).shape == (0, 0)
+
+
+@pytest.mark.parametrize("metric", list(metrics.Metric))
+@pytest.mark.parametrize("dimension", [1, 3, 16, 17, 512, 770])
+def test_equal_vectors_have_equal_distances_whatever_they_are_computed_with(
+    metric: metrics.Metric, dimension: int
+) -> None:
+    rng = np.random.default_rng(dimension)
+    row, query = rng.standard_normal((2, dimension)).astype(np.float32)
+    alone = metrics.distances(metric, row[None], query)[0]
+    for n in (2, 3, 7, 50, 333):
+        others = rng.standard_normal((n, dimension)).astype(np.float32)
+        others[n // 2 :] = row
+        assert set(metrics.distances(metric, others, query)[n // 2 :].tolist()) == {alone}

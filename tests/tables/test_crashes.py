@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from crashes import copy_folder, steps
 from parts import make_part, stored, vector_files
+from patience import LAST_NET_SECONDS
 
 import clipql
 from clipql.tables import writer
@@ -194,7 +195,9 @@ def test_a_process_that_is_killed_leaves_all_or_nothing(name: str, n: int, tmp_p
         tests=str(here.parent), here=str(here), root=str(here.parent.parent), name=name, n=n,
         folder=str(folder), parts=str(parts),
     )  # fmt: skip
-    ended = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", child], capture_output=True, text=True, timeout=LAST_NET_SECONDS, check=False
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     with clipql.connect(folder) as db:
         found = content(db)

@@ -193,7 +193,7 @@ def test_a_table_made_anew_under_the_name_has_its_own_rows(table: clipql.Databas
     assert not list((table.path / "rows").iterdir())
 
 
-@pytest.mark.parametrize("file", ["rows.bin", "batches.npy", "schema.arrow"])
+@pytest.mark.parametrize("file", ["rows.bin", "batches.bin", "schema.arrow"])
 def test_a_damaged_row_file_is_not_believed(tmp_path: Path, file: str) -> None:
     with clipql.connect(tmp_path / "db") as db:
         db.sql("CREATE TABLE t (id UInt64, label String, n Nullable(Int32), v Array(Float32)) "

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from parts import make_part, stored
+from patience import LAST_NET_SECONDS
 
 import clipql
 
@@ -19,7 +20,7 @@ CREATE = "CREATE TABLE t (id UInt64, v Array(Float32)) ENGINE = MergeTree ORDER 
 INSERT = "INSERT INTO t (id, v) SELECT number + {n:UInt64}, [number + {n:UInt64}, 1] FROM numbers(5)"
 
 
-def run_all(*jobs: Callable[[], None], seconds: float = 60) -> None:
+def run_all(*jobs: Callable[[], None], seconds: float = LAST_NET_SECONDS) -> None:
     """Run jobs side by side and raise the first error of any of them."""
     errors: list[BaseException] = []
 
@@ -129,7 +130,11 @@ def test_inserts_deletes_and_ddl_of_several_threads_do_not_wait_for_each_other_f
     tmp_path: Path, other: str
 ) -> None:
     root = str(Path(clipql.__file__).parent.parent)
-    code = MIXED.format(root=root, folder=str(tmp_path / "db"), create=CREATE, insert=INSERT, other=other, seconds=25)
-    ended: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    code = MIXED.format(
+        root=root, folder=str(tmp_path / "db"), create=CREATE, insert=INSERT, other=other, seconds=LAST_NET_SECONDS
+    )
+    ended: Any = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=LAST_NET_SECONDS, check=False
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert int(ended.stdout) >= 60

@@ -38,7 +38,7 @@ def _folder(arguments: argparse.Namespace) -> str:
 
 def check(arguments: argparse.Namespace) -> int:
     """`clipql check`: exit status 1 where something is damaged."""
-    from clipql.connect import check
+    from clipql.connection import check
 
     report = check(_folder(arguments), deep=arguments.deep)
     print(report)

@@ -1,4 +1,4 @@
-"""`clipql cluster`: how the copies of a cluster are, and moving them."""
+"""`clipql cluster`: how the replicas of a cluster are, and moving them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     made = command(commands, None, "cluster", "look after the shards in a Ray", run)
     made.add_argument("address", metavar="ADDRESS", help="host:port of the Ray")
-    made.add_argument("--data", metavar="FOLDER", help="where each node keeps its copies (default: in its home)")
+    made.add_argument("--data", metavar="FOLDER", help="where each node keeps its replicas (default: in its home)")
     verbs = made.add_subparsers(dest="verb", metavar="status|heal|rebalance|move|stop", title="verbs", required=True)
-    verbs.add_parser("status", help="how each copy is, and where tables lie", allow_abbrev=False)
-    verbs.add_parser("heal", help="bring copies back now, and have them catch up", allow_abbrev=False)
+    verbs.add_parser("status", help="how each replica is, and where tables lie", allow_abbrev=False)
+    verbs.add_parser("heal", help="bring replicas back now, and have them catch up", allow_abbrev=False)
     verbs.add_parser(
-        "rebalance", help="make missing copies, and move copies to nodes that have fewer", allow_abbrev=False
+        "rebalance", help="make missing replicas, and move replicas to nodes that have fewer", allow_abbrev=False
     )
-    move = verbs.add_parser("move", help="make a copy of a shard on another node", allow_abbrev=False)
+    move = verbs.add_parser("move", help="make a replica of a shard on another node", allow_abbrev=False)
     move.add_argument("shard", type=int, metavar="SHARD")
     move.add_argument("target", metavar="NODE", help="where to")
-    move.add_argument("--instead-of", metavar="NODE", help="give this copy up once the new one is there")
+    move.add_argument("--instead-of", metavar="NODE", help="give this replica up once the new one is there")
     verbs.add_parser("stop", help="stop all shards; their folders stay", allow_abbrev=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """`clipql cluster`."""
-    from clipql.cluster import joining, rays
+    from clipql.cluster import ray_actors, ray_connection
     from clipql.cluster.database import ClusterDatabase
 
     verbs: dict[str, Callable[[ClusterDatabase, argparse.Namespace], None]] = {
@@ -41,11 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
         "move": lambda db, a: _moved([_move(db, a)]),
     }
     if arguments.verb == "stop":  # whatever state the shards are in
-        joining.join(arguments.address)
+        ray_connection.connect(arguments.address)
         try:
-            rays.stop_all()
+            ray_actors.stop_all()
         finally:
-            joining.leave()
+            ray_connection.disconnect()
         return 0
     with ClusterDatabase(arguments.address, data=arguments.data) as db:
         verbs[arguments.verb](db, arguments)

@@ -72,7 +72,7 @@ def vector_file(text: str) -> Path:
 
 @contextmanager
 def open_database(arguments: argparse.Namespace) -> Iterator[Database]:
-    from clipql.connect import connect
+    from clipql.connection import connect
 
     with connect(getattr(arguments, "url", None) or getattr(arguments, "db", None)) as db:
         if sys.stdout.isatty():

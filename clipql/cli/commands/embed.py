@@ -107,12 +107,12 @@ def _pool(arguments: argparse.Namespace, after: contextlib.ExitStack) -> Encoder
     """A pool of encoders on Ray, which is stopped at the end."""
     from functools import partial
 
-    from clipql.cluster import joining
+    from clipql.cluster import ray_connection
     from clipql.cluster.encoder_pool import PooledEncoder
     from clipql.encode.clip import open_encoder
 
-    joining.join(arguments.ray)
-    after.callback(joining.leave)
+    ray_connection.connect(arguments.ray)
+    after.callback(ray_connection.disconnect)
     pooled = PooledEncoder(partial(open_encoder, arguments.model, threads=arguments.threads), arguments.encoders)
     after.callback(pooled.close)
     return pooled

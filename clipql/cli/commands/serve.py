@@ -48,9 +48,9 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--shards", type=_positive, metavar="N", help="shards to make, with --replicas (default: one a node)"
     )
     ray.add_argument(
-        "--replicas", type=_positive, metavar="N", help="copies of each shard; makes the shards where there are none"
+        "--replicas", type=_positive, metavar="N", help="replicas of each shard; makes the shards where there are none"
     )
-    ray.add_argument("--data", metavar="FOLDER", help="where each node keeps its copies (default: in its home)")
+    ray.add_argument("--data", metavar="FOLDER", help="where each node keeps its replicas (default: in its home)")
     ray.add_argument(
         "--without", action="append", default=[], metavar="NODE", help="go on without a node that is lost for good"
     )
@@ -115,7 +115,7 @@ def _cluster(arguments: argparse.Namespace) -> Database:
 
 def run(arguments: argparse.Namespace) -> int:
     """`clipql serve`."""
-    from clipql.connect import connect, place
+    from clipql.connection import connect, place
     from clipql.serve import server
     from clipql.serve.limits import Limits, Options
 

@@ -22,6 +22,7 @@ from clipql.errors import VectorIndexError
 from clipql.index.base import Vectors
 from clipql.index.folder import VERSION, NewFolder
 from clipql.index.ivf import codes, kernels, state
+from clipql.index.ivf.bounds import spanned
 from clipql.index.ivf.buckets import Buckets
 from clipql.index.ivf.calibrate import measure
 from clipql.index.ivf.forecast import check_room, forecast
@@ -29,7 +30,8 @@ from clipql.index.ivf.geometry import Floats, Space, Workers, column_mean
 from clipql.index.ivf.knobs import Curves
 from clipql.index.ivf.learn import FEWEST_ROWS, learn, spread
 from clipql.index.ivf.model import Model, coder_arrays
-from clipql.index.ivf.place import Progressed, beginning, lay_out, limits, place, record
+from clipql.index.ivf.place import KEPT, Progressed, beginning, lay_out, limits, place, record
+from clipql.index.ivf.ranges import SPAN
 from clipql.index.ivf.routing import Followed, buckets_for
 from clipql.index.ivf.search import IvfIndex, arrays_of, open_index
 from clipql.index.ivf.standin import Queries, StandIn
@@ -93,7 +95,7 @@ def build(
     count = model.known.lists.count if model else lists_for(rows, lists)
     workers = Workers(threads or os.cpu_count() or 1)
     told = f"{VERSION} {metric.value} {rows} {vectors.dimension} {count} {seed} {queries is not None} {identity}"
-    told += f" {model.identity}" if model else ""
+    told += f" {KEPT} {model.identity if model else ''}"
     try:
         _weigh(vectors, metric, count, model is None, Path(folder).parent, Path(work) if work else None, progress)
         with NewFolder(Path(folder), Path(work) if work else None) as new:
@@ -171,8 +173,8 @@ class _Job:
         known = self.model.known if self.model else self._begun()
         space = Space(self.metric, known.mean)
         truth = self._truth(space)
-        self._pass(space, known, truth)
-        return self._calibrated(known, truth)
+        longest = self._pass(space, known, truth)
+        return {**self._calibrated(known, truth), "longest_code": longest}
 
     def _begun(self) -> state.Known:
         """What was learnt before the build was cut off, or is now."""
@@ -226,8 +228,10 @@ class _Job:
         kind = np.repeat(np.arange(len(asked)), len(held))
         return Truth(space, queries[sound], rows[sound], kind[sound], self.workers)
 
-    def _pass(self, space: Space, known: state.Known, truth: Truth) -> None:
-        """Assign and encode all rows, from where a build before this one came; write all arrays."""
+    def _pass(self, space: Space, known: state.Known, truth: Truth) -> float:
+        """Assign and encode all rows, from where a build before this one came; write all arrays. Returns the length of
+        the longest code.
+        """
         folder, count, lists = self.folder.path, len(limits(known.lists, self.rows)) - 1, known.lists
         so_far = state.load_pass(folder, self.identity)
         if so_far is None:
@@ -246,8 +250,9 @@ class _Job:
                 lambda row: self.progress("encode", row, self.rows),
                 lambda told: state.save_pass(folder, self.identity, told),
             )  # fmt: skip
-            start = lay_out(buckets, self.folder, done, known.coder, space.biased)
+            start, longest = lay_out(buckets, self.folder, done, known.coder, space.biased)
             self._save(space, known, done, start, followed)
+        return longest
 
     def _save(
         self,
@@ -268,6 +273,7 @@ class _Job:
             "word_block": coder.word_block,
             "word_weight": coder.word_weight,
             "shape": coder.shape,
+            SPAN: spanned(coder)[0],
             "mean": known.mean,
             **(self.model.ranking if self.model else self._ranking(space, lists, done, followed)),
             **(coder_arrays(coder) if self.shared else {}),

@@ -30,7 +30,7 @@ BLOCK = 64
 MOST_BITS = 4
 FITTED_DIMENSIONS = 2048  # beyond it, eigenvectors take minutes and the plain rotation is used
 # Mean squared error left in a unit Gaussian by the best uniform quantiser of 0 to 4 bits, and that quantiser's step.
-_LEFT = (1.0, 0.3634, 0.1188, 0.0374, 0.0115)
+LEFT = (1.0, 0.3634, 0.1188, 0.0374, 0.0115)
 _STEP = (0.0, 0.7979, 0.4978, 0.2930, 0.1676)
 
 
@@ -135,7 +135,7 @@ def _share_out(energy: NDArray[np.float64], words: int) -> NDArray[np.int32]:
     """Bits of each block: every word to where it takes away the most error. Blocks that get any come first."""
     bits = np.zeros(len(energy), np.int32)
     for _ in range(words):
-        gain = [e * (_LEFT[k] - _LEFT[k + 1]) if k < MOST_BITS else -1.0 for e, k in zip(energy, bits, strict=True)]
+        gain = [e * (LEFT[k] - LEFT[k + 1]) if k < MOST_BITS else -1.0 for e, k in zip(energy, bits, strict=True)]
         bits[int(np.argmax(gain))] += 1
     return bits
 

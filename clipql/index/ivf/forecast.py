@@ -93,14 +93,14 @@ def forecast(
     rows, d = vectors.rows, vectors.dimension
     words, parents, size = words_for(d), parents_for(lists), np.dtype(row_kind(vectors)).itemsize
     biased = metric in (Metric.L2, Metric.L2_SQUARED)
-    kept = rows * (8 * words + 8 + 4 * biased) + lists * (8 * words + d + 24) + parents * 4 * d + 8 * d * d
+    kept = rows * (8 * words + 12 + 4 * biased) + lists * (8 * words + d + 24) + parents * 4 * d + 12 * d * d
     sample = min(rows, LARGEST_SAMPLE, max(SAMPLE_PER_LIST * lists, 20_000)) if learns else 0
     followed = min(rows, MOST_ROWS) * (d * size + 8) if learns else 0
     learned = lists * (d + 28) + parents * 4 * d if learns else 0
-    disk = max(sample * (d * size + 4), rows * (8 * words + 16) + followed + kept + lists * 4 * d) + learned
+    disk = max(sample * (d * size + 4), rows * (8 * words + 20) + followed + kept + lists * 4 * d) + learned
     some = min(MOST_SPREAD, max(SAMPLE_PER_PARENT * parents, 20_000), rows) * d * 4 if learns else 0
-    chunk = CHUNK * (3 * d * 4 + 3 * (8 * words + 16)) + SCORES * parents * 4
-    bucket = 3 * min(STRETCH, rows) * (8 * words + 16)
+    chunk = CHUNK * (5 * d * 4 + 3 * (8 * words + 20)) + SCORES * parents * 4
+    bucket = 3 * min(STRETCH, rows) * (8 * words + 20)
     stages = (3 * some, chunk + CHUNK * d * size, bucket, 2 * min(BUCKET_BYTES, sample * d * size))
     # what the process has stays beside the build: chDB keeps about 1 GB after a large ingest
     held = max(PROCESS, memory.in_use()) + lists * (d + 60) + parents * 4 * d + max(stages)
@@ -111,11 +111,13 @@ def forecast(
 def _seconds(vectors: Vectors, metric: Metric, lists: int, parents: int, sample: int, folder: Path) -> float:
     rows, d = vectors.rows, vectors.dimension
     below = PARENTS_TRIED * lists / parents
-    products = rows * (parents + below + d / 2 + CALIBRATED)  # rows with parents, lists, the coder, and queries
+    products = rows * (
+        parents + below + 3 * d / 2 + CALIBRATED
+    )  # rows with parents, lists, coder and bounds, and queries
     products += sample * (parents + FINE_ROUNDS * lists / parents)
     products += COARSE_ROUNDS * min(MOST_SPREAD, SAMPLE_PER_PARENT * parents) * parents
     speed, each, disk = _measured(vectors, metric, folder)
-    written = rows * 3 * (8 * words_for(d) + 16) + 2 * sample * 2 * d
+    written = rows * 3 * (8 * words_for(d) + 20) + 2 * sample * 2 * d
     written += 2 * min(rows, MOST_ROWS) * 2 * d
     return FIXED + 2 * d * products / (EFFICIENCY * speed) + (rows + sample) * each + written / disk
 

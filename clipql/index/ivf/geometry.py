@@ -85,6 +85,14 @@ class Space:
             return np.asarray(q / np.float32(norm) if norm > 0 else np.zeros_like(q), np.float32)
         return np.asarray(q - self.mean, np.float32) if self.biased else q
 
+    def score(self, v: Floats, distance: float) -> float:
+        """What a row at this distance from a query scores with v, which the query was turned into."""
+        if self.biased:
+            squared = distance * abs(distance) if self.metric is Metric.L2 else distance
+            return 0.5 * (float(np.dot(v.astype(np.float64), v)) - squared)
+        shift = float(np.dot(v.astype(np.float64), self.mean))
+        return (1 - distance if self.metric is Metric.COSINE else distance) - shift
+
 
 def column_mean(metric: Metric, sample: NDArray[np.floating], workers: Workers) -> Floats:
     """The mean that centres a space, from sampled rows."""

@@ -104,9 +104,10 @@ def search(
     cold: bool,
     routed: Integers,
     sparse: bool,
-) -> tuple[Integers, NDArray[np.float64], Integers]:
-    """Row numbers and exact distances of about k + SPARE best rows, in no order, and counts: codes, lists, rescored,
-    and the processor's counter before the first stage and after each (rank, scan, rescore).
+) -> tuple[Integers, NDArray[np.float64], Integers, Floats]:
+    """Row numbers and exact distances of about k + SPARE best rows, in no order; counts: codes, lists, rescored, and
+    the processor's counter before the first stage and after each (rank, scan, rescore); and the edge that
+    `rescore_rows` tells.
 
     query (d,) is as given, v (d,) as the space turned it. among: bool (rows,), or empty for no filter. reach: how
     many deviations of a list's spread count for it. slack: how many deviations of a code's error. ranked: with more
@@ -138,10 +139,10 @@ def search(
     for i in range(value.size):
         rows[i] = ix.rows[at[order[i]]]
     counts[5] = cycles()
-    found, counts[2] = rescore_rows(table, metric, query, v, ix.mean, rows, value[order], k, cold)
+    found, counts[2], edge = rescore_rows(table, metric, query, v, ix.mean, rows, value[order], k, cold)
     exact = distances(table, metric, query, found)
     counts[6] = cycles()
-    return found, exact, counts
+    return found, exact, counts, edge
 
 
 @kernel
@@ -193,11 +194,18 @@ def _ask_ranges(address: int, step: int, first: Integers, last: Integers, order:
 
 
 @kernel
-def _ask(turned: Floats, word_block: NDArray[np.int32], word_weight: Floats, slack: Number) -> _Asked:
+def quantised(turned: Floats, word_block: NDArray[np.int32], word_weight: Floats) -> tuple[Words, Floats, Floats]:
+    """What `quantise_query` writes: planes, weights, totals."""
     chunks = (word_block.size + 7) // 8
     planes, weights = np.empty((chunks, 4, 8), np.uint64), np.empty((chunks, 8), np.float32)
     totals = np.empty((chunks, 8), np.float32)
     quantise_query(turned, word_block, word_weight, planes, weights, totals)
+    return planes, weights, totals
+
+
+@kernel
+def _ask(turned: Floats, word_block: NDArray[np.int32], word_weight: Floats, slack: Number) -> _Asked:
+    planes, weights, totals = quantised(turned, word_block, word_weight)
     return _Asked(planes, weights, totals.sum() - np.float32(slack))
 
 
@@ -286,7 +294,7 @@ def _scan(
             prefetch(c + here * step)
             if (i & 15) == 0:
                 prefetch(s_address + here * uint64(4))
-            s = code_dot(c + uint64(i) * step, p, f) if words == 8 else _long_dot(codes, i, asked.planes, asked.weights)
+            s = code_dot(c + uint64(i) * step, p, f) if words == 8 else long_dot(codes, i, asked.planes, asked.weights)
             s = start + scale[i] * (s - total)
             if biased:
                 s += bias[i]
@@ -304,7 +312,7 @@ def _scan(
 
 
 @kernel
-def _long_dot(codes: Words, i: int, planes: Words, weights: Floats) -> Number:
+def long_dot(codes: Words, i: int, planes: Words, weights: Floats) -> Number:
     """`code_dot` for any number of words; the last few, short of eight, one by one."""
     words = codes.shape[1]
     full = words >> 3
@@ -367,10 +375,7 @@ def estimates(
     codes: Words, scale: Floats, turned: Floats, word_block: NDArray[np.int32], word_weight: Floats, out: Floats
 ) -> None:
     """What codes say of residual.query for one turned query: for measuring how far off they are."""
-    chunks = (word_block.size + 7) // 8
-    planes, weights = np.empty((chunks, 4, 8), np.uint64), np.empty((chunks, 8), np.float32)
-    totals = np.empty((chunks, 8), np.float32)
-    quantise_query(turned, word_block, word_weight, planes, weights, totals)
+    planes, weights, totals = quantised(turned, word_block, word_weight)
     total = totals.sum()
     for i in range(codes.shape[0]):
-        out[i] = scale[i] * (_long_dot(codes, i, planes, weights) - total)
+        out[i] = scale[i] * (long_dot(codes, i, planes, weights) - total)

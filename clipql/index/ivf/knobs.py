@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,9 @@ def careful(recall: float) -> float:
     return 1 - CAREFUL * (1 - recall)
 
 
+KEPT_SETTINGS = 256
+
+
 @dataclass(frozen=True)
 class Curves:
     """image, text: points measured with held-out stored rows and with captions, or with what stood in for them.
@@ -62,6 +65,7 @@ class Curves:
     text_mean: Floats | None
     familiar: float
     apart: bool = True
+    _known: dict[tuple[str, float, int], Setting] = field(default_factory=dict, compare=False, repr=False)
 
     def kind_of(self, query: Floats) -> str:
         """'text', 'image', 'either' (the two lie too close to tell), or 'foreign' (unlike the stored rows, with no
@@ -86,6 +90,15 @@ class Curves:
         return self._of(kind, self.image if kind == "image" else self.text, recall, lists)
 
     def _of(self, kind: str, points: Sequence[Point], recall: float, lists: int) -> Setting:
+        """The setting for a kind of query; each is worked out once, as that takes half as long as a search."""
+        known = self._known.get((kind, recall, lists))
+        if known is None:
+            if len(self._known) >= KEPT_SETTINGS:
+                self._known.clear()
+            known = self._known[kind, recall, lists] = self._worked_out(kind, points, recall, lists)
+        return known
+
+    def _worked_out(self, kind: str, points: Sequence[Point], recall: float, lists: int) -> Setting:
         if not points:
             return Setting(min(lists, 64), 400)
         widest = max(points, key=lambda p: (p.setting.nprobe, p.setting.rescore)).setting

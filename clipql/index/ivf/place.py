@@ -16,16 +16,19 @@ from numpy.typing import NDArray
 
 from clipql.index.base import Vectors
 from clipql.index.folder import NewFolder
+from clipql.index.ivf.bounds import Bounds, longest
 from clipql.index.ivf.buckets import Buckets
 from clipql.index.ivf.codes import Coder
 from clipql.index.ivf.geometry import Floats, Space, Workers
 from clipql.index.ivf.learn import CHUNK, chunks
+from clipql.index.ivf.ranges import BOUNDS
 from clipql.index.ivf.routing import Followed
 from clipql.index.ivf.train import Assigner, Lists
 from clipql.index.ivf.truth import Truth
 from clipql.storage.vectors.bits import kernel
 
 STRETCH = 2_000_000  # rows of a bucket, about: 150 MB at 512 dimensions
+KEPT = "row list scale bias bound code"  # of a row in a bucket
 PART = 16 * CHUNK  # rows between two checkpoints
 
 
@@ -55,9 +58,8 @@ def beginning(lists: int, buckets: int, followed: int, truth: Truth) -> Progress
 
 def record(coder: Coder) -> np.dtype[Any]:
     """What is known of a row in a bucket. list is -1 for a row that is in none; those are in the last bucket."""
-    return np.dtype(
-        [("row", "<u4"), ("list", "<i4"), ("scale", "<f4"), ("bias", "<f4"), ("code", "<u8", (coder.words,))]
-    )
+    kinds = ["<u4", "<i4", "<f4", "<f4", ("<f2", (2,)), ("<u8", (coder.words,))]
+    return np.dtype({"names": KEPT.split(), "formats": kinds})
 
 
 def limits(lists: Lists, rows: int) -> NDArray[np.int64]:
@@ -82,7 +84,7 @@ def place(
     """Deal all rows from `so_far` on. reached(row) is called with each chunk; keep(progressed) after each part."""
     assign, limit = Assigner(lists, workers), limits(lists, vectors.rows)
     counts, energy, square = so_far.counts.copy(), so_far.energy.copy(), so_far.square.copy()
-    kind, told = record(coder), so_far
+    kind, told, bounds = record(coder), so_far, Bounds(coder)
     for first, block in chunks(vectors, vectors.rows, CHUNK, so_far.next):
         y, good = space.rows(block, workers)
         truth.add(first, y, good)
@@ -93,7 +95,8 @@ def place(
         records["row"], records["list"] = np.arange(first, first + len(y), dtype=np.uint32), owner
         records["bias"] = np.einsum("ij,ij->i", y, y) * np.float32(-0.5)
         workers.each(len(y), lambda a, b, y=y, o=owner: _residuals(y[a:b], o[a:b], lists.small, lists.scale))  # type: ignore[misc]
-        records["code"], records["scale"], length = coder.encode(y, workers)
+        code, scale, length = coder.encode(y, workers)
+        records["code"], records["scale"], records["bound"] = code, scale, bounds.of(y, code, scale, workers)
         _add_up(owner, length, records["bias"], counts, energy, square)
         buckets.add(np.where(good, np.searchsorted(limit, owner, side="right") - 1, len(buckets) - 1), records)
         end = first + len(y)
@@ -106,17 +109,22 @@ def place(
     return told
 
 
-def lay_out(buckets: Buckets, folder: NewFolder, done: Progressed, coder: Coder, biased: bool) -> NDArray[np.int64]:
-    """Write codes, scale, bias and rows in list order; returns start, int64 (l + 1,)."""
+def lay_out(
+    buckets: Buckets, folder: NewFolder, done: Progressed, coder: Coder, biased: bool
+) -> tuple[NDArray[np.int64], float]:
+    """Write codes, scale, bias, bounds and rows in list order; returns start, int64 (l + 1,), and the length of the
+    longest code.
+    """
     start = np.concatenate([[0], np.cumsum(done.counts)]).astype(np.int64)
     placed, rows = int(start[-1]), int(done.sizes.sum())
     out: dict[str, NDArray[Any]] = {
         "code": folder.create("codes", (placed, coder.words), np.uint64),
         "scale": folder.create("scale", (placed,), np.float32),
         "bias": folder.create("bias", (placed if biased else 0,), np.float32),
+        "bound": folder.create(BOUNDS, (placed, 2), np.float16),
         "row": folder.create("rows", (rows,), np.uint32),
     }
-    at, lost = 0, []
+    at, lost, most = 0, [], 0.0
     for number in range(len(buckets)):
         records = buckets.read(number)
         records = records[np.argsort(records["list"], kind="stable")]
@@ -126,9 +134,11 @@ def lay_out(buckets: Buckets, folder: NewFolder, done: Progressed, coder: Coder,
         for name, array in out.items():
             if len(array):
                 array[at : at + len(records)] = records[name]
+        code = np.ascontiguousarray(records["code"])
+        most = max(most, float(longest(code, coder.word_block, coder.word_weight, len(coder.query))))
         at += len(records)
     out["row"][placed:] = np.concatenate(lost)
-    return start
+    return start, most
 
 
 @kernel

@@ -1,7 +1,8 @@
 """Exact scores of candidate rows, read from where the column's blocks lie in memory.
 
 Rescoring goes from the most promising row down and stops where even its slack could not lift the next row above the
-k-th found. Scores are float32 and only rank; the distances that are answered are computed again in float64.
+k-th found. Scores are float32 and only rank; the distances that are answered are computed again in float64. Rows whose
+score is within rounding of the k-th's all come back, so that who needs those that tie with it has them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from clipql.storage.vectors.bits import half_to_float, kernel, pointer, prefetch
 Integers = NDArray[np.int64]
 DOT, COSINE, L2 = 0, 1, 2
 SPARE = 8  # rows kept beyond k, so that float32 rounding loses none
+ROUNDING = np.float32(1e-5)  # of a score, relative to the largest numbers that it is made of
 
 
 class Table(NamedTuple):
@@ -48,8 +50,10 @@ def rescore_rows(
     could_be: Floats,
     k: int,
     cold: bool,
-) -> tuple[Integers, int]:
-    """The best k + SPARE of rows by their stored vectors, and how many were read.
+) -> tuple[Integers, int, Floats]:
+    """The best k + SPARE of rows by their stored vectors and those within rounding of the k-th, how many rows were
+    read, and float32 (3,): the k-th score less its rounding, what the last of `rows` could score if it was read (-inf
+    if not), and what the least promising of the best k could.
 
     could_be: what each row could score at most, in descending order. cold: have all rows read from the disk at once.
     """
@@ -80,8 +84,16 @@ def rescore_rows(
                 z -= 1
             best[z] = score[i]
             least = best[k - 1]
-    keep = min(keep, done)
-    return rows[:done][np.argsort(-score[:done])[:keep]], done
+    order = np.argsort(-score[:done])
+    keep, edge = min(keep, done), np.full(3, -np.inf, np.float32)
+    if done >= k > 0:
+        kth = score[order[k - 1]]
+        edge[0] = kth - ROUNDING * max(abs(kth), abs(shift), norm if metric == L2 else np.float32(0))
+        while keep < done and score[order[keep]] >= edge[0]:
+            keep += 1
+        edge[1] = could_be[n - 1] if done == n else np.float32(-np.inf)
+        edge[2] = could_be[order[:k]].min()
+    return rows[:done][order[:keep]], done, edge
 
 
 @kernel

@@ -20,8 +20,8 @@ from clipql.storage.vectors.metrics import Metric
 # the centroids themselves are for rows
 _READ = tuple(name for name in (*LEARNED, *RANKING) if name not in ("list_small", "list_unit"))
 FILES = (META, *(f"{name}.npy" for name in _READ))
-# times the lists that recall asks for: a shard may want more for more than ten rows, or where a filter leaves few
-SPARE_LISTS = 4
+# times the lists that recall asks for: a shard looks into five times as many for 200 rows, or where a filter leaves few
+SPARE_LISTS = 6
 
 
 class Router:

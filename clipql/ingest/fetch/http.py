@@ -15,10 +15,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 
-from clipql import __version__
 from clipql.ingest.fetch.digests import from_headers
 from clipql.ingest.fetch.manners import LONGEST_RETRY_AFTER, Patience, retry_after
 from clipql.ingest.fetch.transport import Changed, Failure, RemoteFile, Reply
+from clipql.version import __version__
 
 _NOT_THERE = {404, 410}
 _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}

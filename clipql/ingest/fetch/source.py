@@ -84,7 +84,7 @@ def _transport(address: str, patience: Patience, headers: dict[str, str]) -> Tra
         from clipql.ingest.fetch.s3 import S3
 
         return S3(patience)
-    from clipql.ingest.fetch.anyfs import AnyFileSystem
+    from clipql.ingest.fetch.fsspec_files import AnyFileSystem
 
     return AnyFileSystem(address.partition("{")[0])
 

@@ -41,6 +41,7 @@ _ALIASES: Mapping[str, Metric] = MappingProxyType(
     }
 )
 _NAMES: Mapping[str, Metric] = MappingProxyType({m.value: m for m in Metric})
+_ANY_CASE: Mapping[str, Metric] = MappingProxyType({m.value.lower(): m for m in Metric} | dict(_ALIASES))
 
 
 def metric_named(name: str) -> Metric | None:
@@ -48,21 +49,31 @@ def metric_named(name: str) -> Metric | None:
     return _NAMES.get(name) or _ALIASES.get(name.lower())
 
 
+def metric_spelled(name: str) -> Metric | None:
+    """The metric of a name in any letter case, as arguments and indexes may give it; None for no such metric."""
+    return _ANY_CASE.get(name.lower())
+
+
 def distances(metric: Metric, rows: NDArray[np.floating], query: NDArray[np.floating]) -> NDArray[np.float64]:
     """The distance of each row to the query, in float64: the reference that kernels are tested against.
 
     rows: (n, d) of any float type; query: (d,). Returns float64 (n,). A zero vector has cosine distance NaN, as
-    in ClickHouse.
+    in ClickHouse. A row has the same distance whatever rows it is computed with, so that equal vectors tie.
     """
     x, q = np.asarray(rows, np.float64), np.asarray(query, np.float64)
     if metric is Metric.DOT:
-        found = x @ q
+        found = _products(x, q)
     elif metric is Metric.COSINE:
         with np.errstate(divide="ignore", invalid="ignore"):
             # the maximum takes rounding away: equal vectors are at distance 0, as in ClickHouse; NaN stays
-            found = np.maximum(1.0 - (x @ q) / (np.sqrt((x * x).sum(1)) * np.sqrt(q @ q)), 0.0)
+            found = np.maximum(1.0 - _products(x, q) / (np.sqrt((x * x).sum(1)) * np.sqrt(q @ q)), 0.0)
     else:
         found = ((x - q) ** 2).sum(1)
         if metric is Metric.L2:
             found = np.sqrt(found)
     return np.asarray(found, np.float64)
+
+
+def _products(x: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    # BLAS, behind `x @ q`, rounds a row by its place among the others; this is as fast
+    return np.asarray(np.einsum("ij,j->i", x, q))

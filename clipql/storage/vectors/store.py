@@ -7,7 +7,7 @@ protocol of `clipql.index.base`.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from clipql.engine import memory
 from clipql.errors import DatabaseDamaged
 from clipql.storage.catalog import Segment, VectorColumn
 from clipql.storage.vectors import segments
+from clipql.storage.vectors.metrics import Metric
+
+_Piece = tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]
 
 
 class ColumnStore:
@@ -72,19 +75,38 @@ class ColumnStore:
     def take(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """float32 (n, d) copies of these rows, in the order given. Raises IndexError for a row that is not there."""
         rows = np.asarray(rows, np.int64)
+        out = np.empty((len(rows), self._dimension), np.float32)
+        for places, array, wanted in self._pieces(rows):
+            out[places] = array[wanted]
+        return out
+
+    def distances(self, metric: Metric, rows: NDArray[Any], query: NDArray[np.float64]) -> NDArray[np.float64]:
+        """float64 distances of these rows to a query, each the same whatever the others. Raises IndexError."""
+        from clipql.storage.vectors import chosen  # loads the compiler
+
+        out = np.empty(len(rows))
+        for places, array, wanted in self._pieces(np.asarray(rows, np.int64)):
+            out[places] = chosen.distances(metric, array, wanted, query)
+        return out
+
+    def _pieces(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]]:
+        """For each segment with some of the rows: which of them, the segment, and where in it they are."""
         if len(rows) and (rows.min() < 0 or rows.max() >= self._rows):
             raise IndexError(f"row {int(rows.max()):,} of {self._rows:,}")
-        out = np.empty((len(rows), self._dimension), np.float32)
+        if len(self._arrays) == 1 and not self._on_disk:
+            yield slice(None), self._arrays[0], rows
+            return
         which = np.searchsorted(self._firsts, rows, side="right") - 1
         for at in np.unique(which):
-            chosen = which == at
-            array, wanted = self._arrays[at], rows[chosen] - self._firsts[at]
+            places = which == at
+            array, wanted = self._arrays[at], rows[places] - self._firsts[at]
             if self._on_disk:
                 from clipql.storage.vectors.bits import ask_disk  # loads the compiler
 
                 ask_disk(np.uint64(array.ctypes.data), wanted, array.strides[0], array.shape[1] * array.itemsize)
-            out[chosen] = array[wanted]
-        return out
+            yield places, array, wanted
 
     def vector_bytes(self, row: int) -> bytes:
         """One vector as the bytes of an Array(Float32); none for row 0 of an empty column, which DDL tries out."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+from patience import LAST_NET_SECONDS
 from playwright.sync_api import Page, expect
-
-PATIENCE_SECONDS = 10
 
 
 def ids(page: Page) -> list[str]:
@@ -21,18 +21,29 @@ def captions(page: Page) -> list[str]:
     return [text.strip() for text in page.locator(".tile[data-id]:not(.dead) .caption").all_inner_texts()]
 
 
-def until(page: Page, expression: str, argument: Any = None) -> None:
-    """Wait until JavaScript is true. Playwright's own waiting uses eval, which the page's policy forbids."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not page.evaluate(expression, argument):
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s: {expression} {argument or ''}"
+def until(page: Page, expression: str, argument: Any = None) -> Any:
+    """Wait until JavaScript is true, and give what it is. Playwright's own way uses eval, which the page forbids."""
+    return meanwhile(page, lambda: page.evaluate(expression, argument), f"{expression} {argument or ''}")
+
+
+def meanwhile(page: Page, is_so: Callable[[], Any], what: str) -> Any:
+    """Wait until something is so, and give what it is; meanwhile the page goes on. what: in words, for the error."""
+    deadline = time.monotonic() + LAST_NET_SECONDS
+    while not (found := is_so()):
+        assert time.monotonic() < deadline, f"not within {LAST_NET_SECONDS} s: {what}"
         page.wait_for_timeout(20)
+    return found
+
+
+def painted(page: Page) -> None:
+    """Wait until what has happened so far is on the screen, and all that the page does at once about it is done."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
 
 
 def answer(page: Page, *terms: str | dict[str, Any], table: str = "emoji", **rest: Any) -> list[str]:
     """The ids that the server itself gives for words, or for terms as the API takes them."""
     asked = {"table": table, "terms": [{"text": t} if isinstance(t, str) else t for t in terms], **rest}
-    reply = page.request.post(f"{page.url.partition('#')[0]}api/search", data=asked)
+    reply = page.request.post(f"{page.url.partition('#')[0]}api/search", data=asked, timeout=1000 * LAST_NET_SECONDS)
     assert reply.ok, reply.text()
     return [row["id"] for row in reply.json()["rows"]]
 

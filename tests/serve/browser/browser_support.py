@@ -7,15 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
-START_SECONDS = 60
+from patience import LAST_NET_SECONDS, until
 
 
 @dataclass
@@ -43,17 +41,16 @@ def serve(database: Path, log: Path, *options: str, **environment: str) -> Itera
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=errors, stderr=errors, text=True, env={**os.environ, **environment})
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while not (said := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"clipql serve did not start:\n{log.read_text()}")
-            time.sleep(0.05)
+        address = re.compile(r"http://127\.0\.0\.1:\d+")
+        until(lambda: process.poll() is not None or address.search(log.read_text()), "clipql serve has started")
+        if (said := address.search(log.read_text())) is None:
+            pytest.fail(f"clipql serve did not start:\n{log.read_text()}")
         yield Served(said[0] + "/", database.parent, process)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(20)
+            process.wait(LAST_NET_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            pytest.fail("clipql serve did not stop within 20 s of SIGTERM")
+            pytest.fail("clipql serve did not stop on SIGTERM")

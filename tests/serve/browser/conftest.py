@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 from browser_support import Served, Web, serve
-from playwright.sync_api import Browser, Page, sync_playwright
+from patience import LAST_NET_SECONDS
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 HERE = Path(__file__).parent
 ARTEFACTS = HERE / "artefacts"
+expect.set_options(timeout=1000 * LAST_NET_SECONDS)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -74,7 +76,9 @@ def browser() -> Iterator[Browser]:
         pytest.fail(f"no browser: looked for {', '.join(BROWSERS)} on PATH; on Debian, apt-get install chromium")
     ARTEFACTS.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        running = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu"], timeout=1000 * LAST_NET_SECONDS
+        )
         yield running
         running.close()
 
@@ -89,7 +93,7 @@ def open_page(browser: Browser, request: pytest.FixtureRequest, web: Web) -> Ite
         options.setdefault("viewport", {"width": 1100, "height": 720})
         options.setdefault("reduced_motion", "reduce")
         context = browser.new_context(accept_downloads=True, **options)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(1000 * LAST_NET_SECONDS)
         page = context.new_page()
         host = address.split("/")[2]
 

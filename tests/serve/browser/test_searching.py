@@ -10,14 +10,30 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from browser_data import EMOJI
-from browser_steps import answer, captions, chips, drop, first_is, hover_action, ids, search, settled, shows, until
+from browser_steps import (
+    answer,
+    captions,
+    chips,
+    drop,
+    first_is,
+    hover_action,
+    ids,
+    meanwhile,
+    painted,
+    search,
+    settled,
+    shows,
+    until,
+)
 from browser_support import Served
-from playwright.sync_api import Page, Route, expect
+from patience import LAST_NET_SECONDS
+from playwright.sync_api import Page, Request, Route, expect
 
 
 def picture_of(served: Served, page: Page, number: int) -> bytes:
     """The file of the number-th picture shown."""
-    row = page.request.get(f"{served.address}api/rows/default/emoji/{ids(page)[number]}").json()
+    address = f"{served.address}api/rows/default/emoji/{ids(page)[number]}"
+    row = page.request.get(address, timeout=1000 * LAST_NET_SECONDS).json()
     return Path(row["values"]["image_path"]).read_bytes()
 
 
@@ -38,17 +54,19 @@ def test_a_late_answer_to_older_words_is_dropped(page: Page) -> None:
             route.continue_()
 
     held: list[Route] = []
+    failed: list[Request] = []
     page.route("**/api/search", hold_cats)
+    page.on("requestfailed", lambda request: failed.append(request))
     words = page.get_by_label("Describe a picture")
     words.fill("cat")
-    page.wait_for_timeout(120)
+    meanwhile(page, lambda: held, "the search for cats is held")
     words.fill("dog")
     dogs = answer(page, "dog")
     shows(page, dogs)
     for route in held:
         route.abort()
-    page.wait_for_timeout(150)
-    assert held
+    meanwhile(page, lambda: len(failed) == len(held), "the search for cats has failed")
+    painted(page)
     shows(page, dogs)
     expect(page.locator("#notice")).to_be_hidden()
 
@@ -160,11 +178,12 @@ def test_a_wrong_condition_is_reported_where_it_is_typed(page: Page) -> None:
 
 
 def test_scrolling_shows_every_row_once(page: Page) -> None:
-    for _ in range(30):
-        if page.get_by_text("That is all of them.").is_visible():
-            break
+
+    def at_the_end() -> bool:
         page.mouse.wheel(0, 6000)
-        page.wait_for_timeout(60)
+        return page.get_by_text("That is all of them.").is_visible()
+
+    meanwhile(page, at_the_end, "the last picture is shown")
     found = ids(page)
     assert len(found) == EMOJI
     assert sorted(map(int, found)) == list(range(EMOJI))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser_data import HOSTILE, SCRIPT_ADDRESS, WEB
-from browser_steps import answer, captions, ids, search, settled, shows, until
+from browser_steps import answer, captions, ids, painted, search, settled, shows, until
 from browser_support import Served, Web, serve
 from playwright.sync_api import Page, Route, expect
 
@@ -26,10 +26,16 @@ def web_page(open_page: Callable[..., Page], served: Served) -> Page:
 
 def load_all(page: Page) -> None:
     """Bring every picture into view once, so that each has loaded or failed."""
-    for _ in range(40):
-        page.mouse.wheel(0, 500)
-        page.wait_for_timeout(20)
-    until(page, "[...document.querySelectorAll('.tile:not(.wordy) img')].every(image => image.complete)")
+    until(
+        page,
+        """() => {
+            const images = [...document.querySelectorAll('.tile:not(.wordy) img')];
+            const waits = images.find(image => !image.complete);
+            (waits ?? images.at(-1))?.scrollIntoView();
+            return waits === undefined && document.querySelector('.end') !== null;
+        }""",
+    )
+    painted(page)
 
 
 def test_captions_and_addresses_never_become_markup(web_page: Page) -> None:
@@ -137,7 +143,8 @@ def test_a_server_that_is_gone_is_waited_for(page: Page) -> None:
     expect(page.locator("#notice")).to_contain_text("The server does not answer")
     assert captions(page)[:20] == before[:20]
     page.context.set_offline(False)
-    page.get_by_role("button", name="Try now").click()
+    # the page may have gone on by itself before
+    page.evaluate("[...document.querySelectorAll('#notice button')].find(b => b.textContent === 'Try now')?.click()")
     shows(page, answer(page, "cat"))
     expect(page.locator("#notice")).to_be_hidden()
 
@@ -176,8 +183,10 @@ def test_without_a_model_captions_can_be_read_instead(page: Page) -> None:
     page.route("**/api/search", lambda route: route.fulfill(status=503, json={"error": message, "code": 0}))
     page.get_by_label("Describe a picture").fill("cat")
     expect(page.locator("#notice")).to_contain_text(message)
+    letters = page.get_by_role("button", name="Find these letters in the captions")
+    expect(letters).to_be_visible()  # the search for more of the first pictures may have failed before
     page.unroute("**/api/search")
-    page.get_by_role("button", name="Find these letters in the captions").click()
+    letters.click()
     settled(page)
     expect(page.locator(".pill")).to_have_text(["caption contains “cat”"])
     assert captions(page)

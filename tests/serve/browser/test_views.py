@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from browser_data import EMOJI
-from browser_steps import captions, ids, search, settled, until
+from browser_steps import captions, ids, painted, search, settled, until
 from browser_support import Served
 from playwright.sync_api import Page, expect
 
@@ -98,8 +98,8 @@ def test_the_map_shows_the_results_and_opens_them(page: Page) -> None:
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
     page.get_by_role("button", name="Show all").click()
-    page.wait_for_timeout(300)
-    place = page.evaluate(
+    place = until(
+        page,
         """() => { // somewhere on the canvas there is a picture: find it as a pointer would
             const canvas = document.querySelector('.map-canvas');
             const box = canvas.getBoundingClientRect();
@@ -107,7 +107,7 @@ def test_the_map_shows_the_results_and_opens_them(page: Page) -> None:
                 canvas.dispatchEvent(new PointerEvent('pointermove', { clientX: box.left + x, clientY: box.top + y }));
                 if (canvas.classList.contains('over')) return [box.left + x, box.top + y];
             }
-        }"""
+        }""",
     )
     page.mouse.click(*place)
     expect(page.get_by_role("dialog")).to_be_visible()
@@ -126,7 +126,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(open_page: Callable[..., Pa
         device_scale_factor=2,
     )
     page.wait_for_selector({"pictures": ".tile.loaded", "map": ".map-list li", "sql": ".sql-editor"}[view])
-    page.wait_for_timeout(300)
+    painted(page)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     if view == "pictures":
         page.locator(".tile .open").first.tap()

@@ -1,0 +1,120 @@
+"""Who may come in: host names, origins, tokens, and the headers that keep a page to itself.
+
+What must stay true: a site that a user visits cannot reach the server through the browser. It would come under a name
+of its own (DNS rebinding, refused by the Host header) or from an origin of its own (refused by Origin and
+Sec-Fetch-Site). Addresses as hosts are always good: no name resolves to them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from clipql.serve.limits import Options
+
+COOKIE = "clipql_token"
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob: http: https:; "
+        "connect-src 'self'; font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class AccessControl:
+    """ASGI middleware before everything else."""
+
+    def __init__(self, app: Any, options: Options) -> None:
+        self._app = app
+        self._names = {"localhost", socket.gethostname().lower(), *(h.lower() for h in options.hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        refused = self._refused(Request(scope))
+        app = self._app if refused is None else refused
+        await app(scope, receive, send_guarded)
+
+    def _refused(self, request: Request) -> JSONResponse | None:
+        host = request.headers.get("host", "")
+        if not self._known(host):
+            return _refusal(421, f"this server does not go by the name {host[:100]!r}: start it with --allow-host")
+        origin = request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return _refusal(403, f"requests from the site {origin[:100]!r} are refused")
+        navigation = request.headers.get("sec-fetch-mode") == "navigate" and request.method == "GET"
+        foreign = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if foreign and not (navigation and "query" not in request.query_params):
+            return _refusal(403, "requests from other sites are refused")
+        return None
+
+    def _known(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if name in self._names or name.endswith(".localhost"):
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def _refusal(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": message, "code": 0}, status)
+
+
+def authorised(token: str | None, request: Request, params: Any = None) -> bool:
+    """Whether a request brings the token, in any of the ways of ClickHouse's clients, as a bearer, or as a cookie."""
+    if token is None:
+        return True
+    given = [*_from_headers(request.headers), request.cookies.get(COOKIE)]
+    if params is not None:
+        given.append(params.get("password"))
+    return any(same(token, g) for g in given if g)
+
+
+def same(token: str, given: str) -> bool:
+    """Whether a token is the right one, in a time that tells nothing."""
+    return hmac.compare_digest(token.encode(), given.encode("utf-8", "replace"))
+
+
+def _from_headers(headers: Headers) -> list[str | None]:
+    scheme, _, rest = headers.get("authorization", "").partition(" ")
+    password = None
+    if scheme.lower() == "basic":
+        try:
+            password = base64.b64decode(rest, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            password = None
+    return [rest.strip() if scheme.lower() == "bearer" else None, password, headers.get("x-clickhouse-key")]

@@ -1,0 +1,157 @@
+"""Results packed for their way: HTTP's content encodings, and ClickHouse's own blocks (`compress=1`, `decompress=1`).
+
+A block of ClickHouse's: CityHash128 of what follows (16 bytes), 0x82 for LZ4, the size with this header (9 bytes) and
+the size unpacked, both UInt32, then the data. https://clickhouse.com/docs/native-protocol/compression
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from clipql.errors import QueryError
+
+# in the order in which they are chosen
+ENCODINGS = ("lz4", "zstd", "gzip", "deflate")
+_LZ4, _NONE, _ZSTD = 0x82, 0x02, 0x90
+BLOCK = 1 << 20
+
+
+class Compressor:
+    """Passes everything on."""
+
+    def add(self, data: bytes) -> bytes:
+        """What goes out for this piece."""
+        return data
+
+    def end(self) -> bytes:
+        """What goes out at the end."""
+        return b""
+
+
+class _Made(Compressor):
+    """Packs by a library's object."""
+
+    def __init__(self, add: Any, end: Any, begin: bytes = b"") -> None:
+        self._add, self._end, self._begin = add, end, begin
+
+    def add(self, data: bytes) -> bytes:
+        begin, self._begin = self._begin, b""
+        return begin + bytes(self._add(data))
+
+    def end(self) -> bytes:
+        begin, self._begin = self._begin, b""
+        return begin + bytes(self._end())
+
+
+class _Blocks(Compressor):
+    """ClickHouse's blocks."""
+
+    def add(self, data: bytes) -> bytes:
+        return b"".join(pack_block(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK))
+
+
+class _Both(Compressor):
+    def __init__(self, first: Compressor, second: Compressor) -> None:
+        self._first, self._second = first, second
+
+    def add(self, data: bytes) -> bytes:
+        return self._second.add(self._first.add(data))
+
+    def end(self) -> bytes:
+        return self._second.end()
+
+
+def compressor(encoding: str, blocks: bool) -> Compressor:
+    """What packs a result: into ClickHouse's blocks, then by a content encoding."""
+    outer = _encoder(encoding)
+    return _Both(_Blocks(), outer) if blocks else outer
+
+
+def _encoder(encoding: str) -> Compressor:
+    if encoding in ("gzip", "deflate"):
+        made = zlib.compressobj(1, zlib.DEFLATED, 31 if encoding == "gzip" else 15)
+        return _Made(made.compress, made.flush)
+    if encoding == "zstd":
+        import zstandard
+
+        unpacked = zstandard.ZstdCompressor(level=1).compressobj()
+        return _Made(unpacked.compress, unpacked.flush)
+    if encoding == "lz4":
+        import lz4.frame  # type: ignore[import-untyped, unused-ignore]
+
+        frames = lz4.frame.LZ4FrameCompressor()
+        return _Made(frames.compress, frames.flush, frames.begin())
+    return Compressor()
+
+
+async def packed(pieces: AsyncIterator[bytes], by: Compressor) -> AsyncIterator[bytes]:
+    """Pieces as they go out."""
+    async for piece in pieces:
+        data = by.add(piece)
+        if data:
+            yield data
+    if rest := by.end():
+        yield rest
+
+
+def pack_block(data: bytes) -> bytes:
+    """Data as one block."""
+    import lz4.block  # type: ignore[import-untyped, unused-ignore]
+
+    from clipql.serve.cityhash import cityhash128
+
+    body: bytes = lz4.block.compress(data, store_size=False)
+    rest = struct.pack("<BII", _LZ4, len(body) + 9, len(data)) + body
+    return cityhash128(rest) + rest
+
+
+def unpack_blocks(data: bytes, most: int) -> bytes:
+    """The data of blocks one after the other. Raises QueryError for what are none, or more than `most` bytes."""
+    out = bytearray()
+    at = 0
+    while at < len(data):
+        out += _unpack(data, at, most - len(out))
+        at += 16 + struct.unpack_from("<I", data, at + 17)[0]
+    return bytes(out)
+
+
+def _unpack(data: bytes, at: int, room: int) -> bytes:
+    from clipql.serve.cityhash import cityhash128
+
+    if at + 25 > len(data):
+        raise _broken("a block is cut short")
+    method, size, unpacked = struct.unpack_from("<BII", data, at + 16)
+    if size < 9 or at + 16 + size > len(data):
+        raise _broken("a block is cut short")
+    if unpacked > room:
+        raise QueryError("the request is larger than it may be", code=307, name="TOO_MANY_BYTES")
+    rest = data[at + 16 : at + 16 + size]
+    if cityhash128(rest) != data[at : at + 16]:
+        raise _broken("Checksum doesn't match: corrupted data")
+    try:
+        return _unpacked(method, rest[9:], unpacked)
+    except QueryError:
+        raise
+    except Exception as error:
+        raise _broken(str(error)) from error
+
+
+def _unpacked(method: int, body: bytes, size: int) -> bytes:
+    if method == _LZ4:
+        import lz4.block  # type: ignore[import-untyped, unused-ignore]
+
+        return bytes(lz4.block.decompress(body, uncompressed_size=size))
+    if method == _ZSTD:
+        import zstandard
+
+        return bytes(zstandard.ZstdDecompressor().decompress(body, max_output_size=size))
+    if method == _NONE:
+        return body
+    raise _broken(f"Unknown compression method {method:#04x}")
+
+
+def _broken(why: str) -> QueryError:
+    return QueryError(f"the body is not in ClickHouse's blocks: {why}", code=271, name="CANNOT_DECOMPRESS")

@@ -1,0 +1,263 @@
+"""Statements that come again: what was read and planned once is bound to new values, and searched.
+
+A statement is known by its text without its literal vectors. What must stay true: a prepared statement gives what
+reading it anew would give. So it is kept only where the row file gave the whole answer of a single search, and it holds
+for one state of the catalog, one user's settings and one set of definitions; whatever does not fit is read anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from clipql.encode.service import TEXT, Encoders
+from clipql.engine.embedded import Engine
+from clipql.errors import VectorError
+from clipql.index.base import Candidates
+from clipql.sql.constants import Constants, QueryVector
+from clipql.sql.direct import Item, answer
+from clipql.sql.encode_calls import Encoded
+from clipql.sql.execution import Direct, Execution, Step, Work
+from clipql.sql.filters import FilterMemory
+from clipql.sql.plan import LARGEST_K, Plan
+from clipql.storage.catalog import Catalog
+from clipql.syntax.lexer import tokenize
+from clipql.tables.indexes import Indexes
+from clipql.tables.registry import Registry
+
+MOST = 256  # statements kept
+LONGEST = 1 << 20  # characters
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_VECTOR = re.compile(rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*\]")
+_PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*([^{}]+?)\s*\}")
+_VECTOR_PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*Array\(Float(?:32|64)\)\s*\}")
+_COUNT = re.compile(r"\{\s*(\w+)\s*:\s*U?Int(?:8|16|32|64)\s*\}|(\d+)")
+_MARK = "[\0]"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A statement as it was asked: its text without its literal vectors, those, and what else its meaning rests on."""
+
+    key: Hashable
+    literals: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Where the query vector of a call comes from: a literal by its number, or an expression over parameters."""
+
+    literal: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A planned SELECT with places for its values.
+
+    groups: numbers of literals that must be the same text, as the statement repeats one vector. encoded: what
+    encode_text and encode_image gave, by the parameter that holds it: the function, the parameter that was its
+    argument and the model.
+    """
+
+    plan: Plan
+    items: tuple[Item, ...]
+    bound: tuple[Bound, ...]
+    groups: tuple[tuple[int, ...], ...]
+    encoded: Mapping[str, tuple[str, str, str]]
+    constants: Mapping[str, Any]
+    sql: str
+    catalog: Catalog
+    changes: int
+    format: str
+    as_select: str | None
+
+
+class Repeats:
+    """The prepared statements of one session. Thread-safe."""
+
+    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders, memory: FilterMemory) -> None:
+        self._registry, self._indexes, self._encoders, self._memory = registry, indexes, encoders, memory
+        self._engine: Engine = registry.engine
+        self._kept: OrderedDict[Hashable, Prepared] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def asked(self, sql: str, format: str, settings: Mapping[str, str], params: Mapping[str, Any]) -> Asked | None:
+        """The statement as it is looked up; None for one that is never kept."""
+        if len(sql) > LONGEST:
+            return None
+        literals: tuple[str, ...] = ()
+        skeleton = sql
+        if "[" in sql:
+            literals = tuple(_VECTOR.findall(sql))
+            skeleton = _VECTOR.sub(_MARK, sql) if literals else sql
+        acting = self._engine.acting
+        key = (
+            skeleton,
+            format,
+            tuple(settings.items()),
+            tuple(acting.user.statements),
+            tuple(acting.settings.items()),
+            self._registry.database,
+            frozenset(params),
+        )
+        return Asked(key, literals, sql)
+
+    def find(self, asked: Asked) -> Prepared | None:
+        """What was kept for a statement, if it still holds."""
+        with self._lock:
+            found = self._kept.get(asked.key)
+            if found is None:
+                return None
+            if found.catalog is self._registry.catalog and found.changes == self._registry.changes:
+                self._kept.move_to_end(asked.key)
+                return found
+            del self._kept[asked.key]
+        return None
+
+    def keep(self, asked: Asked, prepared: Prepared) -> None:
+        """Keep a statement; the one that was asked for the longest time ago goes."""
+        with self._lock:
+            self._kept[asked.key] = prepared
+            while len(self._kept) > MOST:
+                self._kept.popitem(last=False)
+
+    def run(
+        self, prepared: Prepared, literals: Sequence[str], params: Mapping[str, Any]
+    ) -> tuple[Direct, tuple[Step, ...]] | None:
+        """The answer for these values; None where the statement must be read anew. Hold the gate.
+
+        Raises VectorError where a query vector has another length than its column, or is not finite.
+        """
+        if any(len({literals[i] for i in group}) > 1 for group in prepared.groups):
+            return None
+        given = dict(params)
+        for name, (function, argument, model) in prepared.encoded.items():
+            value = params.get(argument)
+            if not isinstance(value, str):
+                return None
+            if function == TEXT:
+                given[name] = self._encoders.texts([value], model)[0]
+            else:
+                given[name] = self._encoders.picture(self._encoders.as_picture(value.encode()), model)
+        given.update(prepared.constants)
+        plan = self._plan(prepared, literals, given)
+        if plan is None:
+            return None
+        work = Work(prepared.sql, given)
+        fetch = partial(self._fetched, plan, prepared, given)
+        Execution(self._registry, self._indexes.rows, self._memory, plan, work).run(fetch)
+        return None if work.answer is None else (work.answer, tuple(work.steps))
+
+    def _plan(self, prepared: Prepared, literals: Sequence[str], given: Mapping[str, Any]) -> Plan | None:
+        """The plan with these values in their places."""
+        plan, constants = prepared.plan, Constants(self._engine, given)
+        vectors: list[QueryVector] = []
+        for call, bound in zip(plan.select.calls, prepared.bound, strict=True):
+            text = bound.text if bound.literal is None else literals[bound.literal]
+            vector = constants.vector(text, (), {})
+            column = plan.select.table.column(call.column)
+            if vector is None or column is None:
+                return None
+            if len(vector.values) != column.dimension:
+                raise VectorError(
+                    f"{call.column} of {plan.select.table.full_name} holds {column.dimension} numbers; the query "
+                    f"vector has {len(vector.values)}"
+                )
+            vectors.append(vector)
+        page, offset = _count(plan.select.limit, given), _count(plan.select.offset or "0", given)
+        if page is None or offset is None or page < 1 or page + offset > LARGEST_K:
+            return None
+        at = {id(call): i for i, call in enumerate(plan.select.calls)}
+        terms = tuple(dataclasses.replace(t, vector=vectors[at[id(t.call)]]) for t in plan.terms)
+        if any(a.narrow != b.narrow or a.integral != b.integral for a, b in zip(vectors, plan.vectors, strict=True)):
+            return None  # the distance is of another type
+        return dataclasses.replace(plan, vectors=tuple(vectors), terms=terms, k=page + offset, page=page)
+
+    def _fetched(self, plan: Plan, prepared: Prepared, given: Mapping[str, Any], found: Candidates) -> Direct | None:
+        offset = _count(plan.select.offset or "0", given) or 0
+        table = answer(self._registry, self._indexes, plan, prepared.items, found, offset)
+        return None if table is None else Direct(table, prepared.as_select)
+
+
+def _count(text: str | None, params: Mapping[str, Any]) -> int | None:
+    """A number of rows that is written out, or that an integer parameter gives."""
+    match = _COUNT.fullmatch(text or "")
+    if not match:
+        return None
+    value = params.get(match[1]) if match[1] else int(match[2])
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def prepare(
+    asked: Asked,
+    plan: Plan,
+    items: tuple[Item, ...],
+    encoded: Encoded,
+    found: Direct,
+    registry: Registry,
+    *,
+    sql: str,
+    format: str,
+) -> Prepared | None:
+    """What to keep of a statement that was answered from the row file; None where a value of it has no place.
+
+    sql: the text that was planned.
+    """
+    if "Identifier" in asked.text or _count(plan.select.limit, encoded.params) is None:
+        return None
+    if plan.select.offset and _count(plan.select.offset, encoded.params) is None:
+        return None
+    tokens = [t for t in tokenize(asked.text) if t.kind == "vector"]
+    places = {m.start(): m.group() for m in _VECTOR.finditer(asked.text)}
+    if len(places) != len(asked.literals) or any(t.start in places and t.text != places[t.start] for t in tokens):
+        return None
+    if not set(places) <= {t.start for t in tokens}:
+        return None  # within a string, a name or a comment
+    bound: list[Bound] = []
+    used: dict[str, int] = {}
+    for call in plan.select.calls:
+        if call.argument in asked.literals:
+            bound.append(Bound(asked.literals.index(call.argument), call.argument))
+            used[call.argument] = used.get(call.argument, 0) + 1
+        elif _VECTOR_PARAMETER.fullmatch(call.argument):
+            bound.append(Bound(None, call.argument))
+        else:
+            return None
+    if any(asked.literals.count(text) != used.get(text, 0) for text in asked.literals):
+        return None
+    groups = tuple(
+        tuple(i for i, other in enumerate(asked.literals) if other == text)
+        for text in dict.fromkeys(asked.literals)
+        if asked.literals.count(text) > 1
+    )
+    sources: dict[str, tuple[str, str, str]] = {}
+    constants: dict[str, Any] = {}
+    for name in encoded.models:
+        source = encoded.sources.get(name)
+        if source is None:
+            return None
+        if source[1] is None:
+            constants[name] = encoded.params[name]
+        else:
+            sources[name] = (source[0], source[1], source[2])
+    return Prepared(
+        plan=plan,
+        items=items,
+        bound=tuple(bound),
+        groups=groups,
+        encoded=sources,
+        constants=constants,
+        sql=sql,
+        catalog=registry.catalog,
+        changes=registry.changes,
+        format=format,
+        as_select=found.sql,
+    )

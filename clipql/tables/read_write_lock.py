@@ -1,0 +1,58 @@
+"""A lock that many readers share and one writer has alone."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+
+class ReadWriteLock:
+    """Planned queries read; statements that take rows or tables away write. A waiting writer goes first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._readers: dict[int, int] = {}
+        self._writer: int | None = None
+        self._waiting = 0
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold the gate together with other readers; a thread may enter again."""
+        me = threading.get_ident()
+        with self._changed:
+            while not (me in self._readers or self._writer == me or (self._writer is None and not self._waiting)):
+                self._changed.wait()
+            self._readers[me] = self._readers.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers[me] -= 1
+                if not self._readers[me]:
+                    del self._readers[me]
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the gate alone. A thread that is reading must not ask for this."""
+        me = threading.get_ident()
+        with self._changed:
+            if self._writer == me:
+                nested = True
+            else:
+                nested = False
+                self._waiting += 1
+                try:
+                    while self._writer is not None or any(reader != me for reader in self._readers):
+                        self._changed.wait()
+                finally:
+                    self._waiting -= 1
+                self._writer = me
+        try:
+            yield
+        finally:
+            if not nested:
+                with self._changed:
+                    self._writer = None
+                    self._changed.notify_all()
