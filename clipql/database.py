@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -91,6 +90,9 @@ class Database:
         self._closing = threading.Lock()
         self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}{', closed' if self._closed else ''})"
+
     def sql(self, text: str, /, **params: Any) -> Result:
         """Run one statement, or several with semicolons between them, and return the last one's result.
 
@@ -169,7 +171,7 @@ class Database:
             distance=distance,
             recall=recall,
         )
-        return self.sql(statement, query=np.asarray(vector) if vector is not None else query)
+        return self.sql(statement, query=vector if vector is not None else query)
 
     def _model_of(self, table: str, column: str) -> str | None:
         database, _, name = table.rpartition(".")

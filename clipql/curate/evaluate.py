@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.brief import Brief
 from clipql.errors import ClipqlError, UnknownTable, VectorError, VectorIndexError
 from clipql.index.flat import FlatIndex
 from clipql.storage.vectors.metrics import Metric
@@ -39,8 +40,8 @@ class Point:
     rescored: float
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Brief):
     """Points of every index on a column, the exact scan first; `queries` and `k` as they were."""
 
     table: str

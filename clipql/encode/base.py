@@ -14,12 +14,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.brief import Brief
+
 # the bytes of a picture file, or where it is
 Picture = bytes | Path
 
 
-@dataclass(frozen=True)
-class EncodedPictures:
+@dataclass(frozen=True, repr=False)
+class EncodedPictures(Brief):
     """Vectors of a batch of pictures, and what was wrong with those that have none.
 
     vectors: float32 (n, dimension); zeros where errors[i] is not None. errors: one message or None a picture.

@@ -62,6 +62,9 @@ class ClipEncoder:
         self._lock = threading.Lock()
         self._tokenizer: tokenizer.TextTokenizer | None = None
 
+    def __repr__(self) -> str:
+        return f"ClipEncoder({self.model!r}, {self.dimension} numbers, {self._towers!r})"
+
     @property
     def model(self) -> str:
         """The model's canonical name."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipql.brief import Brief
 from clipql.encode.names import canonical
 from clipql.errors import ModelError
 
@@ -51,8 +52,8 @@ class PictureShape:
     resample: int
 
 
-@dataclass(frozen=True)
-class ModelFolder:
+@dataclass(frozen=True, repr=False)
+class ModelFolder(Brief):
     """A model's files and shapes.
 
     model: canonical name. text, vision: the networks' files (one and the same where they are safetensors). tokenizer:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.brief import Brief
 from clipql.encode.base import Picture
 from clipql.encode.folder import PictureShape
 from clipql.errors import PictureError
@@ -79,8 +80,8 @@ class _Allowance:
 _ALLOWANCE = _Allowance(MAX_PIXELS)
 
 
-@dataclass(frozen=True)
-class Pixels:
+@dataclass(frozen=True, repr=False)
+class Pixels(Brief):
     """rgb: uint8 (height, width, 3), resized and cropped; size: (width, height) of the whole picture as it is shown."""
 
     rgb: NDArray[np.uint8]

@@ -96,6 +96,9 @@ class Encoders:
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
         self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
 
+    def __repr__(self) -> str:
+        return f"Encoders(default={self.default!r}, open={sorted(self._encoders)})"
+
     def usual(self, tables: Iterable[Table]) -> str | None:
         """The model where nothing names one: the default, else the only one that filled columns of these tables."""
         models = {c.model for t in tables for c in t.columns if c.model}

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from clipql.brief import Brief
 from clipql.errors import IngestError, StorageError, VectorError
 from clipql.ingest.part_metadata import part_model, rows_without_vectors
 from clipql.storage import files
@@ -36,8 +37,8 @@ SAMPLE = 1 << 16
 DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, MemoryError)
 
 
-@dataclass(frozen=True)
-class PartFiles:
+@dataclass(frozen=True, repr=False)
+class PartFiles(Brief):
     """The files of one part; `image` or `text` may be missing, not both."""
 
     number: int
@@ -51,8 +52,8 @@ class PartFiles:
         return f"part {self.number} ({self.metadata})"
 
 
-@dataclass(frozen=True)
-class CheckedPart:
+@dataclass(frozen=True, repr=False)
+class CheckedPart(Brief):
     """A part whose headers agree: rows, its vectors' files by column, the Arrow schema of its metadata.
 
     fingerprint: of the files' sizes and of their first and last 64 KB, the same wherever the files lie. model: what

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.database import QUERIES, Database, one_condition
 from clipql.encode.base import Picture
+from clipql.engine.arrays import with_numbers
 from clipql.engine.embedded import Output
 from clipql.engine.quoting import parameter_text, quote_name
 from clipql.engine.translate import translate
@@ -72,8 +72,9 @@ class RemoteDatabase(Database):
         """Run one statement and return its output in a ClickHouse format, unless it names its own."""
         if self._closed:
             raise QueryError(f"the connection to {self.url} is closed")
+        params = with_numbers(statement, params or {})
         query = {"default_format": format, "session_id": self._id, "session_timeout": str(SESSION_SECONDS)}
-        given = {f"param_{n}": _wire(v) for n, v in (params or {}).items() if f"{{{n}" in statement.replace(" ", "")}
+        given = {f"param_{n}": _wire(v) for n, v in params.items() if f"{{{n}" in statement.replace(" ", "")}
         if sum(map(len, given.values())) <= LONGEST_ADDRESS:
             reply, data = self._post("/?" + urlencode({**query, **given}, quote_via=quote), statement.encode())
         else:
@@ -150,7 +151,7 @@ class RemoteDatabase(Database):
             return self._search_by_picture(image, table, k, where, column, columns, recall)
         statement = self.search_sql(table, by=given[0], k=k, where=where, column=column, columns=columns,
                                     distance=distance, recall=recall)  # fmt: skip
-        return self.sql(statement, query=np.asarray(vector) if vector is not None else text)
+        return self.sql(statement, query=vector if vector is not None else text)
 
     def _search_by_picture(
         self,
