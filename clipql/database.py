@@ -20,7 +20,9 @@ from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
 from clipql.errors import NotADatabase, QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
+from clipql.sql import old_views
 from clipql.sql.session import Answer, Progress, Session
+from clipql.sql.stars import Stars
 from clipql.storage import catalog, files
 from clipql.storage.catalog import Catalog
 from clipql.storage.vectors.metrics import Metric, metric_spelled
@@ -84,6 +86,7 @@ class Database:
         self.encoders = Encoders(model)
         self.encoders.register(self._engine)
         self._session = Session(self._registry, self._indexes, self.encoders)
+        old_views.put_in_order(self._registry, Stars(self._registry))
         self._closing = threading.Lock()
         self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
 
