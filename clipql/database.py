@@ -104,8 +104,7 @@ class Database:
             raise QueryError("there is no statement in the text")
         for statement in statements[:-1]:
             self.execute(statement, params, format="Null")
-        self._check_open()
-        answer = self._session.execute(statements[-1], params, as_table=True)
+        answer = self._answer(statements[-1], params)
         output = answer.output
         stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards)
         if answer.format == "ArrowStream":
@@ -123,6 +122,11 @@ class Database:
         """Run one statement and return its output in a ClickHouse format, unless it names its own."""
         self._check_open()
         return self._session.execute(statement, params, format=format, progress=progress)
+
+    def _answer(self, statement: str, params: Mapping[str, Any]) -> Answer:
+        """As `execute`, with a table in the place of its bytes where there is one."""
+        self._check_open()
+        return self._session.execute(statement, params, as_table=True)
 
     def _check_open(self) -> None:
         Engine.refuse_fork()

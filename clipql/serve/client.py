@@ -88,6 +88,9 @@ class RemoteDatabase(Database):
         shards = reply.headers.get("X-Clipql-Shards")
         return Answer(output, reply.headers.get("X-ClickHouse-Format") or format, elapsed, rows=rows, shards=shards)
 
+    def _answer(self, statement: str, params: Mapping[str, Any]) -> Answer:
+        return self.execute(statement, params)
+
     def _post(self, target: str, body: bytes, kind: str = "text/plain") -> tuple[http.client.HTTPResponse, bytes]:
         headers = {"Content-Type": kind, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}
         with self._talking:
