@@ -18,7 +18,7 @@ from clipql.encode.base import Picture, as_picture
 from clipql.encode.service import Encoders
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
-from clipql.errors import NotADatabase, QueryError, UnknownTable, VectorError
+from clipql.errors import QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
 from clipql.sql import old_views
 from clipql.sql.session import Answer, Progress, Session
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from clipql.care.backup import BackupReport
     from clipql.care.report import CheckReport
 
-# what may lie in the folder of a database that was not finished being made
-_OWN = ("lock", catalog.NAME + ".tmp")
 # what a search is by, as SQL over the parameter `query`
 QUERIES = {
     "vector": "{query:Array(Float32)}",
@@ -61,17 +59,18 @@ class Database:
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, model: str | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, model: str | None = None, engine: Path | None = None) -> None:
+        """engine: the folder of ClickHouse, where it is not the one in the database's."""
         Engine.refuse_fork()
         self.path = Path(path).absolute()
-        _prepare(self.path)
+        catalog.prepare(self.path)
         self._lock = files.FolderLock(self.path)
         self._closed, self._process = False, os.getpid()
         try:
             if not (self.path / catalog.NAME).exists():  # only who holds the lock may say that it is new
                 catalog.save(self.path, Catalog())
             found = catalog.load(self.path)
-            self._engine = Engine(self.path / "engine")
+            self._engine = Engine(engine or self.path / "engine")
         except BaseException:
             self._lock.release()
             raise
@@ -311,20 +310,6 @@ def one_condition(where: str) -> str:
     if depth:
         raise QueryError(f"where = {where!r}: expected one condition; a bracket is not closed")
     return where
-
-
-def _prepare(path: Path) -> None:
-    """Make the folder if it is not there. Raises NotADatabase for a folder of something else."""
-    if path.exists() and not path.is_dir():
-        raise NotADatabase(f"{path} is a file; a database is a folder")
-    strange = [p.name for p in path.iterdir() if p.name not in _OWN] if path.is_dir() else []
-    if strange and not (path / catalog.NAME).exists():
-        raise NotADatabase(
-            f"{path} holds {', '.join(sorted(strange)[:3])} but no {catalog.NAME}, so clipql did not make it: "
-            "name an empty or a new folder"
-        )
-    with files.translated(path, "making"):
-        path.mkdir(parents=True, exist_ok=True)
 
 
 def _open(path: Path, engine: Engine, found: Catalog) -> Registry:

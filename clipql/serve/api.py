@@ -48,9 +48,9 @@ class Api:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        limits, pictures = service.options.limits, service.options.pictures
-        roots = pictures if pictures is not None else (() if service.options.write else None)
-        self._thumbnails = Thumbnails((service.options.folder, service.database.path.parent), roots, limits.pixels)
+        options = service.options
+        opener = options.opener or options.picture_folders(service.database.path)
+        self._thumbnails = Thumbnails(opener, options.limits.pixels)
 
     def routes(self) -> list[Route]:
         """All routes."""
@@ -333,12 +333,12 @@ class Api:
         if row is None or roles.file is None:
             return _error(404, "there is no such row with a picture's file")
         try:
-            file = self._thumbnails.locate(str(row[roles.file] or ""))
-            tag = f'"{self._thumbnails.tag(file, size)}"'
-            headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
-            if tag in seen:
-                return Response(status_code=304, headers=headers)
-            data = self._thumbnails.make(file, size)
+            with self._thumbnails.open(str(row[roles.file] or "")) as file:
+                tag = f'"{self._thumbnails.tag(file, size)}"'
+                headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
+                if tag in seen:
+                    return Response(status_code=304, headers=headers)
+                data = self._thumbnails.make(file, size)
         except PictureError as error:
             return _error(404, str(error))
         return Response(data, media_type="image/webp", headers=headers)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clipql.serve.picture_files import Folders, PictureFiles
+from clipql.serve.sandbox import State
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -31,7 +34,8 @@ class Limits:
 class Options:
     """What a server is told at its start. token: None where none is asked for. hosts: names it goes by, besides
     addresses and localhost. pictures: folders whose pictures it may show small; None for any that a row names.
-    folder: what relative paths in rows are relative to."""
+    folder: what relative paths in rows are relative to. sandbox: what of the kernel protects the process. opener: who
+    opens pictures, where the process itself may not."""
 
     token: str | None = None
     write: bool = False
@@ -39,3 +43,10 @@ class Options:
     pictures: tuple[Path, ...] | None = None
     limits: Limits = Limits()
     folder: Path = field(default_factory=Path.cwd)
+    sandbox: State = field(default_factory=State)
+    opener: PictureFiles | None = None
+
+    def picture_folders(self, database: Path) -> Folders:
+        """Where pictures of rows may lie: of a database that the network writes, only in folders that were named."""
+        roots = self.pictures if self.pictures is not None or not self.write else ()
+        return Folders((self.folder, database.parent), roots)

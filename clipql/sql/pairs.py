@@ -282,6 +282,14 @@ def _as_pairs(each: NDArray[np.int64], near: NDArray[np.int64], distances: NDArr
     )
 
 
+def _nameless(folder: Path) -> IO[bytes]:
+    """A file that goes when it is closed: in the folder, else, where a server may write nothing there, in TMPDIR."""
+    try:
+        return tempfile.NamedTemporaryFile(dir=folder, prefix="pairs.")
+    except PermissionError:
+        return tempfile.NamedTemporaryFile(prefix="pairs.")
+
+
 class PairStore:
     """Pairs that come in pieces: held in memory while they are few, else in a file without a name that is mapped."""
 
@@ -298,7 +306,7 @@ class PairStore:
 
     def _spill(self) -> None:
         if self._writer is None:
-            self._file = tempfile.NamedTemporaryFile(dir=self._folder, prefix="pairs.")  # noqa: SIM115 - closed by table()
+            self._file = _nameless(self._folder)
             self._writer = pa.ipc.new_file(self._file, self._held[0].schema)
         for pairs in self._held:
             self._writer.write_table(pairs)

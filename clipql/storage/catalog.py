@@ -20,6 +20,8 @@ from clipql.storage import files
 
 FORMAT = 1
 NAME = "manifest.json"
+# what may lie in the folder of a database that was not finished being made
+_OWN = ("lock", "tmp", NAME + ".tmp")
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,20 @@ class Catalog(Brief):
     def with_pending(self, pending: Pending | None) -> Catalog:
         """This catalog with another change under way, or none."""
         return dataclasses.replace(self, pending=pending)
+
+
+def prepare(folder: Path) -> None:
+    """Make a database's folder if it is not there. Raises NotADatabase for a folder of something else."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADatabase(f"{folder} is a file; a database is a folder")
+    strange = [p.name for p in folder.iterdir() if p.name not in _OWN] if folder.is_dir() else []
+    if strange and not (folder / NAME).exists():
+        raise NotADatabase(
+            f"{folder} holds {', '.join(sorted(strange)[:3])} but no {NAME}, so clipql did not make it: "
+            "name an empty or a new folder"
+        )
+    with files.translated(folder, "making"):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def save(folder: Path, catalog: Catalog) -> None:
