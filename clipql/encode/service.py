@@ -25,7 +25,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from clipql.encode.base import Encoder, Picture
+from clipql.encode.base import Encoder, Picture, as_picture
 from clipql.encode.names import DEFAULT_MODEL
 from clipql.engine.embedded import Engine
 from clipql.errors import EncodeError, ModelError, PictureError, QueryCancelled
@@ -99,6 +99,9 @@ class Encoders:
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
         self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
 
+    def __repr__(self) -> str:
+        return f"Encoders(default={self.default!r}, open={sorted(self._encoders)})"
+
     def usual(self, tables: Iterable[Table]) -> str | None:
         """The model where nothing names one: the default, else the only one that filled columns of these tables."""
         models = {c.model for t in tables for c in t.columns if c.model}
@@ -140,7 +143,7 @@ class Encoders:
 
     def picture(self, picture: Picture, model: str | None = None) -> NDArray[np.float32]:
         """The unit vector of a picture, float32 (d,). Raises PictureError or ModelError."""
-        encoder = self.encoder(model)
+        encoder, picture = self.encoder(model), as_picture(picture)
         key = _key(IMAGE, encoder.model, _identity(picture))
         found = self._remembered(key)
         with self._lock:
@@ -188,7 +191,7 @@ class Encoders:
         if good:
             batch.add([keys[i] for i in good], encoded.vectors[good])
 
-    def as_picture(self, value: bytes) -> Picture:
+    def as_picture(self, value: bytes) -> bytes | Path:
         """What encode_image was given: the bytes of a picture, or a path. Raises PictureError for what may not be."""
         if _PICTURES.match(value):
             return value
@@ -264,7 +267,7 @@ def _key(function: str, model: str, value: bytes) -> bytes:
     return digest
 
 
-def _identity(picture: Picture) -> bytes:
+def _identity(picture: bytes | Path) -> bytes:
     """What tells a picture from others: its bytes, or its path with the time and size of the file there."""
     if isinstance(picture, bytes):
         return picture

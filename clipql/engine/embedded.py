@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from clipql.brief import Brief
 from clipql.engine import chunks, forks
 from clipql.engine.arrow import Appender
 from clipql.engine.quoting import parameter_texts
@@ -34,8 +35,8 @@ from clipql.errors import (
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Output:
+@dataclass(frozen=True, repr=False)
+class Output(Brief):
     """The bytes of a result in the format asked for, its rows, and what it took: seconds, rows and bytes read.
 
     table: the result instead of its bytes, for a caller that said it takes tables.

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipql.brief import Brief, short
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged, QueryCancelled, QueryError
@@ -38,7 +39,7 @@ SPARSE = 20
 NO_COST = Cost()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """What was done for one SELECT: the plan, how it ended up (`kind` may be 'as it is' after all), and its cost."""
 
@@ -49,9 +50,13 @@ class Step:
     filtered: int | None = None
     found: int = 0
 
+    def __repr__(self) -> str:
+        compared = f", {self.cost.rows_scanned:,} compared" if self.cost.rows_scanned else ""
+        return f"Step({self.kind!r}, {self.plan.searched}, {self.found:,} found{compared}, why={short(self.why)})"
 
-@dataclass(frozen=True)
-class Direct:
+
+@dataclass(frozen=True, repr=False)
+class Direct(Brief):
     """A result from the row file, and the SELECT from it (as `clipql_answer`) that writes it in another format."""
 
     table: pa.Table
@@ -270,9 +275,9 @@ class Execution:
         if len(values) > max(INLINE, table.rows // SPARSE):
             every = np.full(table.rows, np.nan)
             every[found.rows] = values
-            text = f"{self._array(every)}[{row} + 1]"
+            text = f"assumeNotNull({self._array(every)}[{row} + 1])"
         else:
-            text = f"transform({row}, {numbers}, {self._array(values)}, nan)"
+            text = f"assumeNotNull(transform({row}, {numbers}, {self._array(values)}, nan))"
         return f"toFloat32({text})" if vector.narrow_for(call.metric) else text
 
     def _may_replace(self, call: Call) -> bool:

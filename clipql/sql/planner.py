@@ -13,13 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from clipql.brief import Brief
 from clipql.encode.service import Batch, Encoders
-from clipql.errors import QueryCancelled, QueryError
+from clipql.errors import QueryCancelled, QueryError, VectorError
 from clipql.index.base import Candidates
 from clipql.sql import direct
 from clipql.sql.calls import find_sources
 from clipql.sql.constants import Constants
-from clipql.sql.encode_calls import Encoding
+from clipql.sql.encode_calls import Encoded, Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
 from clipql.sql.filters import FilterMemory
 from clipql.sql.identity import Origins
@@ -28,7 +29,7 @@ from clipql.sql.joins import edits, recognise_join
 from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
 from clipql.sql.prepared import Asked, Repeats, prepare
-from clipql.sql.recognise import recognise
+from clipql.sql.recognise import VectorSelect, recognise
 from clipql.sql.settings import SearchOptions
 from clipql.sql.untouched import Untouched, untouched
 from clipql.sql.views import finder
@@ -42,8 +43,8 @@ BY_DEFAULT = SearchOptions()
 Explained = Plan | JoinPlan | Untouched
 
 
-@dataclass(frozen=True)
-class Rewritten:
+@dataclass(frozen=True, repr=False)
+class Rewritten(Brief):
     """A statement as ClickHouse shall run it, with the parameters and Arrow tables that it needs besides the user's.
 
     batches: vectors that its rows will ask for; they go when this does. answer: all of the result, where the row file
@@ -123,7 +124,7 @@ class Planner:
                 continue
             select = recognise(scope, self._registry.find) if options.plan else None
             if select:
-                planned = plan(select, constants, self._indexes, options, origins)
+                planned = self._planned(select, constants, options, origins, encoded)
                 items, text = direct.items(planned, work.sql), work.sql
                 answer = partial(self._answer, planned, items, constants, format)
                 Execution(self._registry, self._indexes.rows, self._memory, planned, work).run(
@@ -135,6 +136,17 @@ class Planner:
                         self.repeats.keep(asked, kept)
         steps = tuple(reversed(work.steps))
         return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer)
+
+    def _planned(
+        self, select: VectorSelect, constants: Constants, options: SearchOptions, origins: Origins, encoded: Encoded
+    ) -> Plan:
+        try:
+            return plan(select, constants, self._indexes, options, origins)
+        except VectorError as error:  # in terms of what the user wrote
+            message = str(error)
+            for name, call in encoded.calls.items():
+                message = message.replace(f"{{{name}:Array(Float32)}}", call)
+            raise VectorError(message) from error
 
     def _join(self, planned: JoinPlan, work: Work) -> None:
         """Search for the pairs of a nearest-neighbour join, and edit the statement to join just those."""
@@ -194,7 +206,7 @@ class Planner:
             if join:
                 plans.insert(0, plan_join(join, self._indexes, options))
             elif select:
-                plans.insert(0, plan(select, constants, self._indexes, options, origins))
+                plans.insert(0, self._planned(select, constants, options, origins, encoded))
             elif left := untouched(scope, self._registry.find):
                 plans.insert(0, left)
         return plans

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipql.brief import Brief
 from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase
 from clipql.storage import files
 
@@ -46,8 +47,8 @@ class Segment:
         return self.first + self.rows
 
 
-@dataclass(frozen=True)
-class VectorColumn:
+@dataclass(frozen=True, repr=False)
+class VectorColumn(Brief):
     """A vector column: `dimension` is None until the first rows fix it; `model` filled it, where that is known."""
 
     name: str
@@ -106,8 +107,8 @@ class RowFile:
     listing: str
 
 
-@dataclass(frozen=True)
-class Table:
+@dataclass(frozen=True, repr=False)
+class Table(Brief):
     """A table with vector columns. `id` names its folder and never changes; `rows` is the next row number."""
 
     database: str
@@ -139,8 +140,8 @@ class Table:
         return next((c for c in self.columns if c.name == name), None)
 
 
-@dataclass(frozen=True)
-class Pending:
+@dataclass(frozen=True, repr=False)
+class Pending(Brief):
     """A change under way, written before its first step and cleared after its last, so that open can finish it.
 
     kind: 'insert', 'create', 'drop', 'replace', 'truncate', 'rename', 'alter' or 'rewrite'. before / after: the table
@@ -154,8 +155,8 @@ class Pending:
     definitions: tuple[str, str] | None = None
 
 
-@dataclass(frozen=True)
-class Catalog:
+@dataclass(frozen=True, repr=False)
+class Catalog(Brief):
     """All tables with vector columns, and the change under way if there is one."""
 
     tables: tuple[Table, ...] = ()

@@ -35,6 +35,10 @@ class Token(NamedTuple):
     start: int
     end: int
 
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else self.text[:59] + "…"
+        return f"Token({self.kind!r}, {text!r}, {self.start}, {self.end})"
+
     @property
     def upper(self) -> str:
         """The text in capitals for a word or a symbol; empty for the rest, which are never keywords."""

@@ -290,6 +290,9 @@ def test_a_server_is_used_like_a_folder(server: Running) -> None:
         assert (caught.value.code, caught.value.name) == (60, "UNKNOWN_TABLE")
         with pytest.raises(QueryError, match="no-model"):
             db.search("laion", text="a cat")
+        for nothing in ("nosuch.jpg", Path("nosuch.jpg")):
+            with pytest.raises(PictureError, match=r"nosuch.jpg.* cannot be read as a picture: No such file"):
+                db.search("laion", image=nothing)
         with pytest.raises(ServerError, match="run it where the server runs"):
             db.ingest("somewhere")
 
