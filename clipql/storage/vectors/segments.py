@@ -7,6 +7,7 @@ is float16 only where that loses nothing. Pickled objects are never loaded.
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -84,6 +85,12 @@ def read_header(path: Path, *, follow: bool = True) -> ArrayFile:
             f"{expected:,} bytes in all, and it has {size:,}; fetch it again"
         )
     return ArrayFile(path, shape[0], shape[1], dtype, offset)
+
+
+def size_by_header(file: BinaryIO) -> int:
+    """How many bytes a `.npy` file has in all by its header. Raises one of UNREADABLE."""
+    shape, _, dtype, offset = _parse_header(file)
+    return offset + math.prod(shape) * dtype.itemsize
 
 
 def _parse_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
