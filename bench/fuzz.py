@@ -131,7 +131,7 @@ def case(rng: random.Random, kind: str, seeds: Any) -> dict[str, bytes]:
             by_structure = name.endswith(".json") and rng.random() < 0.8
             try:
                 files[name] = (damaged_json if by_structure else _by_bytes(seeds))(rng, files[name])
-            except (ValueError, TypeError, IndexError):
+            except (ValueError, TypeError, IndexError, RecursionError):
                 files[name] = damaged(rng, files[name], [files[name]])
         return files
     content = rng.choice(seeds)
@@ -278,8 +278,8 @@ def fuzz(kind: str, seed: int, seconds: float, out: Path, bound: float) -> tuple
             ended = process.poll()
             process.kill()
             process.wait()
-            came = (place / "now").read_text() if (place / "now").exists() else "0"
-            number = int(came or 0) + 1
+            came = (place / "now").read_text() if (place / "now").exists() else str(number)
+            number = int(came) + 1
             if ended is not None:
                 wrong += 1
                 told = (place / "told").read_text() if (place / "told").exists() else ""
