@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipql.storage import catalog, files
+from clipql.storage import catalog, files, strays
 
 # of the engine's folder: what it writes while it only reads; everything else is linked
 _ENGINES_OWN = ("status", "tmp", "user_defined", "metadata_dropped")
@@ -67,7 +67,8 @@ def opened(folder: Path) -> Iterator[Scratch]:
     """
     catalog.prepare(folder)
     files.FolderLock(folder).release()  # says it now, where another process has it or it cannot be written
-    parent = folder / "tmp"
+    strays.refuse(folder)
+    parent = folder / strays.SCRATCH
     with files.translated(parent, "making"):
         parent.mkdir(exist_ok=True)
         _sweep(parent)

@@ -21,6 +21,8 @@ from clipql.storage import files
 ENGINE = "engine"
 # how the folder begins, within the database, in which a backup gathers what it will copy
 STAGED = ".backup-"
+# the folder within the database in which each running server has a place of its own
+SCRATCH = "tmp"
 _NAME = re.compile(r"[^/\\\0]{1,255}")
 
 
@@ -42,6 +44,8 @@ def find(folder: Path) -> Iterator[tuple[Path, str]]:
                 target = os.readlink(entry.path)
                 if depth is None or not _stays(target, depth):
                     yield Path(entry.path), f"a symbolic link to {target}"
+            elif top and entry.name == SCRATCH:
+                continue  # of servers, which link the engine's files there: it is removed, and only theirs is read
             elif entry.is_dir(follow_symlinks=False):
                 waiting.append(
                     (entry.path, 0 if top and entry.name == ENGINE else None if depth is None else depth + 1)
