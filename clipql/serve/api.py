@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from clipql.engine.quoting import quote_name
+from clipql.engine.users import Acting
 from clipql.errors import ClipqlError, PictureError, QueryError
 from clipql.serve import access_control, openapi
 from clipql.serve import search_request as search
@@ -109,10 +110,10 @@ class Api:
 
         return handle
 
-    async def _in_thread(self, request: HttpRequest, work: Callable[[], T]) -> T:
-        """Work in the pool, for everybody's user; cancelled when the client goes."""
+    async def _in_thread(self, request: HttpRequest, work: Callable[[], T], acting: Acting | None = None) -> T:
+        """Work in the pool, for everybody's user unless somebody acts; cancelled when the client goes."""
         service = self._service
-        acting = service.acting()
+        acting = acting or service.acting()
 
         def run() -> T:
             with service.engine.act(acting):
@@ -389,14 +390,15 @@ class Api:
 
     async def _explain(self, request: HttpRequest) -> Response:
         given = await self._json(request)
-        search.check_keys(given, {"sql", "params"})
+        search.check_keys(given, {"sql", "database", "params"})
         sql, params = search.text(given, "sql"), given.get("params") or {}
         if sql is None:
             raise search.wrong("sql: expected a statement")
         if not isinstance(params, dict):
             raise search.wrong("params: expected an object")
-        asked = Request(f"EXPLAIN {sql}", params)
-        answer = await self._in_thread(request, lambda: self._service.run(asked, self._service.engine.acting))
+        asked = Request(f"EXPLAIN {sql}", params, database=search.text(given, "database"))
+        acting = self._service.acting(None, asked)
+        answer = await self._in_thread(request, lambda: self._service.run(asked, acting), acting)
         return JSONResponse({"plan": [str(v) for v in answer.output.arrow().column(0).to_pylist()]})
 
     async def _complete(self, request: HttpRequest) -> Response:

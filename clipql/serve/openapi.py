@@ -139,6 +139,8 @@ def _rest(options: Options) -> dict[str, Any]:
         "/api/map": _post(
             "Places of rows in the plane, within [-1, 1]", asked, _object({"points": {"type": "array", "items": point}})
         ),
-        "/api/explain": _post("The plan of a statement", _object({"sql": _TEXT}, ["sql"]), _object({"plan": _NAMES})),
+        "/api/explain": _post(
+            "The plan of a statement", _object({"sql": _TEXT, "database": _TEXT}, ["sql"]), _object({"plan": _NAMES})
+        ),
         "/api/complete": _get("Words to complete SQL with", _object({"keywords": _NAMES, "functions": _NAMES})),
     }

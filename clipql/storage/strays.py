@@ -65,7 +65,7 @@ def refuse(folder: Path) -> None:
     for path, what in find(folder):
         raise DatabaseDamaged(
             f"{path} is {what}, which no database of clipql has: a folder of somebody else's may lead anywhere by it; "
-            "put the file itself in its place, or remove it"
+            "put what it leads to in its place (a folder of another disk by `mount --bind`), or remove it"
         )
 
 

@@ -16,7 +16,7 @@ import pytest
 from patience import LAST_NET_SECONDS
 
 import clipql
-from clipql.errors import DatabaseLocked, StorageError
+from clipql.errors import DatabaseDamaged, DatabaseLocked, StorageError
 from clipql.index.flat import Scan, Term
 from clipql.storage import catalog
 from clipql.storage.catalog import VectorColumn
@@ -174,14 +174,17 @@ def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do(tmp_path: Pa
     clipql.connect(folder).close()
 
 
-def test_a_database_and_its_vectors_may_lie_behind_links(tmp_path: Path) -> None:
+def test_a_database_may_lie_behind_a_link_but_no_part_of_it(tmp_path: Path) -> None:
     with clipql.connect(tmp_path / "db") as db:
         db.sql(CREATE)
         db.sql("INSERT INTO t VALUES (1, [1, 2])")
-    (tmp_path / "big disk").mkdir()
-    (tmp_path / "db" / "vectors").rename(tmp_path / "big disk" / "vectors")
-    (tmp_path / "db" / "vectors").symlink_to(tmp_path / "big disk" / "vectors")
     (tmp_path / "link").symlink_to(tmp_path / "db")
+    (tmp_path / "db" / "vectors").rename(tmp_path / "big disk")
+    (tmp_path / "db" / "vectors").symlink_to(tmp_path / "big disk")
+    with pytest.raises(DatabaseDamaged, match=r"vectors is a symbolic link to .*big disk.*mount"):
+        clipql.connect(tmp_path / "link")
+    (tmp_path / "db" / "vectors").unlink()
+    (tmp_path / "big disk").rename(tmp_path / "db" / "vectors")
     with clipql.connect(tmp_path / "link") as db:
         with pytest.raises(DatabaseLocked):
             clipql.check(tmp_path / "db")

@@ -237,6 +237,8 @@ def test_thumbnails_are_of_the_files_that_rows_name_and_of_no_others(server: Run
 def test_plans_completions_and_figures(server: Running) -> None:
     sql = "SELECT url FROM laion ORDER BY L2Distance(image_embedding, text_embedding) LIMIT 1"
     assert server.post("/api/explain", {"sql": sql}).status == 200
+    elsewhere = server.post("/api/explain", {"sql": sql, "database": "system"})
+    assert (elsewhere.status, "laion" in elsewhere.text) == (404, True)
     assert server.post("/api/explain", {"sql": "SELECT * FROM file('x')"}).status == 403
     words = server.ask("/api/complete").json
     assert {"cosineDistance", "encode_text"} <= set(words["functions"])

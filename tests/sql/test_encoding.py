@@ -13,6 +13,7 @@ from PIL import Image
 
 import clipql
 from clipql.errors import ModelMismatch, PictureError, QueryError, VectorError
+from clipql.sql.encode_calls import BATCH
 
 letters = standin.letters
 
@@ -95,11 +96,11 @@ def test_a_column_goes_through_the_model_in_batches(pets: clipql.Database, encod
     pets.sql(
         "INSERT INTO pets SELECT number + 10, toString(number), '', encode_text(toString(number)) FROM numbers(3000)"
     )
-    assert encoder.batches == [1024, 1024, 952]
+    assert encoder.batches == [BATCH] * (3000 // BATCH) + [3000 % BATCH]
     encoder.batches.clear()
     same = pets.sql("SELECT count() FROM pets WHERE id > 9 AND L2Distance(encode_text(caption), image_embedding) = 0")
     assert same.rows == [(3000,)]
-    assert encoder.batches == [1024, 1024, 952]
+    assert encoder.batches == [BATCH] * (3000 // BATCH) + [3000 % BATCH]
 
 
 def test_only_the_rows_that_the_answer_holds_are_encoded(pets: clipql.Database, encoder: Any) -> None:
@@ -143,7 +144,7 @@ def test_what_depends_on_rows_is_no_constant(pets: clipql.Database) -> None:
 def test_values_are_encoded_in_batches(pets: clipql.Database, encoder: Any) -> None:
     plain = ", ".join(f"({i}, 'r', '', encode_text('row {i}'))" for i in range(2000, 3300))
     pets.sql(f"INSERT INTO pets VALUES {plain}")
-    assert encoder.batches == [1024, 276]
+    assert encoder.batches == [BATCH] * (1300 // BATCH) + [1300 % BATCH]
     found = pets.sql("SELECT count() FROM pets WHERE id >= 2000 AND L2Distance(image_embedding, "
                      "encode_text(concat('row ', toString(id)))) = 0")  # fmt: skip
     assert found.rows == [(1300,)]

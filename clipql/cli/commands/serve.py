@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipql.cli.commands.common import command, database_options
 from clipql.connection import place
-from clipql.errors import ServerError
+from clipql.errors import NotADatabase, ServerError
 from clipql.serve import listening, sandbox, scratch
 from clipql.serve.limits import Limits, Options
 from clipql.serve.picture_files import Helper
@@ -133,6 +133,11 @@ def _in_folder(arguments: argparse.Namespace, bound: socket.socket, options: Opt
     """Serve a folder, behind the kernel's wall: it goes up before the engine and all that has threads is loaded."""
     folder = Path(place(getattr(arguments, "db", None))).absolute()
     mode, write = arguments.sandbox, options.write
+    if not write and not (folder / catalog.NAME).exists():
+        raise NotADatabase(
+            f"there is no database at {folder}, and a server that only reads makes none: name another with --db, make "
+            "one with `clipql ingest`, or give --write"
+        )
     with scratch.opened(folder) as own, ExitStack() as held:
         if not write and not scratch.is_settled(folder):
             scratch.in_child(lambda: _settle(folder, own, model, mode))

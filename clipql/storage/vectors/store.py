@@ -95,7 +95,7 @@ class ColumnStore:
         """For each segment with some of the rows: which of them, the segment, and where in it they are."""
         if len(rows) and (rows.min() < 0 or rows.max() >= self._rows):
             raise IndexError(f"row {int(rows.max()):,} of {self._rows:,}")
-        if len(self._arrays) == 1 and not self._on_disk:
+        if len(self._arrays) == 1 and not self._on_disk and not self._firsts[0]:
             yield slice(None), self._arrays[0], rows
             return
         which = np.searchsorted(self._firsts, rows, side="right") - 1

@@ -12,6 +12,8 @@ from browser_steps import answer, captions, ids, painted, search, settled, shows
 from browser_support import Served, Web, serve
 from playwright.sync_api import Page, Route, expect
 
+import clipql
+
 GONE = [i for i in range(WEB) if i % 6 == 4]
 UNSAFE = [i for i in range(WEB) if i % 7 == 6]
 
@@ -167,6 +169,7 @@ def test_a_busy_server_is_asked_again(page: Page) -> None:
 
 def test_an_empty_database_with_a_token_and_no_model(open_page: Callable[..., Page], tmp_path: Path) -> None:
     options = {"CLIPQL_TOKEN": "open sesame", "CLIPQL_MODEL": str(tmp_path / "no-model")}
+    clipql.connect(tmp_path / "empty.db").close()
     with serve(tmp_path / "empty.db", tmp_path / "log", **options) as running:
         page = open_page(running.address)
         for given in ("wrong", "open sesame"):
