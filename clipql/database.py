@@ -23,7 +23,7 @@ from clipql.result import Result, Stats
 from clipql.sql import old_views
 from clipql.sql.session import Answer, Progress, Session
 from clipql.sql.stars import Stars
-from clipql.storage import catalog, files
+from clipql.storage import catalog, files, strays
 from clipql.storage.catalog import Catalog
 from clipql.storage.vectors.metrics import Metric, metric_spelled
 from clipql.syntax.lexer import split_statements, tokenize
@@ -67,6 +67,7 @@ class Database:
         self._lock = files.FolderLock(self.path)
         self._closed, self._process = False, os.getpid()
         try:
+            strays.refuse(self.path)
             if not (self.path / catalog.NAME).exists():  # only who holds the lock may say that it is new
                 catalog.save(self.path, Catalog())
             found = catalog.load(self.path)

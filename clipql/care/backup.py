@@ -28,7 +28,7 @@ import xxhash
 
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase, StorageError
-from clipql.storage import catalog, files
+from clipql.storage import catalog, files, strays
 from clipql.storage.catalog import Catalog, Segment
 from clipql.storage.vectors import segments
 from clipql.tables import recover
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 LISTING, INSIDE = "backup.json", "database"
-STAGED = ".backup-"  # how the folder of hard links within the database begins; a stray one goes at the next open
 _READ = 8 << 20
+_LARGEST_LISTING = 1 << 30  # some millions of files
 _NOT_COPIED = ("shadow", "tmp", "metadata_dropped")
 Tick = Callable[[str, int, int], None]
 
@@ -76,9 +76,10 @@ def backup(
     with _staged(db) as stage, _building(place) as made:
         with db.registry.write_lock:
             held = time.perf_counter()
+            strays.refuse(db.path)
             found = _hold(db, stage, keep_links=keep_links)
             held = time.perf_counter() - held
-        listing = _copy_tree(stage, made / INSIDE, hard_links, progress)
+        listing = _copy_tree(stage, made / INSIDE, hard_links, progress, ours=True)
         _verify_segments(made / INSIDE, found)
         _write_listing(made, listing)
         _sync_tree(made)
@@ -93,11 +94,13 @@ def restore(
 ) -> BackupReport:
     """Make a database of a backup, which is checked first. The folder must not exist.
 
-    Raises NotADatabase for a folder that is no backup, DatabaseDamaged where a file is not what was written, DiskFull.
+    Raises NotADatabase for a folder that is no backup, DatabaseDamaged where a file is not what was written, or where
+    the backup would lead out of its folder (by a symbolic link, or by a name in its manifest), DiskFull.
     """
     began, place, source = time.perf_counter(), Path(path).absolute(), Path(source).absolute()
     _refuse_existing(place)
     listing = verify(source)
+    _verify_linked(source / INSIDE)
     with _building(place) as made:
         copied = _copy_tree(source / INSIDE, made, False, progress)
         if copied != listing:
@@ -113,6 +116,9 @@ def verify(path: str | os.PathLike[str]) -> dict[str, tuple[int, str]]:
     """
     place = Path(path).absolute()
     listing = _read_listing(place)
+    if (place / INSIDE).is_symlink() or not (place / INSIDE).is_dir():
+        raise NotADatabase(f"{place} is no backup of clipql: it has no folder {INSIDE}")
+    strays.refuse(place / INSIDE)
     there = {str(p.relative_to(place / INSIDE)) for p in _walk(place / INSIDE)}
     if there != set(listing):
         missing = sorted(set(listing) - there)
@@ -133,7 +139,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, tuple[int, str]]:
 
 @contextlib.contextmanager
 def _staged(db: OpenDatabase) -> Iterator[Path]:
-    stage = db.path / f"{STAGED}{os.getpid()}"
+    stage = db.path / f"{strays.STAGED}{os.getpid()}"
     name = f"clipql_{os.getpid()}"
     try:
         files.remove(stage)
@@ -224,6 +230,8 @@ def _freeze(db: OpenDatabase, stage: Path) -> None:
             full = f"{quote_name(table['database'])}.{quote_name(table['name'])}"
             engine.run(f"ALTER TABLE {full} FREEZE WITH NAME '{name}'")
         for folder in map(Path, table["data_paths"]):
+            if not folder.is_relative_to(source) or ".." in folder.parts:
+                continue  # of a table that is a window on what lies elsewhere, such as of the engine File
             target = stage / os.path.relpath(folder, source)
             if merge_tree:
                 (target / "detached").mkdir(parents=True)
@@ -232,7 +240,7 @@ def _freeze(db: OpenDatabase, stage: Path) -> None:
                 for file in _walk(frozen) if frozen.is_dir() else ():
                     _link(file, target / file.relative_to(frozen))
             elif folder.is_dir():  # of the Log family, which ClickHouse appends to
-                shutil.copytree(folder, target, dirs_exist_ok=True)
+                shutil.copytree(folder, target, symlinks=True, dirs_exist_ok=True)
     for path in [source, *_below(source)]:
         target = stage / path.relative_to(source)
         if path.is_symlink():
@@ -280,16 +288,24 @@ def _building(place: Path) -> Iterator[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files and symbolic links below a folder."""
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path))
-        else:
-            yield Path(entry.path)
+    """Files and symbolic links below a folder, which is none itself."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=stop):
+        folders.sort()
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        yield from (Path(place, name) for name in sorted([*links, *names]))
 
 
-def _copy_tree(source: Path, target: Path, hard_links: bool, progress: Tick | None) -> dict[str, tuple[int, str]]:
-    """Copy a tree of files, hashed on the way. Links within ClickHouse's folders stay links, others become files."""
+def _copy_tree(
+    source: Path, target: Path, hard_links: bool, progress: Tick | None, *, ours: bool = False
+) -> dict[str, tuple[int, str]]:
+    """Copy a tree of files, hashed on the way. Links within ClickHouse's folders stay links.
+
+    ours: other links are our own, to files on another disk, and become files.
+    """
     paths = list(_walk(source))
     total, done = sum(_size(p) for p in paths), 0
     listing: dict[str, tuple[int, str]] = {}
@@ -307,7 +323,7 @@ def _copy_tree(source: Path, target: Path, hard_links: bool, progress: Tick | No
                 os.link(path, place)
                 listing[name] = _hashed(place)
         if name not in listing:
-            listing[name] = _copy(path, place)
+            listing[name] = _copy(path, place, follow=ours)
         done += listing[name][0]
         if progress:
             progress(name, done, total)
@@ -318,9 +334,9 @@ def _size(path: Path) -> int:
     return path.lstat().st_size if path.is_symlink() and not os.path.isabs(os.readlink(path)) else path.stat().st_size
 
 
-def _copy(source: Path, target: Path) -> tuple[int, str]:
+def _copy(source: Path, target: Path, *, follow: bool) -> tuple[int, str]:
     digest, size = xxhash.xxh3_128(), 0
-    with open(source, "rb", buffering=0) as reading, open(target, "wb", buffering=0) as writing:
+    with files.open_plain(source, follow=follow) as reading, open(target, "wb", buffering=0) as writing:
         while piece := reading.read(_READ):
             digest.update(piece)
             size += len(piece)
@@ -338,7 +354,7 @@ def _hashed(path: Path) -> tuple[int, str]:
         target = os.readlink(path)
         return len(target), xxhash.xxh3_128_hexdigest(target.encode())
     digest, size = xxhash.xxh3_128(), 0
-    with files.translated(path, "reading"), open(path, "rb", buffering=0) as file:
+    with files.translated(path, "reading"), files.open_plain(path) as file:
         while piece := file.read(_READ):
             digest.update(piece)
             size += len(piece)
@@ -351,6 +367,17 @@ def _verify_segments(folder: Path, found: Catalog) -> None:
         for column in table.columns:
             for segment in column.segments:
                 segments.verify(folder / "vectors" / table.id / column.folder, segment)
+
+
+def _verify_linked(folder: Path) -> None:
+    """The manifest names nothing outside the folder but linked parts, and these are the files that it means.
+
+    One that is not there may be put there later, and is looked at when the database is opened.
+    """
+    for table in catalog.load(folder).tables:
+        for segment in (s for c in table.columns for s in c.segments if s.linked):
+            if os.path.lexists(segment.file):
+                segments.verify(folder, segment)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -367,11 +394,11 @@ def _write_listing(made: Path, listing: Mapping[str, tuple[int, str]]) -> None:
 
 def _read_listing(place: Path) -> dict[str, tuple[int, str]]:
     path = place / LISTING
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         raise NotADatabase(f"{place} is no backup of clipql: it has no {LISTING}")
     try:
         with files.translated(path, "reading"):
-            document: Any = json.loads(path.read_bytes())
+            document: Any = json.loads(files.read_plain(path, most=_LARGEST_LISTING))
         if not isinstance(document, Mapping) or document.get("clipql") != "backup":
             raise NotADatabase(f"{path} is no listing of clipql: name another folder")
         if not isinstance(document.get("format"), int) or document["format"] > FORMAT:
@@ -380,5 +407,5 @@ def _read_listing(place: Path) -> dict[str, tuple[int, str]]:
         if hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest() != document["hash"]:
             raise DatabaseDamaged(f"{path} does not match its own hash, so it was altered: use another backup")
         return {name: (size, digest) for name, (size, digest) in json.loads(body)["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatabaseDamaged(f"{path} cannot be read ({error}): use another backup") from error

@@ -18,7 +18,7 @@ from clipql.care.report import CheckReport
 from clipql.engine.embedded import Engine
 from clipql.errors import ClipqlError, DatabaseLocked, NotADatabase
 from clipql.storage import catalog as manifest
-from clipql.storage import files
+from clipql.storage import files, strays
 from clipql.storage.catalog import Catalog
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def check_folder(
         raise NotADatabase(f"there is no database in {folder}")
     lock = files.FolderLock(folder)
     try:
+        if not _is_closed(folder, tally):
+            return _report(folder, Catalog(), tally, began, deep=deep)
         found = _manifest(folder, tally)
         check_files(folder, found or Catalog(), tally, deep=deep)
     finally:
@@ -74,12 +76,25 @@ def check_database(db: OpenDatabase, *, deep: bool = False, progress: Tick | Non
     began, tally = time.perf_counter(), Tally(progress or (lambda what: None))
     registry = db.registry
     with registry.write_lock:
+        if not _is_closed(db.path, tally):
+            return _report(db.path, registry.catalog, tally, began, deep=deep)
         _manifest(db.path, tally)
         check_files(db.path, registry.catalog, tally, deep=deep)
         check_engine(registry.engine, tally)
         if not any(f.what == "segment" for f in tally.findings):
             check_open(db, tally, deep=deep)
         return _report(db.path, registry.catalog, tally, began, deep=deep)
+
+
+def _is_closed(folder: Path, tally: Tally) -> bool:
+    """Whether nothing leads out of the folder; what does is told, and then nothing is read."""
+    tally.tick(f"what lies in {folder}")
+    try:
+        for path, what in strays.find(folder):
+            tally.add("folder", "", f"{path} is {what}, which no database of clipql has, so nothing was read")
+    except ClipqlError as error:
+        tally.add("folder", "", str(error))
+    return not tally.findings
 
 
 def _manifest(folder: Path, tally: Tally) -> Catalog | None:

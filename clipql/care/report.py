@@ -14,9 +14,9 @@ RESTORE = "it cannot be rebuilt: restore it from a backup"
 class Finding(Brief):
     """One thing that is damaged.
 
-    what: 'manifest', 'segment', 'index', 'row file', 'MergeTree', 'rows', 'definition' or 'database'. table: its full
-    name, '' where it is none's. problem: what was seen. statement: the SQL that makes it anew, None where only a backup
-    helps.
+    what: 'folder', 'manifest', 'segment', 'index', 'row file', 'MergeTree', 'rows', 'definition' or 'database'. table:
+    its full name, '' where it is none's. problem: what was seen. statement: the SQL that makes it anew, None where only
+    a backup helps.
     """
 
     what: str

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from clipql.brief import Brief
 from clipql.encode.names import canonical
 from clipql.errors import ModelError
+from clipql.storage.files import read_plain
 
 __all__ = ["ModelFolder", "PictureShape", "canonical", "read_folder"]
 
@@ -36,6 +38,10 @@ _CLIP_PROJECTION = 512
 _SUFFIXES = {"fp32": ("",), "fp16": ("_fp16",), "int8": ("_int8", "_quantized", "_uint8")}
 _ANY = ("", "_quantized", "_int8", "_uint8", "_fp16")
 SAFETENSORS = "model.safetensors"
+# What no model comes near to: more would be asked of memory before the networks say that they are others
+_LARGEST_CONFIG = 16 << 20
+_MOST, _LARGEST_COLOUR = 1 << 24, 1e6
+_LONGEST_VECTOR, _LONGEST_TEXT, _LARGEST_PICTURE = 1 << 16, 1 << 15, 1 << 11
 
 
 @dataclass(frozen=True)
@@ -111,12 +117,12 @@ def read_folder(
         text=files[0],
         vision=files[1],
         tokenizer=_tokenizer_file(path),
-        dimension=_length(path, "projection_dim", dimension),
+        dimension=_length(path, "projection_dim", dimension, most=_LONGEST_VECTOR),
         context=_context(path, config, text),
         vocabulary=_length(path, "text_config.vocab_size", text.get("vocab_size", config.get("vocab_size"))),
         pictures=_picture_shape(path, vision.get("image_size")),
         end=_end(text),
-        pad=0 if is_clip else int(text.get("pad_token_id") or config.get("pad_token_id") or 0),
+        pad=0 if is_clip else _pad(path, text.get("pad_token_id") or config.get("pad_token_id") or 0),
         causal=is_clip,
         precision="safetensors" if safetensors else _precision_of(files[0]),
     )
@@ -124,13 +130,13 @@ def read_folder(
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_plain(path, most=_LARGEST_CONFIG, follow=True))
     except FileNotFoundError:
         raise ModelError(
             f"{path} is missing; a model's folder has config.json, preprocessor_config.json, tokenizer.json, "
             "onnx/text_model.onnx and onnx/vision_model.onnx"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}; fetch the model anew") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path} holds a JSON {type(found).__name__}; expected an object")
@@ -144,9 +150,11 @@ def _section(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     return found
 
 
-def _length(path: Path, name: str, value: object, file: str = "config.json") -> int:
+def _length(path: Path, name: str, value: object, file: str = "config.json", most: int = _MOST) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"{path / file}: {name} is {value!r}; expected a whole number above 0")
+        raise ModelError(f"{path / file}: {name} is {reprlib.repr(value)}; expected a whole number above 0")
+    if value > most:
+        raise ModelError(f"{path / file}: {name} is {reprlib.repr(value)}; {most:,} is the most there can be")
     return value
 
 
@@ -216,7 +224,7 @@ def _agreeing(path: Path, config: dict[str, Any], text: dict[str, Any], vision: 
 def _context(path: Path, config: dict[str, Any], text: dict[str, Any]) -> int:
     """Positions of the text tower, or the tokenizer's limit where that is lower, since tables may have spare rows."""
     positions = text.get("max_position_embeddings", config.get("max_position_embeddings"))
-    found = _length(path, "text_config.max_position_embeddings", positions)
+    found = _length(path, "text_config.max_position_embeddings", positions, most=_LONGEST_TEXT)
     beside = path / "tokenizer_config.json"
     limit = _json(beside).get("model_max_length") if beside.is_file() else None
     if isinstance(limit, int) and limit >= 1:  # a float of 1e30 means that there is none
@@ -230,6 +238,12 @@ def _end(text: dict[str, Any]) -> int | None:
     found = text.get("eos_token_id")
     # 2 was written by mistake into every early CLIP config; its graphs read the vector off the highest id
     return found if isinstance(found, int) and found != 2 else None
+
+
+def _pad(path: Path, value: object) -> int:
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise ModelError(f"{path / 'config.json'}: pad_token_id is {reprlib.repr(value)}; expected a token's id")
+    return value
 
 
 def _picture_shape(path: Path, image_size: object) -> PictureShape:
@@ -258,9 +272,11 @@ def _edges(path: Path, name: str, value: object) -> int | tuple[int, int]:
     if isinstance(value, dict) and "shortest_edge" in value:
         value = value["shortest_edge"]
     if isinstance(value, dict):
-        height, width = (_length(path, f"{name}.{edge}", value.get(edge), file) for edge in ("height", "width"))
+        height, width = (
+            _length(path, f"{name}.{edge}", value.get(edge), file, _LARGEST_PICTURE) for edge in ("height", "width")
+        )
         return height, width
-    return _length(path, name, value, file)
+    return _length(path, name, value, file, _LARGEST_PICTURE)
 
 
 def _pair(edges: int | tuple[int, int]) -> tuple[int, int]:
@@ -270,8 +286,10 @@ def _pair(edges: int | tuple[int, int]) -> tuple[int, int]:
 def _colours(path: Path, config: dict[str, Any], name: str) -> tuple[float, float, float]:
     value = config.get(name)
     numbers = value if isinstance(value, list) else []
-    if len(numbers) != 3 or not all(isinstance(number, int | float) for number in numbers):
-        raise ModelError(f"{path / 'preprocessor_config.json'}: {name} is {value!r}; expected three numbers")
+    if len(numbers) != 3 or not all(isinstance(n, int | float) and abs(n) <= _LARGEST_COLOUR for n in numbers):
+        raise ModelError(
+            f"{path / 'preprocessor_config.json'}: {name} is {reprlib.repr(value)}; expected three numbers"
+        )
     if name == "image_std" and min(numbers) <= 0:
         raise ModelError(f"{path / 'preprocessor_config.json'}: {name} is {value!r}; expected numbers above 0")
     return float(numbers[0]), float(numbers[1]), float(numbers[2])

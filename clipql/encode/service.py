@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 from clipql.encode.base import Encoder, Picture, as_picture
 from clipql.encode.names import DEFAULT_MODEL
 from clipql.engine.embedded import Engine
-from clipql.errors import EncodeError, ModelError, PictureError
+from clipql.errors import EncodeError, ModelError, PictureError, QueryCancelled
 from clipql.storage.catalog import Table
 
 TEXT, IMAGE = "encode_text", "encode_image"
 REMEMBERED = 4096  # vectors of words and pictures asked for last: 8 MB of 512 numbers each
+# between the value of a call and the connection that it is made for; not of base64's letters
+_OWNER = "|"
 # how picture files begin; anything else that encode_image gets is a path
 _PICTURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\x00\x00\x00\x00|II\*\x00|MM\x00\*|\x00\x00\x00", re.DOTALL
@@ -90,6 +92,7 @@ class Encoders:
     def __init__(self, default: str | None = None) -> None:
         self.default = default or os.environ.get("CLIPQL_MODEL") or None
         self.files = True
+        self.engine: Engine | None = None
         self._encoders: dict[str, Encoder] = {}
         self._lock = threading.RLock()
         self.tallies = {TEXT: Tally(), IMAGE: Tally()}
@@ -219,7 +222,7 @@ class Encoders:
 
     def register(self, engine: Engine) -> None:
         """Make the functions known to SQL, so that any statement that ClickHouse itself runs is right too."""
-        Encoders._current = self
+        Encoders._current, self.engine = self, engine
         if not Encoders._registered:
             engine.register(f"_clipql_{TEXT}", _encode_text, ["String", "String"], "String")
             engine.register(f"_clipql_{IMAGE}", _encode_image, ["String", "String"], "String")
@@ -253,8 +256,10 @@ class Encoders:
 def call_sql(function: str, model: str, argument: str) -> str:
     """A call as SQL that ClickHouse runs by itself, row by row. model: '' for the default."""
     quoted = model.replace("\\", "\\\\").replace("'", "\\'")
-    # a Python function takes UTF-8 text only and gives no arrays, hence base64 in and bytes out
-    return f"reinterpret(assumeNotNull(_clipql_{function}('{quoted}', base64Encode({argument}))), 'Array(Float32)')"
+    # a Python function takes UTF-8 text only and gives no arrays, hence base64 in and bytes out; and ClickHouse
+    # looks between blocks whether a query was cancelled, where one of calls takes minutes, so they look themselves
+    value = f"concat(base64Encode({argument}), '{_OWNER}', getSetting('log_comment'))"
+    return f"reinterpret(assumeNotNull(_clipql_{function}('{quoted}', {value})), 'Array(Float32)')"
 
 
 def _key(function: str, model: str, value: bytes) -> bytes:
@@ -285,9 +290,12 @@ def _answer(function: str, model: str, value: str) -> bytes:
     encoders = Encoders._current
     if encoders is None:
         raise ModelError("no clipql database is open")
+    value, _, owner = value.partition(_OWNER)
     try:
+        if owner and encoders.engine is not None:
+            encoders.engine.check_tag(owner)
         return encoders.answer(function, model, base64.b64decode(value))
-    except EncodeError:
+    except (EncodeError, QueryCancelled):
         raise
     except Exception as error:
         raise ModelError(f"{function}: {error}") from error

@@ -34,18 +34,21 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _AT_ONCE = 4096  # texts: bounds what the library keeps of each token besides its id
 # Characters that one character can become or come from in a normaliser (NFC joins up to three)
 _SPREAD = 4
+# Beyond what any tokenizer has: characters of a token, and characters that a normaliser makes of one
+_LONGEST_TOKEN, _MOST_GROWTH = 1024, 4096
 
 
 class TextTokenizer:
-    """A tokenizer that cuts at its context and keeps the end token. Thread-safe."""
+    """A tokenizer that cuts at its context and keeps the end token. Thread-safe. name: how errors call it."""
 
-    def __init__(self, tokenizer: Tokenizer, context: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: int, name: str = "CLIP's own tokenizer") -> None:
+        self._name = name
         tokenizer.no_padding()
         tokenizer.enable_truncation(context)
         self._tokenizer = tokenizer
         self.context = context
         self.vocabulary = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        longest = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        longest = min(_LONGEST_TOKEN, max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1))
         self._most_characters = context * longest * _SPREAD
 
     def __repr__(self) -> str:
@@ -61,7 +64,12 @@ class TextTokenizer:
 
     def _block(self, texts: Sequence[str]) -> list[list[int]]:
         clean = [self._clean(text) for text in texts]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(clean)]
+        try:
+            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(clean)]
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the library, over a file that contradicts itself, is no Exception
+            raise ModelError(f"{self._name} fails on a text ({error}); fetch the model anew") from error
 
     def _clean(self, text: str) -> str:
         if not isinstance(text, str):
@@ -80,7 +88,7 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 def load(folder: ModelFolder) -> TextTokenizer:
     """The tokenizer of a model's folder, checked against the model. Raises ModelError."""
-    found = TextTokenizer(_read(folder.tokenizer), folder.context)
+    found = TextTokenizer(_read(folder.tokenizer), folder.context, str(folder.tokenizer))
     if found.vocabulary > folder.vocabulary:
         raise ModelError(
             f"{folder.tokenizer} has {found.vocabulary:,} tokens, but the text tower of {folder.model} knows "
@@ -104,13 +112,28 @@ def _read(file: Path) -> Tokenizer:
 
     try:
         if file.name != "vocab.json":
-            return Tokenizer.from_file(str(file))
+            return _bounded(Tokenizer.from_file(str(file)))
         vocabulary = json.loads(file.read_text(encoding="utf-8"))
         lines = (file.parent / "merges.txt").read_text(encoding="utf-8").splitlines()
         pairs = [pair for line in lines if len(pair := line.split()) == 2 and not line.startswith("#version")]
         return _byte_pairs(vocabulary, [(first, second) for first, second in pairs])
-    except Exception as error:  # the library raises nothing narrower
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises nothing narrower, and its panics are no Exceptions
         raise ModelError(f"{file} is no tokenizer: {error}; fetch the model anew") from error
+
+
+def _bounded(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer. Raises ValueError for a normaliser by which a few words could fill the memory."""
+    state = tokenizer.normalizer.__getstate__() if tokenizer.normalizer is not None else b"{}"
+    waiting, growth = [json.loads(state)], 1
+    while waiting:
+        step = waiting.pop()
+        waiting += step.get("normalizers") or ()
+        growth *= max(1, *(len(step[name]) for name in ("content", "prepend") if isinstance(step.get(name), str)), 1)
+    if growth > _MOST_GROWTH:
+        raise ValueError(f"its normaliser makes {growth:,} characters of one")
+    return tokenizer
 
 
 def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:

@@ -37,12 +37,15 @@ _GOT = re.compile(
     re.DOTALL,
 )
 _ENCODING: Mapping[str, type[EncodeError]] = {k.__name__: k for k in (EncodeError, ModelError, PictureError)}
+_CANCELLED = QueryCancelled.__name__
 
 
 def translate(error: BaseException) -> QueryError | EncodeError:
     """chDB's exception as one of ours, with ClickHouse's code and name. The caller raises it `from` the original."""
     text = error.object.decode("utf-8", "replace") if isinstance(error, UnicodeDecodeError) else str(error)
     ours = _UDF.search(text)
+    if ours and ours[1] == _CANCELLED:
+        return QueryCancelled(ours[2].strip(), code=394, name="QUERY_WAS_CANCELLED")
     if ours:
         return _ENCODING.get(ours[1], EncodeError)(ours[2].strip())
     match = re.search(r"Code: (\d+)\. DB::Exception: (.*?)(?:\s*\(([A-Z_0-9]+)\))?\s*\Z", text, re.DOTALL)

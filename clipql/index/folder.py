@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from clipql.errors import DatabaseDamaged, DatabaseVersion, VectorIndexError
-from clipql.storage import files
+from clipql.storage import files, strays
+from clipql.storage.vectors.segments import UNREADABLE
 
 VERSION = 1
 META = "meta.json"
 _HASHED_ON_OPEN = 16 << 20  # bytes; larger files are hashed by `verify` only
 _READ = 8 << 20
 _HEAD = 4096
+_LARGEST_META = 64 << 20
 
 
 class NewFolder:
@@ -134,28 +135,40 @@ def check_files(folder: Path, meta: Mapping[str, Any], names: Iterable[str]) -> 
         try:
             if file.suffix == ".npy":
                 np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:
+        except UNREADABLE as error:
             raise DatabaseDamaged(f"{file} does not open as an array ({error}); rebuild the index") from error
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
     file = folder / META
     try:
-        meta = json.loads(file.read_text("utf-8"))
+        meta = json.loads(files.read_plain(file, most=_LARGEST_META).decode("utf-8"))
         version = int(meta["version"])
     except FileNotFoundError as error:
         if not folder.is_dir():
             raise VectorIndexError(f"there is no index in {folder}") from error
         raise DatabaseDamaged(f"{file} is missing; rebuild the index") from error
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise DatabaseDamaged(f"{file} cannot be read ({error}); rebuild the index") from error
     if version > VERSION:
         raise DatabaseVersion(f"{file} is of version {version}; this clipql knows versions up to {VERSION}")
     if meta.get("hash") != _meta_hash(meta):
         raise DatabaseDamaged(f"{file} does not match its own hash; rebuild the index")
-    if not isinstance(meta.get("files"), dict):
+    listed = meta.get("files")
+    if not isinstance(listed, dict) or not all(map(_is_told, listed.items())):
         raise DatabaseDamaged(f"{file} does not list its files; rebuild the index")
     return dict(meta)
+
+
+def _is_told(listed: tuple[object, object]) -> bool:
+    """Whether an entry names a file of the folder, its size and its hashes."""
+    name, known = listed
+    return (
+        strays.is_name(name)
+        and isinstance(known, dict)
+        and type(known.get("size")) is int
+        and all(isinstance(known.get(hash), str) for hash in ("xxh3", "head"))
+    )
 
 
 def verify(folder: Path) -> None:
@@ -167,7 +180,7 @@ def verify(folder: Path) -> None:
 
 def _check_size(file: Path, known: Mapping[str, Any]) -> None:
     try:
-        size = file.stat().st_size
+        size = file.lstat().st_size
     except FileNotFoundError as error:
         raise DatabaseDamaged(f"{file} is missing; rebuild the index") from error
     if size != known["size"]:
@@ -181,7 +194,7 @@ def _check_hash(file: Path, known: Mapping[str, Any]) -> None:
 
 def _hash(file: Path) -> str:
     state = xxhash.xxh3_64()
-    with file.open("rb") as stream:
+    with files.open_plain(file) as stream:
         while piece := stream.read(_READ):
             state.update(piece)
     return state.hexdigest()
@@ -189,7 +202,7 @@ def _hash(file: Path) -> str:
 
 def _head_hash(file: Path) -> str:
     """The hash of its beginning, which says what an array is."""
-    with file.open("rb") as stream:
+    with files.open_plain(file) as stream:
         return xxhash.xxh3_64_hexdigest(stream.read(_HEAD))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipql.errors import VectorIndexError
+from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index.base import Index, Route, Vectors
 from clipql.storage.catalog import IndexEntry
 from clipql.storage.vectors.metrics import Metric
@@ -70,6 +70,14 @@ def forecast(entry: IndexEntry, vectors: Vectors, folder: Path) -> str:
 
 def open_index(entry: IndexEntry, folder: Path, vectors: Vectors) -> Index:
     """Open what `build` made. Raises DatabaseDamaged, naming the file, where it is not as it was written."""
+    try:
+        return _opened(entry, folder, vectors)
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # right hashes over what no build writes
+        raise DatabaseDamaged(f"{folder} does not open as an index ({error!r}); rebuild the index") from error
+
+
+def _opened(entry: IndexEntry, folder: Path, vectors: Vectors) -> Index:
     if entry.kind == "ivf":
         from clipql.index import ivf
 

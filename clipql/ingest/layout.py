@@ -130,6 +130,8 @@ def _parts_of(source: Path, numbers: frozenset[int] | None) -> list[PartFiles]:
 
 
 def _candidates(folder: Path) -> Iterable[Path]:
+    if not folder.is_dir():
+        raise IngestError(f"{folder} is neither a file nor a folder; expected a folder of parts")
     for path in sorted(folder.iterdir()):
         if path.is_file():
             yield path
@@ -165,8 +167,10 @@ def read_metadata(path: Path) -> tuple[int, pa.Schema]:
     """The rows and the schema that the footer of a part's metadata announces. Raises IngestError."""
     try:
         with open(path, "rb") as plain:
-            if plain.read(4) != b"PAR1":  # pyarrow looks at the end only
-                raise IngestError(f"{path} is not a whole Parquet file (it does not begin with PAR1); fetch it again")
+            if (begin := plain.read(4)) != b"PAR1":  # pyarrow looks at the end only
+                raise IngestError(
+                    f"{path} is not a whole Parquet file (it begins with {begin!r}, not with PAR1); fetch it again"
+                )
         with pq.ParquetFile(path) as file:
             rows, schema = file.metadata.num_rows, file.schema_arrow
             if rows < 0 or not all(isinstance(name, str) for name in schema.names):  # also that they are UTF-8

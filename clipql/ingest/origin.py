@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipql.encode.names import canonical
 from clipql.errors import IngestError
-from clipql.ingest.layout import CheckedPart
+from clipql.ingest.layout import DAMAGED, CheckedPart
 from clipql.storage.catalog import Table
 
 
@@ -22,10 +21,16 @@ def rows_with_vectors(part: CheckedPart) -> NDArray[np.bool_] | None:
         return None
     path = part.files.metadata
     try:
-        errors = pq.read_table(path, columns=["error"]).column(0)
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(path) as file:
+            errors = file.read(columns=["error"]).column(0)
+        kept: NDArray[np.bool_] = pc.equal(pc.fill_null(errors, ""), "").to_numpy()
+    except DAMAGED as error:
         raise IngestError(f"{path}: its column error cannot be read ({error}); fetch it again") from error
-    kept: NDArray[np.bool_] = pc.equal(pc.fill_null(errors, ""), "").to_numpy()
+    if len(kept) != part.rows or part.rows - int(kept.sum()) != part.failed:
+        raise IngestError(
+            f"{path} says that {part.failed:,} of its {part.rows:,} rows have an error, and its column error has "
+            f"{len(kept) - int(kept.sum()):,} of {len(kept):,}; fetch it again"
+        )
     return kept
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from clipql.errors import IngestError
+from clipql.storage.files import read_plain
 
+_LARGEST = 1 << 20
 _FOLDERS = ("metadata", "img_emb", "text_emb", "images", "texts")
 
 
@@ -20,10 +22,10 @@ def part_model(metadata: Path, schema: pa.Schema) -> str | None:
     folder = metadata.parent.parent if metadata.parent.name in _FOLDERS else metadata.parent
     path = folder / "model.json"
     try:
-        told = json.loads(path.read_bytes())
+        told = json.loads(read_plain(path, most=_LARGEST, follow=True))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IngestError(
             f"{path} should name the model of the vectors beside it and cannot be read: {error}"
         ) from error
@@ -36,4 +38,4 @@ def part_model(metadata: Path, schema: pa.Schema) -> str | None:
 def rows_without_vectors(schema: pa.Schema) -> int:
     """How many rows of a part have an error in place of vectors."""
     said = (schema.metadata or {}).get(b"clipql.failed", b"0")
-    return int(said) if said.isdigit() and "error" in schema.names else 0
+    return int(said[:18]) if said.isdigit() and "error" in schema.names else 0

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from clipql.encode.service import IMAGE, TEXT, Batch, Encoders, call_sql
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
-from clipql.errors import QueryError
+from clipql.errors import QueryCancelled, QueryError
 from clipql.sql.calls import FindTable, alias_spans, find_sources
 from clipql.sql.clauses import conjuncts
 from clipql.sql.constants import with_clause
@@ -29,7 +29,8 @@ from clipql.storage.catalog import Table
 from clipql.syntax.lexer import Token, matching, tokenize
 from clipql.syntax.scopes import Scope, scopes, split_list
 
-BATCH = 1024
+# so few that their encoding takes about a second at most, as a query is cancelled between batches
+BATCH = 256
 # functions of their arguments alone, so that text made with them is a constant; of any other that is not certain
 _FUNCTIONS = {
     "base64decode", "char", "coalesce", "concat", "concatwithseparator", "format", "if", "ifnull", "left", "lower",
@@ -93,6 +94,7 @@ class Encoding:
         work = _Replacement(self._engine, self._encoders, dict(params), rows)
         model = self.model_of(sql)
         while (found := _last_call(tokens := tokenize(sql))) is not None:  # inner SELECTs stand behind outer ones
+            self._engine.check_cancelled()
             edits = work.edits(sql, tokens, found, model)
             for start, end, text in sorted(edits, reverse=True):
                 sql = sql[:start] + text + sql[end:]
@@ -221,7 +223,7 @@ class _Replacement:
         prefix = with_clause(argument, scope.withs, _aliases(scope))
         self._check_rows(call, argument, f"{prefix}SELECT ({argument}) AS clipql_value {source}")
         batch = self._encoders.batch()
-        with contextlib.suppress(QueryError):  # what is wrong, the statement itself will say
+        with _left_to_the_statement():
             stream = self._engine.stream(
                 f"{prefix}SELECT CAST(assumeNotNull({argument}) AS String) AS clipql_value {source}",
                 params=self.params,
@@ -231,6 +233,7 @@ class _Replacement:
             for block in stream:
                 waiting |= dict.fromkeys(block.column(0).cast(pa.binary()).to_pylist())
                 while len(waiting) >= BATCH:
+                    self._engine.check_cancelled()
                     self._encoders.fill(batch, call.function, [waiting.popitem()[0] for _ in range(BATCH)], model)
             if waiting:
                 self._encoders.fill(batch, call.function, list(waiting), model)
@@ -244,6 +247,17 @@ class _Replacement:
             return
         if not _TEXT.match(kind):
             raise QueryError(f"{call.function}({argument}) got {kind}; expected text")
+
+
+@contextlib.contextmanager
+def _left_to_the_statement() -> Iterator[None]:
+    """What is wrong, the statement itself will say; unless it is that nobody waits for it any more."""
+    try:
+        yield
+    except QueryCancelled:
+        raise
+    except QueryError:
+        pass
 
 
 def _rows_of(scope: Scope, call: _Call) -> str | None:

@@ -59,6 +59,24 @@ class Rewritten(Brief):
     answer: Direct | None = None
 
 
+class _Selects:
+    """The SELECTs of a statement that is being edited, read anew only where it was."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._read()
+        self.count = len(self._found)
+
+    def _read(self) -> None:
+        self._text = self._work.sql
+        self._found = sql_scopes.scopes(self._text, tokenize(self._text))
+
+    def __getitem__(self, at: int) -> Scope:
+        if self._work.sql is not self._text:
+            self._read()
+        return self._found[at]
+
+
 class Planner:
     """Rewrites statements over the tables of a registry."""
 
@@ -87,18 +105,19 @@ class Planner:
         constants = Constants(self._engine, encoded.params)
         origins = Origins(self._registry.find, encoded.models)
         find = finder(self._registry, encoded.params)
-        count = len(sql_scopes.scopes(work.sql, tokenize(work.sql)))
-        for at in reversed(range(count)):
-            scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+        selects = _Selects(work)
+        for at in reversed(range(selects.count)):
+            self._engine.check_cancelled()
+            scope = selects[at]
             merged = inline(scope, find) if options.plan else []
             if merged:
                 work.edit(merged)
-                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+                scope = selects[at]
             origins.check_pairs(scope)
             moved = self._prewhere(scope)
             if moved:
                 work.edit(moved)
-                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+                scope = selects[at]
             join = recognise_join(scope, self._registry.find) if options.plan else None
             if join:
                 self._join(plan_join(join, self._indexes, options), work)
@@ -174,12 +193,14 @@ class Planner:
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
         plans: list[Explained] = []
         work, find = Work(encoded.sql, {}), finder(self._registry, encoded.params)
-        for at in reversed(range(len(sql_scopes.scopes(work.sql, tokenize(work.sql))))):
-            scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+        selects = _Selects(work)
+        for at in reversed(range(selects.count)):
+            self._engine.check_cancelled()
+            scope = selects[at]
             merged = inline(scope, find)
             if merged:
                 work.edit(merged)
-                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+                scope = selects[at]
             join = recognise_join(scope, self._registry.find)
             select = None if join else recognise(scope, self._registry.find)
             if join:

@@ -16,7 +16,7 @@ from typing import Any
 
 from clipql.brief import Brief
 from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase
-from clipql.storage import files
+from clipql.storage import files, strays
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -219,7 +219,7 @@ def load(folder: Path) -> Catalog:
             f"{folder} holds files but no {NAME}, so clipql did not make it: name an empty or a new folder"
         )
     with files.translated(path, "reading"):
-        content = path.read_bytes()
+        content = files.read_plain(path)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -242,6 +242,29 @@ def load(folder: Path) -> Catalog:
         ) from error
 
 
+def _check_names(table: Table) -> None:
+    """Raise ValueError where the manifest would have files read, written or removed that are not the database's."""
+    rows = [table.row_file] if table.row_file else []
+    names = [table.id, *(c.folder for c in table.columns), *(n for r in rows for n in (r.folder, r.listing))]
+    places = [i.folder.split("/") if isinstance(i.folder, str) else [] for i in table.indexes if i.folder is not None]
+    segments = [s for c in table.columns for s in c.segments]
+    if any(len(place) != 2 for place in places):
+        raise ValueError(f"an index of table {table.full_name} has no folder of a table")
+    names += [part for place in places for part in place]
+    names += [s.file for s in segments if not s.linked]
+    for name in names:
+        if not strays.is_name(name):
+            raise ValueError(f"{name!r} is no name of a file in table {table.full_name}")
+    for segment in segments:
+        path = Path(segment.file)
+        if segment.linked and (not path.is_absolute() or ".." in path.parts or "\0" in segment.file):
+            raise ValueError(f"{segment.file!r} is no address of a linked file")
+    numbers = [table.rows, *(n for s in segments for n in (s.first, s.rows, s.dimension, s.offset))]
+    numbers += [n for r in rows for n in (r.rows, r.bytes)] + [i.rows for i in table.indexes]
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
+        raise ValueError(f"a number of table {table.full_name} is none")
+
+
 def _hash(body: str) -> str:
     return hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -257,7 +280,7 @@ def _catalog(d: Mapping[str, Any]) -> Catalog:
             pending["after"] and _table(pending["after"]),
             pending["definitions"] and tuple(pending["definitions"]),
         ),
-        serial=d["serial"],
+        serial=int(d["serial"]),
     )
 
 
@@ -268,4 +291,6 @@ def _table(d: Mapping[str, Any]) -> Table:
     rows = d.get("row_file")
     # those of older versions have no listing: what is derived need not be read, it can be made again
     row_file = RowFile(**rows) if rows and "listing" in rows else None
-    return Table(**{**d, "columns": columns, "parts": parts, "indexes": indexes, "row_file": row_file})
+    table = Table(**{**d, "columns": columns, "parts": parts, "indexes": indexes, "row_file": row_file})
+    _check_names(table)
+    return table

@@ -11,10 +11,12 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import sys
 import time
 import weakref
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -45,6 +47,42 @@ def translated(path: Path, doing: str) -> Iterator[None]:
 def is_full(error: BaseException | None) -> bool:
     """Whether an error, translated or not, says that the disk is full."""
     return isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in _FULL)
+
+
+def open_plain(path: Path, *, follow: bool = False) -> FileIO:
+    """Open a regular file to read, unbuffered. Raises OSError for anything else: a pipe would be waited for, a device
+    has no end, and a symbolic link (unless `follow`) leads to a file that nobody has named.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise OSError(errno.ELOOP, f"it is a symbolic link to {os.readlink(path)}", str(path)) from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return FileIO(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_plain(path: Path, *, most: int | None = None, follow: bool = False) -> bytes:
+    """The contents of a regular file, as `open_plain` opens it. Raises OSError, for more than `most` bytes too."""
+    with open_plain(path, follow=follow) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise OSError(errno.EINVAL, f"it has {size:,} bytes, and {most:,} are the most that are read", str(path))
+        return file.read()
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, sorted by name; nothing where there is none, or a symbolic link in its place."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    with translated(folder, "listing"), os.scandir(folder) as found:
+        return sorted(found, key=lambda entry: entry.name)
 
 
 def take_room(handle: int, size: int) -> None:
@@ -106,13 +144,23 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with translated(path, "writing"):
-            with open(temporary, "wb", buffering=0) as file:
+            with os.fdopen(_fresh(temporary), "wb", buffering=0) as file:
                 yield file
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _fresh(path: Path) -> int:
+    """A file that was not there: what a crash or somebody else has left there is removed, never written into."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o666)
+    except FileExistsError:
+        path.unlink()
+        return os.open(path, flags, 0o666)
 
 
 class GrownFile:
@@ -125,9 +173,9 @@ class GrownFile:
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.size = path, size
         with translated(path, "opening"):
-            if size and path.stat().st_nlink > 1:
-                self._copy()
-            self._handle = os.open(path, os.O_RDWR | (0 if size else os.O_CREAT), 0o644)
+            if path.exists() and path.lstat().st_nlink > 1:
+                self._copy() if size else path.unlink()
+            self._handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | (0 if size else os.O_CREAT), 0o644)
             try:
                 if os.fstat(self._handle).st_size < size:
                     raise StorageError(f"{path} is shorter than the {size:,} bytes that it should have")
@@ -137,7 +185,7 @@ class GrownFile:
                 raise
 
     def _copy(self) -> None:
-        with new_file(self.path) as copy, open(self.path, "rb") as file:
+        with new_file(self.path) as copy, open_plain(self.path) as file:
             while piece := file.read(1 << 20):
                 write_all(copy, piece)
         sync_folder(self.path.parent)
@@ -221,7 +269,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         path = folder / "lock"
         try:
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise StorageError(
@@ -230,6 +278,10 @@ class FolderLock:
                 ) from error
             with translated(path, "locking"):
                 raise
+        found = os.fstat(self._handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # it is written into
+            os.close(self._handle)
+            raise StorageError(f"{path} is no file of its own (a hard link, or no regular file): remove it")
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

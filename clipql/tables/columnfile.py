@@ -11,6 +11,7 @@ file has an entry for each, with a hash for each 4 MB.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from clipql.brief import Brief
 from clipql.errors import DatabaseDamaged
-from clipql.storage.files import GrownFile
+from clipql.storage.files import GrownFile, open_plain
 
 MOST_WORDS = 250  # distinct strings of a column kept as codes
 HASHED = 4 << 20  # bytes of a column that have a hash of their own
@@ -200,6 +201,11 @@ class _Array:
         return {"file": self.file.path.name, "type": self._kind.str, "bytes": self.file.size, "hashes": hashes}
 
 
+def _whole(path: Path) -> pa.Buffer:
+    with open_plain(path) as file:
+        return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
 class ColumnReader:
     """The columns of one row file. entries: of its listing, checked already. older: a reader of fewer rows of it."""
 
@@ -230,7 +236,7 @@ class ColumnReader:
     def _mapped(self, entry: Entry) -> NDArray[Any]:
         path, size = self._folder / entry["file"], entry["bytes"]
         try:
-            data = pa.memory_map(str(path)).read_buffer() if size else pa.py_buffer(b"")
+            data = _whole(path) if size else pa.py_buffer(b"")
         except (OSError, ValueError, pa.ArrowInvalid) as error:
             raise DatabaseDamaged(f"{path} cannot be read: {error}") from error
         if len(data) < size:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -271,15 +272,14 @@ class Indexes:
     def sweep(self) -> None:
         """Remove folders that no index refers to. A build that was cut off stays, for the next one to go on from."""
         self.rows.sweep()
-        root = self.registry.folder / "index"
         kept = {i.folder for t in self.registry.catalog.tables for i in t.indexes}
         begun = {f"{t.id}/{unfinished(i)}" for t in self.registry.catalog.tables for i in t.indexes}
-        for table in root.iterdir() if root.is_dir() else ():
-            for folder in table.iterdir() if table.is_dir() else ():
+        for table in files.entries(self.registry.folder / "index"):
+            for folder in files.entries(Path(table.path)):
                 if f"{table.name}/{folder.name}" not in kept | begun:
-                    files.remove(folder)
+                    files.remove(Path(folder.path))
             with contextlib.suppress(OSError):
-                table.rmdir()
+                os.rmdir(table.path)
 
     def listing(self) -> pa.Table:
         """All indexes, as `SELECT * FROM clipql.indexes` shows them."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import DatabaseDamaged, QueryError, StorageError
-from clipql.storage import catalog, files
+from clipql.storage import catalog, files, strays
 from clipql.storage.catalog import Catalog, Pending, Table
 from clipql.storage.vectors import segments
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
@@ -128,26 +128,26 @@ def await_mutations(engine: Engine) -> None:
 
 
 def sweep(registry: Registry) -> None:
-    """Remove staged rows, shapes of tables that are gone, and files that nothing refers to."""
+    """Remove staged rows, shapes of tables that are gone, and files that nothing refers to. Links are not followed."""
     known = {t.id for t in registry.catalog.tables}
     rewritten = {t.name for t in registry.catalog.tables if t.database == INTERNAL}
     names = registry.engine.arrow(f"SELECT name FROM system.tables WHERE database = '{INTERNAL}'").column(0).to_pylist()
     for name in names:
         if name not in known | rewritten:
-            registry.engine.run(f"DROP TABLE IF EXISTS {INTERNAL}.`{name}` SYNC")
+            registry.engine.run(f"DROP TABLE IF EXISTS {INTERNAL}.{quote_name(name)} SYNC")
     files.remove(registry.folder / (catalog.NAME + ".tmp"))
-    for stray in (*registry.folder.glob(".backup-*"), registry.folder / "engine" / "shadow"):
+    for stray in (*registry.folder.glob(f"{strays.STAGED}*"), registry.folder / "engine" / "shadow"):
         files.remove(stray)  # of a backup that was cut off
-    vectors = registry.folder / "vectors"
-    for folder in vectors.iterdir() if vectors.is_dir() else ():
+    for folder in files.entries(registry.folder / "vectors"):
         table = registry.catalog.by_id(folder.name)
         if table is None:
-            files.remove(folder)
+            files.remove(Path(folder.path))
             continue
         kept = {(c.folder, s.file) for c in table.columns for s in c.segments}
-        for file in folder.glob("*/*"):
-            if (file.parent.name, file.name) not in kept:
-                file.unlink()
+        for column in files.entries(Path(folder.path)):
+            for file in files.entries(Path(column.path)):
+                if (column.name, file.name) not in kept:
+                    files.remove(Path(file.path))
 
 
 def take_back_rows(registry: Registry, table: Table) -> None:

@@ -146,7 +146,7 @@ class RowReader:
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    with open(path, "rb") as file:
+    with files.open_plain(path) as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
@@ -234,12 +234,11 @@ class RowFiles:
 
     def sweep(self) -> None:
         """Remove folders that no table refers to, and listings of fewer rows than a row file has."""
-        root = self._registry.folder / "rows"
         kept = {t.row_file.folder: t.row_file.listing for t in self._registry.catalog.tables if t.row_file}
-        for folder in root.iterdir() if root.is_dir() else ():
+        for folder in files.entries(self._registry.folder / "rows"):
             if folder.name not in kept:
-                files.remove(folder)
+                files.remove(Path(folder.path))
                 continue
-            for listing in folder.glob("listing-*"):
-                if listing.name != kept[folder.name]:
-                    files.remove(listing)
+            for file in files.entries(Path(folder.path)):
+                if file.name.startswith("listing-") and file.name != kept[folder.name]:
+                    files.remove(Path(file.path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ import xxhash
 
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged
-from clipql.storage import files
+from clipql.storage import files, strays
 from clipql.storage.catalog import RowFile, Table
 from clipql.storage.files import GrownFile
 from clipql.tables.columnfile import ColumnWriter
@@ -114,10 +115,16 @@ def _known(folder: Path, entry: RowFile) -> tuple[pa.Schema, dict[str, Any]]:
 
 def described(folder: Path, listing: str) -> tuple[str, bytes, bytes, dict[str, Any]]:
     """The hash of what tells what is where in a row file, its schema, the places of its batches and its listing."""
-    schema, written = (folder / SCHEMA).read_bytes(), (folder / listing).read_bytes()
+    schema, written = files.read_plain(folder / SCHEMA), files.read_plain(folder / listing)
     told: dict[str, Any] = json.loads(written)
-    with open(folder / BATCHES, "rb") as file:
-        places = file.read(int(told["batches"]) * PLACES.itemsize)
+    with files.open_plain(folder / BATCHES) as file:
+        size = int(told["batches"]) * PLACES.itemsize
+        if not 0 <= size <= os.fstat(file.fileno()).st_size:
+            raise ValueError(f"{BATCHES} does not have {told['batches']:,} batches")
+        places = file.read(size)
+    arrays = [array for column in told["columns"] for array in (column["values"], column["nulls"]) if array]
+    if not all(strays.is_name(array["file"]) and type(array["bytes"]) is int for array in arrays):
+        raise ValueError(f"{listing} names files that are none of its folder")
     return xxhash.xxh3_64_hexdigest(schema + places + written), schema, places, told
 
 

@@ -40,10 +40,11 @@ class PartServer:
     """Use as a context manager. `files`: path → contents. Change the fields to change what the server does.
 
     By path, and used up by the next requests: cuts, bytes after which the connection breaks; answers, a status and
-    headers in place of the file; lies, how much is added to Content-Length; flips, GETs whose first byte comes changed;
-    then, contents that take the place of the present ones after a GET.
+    headers in place of the file; lies, how much is added to Content-Length; flips, GETs that come with a damaged
+    beginning; then, contents that take the place of the present ones after a GET.
     By path, for good: stalls, bytes after which nothing comes until `released`; redirects, to other paths on another
-    port; sizes, what HEAD says; headers, besides the usual ones; trickles, which send a byte at a time.
+    port; sizes, what HEAD says; headers, besides the usual ones; trickles, which send a byte at a time; endless,
+    which begin with some bytes, tell no size and go on with zeros, and note for each answer how many were sent.
     validators: which of ETag and Last-Modified are sent. ranges, heads: whether Range and HEAD are understood.
     """
 
@@ -56,6 +57,7 @@ class PartServer:
     then: dict[str, list[bytes]] = field(default_factory=dict)
     stalls: dict[str, int] = field(default_factory=dict)
     trickles: set[str] = field(default_factory=set)
+    endless: dict[str, tuple[bytes, list[int]]] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -157,6 +159,8 @@ def _handler(parts: PartServer) -> type[BaseHTTPRequestHandler]:
                 self._send(302, b"", {"Location": place, **parts.headers.get(path, {})}, head=head)
             elif path.startswith("/api/datasets/"):
                 self._send(200, listing(path.split("/revision/")[0].removeprefix("/api/datasets/")), {}, head=head)
+            elif path in parts.endless:
+                self._endless(*parts.endless[path], head=head)
             elif path not in parts.files:
                 self._send(404, b"<html>not here</html>", {}, head=head)
             else:
@@ -185,7 +189,8 @@ def _handler(parts: PartServer) -> type[BaseHTTPRequestHandler]:
             asks_for_one = match is not None and match[2] == "0"
             if not asks_for_one and parts.flips.get(path, 0):
                 parts.flips[path] -= 1
-                body = bytes([body[0] ^ 0xFF]) + body[1:]
+                at = 9 if path.endswith(".npy") else 0  # behind what tells the kind of file, which is looked at first
+                body = body[:at] + bytes([body[at] ^ 0xFF]) + body[at + 1 :]
             self._send(status, body, headers, head=False, path="" if asks_for_one else path)
             if not asks_for_one and parts.then.get(path):
                 parts.files[path] = parts.then[path].pop(0)
@@ -218,6 +223,20 @@ def _handler(parts: PartServer) -> type[BaseHTTPRequestHandler]:
                 self._chunks(body)
             else:
                 self.wfile.write(body)
+
+        def _endless(self, first: bytes, sent: list[int], *, head: bool) -> None:
+            self.send_response_only(200)
+            self.end_headers()
+            self.close_connection = True
+            if head or self.headers["Range"] == "bytes=0-0":
+                return
+            try:
+                total = self.wfile.write(first)
+                while total < 1 << 30:
+                    total += self.wfile.write(bytes(1 << 16))
+            except OSError:
+                pass
+            sent.append(total)
 
         def _trickle(self, body: bytes) -> None:
             self.close_connection = True

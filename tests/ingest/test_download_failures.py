@@ -466,3 +466,64 @@ def test_a_source_that_wants_us_to_come_back_tomorrow_is_left(
     ):
         fetch(server, tmp_path, "0-99")
     assert len(server.requests) < 60
+
+
+# sources that send something else
+
+
+def endless(server: PartServer, first: bytes, sent: list[int]) -> None:
+    """Have the server send these bytes, and zeros without end, and not tell how many."""
+    server.endless[IMAGE] = (first, sent)
+
+
+@pytest.mark.parametrize(
+    ("first", "seen"),
+    [
+        (bytes(64), r"the file is not a .npy file: it begins as b'\x00\x00"),
+        (b"<!DOCTYPE html><html>", "it begins as a web page, b'<!DOCTYPE ht'"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it begins as a pointer of Git LFS"),
+        (b"PAR1" + bytes(100), "it begins as b'PAR1"),
+    ],
+)
+def test_what_is_no_part_ends_after_its_first_bytes(
+    server: PartServer, tmp_path: Path, first: bytes, seen: str
+) -> None:
+    sent: list[int] = []
+    endless(server, first, sent)
+    report = fetch(server, tmp_path)
+    assert f"{server.url}{IMAGE} came damaged, twice: " in reasons(report)
+    assert seen in reasons(report)
+    assert len(sent) == 2
+    assert max(sent) < 32 << 20
+    assert not list((tmp_path / "out").glob("*/img_emb_0*"))
+
+
+def test_a_file_whose_size_nobody_tells_ends_where_its_header_says(server: PartServer, tmp_path: Path) -> None:
+    sent: list[int] = []
+    content = server.files[IMAGE]
+    endless(server, content, sent)
+    report = fetch(server, tmp_path)
+    assert f"it goes on after the {len(content):,} bytes that its header announces" in reasons(report)
+    assert max(sent) < 32 << 20
+    assert not list((tmp_path / "out").glob("*/img_emb_0*"))
+
+
+def test_a_file_whose_size_nobody_tells_has_a_largest_size(server: PartServer, tmp_path: Path) -> None:
+    sent: list[int] = []
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 200), }".ljust(117) + b"\n"
+    endless(server, b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header, sent)
+    report = fetch(server, tmp_path, patience=replace(QUICK, unsized_bytes=1_000_000))
+    told = "it goes on after the 1,000,000 bytes that are taken of a file whose size is not told (--max-unsized)"
+    assert told in reasons(report)
+    assert max(sent) < 32 << 20
+    assert not list((tmp_path / "out").glob("*/img_emb_0*"))
+
+
+def test_a_list_of_checksums_and_a_model_without_end_are_not_read_on(server: PartServer, tmp_path: Path) -> None:
+    for path, first in (("/sums", b"a" * 64 + b"  x\n"), ("/model.json", b"{")):
+        server.files[path] = first
+        server.endless[path] = (first, [])
+    with pytest.raises(DownloadError, match="brings more than 16,777,216 bytes"):
+        fetch(server, tmp_path, checksums=f"{server.url}/sums")
+    assert fetch(server, tmp_path).whole == 1
+    assert not (tmp_path / "out" / "model.json").exists()

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 
 import clipql
 from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase
-from clipql.storage import catalog
+from clipql.storage import catalog, strays
 from clipql.storage.catalog import Catalog, Part, Pending, Segment, Table, VectorColumn
 
 TEXT = st.text(max_size=8)
+NAMES = st.text(min_size=1, max_size=8).filter(strays.is_name)
 COUNTS = st.integers(0, 2**62)
 SEGMENTS = st.builds(
     Segment,
-    file=TEXT,
+    file=NAMES,
     first=COUNTS,
     rows=COUNTS,
     dimension=st.integers(1, 4096),
@@ -28,12 +29,11 @@ SEGMENTS = st.builds(
     offset=COUNTS,
     largest=st.floats(0, allow_nan=False, allow_infinity=False),
     hash=TEXT,
-    linked=st.booleans(),
-)
+).flatmap(lambda s: st.sampled_from([s, dataclasses.replace(s, linked=True, file=f"/data/{s.file}")]))
 COLUMNS = st.builds(
     VectorColumn,
     TEXT,
-    TEXT,
+    NAMES,
     st.none() | st.integers(1, 4096),
     st.none() | TEXT,
     st.lists(SEGMENTS, max_size=3).map(tuple),
@@ -42,7 +42,7 @@ TABLES = st.builds(
     Table,
     database=TEXT,
     name=TEXT,
-    id=TEXT,
+    id=NAMES,
     columns=st.lists(COLUMNS, max_size=3).map(tuple),
     rows=COUNTS,
     parts=st.lists(st.builds(Part, TEXT, COUNTS, COUNTS, TEXT), max_size=2).map(tuple),
@@ -65,7 +65,7 @@ def test_every_catalog_is_read_back_as_it_was_written(tmp_path: Path, given_cata
 
 
 def test_every_field_of_the_catalog_takes_part_in_the_round_trip(tmp_path: Path) -> None:
-    segment = Segment("a.npy", 0, 3, 4, "float16", 128, 1.5, "ab", True)
+    segment = Segment("/data/a.npy", 0, 3, 4, "float16", 128, 1.5, "ab", True)
     column = VectorColumn("v", "column-0", 4, "ViT-B/32", (segment,))
     table = Table("default", "t", "t-1", (column,), 3, (Part("k", 0, 3, "f"),))
     whole = Catalog((table,), Pending("alter", table, dataclasses.replace(table, rows=4), ("a", "b")), 7)

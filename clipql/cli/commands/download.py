@@ -50,15 +50,35 @@ def add_fetching(made: argparse._ActionsContainer) -> None:
     made.add_argument(
         "--timeout", type=float, default=30.0, metavar="SECONDS", help="of silence before another try (default: 30)"
     )
+    made.add_argument(
+        "--max-unsized",
+        type=size,
+        default=size("4G"),
+        metavar="SIZE",
+        help="the most that is taken of a file whose size the source does not tell, such as 500M (default: 4G)",
+    )
     made.add_argument("--tries", type=int, default=6, metavar="N", help="in succession that bring nothing (default: 6)")
 
 
 def rate(text: str) -> float:
     """`20M` as bytes a second."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?(?:/s)?", text.strip(), re.IGNORECASE)
-    if not match or not float(match[1]):
+    found = _bytes(re.sub(r"/s\Z", "", text.strip(), flags=re.IGNORECASE))
+    if not found:
         raise argparse.ArgumentTypeError(f"{text!r}: expected bytes a second, such as 500K or 20M")
-    return float(match[1]) * _UNITS[match[2].upper()]
+    return found
+
+
+def size(text: str) -> int:
+    """`4G` as bytes."""
+    found = _bytes(text.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected bytes, such as 500M or 4G")
+    return int(found)
+
+
+def _bytes(text: str) -> float:
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)([KMG]?)B?", text, re.IGNORECASE)
+    return float(match[1]) * _UNITS[match[2].upper()] if match else 0.0
 
 
 def fetching_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -67,7 +87,11 @@ def fetching_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if not arguments.timeout > 0:
         raise DownloadError(f"--timeout {arguments.timeout:g}: expected more than 0 seconds")
-    patience = Patience(attempts=max(1, arguments.tries), timeout_seconds=arguments.timeout)
+    patience = Patience(
+        attempts=max(1, arguments.tries),
+        timeout_seconds=arguments.timeout,
+        unsized_bytes=arguments.max_unsized,
+    )
     return {
         "without": arguments.without,
         "jobs": arguments.jobs,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipql.encode.embed.rows import Row, Skip
+from clipql.storage.files import open_plain
 
 CAPTION_NAMES = ("caption", "TEXT", "text")
 SIDECARS = ("txt", "caption", "json")
@@ -55,7 +56,7 @@ def read_sidecars(picture: Path, column: str | None) -> tuple[str, dict[str, Any
     for ending in SIDECARS:
         path = picture.with_suffix(f".{ending}")
         try:
-            with open(path, "rb") as file:
+            with open_plain(path, follow=True) as file:
                 data = file.read(_LARGEST_SIDECAR + 1)
         except FileNotFoundError:
             continue

@@ -115,7 +115,8 @@ def _picture(path: Path, value: pa.Scalar, where: str) -> tuple[Picture | None, 
     inner = ""
     if pa.types.is_struct(value.type) and value.is_valid:
         fields = [f.name for f in value.type]
-        inner = (value["path"].as_py() or "") if "path" in fields else ""
+        named = value["path"].as_py() if "path" in fields else ""
+        inner = named if isinstance(named, str) else ""
         value = value["bytes"]
     if value.is_valid:
         size = value.as_buffer().size
@@ -124,6 +125,8 @@ def _picture(path: Path, value: pa.Scalar, where: str) -> tuple[Picture | None, 
         return value.as_py(), "", inner
     if inner:
         beside = path.parent / inner
+        if Path(inner).is_absolute() or ".." in Path(inner).parts or "\0" in inner:
+            return None, f"{where} has no bytes and names {inner!r}, which lies elsewhere", ""
         return (
             (beside, "", inner) if beside.is_file() else (None, f"{where} has no bytes and {inner} is not there", inner)
         )

@@ -107,7 +107,9 @@ def _walk(folder: Path, out: Path) -> Iterator[Path | Row]:
     try:
         with os.scandir(folder) as entries:
             # names only: a folder may hold millions
-            names = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in entries if not e.name.startswith("."))
+            kept = (e for e in entries if not e.name.startswith("."))
+            # of what is neither a folder nor a file, such as a pipe, nothing would come
+            names = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in kept if e.is_dir() or e.is_file())
     except OSError as error:
         message = f"{folder} cannot be listed: {error.strerror or error}"
         yield Row(f"{folder}#!", path=str(folder), error=message)

@@ -19,8 +19,13 @@ from typing import IO, Any, Self
 
 from clipql.encode.embed.captions import SIDECARS, BadSidecar, from_sidecars
 from clipql.encode.embed.rows import LARGEST, Row, Skip
+from clipql.storage.files import open_plain
 
 PICTURES = frozenset(["jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"])
+# headers that tarfile reads whole: long names and links, and pax headers
+_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *(tarfile.XHDTYPE, tarfile.XGLTYPE), b"X")
+_LONGEST_HEADER = 1 << 20
+_MOST_PACKED, _LEAST_UNPACKED = 200, 1 << 30
 _PACKED: tuple[tuple[bytes, Any], ...] = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 
 
@@ -29,7 +34,9 @@ class _Broken(Exception):
 
 
 class _Member(tarfile.TarInfo):
-    """A header that is checked: tarfile itself takes damage after the first member for the end of the tar."""
+    """A header that is checked: tarfile itself takes damage after the first member for the end of the tar, and reads
+    long names and further headers whole, however long they are.
+    """
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
@@ -39,6 +46,29 @@ class _Member(tarfile.TarInfo):
             if type(error).__name__ == "EOFHeaderError":
                 raise
             raise _Broken("the next header is damaged or missing") from error
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0 or (self.type in _HEADERS and self.size > _LONGEST_HEADER):
+            raise _Broken(f"a header announces {self.size:,} bytes")
+        found: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
+        return found
+
+
+class _Unpacked:
+    """What a packed tar holds, as a stream that ends where it grows beyond all measure: pictures hardly pack."""
+
+    def __init__(self, path: Path, opened: IO[bytes]) -> None:
+        self._opened, self._left = opened, max(_LEAST_UNPACKED, _MOST_PACKED * path.stat().st_size)
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._opened.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise _Broken(f"it unpacks to more than {_MOST_PACKED} times its size")
+        return data
+
+    def close(self) -> None:
+        self._opened.close()
 
 
 @dataclass
@@ -52,6 +82,13 @@ class _Sample:
     def counts(self) -> bool:
         """Whether it makes a row: decided by the names of its members alone."""
         return bool(self.picture) or any(e in self.data for e in ("txt", "caption"))
+
+
+# what tarfile and the unpackers raise over damaged tars
+_DAMAGE = (
+    tarfile.TarError, _Broken, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, LookupError, RecursionError,
+    OverflowError, TypeError, MemoryError,
+)  # fmt: skip
 
 
 def read_tar(path: Path, skip: Skip, column: str | None = None) -> Iterator[Row]:
@@ -70,8 +107,8 @@ def read_tar(path: Path, skip: Skip, column: str | None = None) -> Iterator[Row]
                         yield _row(path, sample, column)
                     sample = None
                 sample = sample or _Sample(key)
-                _take(tar, member, sample, ending, skip)
-    except (tarfile.TarError, _Broken, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+                _take(path, tar, member, sample, ending, skip)
+    except _DAMAGE as error:
         if sample is not None and sample.counts:
             if not sample.data.get(sample.picture):
                 sample.error = sample.error or f"{path}#{sample.key}: the tar is damaged or cut short here"
@@ -85,12 +122,11 @@ def read_tar(path: Path, skip: Skip, column: str | None = None) -> Iterator[Row]
         yield _row(path, sample, column)
 
 
-def _open(path: Path) -> IO[bytes]:
-    with open(path, "rb") as file:
+def _open(path: Path) -> Any:
+    with open_plain(path, follow=True) as file:  # a pipe would be waited for
         start = file.read(6)
     unpack = next((opened for magic, opened in _PACKED if start.startswith(magic)), None)
-    found: IO[bytes] = (unpack or open)(path, "rb")
-    return found
+    return _Unpacked(path, unpack(path, "rb")) if unpack else open(path, "rb")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -100,7 +136,7 @@ def _split(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), ending.lower()
 
 
-def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, sample: _Sample, ending: str, skip: Skip) -> None:
+def _take(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, sample: _Sample, ending: str, skip: Skip) -> None:
     picture = ending.rpartition(".")[2] in PICTURES
     if (not picture and ending not in SIDECARS) or (picture and sample.picture):
         return
@@ -110,7 +146,7 @@ def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, sample: _Sample, ending
     if skip:
         return
     if member.size > LARGEST:
-        sample.error = f"{member.name} has {member.size:,} bytes; the most that is read is {LARGEST:,}"
+        sample.error = f"{path}#{member.name} has {member.size:,} bytes; the most that is read is {LARGEST:,}"
         return
     file = tar.extractfile(member)
     data = file.read() if file else b""

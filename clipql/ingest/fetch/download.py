@@ -33,12 +33,13 @@ from clipql.ingest.fetch.parts import (
 )
 from clipql.ingest.fetch.record import Record, locked
 from clipql.ingest.fetch.source import IMAGE, KINDS, TEXT, Source, local_name, open_source, settle
-from clipql.ingest.fetch.transport import Changed, Failure, RemoteFile, Transport
+from clipql.ingest.fetch.transport import Changed, Failure, RemoteFile, Transport, read_small
 from clipql.ingest.layout import parse_numbers
 from clipql.storage import files
 
 JOBS = 4
 _KEPT_FREE = 64 << 20
+_LARGEST_MODEL, _LARGEST_LIST = 1 << 20, 16 << 20
 _T = TypeVar("_T")
 
 
@@ -240,10 +241,9 @@ def fetch_model(source: Source, out: Path, manners: Manners) -> None:
         return
     try:
         found = source.transport.stat(source.base("model.json"))
-        if found is None or not found.size or found.size > 1 << 20:
+        if found is None or not found.size:
             return
-        with source.transport.read(found, 0) as reply:
-            content = b"".join(reply.blocks)
+        content = read_small(source.transport, found, _LARGEST_MODEL)
     except (Failure, Changed):
         return
     if content.lstrip()[:1] == b"{":
@@ -261,8 +261,7 @@ def read_checksums(where: str | os.PathLike[str] | None, manners: Manners) -> Ch
         found = ask(transport, address, manners)
         if found is None:
             raise DownloadError(f"there is no {said} to take checksums from")
-        with transport.read(found, 0) as reply:
-            content = b"".join(reply.blocks)
+        content = read_small(transport, found, _LARGEST_LIST)
     except (Failure, Changed) as failure:
         raise DownloadError(f"{said}: {failure}") from failure
     finally:

@@ -28,6 +28,7 @@ class Patience:
     """How much a run bears. attempts: in succession that bring nothing. Times in seconds.
 
     timeout_seconds: of silence. slowest: bytes a second, over four times that; less is taken for a stall.
+    unsized_bytes: of a file whose size the source does not tell.
     """
 
     attempts: int = 6
@@ -35,6 +36,7 @@ class Patience:
     longest_wait: float = 60.0
     timeout_seconds: float = 30.0
     slowest: float = 1000.0
+    unsized_bytes: int = 4 * 10**9
 
 
 class Stopped(Exception):

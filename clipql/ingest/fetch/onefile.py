@@ -1,7 +1,8 @@
 """One file: asked for, continued over as many connections as it takes, checked, and given its name.
 
 What must stay true: what has the name of a file of a part is whole: it has the size and the digest that are known of
-it, and opens. What fails the checks is fetched anew once, and never kept.
+it, and opens. What fails the checks is fetched anew once, and never kept. Bytes that are no such file are noticed by
+the first of them, and a file whose size nobody tells has an end all the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipql.errors import IngestError
+from clipql.ingest.fetch.beginning import LONGEST, mistaken, whole_size
 from clipql.ingest.fetch.digests import ChecksumList, Digest, mismatch, strongest
 from clipql.ingest.fetch.http import shown
 from clipql.ingest.fetch.manners import Manners
@@ -22,6 +24,17 @@ from clipql.ingest.layout import check_file
 from clipql.storage import files
 
 _CHANGES = 3
+
+
+class _Foreign(Exception):
+    """What comes is not the file, as its first bytes or its length show; the message says by what.
+
+    again: whether it may be damage on the way.
+    """
+
+    def __init__(self, message: str, *, again: bool = True) -> None:
+        super().__init__(message)
+        self.again = again
 
 
 class Missing(Exception):
@@ -101,9 +114,16 @@ class OneFile:
             return there
         problem = ""
         for _ in range(2):
-            remote = self._complete(remote)
-            digest = strongest(remote.digests)
-            problem = self._problem(self._partial.path, digest)
+            digest = None
+            try:
+                remote = self._complete(remote)
+                digest = strongest(remote.digests)
+                problem = self._problem(self._partial.path, digest)
+            except _Foreign as foreign:
+                problem = str(foreign)
+                if not foreign.again:
+                    self._partial.discard()
+                    raise Failure(f"{shown(self._url)}: {problem}", again=False) from foreign
             if not problem:
                 size = self._partial.path.stat().st_size
                 self._partial.finish()
@@ -192,14 +212,25 @@ class OneFile:
         return remote
 
     def _continue(self, remote: RemoteFile) -> None:
-        partial, slow = self._partial, _Slowness(self._manners)
+        partial, slow, begun = self._partial, _Slowness(self._manners), False
+        most, by = self._manners.patience.unsized_bytes, "are taken of a file whose size is not told (--max-unsized)"
+        by_header = False
         with self._transport.read(remote, partial.size) as reply:
             partial.cut(reply.start)
             for block in reply.blocks:
                 self._manners.check()
                 if remote.size is not None and partial.size + len(block) > remote.size:
                     raise Changed(f"more than the announced {remote.size:,} bytes come")
+                if remote.size is None and partial.size + len(block) > most:
+                    raise _Foreign(f"it goes on after the {most:,} bytes that {by}", again=by_header)
                 partial.write(block)
+                if not begun:
+                    begun, beginning = partial.size >= LONGEST, partial.beginning(LONGEST)
+                    if foreign := mistaken(beginning, self._target.suffix):
+                        raise _Foreign(foreign)
+                    told = whole_size(beginning, self._target.suffix)
+                    if told is not None and told < most:
+                        most, by, by_header = told, "its header announces", True
                 self._came += len(block)
                 self._tell(Step(partial.size, remote.size, len(block)))
                 self._manners.took(len(block))

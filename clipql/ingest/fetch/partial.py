@@ -71,6 +71,11 @@ class Partial:
                 self.size, self._synced = size, min(size, self._synced)
                 self._write_note()
 
+    def beginning(self, size: int) -> bytes:
+        """The first bytes of what has come."""
+        with files.translated(self.path, "reading"), open(self.path, "rb", buffering=0) as file:
+            return file.read(min(size, self.size))
+
     def write(self, block: bytes) -> None:
         """Add bytes."""
         rest = memoryview(block)

@@ -58,6 +58,18 @@ class Changed(Exception):
     """The file is not the one it was when it was asked for last; the message says by what."""
 
 
+def read_small(transport: Transport, file: RemoteFile, most: int) -> bytes:
+    """All of a small file. Raises Failure, for one that brings more than so many bytes too, or Changed."""
+    content, size = list[bytes](), 0
+    with transport.read(file, 0) as reply:
+        for block in reply.blocks:
+            content.append(block)
+            size += len(block)
+            if size > most:
+                raise Failure(f"{file.url} brings more than {most:,} bytes", again=False)
+    return b"".join(content)
+
+
 class Transport(Protocol):
     """One way to reach files. Used by several threads at once."""
 

@@ -7,6 +7,7 @@ is float16 only where that loses nothing. Pickled objects are never loaded.
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -28,8 +29,9 @@ HEADER = 128
 LONGEST = 1 << 16
 _LONGEST_HEADER = 10_000
 # what numpy lets out of its reader of headers, which evaluates their text as Python
-_UNREADABLE = (
-    ArithmeticError, EOFError, LookupError, MemoryError, RecursionError, SyntaxError, TokenError, TypeError, ValueError
+UNREADABLE = (
+    ArithmeticError, EOFError, LookupError, MemoryError, OSError, RecursionError, SyntaxError, TokenError, TypeError,
+    ValueError,
 )  # fmt: skip
 # what fits the second-level cache is checked, hashed and written two to four times faster than what does not
 BLOCK_BYTES = 1 << 20
@@ -51,18 +53,19 @@ class ArrayFile:
         return self.dtype in (np.dtype("<f2"), np.dtype("<f4"))
 
 
-def read_header(path: Path) -> ArrayFile:
+def read_header(path: Path, *, follow: bool = True) -> ArrayFile:
     """Read and check the header of a `.npy` file of vectors, without reading the vectors.
 
-    Raises VectorError, naming the file, where it is not a whole 2-d array of float16, float32 or float64 numbers.
+    follow: also where the path is a symbolic link, as that of a part may be and that of a segment is not. Raises
+    VectorError, naming the file, where it is not a whole 2-d array of float16, float32 or float64 numbers.
     """
     try:
-        with files.translated(path, "reading"), open(path, "rb") as file:
+        with files.translated(path, "reading"), files.open_plain(path, follow=follow) as file:
             shape, fortran, dtype, offset = _parse_header(file)
             size = os.fstat(file.fileno()).st_size
     except StorageError as error:
         raise VectorError(str(error)) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise VectorError(f"{path} is not a .npy file of vectors ({error})") from error
     if dtype.hasobject:
         raise VectorError(f"{path} holds Python objects, which are never loaded; expected float16 or float32 numbers")
@@ -84,8 +87,14 @@ def read_header(path: Path) -> ArrayFile:
     return ArrayFile(path, shape[0], shape[1], dtype, offset)
 
 
+def size_by_header(file: BinaryIO) -> int:
+    """How many bytes a `.npy` file has in all by its header. Raises one of UNREADABLE."""
+    shape, _, dtype, offset = _parse_header(file)
+    return offset + math.prod(shape) * dtype.itemsize
+
+
 def _parse_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether in Fortran order, dtype, and where the numbers begin. Raises one of _UNREADABLE."""
+    """Shape, whether in Fortran order, dtype, and where the numbers begin. Raises one of UNREADABLE."""
     begin = file.read(12)
     version = np.lib.format.read_magic(io.BytesIO(begin))
     if version not in ((1, 0), (2, 0), (3, 0)):
@@ -113,7 +122,7 @@ def read_blocks(array: ArrayFile) -> Iterator[tuple[int, NDArray[Any]]]:
     width = array.dimension * array.dtype.itemsize
     step = max(1, BLOCK_BYTES // width)
     buffer = bytearray(step * width)
-    with files.translated(array.path, "reading"), open(array.path, "rb", buffering=0) as file:
+    with files.translated(array.path, "reading"), files.open_plain(array.path, follow=True) as file:
         file.seek(array.offset)
         for first in range(0, array.rows, step):
             n = min(step, array.rows - first)
@@ -241,7 +250,7 @@ def map_segment(folder: Path, segment: Segment) -> NDArray[Any]:
     """
     path = folder / segment.file
     try:
-        found = read_header(path)
+        found = read_header(path, follow=False)
     except VectorError as error:
         advice = "put the linked file back" if segment.linked else "restore it from a backup"
         raise DatabaseDamaged(f"a segment is damaged: {error}; {advice}") from error
@@ -252,7 +261,7 @@ def map_segment(folder: Path, segment: Segment) -> NDArray[Any]:
         )
     if not segment.rows:
         return np.empty((0, segment.dimension), segment.dtype)
-    with files.translated(path, "mapping"), open(path, "rb") as file:
+    with files.translated(path, "mapping"), files.open_plain(path) as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     count = segment.rows * segment.dimension
     return np.frombuffer(mapped, found.dtype, count, found.offset).reshape(segment.rows, segment.dimension)
