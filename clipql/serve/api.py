@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -60,6 +61,7 @@ class Api:
         guarded = self._guarded
         return [
             Route("/healthz", self._health),
+            Route("/api/status", guarded(self._status)),
             Route("/metrics", guarded(self._metrics)),
             Route("/api/openapi.json", guarded(self._openapi)),
             Route("/api/login", self._login, methods=["POST"]),
@@ -136,6 +138,13 @@ class Api:
 
     async def _health(self, request: HttpRequest) -> Response:
         return JSONResponse({"ok": True})
+
+    async def _status(self, request: HttpRequest) -> Response:
+        options = self._service.options
+        state = options.sandbox
+        wall = {"files": state.landlock > 0, "network": state.sockets, "says": state.sentence}
+        limits = dataclasses.asdict(options.limits)
+        return JSONResponse({"version": __version__, "write": options.write, "sandbox": wall, "limits": limits})
 
     async def _metrics(self, request: HttpRequest) -> Response:
         return Response(self._service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})

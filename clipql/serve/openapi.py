@@ -123,10 +123,13 @@ def _rest(options: Options) -> dict[str, Any]:
     size = {"name": "size", "in": "query", "schema": {**_WHOLE, "minimum": 16, "maximum": 1024, "default": 256}}
     tables = _object({"version": _TEXT, "model": {"type": ["string", "null"]}, "write": {"type": "boolean"},
                       "tables": {"type": "array", "items": {"type": "object"}}})  # fmt: skip
+    wall = _object({"files": {"type": "boolean"}, "network": {"type": "boolean"}, "says": _TEXT})
+    status = _object({"version": _TEXT, "write": {"type": "boolean"}, "sandbox": wall, "limits": {"type": "object"}})
     asked = _object({"database": _TEXT, "table": _TEXT, "column": _TEXT, "ids": _NAMES}, ["table", "ids"])
     row = {k: v for k, v in _ROW.items() if k not in ("distance", "duplicate_of")}
     return {
         "/healthz": _get("Whether the server is well", _object({"ok": {"type": "boolean"}})),
+        "/api/status": _get("What protects the server, and its limits", status),
         "/metrics": _get("Figures for Prometheus", _TEXT, "text/plain"),
         "/api/openapi.json": _get("This document", {"type": "object"}),
         "/api/login": _post("A token for a cookie", _object({"token": _TEXT}), _object({"ok": {"type": "boolean"}})),
