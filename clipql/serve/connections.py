@@ -43,8 +43,8 @@ class Connections:
         if len(self.all) <= self.limits.connections:
             return
         others = [c for c in self.all if c is not made]
-        refused = [c for c in others if c.refused]
-        victims = refused or [c for c in others if c.wants_head] or [c for c in others if c.wants_body]
+        ending = [c for c in others if c.refused or c.transport.is_closing()]
+        victims = ending or [c for c in others if c.wants_head] or [c for c in others if c.wants_body]
         if victims:
             victims[0].refuse(408, at_once=True)
         else:
@@ -92,11 +92,10 @@ class Connection(HttpToolsProtocol):
 
         at_once: not waiting until the client, which may still be sending, has read the answer.
         """
-        if self.transport.is_closing():
-            return
-        if self.refused:
+        if self.refused or self.transport.is_closing():
             if at_once:
-                self._gone()
+                self._among.all.pop(self, None)
+                self.transport.abort()
             return
         self.refused = status
         running = self.cycle is not None and not self.cycle.response_complete

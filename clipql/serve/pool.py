@@ -83,11 +83,14 @@ class Pool:
                 raise acting.stopped()
             loop.call_soon_threadsafe(begin)
             try:
-                return work()
+                found = work()
             except ClipqlError as error:
                 if acting.cancelled:  # whatever it was stopped by
                     raise acting.stopped() from error
                 raise
+            if acting.cancelled:  # what it gave may be a part
+                raise acting.stopped()
+            return found
 
         def done(inner: asyncio.Future[T]) -> None:
             self.taken -= 1
