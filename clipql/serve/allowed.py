@@ -60,9 +60,9 @@ FORMATS = words(
     "LineAsString Npy Hash One Form"
 )
 # with a value, what a request may ask for at most is the server's own limit
-CAPPED = words("max_execution_time max_memory_usage max_result_rows")
+CAPPED = words("max_execution_time max_memory_usage max_result_rows max_block_size")
 SETTINGS = words(
-    "max_threads max_block_size max_insert_block_size max_insert_threads max_rows_to_read max_bytes_to_read "
+    "max_threads max_insert_block_size max_insert_threads max_rows_to_read max_bytes_to_read "
     "max_rows_to_group_by max_rows_to_sort max_bytes_to_sort max_rows_in_set max_bytes_in_set max_rows_in_join "
     "max_bytes_in_join max_rows_in_distinct max_result_bytes max_columns_to_read max_query_size max_ast_depth "
     "result_overflow_mode read_overflow_mode timeout_overflow_mode group_by_overflow_mode sort_overflow_mode "
@@ -107,6 +107,24 @@ IGNORED = words(
 _FORMATTING = re.compile(r"(?:in|out)put_format_\w+\Z")
 # such as output_format_schema, the name of a file to be written
 _REACHING = re.compile(r"path|file|schema|url|template|host|disk|storage|python|script|directory")
+
+
+# functions of which one call can take milliseconds, as it goes through all of an argument that is there once:
+# ClickHouse looks between blocks whether a query shall end. What takes more than linear time is on no list.
+_SLOW = re.compile(
+    r"(position|locate|instr|countsubstrings|countmatches|multi(search|match|fuzzy)|(not)?(i?like|match)|(re)?extract|regexp"
+    r"|replace|translate|ngram|wordshingle|sparsegrams|hassubsequence|hassubstr|hasa(ll|ny)|has(token|phrase)|(not)?has\Z"
+    r"|jaro|stringjaccard|string(bytes)?(entropy|uniq)|highlight|split|tokens|tokenize|array|map|json|simplejson|visitparam"
+    r"|points?inpolygon|pointinellipses|polygon|h3polygon|geohashesinbox|readw|mvt|normalizequery|formatquery|encrypt|decrypt"
+    r"|tryde|aes_|sha\d|md[45]|keccak|ripemd|hmac|repeat|reverse|base\d\d|hex|unhex|indexof|counte|bitmap|numericindexed"
+    r"|timeseries|series|hierarchical|randomhadamard|financial|lower|upper|convertcharset|transform)"
+)
+SLOW_BLOCK = 2048
+
+
+def slow(name: str) -> bool:
+    """Whether calls of a function get small blocks."""
+    return bool(_SLOW.match(name.lower()))
 
 
 @cache

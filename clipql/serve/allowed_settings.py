@@ -85,7 +85,12 @@ class Settings:
 
     def _check_cap(self, name: str, value: str) -> None:
         limits = self._limits
-        most = {"max_execution_time": limits.seconds, "max_memory_usage": limits.memory, "max_result_rows": limits.rows}
+        most = {
+            "max_execution_time": limits.seconds,
+            "max_memory_usage": limits.memory,
+            "max_result_rows": limits.rows,
+            "max_block_size": 65_536,
+        }
         try:
             good = 0 < float(value) <= most[name]
         except ValueError:

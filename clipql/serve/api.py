@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import time
@@ -64,7 +63,7 @@ class Api:
             Route("/api/status", guarded(self._status)),
             Route("/metrics", guarded(self._metrics)),
             Route("/api/openapi.json", guarded(self._openapi)),
-            Route("/api/login", self._login, methods=["POST"]),
+            Route("/api/login", guarded(self._login, public=True), methods=["POST"]),
             Route("/api/tables", guarded(self._tables)),
             Route("/api/search", guarded(self._search), methods=["POST"]),
             Route("/api/rows/{database}/{table}/{id}", guarded(self._row)),
@@ -74,15 +73,15 @@ class Api:
             Route("/api/complete", guarded(self._complete)),
         ]
 
-    def _guarded(self, handler: Body) -> Body:
-        """With the token asked for, and errors as JSON."""
+    def _guarded(self, handler: Body, *, public: bool = False) -> Body:
+        """With the token asked for, unless it is public, and errors as JSON."""
 
         async def handle(request: HttpRequest) -> Response:
             status = 500
             began = time.perf_counter()
             held = request.state.held = Held(self._service.bodies)
             try:
-                if not access_control.authorised(self._service.options.token, request):
+                if not public and not access_control.authorised(self._service.options.token, request):
                     raise PermissionError
                 response: Response = await handler(request)
                 status = response.status_code
@@ -153,8 +152,7 @@ class Api:
         return JSONResponse(openapi.document(self._service.options))
 
     async def _login(self, request: HttpRequest) -> Response:
-        with contextlib.closing(Held(self._service.bodies)) as held:
-            given = search.parsed(await self._service.bodies.read(request, 10_000, held))
+        given = search.parsed(await self._service.bodies.read(request, 10_000, request.state.held))
         search.check_keys(given, {"token"})
         token = self._service.options.token
         if token is not None and not access_control.same(token, str(given.get("token", ""))):

@@ -60,14 +60,15 @@ _CALLERS = ("array", "map", "group")
 
 @dataclass(frozen=True)
 class Checked:
-    """A statement that may run. sql: its text without comments. sets: SET or USE. writes: changes data. kills: the
-    query's id that KILL QUERY names."""
+    """A statement that may run. sql: its text without comments. sets: SET or USE. writes: changes data.
+    slow: calls what gets small blocks. kills: the query's id that KILL QUERY names."""
 
     sql: str
     word: str
     sets: bool = False
     writes: bool = False
     temporary: bool = False
+    slow: bool = False
     kills: str | None = None
 
 
@@ -161,7 +162,8 @@ class Guard:
         except ValueError as error:
             raise denied(f"ClickHouse's syntax tree of it is not understood: {error}") from error
         self._check_nodes(nodes, word)
-        return Checked(text, word, writes=writes, temporary=temporary)
+        slow = any(node.kind == "Function" and allowed.slow(node.name) for node in nodes)
+        return Checked(text, word, writes=writes, temporary=temporary, slow=slow)
 
     # tokens
 

@@ -11,8 +11,8 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
@@ -41,6 +41,7 @@ class Pool:
         self._threads = ThreadPoolExecutor(limits.running, "clipql-serve")
         self._cancellers = ThreadPoolExecutor(4, "clipql-cancel")
         self._all: dict[int, Acting] = {}
+        self._work: set[Future[Any]] = set()
         self.taken = 0
 
     def check(self) -> None:
@@ -82,14 +83,18 @@ class Pool:
                 raise acting.stopped()
             loop.call_soon_threadsafe(begin)
             try:
-                return work()
+                found = work()
             except ClipqlError as error:
                 if acting.cancelled:  # whatever it was stopped by
                     raise acting.stopped() from error
                 raise
+            if acting.cancelled:  # what it gave may be a part
+                raise acting.stopped()
+            return found
 
         def done(inner: asyncio.Future[T]) -> None:
             self.taken -= 1
+            self._work.discard(working)
             self._all.pop(id(acting), None)
             for timer in timers:
                 timer.cancel()
@@ -106,7 +111,9 @@ class Pool:
                 outer.set_result(inner.result())
 
         self._all[id(acting)] = acting
-        inner = asyncio.wrap_future(self._threads.submit(run))
+        working = self._threads.submit(run)
+        self._work.add(working)
+        inner = asyncio.wrap_future(working)
         inner.add_done_callback(done)
         return outer
 
@@ -128,10 +135,14 @@ class Pool:
         for acting in list(self._all.values()):
             self.stop(acting)
 
-    def close(self) -> None:
-        """Wait for what runs."""
+    def close(self, seconds: float) -> bool:
+        """Take nothing more, and wait for what runs, so long at most; whether it has ended."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if wait(self._work, seconds).not_done:
+            return False
         self._threads.shutdown(wait=True)
         self._cancellers.shutdown(wait=True)
+        return True
 
 
 async def gone(request: Request) -> None:

@@ -40,8 +40,6 @@ class Held:
         size, self._size = self._size, 0
         self._bodies.count(-size)
 
-    close = release
-
 
 class Bodies:
     """The bodies of all requests of a server."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -19,13 +21,14 @@ import uvicorn
 from clipql.database import Database
 from clipql.errors import ClipqlError
 from clipql.serve.app import make_app
+from clipql.serve.connections import Connection, Connections
 from clipql.serve.limits import Options
-from clipql.serve.sandbox import State
+from clipql.serve.service import Service
 from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
-# longer than any query may run
-FINISH_SECONDS = 5
+# seconds in which a query that was cancelled should end, and the database be closed
+END_SECONDS, CLOSE_SECONDS = 1, 15
 
 
 class _Lines(logging.Formatter):
@@ -54,22 +57,52 @@ def log_to_stderr(level: str) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn that tells when it is ready, and leaves signals to `serve`."""
+    """uvicorn that tells when it is ready, and leaves signals to `serve`: what runs at the end has its grace."""
 
-    def __init__(self, config: uvicorn.Config, sandbox: State, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._sandbox, self._ready = sandbox, ready
+        self._service, self._ready = service, ready
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        LOG.info(
-            "started", extra={"fields": {"version": __version__, "pid": os.getpid(), "sandbox": self._sandbox.sentence}}
-        )
+        sandbox = self._service.options.sandbox.sentence
+        LOG.info("started", extra={"fields": {"version": __version__, "pid": os.getpid(), "sandbox": sandbox}})
+        self._loop = asyncio.get_running_loop()
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        grace = asyncio.get_running_loop().call_later(self._service.options.limits.grace, self._service.pool.stop_all)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            grace.cancel()
+            self._service.pool.stop_all()
+
+    def stop(self) -> None:
+        """End once what runs has ended or its grace is over; at a second call, at once."""
+        if self.should_exit:
+            self.force_exit = True
+            _end_in(END_SECONDS + 1)
+        else:
+            _end_in(self._service.options.limits.grace + CLOSE_SECONDS)
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def _end_in(seconds: float) -> None:
+    """End the process then, whatever still runs in it: the next start recovers the database, as after a crash."""
+
+    def end() -> None:
+        LOG.error("ended before all was closed")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _warm(database: Database) -> None:
@@ -79,14 +112,16 @@ def _warm(database: Database) -> None:
 
 
 def serve(database: Database, bound: socket.socket, options: Options, ready: Callable[[], None]) -> None:
-    """Serve an open database on a bound socket until SIGTERM or SIGINT, then finish what runs and close it.
+    """Serve an open database on a bound socket until SIGTERM or SIGINT, then close it.
+
+    What runs then has its grace; a second signal ends the process at once.
 
     ready: called once requests are taken.
     """
     app, service = make_app(database, options)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=partial(Connection, Connections(options.limits)),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -94,14 +129,14 @@ def serve(database: Database, bound: socket.socket, options: Options, ready: Cal
         server_header=False,
         date_header=True,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=options.limits.seconds + FINISH_SECONDS,
-        h11_max_incomplete_event_size=1 << 20,
+        timeout_graceful_shutdown=options.limits.grace + END_SECONDS,
+        backlog=256,  # as many are accepted at once, before the oldest make room
     )
-    server = Server(config, options.sandbox, ready)
+    server = Server(config, service, ready)
 
     def stop(number: int, frame: FrameType | None) -> None:
         LOG.info("stopping", extra={"fields": {"signal": signal.Signals(number).name}})
-        server.should_exit = True
+        server.stop()
 
     if not options.sandbox.whole:
         LOG.warning("not confined", extra={"fields": {"sandbox": options.sandbox.sentence}})
@@ -110,9 +145,11 @@ def serve(database: Database, bound: socket.socket, options: Options, ready: Cal
     try:
         server.run(sockets=[bound])
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        service.close()
+        if not service.close(END_SECONDS):
+            LOG.error("ended while a query still ran")
+            os._exit(1)
         database.close()
         bound.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
         LOG.info("stopped")

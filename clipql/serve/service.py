@@ -14,6 +14,7 @@ from clipql.database import Database
 from clipql.engine.embedded import Engine
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import UnknownTable, VectorError
+from clipql.serve import allowed
 from clipql.serve.guard import Checked, Guard
 from clipql.serve.limits import Options
 from clipql.serve.pool import Pool
@@ -73,6 +74,9 @@ class Service:
         self, checked: Checked, request: Request, session: Session | None = None, sink: Sink | None = None
     ) -> Answer:
         """Run what the guard has passed, as whoever acts in this thread."""
+        if checked.slow:
+            block = {"max_block_size": str(allowed.SLOW_BLOCK)}
+            self.engine.acting.settings = {**block, **self.engine.acting.settings}
         own = self.database.session()
         if session is not None:
             own.params, own.settings = dict(session.params), dict(session.settings)
@@ -109,7 +113,9 @@ class Service:
             raise VectorError(f"{table.full_name} has no vector column {name}; it has {names}")
         return found
 
-    def close(self) -> None:
-        """Wait for what runs."""
-        self.pool.close()
-        self.bodies.close()
+    def close(self, seconds: float) -> bool:
+        """Wait for what runs, so long at most; whether it has ended."""
+        ended = self.pool.close(seconds)
+        if ended:
+            self.bodies.close()
+        return ended

@@ -32,7 +32,7 @@ _CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "PREWHERE", "ORDER", "LIMIT", "OF
 _SIMPLE = re.compile(r"(Nullable\()?(String|U?Int(8|16|32|64)|Float(32|64)|Bool)\)?\Z")
 # settings of a user that change neither rows nor values, nor how Arrow shows them
 _HARMLESS = re.compile(
-    r"(output_format_(?!arrow|.*native)\w+|max_threads|max_execution_time|max_memory_usage|log_queries|http_\w+"
+    r"(output_format_(?!arrow|.*native)\w+|max_threads|max_block_size|max_execution_time|max_memory_usage|log_queries|http_\w+"
     r"|use_concurrency_control|wait_end_of_query|send_progress_in_http_headers|enable_http_compression|readonly)\Z"
 )
 

@@ -307,7 +307,7 @@ def test_every_request_is_a_line_of_json_in_the_log(tmp_path: Path) -> None:
 
 def test_it_stops_cleanly_and_the_database_opens_again(tmp_path: Path) -> None:
     fill(tmp_path)
-    server = start(tmp_path, "--write", "--max-seconds", str(LAST_NET_SECONDS))
+    server = start(tmp_path, "--write", "--max-seconds", str(LAST_NET_SECONDS), "--grace", str(LAST_NET_SECONDS))
     rows, replies = 50_000_000, list[Reply]()
 
     def ask() -> None:

@@ -49,7 +49,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     for name, default, unit, what in _LIMITS:
         made.add_argument(
-            f"--max-{name}", type=_positive, default=default, metavar="N", help=f"{what} (default: {default}{unit})"
+            f"--{name}", type=_positive, default=default, metavar=unit, help=f"{what} (default: {default})"
         )
     made.add_argument(
         "--sandbox",
@@ -77,14 +77,19 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
 
 
+# options with their units
 _LIMITS = (
-    ("seconds", 60, "", "seconds that one query may take"),
-    ("memory", 4096, "", "megabytes that one query may take within ClickHouse"),
-    ("rows", 10_000_000, "", "rows of one result"),
-    ("k", 1000, "", "rows of one search through REST"),
-    ("body", 256, "", "megabytes of one request"),
-    ("running", 8, "", "requests that run at once"),
-    ("waiting", 64, "", "requests that wait; more are told to come back (429)"),
+    ("max-seconds", 60, "SECONDS", "that one query may take"),
+    ("max-memory", 4096, "MB", "that one query may take within ClickHouse"),
+    ("max-rows", 10_000_000, "N", "rows of one result"),
+    ("max-k", 1000, "N", "rows of one search through REST"),
+    ("max-statement", 256, "KB", "of SQL in one statement, the data of an INSERT apart"),
+    ("max-body", 256, "MB", "of one request, as it comes and unpacked"),
+    ("max-bodies", 1024, "MB", "of all requests that are held at once; more are told to come back (429)"),
+    ("max-running", 8, "N", "requests that run at once"),
+    ("max-waiting", 64, "N", "requests that wait; more are told to come back (429)"),
+    ("max-connections", 512, "N", "open at once; for one more, the one that is idle for longest is closed"),
+    ("grace", 1, "SECONDS", "that what runs at SIGTERM may still take; a second SIGTERM ends at once"),
 )
 
 
@@ -201,9 +206,13 @@ def run(arguments: argparse.Namespace) -> int:
         memory=arguments.max_memory << 20,
         rows=arguments.max_rows,
         k=arguments.max_k,
+        statement=arguments.max_statement << 10,
         body=arguments.max_body << 20,
+        bodies=arguments.max_bodies << 20,
         running=arguments.max_running,
         waiting=arguments.max_waiting,
+        connections=arguments.max_connections,
+        grace=arguments.grace,
     )
     pictures = tuple(p.absolute() for p in arguments.pictures) or None
     options = Options(token, arguments.write, tuple(arguments.allow_host), pictures, limits)
