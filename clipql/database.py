@@ -11,17 +11,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.encode.base import Picture
+from clipql.encode.base import Picture, as_picture
 from clipql.encode.service import Encoders
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
-from clipql.errors import NotADatabase, QueryError, UnknownTable, VectorError
+from clipql.errors import QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
+from clipql.sql import old_views
 from clipql.sql.session import Answer, Progress, Session
+from clipql.sql.stars import Stars
 from clipql.storage import catalog, files, strays
 from clipql.storage.catalog import Catalog
 from clipql.storage.vectors.metrics import Metric, metric_spelled
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from clipql.care.backup import BackupReport
     from clipql.care.report import CheckReport
 
-# what may lie in the folder of a database that was not finished being made
-_OWN = ("lock", catalog.NAME + ".tmp")
 # what a search is by, as SQL over the parameter `query`
 QUERIES = {
     "vector": "{query:Array(Float32)}",
@@ -60,10 +59,11 @@ class Database:
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, model: str | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, model: str | None = None, engine: Path | None = None) -> None:
+        """engine: the folder of ClickHouse, where it is not the one in the database's."""
         Engine.refuse_fork()
         self.path = Path(path).absolute()
-        _prepare(self.path)
+        catalog.prepare(self.path)
         self._lock = files.FolderLock(self.path)
         self._closed, self._process = False, os.getpid()
         try:
@@ -71,7 +71,7 @@ class Database:
             if not (self.path / catalog.NAME).exists():  # only who holds the lock may say that it is new
                 catalog.save(self.path, Catalog())
             found = catalog.load(self.path)
-            self._engine = Engine(self.path / "engine")
+            self._engine = Engine(engine or self.path / "engine")
         except BaseException:
             self._lock.release()
             raise
@@ -86,7 +86,12 @@ class Database:
         self.encoders = Encoders(model)
         self.encoders.register(self._engine)
         self._session = Session(self._registry, self._indexes, self.encoders)
+        old_views.put_in_order(self._registry, Stars(self._registry))
         self._closing = threading.Lock()
+        self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}{', closed' if self._closed else ''})"
 
     def sql(self, text: str, /, **params: Any) -> Result:
         """Run one statement, or several with semicolons between them, and return the last one's result.
@@ -99,8 +104,7 @@ class Database:
             raise QueryError("there is no statement in the text")
         for statement in statements[:-1]:
             self.execute(statement, params, format="Null")
-        self._check_open()
-        answer = self._session.execute(statements[-1], params, as_table=True)
+        answer = self._answer(statements[-1], params)
         output = answer.output
         stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards)
         if answer.format == "ArrowStream":
@@ -119,6 +123,11 @@ class Database:
         self._check_open()
         return self._session.execute(statement, params, format=format, progress=progress)
 
+    def _answer(self, statement: str, params: Mapping[str, Any]) -> Answer:
+        """As `execute`, with a table in the place of its bytes where there is one."""
+        self._check_open()
+        return self._session.execute(statement, params, as_table=True)
+
     def _check_open(self) -> None:
         Engine.refuse_fork()
         if self._closed:
@@ -133,7 +142,7 @@ class Database:
         table: str,
         *,
         text: str | None = None,
-        image: Picture | str | None = None,
+        image: Picture | None = None,
         vector: NDArray[Any] | Sequence[float] | None = None,
         k: int = 10,
         where: str | None = None,
@@ -152,8 +161,10 @@ class Database:
         given = [name for name, v in (("text", text), ("image", image), ("vector", vector)) if v is not None]
         if len(given) != 1:
             raise QueryError(f"search got {' and '.join(given) or 'nothing to look for'}: give text, image or vector")
-        query: Any = text if image is None else str(image) if isinstance(image, Path) else image
-        if isinstance(query, bytes):
+        query: Any = text if image is None else as_picture(image)
+        if isinstance(query, Path):
+            query = str(query)
+        elif isinstance(query, bytes):
             name = table if "." in table else f"{self._registry.database}.{table}"
             vector = self.encoders.picture(query, self._model_of(name, column))
         statement = self.search_sql(
@@ -166,7 +177,7 @@ class Database:
             distance=distance,
             recall=recall,
         )
-        return self.sql(statement, query=np.asarray(vector) if vector is not None else query)
+        return self.sql(statement, query=vector if vector is not None else query)
 
     def _model_of(self, table: str, column: str) -> str | None:
         database, _, name = table.rpartition(".")
@@ -215,13 +226,17 @@ class Database:
         return Searched(known.full_name, self._registry.physical(known), vectors, plain)
 
     def _plain_columns(self, id: str) -> list[str]:
-        table = self._registry.catalog.by_id(id)
-        names = self._engine.arrow(
-            f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {{id:String}} "
-            "ORDER BY position",
-            params={"id": id},
-        )
-        return [n for n in names.column(0).to_pylist() if table is None or table.column(n) is None]
+        table, state = self._registry.catalog.by_id(id), (self._registry.catalog.serial, self._registry.changes)
+        known = self._plain.get(id)
+        if known is None or known[0] != state:
+            names = self._engine.arrow(
+                f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {{id:String}} "
+                "ORDER BY position",
+                params={"id": id},
+            )
+            found = [n for n in names.column(0).to_pylist() if table is None or table.column(n) is None]
+            known = self._plain[id] = state, found
+        return list(known[1])
 
     def ingest(
         self, source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, table: str = "laion", **options: Any
@@ -296,20 +311,6 @@ def one_condition(where: str) -> str:
     if depth:
         raise QueryError(f"where = {where!r}: expected one condition; a bracket is not closed")
     return where
-
-
-def _prepare(path: Path) -> None:
-    """Make the folder if it is not there. Raises NotADatabase for a folder of something else."""
-    if path.exists() and not path.is_dir():
-        raise NotADatabase(f"{path} is a file; a database is a folder")
-    strange = [p.name for p in path.iterdir() if p.name not in _OWN] if path.is_dir() else []
-    if strange and not (path / catalog.NAME).exists():
-        raise NotADatabase(
-            f"{path} holds {', '.join(sorted(strange)[:3])} but no {catalog.NAME}, so clipql did not make it: "
-            "name an empty or a new folder"
-        )
-    with files.translated(path, "making"):
-        path.mkdir(parents=True, exist_ok=True)
 
 
 def _open(path: Path, engine: Engine, found: Catalog) -> Registry:

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from clipql.brief import LINE
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from clipql.sql.execution import Step
 
-SHOWN_ROWS = 50
+SHOWN_ROWS, SHOWN_BYTES = 50, 20_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stats:
     """What a statement took: seconds in all, rows and bytes that ClickHouse read, and each vector search's step.
 
@@ -29,6 +31,13 @@ class Stats:
     bytes_read: int = 0
     searches: tuple[Step, ...] = ()
     shards: str | None = None
+
+    def __repr__(self) -> str:
+        shards = f", shards {self.shards}" if self.shards else ""
+        kinds = ", ".join(f"{s.kind} of {s.plan.searched}" for s in self.searches)
+        read = f"{self.rows_read:,} rows and {self.bytes_read:,} bytes read by ClickHouse"
+        line = f"Stats({self.elapsed:.3f} s, {read}{shards}{'; ' + kinds if kinds else ''})"
+        return line if len(line) <= LINE else f"{line[: LINE - 2]}…)"
 
     @property
     def rows_scanned(self) -> int:
@@ -83,18 +92,22 @@ class Result:
 
     def __repr__(self) -> str:
         if self._text is not None:
-            return self.text
-        shown = self.rows[:SHOWN_ROWS]
+            more = f"\n… {len(self._text):,} bytes in all" if len(self._text) > SHOWN_BYTES else ""
+            return self._text[:SHOWN_BYTES].decode("utf-8", "replace") + more
+        shown = self._first()
         cells = [list(self.columns), *([_short(v) for v in row] for row in shown)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
         shards = f", shards {self.stats.shards}" if self.stats.shards else ""
         return "\n".join([*lines, f"({len(self):,} rows, {self.stats.elapsed:.3f} s{shards})"])
 
+    def _first(self) -> list[tuple[Any, ...]]:
+        return Result(self._table.slice(0, SHOWN_ROWS), self.stats).rows
+
     def _repr_html_(self) -> str:
         """A table for notebooks; every value is escaped."""
         head = "".join(f"<th>{html.escape(c)}</th>" for c in self.columns)
-        body = "".join(_html_row(row) for row in self.rows[:SHOWN_ROWS])
+        body = "".join(_html_row(row) for row in self._first())
         more = f", the first {SHOWN_ROWS} shown" if len(self) > SHOWN_ROWS else ""
         caption = f"{len(self):,} rows in {self.stats.elapsed:.3f} s{more}"
         return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
@@ -124,10 +137,10 @@ def _decoded(value: bytes | None) -> str | bytes | None:
 
 def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)) and len(value) > 8:
-        return (
-            "["
-            + ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value[:4])
-            + f", … {len(value)} in all]"
-        )
+        first = (f"{v:.4g}" if isinstance(v, float) else _short(v) for v in value[:4])
+        return f"[{', '.join(first)}, … {len(value)} in all]"
+    if isinstance(value, bytes) and len(value) > 40:
+        return f"{value[:40]!r}… {len(value):,} bytes"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = " ".join(text.splitlines())
     return text if len(text) <= 120 else text[:119] + "…"

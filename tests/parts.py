@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,6 @@ def state(db: clipql.Database) -> dict[str, Any]:
     return {
         "tables": tables,
         "rows": {f"{d}.{n}": sorted(map(repr, db.sql(f"SELECT * FROM `{d}`.`{n}`").rows)) for d, n in visible},
-        "catalog": (set(map(repr, db.registry.catalog.tables)), db.registry.catalog.pending),
+        "catalog": ({repr(asdict(t)) for t in db.registry.catalog.tables}, db.registry.catalog.pending),
         "files": vector_files(db.path),
     }

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SECONDS = 600  # for one file or folder: what takes longer hangs
+SECONDS = 1800  # for one file or folder: what takes longer hangs, however slow the machine
 SLOW_FIRST = (
     "cluster", "serve", "encode", "ingest", "serve/browser", "faults", "tables", "sql", "index", "edges", "care",
     "test_readme.py",

@@ -103,7 +103,7 @@ def test_show_create_shows_the_tutorials_own_statement(db: clipql.Database) -> N
         ([0.5] * 7, "8 numbers|8.*7|7.*8"),
         ([], "8 numbers|equal sizes"),
         ([float("nan")] * 8, "finite"),
-        (["a"] * 8, "parse"),
+        (["a"] * 8, "got str .a. at position 0; expected numbers"),
     ],
 )
 def test_a_target_that_does_not_fit_is_refused_with_the_reason(filled: Filled, target: Any, message: str) -> None:

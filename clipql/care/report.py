@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipql.brief import Brief
+
 RESTORE = "it cannot be rebuilt: restore it from a backup"
 
 
-@dataclass(frozen=True)
-class Finding:
+@dataclass(frozen=True, repr=False)
+class Finding(Brief):
     """One thing that is damaged.
 
     what: 'folder', 'manifest', 'segment', 'index', 'row file', 'MergeTree', 'rows', 'definition' or 'database'. table:
@@ -28,8 +30,8 @@ class Finding:
         return f"{where}: {self.problem}; {remedy}"
 
 
-@dataclass(frozen=True)
-class CheckReport:
+@dataclass(frozen=True, repr=False)
+class CheckReport(Brief):
     """What was checked, and what of it is damaged. bytes: of the files that were read and hashed."""
 
     path: Path

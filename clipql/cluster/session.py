@@ -17,6 +17,7 @@ from clipql.cluster.partial_query import PartialQuery
 from clipql.cluster.placeholder import Shape
 from clipql.cluster.scatter_gather import Rewritten, ScatterGather
 from clipql.encode.service import Encoders
+from clipql.engine.arrays import with_numbers
 from clipql.engine.embedded import Output
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement
@@ -211,7 +212,8 @@ class ClusterSession(Session):
         if not isinstance(statement, Select) or settings.take_format(sql)[1] or not params:
             return None
         ours = {n: settings.checked(n, v) for n, v in {**self.settings, **own}.items()}
-        encoded = [self._encoding.replace(text, {**self.params, **given}, rows=False) for given in params]
+        given = [{**self.params, **with_numbers(text, each)} for each in params]
+        encoded = [self._encoding.replace(text, each, rows=False) for each in given]
         if len({e.sql for e in encoded}) > 1:
             return None
         return self._cluster.scatter_gather.many(encoded[0].sql, [e.params for e in encoded], ours, self._kept())

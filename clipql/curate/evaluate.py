@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.brief import Brief
 from clipql.errors import ClipqlError, UnknownTable, VectorError, VectorIndexError
 from clipql.index.flat import FlatIndex
 from clipql.storage.vectors.metrics import Metric
@@ -39,8 +40,8 @@ class Point:
     rescored: float
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Brief):
     """Points of every index on a column, the exact scan first; `queries` and `k` as they were."""
 
     table: str
@@ -49,7 +50,7 @@ class Evaluation:
     k: int
     points: tuple[Point, ...]
 
-    def plot(self, path: Path) -> None:
+    def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw recall against latency. Raises ClipqlError where matplotlib is missing."""
         try:
             from matplotlib.figure import Figure

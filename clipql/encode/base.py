@@ -6,6 +6,7 @@ thread-safe and is told by its `model` name: two encoders with the same name giv
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,28 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.brief import Brief
+from clipql.errors import PictureError
+
 # the bytes of a picture file, or where it is
-Picture = bytes | Path
+Picture = bytes | bytearray | memoryview | str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
-class EncodedPictures:
+def as_picture(picture: Picture) -> bytes | Path:
+    """A picture's bytes or its path, whatever it was given as. Raises PictureError for what is neither."""
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return bytes(picture)
+    if not isinstance(picture, (str, os.PathLike)):
+        raise PictureError(f"a picture is of type {type(picture).__name__}; expected its bytes, or its path")
+    path = Path(os.fsdecode(picture))
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~ of a user who is not there
+        return path
+
+
+@dataclass(frozen=True, repr=False)
+class EncodedPictures(Brief):
     """Vectors of a batch of pictures, and what was wrong with those that have none.
 
     vectors: float32 (n, dimension); zeros where errors[i] is not None. errors: one message or None a picture.

@@ -6,12 +6,12 @@ asked at once; nothing is loaded before it is needed.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -61,6 +61,9 @@ class ClipEncoder:
         self._max_pixels = max_pixels
         self._lock = threading.Lock()
         self._tokenizer: tokenizer.TextTokenizer | None = None
+
+    def __repr__(self) -> str:
+        return f"ClipEncoder({self.model!r}, {self.dimension} numbers, {self._towers!r})"
 
     @property
     def model(self) -> str:
@@ -198,7 +201,7 @@ def _batches(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
 
 
 def open_encoder(
-    model: str | Path | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
     threads: int | None = None,
     precision: str | None = None,

@@ -15,12 +15,14 @@ What must stay true: every length a caller needs is a field of `ModelFolder`, an
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipql.brief import Brief
 from clipql.encode.names import canonical
 from clipql.errors import ModelError
 from clipql.storage.files import read_plain
@@ -57,8 +59,8 @@ class PictureShape:
     resample: int
 
 
-@dataclass(frozen=True)
-class ModelFolder:
+@dataclass(frozen=True, repr=False)
+class ModelFolder(Brief):
     """A model's files and shapes.
 
     model: canonical name. text, vision: the networks' files (one and the same where they are safetensors). tokenizer:
@@ -84,7 +86,7 @@ class ModelFolder:
 
 
 def read_folder(
-    path: Path, model: str | None = None, *, precision: str | None = None, safetensors: bool = False
+    path: str | os.PathLike[str], model: str | None = None, *, precision: str | None = None, safetensors: bool = False
 ) -> ModelFolder:
     """Read what a model's folder says of itself.
 

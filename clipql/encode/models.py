@@ -50,7 +50,9 @@ class Installed:
     model: ModelFolder
 
 
-def find(model: str | Path | None = None, *, precision: str | None = None, safetensors: bool = False) -> ModelFolder:
+def find(
+    model: str | os.PathLike[str] | None = None, *, precision: str | None = None, safetensors: bool = False
+) -> ModelFolder:
     """A model's files on this machine.
 
     model: a folder, a name on Hugging Face, `clipql/emoji` (the small one in the package), or None for $CLIPQL_MODEL
@@ -136,10 +138,10 @@ def licence(model: ModelFolder) -> str | None:
     return said[1] if said else None
 
 
-def _asked(model: str | Path | None) -> str | Path:
+def _asked(model: str | os.PathLike[str] | None) -> str | Path:
     """A folder as a Path, a name as it was given."""
     model = model or os.environ.get("CLIPQL_MODEL") or DEFAULT_MODEL
-    if isinstance(model, Path) or model.startswith(("/", "./", "../", "~")) or model in (".", ".."):
+    if not isinstance(model, str) or model.startswith(("/", "./", "../", "~")) or model in (".", ".."):
         return Path(model).expanduser()
     return Path(model) if model != BUNDLED and Path(model).is_dir() else model
 

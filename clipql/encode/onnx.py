@@ -52,6 +52,9 @@ class OnnxTowers:
         self._text: _Tower | None = None
         self._vision: _Tower | None = None
 
+    def __repr__(self) -> str:
+        return f"OnnxTowers({str(self._folder.path)!r}, threads={self._threads})"
+
     def masks_text(self) -> bool:
         """Whether the text tower is told which tokens are padding."""
         return "attention_mask" in self._text_tower().inputs

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.encode.base import Picture
+from clipql.brief import Brief
+from clipql.encode.base import Picture, as_picture
 from clipql.encode.folder import PictureShape
 from clipql.errors import PictureError
 
@@ -80,8 +81,8 @@ class _Allowance:
 _ALLOWANCE = _Allowance(MAX_PIXELS)
 
 
-@dataclass(frozen=True)
-class Pixels:
+@dataclass(frozen=True, repr=False)
+class Pixels(Brief):
     """rgb: uint8 (height, width, 3), resized and cropped; size: (width, height) of the whole picture as it is shown."""
 
     rgb: NDArray[np.uint8]
@@ -90,9 +91,10 @@ class Pixels:
 
 def read(picture: Picture, shape: PictureShape, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode, turn upright, resize and crop a picture. Raises PictureError."""
-    name = str(picture) if isinstance(picture, Path) else f"a picture of {len(picture):,} bytes"
+    found = as_picture(picture)
+    name = str(found) if isinstance(found, Path) else f"a picture of {len(found):,} bytes"
     try:
-        with _file(picture) as file:
+        with _file(found) as file:
             image = _header(file, name)
             width, height = image.size
             if width < 1 or height < 1:
@@ -117,11 +119,19 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _file(picture: Picture) -> BinaryIO:
-    if isinstance(picture, bytes | bytearray | memoryview):
+def content(picture: Picture) -> bytes:
+    """The bytes of a picture's file. Raises PictureError."""
+    found = as_picture(picture)
+    try:
+        with _file(found) as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise PictureError(f"{picture!r} cannot be read as a picture: {_reason(error)}") from error
+
+
+def _file(picture: bytes | Path) -> BinaryIO:
+    if isinstance(picture, bytes):
         return BytesIO(picture)
-    if not isinstance(picture, Path):
-        raise PictureError(f"a picture is of type {type(picture).__name__}; expected bytes or a pathlib.Path")
     mode = picture.stat().st_mode
     if not stat.S_ISREG(mode):  # to open a pipe would wait for someone to write into it
         raise PictureError(

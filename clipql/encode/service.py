@@ -25,14 +25,16 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from clipql.encode.base import Encoder, Picture
+from clipql.encode.base import Encoder, Picture, as_picture
 from clipql.encode.names import DEFAULT_MODEL
 from clipql.engine.embedded import Engine
-from clipql.errors import EncodeError, ModelError, PictureError
+from clipql.errors import EncodeError, ModelError, PictureError, QueryCancelled
 from clipql.storage.catalog import Table
 
 TEXT, IMAGE = "encode_text", "encode_image"
 REMEMBERED = 4096  # vectors of words and pictures asked for last: 8 MB of 512 numbers each
+# between the value of a call and the connection that it is made for; not of base64's letters
+_OWNER = "|"
 # how picture files begin; anything else that encode_image gets is a path
 _PICTURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\x00\x00\x00\x00|II\*\x00|MM\x00\*|\x00\x00\x00", re.DOTALL
@@ -90,11 +92,15 @@ class Encoders:
     def __init__(self, default: str | None = None) -> None:
         self.default = default or os.environ.get("CLIPQL_MODEL") or None
         self.files = True
+        self.engine: Engine | None = None
         self._encoders: dict[str, Encoder] = {}
         self._lock = threading.RLock()
         self.tallies = {TEXT: Tally(), IMAGE: Tally()}
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
         self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
+
+    def __repr__(self) -> str:
+        return f"Encoders(default={self.default!r}, open={sorted(self._encoders)})"
 
     def usual(self, tables: Iterable[Table]) -> str | None:
         """The model where nothing names one: the default, else the only one that filled columns of these tables."""
@@ -137,7 +143,7 @@ class Encoders:
 
     def picture(self, picture: Picture, model: str | None = None) -> NDArray[np.float32]:
         """The unit vector of a picture, float32 (d,). Raises PictureError or ModelError."""
-        encoder = self.encoder(model)
+        encoder, picture = self.encoder(model), as_picture(picture)
         key = _key(IMAGE, encoder.model, _identity(picture))
         found = self._remembered(key)
         with self._lock:
@@ -185,7 +191,7 @@ class Encoders:
         if good:
             batch.add([keys[i] for i in good], encoded.vectors[good])
 
-    def as_picture(self, value: bytes) -> Picture:
+    def as_picture(self, value: bytes) -> bytes | Path:
         """What encode_image was given: the bytes of a picture, or a path. Raises PictureError for what may not be."""
         if _PICTURES.match(value):
             return value
@@ -216,7 +222,7 @@ class Encoders:
 
     def register(self, engine: Engine) -> None:
         """Make the functions known to SQL, so that any statement that ClickHouse itself runs is right too."""
-        Encoders._current = self
+        Encoders._current, self.engine = self, engine
         if not Encoders._registered:
             engine.register(f"_clipql_{TEXT}", _encode_text, ["String", "String"], "String")
             engine.register(f"_clipql_{IMAGE}", _encode_image, ["String", "String"], "String")
@@ -250,8 +256,10 @@ class Encoders:
 def call_sql(function: str, model: str, argument: str) -> str:
     """A call as SQL that ClickHouse runs by itself, row by row. model: '' for the default."""
     quoted = model.replace("\\", "\\\\").replace("'", "\\'")
-    # a Python function takes UTF-8 text only and gives no arrays, hence base64 in and bytes out
-    return f"reinterpret(assumeNotNull(_clipql_{function}('{quoted}', base64Encode({argument}))), 'Array(Float32)')"
+    # a Python function takes UTF-8 text only and gives no arrays, hence base64 in and bytes out; and ClickHouse
+    # looks between blocks whether a query was cancelled, where one of calls takes minutes, so they look themselves
+    value = f"concat(base64Encode({argument}), '{_OWNER}', getSetting('log_comment'))"
+    return f"reinterpret(assumeNotNull(_clipql_{function}('{quoted}', {value})), 'Array(Float32)')"
 
 
 def _key(function: str, model: str, value: bytes) -> bytes:
@@ -259,7 +267,7 @@ def _key(function: str, model: str, value: bytes) -> bytes:
     return digest
 
 
-def _identity(picture: Picture) -> bytes:
+def _identity(picture: bytes | Path) -> bytes:
     """What tells a picture from others: its bytes, or its path with the time and size of the file there."""
     if isinstance(picture, bytes):
         return picture
@@ -282,9 +290,12 @@ def _answer(function: str, model: str, value: str) -> bytes:
     encoders = Encoders._current
     if encoders is None:
         raise ModelError("no clipql database is open")
+    value, _, owner = value.partition(_OWNER)
     try:
+        if owner and encoders.engine is not None:
+            encoders.engine.check_tag(owner)
         return encoders.answer(function, model, base64.b64decode(value))
-    except EncodeError:
+    except (EncodeError, QueryCancelled):
         raise
     except Exception as error:
         raise ModelError(f"{function}: {error}") from error

@@ -51,6 +51,9 @@ class TextTokenizer:
         longest = min(_LONGEST_TOKEN, max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1))
         self._most_characters = context * longest * _SPREAD
 
+    def __repr__(self) -> str:
+        return f"TextTokenizer(context={self.context}, vocabulary={self.vocabulary})"
+
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, at least its ends' and at most `context`."""
         return [ids for some in _blocks(texts) for ids in self._block(some)]

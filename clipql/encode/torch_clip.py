@@ -43,6 +43,9 @@ class TorchTowers:
         self._lock = threading.Lock()
         self._model: Any = None
 
+    def __repr__(self) -> str:
+        return f"TorchTowers({str(self._folder.path)!r}, device={self._device!r}, precision={self._precision!r})"
+
     def masks_text(self) -> bool:
         """Whether the text tower is told which tokens are padding."""
         return True

@@ -66,13 +66,15 @@ class Installation:
         )
 
 
-def install(folder: Path, model: ModelFolder, *, pool_size: int = 1, timeout_seconds: int = 600) -> Installation:
+def install(
+    folder: str | os.PathLike[str], model: ModelFolder, *, pool_size: int = 1, timeout_seconds: int = 600
+) -> Installation:
     """Write the definition and the commands into a folder, replacing those of an earlier installation.
 
     model: the model as `models.find` gives it. pool_size: processes for each function. timeout_seconds: most for a
     block of rows, and for a caller that waits for a process. Raises EncodeError.
     """
-    folder = folder.absolute()
+    folder = Path(folder).absolute()
     definition, commands = folder / DEFINITION, folder / COMMANDS
     try:
         commands.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from clipql.brief import Brief
 from clipql.engine import chunks, forks
 from clipql.engine.arrow import Appender
 from clipql.engine.quoting import parameter_texts
@@ -29,14 +30,13 @@ from clipql.engine.users import ACTING, Acting, Connection, EngineUser
 from clipql.errors import (
     DatabaseDamaged,
     DatabaseLocked,
-    QueryCancelled,
 )
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Output:
+@dataclass(frozen=True, repr=False)
+class Output(Brief):
     """The bytes of a result in the format asked for, its rows, and what it took: seconds, rows and bytes read.
 
     table: the result instead of its bytes, for a caller that said it takes tables.
@@ -87,6 +87,7 @@ class Engine:
             self._acting = Acting(EngineUser())
             self._users = [self._own, self._acting.user]
             self._lock = threading.Lock()
+            self._busy: dict[str, Acting] = {}
             self._names = itertools.count()
             self._workers = ThreadPoolExecutor(thread_name_prefix="clipql-query")
             try:
@@ -139,13 +140,24 @@ class Engine:
         for tag in tuple(acting.running):
             self.kill(tag)
 
+    def check_cancelled(self) -> None:
+        """Raise QueryCancelled where the request that this thread works for was cancelled."""
+        if self.acting.cancelled:
+            raise self.acting.stopped()
+
+    def check_tag(self, tag: str) -> None:
+        """Raise QueryCancelled where the request that runs on the connection with this tag was cancelled."""
+        acting = self._busy.get(tag)
+        if acting is not None and acting.cancelled:
+            raise acting.stopped()
+
     @contextlib.contextmanager
     def _borrow(self, user: bool = False) -> Iterator[Connection]:
         Engine.refuse_fork()
         acting = self.acting
         owner = acting.user if user else self._own
-        if user and acting.cancelled:
-            raise QueryCancelled("the query was cancelled", code=394, name="QUERY_WAS_CANCELLED")
+        if user:
+            self.check_cancelled()
         with self._lock:
             connection = owner.idle.pop() if owner.idle else None
         if connection is None:
@@ -154,6 +166,7 @@ class Engine:
         try:
             if user:
                 acting.running.add(connection.tag)
+                self._busy[connection.tag] = acting
                 try:
                     connection.prepare(acting)
                 except CHDB_ERRORS as error:
@@ -164,6 +177,7 @@ class Engine:
             raise
         finally:
             acting.running.discard(connection.tag)
+            self._busy.pop(connection.tag, None)
             if usable and owner in self._users:
                 with self._lock:
                     owner.idle.append(connection)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipql.engine.quoting import quote_name, quote_string
+from clipql.errors import QueryCancelled
 
 # Vector columns are ALIAS columns, so `*` must show them; mutations are waited for, so that a DELETE that has
 # returned is visible to the planner; a vector or its neighbours' row numbers make long statements.
@@ -80,13 +81,23 @@ class EngineUser:
 
 @dataclass
 class Acting:
-    """One request of a user: settings and database for it alone, and what it runs, so that it can be cancelled."""
+    """One request of a user: settings and database for it alone, and what it runs, so that it can be cancelled.
+
+    late: the seconds that it had, where it was cancelled because they are over.
+    """
 
     user: EngineUser
     settings: Mapping[str, str] = field(default_factory=dict)
     database: str | None = None
     running: set[str] = field(default_factory=set)
     cancelled: bool = False
+    late: float = 0
+
+    def stopped(self) -> QueryCancelled:
+        """The error of a request that was cancelled."""
+        if self.late:
+            return QueryCancelled(f"Timeout exceeded: maximum: {self.late:.1f} s", code=159, name="TIMEOUT_EXCEEDED")
+        return QueryCancelled("the query was cancelled", code=394, name="QUERY_WAS_CANCELLED")
 
 
 ACTING: ContextVar[Acting | None] = ContextVar("clipql_acting", default=None)

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.brief import Brief
 from clipql.storage.vectors.metrics import Metric
 
 TIED = 2.0**-22  # relative to a distance: what Float32 may take for the same
@@ -40,8 +41,8 @@ class Vectors(Protocol):
         """float32 (n, d) copies of these rows, in the order given."""
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, repr=False)
+class Cost(Brief):
     """What one search did. Counts of rows, codes and lists; seconds by stage. lists_routed: ranked elsewhere."""
 
     rows_scanned: int = 0
@@ -66,8 +67,8 @@ class Cost:
         )
 
 
-@dataclass(frozen=True)
-class Candidates:
+@dataclass(frozen=True, repr=False)
+class Candidates(Brief):
     """What a search found, nearest first.
 
     rows: uint64 (n,); distances: float64 (n,), exact, by the metric searched with; ties are in row order.
@@ -82,8 +83,8 @@ class Candidates:
         return Candidates(self.rows[:n], self.distances[:n], self.cost)
 
 
-@dataclass(frozen=True)
-class Route:
+@dataclass(frozen=True, repr=False)
+class Route(Brief):
     """The lists that a query looks into, ranked elsewhere for indexes that share them.
 
     model: what the lists are of, see `ivf.model`. query: float32 (d,). lists: int32 (n,), the most promising first.

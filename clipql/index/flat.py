@@ -237,6 +237,8 @@ class Scan:
         """The key of every row, float32 (rows,), NaN where it is NaN. The mask is not applied."""
         out = np.empty(self._rows, np.float32)
         self._on_all_cores(lambda first, last: self._fill(first, last, out[first:last]))
+        if len(self._terms) == 1 and self._terms[0].metric is Metric.COSINE and self._terms[0].weight == 1:
+            np.maximum(out, 0, out=out)  # as in ClickHouse, rounding takes no distance below 0; NaN stays
         return out
 
     def _fill(self, first: int, last: int, out: NDArray[Any]) -> None:

@@ -76,9 +76,11 @@ def check_columns(engine: Engine, table: Table, part: CheckedPart) -> None:
         )
     for name, kind in given.items():
         if name not in wanted:
+            index = re.fullmatch(r"__index_level_\d+__", name)  # as pandas calls an index that has no name
+            other = ", or write the file without pandas' index, by to_parquet(…, index=False)" if index else ""
             raise IngestError(
                 f"{path} has a column {name} that {table.full_name} lacks, and no column is dropped silently: "
-                f"add it with ALTER TABLE {table.full_name} ADD COLUMN {quote_name(name)} {kind}"
+                f"add it with ALTER TABLE {table.full_name} ADD COLUMN {quote_name(name)} {kind}{other}"
             )
         if not _fits(kind, wanted[name][0]):
             raise IngestError(f"{path}: column {name} is {kind}; in {table.full_name} it is {wanted[name][0]}")

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from clipql.brief import Brief
 from clipql.errors import IngestError, StorageError, VectorError
 from clipql.ingest.part_metadata import part_model, rows_without_vectors
 from clipql.storage import files
@@ -36,8 +37,8 @@ SAMPLE = 1 << 16
 DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, MemoryError)
 
 
-@dataclass(frozen=True)
-class PartFiles:
+@dataclass(frozen=True, repr=False)
+class PartFiles(Brief):
     """The files of one part; `image` or `text` may be missing, not both."""
 
     number: int
@@ -51,8 +52,8 @@ class PartFiles:
         return f"part {self.number} ({self.metadata})"
 
 
-@dataclass(frozen=True)
-class CheckedPart:
+@dataclass(frozen=True, repr=False)
+class CheckedPart(Brief):
     """A part whose headers agree: rows, its vectors' files by column, the Arrow schema of its metadata.
 
     fingerprint: of the files' sizes and of their first and last 64 KB, the same wherever the files lie. model: what
@@ -192,13 +193,23 @@ def check_part(part: PartFiles) -> CheckedPart:
                 f"{array.path} has {array.rows:,} vectors and {part.metadata} has {rows:,} rows: the files of a part "
                 "must have the same number; fetch the shorter one again"
             )
-    for name in schema.names:
-        if name in (IMAGE, TEXT, "_row"):
-            raise IngestError(f"{part.metadata} has a column {name}, a name that clipql uses: rename it")
-    if len(set(schema.names)) != len(schema.names):
-        raise IngestError(f"{part.metadata} has two columns of one name: {', '.join(schema.names)}")
+    _check_names(part.metadata, schema.names)
     model, failed = part_model(part.metadata, schema), rows_without_vectors(schema)
     return CheckedPart(part, rows, vectors, schema, _fingerprint(part), model, failed)
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Raise IngestError for a column that a table cannot have, or not beside the others."""
+    for place, name in enumerate(names, 1):
+        if name in (IMAGE, TEXT, "_row"):
+            raise IngestError(f"{path} has a column {name}, a name that clipql uses: rename it")
+        if not name:
+            raise IngestError(f"{path}: column {place} of {len(names)} has no name: give it one, or leave it out")
+        if name in names[: place - 1]:
+            raise IngestError(
+                f"{path} has two columns of one name, {names.index(name) + 1} and {place} of {len(names)}: {name}; "
+                "rename one, or leave it out"
+            )
 
 
 def _fingerprint(part: PartFiles) -> str:

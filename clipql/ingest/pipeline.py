@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clipql.brief import Brief
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClipqlError, IngestError, VectorError
@@ -55,8 +56,8 @@ class IngestProgress:
     skipped: bool = False
 
 
-@dataclass(frozen=True)
-class IngestReport:
+@dataclass(frozen=True, repr=False)
+class IngestReport(Brief):
     """What a run took in. rows counts those of the parts taken, not of the skipped ones.
 
     rows_left_out: of the parts taken, rows that `clipql embed` gave an error and no vectors. lost: of parts from an

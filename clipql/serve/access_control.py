@@ -8,7 +8,6 @@ Sec-Fetch-Site). Addresses as hosts are always good: no name resolves to them.
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import ipaddress
 import socket
@@ -68,7 +67,11 @@ class AccessControl:
         if not self._known(host):
             return _refusal(421, f"this server does not go by the name {host[:100]!r}: start it with --allow-host")
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        try:
+            site = urlsplit(origin or "").netloc.lower()
+        except ValueError:
+            return _refusal(400, "the header Origin is no address")
+        if origin is not None and site != host.lower():
             return _refusal(403, f"requests from the site {origin[:100]!r} are refused")
         navigation = request.headers.get("sec-fetch-mode") == "navigate" and request.method == "GET"
         foreign = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
@@ -115,6 +118,6 @@ def _from_headers(headers: Headers) -> list[str | None]:
     if scheme.lower() == "basic":
         try:
             password = base64.b64decode(rest, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, no UTF-8
             password = None
     return [rest.strip() if scheme.lower() == "bearer" else None, password, headers.get("x-clickhouse-key")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -23,12 +24,13 @@ from clipql.serve import access_control, openapi
 from clipql.serve import search_request as search
 from clipql.serve.column_roles import ColumnRoles, column_roles, kind
 from clipql.serve.errors import error_status
-from clipql.serve.pool import Busy
+from clipql.serve.pool import Busy, gone
 from clipql.serve.prometheus import CONTENT_TYPE
-from clipql.serve.request_body import read_body
+from clipql.serve.request_body import Held, content_length
 from clipql.serve.search_request import Search
 from clipql.serve.service import Request, Service
 from clipql.serve.thumbnails import SIZES, Thumbnails
+from clipql.serve.unpacking import too_large
 from clipql.serve.values import folded, plain, projected
 from clipql.sql import explain
 from clipql.storage.catalog import Table
@@ -48,9 +50,9 @@ class Api:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        limits, pictures = service.options.limits, service.options.pictures
-        roots = pictures if pictures is not None else (() if service.options.write else None)
-        self._thumbnails = Thumbnails((service.options.folder, service.database.path.parent), roots, limits.pixels)
+        options = service.options
+        opener = options.opener or options.picture_folders(service.database.path)
+        self._thumbnails = Thumbnails(opener, options.limits.pixels)
 
     def routes(self) -> list[Route]:
         """All routes."""
@@ -75,6 +77,7 @@ class Api:
         async def handle(request: HttpRequest) -> Response:
             status = 500
             began = time.perf_counter()
+            held = request.state.held = Held(self._service.bodies)
             try:
                 if not access_control.authorised(self._service.options.token, request):
                     raise PermissionError
@@ -94,6 +97,7 @@ class Api:
                 status = 499
                 return _error(499, "the client has gone")
             finally:
+                held.release()
                 seconds = time.perf_counter() - began
                 self._service.metrics.requests.labels("api", str(status)).inc()
                 self._service.metrics.took("api", seconds)
@@ -105,21 +109,29 @@ class Api:
 
         return handle
 
-    async def _in_thread(self, work: Callable[[], T], request: Request | None = None) -> T:
+    async def _in_thread(self, request: HttpRequest, work: Callable[[], T]) -> T:
         """Work in the pool, for everybody's user; cancelled when the client goes."""
         service = self._service
-        acting = service.acting(None, request)
+        acting = service.acting()
 
         def run() -> T:
             with service.engine.act(acting):
                 return work()
 
-        future = service.pool.submit(run)
+        future: asyncio.Future[Any] = service.pool.submit(run, acting)
+        watch: asyncio.Future[Any] = asyncio.ensure_future(gone(request))
         try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            service.engine.cancel(acting)
+            await asyncio.wait({future, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                raise ClientDisconnect
+            found: T = future.result()
+            return found
+        except BaseException:
+            if not future.done():
+                service.pool.stop(acting)
             raise
+        finally:
+            watch.cancel()
 
     async def _health(self, request: HttpRequest) -> Response:
         return JSONResponse({"ok": True})
@@ -131,11 +143,11 @@ class Api:
         return JSONResponse(openapi.document(self._service.options))
 
     async def _login(self, request: HttpRequest) -> Response:
-        given = await _json(request, 10_000)
+        with contextlib.closing(Held(self._service.bodies)) as held:
+            given = search.parsed(await self._service.bodies.read(request, 10_000, held))
+        search.check_keys(given, {"token"})
         token = self._service.options.token
-        if token is not None and not (
-            isinstance(given, Mapping) and access_control.same(token, str(given.get("token", "")))
-        ):
+        if token is not None and not access_control.same(token, str(given.get("token", ""))):
             return _error(401, "this is not the token", 516)
         response = JSONResponse({"ok": True})
         if token is not None:
@@ -143,7 +155,7 @@ class Api:
         return response
 
     async def _tables(self, request: HttpRequest) -> Response:
-        return JSONResponse(await self._in_thread(self._describe_tables))
+        return JSONResponse(await self._in_thread(request, self._describe_tables))
 
     def _describe_tables(self) -> dict[str, Any]:
         service = self._service
@@ -191,20 +203,33 @@ class Api:
     async def _search(self, request: HttpRequest) -> Response:
         given, uploads = await self._search_body(request)
         asked = Search.read(given, uploads, self._service.options.limits.k)
-        return await self._in_thread(lambda: self._run_search(asked))
+        return await self._in_thread(request, lambda: self._run_search(asked))
 
     async def _search_body(self, request: HttpRequest) -> tuple[Any, dict[str, bytes]]:
-        limit = self._service.options.limits.body
+        limits = self._service.options.limits
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            return await _json(request, limit), {}
-        if int(request.headers.get("content-length") or limit + 1) > limit:
-            raise QueryError(f"the request is larger than {limit:,} bytes", code=307, name="TOO_MANY_BYTES")
-        async with request.form(max_files=search.MOST_TERMS, max_fields=search.MOST_TERMS) as form:
+            return await self._json(request), {}
+        self._service.pool.check()
+        length = content_length(request)
+        if length is None or length > limits.body:
+            raise too_large(limits.body)
+        request.state.held.take(length)
+        async with request.form(
+            max_files=search.MOST_TERMS, max_fields=search.MOST_TERMS, max_part_size=limits.json
+        ) as form:
             query = form.get("query")
             if not isinstance(query, str):
                 raise search.wrong("the form has no field `query` with the request's JSON")
             uploads = {n: await v.read() for n, v in form.items() if isinstance(v, UploadFile)}
-        return search.parsed(query.encode()), uploads
+        return await self._service.bodies.in_thread(lambda: search.parsed(query)), uploads
+
+    async def _json(self, request: HttpRequest) -> Any:
+        """The request's JSON. Raises QueryError, Busy."""
+        service = self._service
+        service.pool.check()
+        most = min(service.options.limits.json, service.options.limits.body)
+        body = await service.bodies.read(request, most, request.state.held)
+        return await service.bodies.in_thread(lambda: search.parsed(body))
 
     def _run_search(self, asked: Search) -> Response:
         service = self._service
@@ -302,7 +327,7 @@ class Api:
     # rows and their pictures
 
     async def _row(self, request: HttpRequest) -> Response:
-        return await self._in_thread(lambda: self._one_row(request.path_params))
+        return await self._in_thread(request, lambda: self._one_row(request.path_params))
 
     def _one_row(self, path: Mapping[str, str]) -> Response:
         table = self._service.table(path["database"], path["table"])
@@ -321,10 +346,10 @@ class Api:
 
     async def _thumbnail(self, request: HttpRequest) -> Response:
         size = request.query_params.get("size", "256")
-        if not size.isascii() or not size.isdigit() or not SIZES[0] <= int(size[:6]) <= SIZES[1]:
+        if not size.isascii() or not size.isdigit() or len(size) > 6 or not SIZES[0] <= int(size) <= SIZES[1]:
             raise search.wrong(f"size: expected a whole number from {SIZES[0]} to {SIZES[1]}")
         seen = request.headers.get("if-none-match", "")
-        return await self._in_thread(lambda: self._drawn(request.path_params, int(size), seen))
+        return await self._in_thread(request, lambda: self._drawn(request.path_params, int(size), seen))
 
     def _drawn(self, path: Mapping[str, str], size: int, seen: str) -> Response:
         table = self._service.table(path["database"], path["table"])
@@ -333,25 +358,27 @@ class Api:
         if row is None or roles.file is None:
             return _error(404, "there is no such row with a picture's file")
         try:
-            file = self._thumbnails.locate(str(row[roles.file] or ""))
-            tag = f'"{self._thumbnails.tag(file, size)}"'
-            headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
-            if tag in seen:
-                return Response(status_code=304, headers=headers)
-            data = self._thumbnails.make(file, size)
+            with self._thumbnails.open(str(row[roles.file] or "")) as file:
+                tag = f'"{self._thumbnails.tag(file, size)}"'
+                headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
+                if tag in seen:
+                    return Response(status_code=304, headers=headers)
+                data = self._thumbnails.make(file, size)
         except PictureError as error:
             return _error(404, str(error))
         return Response(data, media_type="image/webp", headers=headers)
 
     async def _map(self, request: HttpRequest) -> Response:
-        given = await _json(request, self._service.options.limits.body)
-        ids = given.get("ids") if isinstance(given, Mapping) else None
+        given = await self._json(request)
+        search.check_keys(given, {"database", "table", "column", "ids"})
+        ids = given.get("ids")
         if not isinstance(ids, list) or len(ids) > MAP_ROWS or not all(isinstance(i, str) for i in ids):
             raise search.wrong(f"ids: expected a list of at most {MAP_ROWS:,} ids")
-        return await self._in_thread(lambda: self._projected(given, ids))
+        names = {name: search.text(given, name) for name in ("database", "table", "column")}
+        return await self._in_thread(request, lambda: self._projected(names, ids))
 
-    def _projected(self, given: Mapping[str, Any], ids: list[str]) -> Response:
-        table = self._service.table(given.get("database"), str(given.get("table")))
+    def _projected(self, given: Mapping[str, str | None], ids: list[str]) -> Response:
+        table = self._service.table(given.get("database"), given.get("table") or "")
         column = self._service.column(table, given.get("column"))
         rows = self._rows_there(table, [search.row_number(i) for i in ids])
         if not rows:
@@ -361,17 +388,19 @@ class Api:
         return JSONResponse({"points": [{"id": str(r), "x": round(x, 4), "y": round(y, 4)} for r, (x, y) in points]})
 
     async def _explain(self, request: HttpRequest) -> Response:
-        given = await _json(request, self._service.options.limits.body)
-        sql = given.get("sql") if isinstance(given, Mapping) else None
-        if not isinstance(sql, str):
+        given = await self._json(request)
+        search.check_keys(given, {"sql", "params"})
+        sql, params = search.text(given, "sql"), given.get("params") or {}
+        if sql is None:
             raise search.wrong("sql: expected a statement")
-        params = given.get("params") or {}
-        asked = Request(f"EXPLAIN {sql}", params if isinstance(params, dict) else {})
-        answer = await self._in_thread(lambda: self._service.run(asked, self._service.engine.acting))
+        if not isinstance(params, dict):
+            raise search.wrong("params: expected an object")
+        asked = Request(f"EXPLAIN {sql}", params)
+        answer = await self._in_thread(request, lambda: self._service.run(asked, self._service.engine.acting))
         return JSONResponse({"plan": [str(v) for v in answer.output.arrow().column(0).to_pylist()]})
 
     async def _complete(self, request: HttpRequest) -> Response:
-        return JSONResponse(await self._in_thread(self._completions))
+        return JSONResponse(await self._in_thread(request, self._completions))
 
     def _completions(self) -> dict[str, list[str]]:
         from clipql.serve import allowed
@@ -391,7 +420,3 @@ def _part(name: str) -> str:
 
 def _error(status: int, message: str, code: int = 0, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": message, "code": code}, status, headers)
-
-
-async def _json(request: HttpRequest, most: int) -> Any:
-    return search.parsed(await read_body(request, most))

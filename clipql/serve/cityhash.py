@@ -7,18 +7,16 @@ a block of a megabyte takes well below a millisecond.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
+
+from clipql.storage.vectors.compiled import compiled
 
 _U = np.uint64
 _K0, _K1 = _U(0xC3A5C85C97CB3127), _U(0xB492B66FBE98F273)
 _K2, _K3 = _U(0x9AE16A3B2F90404F), _U(0xC949D7C7509E6557)
 _MUL = _U(0x9DDFEA08EB382D69)
-_F = TypeVar("_F", bound=Callable[..., Any])
-_compiled: Callable[[_F], _F] = numba.njit(cache=True, nogil=True)
 
 
 def cityhash128(data: bytes) -> bytes:
@@ -27,7 +25,7 @@ def cityhash128(data: bytes) -> bytes:
     return struct.pack("<QQ", int(low), int(high))
 
 
-@_compiled
+@compiled
 def _word(s: Any, at: int) -> Any:
     """Eight bytes as a little-endian number."""
     found = _U(0)
@@ -36,7 +34,7 @@ def _word(s: Any, at: int) -> Any:
     return found
 
 
-@_compiled
+@compiled
 def _half(s: Any, at: int) -> Any:
     """Four bytes as a little-endian number."""
     found = _U(0)
@@ -45,23 +43,23 @@ def _half(s: Any, at: int) -> Any:
     return found
 
 
-@_compiled
+@compiled
 def _turn(value: Any, bits: int) -> Any:
     return value if bits == 0 else (value >> _U(bits)) | (value << _U(64 - bits))
 
 
-@_compiled
+@compiled
 def _mix(value: Any) -> Any:
     return value ^ (value >> _U(47))
 
 
-@_compiled
+@compiled
 def _pair(u: Any, v: Any) -> Any:
     a = _mix((u ^ v) * _MUL)
     return _mix((v ^ a) * _MUL) * _MUL
 
 
-@_compiled
+@compiled
 def _short(s: Any, at: int, length: int) -> Any:
     """At most 16 bytes."""
     size = _U(length)
@@ -77,7 +75,7 @@ def _short(s: Any, at: int, length: int) -> Any:
     return _K2
 
 
-@_compiled
+@compiled
 def _weak(s: Any, at: int, a: Any, b: Any) -> Any:
     """32 bytes with two seeds."""
     w, x, y, z = _word(s, at), _word(s, at + 8), _word(s, at + 16), _word(s, at + 24)
@@ -88,7 +86,7 @@ def _weak(s: Any, at: int, a: Any, b: Any) -> Any:
     return a + z, b + _turn(a, 44) + c
 
 
-@_compiled
+@compiled
 def _murmur(s: Any, at: int, length: int, a: Any, b: Any) -> Any:
     """Less than 128 bytes with a seed of two words."""
     left = length - 16
@@ -112,7 +110,7 @@ def _murmur(s: Any, at: int, length: int, a: Any, b: Any) -> Any:
     return a ^ b, _pair(b, a)
 
 
-@_compiled
+@compiled
 def _round(s: Any, at: int, x: Any, y: Any, z: Any, v0: Any, v1: Any, w0: Any, w1: Any) -> Any:
     """64 bytes into the state."""
     x = _turn(x + y + v0 + _word(s, at + 16), 37) * _K1 ^ w1
@@ -123,7 +121,7 @@ def _round(s: Any, at: int, x: Any, y: Any, z: Any, v0: Any, v1: Any, w0: Any, w
     return z, y, x, v0, v1, w0, w1
 
 
-@_compiled
+@compiled
 def _long(s: Any, at: int, length: int, x: Any, y: Any) -> Any:
     """128 bytes or more with a seed of two words."""
     z = _U(length) * _K1
@@ -151,12 +149,12 @@ def _long(s: Any, at: int, length: int, x: Any, y: Any) -> Any:
     return _pair(x + v1, w1) + y, _pair(x + w1, y + v1)
 
 
-@_compiled
+@compiled
 def _seeded(s: Any, at: int, length: int, x: Any, y: Any) -> Any:
     return _murmur(s, at, length, x, y) if length < 128 else _long(s, at, length, x, y)
 
 
-@_compiled
+@compiled
 def _hash(s: Any) -> Any:
     length = len(s)
     if length >= 16:

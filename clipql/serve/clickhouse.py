@@ -8,7 +8,6 @@ that clients know; a client that goes takes its query with it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
@@ -28,16 +27,19 @@ from clipql.serve import clickhouse_request as reading
 from clipql.serve import native_blocks as native
 from clipql.serve.allowed import words
 from clipql.serve.errors import error_code, error_status, error_text
-from clipql.serve.pool import Busy, Pipe
-from clipql.serve.request_body import read_body, too_large
+from clipql.serve.pool import Busy, Pipe, gone
+from clipql.serve.request_body import Held, content_length
 from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
-from clipql.serve.spelling import with_identifiers
+from clipql.serve.spelling import check_size, with_identifiers
+from clipql.serve.unpacking import too_large, unpack_blocks
 from clipql.sql.session import Answer
 
 LOG = logging.getLogger("clipql.serve")
 # a result is held back to this size, so that an error in its beginning still has a status of its own
 HELD = 1 << 20
+# what is shorter is read at once, on the event loop
+SHORT = 1 << 13
 # parameters of the protocol; all others are settings
 _OWN = words(
     "query user password quota_key database default_format session_id session_timeout session_check query_id compress "
@@ -47,10 +49,11 @@ _OWN = words(
 
 @dataclass
 class Call:
-    """One request, taken apart. alone: its user, where there is one of its own."""
+    """One request, taken apart. held: what its body takes. alone: its user, where there is one of its own."""
 
     query_id: str
     params: Mapping[str, str]
+    held: Held
     tables: tuple[external.External, ...] = ()
     alone: EngineUser | None = None
     asked: reading.Asked = field(default_factory=lambda: reading.Asked(""))
@@ -58,6 +61,8 @@ class Call:
     acting: Acting | None = None
     kept: Kept | None = None
     checked: Any = None
+    binding: Mapping[str, Any] = field(default_factory=dict)
+    submitted: bool = False
     began: float = field(default_factory=time.perf_counter)
     code: int = 0
 
@@ -86,7 +91,8 @@ class ClickHouse:
         """`/`."""
         service = self._service
         params = _parameters(request)
-        call = Call(params.get("query_id") or request.headers.get("x-clickhouse-query-id") or str(uuid.uuid4()), params)
+        query_id = params.get("query_id") or request.headers.get("x-clickhouse-query-id") or str(uuid.uuid4())
+        call = Call(query_id, params, Held(service.bodies))
         status: int | None = 500
         try:
             if not access_control.authorised(service.options.token, request, params):
@@ -144,8 +150,17 @@ class ClickHouse:
 
     async def _answer(self, request: HttpRequest, call: Call) -> Response:
         service = self._service
-        await self._read(request, call)
-        given = call.params
+        service.pool.check()
+        try:
+            await self._read(request, call)
+            return await self._answer_read(request, call)
+        except BaseException:
+            if not call.submitted:
+                self._leave(call)
+            raise
+
+    async def _answer_read(self, request: HttpRequest, call: Call) -> Response:
+        service, given = self._service, call.params
         if not call.asked.sql.strip():
             if request.method in ("GET", "HEAD") and not given:
                 return PlainTextResponse("Ok.\n")
@@ -165,7 +180,7 @@ class ClickHouse:
             call.kept = self._sessions.take(given["session_id"], given.get("session_timeout"), check=check)
         try:
             kept = call.kept.session.params if call.kept else {}
-            call.request.sql = with_identifiers(call.asked.sql, {**kept, **binding})
+            call.binding = {**kept, **binding}
             call.alone = service.new_user() if call.tables and not call.kept else None
             call.acting = service.acting(call.kept.user if call.kept else call.alone, call.request)
             if call.query_id in self._running:
@@ -176,10 +191,13 @@ class ClickHouse:
                 )
             return await self._start(request, call)
         except BaseException:
-            self._leave(call)
+            if not call.submitted:
+                self._leave(call)
             raise
 
     def _leave(self, call: Call) -> None:
+        """Nothing works for a call any more."""
+        call.held.release()
         if call.kept is not None:
             self._sessions.release(call.kept)
             call.kept = None
@@ -188,36 +206,42 @@ class ClickHouse:
 
     async def _read(self, request: HttpRequest, call: Call) -> None:
         """The statement and its data, from `query=` and the body."""
-        limit = self._service.options.limits.body
+        limits, bodies = self._service.options.limits, self._service.bodies
         kind = request.headers.get("content-type", "")
         query = call.params.get("query", "")
         if kind.startswith("multipart/form-data") and request.method == "POST":
-            if int(request.headers.get("content-length") or limit + 1) > limit:
-                raise too_large(limit)
-            async with request.form(max_part_size=limit) as form:
+            length = content_length(request)
+            if length is None or length > limits.body:
+                raise too_large(limits.body)
+            call.held.take(length)
+            async with request.form(max_part_size=limits.body) as form:
                 fields = {k: v for k, v in form.items() if isinstance(v, str)}
                 files = {k: await v.read() for k, v in form.items() if not isinstance(v, str)}
             call.params = {**call.params, **fields}
             call.tables = external.of(files, call.params)
-            call.asked = reading.take_apart(call.params.get("query", ""), b"")
-            return
-        body = await read_body(request, limit) if request.method == "POST" else b""
-        if call.params.get("decompress") == "1":
-            body = compression.unpack_blocks(body, limit)
-        long = len(body) > reading.HEAD
-        call.asked = (
-            await asyncio.to_thread(reading.take_apart, query, body) if long else reading.take_apart(query, body)
-        )
+            query, body = call.params.get("query", ""), b""
+        else:
+            body = await bodies.read(request, limits.body, call.held) if request.method == "POST" else b""
+
+        def taken_apart() -> reading.Asked:
+            packed = call.params.get("decompress") == "1" and body
+            asked = reading.take_apart(query, unpack_blocks(body, limits.body, call.held.take) if packed else body)
+            check_size(asked.sql, limits)
+            return asked
+
+        short = len(body) + len(query) < SHORT and call.params.get("decompress") != "1"
+        call.asked = taken_apart() if short else await bodies.in_thread(taken_apart)
 
     # from the statement to a response
 
     async def _start(self, request: HttpRequest, call: Call) -> Response:
         service = self._service
         pipe = Pipe(service.options.limits.stall)
-        self._running[call.query_id] = call.acting  # type: ignore[assignment]
-        future = service.pool.submit(lambda: self._carried_out(call, pipe.put))
-        future.add_done_callback(lambda _: self._leave(call))
-        watch = asyncio.ensure_future(_gone(request))
+        assert call.acting is not None
+        self._running[call.query_id] = call.acting
+        future = service.pool.submit(lambda: self._carried_out(call, pipe.put), call.acting, lambda: self._leave(call))
+        call.submitted = True
+        watch = asyncio.ensure_future(gone(request))
         held: list[bytes] = []
         try:
             first = asyncio.ensure_future(self._hold(pipe, future, held))
@@ -299,9 +323,7 @@ class ClickHouse:
         """Cancel what nobody waits for."""
         pipe.close()
         if call.acting is not None:
-            acting = call.acting
-            acting.cancelled = True
-            asyncio.get_running_loop().run_in_executor(None, self._service.engine.cancel, acting)
+            self._service.pool.stop(call.acting)
 
     # in a thread of the pool
 
@@ -315,6 +337,7 @@ class ClickHouse:
     def _carry_out(self, call: Call, sink: Callable[[bytes], None]) -> Answer:
         service, acting = self._service, call.acting
         assert acting is not None
+        call.request.sql = with_identifiers(call.asked.sql, call.binding)
         with service.engine.act(acting):
             checked = service.guard.check(call.request.sql, write=call.request.write and service.options.write)
             if checked.kills is not None:
@@ -361,10 +384,3 @@ def _format(name: str) -> str:
     if name not in allowed.FORMATS:
         raise QueryError(f"Unknown format {name[:60]}", code=73, name="UNKNOWN_FORMAT")
     return name
-
-
-async def _gone(request: HttpRequest) -> None:
-    """Wait until the client goes."""
-    with contextlib.suppress(Exception):
-        while not await request.is_disconnected():
-            await asyncio.sleep(0.2)

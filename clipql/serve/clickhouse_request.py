@@ -28,7 +28,7 @@ def take_apart(query: str, body: bytes) -> Asked:
 
     query: what came in the address; the body goes on where it ends. Raises QueryError for what is not UTF-8.
     """
-    whole = (query.encode() + (b"\n" if body else b"") if query else b"") + body
+    whole = query.encode() + (b"\n" if body else b"") + body if query else body
     # a byte a character, so that places are places in the bytes
     head = whole[:HEAD].decode("latin-1")
     statement, tokens = statements.classify(head) if re.match(r"(?:\s|--|#|/)*INSERT\b", head, re.I) else (None, [])
@@ -37,9 +37,8 @@ def take_apart(query: str, body: bytes) -> Asked:
     after = next(i for i, t in enumerate(tokens) if t.start >= statement.body)
     end = tokens[after].end if statement.source == "VALUES" else tokens[min(after + 1, len(tokens) - 1)].end
     format = "Values" if statement.source == "VALUES" else head[tokens[after + 1].start : end]
-    rest = whole[end:]
-    blank = re.match(rb"[ \t\r\f]*\n?", rest)
-    data = rest[blank.end() if blank else 0 :]
+    blank = re.compile(rb"[ \t\r\f]*\n?").match(whole, end)
+    data = whole[blank.end() if blank else end :]
     return Asked(_utf8(whole[:end]), data.rstrip(b"; \t\r\n") if format == "Values" else data, format)
 
 

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.database import QUERIES, Database, one_condition
+from clipql.encode import pictures
 from clipql.encode.base import Picture
+from clipql.engine.arrays import with_numbers
 from clipql.engine.embedded import Output
 from clipql.engine.quoting import parameter_text, quote_name
 from clipql.engine.translate import translate
@@ -72,8 +73,9 @@ class RemoteDatabase(Database):
         """Run one statement and return its output in a ClickHouse format, unless it names its own."""
         if self._closed:
             raise QueryError(f"the connection to {self.url} is closed")
+        params = with_numbers(statement, params or {})
         query = {"default_format": format, "session_id": self._id, "session_timeout": str(SESSION_SECONDS)}
-        given = {f"param_{n}": _wire(v) for n, v in (params or {}).items() if f"{{{n}" in statement.replace(" ", "")}
+        given = {f"param_{n}": _wire(v) for n, v in params.items() if f"{{{n}" in statement.replace(" ", "")}
         if sum(map(len, given.values())) <= LONGEST_ADDRESS:
             reply, data = self._post("/?" + urlencode({**query, **given}, quote_via=quote), statement.encode())
         else:
@@ -85,6 +87,9 @@ class RemoteDatabase(Database):
         rows = int(summary.get("written_rows", 0)) or None
         shards = reply.headers.get("X-Clipql-Shards")
         return Answer(output, reply.headers.get("X-ClickHouse-Format") or format, elapsed, rows=rows, shards=shards)
+
+    def _answer(self, statement: str, params: Mapping[str, Any]) -> Answer:
+        return self.execute(statement, params)
 
     def _post(self, target: str, body: bytes, kind: str = "text/plain") -> tuple[http.client.HTTPResponse, bytes]:
         headers = {"Content-Type": kind, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}
@@ -131,7 +136,7 @@ class RemoteDatabase(Database):
         table: str,
         *,
         text: str | None = None,
-        image: Picture | str | None = None,
+        image: Picture | None = None,
         vector: NDArray[Any] | Sequence[float] | None = None,
         k: int = 10,
         where: str | None = None,
@@ -150,11 +155,11 @@ class RemoteDatabase(Database):
             return self._search_by_picture(image, table, k, where, column, columns, recall)
         statement = self.search_sql(table, by=given[0], k=k, where=where, column=column, columns=columns,
                                     distance=distance, recall=recall)  # fmt: skip
-        return self.sql(statement, query=np.asarray(vector) if vector is not None else text)
+        return self.sql(statement, query=vector if vector is not None else text)
 
     def _search_by_picture(
         self,
-        image: Picture | str,
+        image: Picture,
         table: str,
         k: int,
         where: str | None,
@@ -162,7 +167,7 @@ class RemoteDatabase(Database):
         columns: Sequence[str] | None,
         recall: float | None,
     ) -> Result:
-        data = image if isinstance(image, bytes) else Path(image).expanduser().read_bytes()
+        data = pictures.content(image)
         database, _, name = table.rpartition(".")
         asked = {
             "table": name,

@@ -1,4 +1,4 @@
-"""Results packed for their way: HTTP's content encodings, and ClickHouse's own blocks (`compress=1`, `decompress=1`).
+"""Results packed for their way: HTTP's content encodings, and ClickHouse's own blocks (`compress=1`).
 
 A block of ClickHouse's: CityHash128 of what follows (16 bytes), 0x82 for LZ4, the size with this header (9 bytes) and
 the size unpacked, both UInt32, then the data. https://clickhouse.com/docs/native-protocol/compression
@@ -11,11 +11,10 @@ import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from clipql.errors import QueryError
+from clipql.serve.unpacking import LZ4
 
 # in the order in which they are chosen
 ENCODINGS = ("lz4", "zstd", "gzip", "deflate")
-_LZ4, _NONE, _ZSTD = 0x82, 0x02, 0x90
 BLOCK = 1 << 20
 
 
@@ -104,54 +103,5 @@ def pack_block(data: bytes) -> bytes:
     from clipql.serve.cityhash import cityhash128
 
     body: bytes = lz4.block.compress(data, store_size=False)
-    rest = struct.pack("<BII", _LZ4, len(body) + 9, len(data)) + body
+    rest = struct.pack("<BII", LZ4, len(body) + 9, len(data)) + body
     return cityhash128(rest) + rest
-
-
-def unpack_blocks(data: bytes, most: int) -> bytes:
-    """The data of blocks one after the other. Raises QueryError for what are none, or more than `most` bytes."""
-    out = bytearray()
-    at = 0
-    while at < len(data):
-        out += _unpack(data, at, most - len(out))
-        at += 16 + struct.unpack_from("<I", data, at + 17)[0]
-    return bytes(out)
-
-
-def _unpack(data: bytes, at: int, room: int) -> bytes:
-    from clipql.serve.cityhash import cityhash128
-
-    if at + 25 > len(data):
-        raise _broken("a block is cut short")
-    method, size, unpacked = struct.unpack_from("<BII", data, at + 16)
-    if size < 9 or at + 16 + size > len(data):
-        raise _broken("a block is cut short")
-    if unpacked > room:
-        raise QueryError("the request is larger than it may be", code=307, name="TOO_MANY_BYTES")
-    rest = data[at + 16 : at + 16 + size]
-    if cityhash128(rest) != data[at : at + 16]:
-        raise _broken("Checksum doesn't match: corrupted data")
-    try:
-        return _unpacked(method, rest[9:], unpacked)
-    except QueryError:
-        raise
-    except Exception as error:
-        raise _broken(str(error)) from error
-
-
-def _unpacked(method: int, body: bytes, size: int) -> bytes:
-    if method == _LZ4:
-        import lz4.block  # type: ignore[import-untyped, unused-ignore]
-
-        return bytes(lz4.block.decompress(body, uncompressed_size=size))
-    if method == _ZSTD:
-        import zstandard
-
-        return bytes(zstandard.ZstdDecompressor().decompress(body, max_output_size=size))
-    if method == _NONE:
-        return body
-    raise _broken(f"Unknown compression method {method:#04x}")
-
-
-def _broken(why: str) -> QueryError:
-    return QueryError(f"the body is not in ClickHouse's blocks: {why}", code=271, name="CANNOT_DECOMPRESS")

@@ -24,7 +24,7 @@ from clipql.serve import allowed, syntax_tree
 from clipql.serve.allowed import words
 from clipql.serve.allowed_settings import Settings
 from clipql.serve.limits import Options
-from clipql.serve.spelling import check_name, check_table_name, cleaned, denied
+from clipql.serve.spelling import check_name, check_size, check_table_name, cleaned, denied
 from clipql.sql import settings as own_settings
 from clipql.syntax import statements
 from clipql.syntax.lexer import Token
@@ -115,6 +115,7 @@ class Guard:
         return found
 
     def _check(self, sql: str, write: bool) -> Checked:
+        check_size(sql, self._limits)
         text = cleaned(sql)
         statement, tokens = statements.classify(text)
         if not tokens:

@@ -7,15 +7,23 @@ request's whole work is done by one thread, as the engine expects.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from clipql.errors import QueryCancelled
+from starlette.requests import Request
+
+from clipql.engine.users import Acting
+from clipql.errors import ClipqlError, QueryCancelled
 from clipql.serve.limits import Limits
 
+LOG = logging.getLogger("clipql.serve")
 T = TypeVar("T")
+# seconds: after its time, until a query is cancelled here; after that, until it is answered for though it still runs
+FIRST_WORD, GIVEN_UP = 0.3, 1.0
 
 
 class Busy(Exception):
@@ -23,30 +31,114 @@ class Busy(Exception):
 
 
 class Pool:
-    """Runs synchronous work for asynchronous callers."""
+    """Runs synchronous work for asynchronous callers, each for its time.
 
-    def __init__(self, limits: Limits) -> None:
-        self._most = limits.running + limits.waiting
+    cancel: stops what somebody's request runs, as the engine does.
+    """
+
+    def __init__(self, limits: Limits, cancel: Callable[[Acting], None]) -> None:
+        self._most, self._seconds, self._cancel = limits.running + limits.waiting, limits.seconds, cancel
         self._threads = ThreadPoolExecutor(limits.running, "clipql-serve")
+        self._cancellers = ThreadPoolExecutor(4, "clipql-cancel")
+        self._all: dict[int, Acting] = {}
         self.taken = 0
 
-    def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """The work's result, in time. Call it from the event loop. Raises Busy."""
+    def check(self) -> None:
+        """Raise Busy where a request would be refused, before its body is read."""
         if self.taken >= self._most:
             raise Busy(f"{self.taken} requests are running or waiting, as many as may: try again in a second")
-        self.taken += 1
-        future = asyncio.wrap_future(self._threads.submit(work))
-        future.add_done_callback(self._done)
-        return future
 
-    def _done(self, future: asyncio.Future[T]) -> None:
-        self.taken -= 1
-        if not future.cancelled():
-            future.exception()  # whoever waited for it may be gone
+    def submit(
+        self, work: Callable[[], T], acting: Acting, ended: Callable[[], None] = lambda: None
+    ) -> asyncio.Future[T]:
+        """The work's result, in time. Call it from the event loop. Raises Busy.
+
+        The future has an error at the latest a moment after the time limit; ended: called once the work has ended
+        in truth.
+        """
+        self.check()
+        self.taken += 1
+        loop = asyncio.get_running_loop()
+        outer: asyncio.Future[T] = loop.create_future()
+        timers: list[asyncio.TimerHandle] = []
+
+        def begin() -> None:
+            if not inner.done():
+                timers.append(loop.call_later(self._time(acting), late))
+
+        def late() -> None:
+            acting.late = acting.late or self._time(acting)
+            self.stop(acting)
+            timers.append(loop.call_later(GIVEN_UP, give_up))
+
+        def give_up() -> None:
+            if not outer.done():
+                LOG.warning("a query does not stop")
+                outer.set_exception(acting.stopped())
+                outer.exception()
+
+        def run() -> T:
+            if acting.cancelled:
+                raise acting.stopped()
+            loop.call_soon_threadsafe(begin)
+            try:
+                return work()
+            except ClipqlError as error:
+                if acting.cancelled:  # whatever it was stopped by
+                    raise acting.stopped() from error
+                raise
+
+        def done(inner: asyncio.Future[T]) -> None:
+            self.taken -= 1
+            self._all.pop(id(acting), None)
+            for timer in timers:
+                timer.cancel()
+            ended()
+            if outer.done():
+                return
+            error = None if inner.cancelled() else inner.exception()
+            if inner.cancelled():
+                outer.cancel()
+            elif error is not None:
+                outer.set_exception(error)
+                outer.exception()  # whoever waited for it may be gone
+            else:
+                outer.set_result(inner.result())
+
+        self._all[id(acting)] = acting
+        inner = asyncio.wrap_future(self._threads.submit(run))
+        inner.add_done_callback(done)
+        return outer
+
+    def _time(self, acting: Acting) -> float:
+        """The seconds that a request may run; ClickHouse, which counts them too, gets the first word."""
+        try:
+            asked = float(acting.settings.get("max_execution_time", 0))
+        except ValueError:
+            asked = 0
+        return (asked if 0 < asked < self._seconds else self._seconds) + FIRST_WORD
+
+    def stop(self, acting: Acting) -> None:
+        """Cancel what a request runs. Call it from the event loop."""
+        acting.cancelled = True
+        self._cancellers.submit(self._cancel, acting)
+
+    def stop_all(self) -> None:
+        """Cancel everything."""
+        for acting in list(self._all.values()):
+            self.stop(acting)
 
     def close(self) -> None:
         """Wait for what runs."""
         self._threads.shutdown(wait=True)
+        self._cancellers.shutdown(wait=True)
+
+
+async def gone(request: Request) -> None:
+    """Wait until the client goes. Its body must have been read."""
+    with contextlib.suppress(Exception):
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.2)
 
 
 class Pipe:

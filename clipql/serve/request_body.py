@@ -1,80 +1,102 @@
-"""Request bodies, read within the limit and unpacked within it."""
+"""Request bodies: read within a limit, unpacked within it off the event loop, and within a ceiling for all of them.
+
+What must stay true: what is held is counted before it is held; nothing is unpacked further than a little beyond the
+limit, whatever sizes its headers claim.
+"""
 
 from __future__ import annotations
 
-import zlib
+import asyncio
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from starlette.requests import Request
 
-from clipql.errors import QueryError
+from clipql.serve import unpacking
+from clipql.serve.limits import Limits
+from clipql.serve.pool import Busy
+from clipql.serve.unpacking import too_large
 
-# packed bytes that are unpacked at a time: zstd makes up to 30,000 times as many, and the limit must be noticed early
-STEP = 1 << 10
-
-
-class Decoder:
-    """Unpacks what comes in pieces."""
-
-    def __init__(self, encoding: str) -> None:
-        self._decode, self._finish = _decoder(encoding)
-
-    def add(self, piece: bytes) -> bytes:
-        """What a piece unpacks to. Raises QueryError for what is not packed so."""
-        try:
-            return self._decode(piece)
-        except Exception as error:
-            raise QueryError(
-                f"the body is not packed as it says: {error}", code=354, name="CANNOT_DECOMPRESS"
-            ) from error
-
-    def end(self) -> bytes:
-        """What is left."""
-        return self._finish()
+T = TypeVar("T")
+# threads that unpack and take apart bodies; more requests wait for them
+READERS = 2
 
 
-def _decoder(encoding: str) -> tuple[Callable[[bytes], bytes], Callable[[], bytes]]:
-    nothing = bytes
-    if encoding in ("", "identity"):
-        return bytes, nothing
-    if encoding in ("gzip", "x-gzip", "deflate"):
-        made = zlib.decompressobj(wbits=47)  # either, told by its header
-        return made.decompress, made.flush
-    if encoding == "zstd":
-        import zstandard
+class Held:
+    """What one request's body takes, until it is released. Thread-safe."""
 
-        unpacked = zstandard.ZstdDecompressor().decompressobj()
-        return unpacked.decompress, nothing
-    if encoding == "lz4":
-        import lz4.frame  # type: ignore[import-untyped, unused-ignore]
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies, self._size = bodies, 0
 
-        frames = lz4.frame.LZ4FrameDecompressor()
-        return frames.decompress, nothing
-    raise QueryError(
-        f"Unknown Content-Encoding {encoding[:40]!r}: gzip, deflate, zstd and lz4 are known",
-        code=89,
-        name="UNKNOWN_COMPRESSION_METHOD",
-    )
+    def take(self, size: int) -> None:
+        """Count bytes that will be held. Raises Busy where all bodies together would be too large."""
+        self._bodies.count(size)
+        self._size += size
+
+    def release(self) -> None:
+        """Nothing of it is held any more."""
+        size, self._size = self._size, 0
+        self._bodies.count(-size)
+
+    close = release
 
 
-def too_large(most: int) -> QueryError:
-    """The error of a body beyond the limit."""
-    return QueryError(f"the request is larger than {most:,} bytes", code=307, name="TOO_MANY_BYTES")
+class Bodies:
+    """The bodies of all requests of a server."""
 
+    def __init__(self, limits: Limits) -> None:
+        self._most, self.held = max(limits.bodies, limits.body), 0
+        self._lock = threading.Lock()
+        self._readers = ThreadPoolExecutor(READERS, "clipql-read")
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The body, unpacked as Content-Encoding says. Raises QueryError where it is larger than `most` bytes."""
-    given = request.headers.get("content-length")
-    if given is not None and given.isdigit() and int(given) > most:
-        raise too_large(most)
-    packed = request.headers.get("content-encoding", "").strip().lower()
-    decoder = Decoder(packed)
-    body = bytearray()
-    async for piece in request.stream():
-        step = STEP if packed else max(len(piece), 1)
-        for at in range(0, len(piece), step):
-            body += decoder.add(piece[at : at + step])
-            if len(body) > most:
+    def count(self, size: int) -> None:
+        """Add to what is held. Raises Busy."""
+        with self._lock:
+            if size > 0 and self.held + size > self._most:
+                raise Busy(
+                    f"the bodies of all requests together may have {self._most:,} bytes, and {self.held:,} are held: "
+                    "try again in a second"
+                )
+            self.held += size
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """The result of work on a body, done off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+
+    async def read(self, request: Request, most: int, held: Held) -> bytes:
+        """The body, unpacked as Content-Encoding says.
+
+        Raises QueryError where it is larger than `most` bytes or not packed so, Busy where others hold too much.
+        """
+        encoding = request.headers.get("content-encoding", "").strip().lower()
+        unpacking.check_encoding(encoding)
+        length = content_length(request)
+        if length is not None and length > most:
+            raise too_large(most)
+        held.take(length or 0)
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in request.stream():
+            size += len(piece)
+            if size > most:
                 raise too_large(most)
-    body += decoder.end()
-    return bytes(body)
+            if length is None:
+                held.take(len(piece))
+            pieces.append(piece)
+        body = b"".join(pieces)
+        pieces.clear()
+        if encoding in unpacking.PLAIN:
+            return body
+        return await self.in_thread(lambda: unpacking.unpacked(encoding, body, most, held.take))
+
+    def close(self) -> None:
+        """Wait for what is being unpacked."""
+        self._readers.shutdown(wait=True)
+
+
+def content_length(request: Request) -> int | None:
+    """What Content-Length says, None where it says nothing."""
+    given = request.headers.get("content-length", "")
+    return int(given[:19]) if given.isascii() and given.isdigit() else None

@@ -9,8 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,15 @@ from numpy.typing import NDArray
 from clipql.database import one_condition
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
+from clipql.serve.allowed import words
 from clipql.serve.column_roles import ColumnRoles
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import ROW
 
 FORMATS = {"CSV": "CSVWithNames", "Parquet": "Parquet", "Arrow": "Arrow", "JSON": "JSON"}
-MOST_TERMS = 32
+MOST_TERMS, MOST_NUMBERS, MOST_FLOAT = 32, 65_536, float(np.finfo(np.float32).max)
+KEYS = words("table database column k offset where safe recall exact fold terms columns format")
+TERM_KEYS = words("weight text image upload id vector")
 
 
 @dataclass(frozen=True)
@@ -60,30 +62,29 @@ class Search:
     @classmethod
     def read(cls, given: Any, uploads: Mapping[str, bytes], most: int) -> Search:
         """The request in parsed JSON. uploads: files by their field. Raises QueryError with what is wrong."""
-        if not isinstance(given, Mapping):
-            raise wrong("expected a JSON object")
+        check_keys(given, KEYS)
         terms = given.get("terms") or []
         if not isinstance(terms, Sequence) or isinstance(terms, str) or len(terms) > MOST_TERMS:
             raise wrong(f"terms: expected a list of at most {MOST_TERMS}")
         columns = given.get("columns")
         if columns is not None and not (isinstance(columns, list) and all(isinstance(c, str) for c in columns)):
             raise wrong("columns: expected a list of names")
-        format = _text(given, "format") or "JSON"
+        format = text(given, "format") or "JSON"
         if format not in FORMATS:
             raise wrong(f"format: {format[:40]!r} is none of {', '.join(FORMATS)}")
-        table = _text(given, "table")
+        table = text(given, "table")
         if not table:
             raise wrong("table: expected the name of a table")
         return cls(
             table=table,
-            database=_text(given, "database"),
-            column=_text(given, "column"),
+            database=text(given, "database"),
+            column=text(given, "column"),
             k=int(_number(given, "k", 40, 1, most, whole=True) or 40),
             offset=int(_number(given, "offset", 0, 0, 100_000, whole=True) or 0),
-            where=_text(given, "where"),
-            safe=given.get("safe", True) is not False,
+            where=text(given, "where"),
+            safe=_flag(given, "safe", True),
             recall=_number(given, "recall", None, 0.01, 1),
-            exact=given.get("exact") is True,
+            exact=_flag(given, "exact", False),
             fold=_number(given, "fold", None, 0, 1),
             terms=tuple(_term(t, uploads) for t in terms),
             columns=tuple(columns) if columns is not None else None,
@@ -91,12 +92,27 @@ class Search:
         )
 
 
-def parsed(data: bytes) -> Any:
-    """JSON. Raises QueryError."""
+def parsed(data: bytes | str) -> Any:
+    """JSON in UTF-8. Raises QueryError."""
     try:
-        return json.loads(data)
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        given = json.loads(data if isinstance(data, str) else data.decode())
+        if "\\u" in data if isinstance(data, str) else b"\\u" in data:
+            json.dumps(given, ensure_ascii=False).encode()  # half of a pair, as "\\ud800", is no character
+    except UnicodeEncodeError as error:
+        raise wrong(f"the request is not Unicode: \\u{ord(error.object[error.start]):04x} stands alone") from None
+    except (ValueError, RecursionError) as error:
         raise wrong(f"the request is not JSON: {error}") from None
+    return given
+
+
+def check_keys(given: Any, known: Collection[str], place: str = "") -> None:
+    """Raise QueryError for what is no JSON object, or has keys that are not known."""
+    if not isinstance(given, Mapping):
+        raise wrong(f"{place}expected a JSON object")
+    for key in given:
+        if key not in known:
+            hint = f"; {key} is one of a term's, in terms" if key in TERM_KEYS and known is KEYS else ""
+            raise wrong(f"{place}the key {key[:60]!r} is not known; known are {', '.join(sorted(known))}{hint}")
 
 
 def wrong(message: str) -> QueryError:
@@ -104,7 +120,7 @@ def wrong(message: str) -> QueryError:
     return QueryError(message, code=36, name="BAD_ARGUMENTS")
 
 
-def _text(given: Mapping[str, Any], name: str) -> str | None:
+def text(given: Mapping[str, Any], name: str) -> str | None:
     value = given.get(name)
     if value is not None and not isinstance(value, str):
         raise wrong(f"{name}: expected text")
@@ -117,15 +133,32 @@ def _number(
     value = given.get(name)
     if value is None:
         return default
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not least <= value <= most or (whole and value != int(value)):
+    # compared as it is: a whole number of 400 digits is no float
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+    if not good or (whole and value != int(value)):
         raise wrong(f"{name}: expected a {'whole ' if whole else ''}number from {least:g} to {most:g}")
     return float(value)
 
 
+def _flag(given: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = given.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise wrong(f"{name}: expected true or false")
+    return default if value is None else value
+
+
+def _vector(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, list) or not value or len(value) > MOST_NUMBERS:
+        raise wrong(f"vector: expected a list of 1 to {MOST_NUMBERS:,} numbers")
+    for number in value:
+        good = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not good or not -MOST_FLOAT <= number <= MOST_FLOAT:  # NaN is not either
+            raise wrong("vector: expected finite numbers, as Float32 holds them")
+    return tuple(map(float, value))
+
+
 def _term(given: Any, uploads: Mapping[str, bytes]) -> Term:
-    if not isinstance(given, Mapping):
-        raise wrong("terms: expected objects")
+    check_keys(given, TERM_KEYS, "terms: ")
     weight = _number(given, "weight", 1.0, -100, 100)
     assert weight is not None
     kinds = [k for k in ("text", "image", "upload", "id", "vector") if given.get(k) is not None]
@@ -133,13 +166,7 @@ def _term(given: Any, uploads: Mapping[str, bytes]) -> Term:
         raise wrong("a term has one of text, image, upload, id and vector")
     value = given[kinds[0]]
     if kinds[0] == "vector":
-        try:
-            numbers = tuple(map(float, value))
-        except (TypeError, ValueError):
-            raise wrong("vector: expected a list of numbers") from None
-        if not numbers or not all(map(math.isfinite, numbers)):
-            raise wrong("vector: expected finite numbers")
-        return Term(weight, vector=numbers)
+        return Term(weight, vector=_vector(value))
     if not isinstance(value, str):
         raise wrong(f"{kinds[0]}: expected text")
     if kinds[0] == "text":

@@ -1,17 +1,14 @@
-"""Running the application: the socket, uvicorn, signals, the logs."""
+"""Running the application: uvicorn, signals, the logs."""
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import logging
 import os
 import signal
 import socket
-import stat
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,49 +17,15 @@ from types import FrameType
 import uvicorn
 
 from clipql.database import Database
-from clipql.errors import ClipqlError, ServerError
+from clipql.errors import ClipqlError
 from clipql.serve.app import make_app
 from clipql.serve.limits import Options
+from clipql.serve.sandbox import State
 from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
 # longer than any query may run
 FINISH_SECONDS = 5
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is of this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one. Raises ServerError."""
-    if not 0 <= port <= 65535:
-        raise ServerError(f"port {port}: expected 0 to 65535")
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, proto)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(512)
-    except OSError as error:
-        raise ServerError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; another server may have the port: "
-            "give --port another, or 0 for a free one"
-        ) from error
-    return bound
-
-
-def url_of(bound: socket.socket, host: str) -> str:
-    """The address for people and clients."""
-    port = bound.getsockname()[1]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}/"
 
 
 class _Lines(logging.Formatter):
@@ -93,34 +56,20 @@ def log_to_stderr(level: str) -> None:
 class Server(uvicorn.Server):
     """uvicorn that tells when it is ready, and leaves signals to `serve`."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, sandbox: State, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._sandbox, self._ready = sandbox, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        LOG.info("started", extra={"fields": {"version": __version__, "pid": os.getpid()}})
+        LOG.info(
+            "started", extra={"fields": {"version": __version__, "pid": os.getpid(), "sandbox": self._sandbox.sentence}}
+        )
         self._ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-@contextlib.contextmanager
-def empty_folder() -> Iterator[None]:
-    """Work in an empty folder: chDB takes a bare name that is no table's for a file of the folder it was opened in.
-
-    What is relative to the folder before must be made absolute first.
-    """
-    before = os.getcwd()
-    with tempfile.TemporaryDirectory(prefix="clipql-serve-") as empty:
-        os.chmod(empty, stat.S_IRUSR | stat.S_IXUSR)
-        os.chdir(empty)
-        try:
-            yield
-        finally:
-            os.chdir(before)
 
 
 def _warm(database: Database) -> None:
@@ -148,12 +97,14 @@ def serve(database: Database, bound: socket.socket, options: Options, ready: Cal
         timeout_graceful_shutdown=options.limits.seconds + FINISH_SECONDS,
         h11_max_incomplete_event_size=1 << 20,
     )
-    server = Server(config, ready)
+    server = Server(config, options.sandbox, ready)
 
     def stop(number: int, frame: FrameType | None) -> None:
         LOG.info("stopping", extra={"fields": {"signal": signal.Signals(number).name}})
         server.should_exit = True
 
+    if not options.sandbox.whole:
+        LOG.warning("not confined", extra={"fields": {"sandbox": options.sandbox.sentence}})
     threading.Thread(target=_warm, args=(database,), daemon=True).start()
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

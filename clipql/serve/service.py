@@ -18,6 +18,7 @@ from clipql.serve.guard import Checked, Guard
 from clipql.serve.limits import Options
 from clipql.serve.pool import Pool
 from clipql.serve.prometheus import Metrics
+from clipql.serve.request_body import Bodies
 from clipql.sql.session import Answer, Session, Sink
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import INTERNAL
@@ -43,7 +44,7 @@ class Service:
         self.registry = database.registry
         self.engine: Engine = database.registry.engine
         self.guard = Guard(database.registry, database.encoders, options)
-        self.pool = Pool(options.limits)
+        self.pool, self.bodies = Pool(options.limits, self.engine.cancel), Bodies(options.limits)
         self.metrics = Metrics(self.registry, database.encoders, lambda: self.pool.taken)
         self.everyone = self.new_user()
         database.encoders.files = False
@@ -111,3 +112,4 @@ class Service:
     def close(self) -> None:
         """Wait for what runs."""
         self.pool.close()
+        self.bodies.close()

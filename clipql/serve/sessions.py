@@ -80,7 +80,7 @@ class Sessions:
 def _timeout(text: str | None) -> float:
     if not text:
         return DEFAULT_SECONDS
-    if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) <= LONGEST_SECONDS:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 0 < int(text) <= LONGEST_SECONDS:
         raise QueryError(
             f"Session timeout {text[:20]!r} is invalid: expected 1 to {LONGEST_SECONDS} seconds",
             code=374,

@@ -8,9 +8,28 @@ from typing import Any
 
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
+from clipql.serve.limits import Limits
 from clipql.syntax.lexer import tokenize
 
 _UNSAFE_NAME = re.compile(r"[\x00-\x1f\x7f/\\*?]|\A\.|://|\A~")
+
+
+def check_size(sql: str, limits: Limits) -> None:
+    """Raise QueryError for a statement of more bytes or more tokens than may be, as ClickHouse does."""
+    size = len(sql) if len(sql) > limits.statement else len(sql.encode())
+    if size > limits.statement:
+        raise QueryError(
+            f"Syntax error: failed at position {limits.statement}: Max query size exceeded: the statement has "
+            f"{size:,} bytes, data apart, and this server reads {limits.statement:,} (clipql serve --max-statement)",
+            code=62,
+            name="SYNTAX_ERROR",
+        )
+    if size > limits.tokens and (count := len(tokenize(sql))) > limits.tokens:
+        raise QueryError(
+            f"AST is too big. Maximum: {limits.tokens}: the statement has {count:,} words and signs",
+            code=168,
+            name="TOO_BIG_AST",
+        )
 
 
 def cleaned(sql: str) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import warnings
 from collections import OrderedDict
-from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 from clipql.errors import PictureError
+from clipql.serve.picture_files import PictureFiles
 
 SIZES = (16, 1024)
 KEPT_BYTES = 64 << 20
@@ -22,43 +24,33 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 
 
 class Thumbnails:
-    """Makes them, and keeps the latest in memory. bases: folders that a row's relative path may be relative to."""
+    """Makes them, and keeps the latest in memory. opener: whoever opens the files."""
 
-    def __init__(self, bases: tuple[Path, ...], roots: tuple[Path, ...] | None, pixels: int) -> None:
-        self._bases, self._pixels = bases, pixels
-        self._roots = None if roots is None else tuple(r.resolve() for r in roots)
+    def __init__(self, opener: PictureFiles, pixels: int) -> None:
+        self._opener, self._pixels = opener, pixels
         self._made: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._size = 0
         self._lock = Lock()
 
-    def locate(self, name: str) -> Path:
-        """The file that a row names, relative to one of the bases. Raises PictureError."""
-        if not name or "\0" in name:
-            raise PictureError("the row names no file")
-        given = Path(name)
-        for path in (base / given for base in self._bases):  # an absolute path stays what it is
-            try:
-                found = path.resolve(strict=True)
-            except (OSError, RuntimeError):
-                continue
-            if found.is_file() and (self._roots is None or any(found.is_relative_to(r) for r in self._roots)):
-                return found
-        raise PictureError("the file that the row names is not there, or not where this server may look")
+    def open(self, name: str) -> BinaryIO:
+        """The file that a row names. Raises PictureError."""
+        return os.fdopen(self._opener.open(name), "rb")
 
-    def tag(self, path: Path, size: int) -> str:
+    @staticmethod
+    def tag(file: BinaryIO, size: int) -> str:
         """What changes when the picture does."""
-        found = path.stat()
-        text = f"{path}\0{found.st_mtime_ns}\0{found.st_size}\0{size}"
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        found = os.fstat(file.fileno())
+        text = f"{found.st_dev}:{found.st_ino}\0{found.st_mtime_ns}\0{found.st_size}\0{size}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def make(self, path: Path, size: int) -> bytes:
+    def make(self, file: BinaryIO, size: int) -> bytes:
         """A WebP of at most `size` pixels each way. Raises PictureError."""
-        key = (self.tag(path, size), size)
+        key = (self.tag(file, size), size)
         with self._lock:
             if key in self._made:
                 self._made.move_to_end(key)
                 return self._made[key]
-        data = self._draw(path, size)
+        data = self._draw(file, size)
         with self._lock:
             if key not in self._made:
                 self._made[key] = data
@@ -67,13 +59,13 @@ class Thumbnails:
                 self._size -= len(self._made.popitem(last=False)[1])
         return data
 
-    def _draw(self, path: Path, size: int) -> bytes:
+    def _draw(self, file: BinaryIO, size: int) -> bytes:
         from PIL import Image, ImageOps
 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a large picture is measured here
-                with Image.open(path, formats=_FORMATS) as picture:
+                with Image.open(file, formats=_FORMATS) as picture:
                     width, height = picture.size
                     if width * height > self._pixels:
                         raise PictureError(f"the picture has {width} x {height} pixels, more than {self._pixels:,}")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from clipql.brief import Brief
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.storage.vectors.metrics import Metric, metric_named
 from clipql.syntax.lexer import Token, matching
@@ -16,8 +17,8 @@ _JOINS = {"JOIN", ",", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "ANY", "ASOF",
           "PASTE", "ARRAY", "OUTER"}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Call:
+@dataclass(frozen=True, repr=False)
+class Call(Brief):
     """A distance function applied to a vector column and an expression: places are in tokens and in the text.
 
     same: the number of the first call that computes the same; forms refer to calls by that number.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clipql.brief import Brief
 from clipql.sql.affine import Affine, Parser
 from clipql.sql.calls import Call, alias_spans, text_of
 from clipql.syntax.lexer import Token, matching
@@ -12,8 +13,8 @@ from clipql.syntax.scopes import Scope, split_list
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
-@dataclass(frozen=True)
-class Bound:
+@dataclass(frozen=True, repr=False)
+class Bound(Brief):
     """A condition on a distance: `form op value`, the value being a text without columns."""
 
     form: Affine
@@ -22,8 +23,8 @@ class Bound:
     text: str
 
 
-@dataclass(frozen=True)
-class Condition:
+@dataclass(frozen=True, repr=False)
+class Condition(Brief):
     """One of the conditions that WHERE and PREWHERE join by AND."""
 
     text: str

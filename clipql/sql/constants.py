@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.brief import Brief
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError, VectorError
@@ -22,13 +23,14 @@ from clipql.storage.vectors.metrics import Metric
 from clipql.syntax.lexer import tokenize
 
 _PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*(.+?)\s*\}\Z", re.DOTALL)
-_NARROW = {"Float32", "BFloat16", "UInt8", "Int8", "UInt16", "Int16"}
+_NARROW = {"Float32", "BFloat16", "UInt8", "Int8", "UInt16", "Int16", "Bool"}
+_COMPUTED = _NARROW | {"Float64", "UInt32", "Int32", "UInt64", "Int64"}
 
 
-@dataclass(frozen=True)
-class QueryVector:
+@dataclass(frozen=True, repr=False)
+class QueryVector(Brief):
     """float64 (d,) values, whether ClickHouse computes distances to it in Float32 rather than Float64, and whether they
-    are integers.
+    are integers or BFloat16.
     """
 
     values: NDArray[np.float64]
@@ -36,7 +38,7 @@ class QueryVector:
     integral: bool = False
 
     def narrow_for(self, metric: Metric) -> bool:
-        """Whether ClickHouse gives this distance as Float32: dotProduct of Float32 and integers is Float64."""
+        """Whether ClickHouse gives this distance as Float32: dotProduct with integers or BFloat16 is Float64."""
         return self.narrow and not (self.integral and metric is Metric.DOT)
 
 
@@ -88,9 +90,12 @@ class Constants:
         value = self._params[match[1]]
         try:
             if isinstance(value, str):
-                inside = value.strip().removeprefix("[").removesuffix("]").strip()
-                value = [float(n) for n in inside.split(",")] if inside else []
-            values = np.asarray(value, np.float32 if kind == "Array(Float32)" else np.float64).astype(np.float64)
+                text = value.strip()
+                if text[:1] != "[" or text[-1:] != "]":
+                    return None
+                value = [float(n) for n in text[1:-1].split(",")] if text[1:-1].strip() else []
+            with np.errstate(over="ignore"):
+                values = np.asarray(value, np.float32 if kind == "Array(Float32)" else np.float64).astype(np.float64)
         except (ValueError, TypeError, OverflowError):
             return None
         return QueryVector(values, kind == "Array(Float32)") if values.ndim == 1 else None
@@ -108,11 +113,22 @@ class Constants:
             if error.code in (456, 457):  # a parameter without a value, or with one that cannot be parsed
                 raise
             return None
-        kind = re.fullmatch(r"Array\((\w+)\)", row.column(1)[0].as_py())
-        if not kind or not re.match(r"(U?Int|B?Float)\d+$", kind[1]):
+        kind = row.column(1)[0].as_py()
+        of = re.fullmatch(r"Array\((?:LowCardinality\()?(.+?)\)+", kind)
+        if of is None:
             return None
-        values = np.array(row.column(0)[0].as_py(), np.float64)
-        return QueryVector(values, kind[1] in _NARROW, "Int" in kind[1])
+        if of[1] not in _COMPUTED:
+            if not re.match(r"Array\((Nothing|Array|Tuple|Map)\b", kind):
+                raise VectorError(
+                    f"the query vector {_short(text)} is {kind}; expected an array of Float32, Float64, BFloat16 or "
+                    f"integers of at most 64 bits: CAST({_short(text)}, 'Array(Float32)')"
+                )
+            return None
+        values = row.column(0)[0].as_py()
+        if of[1] == "BFloat16":  # the upper half of a Float32
+            values = [int.from_bytes(v, "little") << 16 for v in values]
+            values = np.array(values, np.uint32).view(np.float32)
+        return QueryVector(np.array(values, np.float64), of[1] in _NARROW, of[1] not in ("Float32", "Float64"))
 
     def number(self, text: str, withs: tuple[str, ...] = (), aliases: Mapping[str, str] | None = None) -> float | None:
         """The number an expression gives, or None where it cannot be known beforehand."""
@@ -127,6 +143,11 @@ class Constants:
                 raise
             return None
         return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 60 else flat[:57] + "…"
 
 
 def with_clause(text: str, withs: tuple[str, ...], aliases: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from clipql.encode.service import IMAGE, TEXT, Batch, Encoders, call_sql
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
-from clipql.errors import QueryError
+from clipql.errors import QueryCancelled, QueryError
 from clipql.sql.calls import FindTable, alias_spans, find_sources
 from clipql.sql.clauses import conjuncts
 from clipql.sql.constants import with_clause
@@ -29,7 +29,8 @@ from clipql.storage.catalog import Table
 from clipql.syntax.lexer import Token, matching, tokenize
 from clipql.syntax.scopes import Scope, scopes, split_list
 
-BATCH = 1024
+# so few that their encoding takes about a second at most, as a query is cancelled between batches
+BATCH = 256
 # functions of their arguments alone, so that text made with them is a constant; of any other that is not certain
 _FUNCTIONS = {
     "base64decode", "char", "coalesce", "concat", "concatwithseparator", "format", "if", "ifnull", "left", "lower",
@@ -48,9 +49,8 @@ class Encoded:
     """A statement without calls that the planner does not know.
 
     models: the model of each parameter that holds the vector of a constant. sources: the function, the String parameter
-    that was its argument (None: a literal) and the model; None where the argument was something else.
-    batches: held as long as the statement
-    may run, so that its rows find their vectors. seconds: what encoding took.
+    that was its argument (None: a literal) and the model; None where the argument was something else. calls: what each
+    parameter stands for. batches: held as long as the statement may run, so that its rows find their vectors.
     """
 
     sql: str
@@ -58,6 +58,7 @@ class Encoded:
     models: Mapping[str, str] = field(default_factory=dict)
     batches: tuple[Batch, ...] = ()
     sources: Mapping[str, tuple[str, str | None, str] | None] = field(default_factory=dict)
+    calls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,11 @@ class Encoding:
         work = _Replacement(self._engine, self._encoders, dict(params), rows)
         model = self.model_of(sql)
         while (found := _last_call(tokens := tokenize(sql))) is not None:  # inner SELECTs stand behind outer ones
+            self._engine.check_cancelled()
             edits = work.edits(sql, tokens, found, model)
             for start, end, text in sorted(edits, reverse=True):
                 sql = sql[:start] + text + sql[end:]
-        return Encoded(sql, work.params, work.models, tuple(work.batches), work.sources)
+        return Encoded(sql, work.params, work.models, tuple(work.batches), work.sources, work.calls)
 
     def written_out(self, text: str, params: Mapping[str, Any]) -> str:
         """Text with VALUES, its constant calls replaced by the numbers, since ClickHouse takes no functions there."""
@@ -133,6 +135,7 @@ class _Replacement:
         self._engine, self._encoders, self._rows = engine, encoders, rows
         self.params, self.models, self.batches = params, dict[str, str](), list[Batch]()
         self.sources: dict[str, tuple[str, str | None, str] | None] = {}
+        self.calls: dict[str, str] = {}
         self._known: dict[tuple[str, str, str], str] = {}
 
     def edits(self, sql: str, tokens: list[Token], call: _Call, model: str | None) -> list[tuple[int, int, str]]:
@@ -143,6 +146,7 @@ class _Replacement:
         vector = self.constant(sql, tokens, call, model, scope)
         if vector is not None:
             name = self._parameter(sql, tokens, call, vector, model)
+            self.calls[name] = sql[start:end]
             self._note(name, call.function, _text(sql, tokens, call.value))
             return [(start, end, f"{{{name}:Array(Float32)}}"), *edits]
         name = self._encoders.encoder(self._model(sql, tokens, call) or model).model
@@ -217,8 +221,9 @@ class _Replacement:
         if source is None:
             return
         prefix = with_clause(argument, scope.withs, _aliases(scope))
+        self._check_rows(call, argument, f"{prefix}SELECT ({argument}) AS clipql_value {source}")
         batch = self._encoders.batch()
-        with contextlib.suppress(QueryError):  # what is wrong, the statement itself will say
+        with _left_to_the_statement():
             stream = self._engine.stream(
                 f"{prefix}SELECT CAST(assumeNotNull({argument}) AS String) AS clipql_value {source}",
                 params=self.params,
@@ -228,10 +233,31 @@ class _Replacement:
             for block in stream:
                 waiting |= dict.fromkeys(block.column(0).cast(pa.binary()).to_pylist())
                 while len(waiting) >= BATCH:
+                    self._engine.check_cancelled()
                     self._encoders.fill(batch, call.function, [waiting.popitem()[0] for _ in range(BATCH)], model)
             if waiting:
                 self._encoders.fill(batch, call.function, list(waiting), model)
         self.batches.append(batch)
+
+    def _check_rows(self, call: _Call, argument: str, values: str) -> None:
+        """Raise QueryError where the values that a SELECT gives are no texts, before any is encoded."""
+        try:
+            kind = self._engine.arrow(f"DESCRIBE TABLE ({values})", params=self.params, user=True).column(1)[0].as_py()
+        except QueryError:  # what is wrong, the statement itself will say
+            return
+        if not _TEXT.match(kind):
+            raise QueryError(f"{call.function}({argument}) got {kind}; expected text")
+
+
+@contextlib.contextmanager
+def _left_to_the_statement() -> Iterator[None]:
+    """What is wrong, the statement itself will say; unless it is that nobody waits for it any more."""
+    try:
+        yield
+    except QueryCancelled:
+        raise
+    except QueryError:
+        pass
 
 
 def _rows_of(scope: Scope, call: _Call) -> str | None:

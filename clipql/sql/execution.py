@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipql.brief import Brief, short
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged, QueryCancelled, QueryError
@@ -36,9 +37,12 @@ INLINE = 1_000
 # with a larger share of the rows, a distance is looked up by a row's number and not searched for
 SPARSE = 20
 NO_COST = Cost()
+# clauses of SELECTs whose rows are not the table's, and words of an ORDER BY or LIMIT that no key may be added to
+_NO_ROWS = frozenset({"GROUP", "HAVING", "WINDOW", "QUALIFY", "LIMIT 2", "FETCH"})
+_OWN_ORDER = frozenset({"FILL", "INTERPOLATE", "ALL", "TIES", "BY"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """What was done for one SELECT: the plan, how it ended up (`kind` may be 'as it is' after all), and its cost."""
 
@@ -49,9 +53,13 @@ class Step:
     filtered: int | None = None
     found: int = 0
 
+    def __repr__(self) -> str:
+        compared = f", {self.cost.rows_scanned:,} compared" if self.cost.rows_scanned else ""
+        return f"Step({self.kind!r}, {self.plan.searched}, {self.found:,} found{compared}, why={short(self.why)})"
 
-@dataclass(frozen=True)
-class Direct:
+
+@dataclass(frozen=True, repr=False)
+class Direct(Brief):
     """A result from the row file, and the SELECT from it (as `clipql_answer`) that writes it in another format."""
 
     table: pa.Table
@@ -109,7 +117,7 @@ class Execution:
         elif kind == "distances":
             self._distances(self._plan.why)
         else:
-            self._step(kind, self._plan.why)
+            self._left_as_it_is(self._plan.why)
 
     def _step(self, kind: str, why: str, cost: Cost = NO_COST, found: int = 0) -> None:
         self._work.steps.append(Step(self._plan, kind, why, cost, self._filtered, found))
@@ -202,7 +210,7 @@ class Execution:
         if isinstance(found, int):
             self._distances(f"{found:,} rows are in range")
             return
-        self._restrict(found, [])
+        self._restrict(found, self._pages())
         self._step("range", self._plan.why, found.cost, len(found.rows))
 
     # edits
@@ -211,6 +219,21 @@ class Execution:
         """The edit that has what ORDER BY leaves undecided in row order, so that pages fit together."""
         end = self._select.scope.clauses["ORDER"].end
         return [(end, end, f", {self._select.qualifier_sql}{ROW}")]
+
+    def _pages(self) -> list[tuple[int, int, str]]:
+        """The same for a SELECT that is not searched for its first rows, where it has pages of single rows."""
+        scope = self._select.scope
+        if not scope.clauses.keys() >= {"ORDER", "LIMIT"} or self._select.joined or scope.clauses.keys() & _NO_ROWS:
+            return []
+        select = scope.within("SELECT")
+        words = {t.upper for t in (*scope.within("ORDER"), *scope.within("LIMIT"))}
+        if select[0].upper == "DISTINCT" or any(t.upper in ("OVER", "ARRAYJOIN") for t in select) or words & _OWN_ORDER:
+            return []
+        return self._ties_by_row()
+
+    def _left_as_it_is(self, why: str) -> None:
+        self._work.edit(self._pages())
+        self._step("as it is", why)
 
     def _restrict(self, found: Candidates, edits: list[tuple[int, int, str]]) -> None:
         """Let WHERE name the rows that were found, and put their distances where the statement computes them."""
@@ -270,9 +293,9 @@ class Execution:
         if len(values) > max(INLINE, table.rows // SPARSE):
             every = np.full(table.rows, np.nan)
             every[found.rows] = values
-            text = f"{self._array(every)}[{row} + 1]"
+            text = f"assumeNotNull({self._array(every)}[{row} + 1])"
         else:
-            text = f"transform({row}, {numbers}, {self._array(values)}, nan)"
+            text = f"assumeNotNull(transform({row}, {numbers}, {self._array(values)}, nan))"
         return f"toFloat32({text})" if vector.narrow_for(call.metric) else text
 
     def _may_replace(self, call: Call) -> bool:
@@ -288,12 +311,12 @@ class Execution:
     def _distances(self, why: str) -> None:
         select = self._select
         if self._too_wide():
-            self._step("as it is", f"values too large for float32; {why}")
+            self._left_as_it_is(f"values too large for float32; {why}")
             return
         if self._plan.filter is not None and not select.joined:
             self._matching()
             if (self._filtered or 0) * ALIAS_COST < select.table.rows:
-                self._step("as it is", f"the filter leaves {self._filtered:,} rows; {why}")
+                self._left_as_it_is(f"the filter leaves {self._filtered:,} rows; {why}")
                 return
         began = time.perf_counter()
         names = {} if all(self._may_replace(c) for c in select.calls) else self._item_names()
@@ -303,6 +326,7 @@ class Execution:
                 texts[call.same] = self._all_distances(call)
         edits = [(c.start, c.end, texts[c.same]) for c in select.calls if self._may_replace(c) or names]
         edits += [(end, end, f" AS {quote_name(name)}") for end, name in names.items()]
+        edits += self._pages()
         self._work.edit(edits)
         scanned = select.table.rows * len(texts)
         self._step("distances", why, Cost(rows_scanned=scanned, seconds={"scan": time.perf_counter() - began}))

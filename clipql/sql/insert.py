@@ -180,6 +180,8 @@ def _stored_vectors(registry: Registry, select: str, names: Sequence[str]) -> tu
     if origin is None:
         return select, {}
     paths = _item_paths(outer)
+    if [text for _, text in paths] == ["*"]:  # which is in order, or it would have been spelled out
+        paths = [((n,), quote_name(n)) for n, _ in shape.insertable(registry.engine, origin)]
     called = {(), (entry.called,)} | (set() if entry.alias else {(origin.database, origin.name)})
     hidden = alias_spans(outer).keys() | inner_names(outer)
     plain = {(*before, c.name): c.name for c in origin.columns for before in called if before or c.name not in hidden}

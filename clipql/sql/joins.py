@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clipql.brief import Brief
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
 from clipql.sql.calls import FindTable, Source, alias_spans, find_pairs, find_sources
@@ -27,8 +28,8 @@ PAIRS = "clipql_pairs"  # how the statement calls them
 _CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "ORDER", "LIMIT", "LIMIT 2", "OFFSET", "SETTINGS", "FORMAT"}
 
 
-@dataclass(frozen=True)
-class Side:
+@dataclass(frozen=True, repr=False)
+class Side(Brief):
     """One of the two tables: how the SELECT calls it, its vector column, and the conditions on it alone."""
 
     table: Table
@@ -42,8 +43,8 @@ class Side:
         return " AND ".join(f"({c})" for c in self.conditions) or None
 
 
-@dataclass(frozen=True)
-class NearestJoin:
+@dataclass(frozen=True, repr=False)
+class NearestJoin(Brief):
     """A SELECT that asks for the k rows of `near` nearest to each row of `each`.
 
     mixed: conditions that concern both, which pairs must meet too. calls: the places of the distance in the text.

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipql.brief import short
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.index import kinds
@@ -43,7 +44,7 @@ FEW = 4_096
 SMALL = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JoinPlan:
     """How a nearest-neighbour join is to be carried out, and why."""
 
@@ -52,6 +53,15 @@ class JoinPlan:
     knobs: Mapping[str, float] = field(default_factory=dict)
     kind: str = "nearest join"
     why: str = "sorted by a distance of two columns, with LIMIT n BY"
+
+    def __repr__(self) -> str:
+        return f"JoinPlan({self.kind!r}, {self.searched}, why={short(self.why)})"
+
+    @property
+    def searched(self) -> str:
+        """The columns that it joins by, in words."""
+        sides = (self.join.each, self.join.near)
+        return " and ".join(f"{side.table.full_name}: {side.column}" for side in sides)
 
     @property
     def columns(self) -> tuple[VectorColumn, ...]:
@@ -272,6 +282,14 @@ def _as_pairs(each: NDArray[np.int64], near: NDArray[np.int64], distances: NDArr
     )
 
 
+def _nameless(folder: Path) -> IO[bytes]:
+    """A file that goes when it is closed: in the folder, else, where a server may write nothing there, in TMPDIR."""
+    try:
+        return tempfile.NamedTemporaryFile(dir=folder, prefix="pairs.")
+    except PermissionError:
+        return tempfile.NamedTemporaryFile(prefix="pairs.")
+
+
 class PairStore:
     """Pairs that come in pieces: held in memory while they are few, else in a file without a name that is mapped."""
 
@@ -288,7 +306,7 @@ class PairStore:
 
     def _spill(self) -> None:
         if self._writer is None:
-            self._file = tempfile.NamedTemporaryFile(dir=self._folder, prefix="pairs.")  # noqa: SIM115 - closed by table()
+            self._file = _nameless(self._folder)
             self._writer = pa.ipc.new_file(self._file, self._held[0].schema)
         for pairs in self._held:
             self._writer.write_table(pairs)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipql.brief import Brief, short
 from clipql.errors import VectorError
 from clipql.index import kinds
 from clipql.sql.calls import Call
@@ -35,8 +36,8 @@ NOT_CHOSEN = Chosen(None, None, "")
 LARGEST_RANGE, FEW_OF_RANGE = 5_000, 50
 
 
-@dataclass(frozen=True)
-class Weighted:
+@dataclass(frozen=True, repr=False)
+class Weighted(Brief):
     """A distance call, its weight in the sum that is searched by, and its query vector."""
 
     call: Call
@@ -44,7 +45,7 @@ class Weighted:
     vector: QueryVector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """kind: 'top-k', 'range', 'distances' or 'as it is', and why.
 
@@ -66,6 +67,15 @@ class Plan:
     vectors: tuple[QueryVector, ...] = ()
     chosen: Chosen = NOT_CHOSEN
     knobs: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        k = f", k={self.k}" if self.k else ""
+        return f"Plan({self.kind!r}, {self.searched}{k}, why={short(self.why)})"
+
+    @property
+    def searched(self) -> str:
+        """The table and its vector columns that it is about, in words."""
+        return f"{self.select.table.full_name}: {', '.join(c.name for c in self.columns)}"
 
     @property
     def columns(self) -> tuple[VectorColumn, ...]:

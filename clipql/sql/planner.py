@@ -13,13 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from clipql.brief import Brief
 from clipql.encode.service import Batch, Encoders
-from clipql.errors import QueryCancelled, QueryError
+from clipql.errors import QueryCancelled, QueryError, VectorError
 from clipql.index.base import Candidates
 from clipql.sql import direct
 from clipql.sql.calls import find_sources
 from clipql.sql.constants import Constants
-from clipql.sql.encode_calls import Encoding
+from clipql.sql.encode_calls import Encoded, Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
 from clipql.sql.filters import FilterMemory
 from clipql.sql.identity import Origins
@@ -28,7 +29,7 @@ from clipql.sql.joins import edits, recognise_join
 from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
 from clipql.sql.prepared import Asked, Repeats, prepare
-from clipql.sql.recognise import recognise
+from clipql.sql.recognise import VectorSelect, recognise
 from clipql.sql.settings import SearchOptions
 from clipql.sql.untouched import Untouched, untouched
 from clipql.sql.views import finder
@@ -42,8 +43,8 @@ BY_DEFAULT = SearchOptions()
 Explained = Plan | JoinPlan | Untouched
 
 
-@dataclass(frozen=True)
-class Rewritten:
+@dataclass(frozen=True, repr=False)
+class Rewritten(Brief):
     """A statement as ClickHouse shall run it, with the parameters and Arrow tables that it needs besides the user's.
 
     batches: vectors that its rows will ask for; they go when this does. answer: all of the result, where the row file
@@ -56,6 +57,24 @@ class Rewritten:
     steps: tuple[Step, ...]
     batches: tuple[Batch, ...] = ()
     answer: Direct | None = None
+
+
+class _Selects:
+    """The SELECTs of a statement that is being edited, read anew only where it was."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._read()
+        self.count = len(self._found)
+
+    def _read(self) -> None:
+        self._text = self._work.sql
+        self._found = sql_scopes.scopes(self._text, tokenize(self._text))
+
+    def __getitem__(self, at: int) -> Scope:
+        if self._work.sql is not self._text:
+            self._read()
+        return self._found[at]
 
 
 class Planner:
@@ -86,25 +105,26 @@ class Planner:
         constants = Constants(self._engine, encoded.params)
         origins = Origins(self._registry.find, encoded.models)
         find = finder(self._registry, encoded.params)
-        count = len(sql_scopes.scopes(work.sql, tokenize(work.sql)))
-        for at in reversed(range(count)):
-            scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+        selects = _Selects(work)
+        for at in reversed(range(selects.count)):
+            self._engine.check_cancelled()
+            scope = selects[at]
             merged = inline(scope, find) if options.plan else []
             if merged:
                 work.edit(merged)
-                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+                scope = selects[at]
             origins.check_pairs(scope)
             moved = self._prewhere(scope)
             if moved:
                 work.edit(moved)
-                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+                scope = selects[at]
             join = recognise_join(scope, self._registry.find) if options.plan else None
             if join:
                 self._join(plan_join(join, self._indexes, options), work)
                 continue
             select = recognise(scope, self._registry.find) if options.plan else None
             if select:
-                planned = plan(select, constants, self._indexes, options, origins)
+                planned = self._planned(select, constants, options, origins, encoded)
                 items, text = direct.items(planned, work.sql), work.sql
                 answer = partial(self._answer, planned, items, constants, format)
                 Execution(self._registry, self._indexes.rows, self._memory, planned, work).run(
@@ -116,6 +136,17 @@ class Planner:
                         self.repeats.keep(asked, kept)
         steps = tuple(reversed(work.steps))
         return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer)
+
+    def _planned(
+        self, select: VectorSelect, constants: Constants, options: SearchOptions, origins: Origins, encoded: Encoded
+    ) -> Plan:
+        try:
+            return plan(select, constants, self._indexes, options, origins)
+        except VectorError as error:  # in terms of what the user wrote
+            message = str(error)
+            for name, call in encoded.calls.items():
+                message = message.replace(f"{{{name}:Array(Float32)}}", call)
+            raise VectorError(message) from error
 
     def _join(self, planned: JoinPlan, work: Work) -> None:
         """Search for the pairs of a nearest-neighbour join, and edit the statement to join just those."""
@@ -162,18 +193,20 @@ class Planner:
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
         plans: list[Explained] = []
         work, find = Work(encoded.sql, {}), finder(self._registry, encoded.params)
-        for at in reversed(range(len(sql_scopes.scopes(work.sql, tokenize(work.sql))))):
-            scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+        selects = _Selects(work)
+        for at in reversed(range(selects.count)):
+            self._engine.check_cancelled()
+            scope = selects[at]
             merged = inline(scope, find)
             if merged:
                 work.edit(merged)
-                scope = sql_scopes.scopes(work.sql, tokenize(work.sql))[at]
+                scope = selects[at]
             join = recognise_join(scope, self._registry.find)
             select = None if join else recognise(scope, self._registry.find)
             if join:
                 plans.insert(0, plan_join(join, self._indexes, options))
             elif select:
-                plans.insert(0, plan(select, constants, self._indexes, options, origins))
+                plans.insert(0, self._planned(select, constants, options, origins, encoded))
             elif left := untouched(scope, self._registry.find):
                 plans.insert(0, left)
         return plans

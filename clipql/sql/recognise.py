@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from clipql.brief import Brief
 from clipql.engine.quoting import quote_name
 from clipql.sql.affine import Affine, Parser
 from clipql.sql.calls import (
@@ -27,8 +28,8 @@ from clipql.storage.catalog import Table
 from clipql.syntax.scopes import Scope, split_list
 
 
-@dataclass(frozen=True)
-class VectorSelect:
+@dataclass(frozen=True, repr=False)
+class VectorSelect(Brief):
     """A SELECT over a table with vector columns that computes distances to one or more of them.
 
     order: the sum of distances it sorts by, and whether the largest comes first. limit: texts of LIMIT and OFFSET.

@@ -267,6 +267,8 @@ def with_names(sql: str, params: Mapping[str, Any]) -> str:
     for i in reversed(range(len(tokens) - 4)):
         run = [t.text for t in tokens[i : i + 5]]
         value = params.get(run[1])
+        if i + 5 < len(tokens) and tokens[i + 5].text == "(":
+            continue  # ClickHouse takes no parameter for the name of a function
         if (run[0], run[2], run[3], run[4]) == ("{", ":", "Identifier", "}") and isinstance(value, str):
             sql = f"{sql[: tokens[i].start]}{quote_name(value)}{sql[tokens[i + 4].end :]}"
     return sql

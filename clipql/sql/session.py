@@ -16,8 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from clipql.brief import Brief
 from clipql.encode.service import Encoders
 from clipql.engine import chunks
+from clipql.engine.arrays import with_numbers
 from clipql.engine.arrow import arrow_stream
 from clipql.engine.embedded import Output
 from clipql.engine.quoting import quote_name
@@ -48,8 +50,8 @@ Sink = Callable[[bytes], None]
 _ROUTES: ContextVar[Sequence[Route]] = ContextVar("clipql_routes", default=())
 
 
-@dataclass(frozen=True)
-class Answer:
+@dataclass(frozen=True, repr=False)
+class Answer(Brief):
     """What a statement gave: ClickHouse's output in the format that was asked for, and the vector searches in it.
 
     format: the format of the output, which is the statement's own where it names one. rows: rows inserted.
@@ -92,7 +94,7 @@ class Session:
         sink: is given the result in pieces where it need not be held as a whole; the answer then has no data.
         routes: lists of ivf indexes, ranked elsewhere for the query vectors of a SELECT.
         """
-        given = {**self.params, **(params or {})}
+        given = {**self.params, **with_numbers(sql, params or {})}
         asked = None if routes else self._planner.repeats.asked(sql, format, self.settings, given)
         again = self._again(asked, given, as_table) if asked else None
         if again is not None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from clipql.engine.quoting import quote_name, quote_string
@@ -22,36 +21,18 @@ from clipql.syntax.lexer import Token, matching, tokenize
 from clipql.syntax.scopes import Scope, scopes
 from clipql.syntax.select_first import select_first
 from clipql.syntax.sources import Entry, Sources, sources_of
+from clipql.syntax.stars import Star, is_star, stars_in
 from clipql.tables.registry import Registry
 
 _MAY = re.compile(r"\*|\bcolumns\b|\bin\b|\bfrom\b", re.IGNORECASE)
-# tokens that end the item that a star begins, or that change the star
-_AFTER = {"", ",", ")", "]", ";", "FROM", "PREWHERE", "WHERE", "GROUP", "HAVING", "WINDOW", "QUALIFY", "ORDER",
-          "LIMIT", "OFFSET", "FETCH", "SETTINGS", "FORMAT", "INTO", "UNION", "INTERSECT", "EXCEPT", "REPLACE", "APPLY",
-          "LIKE", "ILIKE", "NOT"}  # fmt: skip
-_BEFORE = {"SELECT", "DISTINCT", "ALL", "BY", ",", "(", "[", ".", "->"}
+# settings that say what a star stands for
+_SETTING = re.compile(r"asterisk_include_\w+\s*=\s*\w+")
 # joins whose `*` is one table's columns after the other's
 _PLAIN_JOINS = {"JOIN", ",", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "OUTER", "ON", "ANY", "ALL", "FINAL", "SAMPLE",
                 "GLOBAL", "SEMI", "ANTI", "ASOF"}  # fmt: skip
 # table functions that read other tables by their names
 _READERS = {"merge", "remote", "remotesecure", "cluster", "clusterallreplicas", "loop", "viewifpermitted"}
 Edit = tuple[int, int, str]
-
-
-@dataclass(frozen=True)
-class _Star:
-    """A star or COLUMNS(…) in the tokens: [first, last) with its qualifier; end: of the item, with EXCEPT and such."""
-
-    first: int
-    last: int
-    end: int
-    path: tuple[str, ...]
-    text: str
-
-    @property
-    def is_list(self) -> bool:
-        """Whether it lists columns by name, as COLUMNS(a, b)."""
-        return self.text[-1] == ")" and "'" not in self.text
 
 
 class Stars:
@@ -70,12 +51,16 @@ class Stars:
             return sql
         sql = self._inserted(select_first(sql))
         tokens = tokenize(sql)
+        if not any(t.text == "*" or t.upper in ("COLUMNS", "IN") for t in tokens):
+            return sql
         found = scopes(sql, tokens)
+        self._check_understood(tokens, found)
+        settings = _SETTING.findall(sql)
         inner = [(s.whole.first, s.whole.last) for s in found]
         edits: list[Edit] = []
         for scope in found:
             nested = [span for span in inner if scope.whole.first < span[0] and span[1] <= scope.whole.last]
-            edits += _ScopeStars(self, scope, nested).edits()
+            edits += _ScopeStars(self, scope, nested, ", ".join(settings)).edits()
         for start, end, text in sorted(edits, reverse=True):
             sql = sql[:start] + text + sql[end:]
         return sql
@@ -86,19 +71,36 @@ class Stars:
     def tables(self) -> tuple[Table, ...]:
         return tuple(self._registry.catalog.tables)
 
-    def columns(self, table: Table, star: str = "*") -> tuple[str, ...]:
+    def _check_understood(self, tokens: list[Token], found: list[Scope]) -> None:
+        """Refuse a star beside a SELECT whose shape is not understood: it could be that one's."""
+        known = {s.clauses["SELECT"].first - 1 for s in found}
+        missed = [
+            i for i, t in enumerate(tokens) if t.upper == "SELECT" and tokens[i - 1].text != "." and i not in known
+        ]
+        if not missed or tokens[0].upper in ("GRANT", "REVOKE"):
+            return
+        for i, token in enumerate(tokens[missed[0] :], missed[0]):
+            path = _named(tokens, i) if token.name and tokens[i - 1].text != "." else None
+            table = self.find(*path[:2]) if path else None
+            if table and any(is_star(tokens, at, len(tokens)) for at, t in enumerate(tokens) if t.text == "*"):
+                begins = " ".join(t.text for t in tokens[missed[0] :][:6])
+                raise UnsupportedStatement(
+                    f"{begins} … could not be read, so its * over {table.full_name} might give the columns in another "
+                    "order: name the columns"
+                )
+
+    def columns(self, table: Table, star: str = "*", settings: str = "") -> tuple[str, ...]:
         """What a star, or COLUMNS(…), of a table called t stands for, in the order of its definition."""
         acting = self._registry.engine.acting
-        settings = (*acting.user.statements, *acting.settings.items())
-        key = (table.id, self._registry.version(table.id), star, settings)
+        context = (settings, *acting.user.statements, *acting.settings.items())
+        key = (table.id, self._registry.version(table.id), star, context)
         if key not in self._known:
             if len(self._known) > 1000:
                 self._known.clear()
             text = f"DESCRIBE TABLE (SELECT {star} FROM {self._registry.shape(table)} AS t)"
             try:
-                described = self._registry.engine.query(
-                    f"{text} SETTINGS asterisk_include_alias_columns = 0", user=True
-                ).arrow()
+                text += " SETTINGS asterisk_include_alias_columns = 0" + (f", {settings}" if settings else "")
+                described = self._registry.engine.query(text, user=True).arrow()
                 self._known[key] = tuple(described.column(0).to_pylist())
             except QueryError as error:
                 if error.name != "EMPTY_LIST_OF_COLUMNS_QUERIED":
@@ -106,8 +108,11 @@ class Stars:
                 self._known[key] = ()
         return self._known[key]
 
-    def in_order(self, table: Table) -> bool:
+    def in_order(self, table: Table, settings: str) -> bool:
         """Whether ClickHouse's own `*` of the physical table is right."""
+        acting = self._registry.engine.acting
+        if settings or _SETTING.search(str((acting.user.statements, acting.settings))):
+            return False
         columns = self.columns(table)
         vectors = [c for c in columns if table.column(c)]
         kinds = self._kinds(table)
@@ -173,7 +178,8 @@ def _named(tokens: list[Token], at: int) -> tuple[str | None, str, int] | None:
 class _ScopeStars:
     """The stars of one SELECT. nested: the SELECTs within it, as token runs, which are no part of it."""
 
-    def __init__(self, stars: Stars, scope: Scope, nested: list[tuple[int, int]]) -> None:
+    def __init__(self, stars: Stars, scope: Scope, nested: list[tuple[int, int]], settings: str) -> None:
+        self._settings = settings
         self._stars, self._scope, self._tokens = stars, scope, scope.tokens
         self._skip = dict(sorted(nested, reverse=True))
         self._sources: Sources = sources_of(scope)
@@ -187,7 +193,7 @@ class _ScopeStars:
 
     def edits(self) -> list[Edit]:
         edits = [edit for at in self._members() if (edit := self._member(at))]
-        found = list(self._found())
+        found = list(stars_in(self._scope, self._walk()))
         if not found:
             return edits
         for entry in self._sources.entries:
@@ -219,45 +225,10 @@ class _ScopeStars:
                 at += 1
         return places
 
-    def _found(self) -> list[_Star]:
-        tokens, found, last = self._tokens, list[_Star](), self._scope.whole.last
-        for at in self._walk():
-            token = tokens[at]
-            end = at + 1
-            if token.upper == "COLUMNS" and end < last and tokens[end].text == "(":
-                end = matching(tokens, end) + 1
-            elif token.text != "*" or token.kind != "symbol" or not _is_star(tokens, at, last):
-                continue
-            if tokens[at - 1].text == "(" and at > 1 and tokens[at - 2].upper == "COUNT" and token.text == "*":
-                continue
-            first = at
-            path: list[str] = []
-            while first - 2 >= self._scope.whole.first and tokens[first - 1].text == "." and tokens[first - 2].name:
-                path.insert(0, tokens[first - 2].name or "")
-                first -= 2
-            text = self._scope.text[token.start : tokens[end - 1].end]
-            if end + 1 < last and tokens[end].upper in ("LIKE", "ILIKE") and token.text == "*":
-                text += f" {tokens[end].text} {tokens[end + 1].text}"
-                end += 2
-            found.append(_Star(first, end, self._item_end(end), tuple(path), text))
-        return found
-
-    def _item_end(self, at: int) -> int:
-        tokens = self._tokens
-        while at < self._scope.whole.last:
-            if tokens[at].kind == "symbol" and tokens[at].text in "([{":
-                at = matching(tokens, at) + 1
-                continue
-            word = tokens[at].upper
-            if word in _AFTER and word not in ("EXCEPT", "REPLACE", "APPLY", "NOT"):
-                break
-            at += 1
-        return at
-
     # spelling out
 
     def _list(self, entry: Entry, table: Table, star: str) -> str | None:
-        columns = self._stars.columns(table, star)
+        columns = self._stars.columns(table, star, self._settings)
         if not columns:
             return None
         before = quote_name(entry.called)
@@ -265,16 +236,16 @@ class _ScopeStars:
             before = f"{quote_name(entry.database)}.{before}"
         return "COLUMNS(" + ", ".join(f"{before}.{quote_name(c)}" for c in columns) + ")"
 
-    def _edit(self, star: _Star, last: int, text: str) -> Edit:
+    def _edit(self, star: Star, last: int, text: str) -> Edit:
         return self._tokens[star.first].start, self._tokens[last - 1].end, text
 
-    def _leave(self, star: _Star, tables: list[Table]) -> bool:
+    def _leave(self, star: Star, tables: list[Table]) -> bool:
         """Whether ClickHouse gives the right columns by itself."""
-        return star.text == "*" and all(map(self._stars.in_order, tables))
+        return star.text == "*" and all(self._stars.in_order(t, self._settings) for t in tables)
 
-    def _qualified(self, star: _Star) -> list[Edit] | None:
+    def _qualified(self, star: Star) -> list[Edit] | None:
         """The edits for a star of one table; None where the tables must change instead."""
-        owners = [i for i, e in enumerate(self._sources.entries) if _is_called(e, star.path)]
+        owners = [i for i, e in enumerate(self._sources.entries) if e.is_called(star.path)]
         if not owners or owners[0] not in self._tables:
             return []
         entry, table = self._sources.entries[owners[0]], self._tables[owners[0]]
@@ -289,7 +260,7 @@ class _ScopeStars:
         text = self._list(entry, table, f"t.{star.text}")
         return [self._edit(star, star.last, text or "COLUMNS('^$')")]
 
-    def _bare(self, star: _Star) -> list[Edit] | None:
+    def _bare(self, star: Star) -> list[Edit] | None:
         """The edits for a star without qualifier; None where the tables must change instead."""
         entries = self._sources.entries
         if self._leave(star, list(self._tables.values())):
@@ -313,7 +284,7 @@ class _ScopeStars:
         ]
         return [self._edit(star, star.end, ", ".join(p + changes for p in parts if p))]
 
-    def _wrapped(self, found: list[_Star]) -> list[Edit]:
+    def _wrapped(self, found: list[Star]) -> list[Edit]:
         """Tables as SELECTs that have their columns in order, and nothing else."""
         edits = []
         for i, table in self._tables.items():
@@ -328,7 +299,10 @@ class _ScopeStars:
                     f"* in a JOIN beside {what} of {table.full_name} would not give the columns in their order: name "
                     "the columns"
                 )
-            listed = ", ".join(f"{quote_name(entry.called)}.{quote_name(c)}" for c in self._stars.columns(table))
+            listed = ", ".join(
+                f"{quote_name(entry.called)}.{quote_name(c)}"
+                for c in self._stars.columns(table, settings=self._settings)
+            )
             source = self._scope.text[self._tokens[entry.first].start : self._tokens[entry.last - 1].end]
             text = f"(SELECT {listed} FROM {source}) AS {quote_name(entry.called)}"
             edits.append((self._tokens[entry.first].start, self._tokens[entry.last - 1].end, text))
@@ -365,23 +339,6 @@ class _ScopeStars:
         text = self._scope.text[self._tokens[at].start : self._tokens[end - 1].end]
         listed = ", ".join(map(quote_name, self._stars.columns(table)))
         return self._tokens[at].start, self._tokens[end - 1].end, f"(SELECT {listed} FROM {text})"
-
-
-def _is_star(tokens: list[Token], at: int, last: int) -> bool:
-    """Whether `*` stands for columns, and is no multiplication."""
-    following = tokens[at + 1] if at + 1 < last else None
-    before = tokens[at - 1]
-    if (before.upper or before.text) in _BEFORE and not (before.kind == "word" and tokens[at - 2].text == "."):
-        return True
-    return following is None or (following.upper in _AFTER - {""} and following.upper != "NOT")
-
-
-def _is_called(entry: Entry, path: tuple[str, ...]) -> bool:
-    if entry.alias is not None:
-        return path == (entry.alias,)
-    return (entry.kind == "table" and path in ((entry.name,), (entry.database, entry.name))) or (
-        entry.kind == "table" and entry.database is None and len(path) == 2 and path[1] == entry.name
-    )
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipql.brief import Brief
 from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase
 from clipql.storage import files, strays
 
 FORMAT = 1
 NAME = "manifest.json"
+# what may lie in the folder of a database that was not finished being made
+_OWN = ("lock", "tmp", NAME + ".tmp")
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Segment:
         return self.first + self.rows
 
 
-@dataclass(frozen=True)
-class VectorColumn:
+@dataclass(frozen=True, repr=False)
+class VectorColumn(Brief):
     """A vector column: `dimension` is None until the first rows fix it; `model` filled it, where that is known."""
 
     name: str
@@ -106,8 +109,8 @@ class RowFile:
     listing: str
 
 
-@dataclass(frozen=True)
-class Table:
+@dataclass(frozen=True, repr=False)
+class Table(Brief):
     """A table with vector columns. `id` names its folder and never changes; `rows` is the next row number."""
 
     database: str
@@ -139,8 +142,8 @@ class Table:
         return next((c for c in self.columns if c.name == name), None)
 
 
-@dataclass(frozen=True)
-class Pending:
+@dataclass(frozen=True, repr=False)
+class Pending(Brief):
     """A change under way, written before its first step and cleared after its last, so that open can finish it.
 
     kind: 'insert', 'create', 'drop', 'replace', 'truncate', 'rename', 'alter' or 'rewrite'. before / after: the table
@@ -154,8 +157,8 @@ class Pending:
     definitions: tuple[str, str] | None = None
 
 
-@dataclass(frozen=True)
-class Catalog:
+@dataclass(frozen=True, repr=False)
+class Catalog(Brief):
     """All tables with vector columns, and the change under way if there is one."""
 
     tables: tuple[Table, ...] = ()
@@ -182,6 +185,20 @@ class Catalog:
     def with_pending(self, pending: Pending | None) -> Catalog:
         """This catalog with another change under way, or none."""
         return dataclasses.replace(self, pending=pending)
+
+
+def prepare(folder: Path) -> None:
+    """Make a database's folder if it is not there. Raises NotADatabase for a folder of something else."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADatabase(f"{folder} is a file; a database is a folder")
+    strange = [p.name for p in folder.iterdir() if p.name not in _OWN] if folder.is_dir() else []
+    if strange and not (folder / NAME).exists():
+        raise NotADatabase(
+            f"{folder} holds {', '.join(sorted(strange)[:3])} but no {NAME}, so clipql did not make it: "
+            "name an empty or a new folder"
+        )
+    with files.translated(folder, "making"):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def save(folder: Path, catalog: Catalog) -> None:

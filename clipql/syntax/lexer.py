@@ -8,10 +8,11 @@ too: a query vector would otherwise be a thousand.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-_LONG = 32_768
+# a text of fewer letters is remembered with many others, one of more is data
+_LONG, _VERY_LONG = 32_768, 1 << 20
 _TOKEN = re.compile(
     r"""
     (?P<space>\s+|--[^\n]*|\#[! ][^\n]*|/\*.*?\*/)
@@ -26,14 +27,17 @@ _TOKEN = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """kind: 'word', 'quoted', 'string', 'number', 'vector' or 'symbol'; start and end are places in the text."""
 
     kind: str
     text: str
     start: int
     end: int
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else self.text[:59] + "…"
+        return f"Token({self.kind!r}, {text!r}, {self.start}, {self.end})"
 
     @property
     def upper(self) -> str:
@@ -53,12 +57,19 @@ class Token:
 
 def tokenize(sql: str) -> list[Token]:
     """The tokens of a statement, without space and comments, and without the data that follows INSERT … FORMAT name."""
-    # a statement is looked at several times on its way; a long one is data
-    return list(_remembered(sql)) if len(sql) < _LONG else _tokens(sql)
+    # a statement is looked at several times on its way; a very long one is data
+    if len(sql) < _LONG:
+        return list(_remembered(sql))
+    return list(_remembered_long(sql)) if len(sql) < _VERY_LONG else _tokens(sql)
 
 
 @lru_cache(64)
 def _remembered(sql: str) -> tuple[Token, ...]:
+    return tuple(_tokens(sql))
+
+
+@lru_cache(2)
+def _remembered_long(sql: str) -> tuple[Token, ...]:
     return tuple(_tokens(sql))
 
 

@@ -44,6 +44,10 @@ class Scope:
     names: frozenset[str]
     nested: bool
 
+    def __repr__(self) -> str:
+        text = self.text[self.whole.start : self.whole.end]
+        return f"Scope({(text if len(text) <= 120 else text[:119] + '…')!r}, {', '.join(self.clauses)})"
+
     def body(self, clause: str) -> str:
         """The text of a clause without its keyword; empty where there is none."""
         span = self.clauses.get(clause)

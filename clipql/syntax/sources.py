@@ -33,6 +33,14 @@ class Entry:
         """The name that the SELECT calls it by; empty where it has none."""
         return self.alias or (self.name if self.kind == "table" else "")
 
+    def is_called(self, path: tuple[str, ...]) -> bool:
+        """Whether `path` before a dot means this one."""
+        if self.alias is not None or self.kind != "table":
+            return path == (self.alias,)
+        if self.database is None and len(path) == 2:
+            return path[1] == self.name
+        return path in ((self.name,), (self.database, self.name))
+
 
 @dataclass
 class Sources:

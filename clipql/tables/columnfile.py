@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
+from clipql.brief import Brief
 from clipql.errors import DatabaseDamaged
 from clipql.storage.files import GrownFile, open_plain
 
@@ -39,8 +40,8 @@ def plain_type(kind: str) -> re.Match[str] | None:
     return PLAIN.match(re.sub(r"^LowCardinality\((.*)\)$", r"\1", kind))
 
 
-@dataclass(frozen=True)
-class StoredColumn:
+@dataclass(frozen=True, repr=False)
+class StoredColumn(Brief):
     """A column by row number. values: a number or a code each, (rows,); words: the string of each code, where values
     are codes; nulls: uint8 (rows,), 1 where NULL, None for a type that has none.
     """

@@ -20,6 +20,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import xxhash
 
+from clipql.brief import Brief
 from clipql.errors import ClipqlError, DiskFull, StorageError, VectorError, VectorIndexError
 from clipql.index import folder as index_folder
 from clipql.index import kinds
@@ -37,8 +38,8 @@ _watcher: ContextVar[Progress | None] = ContextVar("clipql_build_watcher", defau
 UNCOVERED = 20_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Chosen:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Chosen(Brief):
     """The index a search shall use, or None, and why."""
 
     index: Index | None

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import tiny
 from PIL import Image
 
-from clipql.encode import preprocess
+from clipql.encode import open_encoder, preprocess, read_folder
 from clipql.encode.folder import PictureShape
 from clipql.encode.prepare import OPENAI
+from clipql.encode.service import Encoders
+from clipql.errors import PictureError
 
 DATA = Path(__file__).parents[1] / "data"
 MEAN, STD = np.array(OPENAI.mean, np.float32), np.array(OPENAI.std, np.float32)
@@ -75,3 +78,50 @@ def test_a_huge_jpeg_read_at_half_its_size_comes_out_nearly_the_same() -> None:
     cosine = (found * expected).sum() / np.linalg.norm(found) / np.linalg.norm(expected)
     assert cosine > 0.9999
     assert np.abs(found - expected).mean() < 0.01  # of values between -1.8 and 2.1
+
+
+class Somewhere:
+    """A path by the protocol alone, as pathlib's, py.path's and those of other libraries are."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+
+def test_a_picture_is_taken_by_its_path_or_its_bytes_however_they_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (40, 30), (200, 10, 90)).save(tmp_path / "cat.png")
+    data = (tmp_path / "cat.png").read_bytes()
+    expected = preprocess(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    encoder = open_encoder(tiny(tmp_path / "tiny"))
+    known = encoder.encode_pictures([tmp_path / "cat.png"]).vectors
+    encoders = Encoders()
+    encoders.use(encoder)
+    for given in ("cat.png", "~/cat.png", str(tmp_path / "cat.png"), Somewhere(tmp_path / "cat.png"), data,
+                  bytearray(data), memoryview(data)):  # fmt: skip
+        assert np.array_equal(preprocess(given), expected)
+        assert np.array_equal(encoder.encode_pictures([given]).vectors, known)
+        assert np.array_equal(encoders.picture(given), known[0])
+
+
+@pytest.mark.parametrize("given", [None, 5, ["cat.png"], np.zeros((2, 2, 3))])
+def test_what_is_no_picture_is_named_by_its_type(given: object) -> None:
+    with pytest.raises(PictureError, match=f"a picture is of type {type(given).__name__}; expected its bytes, or its"):
+        preprocess(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["nosuch.jpg", "", "a\0b", "~nobody-here/cat.jpg"])
+def test_a_path_that_leads_to_no_picture_is_named(given: str) -> None:
+    with pytest.raises(PictureError):
+        preprocess(given)
+
+
+def test_a_models_folder_is_taken_as_text_and_as_a_path(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "tiny")
+    assert read_folder(str(folder)) == read_folder(folder) == read_folder(Somewhere(folder))
+    assert open_encoder(Somewhere(folder)).model == open_encoder(str(folder)).model == open_encoder(folder).model

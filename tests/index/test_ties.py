@@ -118,7 +118,14 @@ def test_a_smaller_limit_gives_the_first_rows_of_a_larger_one(
 @pytest.mark.parametrize(("kind", "distance"), TABLES)
 @pytest.mark.parametrize(
     ("size", "more", "where"),
-    [(7, "", "1"), (40, ", id DESC", "1"), (300, "", "1"), (40, "", "id % 3 != 1"), (20, ", id", "id % 7 = 1")],
+    [
+        (7, "", "1"),
+        (40, ", id DESC", "1"),
+        (300, "", "1"),
+        (40, "", "id % 3 != 1"),
+        (20, ", id", "id % 7 = 1"),
+        (20, "", "L2Distance(v, {q:Array(Float32)}) > 0.1 OR id % 3 = 1"),
+    ],
 )
 def test_pages_never_repeat_a_row(
     db: clipql.Database,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -531,3 +532,59 @@ def test_no_error_of_ingest_is_a_stranger(db: clipql.Database, tmp_path: Path) -
     part.metadata_path.mkdir()
     with pytest.raises(ClipqlError):
         db.ingest(tmp_path / "laion")
+
+
+# names of columns
+
+
+def named(*names: str) -> pa.Table:
+    """Metadata of five rows with columns of these names."""
+    return pa.Table.from_arrays([pa.array([f"{i} {n}" for i in range(5)]) for n in range(len(names))], list(names))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("url", ""), "column 2 of 2 has no name: give it one, or leave it out"),
+        (("", "url", ""), "column 1 of 3 has no name: give it one, or leave it out"),
+        (("url", "caption", "url"), "has two columns of one name, 1 and 3 of 3: url; rename one, or leave it out"),
+    ],
+)
+def test_a_column_that_no_table_can_have_is_named(
+    db: clipql.Database, tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
+    part, before = make_part(tmp_path / "laion", rows=5, metadata_columns=named(*names)), state(db)
+    with pytest.raises(IngestError) as raised:
+        db.ingest(tmp_path / "laion")
+    assert str(raised.value) == f"{part.metadata_path}{' ' if message[:3] == 'has' else ': '}{message}"
+    assert state(db) == before
+
+
+def test_columns_of_any_other_name_are_taken_in_and_answered(db: clipql.Database, tmp_path: Path) -> None:
+    names = ("a b", "x.y", "a`b", '"q"', "a\\b", "größe", "a\nb", "URL", "url", "_part", "select", "x" * 500)
+    make_part(tmp_path / "laion", rows=5, metadata_columns=named(*names))
+    db.ingest(tmp_path / "laion")
+    found = db.sql("SELECT * EXCEPT (id, image_embedding, text_embedding) FROM laion ORDER BY id")
+    assert found.columns == names
+    assert found.rows == [tuple(f"{i} {n}" for n in range(len(names))) for i in range(5)]
+
+
+def test_the_index_of_pandas_is_a_column_as_any_other(db: clipql.Database, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"url": list("abcde"), "caption": list("vwxyz")}, index=[3, 1, 4, 1, 5])
+    first = make_part(tmp_path / "laion", rows=5)
+    frame.to_parquet(first.metadata_path)
+    db.ingest(tmp_path / "laion")
+    sql = "SELECT url, caption, __index_level_0__ FROM laion ORDER BY id"
+    assert db.sql(sql).rows == list(zip(frame.url, frame.caption, frame.index, strict=True))
+    # a table that has no such column
+    for folder, index in (("without", False), ("with", True)):
+        part = make_part(tmp_path / folder, rows=5, number=1)
+        frame.to_parquet(part.metadata_path, index=index)
+    db.ingest(tmp_path / "without", table="other")
+    with pytest.raises(IngestError) as raised:
+        db.ingest(tmp_path / "with", table="other")
+    assert str(raised.value) == (
+        f"{part.metadata_path} has a column __index_level_0__ that default.other lacks, and no column is dropped "
+        "silently: add it with ALTER TABLE default.other ADD COLUMN `__index_level_0__` Nullable(Int64), or write the "
+        "file without pandas' index, by to_parquet(…, index=False)"
+    )

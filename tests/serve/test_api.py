@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 import clipql
 from clipql.errors import PictureError, QueryError, ServerError, UnknownTable
-from clipql.serve.thumbnails import Thumbnails
+from clipql.serve.picture_files import Folders
 from tests.parts import vectors
 from tests.patience import LAST_NET_SECONDS
 from tests.serve.conftest import ROWS, TOKEN, Running
@@ -204,12 +205,15 @@ def test_a_relative_path_is_one_of_where_the_server_was_started_or_the_database_
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
-        (folder / f"{folder.name}.png").write_bytes(b"x")
-    found = Thumbnails((here, there), (here,), 1_000)
-    assert found.locate("here.png") == found.locate(str(here / "here.png")) == here / "here.png"
-    for name in ("there.png", "../there/there.png", "nowhere.png", "", "here"):
+        Image.new("L", (1, 1)).save(folder / f"{folder.name}.png")
+    (here / "words.png").write_bytes(b"no picture at all")
+    found = Folders((here, there), (here,))
+    for name in ("here.png", str(here / "here.png")):
+        with os.fdopen(found.open(name), "rb") as file:
+            assert file.read() == (here / "here.png").read_bytes()
+    for name in ("there.png", "../there/there.png", "nowhere.png", "words.png", "", "here"):
         with pytest.raises(PictureError):
-            found.locate(name)
+            found.open(name)
 
 
 def test_thumbnails_are_of_the_files_that_rows_name_and_of_no_others(server: Running) -> None:
@@ -290,6 +294,9 @@ def test_a_server_is_used_like_a_folder(server: Running) -> None:
         assert (caught.value.code, caught.value.name) == (60, "UNKNOWN_TABLE")
         with pytest.raises(QueryError, match="no-model"):
             db.search("laion", text="a cat")
+        for nothing in ("nosuch.jpg", Path("nosuch.jpg")):
+            with pytest.raises(PictureError, match=r"nosuch.jpg.* cannot be read as a picture: No such file"):
+                db.search("laion", image=nothing)
         with pytest.raises(ServerError, match="run it where the server runs"):
             db.ingest("somewhere")
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 import zstandard
 
-from clipql.serve import compression
+from clipql.serve import compression, unpacking
 from clipql.serve.cityhash import cityhash128
 from tests.patience import LAST_NET_SECONDS, until
 from tests.serve.conftest import TOKEN, Reply, Running, fill, start, stop
@@ -170,7 +170,7 @@ def test_clickhouses_own_blocks_go_both_ways(server: Running) -> None:
         data = bytes(i * 7 % 256 for i in range(length))
         assert cityhash128(data).hex() == expected
     reply = server.sql("SELECT number FROM numbers(300000)", compress="1")
-    assert compression.unpack_blocks(reply.body, 1 << 30) == "".join(f"{i}\n" for i in range(300_000)).encode()
+    assert unpacking.unpack_blocks(reply.body, 1 << 30) == "".join(f"{i}\n" for i in range(300_000)).encode()
     assert len(reply.body) < 1_900_000
     body = compression.pack_block(b"SELECT 1 +") + compression.pack_block(b" 2")
     assert server.ask("/", body, decompress="1").text == "3\n"

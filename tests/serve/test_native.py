@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from clipql.errors import QueryError
-from clipql.serve import compression
 from clipql.serve import native_blocks as native
+from clipql.serve import unpacking
 from tests.serve.conftest import Running
 
 INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
@@ -23,7 +23,7 @@ def test_each_block_says_what_it_is_and_each_column_that_it_is_plain(server: Run
     assert server.sql(sql + " FORMAT Native", client_protocol_version=NEW).body == expected
     assert server.sql(sql, default_format="Native", client_protocol_version="54405").body == plain.body
     packed = server.sql(sql, default_format="Native", client_protocol_version=NEW, compress="1")
-    assert compression.unpack_blocks(packed.body, 1 << 20) == expected
+    assert unpacking.unpack_blocks(packed.body, 1 << 20) == expected
     assert server.sql(sql, default_format="CSV", client_protocol_version=NEW).text == '7,"x"\n'
 
 

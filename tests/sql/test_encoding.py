@@ -12,7 +12,7 @@ from parts import make_part
 from PIL import Image
 
 import clipql
-from clipql.errors import ModelMismatch, PictureError, QueryError
+from clipql.errors import ModelMismatch, PictureError, QueryError, VectorError
 
 letters = standin.letters
 
@@ -205,6 +205,10 @@ def test_search_takes_words_a_path_bytes_or_a_vector(pets: clipql.Database, tmp_
 
     picture = tmp_path / "red.png"
     assert (first(text="dog"), first(image=picture), first(image=picture.read_bytes())) == (2, 3, 3)
+    data = picture.read_bytes()
+    assert [first(image=i) for i in (str(picture), bytearray(data), memoryview(data))] == [3, 3, 3]
+    with pytest.raises(PictureError, match="a picture is of type int; expected its bytes, or its path"):
+        first(image=5)
     assert first(vector=letters("cat")) == 1
     with pytest.raises(QueryError, match="give text, image or vector"):
         pets.search("pets")
@@ -258,3 +262,48 @@ def test_the_default_model_is_refused_where_the_column_has_another(modelled: cli
     modelled.encoders.default = "tests/two"
     with pytest.raises(ModelMismatch, match=r"tests/one.*tests/two"):
         modelled.search("laion", text="cat")
+
+
+WRONG = {
+    "5": "UInt8", "-1.5": "Float64", "['a']": "Array(String)", "(1, 'a')": "Tuple(UInt8, String)", "today()": "Date",
+    "true": "Bool", "{n:Int32}": "Int32", "id": "UInt32", "image_embedding": "Array(Float32)",
+    "length(caption)": "UInt64", "[caption]": "Array(String)", "if(id = 1, NULL, id)": "Nullable(UInt32)",
+    "map(caption, 1)": "Map(String, UInt8)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", ["encode_text", "encode_image"])
+@pytest.mark.parametrize("argument", WRONG)
+def test_what_is_no_text_is_named_with_its_type(pets: clipql.Database, function: str, argument: str) -> None:
+    call = f"{function}({argument})"
+    for sql in (
+        f"SELECT length({call}) FROM pets",
+        f"SELECT id FROM pets ORDER BY L2Distance(image_embedding, {call}) LIMIT 1",
+        f"SELECT id FROM pets WHERE L2Distance(image_embedding, {call}) < 1",
+        f"INSERT INTO pets SELECT id, caption, path, {call} FROM pets",
+    ):
+        with pytest.raises(QueryError) as raised:
+            pets.sql(sql, n=5)
+        assert str(raised.value) == f"{call} got {WRONG[argument]}; expected text"
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind"),
+    [
+        ("SELECT encode_text((SELECT id FROM pets LIMIT 1))", "UInt32"),
+        ("SELECT arrayMap(x -> encode_text(x), [id]) FROM pets", "UInt32"),
+        ("SELECT id, encode_text(n) FROM (SELECT id, 1.5 AS n FROM pets GROUP BY id)", "Float64"),
+    ],
+)
+def test_where_rows_cannot_be_told_the_type_is_named_too(pets: clipql.Database, sql: str, kind: str) -> None:
+    with pytest.raises(QueryError, match=rf"^encode_text(\(n\))? got {kind}; expected text"):
+        pets.sql(sql)
+
+
+def test_a_constant_that_does_not_fit_is_named_as_it_was_written(pets: clipql.Database) -> None:
+    pets.sql("CREATE TABLE other (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    pets.sql("INSERT INTO other VALUES (1, [1, 2, 3])")
+    for call, numbers in (("encode_text('cat')", 16), ("encode_text(NULL)", 0)):
+        with pytest.raises(VectorError) as raised:
+            pets.sql(f"SELECT id FROM other ORDER BY L2Distance(v, {call}) LIMIT 1")
+        assert str(raised.value) == f"v of default.other holds 3 numbers; the query vector {call} has {numbers}"

@@ -35,6 +35,7 @@ STATEMENTS = (
     "SELECT id FROM t PREWHERE v[1] = 3 ORDER BY id LIMIT 5",
     f"SELECT id FROM t PREWHERE length(v) = 4 WHERE g = 2 ORDER BY {Q}, id LIMIT 5",
     f"FROM t SELECT id ORDER BY {Q}, id LIMIT 3",
+    "SELECT cosineDistance(v, [3, 3, 3, 3]) < 0 AS below, count() FROM t WHERE v != [0, 0, 0, 0] GROUP BY below",
     f"SELECT u.id FROM u LEFT JOIN t ON u.id = t.id WHERE t.id > 0 ORDER BY u.id, {Q.replace('v,', 't.v,')} LIMIT 3",
 )
 

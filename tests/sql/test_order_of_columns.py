@@ -64,6 +64,12 @@ WHOLES = (
     "SELECT COLUMNS('nothing') FROM z",
     "SELECT z.COLUMNS('nothing'), id FROM z ORDER BY id",
     "DESCRIBE (SELECT * FROM z)",
+    "SELECT * FROM z ORDER BY id SETTINGS asterisk_include_materialized_columns = 1",
+    "SELECT t.* FROM z AS t ORDER BY id SETTINGS asterisk_include_alias_columns = 1",
+    "SELECT * FROM y ORDER BY id SETTINGS asterisk_include_alias_columns = 0, max_threads = 1",
+    "SELECT * FROM (SELECT x.*, y.id AS k FROM z AS x, y ORDER BY L2Distance(x.a, y.a) LIMIT 2 BY y.id) ORDER BY ALL",
+    "SELECT * FROM (SELECT * FROM z AS x CROSS JOIN y ORDER BY L2Distance(x.b, y.a) LIMIT 1 BY y.id) ORDER BY ALL",
+    "SELECT * FROM (SELECT y.id, x.* EXCEPT s FROM z AS x, y ORDER BY L2Distance(x.a, y.b) LIMIT 1 BY y.id) ORDER BY 1",
 )
 MAKERS = (
     ("INSERT INTO z2 SELECT * FROM z", "SELECT * FROM z2 ORDER BY ALL"),
@@ -194,3 +200,44 @@ def test_what_is_made_with_a_star_has_its_columns(tmp_path: Path, seed: int) -> 
         for s, mine, theirs in zip(each, found, expected, strict=True)
         if not same(mine, theirs) and not isinstance(mine, UnsupportedStatement)
     ] == []
+
+
+def test_a_view_of_an_older_database_gets_its_columns_in_order(tmp_path: Path) -> None:
+    with clipql.connect(tmp_path / "db") as db:
+        db.sql("CREATE TABLE z (id UInt32, a Array(Float32), s String) ENGINE = MergeTree ORDER BY id")
+        db.sql("INSERT INTO z VALUES (1, [1, 2], 'one')")
+        for view in ("old AS SELECT * FROM z", "older AS SELECT * FROM old", "other AS SELECT id * 2 AS k FROM z"):
+            db._engine.run(f"CREATE VIEW {view}")
+        assert db.sql("SELECT * FROM old").columns == ("id", "s", "a")
+    with clipql.connect(tmp_path / "db") as db:
+        for view in ("old", "older"):
+            found = db.sql(f"SELECT * FROM {view}")
+            assert (found.columns, found.rows) == (("id", "a", "s"), [(1, [1.0, 2.0], "one")])
+        assert db.sql("SELECT * FROM other").rows == [(2,)]
+
+
+@pytest.mark.parametrize("star", ["* FROM merge('default', '^z')", "* FROM loop(z) LIMIT 1"])
+def test_a_star_that_cannot_be_spelled_out_is_refused(db: clipql.Database, star: str) -> None:
+    db.sql("CREATE TABLE z (id UInt32, a Array(Float32), s String) ENGINE = MergeTree ORDER BY id")
+    with pytest.raises(UnsupportedStatement, match="name the columns"):
+        db.sql(f"SELECT {star}")
+    assert db.sql("SELECT id FROM merge('default', '^z')").rows == []
+
+
+def test_vectors_are_passed_on_without_being_read_one_by_one(db: clipql.Database) -> None:
+    db.sql("CREATE TABLE z (id UInt32, a Array(Float32), s String, b Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    db.sql("CREATE TABLE y (id UInt32, s String, a Array(Float32), b Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    db.sql("INSERT INTO z VALUES (1, [1, 2], 'one', [3, 4]), (2, [5, 6], 'two', [7, 8])")
+    asked: list[str] = []
+    vector = db._registry.vector
+    db._registry.vector = lambda handle, row: asked.append(handle) or vector(handle, row)  # type: ignore[method-assign]
+    db.sql("CREATE TABLE n AS z; INSERT INTO n SELECT * FROM z; INSERT INTO n SELECT t.* FROM z AS t")
+    db.sql("INSERT INTO y SELECT id, s, t.a, b FROM z AS t; INSERT INTO y SELECT * FROM y")
+    assert asked == []
+    db.sql("INSERT INTO y SELECT 9 AS k, s, [9, 9] AS a, a AS b FROM z WHERE s = 'one'")
+    assert db.sql("SELECT * FROM n ORDER BY id LIMIT 1").rows == [(1, [1.0, 2.0], "one", [3.0, 4.0])]
+    assert db.sql("SELECT * FROM y WHERE id != 1 ORDER BY id").rows == [
+        (2, "two", [5.0, 6.0], [7.0, 8.0]),
+        (2, "two", [5.0, 6.0], [7.0, 8.0]),
+        (9, "one", [9.0, 9.0], [9.0, 9.0]),
+    ]

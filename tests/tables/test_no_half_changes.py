@@ -12,6 +12,7 @@ import pytest
 
 import clipql
 from clipql.errors import ClipqlError, UnsupportedStatement
+from clipql.storage.catalog import Pending
 
 SET_UP = (
     "CREATE TABLE laion (id UInt32, v Array(Float32), s String) ENGINE = MergeTree PARTITION BY id % 2 ORDER BY id",
@@ -295,3 +296,17 @@ def test_a_name_may_come_as_a_parameter(made: Path, tmp_path: Path) -> None:
         assert db.sql("SELECT * FROM {t:Identifier}", t="twin").rows == ALL["default.twin"]
     with clipql.connect(tmp_path / "db") as db:
         assert state(db) == {"default.twin": ALL["default.twin"], "o.laion": []}
+
+
+@pytest.mark.parametrize("has_come", [False, True])
+def test_a_replacement_that_was_cut_off_has_come_or_not(made: Path, tmp_path: Path, has_come: bool) -> None:
+    shutil.copytree(made, tmp_path / "db", symlinks=True)
+    with clipql.connect(tmp_path / "db") as db:
+        registry = db._registry
+        table = registry.find("default", "laion")
+        registry.save(registry.catalog.with_pending(Pending("replace", table, None)))
+        if has_come:
+            db._engine.run("CREATE OR REPLACE VIEW default.laion AS SELECT 1 AS x")
+    with clipql.connect(tmp_path / "db") as db:
+        assert state(db) == {**ALL, LAION: [(1,)] if has_come else ROWS}
+        assert db._registry.catalog.pending is None

@@ -39,7 +39,7 @@ def covered(db: clipql.Database, name: str = "t") -> int:
     listed = ", ".join(f"`{c}`" for c in reader.types)
     there = db.registry.engine.arrow(f"SELECT {listed} FROM `{name}` WHERE _row < {reader.rows} ORDER BY _row")
     numbers = there.column(0).to_pylist()
-    found = reader.take(numbers)
+    found = reader.table(numbers)
     assert found.schema.equals(there.schema)
     for ours, theirs in zip(found.columns, there.columns, strict=True):
         assert repr(_bytes(ours).to_pylist()) == repr(_bytes(theirs).to_pylist())

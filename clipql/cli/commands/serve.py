@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipql.cli.commands.common import command, database_options
+from clipql.connection import place
 from clipql.errors import ServerError
+from clipql.serve import listening, sandbox, scratch
+from clipql.serve.limits import Limits, Options
+from clipql.serve.picture_files import Helper
+from clipql.storage import catalog
 
 if TYPE_CHECKING:
     from clipql.database import Database
@@ -42,6 +51,13 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         made.add_argument(
             f"--max-{name}", type=_positive, default=default, metavar="N", help=f"{what} (default: {default}{unit})"
         )
+    made.add_argument(
+        "--sandbox",
+        choices=sandbox.MODES,
+        default="auto",
+        help="have the kernel close other files, programs and the network: as far as it can, wholly or not at all "
+        "(default: auto)",
+    )
     ray = made.add_argument_group("over many machines (pip install 'clipql[ray]')")
     ray.add_argument("--ray", metavar="ADDRESS", help="serve shards in the Ray at host:port; local starts one here")
     ray.add_argument(
@@ -113,16 +129,65 @@ def _cluster(arguments: argparse.Namespace) -> Database:
     return database
 
 
+def _in_folder(arguments: argparse.Namespace, bound: socket.socket, options: Options, model: str | None) -> None:
+    """Serve a folder, behind the kernel's wall: it goes up before the engine and all that has threads is loaded."""
+    folder = Path(place(getattr(arguments, "db", None))).absolute()
+    mode, write = arguments.sandbox, options.write
+    with scratch.opened(folder) as own, ExitStack() as held:
+        if not write and not scratch.is_settled(folder):
+            scratch.in_child(lambda: _settle(folder, own, model, mode))
+        apart = not write and mode != "off" and (folder / "engine").is_dir()
+        if apart:
+            own.link_engine(folder / "engine")
+        known = catalog.load(folder) if (folder / catalog.NAME).exists() else catalog.Catalog()
+        helper = None
+        if mode != "off" and (options.pictures or not write):
+            helper = Helper(options.picture_folders(folder), mode)
+            held.callback(helper.close)
+        plan = sandbox.of_server(folder, own, known, model, write=write)
+        options = replace(options, opener=helper, sandbox=sandbox.apply(plan, mode))
+        from clipql.database import Database
+        from clipql.serve import server
+
+        server.log_to_stderr(arguments.log_level)
+        with Database(folder, model=model, engine=own.engine if apart else None) as database:
+            if apart:
+                database.registry.engine.run("SYSTEM STOP MERGES")  # they could not write
+            server.serve(database, bound, options, _ready(folder, bound, arguments.host))
+
+
+def _settle(folder: Path, own: scratch.Scratch, model: str | None, mode: str) -> None:
+    """Open a database that was not closed in order, which mends it, and close it."""
+    sandbox.apply(sandbox.of_server(folder, own, catalog.load(folder), model, write=True), mode)
+    from clipql.database import Database
+
+    Database(folder, model=model).close()
+
+
+def _over_shards(arguments: argparse.Namespace, bound: socket.socket, options: Options) -> None:
+    if arguments.sandbox == "require":
+        raise ServerError("--sandbox require: Ray's connections and processes lie outside of it; leave it out")
+    from clipql.serve import server
+
+    server.log_to_stderr(arguments.log_level)
+    database = _cluster(arguments)
+    try:
+        server.serve(database, bound, options, _ready(database.path, bound, arguments.host))
+    finally:
+        database.close()
+
+
+def _ready(served: Path, bound: socket.socket, host: str) -> Callable[[], None]:
+    url = listening.url_of(bound, host)
+    return lambda: print(f"clipql serves {served} at {url}", flush=True)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """`clipql serve`."""
-    from clipql.connection import connect, place
-    from clipql.serve import server
-    from clipql.serve.limits import Limits, Options
-
     if getattr(arguments, "url", None):
         raise ServerError("--url names a server that runs already: give --db, the folder to serve")
     token = arguments.token or os.environ.get("CLIPQL_TOKEN") or None
-    if token is None and not server.is_loopback(arguments.host):
+    if token is None and not listening.is_loopback(arguments.host):
         raise ServerError(
             f"--host {arguments.host} lets other machines in: give --token (or $CLIPQL_TOKEN), which they must bring"
         )
@@ -137,22 +202,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     pictures = tuple(p.absolute() for p in arguments.pictures) or None
     options = Options(token, arguments.write, tuple(arguments.allow_host), pictures, limits)
-    bound = server.bind(arguments.host, arguments.port)
-    server.log_to_stderr(arguments.log_level)
-    url = server.url_of(bound, arguments.host)
-    if arguments.ray:
-        database = _cluster(arguments)
-        try:
-            server.serve(database, bound, options, lambda: print(f"clipql serves {database.path} at {url}", flush=True))
-        finally:
-            database.close()
-        return 0
-    folder, model = Path(place(getattr(arguments, "db", None))).absolute(), _absolute(arguments.model)
-    with server.empty_folder():
-        database = connect(folder, model=model)
-        try:
-            server.serve(database, bound, options, lambda: print(f"clipql serves {folder} at {url}", flush=True))
-        finally:
-            database.close()
+    with listening.bind(arguments.host, arguments.port) as bound:
+        if arguments.ray:
+            _over_shards(arguments, bound, options)
+        else:
+            _in_folder(arguments, bound, options, _absolute(arguments.model))
     sys.stdout.flush()
     return 0

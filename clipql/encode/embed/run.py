@@ -21,6 +21,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from clipql.brief import Brief
 from clipql.encode.base import EncodedPictures, Encoder, Picture
 from clipql.encode.embed.job import DonePart, Job, begin, locked
 from clipql.encode.embed.rows import Ahead, Row, Skip
@@ -54,8 +55,8 @@ class EmbedProgress:
     part_finished: bool = False
 
 
-@dataclass(frozen=True)
-class EmbedReport:
+@dataclass(frozen=True, repr=False)
+class EmbedReport(Brief):
     """What a run made. rows and errors: of this run; rows_before: of runs before it. examples: the first errors.
 
     left_out: columns of the sources that the first part has not, or not of that type, and so no part has.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from clipql.brief import Brief
 from clipql.errors import DiskFull, DownloadError
 from clipql.ingest.fetch.digests import ChecksumList
 from clipql.ingest.fetch.manners import Manners, Patience, Stopped
@@ -42,8 +43,8 @@ _LARGEST_MODEL, _LARGEST_LIST = 1 << 20, 16 << 20
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class DownloadReport:
+@dataclass(frozen=True, repr=False)
+class DownloadReport(Brief):
     """What a run has done. whole: parts that are there, those that were `there` before among them; lost: files."""
 
     parts: int

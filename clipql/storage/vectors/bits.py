@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from clipql.storage.vectors.compiled import compiled
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 PAGE = mmap.PAGESIZE
@@ -29,7 +31,7 @@ _FLOATS = ir.VectorType(ir.FloatType(), 8)
 
 def kernel(function: _Function) -> _Function:
     """Compile a loop with Numba: without the GIL, cached, with NaN intact."""
-    return cast(_Function, njit(nogil=True, cache=True, fastmath=set(_LIBERTIES), error_model="numpy")(function))
+    return compiled(function, fastmath=set(_LIBERTIES), error_model="numpy")
 
 
 def _load(builder: Any, address: Any, kind: Any, align: int) -> Any:

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
-from numba import float32, njit, types
+from numba import float32, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from clipql.storage.vectors.compiled import compiled
 from clipql.storage.vectors.metrics import Metric
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,8 +26,7 @@ FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def _kernel(function: F) -> F:
-    compiled: F = njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", boundscheck=False)(function)
-    return compiled
+    return compiled(function, fastmath=FAST, error_model="numpy", boundscheck=False)
 
 
 @intrinsic

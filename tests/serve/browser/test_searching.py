@@ -27,7 +27,7 @@ from browser_steps import (
 )
 from browser_support import Served
 from patience import LAST_NET_SECONDS
-from playwright.sync_api import Page, Request, Route, expect
+from playwright.sync_api import Page, Route, expect
 
 
 def picture_of(served: Served, page: Page, number: int) -> bytes:
@@ -54,9 +54,7 @@ def test_a_late_answer_to_older_words_is_dropped(page: Page) -> None:
             route.continue_()
 
     held: list[Route] = []
-    failed: list[Request] = []
     page.route("**/api/search", hold_cats)
-    page.on("requestfailed", lambda request: failed.append(request))
     words = page.get_by_label("Describe a picture")
     words.fill("cat")
     meanwhile(page, lambda: held, "the search for cats is held")
@@ -64,8 +62,7 @@ def test_a_late_answer_to_older_words_is_dropped(page: Page) -> None:
     dogs = answer(page, "dog")
     shows(page, dogs)
     for route in held:
-        route.abort()
-    meanwhile(page, lambda: len(failed) == len(held), "the search for cats has failed")
+        route.abort()  # the page may have cancelled it already: then nothing tells that it has failed
     painted(page)
     shows(page, dogs)
     expect(page.locator("#notice")).to_be_hidden()
