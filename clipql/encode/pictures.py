@@ -41,6 +41,7 @@ MAX_PIXELS = 100_000_000
 DRAFT = 4.0
 _LONG = 16  # times the pixels of the crop that a resized picture may have
 _ORIENTATION = 0x0112
+_STRIP = 1 << 20  # pixels
 # Formats by Pillow's modules. EPS is not among them, since it runs Ghostscript, nor are those without a signature
 _PLUGINS = {
     "JPEG": "JpegImagePlugin",
@@ -268,13 +269,26 @@ def _rgb(image: Image) -> Image:
         return image
     image.info.pop("transparency", None)  # it is dropped either way, and Pillow would warn of it
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        return fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+        return fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        return fromarray(_stretched(np.asarray(image, np.float32))).convert("RGB")
+        return fromarray(_stretched(image)).convert("RGB")
     return image.convert("RGB")
 
 
-def _stretched(numbers: NDArray[np.float32]) -> NDArray[np.uint8]:
-    finite = np.nan_to_num(numbers, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(finite.min()), float(finite.max())
-    return np.asarray((finite - low) * (255 / (high - low) if high > low else 0.0) + 0.5, np.uint8)
+def _stretched(image: Image) -> NDArray[np.uint8]:
+    """Numbers from their smallest to their largest as 8 bits, a strip at a time, as each step takes all anew."""
+    width, height = image.size
+    step = max(1, _STRIP // width)
+    strips = [(0, top, width, min(top + step, height)) for top in range(0, height, step)]
+
+    def numbers(strip: tuple[int, int, int, int]) -> NDArray[np.float32]:
+        found = np.asarray(image.crop(strip), np.float32)
+        return np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)
+
+    ends = [(float(part.min()), float(part.max())) for part in map(numbers, strips)]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    out = np.empty((height, width), np.uint8)
+    for strip in strips:
+        scaled = (numbers(strip) - low) * (255 / (high - low) if high > low else 0.0) + 0.5
+        out[strip[1] : strip[3]] = np.asarray(scaled, np.uint8)
+    return out

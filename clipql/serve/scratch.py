@@ -63,7 +63,7 @@ class Scratch:
 def opened(folder: Path) -> Iterator[Scratch]:
     """A place in a database folder, which is made if it is not there; the process works in it, with its TMPDIR.
 
-    Raises NotADatabase, DatabaseLocked or StorageError.
+    Raises NotADatabase, DatabaseLocked, DatabaseDamaged or StorageError.
     """
     catalog.prepare(folder)
     files.FolderLock(folder).release()  # says it now, where another process has it or it cannot be written

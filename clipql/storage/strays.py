@@ -38,8 +38,8 @@ def find(folder: Path) -> Iterator[tuple[Path, str]]:
         place, depth = waiting.pop()
         for entry in _listed(place):
             top = place == os.fspath(folder)
-            if top and entry.name.startswith(STAGED):
-                continue  # of a backup that was cut off: it is removed, and never read
+            if top and (entry.name.startswith(STAGED) or (entry.name == SCRATCH and not entry.is_symlink())):
+                continue  # what is in them is removed, and never read
             if entry.is_symlink():
                 target = os.readlink(entry.path)
                 if depth is None or not _stays(target, depth):

@@ -76,15 +76,17 @@ def check_agreement(registry: Registry) -> None:
 
 
 def verify_vectors(folder: Path, found: Catalog) -> None:
-    """Compare segments with their hashes, as many as are read in a moment. Raises DatabaseDamaged, naming the file."""
+    """Compare segments with their hashes, as many as are read in a moment; linked files first, which others may write.
+
+    Raises DatabaseDamaged, naming the file.
+    """
     room = VERIFIED_AT_OPEN
-    for table in found.tables:
-        for column in table.columns:
-            for segment in column.segments:
-                room -= segment.rows * segment.dimension * (2 if segment.dtype == "float16" else 4)
-                if room < 0:
-                    return
-                segments.verify(folder / "vectors" / table.id / column.folder, segment)
+    placed = [(t.id, c.folder, s) for t in found.tables for c in t.columns for s in c.segments]
+    for id, column, segment in sorted(placed, key=lambda each: not each[2].linked):
+        room -= segment.rows * segment.dimension * (2 if segment.dtype == "float16" else 4)
+        if room < 0:
+            return
+        segments.verify(folder / "vectors" / id / column, segment)
 
 
 def check_parts(engine: Engine, unsettled: bool) -> None:

@@ -96,6 +96,7 @@ LINKS = {
     "for the lock": ("lock", "../victim/a.txt"),
     "for the next manifest": ("manifest.json.tmp", "../victim/a.txt"),
     "for the manifest": ("manifest.json", "../victim/a.txt"),
+    "for servers": ("tmp", "../victim"),
     "for parts that come": ("incoming", "../victim"),
     "for ClickHouse": ("engine", "../victim"),
     "as a table of ClickHouse's": ("engine/data/default/evil", "../../../../victim"),

@@ -484,6 +484,7 @@ def endless(server: PartServer, first: bytes, sent: list[int]) -> None:
         (b"version https://git-lfs.github.com/spec/v1\n", "it begins as a pointer of Git LFS"),
         (b"PAR1" + bytes(100), "it begins as b'PAR1"),
     ],
+    ids=["zeros", "a page", "a pointer", "another kind"],
 )
 def test_what_is_no_part_ends_after_its_first_bytes(
     server: PartServer, tmp_path: Path, first: bytes, seen: str

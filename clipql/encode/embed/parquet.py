@@ -22,6 +22,7 @@ from clipql.errors import EncodeError
 
 _PICTURE_NAMES = ("image", "picture", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
 _PICTURE_ROWS, _CAPTION_ROWS = 32, 4096
+_MOST_ROWS, _MOST_ROWS_A_BYTE = 1_000_000, 64
 # what pyarrow raises over a damaged file
 _DAMAGE = (pa.ArrowException, OSError, ValueError)
 
@@ -54,6 +55,11 @@ def read_parquet(path: Path, skip: Skip, *, pictures: bool, column: str | None =
             groups = [int(file.metadata.row_group(i).num_rows) for i in range(file.num_row_groups)]
             if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
                 raise ValueError("its row groups do not add up")
+            size = path.stat().st_size
+            if sum(groups) > max(
+                _MOST_ROWS, size * _MOST_ROWS_A_BYTE
+            ):  # each of which would become a row with an error
+                raise ValueError(f"it announces {sum(groups):,} rows in {size:,} bytes")
         except EncodeError as error:
             yield Row(f"{path}#!", path=str(path), error=str(error))
             return

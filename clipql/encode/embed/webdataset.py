@@ -25,7 +25,7 @@ PICTURES = frozenset(["jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif",
 # headers that tarfile reads whole: long names and links, and pax headers
 _HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *(tarfile.XHDTYPE, tarfile.XGLTYPE), b"X")
 _LONGEST_HEADER = 1 << 20
-_MOST_PACKED, _LEAST_UNPACKED = 200, 1 << 30
+_MOST_PACKED, _LEAST_UNPACKED, _MOST_EMPTY = 200, 1 << 30, 16
 _PACKED: tuple[tuple[bytes, Any], ...] = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 
 
@@ -54,17 +54,22 @@ class _Member(tarfile.TarInfo):
         return found
 
 
-class _Unpacked:
-    """What a packed tar holds, as a stream that ends where it grows beyond all measure: pictures hardly pack."""
+class _Bytes:
+    """What a tar holds, as a stream that ends: where a packed one grows beyond all measure, for pictures hardly pack,
+    and where a member goes on after the end, for tarfile reads on without a byte coming.
+    """
 
     def __init__(self, path: Path, opened: IO[bytes]) -> None:
-        self._opened, self._left = opened, max(_LEAST_UNPACKED, _MOST_PACKED * path.stat().st_size)
+        self._opened, self._left, self._empty = opened, max(_LEAST_UNPACKED, _MOST_PACKED * path.stat().st_size), 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._opened.read(size)
         self._left -= len(data)
         if self._left < 0:
             raise _Broken(f"it unpacks to more than {_MOST_PACKED} times its size")
+        self._empty = 0 if data else self._empty + 1
+        if self._empty > _MOST_EMPTY:
+            raise _Broken("it ends within a member")
         return data
 
     def close(self) -> None:
@@ -126,7 +131,7 @@ def _open(path: Path) -> Any:
     with open_plain(path, follow=True) as file:  # a pipe would be waited for
         start = file.read(6)
     unpack = next((opened for magic, opened in _PACKED if start.startswith(magic)), None)
-    return _Unpacked(path, unpack(path, "rb")) if unpack else open(path, "rb")
+    return _Bytes(path, (unpack or open)(path, "rb"))
 
 
 def _split(name: str) -> tuple[str, str]:
