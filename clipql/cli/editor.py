@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -252,7 +252,7 @@ class NameCompleter(Completer):
                     given.add(key)
                     yield Completion(text, -len(typed), display_meta=kind)
 
-    def _possible(self, tokens: list[Token], typed: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def _possible(self, tokens: Sequence[Token], typed: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         names = self._names
         last = tokens[-1].upper if tokens else ""
         begin = max((i + 1 for i, t in enumerate(tokens) if t.text == ";"), default=0)

@@ -121,7 +121,7 @@ def _option(index: str, name: str, value: str) -> Any:
     return int(value)
 
 
-def in_create(tokens: list[Token], first: int, sql: str) -> list[Written]:
+def in_create(tokens: Sequence[Token], first: int, sql: str) -> list[Written]:
     """The vector indexes among the columns of a CREATE TABLE; `first` is the place of the opening bracket."""
     close = matching(tokens, first)
     found: list[Written] = []

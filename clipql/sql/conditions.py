@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ class _Parser:
     """Reads a condition by ClickHouse's precedence: OR, AND, NOT, comparison."""
 
     def __init__(
-        self, tokens: list[Token], column: Callable[[str], StoredColumn | None], params: Mapping[str, Any]
+        self, tokens: Sequence[Token], column: Callable[[str], StoredColumn | None], params: Mapping[str, Any]
     ) -> None:
         self._tokens, self._column, self._params = tokens, column, params
         self._at = 0

@@ -135,7 +135,7 @@ class _Replacement:
         self.sources: dict[str, tuple[str, str | None, str] | None] = {}
         self._known: dict[tuple[str, str, str], str] = {}
 
-    def edits(self, sql: str, tokens: list[Token], call: _Call, model: str | None) -> list[tuple[int, int, str]]:
+    def edits(self, sql: str, tokens: Sequence[Token], call: _Call, model: str | None) -> list[tuple[int, int, str]]:
         """The edits that replace one call, and name the column that it would have named."""
         scope = next((s for s in reversed(scopes(sql, tokens)) if s.whole.first <= call.first < s.whole.last), None)
         start, end = tokens[call.first].start, tokens[call.last - 1].end
@@ -152,7 +152,7 @@ class _Replacement:
         return [(start, end, call_sql(call.function, name, argument)), *edits]
 
     def constant(
-        self, sql: str, tokens: list[Token], call: _Call, model: str | None, scope: Scope | None = None
+        self, sql: str, tokens: Sequence[Token], call: _Call, model: str | None, scope: Scope | None = None
     ) -> NDArray[np.float32] | None:
         """The vector of a call whose argument names no column, or None."""
         aliases = {} if scope is None else _aliases(scope)
@@ -184,7 +184,7 @@ class _Replacement:
             raise QueryError(f"{function}({argument}) got {kind}; expected text")
         return None if null else base64.b64decode(value)
 
-    def _model(self, sql: str, tokens: list[Token], call: _Call) -> str | None:
+    def _model(self, sql: str, tokens: Sequence[Token], call: _Call) -> str | None:
         if call.model is None:
             return None
         text = _text(sql, tokens, call.model)
@@ -194,7 +194,7 @@ class _Replacement:
             raise QueryError(f"{call.function}(…, {text}): expected the name of a model as text") from error
 
     def _parameter(
-        self, sql: str, tokens: list[Token], call: _Call, vector: NDArray[np.float32], model: str | None
+        self, sql: str, tokens: Sequence[Token], call: _Call, vector: NDArray[np.float32], model: str | None
     ) -> str:
         name = self._encoders.encoder(self._model(sql, tokens, call) or model).model
         key = (call.function, name, vector.tobytes().hex())
@@ -270,14 +270,14 @@ def _plain_conditions(scope: Scope, clause: str) -> list[str]:
     ]
 
 
-def _last_call(tokens: list[Token]) -> _Call | None:
+def _last_call(tokens: Sequence[Token]) -> _Call | None:
     for at in reversed(range(len(tokens) - 1)):
         if tokens[at].text in (TEXT, IMAGE) and (found := _call_at(tokens, at)):
             return found
     return None
 
 
-def _calls(tokens: list[Token]) -> Iterator[_Call]:
+def _calls(tokens: Sequence[Token]) -> Iterator[_Call]:
     """All calls, from the front; none of them is within another."""
     at = 0
     while at < len(tokens) - 1:
@@ -287,7 +287,7 @@ def _calls(tokens: list[Token]) -> Iterator[_Call]:
         at = found.last if found else at + 1
 
 
-def _call_at(tokens: list[Token], at: int) -> _Call | None:
+def _call_at(tokens: Sequence[Token], at: int) -> _Call | None:
     token = tokens[at]
     if token.kind != "word" or tokens[at + 1].text != "(":
         return None
@@ -326,7 +326,7 @@ def _aliases(scope: Scope) -> dict[str, str]:
     return {n: _text(scope.text, scope.tokens, span) for n, span in alias_spans(scope).items()}
 
 
-def _naming(sql: str, tokens: list[Token], scope: Scope | None, call: _Call) -> list[tuple[int, int, str]]:
+def _naming(sql: str, tokens: Sequence[Token], scope: Scope | None, call: _Call) -> list[tuple[int, int, str]]:
     """The edit that gives an item of SELECT without a name the one it would have."""
     span = scope.clauses.get("SELECT") if scope else None
     if scope is None or span is None or not span.first <= call.first < span.last:

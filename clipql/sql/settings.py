@@ -74,7 +74,7 @@ def taken_from(sql: str) -> tuple[str, dict[str, str]]:
     return sql, found
 
 
-def _end(tokens: list[Token], at: int) -> int:
+def _end(tokens: Sequence[Token], at: int) -> int:
     """The place after the last assignment of a SETTINGS clause."""
     while at < len(tokens):
         if tokens[at].kind == "symbol" and tokens[at].text in "([{":
@@ -115,7 +115,7 @@ def take_format(sql: str) -> tuple[str, str | None]:
     """The statement without a FORMAT clause at its end, and the format; as it is where there is none."""
     tokens = tokenize(sql)
     while tokens and tokens[-1].text == ";" and tokens[-1].kind == "symbol":
-        tokens.pop()
+        tokens = tokens[:-1]
     for i in range(len(tokens) - 3):  # FORMAT name SETTINGS …
         if tokens[i].upper == "FORMAT" and tokens[i + 1].kind == "word" and tokens[i + 2].upper == "SETTINGS":
             return sql[: tokens[i].start] + sql[tokens[i + 2].start :], tokens[i + 1].text

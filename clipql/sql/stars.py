@@ -11,7 +11,7 @@ refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +162,7 @@ class Stars:
         return f"{sql[: inside[0].start]}{listed}{sql[inside[-1].end :]}"
 
 
-def _named(tokens: list[Token], at: int) -> tuple[str | None, str, int] | None:
+def _named(tokens: Sequence[Token], at: int) -> tuple[str | None, str, int] | None:
     if at >= len(tokens) or not tokens[at].name:
         return None
     if at + 2 < len(tokens) and tokens[at + 1].text == "." and tokens[at + 2].name:
@@ -367,7 +367,7 @@ class _ScopeStars:
         return self._tokens[at].start, self._tokens[end - 1].end, f"(SELECT {listed} FROM {text})"
 
 
-def _is_star(tokens: list[Token], at: int, last: int) -> bool:
+def _is_star(tokens: Sequence[Token], at: int, last: int) -> bool:
     """Whether `*` stands for columns, and is no multiplication."""
     following = tokens[at + 1] if at + 1 < last else None
     before = tokens[at - 1]
