@@ -63,7 +63,7 @@ class Settings:
     def _check_assignment(self, tokens: Sequence[Token], at: int) -> int:
         """Check `name = value`, which begins at `at`; the place of its last token."""
         name = tokens[at].name or ""
-        end = at + 2 + (at + 2 < len(tokens) and tokens[at + 2].text in ("-", "+"))
+        end = at + 2 + (at + 2 < len(tokens) and tokens[at + 2].upper in ("-", "+"))
         after = tokens[end + 1].text if end + 1 < len(tokens) else ""
         if not _is_value(tokens[at + 2 : end + 1]) or after in ("(", ".", "::", "[", "||", "+", "-"):
             raise denied(f"SETTINGS {name[:60]}: expected a number or a string")
@@ -119,7 +119,7 @@ class Settings:
 
 def _is_value(tokens: Sequence[Token]) -> bool:
     """Whether tokens are one literal."""
-    if len(tokens) == 2 and tokens[0].text in ("-", "+"):
+    if len(tokens) == 2 and tokens[0].upper in ("-", "+"):
         tokens = tokens[1:]
     if len(tokens) != 1:
         return False

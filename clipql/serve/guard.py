@@ -375,4 +375,4 @@ def _killed(tokens: Sequence[Token]) -> str:
     good = words[:5] == shape and len(tokens) in (6, 7) and tokens[5].kind == "string"
     if not good or (len(tokens) == 7 and words[6] not in ("SYNC", "ASYNC")):
         raise denied("KILL is run as KILL QUERY WHERE query_id = '…'")
-    return tokens[5].text[1:-1]
+    return (tokens[5].value or b"").decode("utf-8", "replace")

@@ -104,7 +104,7 @@ class Parser:
             raise _NotAffine
         place, token = self._at, self._tokens[self._at]
         self._at += 1
-        if token.text == "-" and token.kind == "symbol":
+        if token.upper == "-":
             return self._factor().times(-1)
         if token.text == "(" and token.kind == "symbol":
             value = self._sum()

@@ -26,7 +26,7 @@ from clipql.sql.calls import FindTable, alias_spans, find_sources
 from clipql.sql.clauses import conjuncts
 from clipql.sql.constants import with_clause
 from clipql.storage.catalog import Table
-from clipql.syntax.lexer import Token, matching, tokenize
+from clipql.syntax.lexer import Token, matching, string_value, tokenize
 from clipql.syntax.scopes import Scope, scopes, split_list
 
 BATCH = 1024
@@ -351,5 +351,4 @@ def _literal(text: str, params: Mapping[str, Any]) -> bytes | None:
     named = re.fullmatch(r"\{\s*(\w+)\s*:\s*String\s*\}", text)
     if named and isinstance(params.get(named[1]), str):
         return str(params[named[1]]).encode("utf-8", "replace")
-    simple = len(text) > 1 and text[0] == text[-1] == "'" and not {"\\", "'"} & set(text[1:-1])
-    return text[1:-1].encode("utf-8", "replace") if simple else None
+    return string_value(text)

@@ -92,7 +92,7 @@ class Safeguard:
     # what is refused wherever it stands
 
     def _check_internal(self, tokens: Sequence[Token]) -> None:
-        named = any(t.name == INTERNAL or (t.kind == "string" and INTERNAL in t.text) for t in tokens)
+        named = any(t.name == INTERNAL or (t.kind == "string" and INTERNAL in t.said) for t in tokens)
         if named or self._registry.database == INTERNAL:
             raise UnsupportedStatement(f"the database {INTERNAL} is clipql's own: use another")
 
@@ -114,7 +114,7 @@ class Safeguard:
         found = []
         for i, token in enumerate(tokens):
             if token.kind == "string":
-                database, _, name = token.text[1:-1].rpartition(".")
+                database, _, name = token.said.rpartition(".")
                 table = self._registry.catalog.table(database or self._registry.database, name)
             elif token.name and not (i and tokens[i - 1].text == "."):
                 path = _path(tokens, i)
@@ -224,7 +224,7 @@ class Safeguard:
             at += 1
 
     def _check_passing(self, engine: str, inside: Sequence[Token]) -> None:
-        names = [t.text[1:-1] if t.kind == "string" else t.name or "" for t in inside]
+        names = [t.said for t in inside]
         for table in self._registry.catalog.tables:
             here = table.database in names or self._registry.database == table.database or "currentDatabase" in names
             if (table.name in names and here) or table.full_name in names:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from clipql.errors import QueryError
 from clipql.index.base import Route
-from clipql.syntax.lexer import Token, matching, tokenize
+from clipql.syntax.lexer import Token, matching, string_value, tokenize
 from clipql.syntax.scopes import split_list
 
 # name: what it does, as `clipql` documents it
@@ -95,7 +95,8 @@ def _end(tokens: Sequence[Token], at: int) -> int:
 
 def checked(name: str, value: str) -> str:
     """The value of a setting of ours, as text. Raises QueryError for one that it cannot have."""
-    text = value.strip("'\"").lower()
+    literal = string_value(value)
+    text = (value.strip('"') if literal is None else literal.decode("utf-8", "replace")).lower()
     if name in _SWITCHES:
         if text not in ("0", "1", "true", "false"):
             raise QueryError(f"{name} = {value}: expected 0 or 1")

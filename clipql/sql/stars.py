@@ -338,7 +338,7 @@ class _ScopeStars:
         """Refuse a star over a table function that reads a table of ours by its name."""
         if entry.kind != "function" or entry.name.lower() not in _READERS:
             return
-        names = {t.name or t.text.strip("'") for t in self._tokens[entry.first + 1 : entry.last]}
+        names = {t.said for t in self._tokens[entry.first + 1 : entry.last]}
         for table in self._stars.tables():
             if table.name in names or any(_matches(n, table.name) for n in names if entry.name.lower() == "merge"):
                 raise UnsupportedStatement(

@@ -83,6 +83,11 @@ class Token(NamedTuple):
         """The bytes that a string literal stands for; None where it is none."""
         return _decoded(self.text) if self.kind == "string" else None
 
+    @property
+    def said(self) -> str:
+        """The identifier or the string that it stands for, as text; empty where it is neither."""
+        return self.name or (self.value or b"").decode("utf-8", "surrogateescape")
+
 
 def tokenize(sql: str) -> tuple[Token, ...]:
     """The tokens of a statement, without space and comments, and without the data that follows INSERT … FORMAT name."""
