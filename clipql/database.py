@@ -306,8 +306,8 @@ def one_condition(where: str) -> str:
     for token in tokenize(where):
         if token.kind == "symbol" and token.text in "()":
             depth += 1 if token.text == "(" else -1
-        if depth < 0 or (token.kind == "symbol" and token.text in ";'`\""):
-            raise QueryError(f"where = {where!r}: expected one condition; {token.text} at {token.start} ends it")
+        if depth < 0 or token.kind == "error" or (token.kind == "symbol" and token.text == ";"):
+            raise QueryError(f"where = {where!r}: expected one condition; {token.text[:20]} at {token.start} ends it")
     if depth:
         raise QueryError(f"where = {where!r}: expected one condition; a bracket is not closed")
     return where

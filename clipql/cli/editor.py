@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,8 +91,8 @@ def complete(text: str) -> bool:
     if not stripped or stripped.lower() in (*LEAVE, *HELP) or shortcut(*word_and_rest(stripped)):
         return True
     tokens = tokenize(text)
-    if any(t.kind == "symbol" and t.text in "'`\"" for t in tokens):
-        return False  # a quote that nothing closes
+    if any(t.kind == "error" and len(t.text) > 1 and t.end == len(text) and t.text != "\\G" for t in tokens):
+        return False  # a quote or a comment that nothing closes
     if not tokens:
         return False
     data = text[tokens[-1].end :].strip()  # of INSERT … FORMAT, which has no tokens
@@ -240,7 +240,7 @@ class NameCompleter(Completer):
         word = re.search(r"\w*$", before)
         typed = word[0] if word else ""
         tokens = tokenize(before[: len(before) - len(typed)])
-        if any(t.kind == "symbol" and t.text == "'" for t in tokens):
+        if any(t.kind == "error" and t.text[0] in "'‘$" for t in tokens):
             return  # within a string
         given: set[str] = set()
         for kind, found in self._possible(tokens, typed):
@@ -252,7 +252,7 @@ class NameCompleter(Completer):
                     given.add(key)
                     yield Completion(text, -len(typed), display_meta=kind)
 
-    def _possible(self, tokens: list[Token], typed: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def _possible(self, tokens: Sequence[Token], typed: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         names = self._names
         last = tokens[-1].upper if tokens else ""
         begin = max((i + 1 for i, t in enumerate(tokens) if t.text == ";"), default=0)
@@ -297,11 +297,10 @@ class Highlighter(Lexer):
         for token in tokenize(text):
             gap = text[at : token.start]
             yield ("class:comment" if gap.strip() else "", gap)
-            if token.kind == "symbol" and token.text == "'":  # a string that nothing closes yet
-                yield "class:string", text[token.start :]
-                return
             called = text[token.end : token.end + 1] == "("
             style = {"string": "class:string", "number": "class:number", "vector": "class:number"}.get(token.kind, "")
+            if token.kind == "error":  # a string or a comment that nothing closes yet
+                style = {"'": "class:string", "‘": "class:string", "/": "class:comment"}.get(token.text[0], "")
             if token.kind == "word":
                 style = "class:keyword" if token.upper in keywords else "class:function" if called else ""
             yield style, token.text

@@ -34,10 +34,18 @@ def parameter_text(value: Any) -> str:
     return _escaped(value) if isinstance(value, str) else _literal(value)
 
 
+# a byte that is no UTF-8, as Python's surrogateescape writes it
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+def _with_bytes(text: str) -> str:
+    return text if text.isascii() else _NO_UTF8.sub(lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", text)
+
+
 def _escaped(text: str) -> str:
     for raw, escape in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"), ("\0", "\\0")):
         text = text.replace(raw, escape)
-    return text
+    return _with_bytes(text)
 
 
 def _literal(value: Any) -> str:
@@ -65,9 +73,9 @@ def _nested(value: Any) -> str:
 
 def quote_string(text: str) -> str:
     """A ClickHouse string literal."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return "'" + _with_bytes(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
 def quote_name(name: str) -> str:
     """A ClickHouse identifier in backticks."""
-    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
+    return "`" + _with_bytes(name.replace("\\", "\\\\").replace("`", "\\`")) + "`"

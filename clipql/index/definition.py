@@ -14,7 +14,7 @@ from typing import Any
 from clipql.errors import VectorIndexError
 from clipql.storage.catalog import IndexEntry
 from clipql.storage.vectors.metrics import Metric, metric_spelled
-from clipql.syntax.lexer import Token, matching
+from clipql.syntax.lexer import Token, matching, string_value
 from clipql.syntax.scopes import split_list
 
 _KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
@@ -80,8 +80,9 @@ def read(tokens: Sequence[Token], first: int, last: int, sql: str) -> Written | 
 
 def _resolve(name: str, spelling: str, arguments: Sequence[str]) -> tuple[str, Metric, dict[str, Any]]:
     kind, names = _KINDS[spelling]
-    values = [a[1:-1] if a[:1] == "'" else a for a in arguments]
-    quoted = [a[:1] == "'" for a in arguments]
+    strings = [string_value(a) for a in arguments]
+    values = [a if s is None else s.decode("utf-8", "replace") for a, s in zip(arguments, strings, strict=True)]
+    quoted = [s is not None for s in strings]
     if spelling == "vector_similarity":
         if not values or values[0] != "hnsw":
             raise VectorIndexError(
@@ -121,7 +122,7 @@ def _option(index: str, name: str, value: str) -> Any:
     return int(value)
 
 
-def in_create(tokens: list[Token], first: int, sql: str) -> list[Written]:
+def in_create(tokens: Sequence[Token], first: int, sql: str) -> list[Written]:
     """The vector indexes among the columns of a CREATE TABLE; `first` is the place of the opening bracket."""
     close = matching(tokens, first)
     found: list[Written] = []

@@ -7,7 +7,7 @@ a clause that is not understood is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from clipql.engine.embedded import Engine
 from clipql.errors import QueryError
@@ -36,14 +36,14 @@ class Settings:
                 raise denied(f"SET {name[:60]}: expected a number or a string")
             self.check(name, value)
 
-    def check_clauses(self, tokens: list[Token]) -> None:
+    def check_clauses(self, tokens: Sequence[Token]) -> None:
         """Raise QueryError for a statement with a SETTINGS clause of what may not be set."""
         for at, token in enumerate(tokens):
             if token.upper in ("SETTINGS", "SETTING"):
                 inside = at + 1 < len(tokens) and tokens[at + 1].text == "("  # as columns have them
                 self._check_clause(tokens, at + 1 + inside)
 
-    def _check_clause(self, tokens: list[Token], at: int) -> None:
+    def _check_clause(self, tokens: Sequence[Token], at: int) -> None:
         first = at
         while at < len(tokens) and (name := tokens[at].name):
             following = tokens[at + 1].text if at + 1 < len(tokens) else ""
@@ -60,10 +60,10 @@ class Settings:
         if first < at < len(tokens):  # … SETTINGS a = 1, then something else
             raise denied("SETTINGS: expected name = value")
 
-    def _check_assignment(self, tokens: list[Token], at: int) -> int:
+    def _check_assignment(self, tokens: Sequence[Token], at: int) -> int:
         """Check `name = value`, which begins at `at`; the place of its last token."""
         name = tokens[at].name or ""
-        end = at + 2 + (at + 2 < len(tokens) and tokens[at + 2].text in ("-", "+"))
+        end = at + 2 + (at + 2 < len(tokens) and tokens[at + 2].upper in ("-", "+"))
         after = tokens[end + 1].text if end + 1 < len(tokens) else ""
         if not _is_value(tokens[at + 2 : end + 1]) or after in ("(", ".", "::", "[", "||", "+", "-"):
             raise denied(f"SETTINGS {name[:60]}: expected a number or a string")
@@ -122,9 +122,9 @@ class Settings:
         return theirs, ours
 
 
-def _is_value(tokens: list[Token]) -> bool:
+def _is_value(tokens: Sequence[Token]) -> bool:
     """Whether tokens are one literal."""
-    if len(tokens) == 2 and tokens[0].text in ("-", "+"):
+    if len(tokens) == 2 and tokens[0].upper in ("-", "+"):
         tokens = tokens[1:]
     if len(tokens) != 1:
         return False

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clipql.encode.names import DEFAULT_MODEL
@@ -167,7 +167,7 @@ class Guard:
 
     # tokens
 
-    def _check_tokens(self, tokens: list[Token]) -> None:
+    def _check_tokens(self, tokens: Sequence[Token]) -> None:
         if sum(t.upper == "FORMAT" and _is_format(tokens, at) for at, t in enumerate(tokens)) > 1:
             raise QueryError("a statement has one FORMAT", code=62, name="SYNTAX_ERROR")
         for at, token in enumerate(tokens):
@@ -196,7 +196,7 @@ class Guard:
                 self._check_engine(tokens, at)
 
     @staticmethod
-    def _check_apply(tokens: list[Token], at: int) -> None:
+    def _check_apply(tokens: Sequence[Token], at: int) -> None:
         """The function after APPLY, which the syntax tree does not show."""
         rest = tokens[at + 1 :]
         if rest and rest[0].text == "(" and rest[0].kind == "symbol":
@@ -206,7 +206,7 @@ class Guard:
             raise denied("APPLY is run with the name of an allowed function")
 
     @staticmethod
-    def _check_engine(tokens: list[Token], at: int) -> None:
+    def _check_engine(tokens: Sequence[Token], at: int) -> None:
         at += 2 if at + 1 < len(tokens) and tokens[at + 1].text == "=" else 1
         name = tokens[at].name if at < len(tokens) else None
         before = tokens[at - 1].text == "="
@@ -233,7 +233,7 @@ class Guard:
 
     # the syntax tree
 
-    def _tree(self, head: str, tokens: list[Token]) -> str:
+    def _tree(self, head: str, tokens: Sequence[Token]) -> str:
         """The syntax tree of the statement; parameters stand for a constant of about their kind."""
         tokens = [t for t in tokens if t.end <= len(head)]
         for at in reversed(range(len(tokens) - 3)):
@@ -330,26 +330,26 @@ def _has_data(statement: statements.Statement) -> bool:
     return isinstance(statement, Insert) and statement.source in ("FORMAT", "VALUES")
 
 
-def _is_operand(tokens: list[Token], at: int) -> bool:
+def _is_operand(tokens: Sequence[Token], at: int) -> bool:
     """Whether a word is a name here: quoted, after a dot, or between brackets and commas as columns are."""
     before = tokens[at - 1].text if at else ""
     after = tokens[at + 1].text if at + 1 < len(tokens) else ""
     return before == "." or (before in ("(", ",") and after in (")", ","))
 
 
-def _is_parameter(tokens: list[Token], at: int) -> bool:
+def _is_parameter(tokens: Sequence[Token], at: int) -> bool:
     """Whether a word is the type in `{name:Type}`."""
     return at >= 3 and tokens[at - 1].text == ":" and tokens[at - 3].text == "{"
 
 
-def _is_cluster(tokens: list[Token], at: int) -> bool:
+def _is_cluster(tokens: Sequence[Token], at: int) -> bool:
     """Whether CLUSTER follows ON and has a name: a column of that name in a join's condition has none."""
     if not at or at + 1 >= len(tokens) or tokens[at - 1].upper != "ON":
         return False
     return tokens[at + 1].name is not None or tokens[at + 1].kind == "string"
 
 
-def _is_format(tokens: list[Token], at: int) -> bool:
+def _is_format(tokens: Sequence[Token], at: int) -> bool:
     """Whether FORMAT opens a clause here."""
     if at + 1 >= len(tokens) or tokens[at + 1].name is None or (at and tokens[at - 1].text in (",", ".", "(")):
         return False
@@ -357,7 +357,7 @@ def _is_format(tokens: list[Token], at: int) -> bool:
     return after is None or after.upper in ("SETTINGS", "INTO", "FORMAT") or tokens[0].upper == "INSERT"
 
 
-def _check_create(tokens: list[Token]) -> None:
+def _check_create(tokens: Sequence[Token]) -> None:
     spelled = [t.upper for t in tokens]
     kind = next((w for w in spelled[1:6] if w in ("TABLE", "VIEW", "INDEX", "DATABASE")), None)
     before = set(spelled[1 : spelled.index(kind)]) if kind else set()
@@ -371,11 +371,11 @@ def _check_create(tokens: list[Token]) -> None:
             raise denied("CREATE DATABASE is run with a name alone, or with ENGINE = Atomic")
 
 
-def _killed(tokens: list[Token]) -> str:
+def _killed(tokens: Sequence[Token]) -> str:
     """The id in KILL QUERY WHERE query_id = '…' [SYNC | ASYNC]."""
     words = [t.upper or t.text for t in tokens]
     shape = ["KILL", "QUERY", "WHERE", "QUERY_ID", "="]
     good = words[:5] == shape and len(tokens) in (6, 7) and tokens[5].kind == "string"
     if not good or (len(tokens) == 7 and words[6] not in ("SYNC", "ASYNC")):
         raise denied("KILL is run as KILL QUERY WHERE query_id = '…'")
-    return tokens[5].text[1:-1]
+    return (tokens[5].value or b"").decode("utf-8", "replace")

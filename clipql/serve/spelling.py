@@ -50,6 +50,10 @@ def cleaned(sql: str) -> str:
                 code=62,
                 name="SYNTAX_ERROR",
             )
+        if token.kind == "error":
+            raise QueryError(
+                f"{token.text[:20]!r} at {token.start}: ClickHouse cannot read it", code=62, name="SYNTAX_ERROR"
+            )
         parts.append(token.text)
         at = token.end
     rest = sql[at:]

@@ -5,7 +5,7 @@ Only + - * / with numbers, brackets and names of such expressions; anything else
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clipql.syntax.lexer import Token
@@ -50,7 +50,7 @@ class Parser:
     resolve: the place of the expression that a name stands for, as [first, last), or None.
     """
 
-    def __init__(self, tokens: list[Token], calls: Mapping[int, tuple[int, int]], resolve: Resolve) -> None:
+    def __init__(self, tokens: Sequence[Token], calls: Mapping[int, tuple[int, int]], resolve: Resolve) -> None:
         self._tokens, self._calls, self._resolve = tokens, calls, resolve
         self._at, self._last, self._depth = 0, 0, 0
 
@@ -104,7 +104,7 @@ class Parser:
             raise _NotAffine
         place, token = self._at, self._tokens[self._at]
         self._at += 1
-        if token.text == "-" and token.kind == "symbol":
+        if token.upper == "-":
             return self._factor().times(-1)
         if token.text == "(" and token.kind == "symbol":
             value = self._sum()

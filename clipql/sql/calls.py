@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clipql.brief import Brief
@@ -80,14 +80,14 @@ def find_sources(scope: Scope, find: FindTable) -> tuple[list[Source], bool]:
     return found, joined
 
 
-def _qualified(tokens: list[Token], at: int, last: int) -> tuple[str | None, str, int]:
+def _qualified(tokens: Sequence[Token], at: int, last: int) -> tuple[str | None, str, int]:
     name = tokens[at].name or ""
     if at + 2 < last and tokens[at + 1].text == "." and tokens[at + 2].name:
         return name, tokens[at + 2].name or "", at + 3
     return None, name, at + 1
 
 
-def _alias_after(tokens: list[Token], at: int, last: int) -> tuple[str | None, int, bool]:
+def _alias_after(tokens: Sequence[Token], at: int, last: int) -> tuple[str | None, int, bool]:
     """An alias after a table's name; the third value says that FINAL, SAMPLE or the like follows."""
     if at < last and tokens[at].upper == "AS":
         return tokens[at + 1].name, at + 2, False
@@ -160,7 +160,7 @@ def inner_names(scope: Scope) -> frozenset[str]:
     return frozenset(n for n in used if n)
 
 
-def _is_type_or_function(tokens: list[Token], at: int) -> bool:
+def _is_type_or_function(tokens: Sequence[Token], at: int) -> bool:
     return at + 1 < len(tokens) and tokens[at + 1].text == "("
 
 
@@ -236,7 +236,7 @@ def _call(
 
 
 def _column(
-    tokens: list[Token], first: int, last: int, sources: list[Source], joined: bool, aliases: frozenset[str]
+    tokens: Sequence[Token], first: int, last: int, sources: list[Source], joined: bool, aliases: frozenset[str]
 ) -> tuple[str, str] | None:
     """The vector column that these tokens name, with its table's qualifier."""
     names = [tokens[i].name for i in range(first, last, 2)]

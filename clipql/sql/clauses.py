@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipql.brief import Brief
@@ -103,7 +104,7 @@ def _named_calls(scope: Scope, first: int, last: int, parser: Parser, calls: tup
     return found
 
 
-def conjuncts(tokens: list[Token], first: int, last: int) -> list[tuple[int, int]]:
+def conjuncts(tokens: Sequence[Token], first: int, last: int) -> list[tuple[int, int]]:
     """The conditions that AND joins, as [first, last); one where OR, or a lambda, stands at the same level."""
     parts: list[tuple[int, int]] = []
     begin = at = first
@@ -135,7 +136,7 @@ def _compares(token: Token) -> bool:
     return (token.kind == "symbol" and token.text in symbols) or token.upper in words
 
 
-def _not_of_operator(tokens: list[Token], at: int, last: int) -> bool:
+def _not_of_operator(tokens: Sequence[Token], at: int, last: int) -> bool:
     following = tokens[at + 1].upper if at + 1 < last else ""
     return following in ("IN", "LIKE", "ILIKE", "BETWEEN", "NULL") or tokens[at - 1].upper == "IS"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ class _Parser:
     """Reads a condition by ClickHouse's precedence: OR, AND, NOT, comparison."""
 
     def __init__(
-        self, tokens: list[Token], column: Callable[[str], StoredColumn | None], params: Mapping[str, Any]
+        self, tokens: Sequence[Token], column: Callable[[str], StoredColumn | None], params: Mapping[str, Any]
     ) -> None:
         self._tokens, self._column, self._params = tokens, column, params
         self._at = 0
@@ -203,13 +203,13 @@ class _Parser:
             raise NotPlain
         token = self._tokens[self._at]
         self._at += 1
-        if token.text == "-" and self._at < len(self._tokens) and self._tokens[self._at].kind == "number":
+        if token.upper == "-" and self._at < len(self._tokens) and self._tokens[self._at].kind == "number":
             self._at += 1
             return _number("-" + self._tokens[self._at - 1].text)
         if token.kind == "number":
             return _number(token.text)
         if token.kind == "string":
-            return _string(token.text)
+            return _string(token)
         if token.text == "{" and token.kind == "symbol":
             return self._parameter()
         name = token.name
@@ -328,10 +328,11 @@ def _number(text: str) -> int | float:
     return float(text)
 
 
-def _string(text: str) -> bytes:
-    if text[0] != "'" or "\\" in text:
+def _string(token: Token) -> bytes:
+    value = token.value
+    if value is None:
         raise NotPlain
-    return text[1:-1].replace("''", "'").encode()
+    return value
 
 
 def _typed(value: Any, kind: str) -> Value:
@@ -339,7 +340,7 @@ def _typed(value: Any, kind: str) -> Value:
     if kind == "String" and isinstance(value, str) and not isinstance(value, EscapedText):
         return value.encode()
     integer = re.fullmatch(r"(U?)Int(8|16|32|64)", kind)
-    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value):
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", value):
         value = _number(value)
     if isinstance(value, np.generic):
         value = value.item()

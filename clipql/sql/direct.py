@@ -6,6 +6,7 @@ ClickHouse. What must stay true: the answer has the rows, names and types that C
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from clipql.index.base import Candidates
 from clipql.index.flat import Term, exact
 from clipql.sql.plan import Plan
 from clipql.sql.recognise import VectorSelect
+from clipql.syntax.lexer import tokenize
 from clipql.syntax.scopes import split_list
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
@@ -87,7 +89,8 @@ def settings_allow(statements: Iterable[str], settings: Mapping[str, str]) -> bo
     for statement in statements:
         if re.match(r"\s*USE\b", statement, re.IGNORECASE):
             continue
-        names += re.findall(r"(\w+)\s*=", re.sub(r"'(?:[^'\\]|\\.)*'", "''", statement))
+        tokens = tokenize(statement)
+        names += [a.name or a.text for a, b in itertools.pairwise(tokens) if b.text == "="]
     return all(_HARMLESS.match(name) for name in names)
 
 

@@ -26,7 +26,7 @@ from clipql.sql.calls import FindTable, alias_spans, find_sources
 from clipql.sql.clauses import conjuncts
 from clipql.sql.constants import with_clause
 from clipql.storage.catalog import Table
-from clipql.syntax.lexer import Token, matching, tokenize
+from clipql.syntax.lexer import Token, matching, string_value, tokenize
 from clipql.syntax.scopes import Scope, scopes, split_list
 
 # so few that their encoding takes about a second at most, as a query is cancelled between batches
@@ -138,7 +138,7 @@ class _Replacement:
         self.calls: dict[str, str] = {}
         self._known: dict[tuple[str, str, str], str] = {}
 
-    def edits(self, sql: str, tokens: list[Token], call: _Call, model: str | None) -> list[tuple[int, int, str]]:
+    def edits(self, sql: str, tokens: Sequence[Token], call: _Call, model: str | None) -> list[tuple[int, int, str]]:
         """The edits that replace one call, and name the column that it would have named."""
         scope = next((s for s in reversed(scopes(sql, tokens)) if s.whole.first <= call.first < s.whole.last), None)
         start, end = tokens[call.first].start, tokens[call.last - 1].end
@@ -156,7 +156,7 @@ class _Replacement:
         return [(start, end, call_sql(call.function, name, argument)), *edits]
 
     def constant(
-        self, sql: str, tokens: list[Token], call: _Call, model: str | None, scope: Scope | None = None
+        self, sql: str, tokens: Sequence[Token], call: _Call, model: str | None, scope: Scope | None = None
     ) -> NDArray[np.float32] | None:
         """The vector of a call whose argument names no column, or None."""
         aliases = {} if scope is None else _aliases(scope)
@@ -188,7 +188,7 @@ class _Replacement:
             raise QueryError(f"{function}({argument}) got {kind}; expected text")
         return None if null else base64.b64decode(value)
 
-    def _model(self, sql: str, tokens: list[Token], call: _Call) -> str | None:
+    def _model(self, sql: str, tokens: Sequence[Token], call: _Call) -> str | None:
         if call.model is None:
             return None
         text = _text(sql, tokens, call.model)
@@ -198,7 +198,7 @@ class _Replacement:
             raise QueryError(f"{call.function}(…, {text}): expected the name of a model as text") from error
 
     def _parameter(
-        self, sql: str, tokens: list[Token], call: _Call, vector: NDArray[np.float32], model: str | None
+        self, sql: str, tokens: Sequence[Token], call: _Call, vector: NDArray[np.float32], model: str | None
     ) -> str:
         name = self._encoders.encoder(self._model(sql, tokens, call) or model).model
         key = (call.function, name, vector.tobytes().hex())
@@ -296,14 +296,14 @@ def _plain_conditions(scope: Scope, clause: str) -> list[str]:
     ]
 
 
-def _last_call(tokens: list[Token]) -> _Call | None:
+def _last_call(tokens: Sequence[Token]) -> _Call | None:
     for at in reversed(range(len(tokens) - 1)):
         if tokens[at].text in (TEXT, IMAGE) and (found := _call_at(tokens, at)):
             return found
     return None
 
 
-def _calls(tokens: list[Token]) -> Iterator[_Call]:
+def _calls(tokens: Sequence[Token]) -> Iterator[_Call]:
     """All calls, from the front; none of them is within another."""
     at = 0
     while at < len(tokens) - 1:
@@ -313,7 +313,7 @@ def _calls(tokens: list[Token]) -> Iterator[_Call]:
         at = found.last if found else at + 1
 
 
-def _call_at(tokens: list[Token], at: int) -> _Call | None:
+def _call_at(tokens: Sequence[Token], at: int) -> _Call | None:
     token = tokens[at]
     if token.kind != "word" or tokens[at + 1].text != "(":
         return None
@@ -352,7 +352,7 @@ def _aliases(scope: Scope) -> dict[str, str]:
     return {n: _text(scope.text, scope.tokens, span) for n, span in alias_spans(scope).items()}
 
 
-def _naming(sql: str, tokens: list[Token], scope: Scope | None, call: _Call) -> list[tuple[int, int, str]]:
+def _naming(sql: str, tokens: Sequence[Token], scope: Scope | None, call: _Call) -> list[tuple[int, int, str]]:
     """The edit that gives an item of SELECT without a name the one it would have."""
     span = scope.clauses.get("SELECT") if scope else None
     if scope is None or span is None or not span.first <= call.first < span.last:
@@ -377,5 +377,4 @@ def _literal(text: str, params: Mapping[str, Any]) -> bytes | None:
     named = re.fullmatch(r"\{\s*(\w+)\s*:\s*String\s*\}", text)
     if named and isinstance(params.get(named[1]), str):
         return str(params[named[1]]).encode("utf-8", "replace")
-    simple = len(text) > 1 and text[0] == text[-1] == "'" and not {"\\", "'"} & set(text[1:-1])
-    return text[1:-1].encode("utf-8", "replace") if simple else None
+    return string_value(text)

@@ -9,7 +9,7 @@ is fully understood is merged; where a name could mean two things, nothing is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from clipql.engine.quoting import quote_name
@@ -126,7 +126,7 @@ def _own(scope: Scope, clauses: tuple[str, ...]) -> Iterator[tuple[int, Token]]:
             at += 1
 
 
-def _selects(tokens: list[Token], at: int) -> bool:
+def _selects(tokens: Sequence[Token], at: int) -> bool:
     while at < len(tokens) and tokens[at].text == "(":
         at += 1
     return at < len(tokens) and tokens[at].upper in ("SELECT", "WITH")
@@ -261,7 +261,7 @@ def _condition(scope: Scope, inner: Simple, qualifier: str | None, columns: Mapp
     return None if edits is None else _applied(scope.text, span.start, span.end, edits)
 
 
-def _renamed(tokens: list[Token], simple: Simple, qualifier: str | None, keep: str | None) -> list[Edit] | None:
+def _renamed(tokens: Sequence[Token], simple: Simple, qualifier: str | None, keep: str | None) -> list[Edit] | None:
     """The edits that give columns their names in the table; None where a column is named that is not there.
 
     keep: the qualifier to leave before them, None to take it away.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import itertools
-import re
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from clipql.errors import QueryError, VectorError
 from clipql.sql.calls import alias_spans, inner_names
 from clipql.sql.planner import Planner
 from clipql.storage.catalog import Table
-from clipql.syntax.lexer import matching, tokenize
+from clipql.syntax.lexer import Token, matching, tokenize
 from clipql.syntax.scopes import Scope, scopes, split_list
 from clipql.syntax.sources import sources_of
 from clipql.syntax.statements import Insert
@@ -220,10 +220,13 @@ def _from_infile(
     """FROM INFILE as a stream from disk; None where the table has defaults, which ClickHouse's own INSERT fills in."""
     tokens = tokenize(sql[statement.body :])
     words = {t.upper: i for i, t in enumerate(tokens)}
-    path = _unquoted(tokens[2].text) if len(tokens) > 2 and tokens[2].kind == "string" else None
+    path = _value(tokens, 2)
     where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)}"
     defaults = registry.engine.scalar(f"SELECT count() FROM system.columns WHERE {where} AND default_kind != ''")
     if path is None or defaults or "SETTINGS" in words:
+        return None
+    compression = _value(tokens, words["COMPRESSION"] + 1) if "COMPRESSION" in words else "auto"
+    if compression is None:
         return None
     files = sorted(glob.glob(path))
     if not files:
@@ -231,7 +234,6 @@ def _from_infile(
             f"no file matches {path}, which INSERT … FROM INFILE names; paths are relative to the current folder"
         )
     kind = tokens[words["FORMAT"] + 1].text if "FORMAT" in words else "auto"
-    compression = _unquoted(tokens[words["COMPRESSION"] + 1].text) if "COMPRESSION" in words else "auto"
     scalars = {c.name for c in table.columns} if any(map(_has_numpy_scalars, files)) else set()
     structure = ", ".join(f"{quote_name(n)} {'String' if n in scalars else types[n]}" for n in names)
     columns = ", ".join(_numbers(n) if n in scalars else quote_name(n) for n in names)
@@ -243,8 +245,10 @@ def _from_infile(
     return _Source(tuple(selects), tuple(names), {}, {}, {})
 
 
-def _unquoted(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text[1:-1])
+def _value(tokens: Sequence[Token], at: int) -> str | None:
+    """The string at a place; None where there is none."""
+    value = tokens[at].value if at < len(tokens) else None
+    return None if value is None else os.fsdecode(value)
 
 
 def _numbers(name: str) -> str:

@@ -9,7 +9,7 @@ true: recognition is by shape; any other join is left as it stands.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,7 +193,7 @@ def _conditions(scope: Scope, qualifiers: tuple[str, ...]) -> dict[str, list[str
     return found
 
 
-def _owners(tokens: list[Token], qualifiers: tuple[str, ...]) -> set[str] | None:
+def _owners(tokens: Sequence[Token], qualifiers: tuple[str, ...]) -> set[str] | None:
     """The tables whose columns a condition names, all of them qualified; None otherwise."""
     owners: set[str] = set()
     words = {"AND", "OR", "NOT", "IN", "LIKE", "ILIKE", "BETWEEN", "IS", "NULL", "TRUE", "FALSE"}

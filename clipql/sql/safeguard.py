@@ -8,7 +8,7 @@ What must stay true: a statement changes both halves of a table or neither; what
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,12 +91,12 @@ class Safeguard:
 
     # what is refused wherever it stands
 
-    def _check_internal(self, tokens: list[Token]) -> None:
-        named = any(t.name == INTERNAL or (t.kind == "string" and INTERNAL in t.text) for t in tokens)
+    def _check_internal(self, tokens: Sequence[Token]) -> None:
+        named = any(t.name == INTERNAL or (t.kind == "string" and INTERNAL in t.said) for t in tokens)
         if named or self._registry.database == INTERNAL:
             raise UnsupportedStatement(f"the database {INTERNAL} is clipql's own: use another")
 
-    def _check_several(self, tokens: list[Token]) -> None:
+    def _check_several(self, tokens: Sequence[Token]) -> None:
         words = [t.upper for t in tokens]
         table = next(iter(self._mentioned(tokens)), None)
         if table is None:
@@ -109,12 +109,12 @@ class Safeguard:
                 f"{table.full_name} has vectors, which are on this machine alone: leave ON CLUSTER out"
             )
 
-    def _mentioned(self, tokens: list[Token]) -> list[Table]:
+    def _mentioned(self, tokens: Sequence[Token]) -> list[Table]:
         """The tables of ours that tokens may name."""
         found = []
         for i, token in enumerate(tokens):
             if token.kind == "string":
-                database, _, name = token.text[1:-1].rpartition(".")
+                database, _, name = token.said.rpartition(".")
                 table = self._registry.catalog.table(database or self._registry.database, name)
             elif token.name and not (i and tokens[i - 1].text == "."):
                 path = _path(tokens, i)
@@ -131,7 +131,7 @@ class Safeguard:
 
     # by what is changed
 
-    def _verdict(self, text: str, tokens: list[Token]) -> Ruling | None:
+    def _verdict(self, text: str, tokens: Sequence[Token]) -> Ruling | None:
         verb = tokens[0].upper
         at = 1
         replaces = verb == "REPLACE"
@@ -172,7 +172,7 @@ class Safeguard:
             self._check_chain(tokens, at)
         return None
 
-    def _check_hidden(self, verb: str, tokens: list[Token]) -> None:
+    def _check_hidden(self, verb: str, tokens: Sequence[Token]) -> None:
         for i, token in enumerate(tokens):
             if token.name in self._registry.hidden and tokens[i - 1].text != ".":
                 path = _path(tokens, i)
@@ -185,12 +185,12 @@ class Safeguard:
             f"{table.name} is a temporary table, and {table.full_name} has vectors: write the database if that is meant"
         )
 
-    def _check_function(self, tokens: list[Token], at: int) -> None:
+    def _check_function(self, tokens: Sequence[Token], at: int) -> None:
         named = _path(tokens, _past_conditions(tokens, at + 1))
         if named and named[1].lower().startswith(FUNCTION.lower()):
             raise UnsupportedStatement(f"the function {named[1]} is clipql's own: take another name")
 
-    def _check_index(self, verb: str, tokens: list[Token], at: int) -> None:
+    def _check_index(self, verb: str, tokens: Sequence[Token], at: int) -> None:
         where = next((i for i in range(at, len(tokens)) if tokens[i].upper == "ON"), None)
         named = _path(tokens, where + 1) if where else None
         table = self._find(*named[:2]) if named else None
@@ -200,7 +200,7 @@ class Safeguard:
                 f"{verb} INDEX is not carried out on {table.full_name}: write ALTER TABLE {table.full_name} {change}"
             )
 
-    def _check_databases(self, tokens: list[Token], at: int) -> None:
+    def _check_databases(self, tokens: Sequence[Token], at: int) -> None:
         for table in self._registry.catalog.tables:
             if any(t.name == table.database for t in tokens[at + 1 :]):
                 raise UnsupportedStatement(
@@ -208,7 +208,7 @@ class Safeguard:
                     "vectors: move its tables by RENAME TABLE"
                 )
 
-    def _check_made(self, kind: str, tokens: list[Token], at: int) -> None:
+    def _check_made(self, kind: str, tokens: Sequence[Token], at: int) -> None:
         """Refuse what would write to a table of ours past its vectors: a view TO it, an Alias, a Buffer."""
         while at < len(tokens) and tokens[at].upper != "AS":
             if tokens[at].kind == "symbol" and tokens[at].text == "(":
@@ -223,14 +223,14 @@ class Safeguard:
                 self._check_passing(tokens[at + 2].text, inside)
             at += 1
 
-    def _check_passing(self, engine: str, inside: list[Token]) -> None:
-        names = [t.text[1:-1] if t.kind == "string" else t.name or "" for t in inside]
+    def _check_passing(self, engine: str, inside: Sequence[Token]) -> None:
+        names = [t.said for t in inside]
         for table in self._registry.catalog.tables:
             here = table.database in names or self._registry.database == table.database or "currentDatabase" in names
             if (table.name in names and here) or table.full_name in names:
                 raise UnsupportedStatement(f"{engine} of {table.full_name}: {_BY_INSERT}")
 
-    def _check_chain(self, tokens: list[Token], at: int) -> None:
+    def _check_chain(self, tokens: Sequence[Token], at: int) -> None:
         """Refuse RENAME a TO b, b TO c, where a is ours: where it is afterwards could not be told after a crash."""
         names: list[tuple[str, str]] = []
         at = _past_conditions(tokens, at + 1)
@@ -243,7 +243,7 @@ class Safeguard:
             if table and becomes in old:
                 raise UnsupportedStatement(f"{table.full_name} has vectors: rename it in a statement of its own")
 
-    def _emptying(self, text: str, tokens: list[Token], at: int) -> Ruling | None:
+    def _emptying(self, text: str, tokens: Sequence[Token], at: int) -> Ruling | None:
         """TRUNCATE ALL TABLES FROM database [[NOT] LIKE '…']."""
         at += next((i for i, t in enumerate(tokens[at:]) if t.upper == "FROM"), 0) + 1
         named = _path(tokens, _past_conditions(tokens, at))
@@ -274,7 +274,7 @@ def with_names(sql: str, params: Mapping[str, Any]) -> str:
     return sql
 
 
-def _path(tokens: list[Token], at: int) -> tuple[str | None, str, int] | None:
+def _path(tokens: Sequence[Token], at: int) -> tuple[str | None, str, int] | None:
     """The database and name that begin at a token, and the place behind them."""
     if at >= len(tokens) or tokens[at].name is None:
         return None
@@ -283,13 +283,13 @@ def _path(tokens: list[Token], at: int) -> tuple[str | None, str, int] | None:
     return None, tokens[at].name or "", at + 1
 
 
-def _past_conditions(tokens: list[Token], at: int) -> int:
+def _past_conditions(tokens: Sequence[Token], at: int) -> int:
     while at < len(tokens) and tokens[at].upper in ("IF", "NOT", "EXISTS", "EMPTY"):
         at += 1
     return at
 
 
-def _until_data(tokens: list[Token]) -> list[Token]:
+def _until_data(tokens: Sequence[Token]) -> Sequence[Token]:
     """The tokens of an INSERT before what is inserted."""
     ends = (i for i, t in enumerate(tokens) if t.upper in ("VALUES", "FORMAT", "SELECT", "WITH"))
     return tokens[: next(ends, len(tokens))]

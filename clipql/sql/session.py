@@ -37,7 +37,7 @@ from clipql.sql.safeguard import Safeguard, with_names
 from clipql.sql.stars import Stars
 from clipql.storage.catalog import Table
 from clipql.syntax import statements
-from clipql.syntax.lexer import Token
+from clipql.syntax.lexer import Token, string_value
 from clipql.syntax.scopes import scopes
 from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set
@@ -359,11 +359,8 @@ def select_of(sql: str) -> str:
 
 def _parameter(text: str) -> str:
     """The value of SET param_x = …: a string without its quotes, anything else as it is written."""
-    if text[:1] == "'" and text[-1:] == "'" and len(text) > 1:
-        import re
-
-        return re.sub(r"\\(.)", r"\1", text[1:-1].replace("''", "'"))
-    return text
+    value = string_value(text)
+    return text if value is None else value.decode("utf-8", "surrogateescape")
 
 
 def _reported(progress: Progress) -> Callable[[str, int, int], None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from clipql.errors import QueryError
 from clipql.index.base import Route
-from clipql.syntax.lexer import Token, matching, tokenize
+from clipql.syntax.lexer import Token, matching, string_value, tokenize
 from clipql.syntax.scopes import split_list
 
 # name: what it does, as `clipql` documents it
@@ -74,7 +74,7 @@ def taken_from(sql: str) -> tuple[str, dict[str, str]]:
     return sql, found
 
 
-def _end(tokens: list[Token], at: int) -> int:
+def _end(tokens: Sequence[Token], at: int) -> int:
     """The place after the last assignment of a SETTINGS clause."""
     while at < len(tokens):
         if tokens[at].kind == "symbol" and tokens[at].text in "([{":
@@ -95,7 +95,8 @@ def _end(tokens: list[Token], at: int) -> int:
 
 def checked(name: str, value: str) -> str:
     """The value of a setting of ours, as text. Raises QueryError for one that it cannot have."""
-    text = value.strip("'\"").lower()
+    literal = string_value(value)
+    text = (value.strip('"') if literal is None else literal.decode("utf-8", "replace")).lower()
     if name in _SWITCHES:
         if text not in ("0", "1", "true", "false"):
             raise QueryError(f"{name} = {value}: expected 0 or 1")
@@ -115,7 +116,7 @@ def take_format(sql: str) -> tuple[str, str | None]:
     """The statement without a FORMAT clause at its end, and the format; as it is where there is none."""
     tokens = tokenize(sql)
     while tokens and tokens[-1].text == ";" and tokens[-1].kind == "symbol":
-        tokens.pop()
+        tokens = tokens[:-1]
     for i in range(len(tokens) - 3):  # FORMAT name SETTINGS …
         if tokens[i].upper == "FORMAT" and tokens[i + 1].kind == "word" and tokens[i + 2].upper == "SETTINGS":
             return sql[: tokens[i].start] + sql[tokens[i + 2].start :], tokens[i + 1].text

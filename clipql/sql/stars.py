@@ -11,7 +11,7 @@ refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipql.engine.quoting import quote_name, quote_string
@@ -71,7 +71,7 @@ class Stars:
     def tables(self) -> tuple[Table, ...]:
         return tuple(self._registry.catalog.tables)
 
-    def _check_understood(self, tokens: list[Token], found: list[Scope]) -> None:
+    def _check_understood(self, tokens: Sequence[Token], found: list[Scope]) -> None:
         """Refuse a star beside a SELECT whose shape is not understood: it could be that one's."""
         known = {s.clauses["SELECT"].first - 1 for s in found}
         missed = [
@@ -167,7 +167,7 @@ class Stars:
         return f"{sql[: inside[0].start]}{listed}{sql[inside[-1].end :]}"
 
 
-def _named(tokens: list[Token], at: int) -> tuple[str | None, str, int] | None:
+def _named(tokens: Sequence[Token], at: int) -> tuple[str | None, str, int] | None:
     if at >= len(tokens) or not tokens[at].name:
         return None
     if at + 2 < len(tokens) and tokens[at + 1].text == "." and tokens[at + 2].name:
@@ -312,7 +312,7 @@ class _ScopeStars:
         """Refuse a star over a table function that reads a table of ours by its name."""
         if entry.kind != "function" or entry.name.lower() not in _READERS:
             return
-        names = {t.name or t.text.strip("'") for t in self._tokens[entry.first + 1 : entry.last]}
+        names = {t.said for t in self._tokens[entry.first + 1 : entry.last]}
         for table in self._stars.tables():
             if table.name in names or any(_matches(n, table.name) for n in names if entry.name.lower() == "merge"):
                 raise UnsupportedStatement(

@@ -6,7 +6,7 @@ scope, and so is left to ClickHouse as it stands.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -36,7 +36,7 @@ class Scope:
     is 'LIMIT 2'). withs: the WITH clauses in force, outermost first, as texts. names: what they define as tables.
     """
 
-    tokens: list[Token]
+    tokens: Sequence[Token]
     text: str
     whole: Span
     clauses: Mapping[str, Span]
@@ -53,13 +53,13 @@ class Scope:
         span = self.clauses.get(clause)
         return self.text[span.start : span.end] if span else ""
 
-    def within(self, clause: str) -> list[Token]:
+    def within(self, clause: str) -> Sequence[Token]:
         """The tokens of a clause without its keyword."""
         span = self.clauses.get(clause)
         return self.tokens[span.first : span.last] if span else []
 
 
-def scopes(text: str, tokens: list[Token]) -> list[Scope]:
+def scopes(text: str, tokens: Sequence[Token]) -> list[Scope]:
     """Every SELECT of the statement, outer ones before inner ones."""
     found: list[Scope] = []
     _collect(text, tokens, 0, len(tokens), (), frozenset(), False, found)
@@ -68,7 +68,7 @@ def scopes(text: str, tokens: list[Token]) -> list[Scope]:
 
 def _collect(
     text: str,
-    tokens: list[Token],
+    tokens: Sequence[Token],
     first: int,
     last: int,
     withs: tuple[str, ...],
@@ -98,7 +98,7 @@ def _collect(
 
 def _inside(
     text: str,
-    tokens: list[Token],
+    tokens: Sequence[Token],
     first: int,
     last: int,
     withs: tuple[str, ...],
@@ -119,7 +119,7 @@ def _inside(
             at += 1
 
 
-def _end_of_select(tokens: list[Token], at: int, last: int) -> int:
+def _end_of_select(tokens: Sequence[Token], at: int, last: int) -> int:
     while at < last:
         token = tokens[at]
         if token.kind == "symbol" and token.text in "([{":
@@ -142,7 +142,7 @@ def _end_of_select(tokens: list[Token], at: int, last: int) -> int:
 
 def _scope(
     text: str,
-    tokens: list[Token],
+    tokens: Sequence[Token],
     first: int,
     last: int,
     withs: tuple[str, ...],
@@ -189,7 +189,7 @@ def _scope(
     )
 
 
-def _opens(tokens: list[Token], at: int, last: int, opened: list[tuple[str, int, int]]) -> bool:
+def _opens(tokens: Sequence[Token], at: int, last: int, opened: list[tuple[str, int, int]]) -> bool:
     """Whether a clause word opens a clause here, and is not a name or a part of another clause."""
     if at + 1 >= last or not any(c == "SELECT" for c, _, _ in opened):
         return False
@@ -207,7 +207,7 @@ def _opens(tokens: list[Token], at: int, last: int, opened: list[tuple[str, int,
     return True
 
 
-def _tables_of(tokens: list[Token], span: Span) -> frozenset[str]:
+def _tables_of(tokens: Sequence[Token], span: Span) -> frozenset[str]:
     """Names that a WITH clause defines as subqueries: `name AS (SELECT …)`."""
     return frozenset(
         name
@@ -224,7 +224,7 @@ def settings_in_force(text: str, scope: Scope) -> str:
     return ", ".join(body for s in around if (body := s.body("SETTINGS")))
 
 
-def split_list(tokens: list[Token], first: int, last: int) -> list[tuple[int, int]]:
+def split_list(tokens: Sequence[Token], first: int, last: int) -> list[tuple[int, int]]:
     """The comma-separated items of a run of tokens, as [first, last) pairs."""
     items: list[tuple[int, int]] = []
     begin = at = first

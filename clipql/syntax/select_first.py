@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clipql.syntax.lexer import Token, matching, tokenize
 
 _STATEMENTS = {"SELECT", "WITH", "FROM", "INSERT", "CREATE", "REPLACE", "EXPLAIN"}
@@ -24,7 +26,7 @@ def select_first(sql: str) -> str:
     return sql
 
 
-def _query(sql: str, tokens: list[Token], first: int, last: int) -> str | None:
+def _query(sql: str, tokens: Sequence[Token], first: int, last: int) -> str | None:
     """The text with one SELECT of this query, or within it, put in order; None where all are."""
     selected = False
     at = first
@@ -50,14 +52,14 @@ def _query(sql: str, tokens: list[Token], first: int, last: int) -> str | None:
     return None
 
 
-def _begins(tokens: list[Token], first: int, at: int, last: int) -> bool:
+def _begins(tokens: Sequence[Token], first: int, at: int, last: int) -> bool:
     """Whether this FROM begins a query, and is not a part of a function's arguments or of INSERT … FROM INFILE."""
     if at + 1 >= last or tokens[at + 1].upper == "INFILE" or tokens[at + 1].kind == "string":
         return False
     return at == first or first == 0 or tokens[first].upper == "WITH" or tokens[at - 1].upper in ("ALL", "DISTINCT")
 
 
-def _turned(sql: str, tokens: list[Token], at: int, last: int) -> str:
+def _turned(sql: str, tokens: Sequence[Token], at: int, last: int) -> str:
     select, end, depth = None, None, at
     while depth < last:
         token = tokens[depth]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from clipql.syntax.lexer import Token, matching
@@ -59,7 +60,7 @@ def sources_of(scope: Scope) -> Sources:
     return found
 
 
-def _read(tokens: list[Token], at: int, last: int, found: Sources) -> None:
+def _read(tokens: Sequence[Token], at: int, last: int, found: Sources) -> None:
     expect, array = True, False
     while at < last:
         token = tokens[at]
@@ -84,7 +85,7 @@ def _read(tokens: list[Token], at: int, last: int, found: Sources) -> None:
             at += 1
 
 
-def _entry(tokens: list[Token], at: int, last: int, found: Sources) -> int:
+def _entry(tokens: Sequence[Token], at: int, last: int, found: Sources) -> int:
     first, token = at, tokens[at]
     database, name, kind = None, "", "select"
     if token.text == "(":
@@ -123,7 +124,7 @@ def _entry(tokens: list[Token], at: int, last: int, found: Sources) -> int:
     return at
 
 
-def _is_joined(tokens: list[Token], first: int, last: int) -> bool:
+def _is_joined(tokens: Sequence[Token], first: int, last: int) -> bool:
     """Whether brackets hold tables that are joined, and not a SELECT in brackets of its own."""
     if tokens[first].name:
         return True

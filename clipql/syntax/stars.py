@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from clipql.syntax.lexer import Token, matching
@@ -69,7 +69,7 @@ def _item_end(scope: Scope, at: int) -> int:
     return at
 
 
-def is_star(tokens: list[Token], at: int, last: int) -> bool:
+def is_star(tokens: Sequence[Token], at: int, last: int) -> bool:
     """Whether `*` stands for columns, and is no multiplication."""
     following = tokens[at + 1] if at + 1 < last else None
     before = tokens[at - 1]

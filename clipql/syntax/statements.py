@@ -5,6 +5,7 @@ What is not recognised is `Other`, and goes to ClickHouse as it stands.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipql.syntax.lexer import Token, matching, tokenize
@@ -100,11 +101,11 @@ Statement = Select | Explain | Set | Insert | CreateTable | OnTable | OnDatabase
 _EXPLAINED = ("SELECT", "WITH", "(", "ALTER", "INSERT", "CREATE")
 
 
-def classify(sql: str) -> tuple[Statement, list[Token]]:
+def classify(sql: str) -> tuple[Statement, tuple[Token, ...]]:
     """The kind of one statement, and its tokens."""
     tokens = tokenize(sql)
     while tokens and tokens[-1].text == ";" and tokens[-1].kind == "symbol":
-        tokens.pop()
+        tokens = tokens[:-1]
     if not tokens:
         return Other(""), tokens
     word = tokens[0].upper
@@ -140,7 +141,7 @@ def classify(sql: str) -> tuple[Statement, list[Token]]:
 class _Reader:
     """Reads the beginning of a statement; every method gives None where it is not of the known shape."""
 
-    def __init__(self, sql: str, tokens: list[Token]) -> None:
+    def __init__(self, sql: str, tokens: Sequence[Token]) -> None:
         self.sql, self.tokens, self.at = sql, tokens, 1
 
     def word(self, *words: str) -> bool:

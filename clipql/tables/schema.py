@@ -164,7 +164,7 @@ def alter(
             table = registry.catalog.by_id(table.id) or table
 
 
-def _commands(tokens: list[Token], first: int) -> list[tuple[int, int, int]]:
+def _commands(tokens: Sequence[Token], first: int) -> list[tuple[int, int, int]]:
     """The changes of an ALTER, as [first, last) tokens without brackets, and where SETTINGS for all of them begin."""
     if tokens[first].text != "(":
         return [(a, b, len(tokens)) for a, b in split_list(tokens, first, len(tokens))]
@@ -176,7 +176,7 @@ def _commands(tokens: list[Token], first: int) -> list[tuple[int, int, int]]:
     return [(a, b, at) for a, b in found]
 
 
-def _alter_index(indexes: Indexes, table: Table, tokens: list[Token], first: int, last: int, sql: str) -> bool:
+def _alter_index(indexes: Indexes, table: Table, tokens: Sequence[Token], first: int, last: int, sql: str) -> bool:
     """ADD, DROP, CLEAR or MATERIALIZE INDEX, where it is about a vector index; whether it was."""
     words = [t.upper for t in tokens[first:last]]
     if len(words) < 3 or words[1] != "INDEX":
@@ -208,7 +208,7 @@ def _has_plain_index(registry: Registry, table: Table, name: str) -> bool:
 
 
 def _alter_one(
-    registry: Registry, table: Table, tokens: list[Token], command: str, after: str, params: Mapping[str, Any]
+    registry: Registry, table: Table, tokens: Sequence[Token], command: str, after: str, params: Mapping[str, Any]
 ) -> None:
     words = [t.upper for t in tokens]
     verb = words[0]
@@ -250,7 +250,7 @@ def _alter_one(
             run(f"{on_physical} {command}{after}")
 
 
-def _assigned(tokens: list[Token]) -> list[str]:
+def _assigned(tokens: Sequence[Token]) -> list[str]:
     """The columns that UPDATE assigns to."""
     ends = (i for i, t in enumerate(tokens) if t.upper == "WHERE")
     return [
@@ -281,7 +281,7 @@ def _altering(registry: Registry, table: Table, after: Table) -> Iterator[Callab
         recover.drop_kept_shape(registry, table)
 
 
-def _named_column(tokens: list[Token]) -> str | None:
+def _named_column(tokens: Sequence[Token]) -> str | None:
     at = 1
     while at < len(tokens) and tokens[at].upper in ("COLUMN", "IF", "EXISTS", "NOT"):
         at += 1

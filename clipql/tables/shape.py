@@ -64,7 +64,7 @@ def physical_definition(engine: Engine, table: Table, name: str) -> str:
     body: list[str] = [f"    {ROW} UInt64 MATERIALIZED throwIf(1, {quote_string(_BYPASSED)}) CODEC(Delta, LZ4),"]
     for line in lines[begin + 1 : end]:
         match = re.match(r"    (`(?:[^`\\]|\\.)*`) ", line)
-        column = vectors.get(re.sub(r"\\(.)", r"\1", match[1][1:-1])) if match else None
+        column = vectors.get(tokenize(match[1])[0].name or "") if match else None
         body.append(f"    {alias_of(table, column)}{',' if line.endswith(',') else ''}" if column else line)
     clauses = {m[1]: line for line in lines[end + 1 :] if (m := re.match(r"(ENGINE|PARTITION BY|TTL|COMMENT) ?", line))}
     key = next((line.removeprefix("ORDER BY ") for line in lines[end + 1 :] if line.startswith("ORDER BY ")), "tuple()")

@@ -69,7 +69,25 @@ def literals() -> st.SearchStrategy[str]:
 
 
 def words() -> st.SearchStrategy[str]:
-    return st.sampled_from(["'UNLIKELY'", "'UNSURE'", "''", "'a'", "'b'", "'it''s'", "'é'", "'zz'", "'x'"])
+    return st.sampled_from(
+        [
+            "'UNLIKELY'",
+            "'UNSURE'",
+            "''",
+            "'a'",
+            "'b'",
+            "'it''s'",
+            "'é'",
+            "'zz'",
+            "'x'",
+            r"'\x61'",
+            r"'it\'s'",
+            r"'\a'",
+            "x'61'",
+            "$q$it's$q$",
+            "‘b’",
+        ]
+    )
 
 
 def comparisons() -> st.SearchStrategy[str]:
@@ -118,7 +136,8 @@ def test_a_plain_condition_gives_the_rows_that_clickhouse_gives(table: clipql.Da
 @pytest.mark.parametrize(
     "where",
     ["u8 > 3", "f32 > 0.3", "kind = 'UNSURE'", "n IS NOT NULL AND NOT (n = 3 OR nf >= 2.5)", "5 < u8", "1 = 1",
-     "lc IN ('a', 'b')", "u8 NOT IN (1, 2)", "ns = 'x'", "b = 1", "`u8` = 3", "u8 between 1 and 2",
+     "lc IN ('a', 'b')", "u8 NOT IN (1, 2)", "ns = 'x'", "b = 1", "`u8` = 3", "kind = 'a\\'b'", "kind = x'4141'",
+     "u8 between 1 and 2",
      "u8 IN (" + ", ".join(map(str, range(40))) + ")",
      "u8 IN (-1, 256, " + ", ".join(map(str, range(40))) + ")",
      "i64 NOT IN (18446744073709551615, " + "5, " * 20 + "6)",
@@ -132,7 +151,7 @@ def test_what_people_filter_by_is_plain(table: clipql.Database, where: str) -> N
 @pytest.mark.parametrize(
     "where",
     ["u8 + 1 > 3", "lower(kind) = 'unsure'", "kind LIKE 'U%'", "u8 = '3'", "kind = 3", "u8 > u64", "t.u8 = 3",
-     "f32 IN (0.3)", "n IN (1, 2)", "kind = 'a\\'b'", "id = 3 ? 1 : 0", "u8 = 1::Int8", "url = '5'", "u8",
+     "f32 IN (0.3)", "n IN (1, 2)", "kind = f('a')", "id = 3 ? 1 : 0", "u8 = 1::Int8", "url = '5'", "u8",
      "(u8, i16) = (1, 2)",
      "f64 > 9007199254740993", "u8 = 99999999999999999999999", "v = [1, 2]", "u8 NOT BETWEEN 1 AND 2", "nothing = 1",
      "u8 = 0x10", "f64 > .5", "u8 IN (SELECT 1)", "f64 = inf"],
