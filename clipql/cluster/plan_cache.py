@@ -21,7 +21,8 @@ import numpy as np
 from clipql.cluster.split import Split
 from clipql.errors import ClipqlError
 from clipql.storage.vectors.metrics import Metric
-from clipql.syntax.lexer import Token, tokenize
+from clipql.syntax.lexer import Token
+from clipql.syntax.reading import read
 
 MOST, LONGEST, LONGEST_VALUE = 256, 4096, 256  # statements; characters of one, and of a parameter of it
 _DISTANCES = {m.value.lower() for m in Metric}
@@ -121,7 +122,7 @@ def _asked(text: str, params: Params, columns: Sequence[str]) -> _Parameters | N
     """The parameters of a statement that may come again with other vectors; None of any other."""
     if len(text) > LONGEST:
         return None
-    tokens = tokenize(text)
+    tokens = read(text).tokens
     words = [t.upper for t in tokens if t.kind == "word"]
     if words.count("SELECT") != 1 or "WITH" in words or any(w.startswith(("CURRENT_", "LOCALTIME")) for w in words):
         return None

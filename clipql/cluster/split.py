@@ -21,8 +21,7 @@ from clipql.cluster.partial_query import GLOBAL_ROW, PART_ROW, PartialQuery
 from clipql.engine.quoting import quote_name
 from clipql.errors import UnsupportedStatement
 from clipql.storage.vectors.metrics import metric_named
-from clipql.syntax.lexer import matching
-from clipql.syntax.scopes import split_list
+from clipql.syntax.lexer import matching, split_list
 from clipql.tables.registry import ROW
 
 # where the rows of the shards stand in the second half

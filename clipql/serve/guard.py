@@ -28,6 +28,7 @@ from clipql.serve.spelling import check_name, check_size, check_table_name, clea
 from clipql.sql import settings as own_settings
 from clipql.syntax import statements
 from clipql.syntax.lexer import Token
+from clipql.syntax.reading import read
 from clipql.syntax.statements import Insert, Set
 from clipql.tables.registry import INTERNAL, Registry
 
@@ -118,7 +119,8 @@ class Guard:
     def _check(self, sql: str, write: bool) -> Checked:
         check_size(sql, self._limits)
         text = cleaned(sql)
-        statement, tokens = statements.classify(text)
+        reading = read(text)
+        statement, tokens = reading.kind, reading.words
         if not tokens:
             raise QueryError("Empty query", code=62, name="SYNTAX_ERROR")
         text = text[: tokens[-1].end] if not _has_data(statement) else text
@@ -213,7 +215,7 @@ class Guard:
         if before and (name is None or name.lower() not in allowed.ENGINES):
             raise denied(f"the engine {name and name[:60]} is not made for the network")
 
-    def _check_set(self, statement: statements.Statement) -> None:
+    def _check_set(self, statement: statements.Kind) -> None:
         if not isinstance(statement, Set):
             raise denied("SET is run as SET name = value")
         if statement.database is not None:
@@ -326,7 +328,7 @@ def _under(node: syntax_tree.Node, root: syntax_tree.Node) -> bool:
     return node.parent is root or (node.parent is not None and node.parent.parent is root)
 
 
-def _has_data(statement: statements.Statement) -> bool:
+def _has_data(statement: statements.Kind) -> bool:
     return isinstance(statement, Insert) and statement.source in ("FORMAT", "VALUES")
 
 

@@ -27,7 +27,7 @@ from clipql.sql.execution import Direct, Execution, Step, Work
 from clipql.sql.filters import FilterMemory
 from clipql.sql.plan import LARGEST_K, Plan
 from clipql.storage.catalog import Catalog
-from clipql.syntax.lexer import tokenize
+from clipql.syntax.reading import read
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
@@ -215,7 +215,7 @@ def prepare(
         return None
     if plan.select.offset and _count(plan.select.offset, encoded.params) is None:
         return None
-    tokens = [t for t in tokenize(asked.text) if t.kind == "vector"]
+    tokens = [t for t in read(asked.text).tokens if t.kind == "vector"]
     places = {m.start(): m.group() for m in _VECTOR.finditer(asked.text)}
     if len(places) != len(asked.literals) or any(t.start in places and t.text != places[t.start] for t in tokens):
         return None

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
-from clipql.syntax.lexer import Token, matching
+from clipql.syntax import names as syntax_names
+from clipql.syntax.lexer import Token, matching, split_list
+from clipql.syntax.names import FunctionCall
+from clipql.syntax.sources import Sources, read_sources
 
 # what may open a clause of a SELECT, in the order that ClickHouse takes them
 _CLAUSES = ("FROM", "PREWHERE", "WHERE", "GROUP", "HAVING", "WINDOW", "QUALIFY", "ORDER", "LIMIT", "OFFSET", "FETCH",
@@ -30,7 +34,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Scope:
-    """One SELECT.
+    """One SELECT. What it reads, names and calls is found when it is first asked for, and kept.
 
     clauses: the body of each clause by its keyword, 'SELECT' and 'WITH' included (LIMIT may occur twice: the second
     is 'LIMIT 2'). withs: the WITH clauses in force, outermost first, as texts. names: what they define as tables.
@@ -58,9 +62,46 @@ class Scope:
         span = self.clauses.get(clause)
         return self.tokens[span.first : span.last] if span else []
 
+    def items(self, *clauses: str) -> list[tuple[int, int]]:
+        """The items between commas of some clauses, as token ranges."""
+        spans = (self.clauses.get(c) for c in clauses)
+        return [item for span in spans if span for item in split_list(self.tokens, span.first, span.last)]
+
+    def text_of(self, first: int, last: int) -> str:
+        """The text of the tokens [first, last)."""
+        return self.text[self.tokens[first].start : self.tokens[last - 1].end]
+
+    @cached_property
+    def sources(self) -> Sources:
+        """What FROM reads."""
+        span = self.clauses.get("FROM")
+        return read_sources(self.tokens, span.first, span.last) if span else Sources()
+
+    @cached_property
+    def aliases(self) -> Mapping[str, tuple[int, int]]:
+        """Names that SELECT and WITH give to expressions, with the places of the expressions."""
+        return MappingProxyType(syntax_names.given_names(self.tokens, self.items("WITH", "SELECT")))
+
+    @cached_property
+    def calls(self) -> tuple[FunctionCall, ...]:
+        """All calls in it, those of SELECTs inside it too, in the order of the text."""
+        return tuple(syntax_names.calls_in(self.tokens, self.whole.first, self.whole.last))
+
+    @cached_property
+    def lambda_arguments(self) -> frozenset[str]:
+        """Names that stand for the arguments of lambdas somewhere in it."""
+        return syntax_names.lambda_arguments(self.tokens, self.whole.first, self.whole.last)
+
+    @cached_property
+    def inner_names(self) -> frozenset[str]:
+        """Names given inside an expression, as in `length(w AS v)`, and used elsewhere in it."""
+        span, whole = self.clauses.get("FROM"), self.whole
+        source = (span.first, span.last) if span else (0, 0)
+        return syntax_names.inner_names(self.tokens, whole.first, whole.last, self.items("WITH", "SELECT"), source)
+
 
 def scopes(text: str, tokens: Sequence[Token]) -> list[Scope]:
-    """Every SELECT of the statement, outer ones before inner ones."""
+    """Every SELECT of a statement, outer ones before inner ones. Rules take them of `reading.read`."""
     found: list[Scope] = []
     _collect(text, tokens, 0, len(tokens), (), frozenset(), False, found)
     return found
@@ -214,28 +255,3 @@ def _tables_of(tokens: Sequence[Token], span: Span) -> frozenset[str]:
         for i in range(span.first, span.last - 2)
         if (name := tokens[i].name) and tokens[i + 1].upper == "AS" and tokens[i + 2].text == "("
     )
-
-
-def settings_in_force(text: str, scope: Scope) -> str:
-    """The SETTINGS that hold in a SELECT: those of the SELECTs around it, then its own."""
-    around = (
-        s for s in scopes(text, scope.tokens) if s.whole.first <= scope.whole.first and scope.whole.last <= s.whole.last
-    )
-    return ", ".join(body for s in around if (body := s.body("SETTINGS")))
-
-
-def split_list(tokens: Sequence[Token], first: int, last: int) -> list[tuple[int, int]]:
-    """The comma-separated items of a run of tokens, as [first, last) pairs."""
-    items: list[tuple[int, int]] = []
-    begin = at = first
-    while at < last:
-        if tokens[at].kind == "symbol" and tokens[at].text in "([{":
-            at = matching(tokens, at) + 1
-            continue
-        if tokens[at].text == "," and tokens[at].kind == "symbol":
-            items.append((begin, at))
-            begin = at + 1
-        at += 1
-    if begin < last:
-        items.append((begin, last))
-    return items

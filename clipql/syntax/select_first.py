@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipql.syntax.lexer import Token, matching, tokenize
+from clipql.syntax.lexer import Token, matching
+from clipql.syntax.reading import read
 
 _STATEMENTS = {"SELECT", "WITH", "FROM", "INSERT", "CREATE", "REPLACE", "EXPLAIN"}
 _OPENING = {"FROM", "ALL", "SELECT", "DISTINCT"}
@@ -15,7 +16,7 @@ _AFTER_SELECT = {"PREWHERE", "WHERE", "GROUP", "HAVING", "WINDOW", "QUALIFY", "O
 def select_first(sql: str) -> str:
     """The statement with SELECT before FROM everywhere."""
     for _ in range(100):  # SELECTs within each other, and no statement has as many
-        tokens = tokenize(sql)
+        tokens = read(sql).tokens
         if not any(t.upper == "FROM" for t in tokens):
             return sql
         opening = next((t for t in tokens if t.text != "("), tokens[0])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from clipql.syntax.lexer import Token, matching
-from clipql.syntax.scopes import Scope
 
 # words that follow a table or stand between two, and so are no alias
 _WORDS = {"JOIN", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "ANY", "ASOF", "SEMI", "ANTI", "ALL", "GLOBAL", "LOCAL",
@@ -18,7 +17,8 @@ class Entry:
     """One table, table function or SELECT of a FROM clause.
 
     kind: 'table', 'function' or 'select'. name: of the table or function. whole: its tokens [first, last), with its
-    alias, FINAL and SAMPLE. plain: whether the alias, if any, names no columns.
+    alias, FINAL and SAMPLE. plain: whether the alias, if any, names no columns. modified: by FINAL or SAMPLE.
+    bracketed: whether it stands in brackets with what it is joined to. inner: what the brackets of a SELECT hold.
     """
 
     kind: str
@@ -28,6 +28,9 @@ class Entry:
     first: int
     last: int
     plain: bool = True
+    modified: bool = False
+    bracketed: bool = False
+    inner: tuple[int, int] = (0, 0)
 
     @property
     def called(self) -> str:
@@ -43,24 +46,34 @@ class Entry:
         return path in ((self.name,), (self.database, self.name))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sources:
     """entries: in the order of the text. words: how they are joined, as capitals: 'USING', 'ARRAY', 'NATURAL', …"""
 
-    entries: list[Entry] = field(default_factory=list)
-    words: set[str] = field(default_factory=set)
+    entries: tuple[Entry, ...] = ()
+    words: frozenset[str] = frozenset()
+
+    @property
+    def alone(self) -> bool:
+        """Whether FROM is one thing, neither joined nor in brackets of its own."""
+        return len(self.entries) == 1 and not self.words
 
 
-def sources_of(scope: Scope) -> Sources:
-    """The sources of a SELECT."""
-    found = Sources()
-    span = scope.clauses.get("FROM")
-    if span:
-        _read(scope.tokens, span.first, span.last, found)
-    return found
+class _Found:
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.words: set[str] = set()
+        self.depth = 0
 
 
-def _read(tokens: Sequence[Token], at: int, last: int, found: Sources) -> None:
+def read_sources(tokens: Sequence[Token], first: int, last: int) -> Sources:
+    """The sources that the tokens of a FROM clause name."""
+    found = _Found()
+    _read(tokens, first, last, found)
+    return Sources(tuple(found.entries), frozenset(found.words))
+
+
+def _read(tokens: Sequence[Token], at: int, last: int, found: _Found) -> None:
     expect, array = True, False
     while at < last:
         token = tokens[at]
@@ -85,9 +98,9 @@ def _read(tokens: Sequence[Token], at: int, last: int, found: Sources) -> None:
             at += 1
 
 
-def _entry(tokens: Sequence[Token], at: int, last: int, found: Sources) -> int:
+def _entry(tokens: Sequence[Token], at: int, last: int, found: _Found) -> int:
     first, token = at, tokens[at]
-    database, name, kind = None, "", "select"
+    database, name, kind, inner = None, "", "select", (0, 0)
     if token.text == "(":
         close = min(matching(tokens, at), last)
         if (
@@ -96,9 +109,11 @@ def _entry(tokens: Sequence[Token], at: int, last: int, found: Sources) -> int:
             and (_is_joined(tokens, at + 1, close))
         ):
             found.words.add("(")
+            found.depth += 1
             _read(tokens, at + 1, close, found)
+            found.depth -= 1
             return close + 1
-        at = close + 1
+        inner, at = (at + 1, close), close + 1
     elif token.name:
         name, kind, at = token.name, "table", at + 1
         if at + 1 < last and tokens[at].text == "." and tokens[at + 1].name:
@@ -114,13 +129,15 @@ def _entry(tokens: Sequence[Token], at: int, last: int, found: Sources) -> int:
         alias, at = tokens[at].name, at + 1
     if alias is not None and at < last and tokens[at].text == "(":
         plain, at = False, matching(tokens, at) + 1
+    end = at
     if at < last and tokens[at].upper == "FINAL":
         at += 1
     if at < last and tokens[at].upper == "SAMPLE":
         at += 1
         while at < last and (tokens[at].kind == "number" or tokens[at].text == "/" or tokens[at].upper == "OFFSET"):
             at += 1
-    found.entries.append(Entry(kind, database, name, alias, first, at, plain))
+    modified, bracketed = at > end, found.depth > 0
+    found.entries.append(Entry(kind, database, name, alias, first, at, plain, modified, bracketed, inner))
     return at
 
 
