@@ -6,10 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from clipql.syntax.lexer import Token, matching, split_list
-
-# words after which a name is no alias
-_OPERATORS = {"AND", "OR", "NOT", "IN", "LIKE", "ILIKE", "BETWEEN", "IS", "THEN", "ELSE", "WHEN", "AS", "DIV", "MOD",
-              "DISTINCT", "ALL", "CASE", "EXCEPT", "REPLACE", "APPLY", "INTERVAL", "GLOBAL"}  # fmt: skip
+from clipql.syntax.operands import Operands
 
 
 class FunctionCall(NamedTuple):
@@ -39,18 +36,17 @@ def given_names(tokens: Sequence[Token], items: Iterable[tuple[int, int]]) -> di
     found: dict[str, tuple[int, int]] = {}
     for first, last in items:
         name = tokens[last - 1].name
-        if last - first >= 3 and tokens[last - 2].upper == "AS" and name:
+        if last - first < 2 or not name:
+            continue
+        if last - first >= 3 and tokens[last - 2].upper == "AS":
             found[name] = (first, last - 2)
-        elif last - first >= 2 and name and _ends_expression(tokens[last - 2]):
+            continue
+        at, operands = first, Operands()
+        while at < last:
+            at = operands.step(tokens, at)
+        if operands.named or tokens[last - 2].upper == "INTERVAL":
             found[name] = (first, last - 1)
     return found
-
-
-def _ends_expression(token: Token) -> bool:
-    """Whether an expression may end here, so that a name after it is its alias."""
-    if token.kind == "word":
-        return token.upper not in _OPERATORS
-    return token.kind != "symbol" or token.text in ")]}"
 
 
 def lambda_arguments(tokens: Sequence[Token], first: int, last: int) -> frozenset[str]:
@@ -67,7 +63,7 @@ def lambda_arguments(tokens: Sequence[Token], first: int, last: int) -> frozense
                 at -= 1
         else:
             found.add(tokens[i].name or "")
-    return frozenset(found)
+    return frozenset(found - {""})
 
 
 def inner_names(

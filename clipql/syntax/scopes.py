@@ -14,11 +14,14 @@ from types import MappingProxyType
 from clipql.syntax import names as syntax_names
 from clipql.syntax.lexer import Token, matching, split_list
 from clipql.syntax.names import FunctionCall
+from clipql.syntax.operands import Operands
 from clipql.syntax.sources import Sources, read_sources
 
 # what may open a clause of a SELECT, in the order that ClickHouse takes them
 _CLAUSES = ("FROM", "PREWHERE", "WHERE", "GROUP", "HAVING", "WINDOW", "QUALIFY", "ORDER", "LIMIT", "OFFSET", "FETCH",
             "SETTINGS", "FORMAT", "INTO")  # fmt: skip
+# after FROM, where that is the name of a column
+_AFTER_NAME = {"FROM", "AS", "AND", "OR", "IN", "NOT", "IS", "LIKE", "ILIKE", "BETWEEN", "DIV", "MOD"}
 _SET_OPERATORS = ("UNION", "INTERSECT", "EXCEPT")
 
 
@@ -117,24 +120,43 @@ def _collect(
     nested: bool,
     found: list[Scope],
 ) -> None:
-    at = first
+    at, began = first, len(found)
     while at < last:
-        upper = tokens[at].upper
-        if upper in ("SELECT", "WITH"):
+        # what follows the first of several SELECTs that are united has its WITH, too
+        given = _given_to_the_rest(found[began:][:1], tokens, at) if at > first else None
+        around = (*withs, *given[0]) if given else withs
+        known = names | given[1] if given else names
+        if _begins(tokens, at):
             end = _end_of_select(tokens, at, last)
-            scope = _scope(text, tokens, at, end, withs, names, nested)
-            inner_withs, inner_names = withs, names
+            scope = _scope(text, tokens, at, end, around, known, nested)
+            inner_withs, inner_names = around, known
             if scope:
                 found.append(scope)
                 inner_withs, inner_names = scope.withs, scope.names
             _inside(text, tokens, at, end, inner_withs, inner_names, found)
             at = end
-        elif upper == "(":
+        elif tokens[at].upper == "(":
             close = matching(tokens, at)
-            _collect(text, tokens, at + 1, min(close, last), withs, names, nested or at > first, found)
+            _collect(text, tokens, at + 1, min(close, last), around, known, nested or at > first, found)
             at = close + 1
         else:
             at += 1
+
+
+def _given_to_the_rest(
+    first: Sequence[Scope], tokens: Sequence[Token], at: int
+) -> tuple[tuple[str, ...], frozenset[str]] | None:
+    """The WITH that the first of united SELECTs gives to the one that begins here, and the tables that it names.
+
+    One that has a WITH of its own gets the expressions, but not the tables.
+    """
+    if not first or "WITH" not in first[0].clauses:
+        return None
+    if tokens[at].upper != "WITH":
+        return (first[0].body("WITH"),), _tables_of(tokens, first[0].clauses["WITH"])
+    items = first[0].items("WITH")
+    texts = tuple(first[0].text_of(a, b) for a, b in items if tokens[b - 1].text != ")")
+    return texts, frozenset()
 
 
 def _inside(
@@ -151,13 +173,19 @@ def _inside(
     while at < last:
         if tokens[at].text == "(" and tokens[at].kind == "symbol":
             close = min(matching(tokens, at), last)
-            if at + 1 < close and tokens[at + 1].upper in ("SELECT", "WITH", "("):
+            if at + 1 < close and (tokens[at + 1].text == "(" or _begins(tokens, at + 1)):
                 _collect(text, tokens, at + 1, close, withs, names, True, found)
             else:
                 _inside(text, tokens, at + 1, close, withs, names, found)
             at = close + 1
         else:
             at += 1
+
+
+def _begins(tokens: Sequence[Token], at: int) -> bool:
+    """Whether SELECT or WITH begins a query here, and is no name."""
+    following = tokens[at + 1].text if at + 1 < len(tokens) else ""
+    return tokens[at].upper in ("SELECT", "WITH") and following not in (".", ",", ")", "::", "=")
 
 
 def _end_of_select(tokens: Sequence[Token], at: int, last: int) -> int:
@@ -191,26 +219,32 @@ def _scope(
     nested: bool,
 ) -> Scope | None:
     opened: list[tuple[str, int, int]] = []  # clause, place of its keyword, place of its body
-    at = first
+    at, operands = first, Operands()
     while at < last:
-        token = tokens[at]
-        if token.kind == "symbol" and token.text in "([{":
-            at = matching(tokens, at) + 1
-            continue
-        word = token.upper
+        word = tokens[at].upper
         after_dot = at > first and tokens[at - 1].text == "."
+        name, width = "", 1
         if word == "WITH" and at == first:
-            opened.append(("WITH", at, at + 1))
-        elif word == "SELECT" and not after_dot:
+            name = word
+        elif word == "SELECT" and not after_dot and not (opened and tokens[at - 1].upper == "AS"):
             if any(c == "SELECT" for c, _, _ in opened):
                 return None
-            opened.append(("SELECT", at, at + 1))
-        elif word in _CLAUSES and not after_dot and _opens(tokens, at, last, opened):
-            width = 2 if word in ("GROUP", "ORDER") else 1
-            name = word if not any(c == word for c, _, _ in opened) else word + " 2"
+            name = word
+        elif word == "FROM" and not after_dot and _ambiguous(tokens, at):
+            return None
+        elif word in _CLAUSES and not after_dot and _opens(tokens, at, last, opened, operands):
+            name, width = word, 2 if word in ("GROUP", "ORDER") else 1
+            if any(c == word for c, _, _ in opened):
+                name = word + " 2"
+        if name:
             opened.append((name, at, at + width))
-        at += 1
-    if not any(c == "SELECT" for c, _, _ in opened):
+            operands.clause()
+            at += width
+        else:
+            if word == "BY" and [c for c, _, _ in opened[-2:]] == ["LIMIT", "OFFSET"]:  # LIMIT n OFFSET m BY key
+                opened.pop()
+            at = operands.step(tokens, at)
+    if operands.unsure or not any(c == "SELECT" for c, _, _ in opened):
         return None
     clauses: dict[str, Span] = {}
     for i, (name, _, body) in enumerate(opened):
@@ -230,21 +264,35 @@ def _scope(
     )
 
 
-def _opens(tokens: Sequence[Token], at: int, last: int, opened: list[tuple[str, int, int]]) -> bool:
+def _ambiguous(tokens: Sequence[Token], at: int) -> bool:
+    """Whether FROM follows a comma too many, or is the name of a function: `SELECT a, FROM (b, c)`."""
+    return [t.upper for t in tokens[at - 1 : at + 2 : 2]] == [",", "("]
+
+
+def _opens(tokens: Sequence[Token], at: int, last: int, opened: list[tuple[str, int, int]], operands: Operands) -> bool:
     """Whether a clause word opens a clause here, and is not a name or a part of another clause."""
     if at + 1 >= last or not any(c == "SELECT" for c, _, _ in opened):
         return False
-    following, before = tokens[at + 1].upper, tokens[at - 1]
-    if before.text in (",", "(", "AS") or following in (",", ")", ".", "="):
+    word, following, before = tokens[at].upper, tokens[at + 1], tokens[at - 1]
+    if word == "FROM" and before.upper == "FILL" and tokens[at - 2].upper == "WITH":
         return False
-    if tokens[at].upper in ("GROUP", "ORDER"):
-        return following == "BY"
-    if tokens[at].upper == "SETTINGS":
-        return at + 2 < last and tokens[at + 2].text == "="
-    if tokens[at].upper == "INTO":
-        return following == "OUTFILE"
-    if tokens[at].upper == "FORMAT":
-        return tokens[at + 1].kind == "word"
+    if word == "FROM" and before.text == "," and opened[-1][0] == "SELECT":  # after a comma too many
+        return following.upper not in _AFTER_NAME and (following.kind != "symbol" or following.text in "({")
+    if word in ("GROUP", "ORDER"):
+        return following.upper == "BY"
+    if operands.expected or following.text in (",", ")", ".", "="):
+        return False
+    if word == "OFFSET" and opened[-1][0] == "FROM":
+        ratio = at - 3 if tokens[at - 2].text == "/" else at - 1
+        return tokens[ratio - 1].upper != "SAMPLE"
+    if word == "SETTINGS":
+        return at + 2 < last and tokens[at + 2].text in ("=", ".")
+    if word == "INTO":
+        return following.upper == "OUTFILE"
+    if word == "FETCH":
+        return following.upper in ("FIRST", "NEXT")
+    if word == "FORMAT":
+        return following.kind == "word"
     return True
 
 

@@ -12,6 +12,10 @@ _WORDS = {"JOIN", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "ANY", "ASOF", "SEM
           "PASTE", "NATURAL", "ARRAY", "OUTER", "ONLY", "ON", "USING", "FINAL", "SAMPLE", "STREAM"}  # fmt: skip
 
 
+# what the brackets of a query begin with
+_QUERIES = {"SELECT", "WITH", "FROM", "EXPLAIN", "VALUES"}
+
+
 @dataclass(frozen=True)
 class Entry:
     """One table, table function or SELECT of a FROM clause.
@@ -79,7 +83,7 @@ def _read(tokens: Sequence[Token], at: int, last: int, found: _Found) -> None:
         token = tokens[at]
         if token.kind == "symbol" and token.text in "([{" and not expect:
             at = matching(tokens, at) + 1
-        elif token.upper in _WORDS and (not expect or token.upper in ("ARRAY", "LEFT")):
+        elif token.upper in _WORDS and tokens[at - 1].text != "." and (not expect or _begins_array_join(tokens, at)):
             found.words.add(token.upper)
             if token.upper == "ARRAY":
                 array = True
@@ -98,6 +102,11 @@ def _read(tokens: Sequence[Token], at: int, last: int, found: _Found) -> None:
             at += 1
 
 
+def _begins_array_join(tokens: Sequence[Token], at: int) -> bool:
+    words = [t.upper for t in tokens[at : at + 3]]
+    return words[:2] == ["ARRAY", "JOIN"] or words == ["LEFT", "ARRAY", "JOIN"]
+
+
 def _entry(tokens: Sequence[Token], at: int, last: int, found: _Found) -> int:
     first, token = at, tokens[at]
     database, name, kind, inner = None, "", "select", (0, 0)
@@ -105,7 +114,7 @@ def _entry(tokens: Sequence[Token], at: int, last: int, found: _Found) -> int:
         close = min(matching(tokens, at), last)
         if (
             at + 1 < close
-            and tokens[at + 1].upper not in ("SELECT", "WITH", "FROM", "EXPLAIN", "VALUES")
+            and (tokens[at + 1].upper not in _QUERIES or tokens[at + 2].text in (".", ",", ")"))
             and (_is_joined(tokens, at + 1, close))
         ):
             found.words.add("(")
@@ -120,6 +129,8 @@ def _entry(tokens: Sequence[Token], at: int, last: int, found: _Found) -> int:
             database, name, at = name, tokens[at + 1].name or "", at + 2
         if at < last and tokens[at].text == "(":
             kind, at = "function", matching(tokens, at) + 1
+    elif token.kind == "string":  # which ClickHouse takes for the name of a table
+        name, kind, at = token.said, "table", at + 1
     else:  # a parameter that stands for a name, or what is not understood
         kind, at = "function", matching(tokens, at) + 1
     alias, plain = None, True
@@ -148,5 +159,5 @@ def _is_joined(tokens: Sequence[Token], first: int, last: int) -> bool:
     return (
         tokens[first].text == "("
         and matching(tokens, first) + 1 < last
-        and not any(t.upper in ("UNION", "INTERSECT", "EXCEPT") for t in tokens[matching(tokens, first) + 1 : last])
+        and tokens[matching(tokens, first) + 1].upper not in ("UNION", "INTERSECT", "EXCEPT")
     )
