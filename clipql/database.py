@@ -136,7 +136,7 @@ class Database:
 
     def session(self) -> Session:
         """A session of its own on this database; what it SETs stays apart only where `Engine.act` says who acts."""
-        return Session(self._registry, self._indexes, self.encoders)
+        return Session(self._registry, self._indexes, self.encoders, self._session.repeats)
 
     def search(
         self,

@@ -22,7 +22,6 @@ from clipql.sql.calls import find_sources
 from clipql.sql.constants import Constants
 from clipql.sql.encode_calls import Encoded, Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
-from clipql.sql.filters import FilterMemory
 from clipql.sql.identity import Origins
 from clipql.sql.inline import inline
 from clipql.sql.joins import edits, recognise_join
@@ -76,10 +75,13 @@ class _Selects:
 class Planner:
     """Rewrites statements over the tables of a registry."""
 
-    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
+    def __init__(
+        self, registry: Registry, indexes: Indexes, encoders: Encoders, repeats: Repeats | None = None
+    ) -> None:
+        """repeats: of another planner over the same registry, to be shared."""
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
-        self._memory = FilterMemory(registry)
-        self.repeats = Repeats(registry, indexes, encoders, self._memory)
+        self.repeats = repeats or Repeats(registry, indexes, encoders)
+        self._memory = self.repeats.memory
         self.encoding = Encoding(registry.engine, encoders, registry.find, lambda: registry.catalog.tables)
 
     def rewrite(

@@ -26,6 +26,7 @@ from clipql.sql.encode_calls import Encoded
 from clipql.sql.execution import Direct, Execution, Step, Work
 from clipql.sql.filters import FilterMemory
 from clipql.sql.plan import LARGEST_K, Plan
+from clipql.sql.turns import Turns
 from clipql.storage.catalog import Catalog
 from clipql.syntax.reading import read
 from clipql.tables.indexes import Indexes
@@ -81,11 +82,16 @@ class Prepared:
 
 
 class Repeats:
-    """The prepared statements of one session. Thread-safe."""
+    """The prepared statements of a database, whoever asks them. Thread-safe.
 
-    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders, memory: FilterMemory) -> None:
-        self._registry, self._indexes, self._encoders, self._memory = registry, indexes, encoders, memory
+    memory: the masks of conditions, which are shared alike.
+    """
+
+    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
+        self._registry, self._indexes, self._encoders = registry, indexes, encoders
+        self.memory = FilterMemory(registry)
         self._engine: Engine = registry.engine
+        self._turns = Turns()
         self._kept: OrderedDict[Hashable, Prepared] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -104,6 +110,7 @@ class Repeats:
             format,
             tuple(settings.items()),
             tuple(acting.user.statements),
+            frozenset(acting.user.hidden),
             tuple(acting.settings.items()),
             self._registry.database,
             frozenset(params),
@@ -148,12 +155,13 @@ class Repeats:
             else:
                 given[name] = self._encoders.picture(self._encoders.as_picture(value.encode()), model)
         given.update(prepared.constants)
-        plan = self._plan(prepared, literals, given)
-        if plan is None:
-            return None
         work = Work(prepared.sql, given)
-        fetch = partial(self._fetched, plan, prepared, given)
-        Execution(self._registry, self._indexes.rows, self._memory, plan, work).run(fetch)
+        with self._turns:
+            plan = self._plan(prepared, literals, given)
+            if plan is None:
+                return None
+            fetch = partial(self._fetched, plan, prepared, given)
+            Execution(self._registry, self._indexes.rows, self.memory, plan, work).run(fetch)
         return None if work.answer is None else (work.answer, tuple(work.steps))
 
     def _plan(self, prepared: Prepared, literals: Sequence[str], given: Mapping[str, Any]) -> Plan | None:

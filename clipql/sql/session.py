@@ -32,7 +32,7 @@ from clipql.sql.direct import settings_allow
 from clipql.sql.execution import Direct, Step
 from clipql.sql.insert import insert, load
 from clipql.sql.planner import Planner, Rewritten
-from clipql.sql.prepared import Asked
+from clipql.sql.prepared import Asked, Repeats
 from clipql.sql.safeguard import Safeguard, with_names
 from clipql.sql.stars import Stars
 from clipql.storage.catalog import Table
@@ -69,13 +69,21 @@ class Answer(Brief):
 class Session:
     """Statements of one user on one open database: SET parameters, settings and the current database are kept."""
 
-    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
+    def __init__(
+        self, registry: Registry, indexes: Indexes, encoders: Encoders, repeats: Repeats | None = None
+    ) -> None:
+        """repeats: of another session on the same database, to be shared."""
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
-        self._planner, self._stars = Planner(registry, indexes, encoders), Stars(registry)
+        self._planner, self._stars = Planner(registry, indexes, encoders, repeats), Stars(registry)
         self._safeguard = Safeguard(registry)
         self._definitions = Definitions(registry, indexes, self._planner, self._fill, self._run)
         self.params: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
+
+    @property
+    def repeats(self) -> Repeats:
+        """The statements that are known already."""
+        return self._planner.repeats
 
     def execute(
         self,
