@@ -12,6 +12,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,9 @@ class ScatterGather:
             return None
         rewritten = Rewritten(sql, dict(params[0]))
         template, shape, _ = self._known(rewritten, found[0])
-        if template is None or template.made.many is None or set(template.places) != set(vectors):
+        if template is None or template.made.many is None:
+            return None
+        if set(template.places) - template.literals.keys() != set(vectors):
             return None
         final, select = template.made.many, template.made.query.select
         queries = [
@@ -189,21 +192,21 @@ class ScatterGather:
 
     def _split(self, rewritten: Rewritten, scope: Scope) -> tuple[Split, Shape]:
         template, shape, cut = self._known(rewritten, scope)
-        return template.with_vectors(rewritten.params) if template else cut(rewritten.params), shape
+        return template.with_vectors(rewritten.params) if template else cut(), shape
 
-    def _known(
-        self, rewritten: Rewritten, scope: Scope
-    ) -> tuple[CachedSplit | None, Shape, Callable[[Mapping[str, Any]], Split]]:
+    def _known(self, rewritten: Rewritten, scope: Scope) -> tuple[CachedSplit | None, Shape, Callable[[], Split]]:
         """A SELECT as it was cut before, if it may be known again, and what cuts it again."""
         shape, text = self._shape(scope), _with(scope, self._analysed(scope))
 
-        def cut(params: Mapping[str, Any]) -> Split:
+        def cut(text: str, params: Mapping[str, Any]) -> Split:
             return split(normal_form(self._engine, text, params), self._aggregates, shape.database, shape.name)
 
+        params = rewritten.params
         acting = self._engine.acting
         scatter = (acting.database, acting.user.statements, sorted(acting.settings.items()))
         context = repr((scatter, shape.listed, shape.unlisted, shape.vectors))
-        return self._plan_cache.find(text, rewritten.params, tuple(shape.vectors), context, cut), shape, cut
+        found = self._plan_cache.find(text, params, tuple(shape.vectors), context, cut)
+        return found, shape, partial(cut, text, params)
 
     def _shape(self, scope: Scope) -> Shape:
         found, joins = find_sources(scope, lambda d, n: shape.table if (shape := self._find(d, n)) else None)

@@ -22,6 +22,9 @@ class Recent(Generic[K, V]):
         self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def find(self, key: K) -> V | None:
         """The value of a key; None where there is none."""
         with self._lock:
