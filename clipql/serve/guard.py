@@ -12,8 +12,6 @@ What must stay true: what runs is the text that was checked, and what is not und
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +26,8 @@ from clipql.serve.spelling import check_name, check_size, check_table_name, clea
 from clipql.sql import settings as own_settings
 from clipql.syntax import statements
 from clipql.syntax.lexer import Token
+from clipql.syntax.reading import read
+from clipql.syntax.recent import Recent
 from clipql.syntax.statements import Insert, Set
 from clipql.tables.registry import INTERNAL, Registry
 
@@ -78,8 +78,7 @@ class Guard:
     def __init__(self, registry: Registry, encoders: Encoders, options: Options) -> None:
         self._registry, self._engine, self._encoders = registry, registry.engine, encoders
         self._limits = options.limits
-        self._known: OrderedDict[tuple[str, bool], Checked] = OrderedDict()
-        self._lock = threading.Lock()
+        self._known: Recent[tuple[str, bool], Checked] = Recent(REMEMBERED)
         names = self._engine.arrow(
             "SELECT name FROM system.functions UNION ALL SELECT name FROM system.table_functions"
         )
@@ -102,23 +101,18 @@ class Guard:
     def check(self, sql: str, *, write: bool) -> Checked:
         """What a statement is, and its text to run. Raises QueryError (ACCESS_DENIED, READONLY, a syntax error)."""
         key = (sql, write)
-        with self._lock:
-            found = self._known.get(key)
-            if found is not None:
-                self._known.move_to_end(key)
-                return found
-        found = self._check(sql, write)
-        if len(sql) <= LONGEST:
-            with self._lock:
-                self._known[key] = found
-                while len(self._known) > REMEMBERED:
-                    self._known.popitem(last=False)
+        found = self._known.find(key)
+        if found is None:
+            found = self._check(sql, write)
+            if len(sql) <= LONGEST:
+                self._known.keep(key, found)
         return found
 
     def _check(self, sql: str, write: bool) -> Checked:
         check_size(sql, self._limits)
         text = cleaned(sql)
-        statement, tokens = statements.classify(text)
+        reading = read(text)
+        statement, tokens = reading.kind, reading.words
         if not tokens:
             raise QueryError("Empty query", code=62, name="SYNTAX_ERROR")
         text = text[: tokens[-1].end] if not _has_data(statement) else text
@@ -213,7 +207,7 @@ class Guard:
         if before and (name is None or name.lower() not in allowed.ENGINES):
             raise denied(f"the engine {name and name[:60]} is not made for the network")
 
-    def _check_set(self, statement: statements.Statement) -> None:
+    def _check_set(self, statement: statements.Kind) -> None:
         if not isinstance(statement, Set):
             raise denied("SET is run as SET name = value")
         if statement.database is not None:
@@ -326,7 +320,7 @@ def _under(node: syntax_tree.Node, root: syntax_tree.Node) -> bool:
     return node.parent is root or (node.parent is not None and node.parent.parent is root)
 
 
-def _has_data(statement: statements.Statement) -> bool:
+def _has_data(statement: statements.Kind) -> bool:
     return isinstance(statement, Insert) and statement.source in ("FORMAT", "VALUES")
 
 

@@ -23,8 +23,7 @@ from clipql.index.base import Candidates
 from clipql.index.flat import Term, exact
 from clipql.sql.plan import Plan
 from clipql.sql.recognise import VectorSelect
-from clipql.syntax.lexer import tokenize
-from clipql.syntax.scopes import split_list
+from clipql.syntax.reading import read
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
@@ -58,8 +57,7 @@ def items(plan: Plan, whole: str) -> tuple[Item, ...] | None:
     if not select.ordered_alone or len(plan.terms) != 1:
         return None
     found: list[Item] = []
-    span = scope.clauses["SELECT"]
-    for first, last in split_list(scope.tokens, span.first, span.last):
+    for first, last in scope.items("SELECT"):
         item = _item(select, first, last)
         if item is None:
             return None
@@ -89,7 +87,7 @@ def settings_allow(statements: Iterable[str], settings: Mapping[str, str]) -> bo
     for statement in statements:
         if re.match(r"\s*USE\b", statement, re.IGNORECASE):
             continue
-        tokens = tokenize(statement)
+        tokens = read(statement).tokens
         names += [a.name or a.text for a, b in itertools.pairwise(tokens) if b.text == "="]
     return all(_HARMLESS.match(name) for name in names)
 
