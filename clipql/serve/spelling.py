@@ -17,6 +17,17 @@ _UNSAFE_NAME = re.compile(r"[\x00-\x1f\x7f/\\*?]|\A\.|://|\A~")
 
 def check_size(sql: str, limits: Limits) -> None:
     """Raise QueryError for a statement of more bytes or more tokens than may be, as ClickHouse does."""
+    size = check_bytes(sql, limits)
+    if size > limits.tokens and (count := len(read(sql).tokens)) > limits.tokens:
+        raise QueryError(
+            f"AST is too big. Maximum: {limits.tokens}: the statement has {count:,} words and signs",
+            code=168,
+            name="TOO_BIG_AST",
+        )
+
+
+def check_bytes(sql: str, limits: Limits) -> int:
+    """The bytes of a statement. Raises QueryError where they are more than may be."""
     size = len(sql) if len(sql) > limits.statement else len(sql.encode())
     if size > limits.statement:
         raise QueryError(
@@ -25,12 +36,7 @@ def check_size(sql: str, limits: Limits) -> None:
             code=62,
             name="SYNTAX_ERROR",
         )
-    if size > limits.tokens and (count := len(read(sql).tokens)) > limits.tokens:
-        raise QueryError(
-            f"AST is too big. Maximum: {limits.tokens}: the statement has {count:,} words and signs",
-            code=168,
-            name="TOO_BIG_AST",
-        )
+    return size
 
 
 def cleaned(sql: str) -> str:

@@ -25,8 +25,8 @@ from clipql.sql import vector_search as search
 from clipql.sql.calls import Call
 from clipql.sql.conditions import plain_mask
 from clipql.sql.constants import with_clause
-from clipql.sql.direct import settings_allow
 from clipql.sql.filters import FilterMemory
+from clipql.sql.harmless import settings_allow
 from clipql.sql.pairs import JoinPlan
 from clipql.sql.plan import ALIAS_COST, FEW_OF_RANGE, LARGEST_RANGE, MOST_DISTANCES, Plan
 from clipql.syntax.edits import Edit, edited

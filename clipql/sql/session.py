@@ -28,8 +28,8 @@ from clipql.index.base import Route
 from clipql.sql import explain, settings
 from clipql.sql.calls import find_sources
 from clipql.sql.definitions import Definitions
-from clipql.sql.direct import settings_allow
 from clipql.sql.execution import Direct, Step
+from clipql.sql.harmless import settings_allow
 from clipql.sql.insert import insert, load
 from clipql.sql.planner import Planner, Rewritten
 from clipql.sql.prepared import Asked, Repeats
