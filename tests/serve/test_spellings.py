@@ -15,7 +15,7 @@ from clipql.serve.foreign import foreign
 from clipql.serve.guard import Guard
 from clipql.serve.limits import Options
 
-SAMPLE = int(os.environ.get("CLIPQL_ATTEMPTS", "1500"))  # 0: all
+SAMPLE = int(os.environ.get("CLIPQL_ATTEMPTS", "3000"))  # 0: all
 
 
 @pytest.fixture(scope="module")
