@@ -38,14 +38,15 @@ def parameter_text(value: Any) -> str:
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 
-def _with_bytes(text: str) -> str:
+def with_bytes(text: str) -> str:
+    """A text for ClickHouse, with each byte that is no UTF-8 as the escape that it has in strings and quoted names."""
     return text if text.isascii() else _NO_UTF8.sub(lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", text)
 
 
 def _escaped(text: str) -> str:
     for raw, escape in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"), ("\0", "\\0")):
         text = text.replace(raw, escape)
-    return _with_bytes(text)
+    return with_bytes(text)
 
 
 def _literal(value: Any) -> str:
@@ -73,9 +74,9 @@ def _nested(value: Any) -> str:
 
 def quote_string(text: str) -> str:
     """A ClickHouse string literal."""
-    return "'" + _with_bytes(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+    return "'" + with_bytes(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
 def quote_name(name: str) -> str:
     """A ClickHouse identifier in backticks."""
-    return "`" + _with_bytes(name.replace("\\", "\\\\").replace("`", "\\`")) + "`"
+    return "`" + with_bytes(name.replace("\\", "\\\\").replace("`", "\\`")) + "`"

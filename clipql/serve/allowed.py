@@ -33,6 +33,7 @@ INDEX_KINDS = words(
     "flat ivf hnsw annoy usearch vector_similarity minmax set bloom_filter ngrambf_v1 tokenbf_v1 text full_text "
     "inverted"
 )
+CODECS = words("none lz4 lz4hc zstd delta doubledelta gcd gorilla fpc t64 alp sz3 default")
 SYSTEM_TABLES = words(
     "aggregate_function_combinators collations columns completions constraints contributors data_skipping_indices "
     "data_type_families database_engines databases formats functions keywords merge_tree_settings metrics "

@@ -8,11 +8,10 @@ has the same text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from clipql.engine.embedded import Engine
-from clipql.engine.quoting import quote_string
+from clipql.engine.quoting import quote_string, with_bytes
 from clipql.errors import QueryError
 from clipql.syntax.reading import read
 from clipql.syntax.skeleton import Skeleton, certain
@@ -44,14 +43,14 @@ def whole(written: Canonical, literals: Sequence[str]) -> bool:
     return [int(place[1]) for place in _PLACE.finditer(written.text)] == list(range(len(literals)))
 
 
-def canonical(engine: Engine, sql: str) -> Canonical:
-    """What ClickHouse writes. Raises QueryError, a syntax error as ClickHouse words it, with places in this text."""
-    return Canonical(_written(engine, sql))
+def canonical(query: Callable[[str, str], bytes], sql: str) -> Canonical:
+    """What ClickHouse writes. query: runs one in a format.
 
-
-def _written(engine: Engine, sql: str) -> str:
+    Raises QueryError, a syntax error as ClickHouse words it, with places in this text.
+    """
     try:
-        return str(engine.scalar(f"SELECT formatQuerySingleLine({quote_string(sql)})"))
+        written = query(f"SELECT formatQuerySingleLine({quote_string(sql)})", "RawBLOB")
     except QueryError as error:
         said = str(error).partition(": In scope SELECT formatQuery")[0]
         raise QueryError(said, code=error.code, name=error.name) from error
+    return Canonical(with_bytes(written.decode("utf-8", "surrogateescape")))

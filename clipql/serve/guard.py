@@ -3,10 +3,10 @@
 In depth, each layer enough on its own for what it sees:
 1. characters: no controls, and nothing but ASCII outside strings and quoted names, so that our lexer and ClickHouse's
    see the same tokens; comments are taken out, so that nothing hides in them;
-2. tokens: the kind of statement, settings, formats, names with a slash, and calls of functions that are known to
-   ClickHouse but not allowed here;
-3. the same of the statement as ClickHouse writes it (`canonical.py`), with every name decoded;
-4. ClickHouse's own syntax tree of that (EXPLAIN AST, which runs nothing): every function, table function, table and
+2. the kind of statement; then ClickHouse writes it out (`canonical.py`), with every name decoded;
+3. the tokens of that (`token_rules.py`): settings, formats, names with a slash, calls of functions that ClickHouse
+   knows and the network may not call, clauses that the tree does not show;
+4. ClickHouse's own syntax tree of it (EXPLAIN AST, which runs nothing): every function, table function, table and
    engine.
 
 What must stay true: what runs is the text that was checked last, and what is not understood is refused.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 from clipql.encode.names import DEFAULT_MODEL
 from clipql.encode.service import IMAGE, TEXT, Encoders
+from clipql.engine.users import Acting, EngineUser
 from clipql.errors import QueryError
 from clipql.serve import allowed, syntax_tree, visible
 from clipql.serve.allowed import words
@@ -28,6 +29,7 @@ from clipql.serve.canonical import Canonical, canonical, held_out, whole
 from clipql.serve.foreign import Foreign
 from clipql.serve.limits import Options
 from clipql.serve.spelling import check_bytes, check_name, check_size, check_table_name, cleaned, denied
+from clipql.serve.token_rules import TokenRules, check_create, check_table, killed
 from clipql.sql import settings as own_settings
 from clipql.syntax import statements
 from clipql.syntax.lexer import Token
@@ -38,11 +40,12 @@ from clipql.syntax.statements import Insert, Set
 from clipql.tables.registry import INTERNAL, Registry
 
 REMEMBERED, LONGEST = 1_000, 1 << 16
+# of these, some of the text runs as it was sent; of all others only what ClickHouse writes
+_AS_SENT = words("INSERT SET USE KILL")
 _READS = words("SELECT WITH FROM ( EXPLAIN SHOW DESCRIBE DESC EXISTS SET USE KILL")
 _WRITES = words("INSERT DELETE UPDATE ALTER CREATE REPLACE DROP TRUNCATE RENAME EXCHANGE OPTIMIZE")
 _SHOWN = words("TABLES DATABASES COLUMNS FULL CREATE INDEX INDEXES INDICES KEYS FUNCTIONS SETTINGS FIELDS")
 _CREATED = words("TABLE VIEW INDEX DATABASE TEMPORARY OR")
-_FORBIDDEN_WORDS = words("OUTFILE INFILE")
 # what the first word of a statement is followed by, where that tells kinds of things apart
 _FOLLOWED = {
     "SHOW": _SHOWN,
@@ -86,18 +89,21 @@ class Guard:
         self._limits = options.limits
         self._known: Recent[tuple[tuple[str, int], bool], tuple[Checked, Canonical]] = Recent(REMEMBERED)
         names = self._engine.arrow(
-            "SELECT name FROM system.functions UNION ALL SELECT name FROM system.table_functions"
-        )
-        every = {n.lower() for n in names.column(0).to_pylist()}
-        refused = {n for n in every if not allowed.function(n)}
-        self._refused_calls = refused - allowed.TABLE_FUNCTIONS - {TEXT, IMAGE}
+            "SELECT lower(name) AS name, origin != 'System' AS made FROM system.functions "
+            "UNION ALL SELECT lower(name), false FROM system.table_functions"
+        ).to_pylist()
+        # a function that was made in this database may bear a name that looks allowed
+        refused = {n["name"] for n in names if n["made"] or not allowed.function(n["name"])} - {TEXT, IMAGE}
+        self._tokens = TokenRules(refused - allowed.TABLE_FUNCTIONS - {TEXT, IMAGE})
         self._refused_values = refused | {TEXT, IMAGE}
         self._settings = Settings(self._engine, options.limits)
-        self._left_out: dict[str, Foreign] = {}
+        # a few lines are not worth threads of their own, which take longer than the lines
+        self._reader = EngineUser(["SET output_format_parallel_formatting = 0"])
 
     def leave_out(self, found: Iterable[Foreign]) -> None:
         """Refuse every statement that names one of these from now on, and list them no more."""
-        self._left_out = {each.name.lower(): each for each in found}
+        self._tokens.left_out = {each.name.lower(): each for each in found}
+        self._known.clear()  # what was looked at before may name one
 
     def limits_sql(self) -> str:
         """The statement that puts the limits on a connection."""
@@ -107,7 +113,7 @@ class Guard:
             f"max_result_rows = {limits.rows}, result_overflow_mode = 'throw', allow_introspection_functions = 0, "
             # expressions in the data of an INSERT would be evaluated without having been looked at
             "input_format_values_interpret_expressions = 0, input_format_values_deduce_templates_of_expressions = 0, "
-            f"additional_table_filters = {visible.filters(self._left_out.values())}"
+            f"additional_table_filters = {visible.filters(self._tokens.left_out.values())}"
         )
 
     def check(self, sql: str, *, write: bool) -> Checked:
@@ -143,7 +149,9 @@ class Guard:
             raise QueryError("Empty query", code=62, name="SYNTAX_ERROR")
         text = text[: tokens[-1].end] if not _has_data(statement) else text
         word = tokens[0].upper
-        self._check_tokens(tokens)
+        if word in _AS_SENT:
+            self._tokens.check(tokens)
+            self._settings.check_clauses(tokens)
         if word in _WRITES:
             if not write:
                 raise QueryError("Cannot execute query in readonly mode", code=164, name="READONLY")
@@ -152,13 +160,13 @@ class Guard:
             raise denied(f"{word or tokens[0].text[:30]} statements are not run for the network")
         writes = word in _WRITES
         if word == "KILL":
-            return Checked(text, word, kills=_killed(tokens)), None
+            return Checked(text, word, kills=killed(tokens)), None
         if word in ("SET", "USE"):
             self._check_set(statement)
             return Checked(text, word, sets=True), None
         temporary = word == "CREATE" and any(t.upper in ("TEMPORARY", "TEMP") for t in tokens[:4])
         if word == "CREATE":
-            _check_create(tokens)
+            check_create(tokens)
         if [t.upper for t in tokens[:2]] == ["SHOW", "CREATE"] and (
             len(tokens) > 3
             and tokens[2].upper not in ("TABLE", "VIEW", "DATABASE", "TEMPORARY")
@@ -176,8 +184,7 @@ class Guard:
                 raise denied("INSERT is run for the network as INSERT INTO table [(columns)] SELECT, VALUES or FORMAT")
             if statement.source != "SELECT":
                 head = text[: statement.body] + " VALUES"
-        self._settings.check_clauses(tokens)
-        written = canonical(self._engine, head)
+        written = canonical(self._query, head)
         self._check_again(written.text, word)
         try:
             nodes = syntax_tree.read(self._tree(written.text, read(written.text).tokens))
@@ -194,64 +201,13 @@ class Guard:
     def _check_again(self, text: str, word: str) -> None:
         """The checks of tokens, on the text as ClickHouse writes it, which is what runs."""
         tokens = read(text).tokens
-        self._check_tokens(tokens)
+        self._tokens.check(tokens)
         self._settings.check_clauses(tokens)
         if word == "CREATE":
-            _check_create(tokens)
+            check_create(tokens)
         # ClickHouse takes what is no statement for the expression of a SELECT
         if any(t.kind == "error" for t in tokens) or (word not in _SELECTING and tokens[0].upper == "SELECT"):
             raise denied("ClickHouse writes this statement in a way that is not understood")
-
-    # tokens
-
-    def _check_tokens(self, tokens: Sequence[Token]) -> None:
-        if sum(t.upper == "FORMAT" and _is_format(tokens, at) for at, t in enumerate(tokens)) > 1:
-            raise QueryError("a statement has one FORMAT", code=62, name="SYNTAX_ERROR")
-        for at, token in enumerate(tokens):
-            if token.text == ";" and token.kind == "symbol":
-                raise QueryError("Multi-statements are not allowed", code=62, name="SYNTAX_ERROR")
-            name = token.name
-            if name is not None:
-                check_name(name)
-                if name.lower() == INTERNAL or name.startswith("_clipql"):
-                    raise denied(f"{name[:60]} is clipql's own")
-                if name.lower() in self._left_out:
-                    each = self._left_out[name.lower()]
-                    raise denied(f"{each.database}.{each.name} is not for the network: {each.why}")
-            if token.upper in _FORBIDDEN_WORDS and not _is_operand(tokens, at):
-                raise denied(f"{token.upper} is not run for the network")
-            following = tokens[at + 1].text if at + 1 < len(tokens) else ""
-            if name is not None and following == "(" and name.lower() in self._refused_calls:
-                raise denied(f"{name[:60]}() is not called for the network")
-            if token.upper == "APPLY":
-                self._check_apply(tokens, at)
-            if token.upper == "FORMAT" and _is_format(tokens, at) and tokens[at + 1].name not in allowed.FORMATS:
-                raise QueryError(f"Unknown format {tokens[at + 1].text[:60]}", code=73, name="UNKNOWN_FORMAT")
-            if name is not None and name.upper() == "IDENTIFIER" and _is_parameter(tokens, at):
-                unset = tokens[at - 2].text[:60]
-                raise QueryError(f"Substitution `{unset}` is not set", code=456, name="UNKNOWN_QUERY_PARAMETER")
-            if token.upper == "CLUSTER" and _is_cluster(tokens, at):
-                raise denied("ON CLUSTER is not run for the network")
-            if token.upper == "ENGINE":
-                self._check_engine(tokens, at)
-
-    @staticmethod
-    def _check_apply(tokens: Sequence[Token], at: int) -> None:
-        """The function after APPLY, which the syntax tree does not show."""
-        rest = tokens[at + 1 :]
-        if rest and rest[0].text == "(" and rest[0].kind == "symbol":
-            rest = rest[1:]
-        name = rest[0].name if rest else None
-        if name is None or not allowed.function(name) or (len(rest) > 1 and rest[1].text == "->"):
-            raise denied("APPLY is run with the name of an allowed function")
-
-    @staticmethod
-    def _check_engine(tokens: Sequence[Token], at: int) -> None:
-        at += 2 if at + 1 < len(tokens) and tokens[at + 1].text == "=" else 1
-        name = tokens[at].name if at < len(tokens) else None
-        before = tokens[at - 1].text == "="
-        if before and (name is None or name.lower() not in allowed.ENGINES):
-            raise denied(f"the engine {name and name[:60]} is not made for the network")
 
     def _check_set(self, statement: statements.Kind) -> None:
         if not isinstance(statement, Set):
@@ -264,12 +220,14 @@ class Guard:
         """Settings given beside a statement, as `Settings.given`."""
         return self._settings.given(given)
 
-    @staticmethod
-    def check_database(name: str) -> None:
+    def check_database(self, name: str) -> None:
         """Raise QueryError for a database that nobody from the network works in."""
         check_name(name)
         if name.lower() in ("system", INTERNAL):
             raise denied(f"the database {name} is not worked in: name its tables with it")
+        each = self._tokens.left_out.get(name.lower())
+        if each is not None and not each.table:
+            raise denied(f"{each} is not for the network: {each.why}")
 
     # the syntax tree
 
@@ -283,8 +241,13 @@ class Guard:
                     continue
                 neutral = "'1'" if tokens[at + 3].text in ("String", "FixedString") else "1"
                 head = f"{head[: tokens[at].start]} {neutral} {head[tokens[end].end :]}"
-        head = own_settings.taken_from(head)[0]
-        return self._engine.query(f"EXPLAIN AST {head}", "TSVRaw").data.decode("utf-8", "replace")
+        if "SETTINGS" in head.upper():
+            head = own_settings.taken_from(head)[0]
+        return self._query(f"EXPLAIN AST {head}", "TSVRaw").decode("utf-8", "replace")
+
+    def _query(self, sql: str, format: str) -> bytes:
+        with self._engine.act(Acting(self._reader)):
+            return self._engine.query(sql, format, user=True).data
 
     def _check_nodes(self, nodes: list[syntax_tree.Node], word: str) -> None:
         if word in _SELECTING and nodes[0].kind not in _SELECTS:
@@ -297,7 +260,7 @@ class Guard:
             if node.kind == "Function":
                 self._check_function(node)
             elif node.kind == "TableIdentifier":
-                self._check_table(node.name)
+                check_table(node.name)
                 if word in _WRITES and _under(node, nodes[0]) and node.name.lower().split(".")[0] in _CLICKHOUSES:
                     raise denied(f"{node.name[:60]} is ClickHouse's own")
             elif node.kind == "Identifier":
@@ -321,6 +284,11 @@ class Guard:
         elif place == "Index":
             if name.lower() not in allowed.INDEX_KINDS and not allowed.function(name):
                 raise denied(f"the index type {name[:60]} is not made for the network")
+        elif _in_codec(node):
+            if name.lower() not in allowed.CODECS:
+                raise denied(f"the codec {name[:60]} is not used for the network")
+        elif name == "CODEC" and place == "ColumnDeclaration":
+            return
         elif name in (TEXT, IMAGE):
             self._check_encoding(node)
         elif not allowed.function(name):
@@ -337,20 +305,12 @@ class Guard:
         if len(arguments) > 2 or given.kind != "Literal" or given.name[1:-1] not in known:
             raise denied(f"{node.name}: the model must be one of {', '.join(sorted(known)) or 'none'}")
 
-    def _check_table(self, name: str) -> None:
-        database, dot, table = name.partition(".")
-        check_table_name(name)
-        if dot and database.lower() == "system" and table.lower() not in allowed.SYSTEM_TABLES:
-            raise denied(f"{name[:60]} is not read for the network")
-        if database.lower() == INTERNAL:
-            raise denied(f"{name[:60]} is clipql's own")
-
     def _check_identifier(self, node: syntax_tree.Node) -> None:
         name = node.name
         check_name(name)
         database, dot, _ = name.partition(".")
         if dot and database.lower() in ("system", INTERNAL):
-            self._check_table(name)
+            check_table(name)
         caller = node.parent.parent if node.parent and node.parent.kind == "ExpressionList" else None
         if caller is None or caller.kind != "Function":
             return
@@ -366,56 +326,11 @@ def _under(node: syntax_tree.Node, root: syntax_tree.Node) -> bool:
     return node.parent is root or (node.parent is not None and node.parent.parent is root)
 
 
+def _in_codec(node: syntax_tree.Node) -> bool:
+    """Whether it is one of the codecs in CODEC(…)."""
+    around = node.parent.parent if node.parent is not None and node.parent.kind == "ExpressionList" else None
+    return around is not None and (around.kind, around.name) == ("Function", "CODEC")
+
+
 def _has_data(statement: statements.Kind) -> bool:
     return isinstance(statement, Insert) and statement.source in ("FORMAT", "VALUES")
-
-
-def _is_operand(tokens: Sequence[Token], at: int) -> bool:
-    """Whether a word is a name here: quoted, after a dot, or between brackets and commas as columns are."""
-    before = tokens[at - 1].text if at else ""
-    after = tokens[at + 1].text if at + 1 < len(tokens) else ""
-    return before == "." or (before in ("(", ",") and after in (")", ","))
-
-
-def _is_parameter(tokens: Sequence[Token], at: int) -> bool:
-    """Whether a word is the type in `{name:Type}`."""
-    return at >= 3 and tokens[at - 1].text == ":" and tokens[at - 3].text == "{"
-
-
-def _is_cluster(tokens: Sequence[Token], at: int) -> bool:
-    """Whether CLUSTER follows ON and has a name: a column of that name in a join's condition has none."""
-    if not at or at + 1 >= len(tokens) or tokens[at - 1].upper != "ON":
-        return False
-    return tokens[at + 1].name is not None or tokens[at + 1].kind == "string"
-
-
-def _is_format(tokens: Sequence[Token], at: int) -> bool:
-    """Whether FORMAT opens a clause here."""
-    if at + 1 >= len(tokens) or tokens[at + 1].name is None or (at and tokens[at - 1].text in (",", ".", "(")):
-        return False
-    after = tokens[at + 2] if at + 2 < len(tokens) else None
-    return after is None or after.upper in ("SETTINGS", "INTO", "FORMAT") or tokens[0].upper == "INSERT"
-
-
-def _check_create(tokens: Sequence[Token]) -> None:
-    spelled = [t.upper for t in tokens]
-    kind = next((w for w in spelled[1:6] if w in ("TABLE", "VIEW", "INDEX", "DATABASE")), None)
-    before = set(spelled[1 : spelled.index(kind)]) if kind else set()
-    if kind is None or not before <= {"OR", "REPLACE", "TEMPORARY", "TEMP", "UNIQUE"}:
-        raise denied("CREATE is run for TABLE, VIEW, INDEX and DATABASE")
-    if kind == "DATABASE":
-        at = spelled.index(kind) + 1
-        at += 3 if spelled[at : at + 3] == ["IF", "NOT", "EXISTS"] else 0
-        engine = [w for w in spelled[at + 1 :] if w != "="]
-        if engine not in ([], ["ENGINE", "ATOMIC"]):
-            raise denied("CREATE DATABASE is run with a name alone, or with ENGINE = Atomic")
-
-
-def _killed(tokens: Sequence[Token]) -> str:
-    """The id in KILL QUERY WHERE query_id = '…' [SYNC | ASYNC]."""
-    words = [t.upper or t.text for t in tokens]
-    shape = ["KILL", "QUERY", "WHERE", "QUERY_ID", "="]
-    good = words[:5] == shape and len(tokens) in (6, 7) and tokens[5].kind == "string"
-    if not good or (len(tokens) == 7 and words[6] not in ("SYNC", "ASYNC")):
-        raise denied("KILL is run as KILL QUERY WHERE query_id = '…'")
-    return (tokens[5].value or b"").decode("utf-8", "replace")

@@ -16,7 +16,7 @@ from clipql.engine.embedded import Engine
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import UnknownTable, VectorError
 from clipql.serve import allowed
-from clipql.serve.foreign import foreign
+from clipql.serve.foreign import detach, foreign
 from clipql.serve.guard import Checked, Guard
 from clipql.serve.limits import Options
 from clipql.serve.pool import Pool
@@ -57,15 +57,12 @@ class Service:
 
     def _leave_out_foreign(self) -> None:
         """Refuse what lies in the database and does more than the network may: see `foreign.py`."""
-        vectors = {(t.database, t.name) for t in self.registry.catalog.tables}
-        found = foreign(
-            self.engine,
-            lambda database, name: (database, name) in vectors,
-            lambda definition: self.guard.check(definition, write=True),
-        )
+        vectors = {(t.database, t.name): t.id for t in self.registry.catalog.tables}
+        found = foreign(self.engine, vectors, lambda definition: self.guard.check(definition, write=True))
         for each in found:
-            LOG.warning("left out", extra={"fields": {"object": f"{each.database}.{each.name}", "why": each.why}})
+            LOG.warning("left out", extra={"fields": {"object": str(each), "why": each.why}})
         self.guard.leave_out(found)
+        detach(self.engine, [f for f in found if f.table], vectors)
 
     def new_user(self) -> EngineUser:
         """Someone new, with the server's limits on what is run for them."""

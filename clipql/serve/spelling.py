@@ -12,6 +12,7 @@ from clipql.serve.limits import Limits
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.reading import read
 
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b]")
 _UNSAFE_NAME = re.compile(r"[\x00-\x1f\x7f/\\*?]|\A\.|://|\A~")
 
 
@@ -45,13 +46,11 @@ def cleaned(sql: str) -> str:
         raise QueryError("the statement holds a NUL character", code=62, name="SYNTAX_ERROR")
     parts: list[str] = []
     at = 0
+    odd = not sql.isascii() or _CONTROL.search(sql) is not None
     for token in read(sql).tokens:
         gap = sql[at : token.start]
         parts.append(gap if gap.isspace() or not gap else " ")
-        outside = token.kind not in ("string", "quoted")
-        if (outside and not token.text.isascii()) or (
-            outside and any(ord(c) < 32 and not c.isspace() for c in token.text)
-        ):
+        if odd and token.kind not in ("string", "quoted") and (not token.text.isascii() or _CONTROL.search(token.text)):
             raise QueryError(
                 f"{token.text[:20]!r} at {token.start}: outside strings and quoted names, SQL is ASCII",
                 code=62,
@@ -67,7 +66,7 @@ def cleaned(sql: str) -> str:
     words = read(sql).tokens
     data = len(words) > 3 and words[0].upper == "INSERT" and words[-2].upper == "FORMAT"
     text = "".join(parts)
-    if any(not c.isascii() and c.isspace() for c in _gaps(text)):
+    if odd and any(not c.isascii() and c.isspace() for c in _gaps(text)):
         raise QueryError("outside strings and quoted names, SQL is ASCII", code=62, name="SYNTAX_ERROR")
     return text + (rest if data else "")
 

@@ -22,6 +22,7 @@ _LISTS = {
     "projections": ("database", "table"),
     "constraints": ("database", "table"),
     "mutations": ("database", "table"),
+    "dictionaries": ("database", "name"),
     "databases": ("name", ""),
     "completions": ("", "word"),
 }
@@ -29,17 +30,20 @@ _LISTS = {
 
 def filters(left_out: Iterable[Foreign]) -> str:
     """The value of additional_table_filters, as SQL."""
-    names = sorted({each.name for each in left_out})
+    left = list(left_out)
+    hidden = _listed({INTERNAL, *(each.database for each in left if not each.table)})
+    names = _listed({INTERNAL, *(each.name for each in left)})
+    shown = _listed(allowed.SYSTEM_TABLES)
     entries = []
     for table, (database, name) in _LISTS.items():
-        conditions = [f"{database} != {quote_string(INTERNAL)}"] if database else []
+        conditions = [f"{database} NOT IN ({hidden})"] if database else []
+        if name:
+            conditions.append(f"{name} NOT IN ({names})")
         if name and database:
-            shown = ", ".join(map(quote_string, sorted(allowed.SYSTEM_TABLES)))
             conditions.append(f"({database} != 'system' OR {name} IN ({shown}))")
-        elif name:
-            names_here = [INTERNAL, *names]
-            conditions.append(f"{name} NOT IN ({', '.join(map(quote_string, names_here))})")
-        if name and database and names:
-            conditions.append(f"{name} NOT IN ({', '.join(map(quote_string, names))})")
         entries.append(f"{quote_string('system.' + table)}: {quote_string(' AND '.join(conditions))}")
     return "{" + ", ".join(entries) + "}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(quote_string, sorted(names)))

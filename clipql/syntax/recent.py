@@ -51,6 +51,12 @@ class Recent(Generic[K, V]):
             if found is not None and found[0] is value:
                 self._drop(key)
 
+    def clear(self) -> None:
+        """Keep none of those that are kept."""
+        with self._lock:
+            self._kept.clear()
+            self._taken = 0
+
     def _drop(self, key: K) -> None:
         found = self._kept.pop(key, None)
         self._taken -= found[1] if found else 0

@@ -24,6 +24,7 @@ _SETTINGS = {
     "fsync_after_insert": "1",
     "fsync_part_directory": "1",
 }
+ORDER_INDEX = "clipql_order"
 # a materialized view or a Buffer would write rows that have no number, and so no vector
 _BYPASSED = "rows come into a table with vectors by INSERT INTO it, not through a view or another table"
 
@@ -70,7 +71,7 @@ def physical_definition(engine: Engine, table: Table, name: str) -> str:
     key = next((line.removeprefix("ORDER BY ") for line in lines[end + 1 :] if line.startswith("ORDER BY ")), "tuple()")
     if key not in ("tuple()", ROW):
         body.insert(
-            1, f"    INDEX clipql_order {key if key.startswith('(') else f'({key})'} TYPE minmax GRANULARITY 8,"
+            1, f"    INDEX {ORDER_INDEX} {key if key.startswith('(') else f'({key})'} TYPE minmax GRANULARITY 8,"
         )
     settings = next((line.removeprefix("SETTINGS ") for line in lines[end + 1 :] if line.startswith("SETTINGS ")), "")
     kept = [s for s in re.split(r",\s*(?=\w+ = )", settings) if s and s.split(" = ")[0] not in _SETTINGS]

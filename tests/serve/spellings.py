@@ -39,7 +39,7 @@ TABLE_PLACES = (
     "INSERT INTO plain SELECT * FROM {}('x')", "INSERT INTO FUNCTION {}('x') SELECT 1", "DESCRIBE TABLE {}('x')",
     "INSERT INTO TABLE FUNCTION {}('x') VALUES (1)", "CREATE VIEW w AS SELECT * FROM {}('x')",
     "CREATE TABLE w ENGINE = Memory AS SELECT * FROM {}('x')", "CREATE TABLE w AS {}('x')",
-    "EXPLAIN SELECT * FROM {}('x')", "EXPLAIN TABLE OVERRIDE {}('x') (a String)", "EXISTS TABLE {}('x')",
+    "EXPLAIN SELECT * FROM {}('x')",
     "SELECT * FROM (SELECT * FROM {}('x')) AS i", "DELETE FROM plain WHERE a IN (SELECT * FROM {}('x'))",
     "ALTER TABLE plain UPDATE a = (SELECT * FROM {}('x')) WHERE 1", "SELECT * FROM view(SELECT * FROM {}('x'))",
 )  # fmt: skip
@@ -76,6 +76,38 @@ FUNCTION_PLACES = (
     "UPDATE plain SET a = {}('x') WHERE 1", "INSERT INTO plain SELECT {}('x')", "EXPLAIN SELECT {}('x')",
     "INSERT INTO plain SELECT a FROM plain WHERE {}(a) = ''", "SELECT a FROM plain LIMIT {}('x')",
     "SELECT 1 AS x INTERSECT SELECT {}('x')", "SELECT if(1, {}('x'), '')", "SELECT ({}('x'), 1).1",
+    "SHOW TABLES WHERE {}(name) = ''", "SHOW TABLES LIMIT {}('x')", "SHOW COLUMNS FROM plain WHERE {}(field) = ''",
+    "SHOW INDEXES FROM plain WHERE {}(a) = ''", "SHOW TABLES WHERE arrayExists({}, ['x'])",
+    "SELECT * APPLY quantile({}('x')) FROM plain", "SELECT * APPLY quantile(length(arrayMap({}, ['x']))) FROM plain",
+    "SELECT COLUMNS('a') APPLY {} FROM plain", "SELECT COLUMNS('a') REPLACE ({}(a) AS a) FROM plain",
+    "SELECT * EXCEPT a APPLY {} FROM plain", "INSERT INTO plain (* EXCEPT(a) APPLY {}) SELECT 1",
+    "SELECT a FROM plain ORDER BY a WITH FILL FROM {}('x') TO {}('y') STEP {}('z')",
+    "SELECT a FROM plain ORDER BY a WITH FILL INTERPOLATE (a AS {}(a))", "SELECT a FROM plain LIMIT 1 OFFSET {}('x')",
+    "SELECT a FROM plain GROUP BY GROUPING SETS (({}(a)))", "SELECT a FROM plain GROUP BY ROLLUP({}(a))",
+    "SELECT DISTINCT ON ({}(a)) a FROM plain", "SELECT sum(1) OVER w FROM plain WINDOW w AS (ORDER BY {}('x'))",
+    "SELECT sum(1) OVER (ROWS BETWEEN {}('x') PRECEDING AND CURRENT ROW)", "SELECT quantile({}('x'))(1)",
+    "SELECT a FROM plain WHERE a IN ({}('x'), 'y')", "SELECT INTERVAL {}('x') DAY", "SELECT EXTRACT(YEAR FROM {}('x'))",
+    "SELECT SUBSTRING('x' FROM {}('x'))", "SELECT TRIM(BOTH {}('x') FROM 'x')", "SELECT [1][{}('x')]",
+    "SELECT a IS NOT DISTINCT FROM {}('x') FROM plain", "SELECT any(a) FILTER (WHERE {}(a) = '') FROM plain",
+    "SELECT EXISTS(SELECT {}('x'))", "SELECT 1 = ALL (SELECT {}('x'))", "SELECT DATE_ADD(DAY, {}('x'), today())",
+    "WITH RECURSIVE r AS (SELECT {}('x')) SELECT * FROM r",
+    "SELECT 1 FROM plain AS p ASOF JOIN plain AS q ON p.a >= {}(q.a)",
+    "CREATE TABLE w (a String CODEC({}('x'))) ENGINE = MergeTree ORDER BY a",
+    "CREATE TABLE w (a String CODEC(ZSTD({}('x')))) ENGINE = MergeTree ORDER BY a",
+    "CREATE TABLE w (a String STATISTICS({}('x'))) ENGINE = MergeTree ORDER BY a",
+    "CREATE TABLE w (a String, INDEX i a TYPE set({}('x'))) ENGINE = MergeTree ORDER BY a",
+    "CREATE TABLE w (a String, INDEX i a TYPE {}('x')) ENGINE = MergeTree ORDER BY a",
+    "CREATE TABLE w (a String, PROJECTION p (WITH {}(a) AS z SELECT z)) ENGINE = MergeTree ORDER BY a",
+    "CREATE TABLE w (a String, PROJECTION p (SELECT a GROUP BY {}(a))) ENGINE = MergeTree ORDER BY a",
+    "CREATE TABLE w (a String, d Date) ENGINE = MergeTree ORDER BY a TTL d GROUP BY {}(a) SET d = any(d)",
+    "CREATE TABLE w (a String, s String) ENGINE = MergeTree ORDER BY a TTL s GROUP BY a SET s = arrayMap({}, [s])[1]",
+    "CREATE TABLE w (a String, d Date) ENGINE = MergeTree ORDER BY a TTL d RECOMPRESS CODEC({}('x'))",
+    "CREATE TABLE w (a String) ENGINE = MergeTree({}('x')) ORDER BY a", "CREATE INDEX i ON plain ({}(a)) TYPE minmax",
+    "CREATE VIEW w (a String DEFAULT {}('x')) AS SELECT 1", "CREATE TEMPORARY TABLE w AS SELECT {}('x') AS a",
+    "ALTER TABLE plain MODIFY TTL d GROUP BY a SET d = {}(d)", "ALTER TABLE plain MODIFY COLUMN a String TTL {}(d)",
+    "ALTER TABLE plain MODIFY COLUMN a CODEC({}('x'))", "ALTER TABLE plain ADD STATISTICS a TYPE {}('x')",
+    "ALTER TABLE plain MODIFY SAMPLE BY {}(a)", "ALTER TABLE plain ADD COLUMN b String MATERIALIZED {}('x') FIRST",
+    "SELECT * FROM generateRandom({}('x'))", "SELECT * FROM numbers({}('x'))", "SELECT * FROM plain(a = {}('x'))",
     "SELECT CASE WHEN {}('x') = '' THEN 1 END", "SELECT {}('x')::String", "SELECT a FROM plain WHERE a LIKE {}('x')",
 )  # fmt: skip
 # where a database's name stands
@@ -84,6 +116,12 @@ DATABASE_PLACES = (
     "ALTER TABLE {}.w DELETE WHERE 1", "TRUNCATE TABLE {}.w", "RENAME TABLE plain TO {}.w", "DROP DATABASE {}",
     "OPTIMIZE TABLE {}.w", "DELETE FROM {}.w WHERE 1", "CREATE VIEW {}.w AS SELECT 1", "EXCHANGE TABLES plain AND {}.w",
     "UPDATE {}.w SET a = 1 WHERE 1", "RENAME DATABASE {} TO w", "SELECT * FROM {}.processes",
+    "SHOW COLUMNS FROM processes FROM {}", "SHOW INDEX FROM processes IN {}", "EXISTS {}.processes",
+    "EXISTS VIEW {}.processes", "SHOW CREATE TABLE {}.users", "SHOW CREATE {}.users", "CREATE TABLE w AS {}.tables",
+    "CREATE TABLE w CLONE AS {}.tables", "TRUNCATE ALL TABLES FROM {}", "SHOW TABLES WHERE name IN {}.processes",
+    "SHOW TABLES WHERE name IN (SELECT query FROM {}.processes)",
+    "SELECT * APPLY quantile((SELECT 1 FROM {}.users)) FROM plain",
+    "CREATE TABLE w (a String, d Date) ENGINE = MergeTree ORDER BY a TTL d GROUP BY a SET d = any(d) IN {}.users",
     "SELECT * FROM {}.query_log", "DESCRIBE TABLE {}.processes", "SELECT 1 WHERE 1 IN {}.processes",
 )  # fmt: skip
 ENGINE_PLACES = (
@@ -102,6 +140,21 @@ NAMED_FILES = (
     "SELECT * FROM plain JOIN {} USING a", "EXISTS TABLE {}", "DROP TABLE {}", "ALTER TABLE {} DELETE WHERE 1",
     "RENAME TABLE plain TO {}", "CREATE TABLE {} (a String) ENGINE = Memory", "CREATE VIEW w AS SELECT * FROM {}",
 )  # fmt: skip
+SETTING_PLACES = (
+    "SELECT 1 SETTINGS {} = 'x'", "SELECT 1 SETTINGS max_threads = 1, {} = 'x'", "SELECT 1 SETTINGS {}", "SET {} = 'x'",
+    "SELECT * FROM (SELECT 1 SETTINGS {} = 'x')", "INSERT INTO plain SETTINGS {} = 'x' SELECT 1",
+    "INSERT INTO plain SETTINGS {} = 'x' VALUES (1)", "SELECT 1 FORMAT CSV SETTINGS {} = 'x'",
+    "SHOW TABLES SETTINGS {} = 'x'",
+    "CREATE TABLE w (a String) ENGINE = MergeTree ORDER BY a SETTINGS {} = 'x'", "EXPLAIN SELECT 1 SETTINGS {} = 'x'",
+    "ALTER TABLE plain MODIFY SETTING {} = 'x'", "CREATE VIEW w AS SELECT 1 SETTINGS {} = 'x'",
+    "CREATE TABLE w (a String SETTINGS ({} = 'x')) ENGINE = MergeTree ORDER BY a",
+    "DELETE FROM plain WHERE 1 SETTINGS {} = 'x'", "DESCRIBE TABLE plain SETTINGS {} = 'x'",
+)  # fmt: skip
+SETTINGS = ("format_schema", "storage_policy", "disk", "additional_table_filters", "allow_introspection_functions")
+INDEX_PLACES = (
+    "ALTER TABLE laion DROP INDEX {}", "ALTER TABLE laion CLEAR INDEX {}", "DROP INDEX {} ON laion",
+    "ALTER TABLE laion DROP INDEX IF EXISTS {}", "ALTER TABLE laion ADD INDEX {} id TYPE minmax",
+)  # fmt: skip
 FILES = ("/etc/passwd", "../secret.csv", "http://127.0.0.1/x")
 GROUPS = (
     (TABLE_PLACES, CALLS),
@@ -110,6 +163,8 @@ GROUPS = (
     (ENGINE_PLACES, ENGINES),
     (OWN_PLACES, OWN),
     (NAMED_FILES, FILES),
+    (SETTING_PLACES, SETTINGS),
+    (INDEX_PLACES, ("clipql_order",)),
 )
 
 
@@ -119,7 +174,7 @@ def attempts() -> Iterator[str]:
         for place in places:
             for name in names:
                 for spelled in SPELLINGS.values():
-                    yield place.format(spelled(name))
+                    yield place.replace("{}", spelled(name))
 
 
 def sample(count: int, seed: int) -> list[str]:

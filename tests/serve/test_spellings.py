@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from spellings import attempts, sample
+from spellings import GROUPS, NAMED_FILES, attempts, sample
 
 import clipql
+from clipql.engine.quoting import quote_string
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import ClipqlError, QueryError
-from clipql.serve.foreign import foreign
+from clipql.serve.foreign import detach, foreign
 from clipql.serve.guard import Guard
 from clipql.serve.limits import Options
 
@@ -39,6 +40,13 @@ def test_every_spelling_in_every_place_is_refused(guarded: tuple[clipql.Database
     assert passed == [], f"{len(passed)} of {len(every)}:\n" + "\n".join(passed[:60])
 
 
+def test_every_place_is_one_that_clickhouse_knows(guarded: tuple[clipql.Database, Guard]) -> None:
+    for places, _ in GROUPS:
+        for place in places:
+            sql = place.replace("{}", "`/x`" if places is NAMED_FILES else "x")
+            assert guarded[0].registry.engine.scalar(f"SELECT formatQuerySingleLine({quote_string(sql)})"), place
+
+
 def test_what_runs_is_the_text_as_clickhouse_writes_it(guarded: tuple[clipql.Database, Guard]) -> None:
     check = guarded[1].check
     assert check("select  `\\x61` from /* here */ pl\u0061in -- and\n limit 1;", write=False).sql == (
@@ -51,41 +59,81 @@ def test_what_runs_is_the_text_as_clickhouse_writes_it(guarded: tuple[clipql.Dat
     assert again == "SELECT id FROM laion ORDER BY L2Distance(v, [-1e-3,2.5]) ASC LIMIT 3"
 
 
+def test_bytes_that_are_no_utf_8_stay_what_they_are(guarded: tuple[clipql.Database, Guard]) -> None:
+    assert guarded[1].check(r"SELECT '\xff', `\xe9`", write=False).sql == r"SELECT '\xff', `\xe9`"
+
+
 def test_a_syntax_error_names_the_place_in_the_text_that_was_sent(guarded: tuple[clipql.Database, Guard]) -> None:
     with pytest.raises(QueryError, match=r"failed at position 19 "):
         guarded[1].check("SELECT 1 FROM x y z", write=False)
+
+
+FOREIGN = (
+    "CREATE FUNCTION absArray AS (x) -> file(x)",  # a name that looks like the array form of an allowed one
+    "CREATE DATABASE folder ENGINE = Filesystem('/etc')",
+    "CREATE TABLE told (a String, b String DEFAULT hostName()) ENGINE = Memory",
+    "CREATE TABLE elsewhere (a String) ENGINE = MergeTree ORDER BY a SETTINGS disk = 'default'",
+    "CREATE VIEW bad AS SELECT * FROM file('/etc/passwd', 'LineAsString', 'a String')",
+    "CREATE VIEW worse AS SELECT * FROM bad",
+    "CREATE TABLE filed (a String) ENGINE = File(CSV)",
+    "CREATE TABLE buffered AS plain ENGINE = Buffer(default, plain, 1, 1, 1, 1, 1, 1, 1)",
+    "CREATE DICTIONARY words (a UInt64) PRIMARY KEY a SOURCE(FILE(path '/x' format 'CSV')) LAYOUT(FLAT()) LIFETIME(0)",
+    "CREATE MATERIALIZED VIEW triggered TO plain AS SELECT file('/etc/passwd') AS a FROM fine_plain",
+    "CREATE MATERIALIZED VIEW refreshed REFRESH EVERY 1 HOUR APPEND TO plain AS SELECT 'x' AS a",
+)
+OWNED = (
+    "CREATE TABLE fine_plain (a String CODEC(NONE)) ENGINE = MergeTree ORDER BY a SETTINGS min_bytes_for_wide_part = 0",
+    "CREATE VIEW fine AS SELECT * FROM laion",
+    "CREATE MATERIALIZED VIEW fine_view ENGINE = MergeTree ORDER BY a AS SELECT upper(a) AS a FROM fine_plain",
+)
 
 
 def test_what_a_folder_from_somebody_else_defines_is_left_out_and_so_is_what_reads_it(
     guarded: tuple[clipql.Database, Guard],
 ) -> None:
     db, _ = guarded
-    db.sql("CREATE TABLE told (a String, b String DEFAULT hostName()) ENGINE = Memory")
-    db.sql("CREATE VIEW fine AS SELECT * FROM laion")
-    db.sql("CREATE VIEW bad AS SELECT * FROM file('/etc/passwd', 'LineAsString', 'a String')")
-    db.sql("CREATE VIEW worse AS SELECT * FROM bad")
-    db.sql("CREATE TABLE filed (a String) ENGINE = File(CSV)")
+    engine = db.registry.engine
+    for sql in (*OWNED, *FOREIGN):
+        engine.run(sql)
     db.sql(
-        "CREATE DICTIONARY words (a UInt64, b String) PRIMARY KEY a SOURCE(FILE(path '/etc/passwd' format 'CSV')) "
-        "LAYOUT(FLAT()) LIFETIME(0)"
+        "CREATE TABLE vectors (id UInt32, c String DEFAULT hostName(), v Array(Float32)) ENGINE = MergeTree ORDER BY id"
     )
     guard = Guard(db.registry, db.encoders, Options(write=True))
-    found = foreign(
-        db.registry.engine, lambda d, n: db.registry.find(d, n) is not None, lambda s: guard.check(s, write=True)
-    )
-    assert sorted(f.name for f in found) == ["bad", "filed", "told", "words", "worse"]
+    vectors = {(t.database, t.name): t.id for t in db.registry.catalog.tables}
+    found = foreign(engine, vectors, lambda s: guard.check(s, write=True))
+    assert sorted(f.name for f in found) == [
+        "bad", "buffered", "elsewhere", "filed", "folder", "refreshed", "told", "triggered", "vectors", "words",
+        "worse",
+    ]  # fmt: skip
     guard.leave_out(found)
-    for name in ("bad", "worse", "`fil\\x65d`", "told"):
+    for name in ("bad", "worse", "`fil\\x65d`", "told", "vectors", "words"):
         for sql in ("SELECT * FROM {}", "DESCRIBE {}", "EXISTS {}", "SELECT 1 WHERE 1 IN {}", "SHOW CREATE TABLE {}"):
             with pytest.raises(QueryError, match="is not for the network"):
                 guard.check(sql.format(name), write=True)
+    for sql in (
+        "SELECT * FROM folder.passwd",
+        "USE folder",
+        "SHOW TABLES FROM folder",
+        "SELECT absArray('/etc/passwd')",
+    ):
+        with pytest.raises(QueryError, match="the network"):
+            guard.check(sql, write=True)
+    with pytest.raises(QueryError, match="the network"):
+        guard.check_database("folder")
+    # what was passed when its turn came, as it names another, is not remembered as good
+    with pytest.raises(QueryError, match="is not for the network"):
+        guard.check("CREATE VIEW x AS SELECT * FROM default.bad", write=True)
     assert guard.check("SELECT * FROM fine", write=False).sql == "SELECT * FROM fine"
+    detach(engine, [f for f in found if f.table], vectors)
+    engine.run("INSERT INTO fine_plain VALUES ('x')")
+    assert engine.scalar("SELECT count() FROM plain WHERE a LIKE '%root%'") == 0  # no view was set off
+    assert engine.scalar("SELECT a FROM fine_view") == "X"
     user = EngineUser([guard.limits_sql()])
-    with db.registry.engine.act(Acting(user)):
+    with engine.act(Acting(user)):
         shown = {sql: db.session().execute(sql, format="TSV").output.data.decode() for sql in LISTS}
-    db.registry.engine.forget(user)
+    engine.forget(user)
     for sql, text in shown.items():
-        for name in ("clipql_internal", "worse", "filed", "told", "query_log", "processes"):
+        for name in ("clipql_internal", "worse", "filed", "told", "query_log", "processes", "folder"):
             assert name not in text, (sql, name)
     assert "fine" in shown["SHOW TABLES"]
     assert "laion" in shown["SELECT * FROM system.tables"]
@@ -98,4 +146,5 @@ LISTS = (
     "SELECT database, table FROM system.parts", "SELECT database, table FROM system.data_skipping_indices",
     "SELECT database, table FROM system.projections", "SELECT database, table FROM system.mutations",
     "SELECT word FROM system.completions WHERE word ILIKE '%clipql%' OR word IN ('worse', 'filed')",
+    "SELECT name FROM system.dictionaries",
 )  # fmt: skip
