@@ -180,3 +180,16 @@ def attempts() -> Iterator[str]:
 def sample(count: int, seed: int) -> list[str]:
     """Some of them."""
     return random.Random(seed).sample(list(attempts()), count)
+
+
+def reaching(count: int, seed: int) -> list[str]:
+    """Some of those that would read or write a file, with the file {canary} for what they name."""
+    made = [
+        place.replace("'x'", "'{canary}'").replace("{}", spelled(name))
+        for places, names in ((TABLE_PLACES, CALLS), (FUNCTION_PLACES, FUNCTIONS), (ENGINE_PLACES, ENGINES))
+        for place in places
+        for name in names
+        for spelled in SPELLINGS.values()
+    ]
+    made += [place.replace("{}", f"`{name}`") for place in NAMED_FILES for name in ("{canary}", "{folder}/canary.csv")]
+    return random.Random(seed).sample(made, min(count, len(made)))

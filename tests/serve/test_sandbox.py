@@ -16,7 +16,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+from spellings import reaching
 
+import clipql
 from clipql.errors import ServerError
 from clipql.serve import confinement, sandbox, scratch
 from clipql.serve.sandbox import State
@@ -25,6 +27,7 @@ from tests.serve.conftest import fill, start, stop
 from tests.serve.test_escapes import SECRET, Attempt, attempts
 from tests.serve.wall import SLOW
 
+ATTEMPTS = int(os.environ.get("CLIPQL_ATTEMPTS", "300"))  # 0: all
 ROOT = Path(__file__).parents[2]
 
 
@@ -74,6 +77,8 @@ def straight(attempt: Attempt, secrets: Path, port: int) -> tuple[str, list[str]
 def tried(folder: Path, mode: str, some: list[Attempt]) -> Tried:
     """Send attempts to an engine inside the sandbox, past the guard."""
     fill(folder)
+    with clipql.connect(folder / "test.db") as db:
+        db.sql("CREATE TABLE plain (a String) ENGINE = MergeTree ORDER BY a")
     secrets = folder / "secrets"
     secrets.mkdir()
     for name in ("canary", "canary.csv"):
@@ -117,6 +122,19 @@ def test_without_the_guard_no_escape_reads_writes_or_connects(tmp_path: Path, mo
     assert {h for n, h in found.beside.items() if "canary" in n} == {secret}
     if mode == "read":
         assert contents(tmp_path, of_database=True) == found.before
+
+
+@walled
+def test_without_the_guard_no_spelling_in_any_place_reads_writes_or_connects(tmp_path: Path) -> None:
+    some = [Attempt(str(at), "sql", sql) for at, sql in enumerate(reaching(ATTEMPTS or 3_000, seed=7))]
+    found = tried(tmp_path, "write", some)
+    assert len(found.said) > 0.9 * len(some)  # some end what they are sent by
+    assert [some[int(name)].text for name, said in found.said.items() if SECRET in said] == []
+    assert found.reached == 0
+    secret = hashlib.sha256(f"{SECRET}\n".encode()).hexdigest()
+    assert {h for n, h in found.beside.items() if "canary" in n} == {secret}
+    inside = [p for p in (tmp_path / "test.db").rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
+    assert inside == []
 
 
 PROBES = """
