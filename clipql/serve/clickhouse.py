@@ -365,7 +365,7 @@ class ClickHouse:
     def _kill(self, query_id: str, call: Call) -> Answer:
         found = self._running.get(query_id)
         if found is not None and found is not call.acting:
-            self._service.engine.cancel(found)
+            self._service.pool.stop_soon(found)
         status = "waiting" if found is not None else "no such query"
         sql = f"SELECT '{status}' AS kill_status, {{id:String}} AS query_id, 'default' AS user" + (
             "" if found is not None else " WHERE 0"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -22,6 +23,7 @@ PIPELINED = 16
 LINGER = 5
 # seconds between two looks at a connection
 TICK = 1.0
+_CLOSED = getattr(select, "POLLRDHUP", 0)  # Linux tells of it; a reset is always told
 _SAID = {
     408: "the request did not come in time",
     414: "the address is too long",
@@ -72,6 +74,7 @@ class Connection(HttpToolsProtocol):
         self._paused = 0.0
         self._unread, self._stuck = 0, 0.0
         self._tick: asyncio.TimerHandle | None = None
+        self._at_work: Any = None  # the cycle that is being answered, before those that came behind it
 
     # the life of a connection
 
@@ -85,7 +88,18 @@ class Connection(HttpToolsProtocol):
         if self._tick is not None:
             self._tick.cancel()
         self.pipeline.clear()
+        self._leave()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._at_work = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _leave(self) -> None:
+        """Tell whoever works for the client that it has gone."""
+        if self._at_work is not None and not self._at_work.response_complete:
+            self._at_work.disconnected = True
+            self._at_work.message_event.set()
 
     def refuse(self, status: int, *, at_once: bool = False) -> None:
         """Answer that it goes no further, where nothing was answered yet, and close.
@@ -104,8 +118,7 @@ class Connection(HttpToolsProtocol):
             head = b"content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
             self.transport.write(STATUS_LINE[status] + head % len(said) + said)
         if running:  # whoever works for it is told that the client has gone
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            self._leave()
         if at_once or self._is_idle():
             self._gone()
         else:
@@ -131,6 +144,9 @@ class Connection(HttpToolsProtocol):
             return
         if self.flow.read_paused:  # it is we who are slow
             self._paused += TICK
+            if _has_left(self.transport):
+                self.transport.abort()
+                return
         waited = now - self._began - self._paused
         if self.wants_head and self._began and waited > limits.head_seconds:
             self.refuse(408)
@@ -231,3 +247,10 @@ class Connection(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+
+def _has_left(transport: asyncio.Transport) -> bool:
+    """Whether the client has closed its side, though what it sent before is not read yet."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), _CLOSED)
+    return bool(poll.poll(0))

@@ -15,7 +15,7 @@ class Limits:
 
     seconds: of a query. memory: bytes of a query within ClickHouse. rows: of a result. k: rows of one search.
     statement: bytes of SQL, without the data of an INSERT; tokens: its words. body: bytes of a request, as it comes and
-    unpacked; json: of a request's JSON; bodies: of all requests together, 503 beyond. running, waiting: requests at
+    unpacked; json: of a request's JSON; bodies: of all requests together, 429 beyond. running, waiting: requests at
     work and in the queue; 429 beyond. connections: open at once; beyond, those that wait longest for a request are
     closed. head: bytes of a request's address and headers, each. head_seconds: that they may take. stall: seconds that
     a client may leave a result unread or a body unsent; pace: bytes of a body a second, at least. grace: seconds that

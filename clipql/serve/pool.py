@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -30,18 +31,39 @@ class Busy(Exception):
     """As many requests run and wait as may."""
 
 
+@dataclass
+class _Job:
+    """One request's work. ended: called once it has ended in truth, or will not begin."""
+
+    work: Callable[[], Any]
+    acting: Acting
+    ended: Callable[[], None]
+    outer: asyncio.Future[Any]
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell whoever waits, who may be gone."""
+        if not self.outer.done():
+            self.outer.set_exception(error)
+            self.outer.exception()
+
+
 class Pool:
     """Runs synchronous work for asynchronous callers, each for its time.
 
-    cancel: stops what somebody's request runs, as the engine does.
+    cancel: stops what somebody's request runs, as the engine does. The queue is ours, not the threads': what is stopped
+    before its turn leaves it at once, with what it holds.
     """
 
     def __init__(self, limits: Limits, cancel: Callable[[Acting], None]) -> None:
-        self._most, self._seconds, self._cancel = limits.running + limits.waiting, limits.seconds, cancel
+        self._running, self._most = limits.running, limits.running + limits.waiting
+        self._seconds, self._cancel = limits.seconds, cancel
         self._threads = ThreadPoolExecutor(limits.running, "clipql-serve")
         self._cancellers = ThreadPoolExecutor(4, "clipql-cancel")
         self._all: dict[int, Acting] = {}
+        self._queue: dict[int, _Job] = {}
         self._work: set[Future[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.taken = 0
 
     def check(self) -> None:
@@ -59,31 +81,39 @@ class Pool:
         """
         self.check()
         self.taken += 1
-        loop = asyncio.get_running_loop()
-        outer: asyncio.Future[T] = loop.create_future()
-        timers: list[asyncio.TimerHandle] = []
+        self._loop = asyncio.get_running_loop()
+        outer: asyncio.Future[T] = self._loop.create_future()
+        job = _Job(work, acting, ended, outer)
+        self._all[id(acting)] = acting
+        if len(self._work) < self._running:
+            self._start(job)
+        else:
+            self._queue[id(acting)] = job
+        return outer
+
+    def _start(self, job: _Job) -> None:
+        acting, loop = job.acting, job.outer.get_loop()
 
         def begin() -> None:
-            if not inner.done():
-                timers.append(loop.call_later(self._time(acting), late))
+            if not working.done():
+                job.timers.append(loop.call_later(self._time(acting), late))
 
         def late() -> None:
             acting.late = acting.late or self._time(acting)
             self.stop(acting)
-            timers.append(loop.call_later(GIVEN_UP, give_up))
+            job.timers.append(loop.call_later(GIVEN_UP, give_up))
 
         def give_up() -> None:
-            if not outer.done():
+            if not job.outer.done():
                 LOG.warning("a query does not stop")
-                outer.set_exception(acting.stopped())
-                outer.exception()
+                job.fail(acting.stopped())
 
-        def run() -> T:
+        def run() -> Any:
             if acting.cancelled:
                 raise acting.stopped()
             loop.call_soon_threadsafe(begin)
             try:
-                found = work()
+                found = job.work()
             except ClipqlError as error:
                 if acting.cancelled:  # whatever it was stopped by
                     raise acting.stopped() from error
@@ -92,30 +122,29 @@ class Pool:
                 raise acting.stopped()
             return found
 
-        def done(inner: asyncio.Future[T]) -> None:
-            self.taken -= 1
+        def done(inner: asyncio.Future[Any]) -> None:
             self._work.discard(working)
-            self._all.pop(id(acting), None)
-            for timer in timers:
-                timer.cancel()
-            ended()
-            if outer.done():
-                return
+            self._ended(job)
             error = None if inner.cancelled() else inner.exception()
             if inner.cancelled():
-                outer.cancel()
+                job.outer.cancel()
             elif error is not None:
-                outer.set_exception(error)
-                outer.exception()  # whoever waited for it may be gone
-            else:
-                outer.set_result(inner.result())
+                job.fail(error)
+            elif not job.outer.done():
+                job.outer.set_result(inner.result())
+            if self._queue and len(self._work) < self._running:
+                self._start(self._queue.pop(next(iter(self._queue))))
 
-        self._all[id(acting)] = acting
         working = self._threads.submit(run)
         self._work.add(working)
-        inner = asyncio.wrap_future(working)
-        inner.add_done_callback(done)
-        return outer
+        asyncio.wrap_future(working).add_done_callback(done)
+
+    def _ended(self, job: _Job) -> None:
+        self.taken -= 1
+        self._all.pop(id(job.acting), None)
+        for timer in job.timers:
+            timer.cancel()
+        job.ended()
 
     def _time(self, acting: Acting) -> float:
         """The seconds that a request may run; ClickHouse, which counts them too, gets the first word."""
@@ -128,7 +157,17 @@ class Pool:
     def stop(self, acting: Acting) -> None:
         """Cancel what a request runs. Call it from the event loop."""
         acting.cancelled = True
-        self._cancellers.submit(self._cancel, acting)
+        job = self._queue.pop(id(acting), None)
+        if job is None:
+            self._cancellers.submit(self._cancel, acting)
+        else:
+            self._ended(job)
+            job.fail(acting.stopped())
+
+    def stop_soon(self, acting: Acting) -> None:
+        """The same, from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.stop, acting)
 
     def stop_all(self) -> None:
         """Cancel everything."""
