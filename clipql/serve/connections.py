@@ -44,11 +44,17 @@ class Connections:
         self.all[made] = None
         if len(self.all) <= self.limits.connections:
             return
-        others = [c for c in self.all if c is not made]
-        ending = [c for c in others if c.refused or c.transport.is_closing()]
-        victims = ending or [c for c in others if c.wants_head] or [c for c in others if c.wants_body]
-        if victims:
-            victims[0].refuse(408, at_once=True)
+        others = (c for c in self.all if c is not made)
+        victim = head = body = None
+        for each in others:
+            if each.refused or each.transport.is_closing():
+                victim = each
+                break
+            head = head or (each if each.wants_head else None)
+            body = body or (each if each.wants_body else None)
+        victim = victim or head or body
+        if victim:
+            victim.refuse(408, at_once=True)
         else:
             made.refuse(503, at_once=True)
 

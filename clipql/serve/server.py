@@ -29,6 +29,8 @@ from clipql.version import __version__
 LOG = logging.getLogger("clipql.serve")
 # seconds in which a query that was cancelled should end, and the database be closed
 END_SECONDS, CLOSE_SECONDS = 1, 15
+# Python's own is 5 ms
+SWITCH_SECONDS = 0.0005
 
 
 class _Lines(logging.Formatter):
@@ -141,6 +143,8 @@ def serve(database: Database, bound: socket.socket, options: Options, ready: Cal
     if not options.sandbox.whole:
         LOG.warning("not confined", extra={"fields": {"sandbox": options.sandbox.sentence}})
     threading.Thread(target=_warm, args=(database,), daemon=True).start()
+    # threads that read long statements take turns: the event loop, which waits for each of them, answers others in time
+    sys.setswitchinterval(SWITCH_SECONDS)
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run(sockets=[bound])
