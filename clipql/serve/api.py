@@ -24,6 +24,7 @@ from clipql.errors import ClipqlError, PictureError, QueryError
 from clipql.serve import access_control, openapi
 from clipql.serve import search_request as search
 from clipql.serve.column_roles import ColumnRoles, column_roles, kind
+from clipql.serve.error_position import without_prefix
 from clipql.serve.errors import error_status
 from clipql.serve.pool import Busy, gone
 from clipql.serve.prometheus import CONTENT_TYPE
@@ -40,6 +41,7 @@ from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
 MAP_ROWS = 5_000
+_EXPLAIN = "EXPLAIN "
 MEDIA = {"CSV": ("text/csv; charset=utf-8", "csv"), "Parquet": ("application/vnd.apache.parquet", "parquet"),
          "Arrow": ("application/vnd.apache.arrow.file", "arrow")}  # fmt: skip
 Body = Callable[[HttpRequest], Any]
@@ -403,9 +405,12 @@ class Api:
             raise search.wrong("sql: expected a statement")
         if not isinstance(params, dict):
             raise search.wrong("params: expected an object")
-        asked = Request(f"EXPLAIN {sql}", params, database=search.text(given, "database"))
+        asked = Request(f"{_EXPLAIN}{sql}", params, database=search.text(given, "database"))
         acting = self._service.acting(None, asked)
-        answer = await self._in_thread(request, lambda: self._service.run(asked, acting), acting)
+        try:
+            answer = await self._in_thread(request, lambda: self._service.run(asked, acting), acting)
+        except QueryError as error:
+            raise without_prefix(error, _EXPLAIN) from error.__cause__
         return JSONResponse({"plan": [str(v) for v in answer.output.arrow().column(0).to_pylist()]})
 
     async def _complete(self, request: HttpRequest) -> Response:

@@ -170,3 +170,23 @@ def test_every_control_has_a_name_and_every_picture_its_caption(page: Page) -> N
     alts = page.eval_on_selector_all(".tile", "tiles => tiles.map(t => [t.querySelector('img').alt, t.innerText])")
     assert alts
     assert all(text.strip().startswith(alt) for alt, text in alts)
+
+
+def test_the_place_of_an_error_is_where_it_is_in_the_editor(page: Page) -> None:
+    page.get_by_role("link", name="SQL").click()
+    for button in ("Run", "Explain"):
+        write_sql(page, "\n\n  SELECT 'für 🐈' -- eins\nFORM nothing FORM nothing")
+        page.get_by_role("button", name=button).click()
+        page.get_by_role("button", name="Go to the place").click()
+        rest = page.evaluate("(area => area.value.slice(area.selectionStart))(document.querySelector('#sql'))")
+        assert rest == "nothing FORM nothing"
+        page.get_by_label("SQL statement").fill("")
+
+
+def test_the_keys_of_the_sql_view_work_wherever_the_focus_is(page: Page) -> None:
+    page.get_by_role("link", name="SQL").click()
+    expect(page.get_by_label("SQL statement")).to_be_focused()
+    write_sql(page, "SELECT 7 AS seven")
+    page.locator("body").click(position={"x": 5, "y": 700})
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".sql-table td")).to_have_text(["7"])
