@@ -35,7 +35,7 @@ from clipql.serve.thumbnails import SIZES, Thumbnails
 from clipql.serve.unpacking import too_large
 from clipql.serve.values import folded, plain, projected
 from clipql.sql import explain
-from clipql.storage.catalog import Table
+from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import INTERNAL, ROW
 from clipql.version import __version__
 
@@ -94,6 +94,9 @@ class Api:
             except Busy as busy:
                 status = 429
                 return _error(429, str(busy), 202, {"Retry-After": "1"})
+            except search.UnreadablePicture as error:
+                status = error_status(error)
+                return _error(status, str(error), field=error.field)
             except ClipqlError as error:
                 status = error_status(error)
                 return _error(status, str(error), getattr(error, "code", 0))
@@ -179,6 +182,7 @@ class Api:
             "version": __version__,
             "model": model,
             "write": service.options.write,
+            "most": {"search": service.options.limits.k, "file": service.options.limits.rows},
             "tables": [self._describe(t, column_roles(service.engine, t)) for t in tables],
         }
 
@@ -212,7 +216,7 @@ class Api:
 
     async def _search(self, request: HttpRequest) -> Response:
         given, uploads = await self._search_body(request)
-        asked = Search.read(given, uploads, self._service.options.limits.k)
+        asked = Search.read(given, uploads, self._service.options.limits)
         return await self._in_thread(request, lambda: self._run_search(asked))
 
     async def _search_body(self, request: HttpRequest) -> tuple[Any, dict[str, bytes]]:
@@ -251,7 +255,10 @@ class Api:
         encoded = time.perf_counter()
         vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
         download = asked.format != "JSON"
-        made = search.statement(asked, table, column, roles, vector, download=download)
+        alike: list[int] = []
+        if download and asked.fold is not None:
+            alike = self._alike(asked, table, column, roles, vector)
+        made = search.statement(asked, table, column, roles, vector, download=download, without=alike)
         answer = service.run(
             Request(made.sql, made.params, search.FORMATS[asked.format] if download else "ArrowStream"),
             service.engine.acting,
@@ -296,7 +303,19 @@ class Api:
         if term.text is not None:
             found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
             return found
-        return encoders.picture(term.picture or b"", model)
+        try:
+            return encoders.picture(term.picture or b"", model)
+        except PictureError as error:
+            raise search.UnreadablePicture(str(error), term.field) from error
+
+    def _alike(
+        self, asked: Search, table: Table, column: VectorColumn, roles: ColumnRoles, vector: NDArray[np.float32] | None
+    ) -> list[int]:
+        """The numbers of the rows of a search that are almost the same as one before them."""
+        made = search.statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
+        answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
+        duplicates = self._page(asked, table, column.name, answer.output.arrow())[2]
+        return list(duplicates)
 
     def _rows_there(self, table: Table, rows: list[int]) -> list[int]:
         alive = self._service.registry.alive(table)
@@ -432,5 +451,7 @@ def _part(name: str) -> str:
     return quote(name, safe="")
 
 
-def _error(status: int, message: str, code: int = 0, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": message, "code": code}, status, headers)
+def _error(
+    status: int, message: str, code: int = 0, headers: Mapping[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    return JSONResponse({"error": message, "code": code, **more}, status, headers)

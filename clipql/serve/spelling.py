@@ -49,7 +49,8 @@ def cleaned(sql: str) -> str:
             outside and any(ord(c) < 32 and not c.isspace() for c in token.text)
         ):
             raise QueryError(
-                f"{token.text[:20]!r} at position {_byte(sql, token.start)}: outside strings and quoted names, SQL is ASCII",
+                f"{token.text[:20]!r} at position {_byte(sql, token.start)}: outside strings and quoted names, "
+                "SQL is ASCII",
                 code=62,
                 name="SYNTAX_ERROR",
             )

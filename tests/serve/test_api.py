@@ -132,6 +132,45 @@ def test_near_duplicates_name_the_row_that_they_repeat(server: Running) -> None:
     assert (twins[0], set(twins[1:])) == (None, {"5"})
 
 
+def test_a_file_of_results_has_each_of_those_almost_the_same_once(server: Running) -> None:
+    asked = {"table": "laion", "terms": [{"id": "5"}], "k": 60, "fold": 0.3, "safe": False, "columns": ["url"]}
+    rows = search(server, **asked)["rows"]
+    assert isinstance(rows, list)
+    kept = [r["picture"] for r in rows if r["duplicate_of"] is None]
+    assert 1 < len(kept) < 60
+    reply = server.post("/api/search", {**asked, "format": "Parquet"})
+    assert pq.read_table(io.BytesIO(reply.body)).column("url").to_pylist() == kept
+
+
+def test_a_file_of_results_may_have_more_rows_than_a_page(server: Running) -> None:
+    asked = {"table": "laion", "k": 10_000, "safe": False, "columns": ["url"]}
+    assert server.post("/api/search", asked).status == 400
+    assert server.ask("/api/tables").json["most"] == {"search": 1_000, "file": 10_000_000}
+    reply = server.post("/api/search", {**asked, "terms": [{"id": "5"}], "format": "CSV"})
+    assert len(reply.text.splitlines()) == ROWS + 1
+
+
+def test_pages_with_an_index_are_those_of_one_long_search(server: Running) -> None:
+    rows, numbers = 20_000, "arrayMap(i -> toFloat32(sipHash64(number, i) % 1000) / 500 - 1, range(16))"
+    for statement in (
+        "CREATE TABLE many (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id",
+        f"INSERT INTO many SELECT number, {numbers} FROM numbers({rows})",
+        "ALTER TABLE many ADD INDEX near v TYPE ivf('cosineDistance')",
+        "ALTER TABLE many MATERIALIZE INDEX near",
+    ):
+        assert server.sql(statement).status == 200
+    asked = {"table": "many", "terms": [{"id": "23"}], "safe": False}
+    pages = [(0, 40), *((offset, 80) for offset in range(40, 900, 80))]
+    found = [search(server, **asked, k=k, offset=offset) for offset, k in pages]
+    assert all("near (ivf" in str(page["plan"]) for page in found)
+    every = [row for page in found for row in ids(page)]
+    assert len(every) == len(set(every)) == 920
+    assert every == ids(search(server, **asked, k=920))
+    folded = [search(server, **asked, k=k, offset=offset, fold=0.96) for offset, k in pages[:4]]
+    assert [row for page in folded for row in ids(page)] == every[:280]
+    server.sql("DROP TABLE many")
+
+
 def test_results_are_downloaded_in_other_formats(server: Running) -> None:
     asked = {"table": "laion", "terms": [{"id": "5"}], "k": 4, "columns": ["url"], "safe": False}
     rows = [r["picture"] for r in search(server, **asked)["rows"]]  # type: ignore[arg-type, attr-defined]
