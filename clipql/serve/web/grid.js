@@ -5,7 +5,8 @@
  */
 
 import { button, count, el, picture, pictureOf, plural, webAddress, webLink } from './dom.js';
-import { isSafe, knownColumns } from './filters.js';
+import { knownColumns } from './filters.js';
+import { isVeiled, uncover } from './veil.js';
 
 export const SMALL_PICTURE = 160; // pixels; enlarged to fill a row, such a picture would only be blurred
 const OWN_TRIES = 2;
@@ -38,6 +39,8 @@ export function makeGrid(node, actions) {
 
 /** Shows these rows and no others, or adds them at the end. */
 export function show(rows, context, { append = false } = {}) {
+  // ids are a table's own
+  if (context.table?.name !== view.table?.name || context.table?.database !== view.table?.database) clear();
   view = context;
   if (!append) {
     folded.clear();
@@ -99,7 +102,9 @@ export function clear() {
 /** The ids in the order shown, for going from one to the next in the details. */
 export const shownIds = () => [...list.querySelectorAll('.tile[data-id]:not(.dead)')].map((node) => node.dataset.id);
 
-export function rowOf(id) {
+/** A row of a table by its id, where it is shown; else null. */
+export function rowOf(id, table) {
+  if (table !== view.table) return null;
   const tile = tiles.get(id);
   if (tile) return tile.row;
   for (const rows of folded.values()) for (const row of rows) if (row.id === id) return row;
@@ -245,7 +250,7 @@ function unfold(tile) {
 }
 
 function veil(tile) {
-  const veiled = view.safe === 'blur' && !isSafe(tile.row, view.table) && !tile.revealed;
+  const veiled = isVeiled(tile.row, view.table, view.safe);
   tile.node.classList.toggle('veiled', veiled);
   const open = tile.node.querySelector('.open');
   if (veiled) open.setAttribute('aria-label', 'Picture that may not be safe: show it');
@@ -255,7 +260,7 @@ function veil(tile) {
 function press(id) {
   const tile = tiles.get(id);
   if (tile?.node.classList.contains('veiled')) {
-    tile.revealed = true;
+    uncover(tile.row, view.table);
     veil(tile);
   } else act.open(id);
 }

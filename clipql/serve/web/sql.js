@@ -7,6 +7,7 @@ import { button, byId, count, el } from './dom.js';
 import { makeHighlighter } from './highlight.js';
 import { resultTable } from './sqltable.js';
 import { change, now } from './state.js';
+import { quoted, sourceOf } from './tables.js';
 
 // ids are UInt64, which JavaScript's numbers cannot hold: as text they stay what they are
 const SETTINGS = 'default_format=JSONCompact&output_format_json_quote_64bit_integers=1';
@@ -61,16 +62,14 @@ function build() {
   );
 }
 
-const named = (name) => (/^[A-Za-z_]\w*$/.test(name) ? name : `\`${name.replace(/[\\`]/g, '\\$&')}\``);
-
 /** A statement to begin with, about the table that is open. */
 const example = (table) => {
   if (!table) return "SELECT name, total_rows\nFROM system.tables\nWHERE database = 'default'";
   const files = table.picture?.kind === 'file'; // the server's small pictures go by the row's number
-  const shown = [files ? '_row' : null, table.picture?.column, table.caption, table.nsfw].filter(Boolean).map(named);
+  const shown = [files ? '_row' : null, table.picture?.column, table.caption, table.nsfw].filter(Boolean).map(quoted);
   const vector = table.vectors.find((one) => one.model);
-  if (vector) shown.push(`cosineDistance(${named(vector.column)}, encode_text('a red heart')) AS distance`);
-  const source = `${table.database === 'default' ? '' : `${named(table.database)}.`}${named(table.name)}`;
+  if (vector) shown.push(`cosineDistance(${quoted(vector.column)}, encode_text('a red heart')) AS distance`);
+  const source = sourceOf({ database: table.database, table: table.name });
   return `SELECT ${shown.length ? shown.join(', ') : '*'}\nFROM ${source}${vector ? '\nORDER BY distance' : ''}\nLIMIT 20`;
 };
 
