@@ -4,9 +4,10 @@ import { ApiError, setHooks } from './api.js';
 import { addTerm, drawChips, makeChips } from './chips.js';
 import { drawDetails, makeDetails, openRow } from './details.js';
 import { askToken, showExport, showHelp, showSql } from './dialogs.js';
-import { announce, button, byId, count, drawIcons, el, icon, plural } from './dom.js';
+import { announce, button, byId, count, drawIcons, el, plural } from './dom.js';
 import { searchable } from './filters.js';
-import { clear, focusTile, makeGrid, revive, rowOf, show, showDead, showSkeletons } from './grid.js';
+import { drawTheme, turnTheme } from './brightness.js';
+import { clear, focusTile, keepPlaces, makeGrid, revive, rowOf, show, showSkeletons } from './grid.js';
 import { drawMap } from './map.js';
 import { drawPills, openFilters } from './panel.js';
 import { notice } from './notices.js';
@@ -172,6 +173,7 @@ async function more(k) {
 
 let dead = 0;
 let allDead = false;
+let places = 'below'; // what becomes of the places of pictures that are gone
 
 function drawStatus() {
   const place = byId('status');
@@ -193,18 +195,27 @@ function drawAfter() {
   if (results.state && !results.rows.length) children.push(nothingFound(results.state, currentTable()));
   else if (catalog.loaded && !catalog.tables.length) children.push(emptyDatabase());
   if (allDead) children.push(el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.'));
-  else if (dead > 0) {
-    const text = `${plural(dead, 'picture')} that no longer load${dead === 1 ? 's' : ''}`;
-    const shown = byId('grid').classList.contains('show-dead');
-    const turn = () => {
-      showDead(!shown);
-      drawAfter();
-    };
-    children.push(el('p', { class: 'quiet dead-note' }, `${text} ${shown ? '' : 'left out'} · `, button(shown ? 'Hide their captions' : 'Show their captions', { text: shown ? 'Hide their captions' : 'Show their captions', class: 'link', onclick: turn })));
-  }
+  else if (dead > 0) children.push(deadNote());
   if (results.more) children.push(el('p', { class: 'loading' }, el('span', { class: 'spinner', 'aria-hidden': 'true' }), 'More pictures'));
   else if (results.rows.length > 20) children.push(el('p', { class: 'quiet end' }, 'That is all of them.'));
   place.replaceChildren(...children);
+}
+
+/** How many pictures are gone, and what becomes of their places. */
+function deadNote() {
+  const ways = { below: 'Keep their places in view', none: 'Only those that load', all: 'Show their captions' };
+  const turn = (which) => {
+    places = which;
+    keepPlaces(which);
+    drawAfter();
+  };
+  const others = Object.entries(ways).filter(([which]) => which !== places);
+  return el(
+    'p',
+    { class: 'quiet dead-note' },
+    `${plural(dead, 'picture')} that no longer load${dead === 1 ? 's' : ''}`,
+    others.map(([which, text]) => [' · ', button(text, { text, class: 'link', onclick: () => turn(which) })]),
+  );
 }
 
 function drawControls(state) {
@@ -357,23 +368,6 @@ function listen() {
     { rootMargin: '1200px' },
   );
   seen.observe(byId('after'));
-}
-
-function drawTheme() {
-  const dark = (document.documentElement.dataset.theme ?? (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light')) === 'dark';
-  byId('theme').firstElementChild.replaceChildren(icon(dark ? 'sun' : 'moon'));
-  return dark;
-}
-
-function turnTheme() {
-  const next = drawTheme() ? 'light' : 'dark';
-  document.documentElement.dataset.theme = next;
-  try {
-    localStorage.setItem('clipql:theme', next);
-  } catch {
-    // without storage the choice lasts until the page is closed
-  }
-  drawTheme();
 }
 
 function start() {

@@ -4,6 +4,7 @@
  */
 
 import { addTerm, whenKnown } from './chips.js';
+import { archiveLink } from './dead.js';
 import { announce, button, el, icon, picture, pictureOf, webAddress, webLink } from './dom.js';
 import { SMALL_PICTURE, factsOf, focusTile, shownIds } from './grid.js';
 import { change, now } from './state.js';
@@ -141,7 +142,11 @@ function largePicture(row) {
   if (!source) return words;
   const image = picture(source, row.caption || 'Picture without a caption', { loading: 'eager' });
   image.addEventListener('load', () => image.classList.toggle('small', Math.max(image.naturalWidth, image.naturalHeight) <= SMALL_PICTURE));
-  image.addEventListener('error', () => image.replaceWith(words));
+  image.addEventListener('error', () => {
+    image.replaceWith(words);
+    const link = archiveLink(row, 'Look for it in the Internet Archive');
+    if (link) words.append(' ', link);
+  });
   return image;
 }
 
