@@ -28,7 +28,6 @@ let retry = 0;
 let said = null; // what the next results are still shown with
 let foundAt = 0; // when the results shown came, on the clock of performance.now()
 
-
 /** Says something; `lasting`: above the results of the search that has just been begun, too. */
 function tell(text, lasting = false) {
   said = lasting ? text : null;
@@ -137,6 +136,7 @@ async function refresh(state) {
   if (failed && (!old || !results.state)) clear();
   // the results before stay, visibly not those asked for
   grid.classList.toggle('stale', failed && old);
+  outdated = failed;
   grid.setAttribute('aria-busy', 'false');
   drawStatus();
   drawAfter();
@@ -171,14 +171,15 @@ async function more(k) {
 
 /* ---------- what is seen beside the grid ---------- */
 
+let outdated = false; // the search asked for has failed, and the results shown are those before
 let dead = 0;
 let allDead = false;
 let places = 'below'; // what becomes of the places of pictures that are gone
 
 function drawStatus() {
   const place = byId('status');
-  for (const id of ['show-sql', 'export']) byId(id).disabled = !results.state;
-  if (!results.state) {
+  for (const id of ['show-sql', 'export']) byId(id).disabled = !results.state || outdated;
+  if (!results.state || outdated) {
     place.textContent = '';
     return;
   }
@@ -314,6 +315,7 @@ function leaveResults() {
   forget();
   clear();
   shownKey = null;
+  outdated = false;
   drawStatus();
   drawAfter();
 }

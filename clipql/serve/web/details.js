@@ -31,7 +31,7 @@ export function drawDetails(state) {
     return;
   }
   if (!dialog) open();
-  const key = [state.database, state.table, state.safe].join('\n');
+  const key = [state.database, state.table, state.safe, currentTable() !== null].join('\n');
   if (state.row !== shown || key !== filled) {
     [shown, filled] = [state.row, key];
     fill(state.row);

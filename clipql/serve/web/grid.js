@@ -355,14 +355,12 @@ function takeTools(tile) {
   tile.querySelector('.frame').append(tools);
 }
 
-/** "0.712 · 0.34 similar · 640 × 480 · example.com", as far as it is known. */
+/** "similarity 0.712 · 640 × 480 · example.com", as far as it is known. */
 export function factsOf(row, table = view.table, ranked = view.ranked) {
   const known = knownColumns(table);
   const node = el('p', { class: 'facts' });
   const add = (...content) => node.append(node.hasChildNodes() ? el('i', {}, '·') : '', ...content);
-  if (ranked && typeof row.distance === 'number') add(el('span', { class: 'distance', title: 'Distance from what you search for' }, row.distance.toFixed(3)));
-  const similarity = row.values?.[known.similarity];
-  if (typeof similarity === 'number') add(el('span', { title: 'Similarity of picture and caption' }, `≈ ${similarity.toFixed(2)}`));
+  if (ranked && typeof row.distance === 'number') add(el('span', { class: 'similarity', title: `Similarity to what you search for: the cosine; its distance is ${row.distance.toFixed(4)}` }, `similarity ${(1 - row.distance).toFixed(3)}`));
   const [w, h] = [row.values?.[known.width], row.values?.[known.height]];
   if (w && h) add(el('span', { class: 'size' }, `${w} × ${h}`));
   const address = webAddress(row.picture);

@@ -8,8 +8,11 @@ import { isSafe } from './filters.js';
 const uncovered = new Set();
 const keyOf = (row, table) => JSON.stringify([table?.database, table?.name, row.id]);
 
-/** `safe` is the state's: 'safe' hides such rows in results, but a link may still name one. */
-export const isVeiled = (row, table, safe) => safe !== 'all' && !isSafe(row, table) && !uncovered.has(keyOf(row, table));
+/**
+ * `safe` is the state's: 'safe' hides such rows in results, but a link may still name one. Before the table is known,
+ * nobody can say that a picture is safe.
+ */
+export const isVeiled = (row, table, safe) => safe !== 'all' && !(table && isSafe(row, table)) && !uncovered.has(keyOf(row, table));
 
 /** Shows this one from now on, until the page is closed. */
 export const uncover = (row, table) => uncovered.add(keyOf(row, table));

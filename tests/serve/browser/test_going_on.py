@@ -11,7 +11,7 @@ import pytest
 from browser_data import EMOJI
 from browser_steps import answer, captions, chips, drop, ids, search, settled, shows, until
 from browser_support import Served, serve
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 import clipql
 
@@ -43,6 +43,21 @@ def test_what_is_not_safe_is_veiled_in_details_and_chips_too(
     expect(page.locator(".chip-picture")).to_have_css("filter", re.compile("blur"))
     picture.get_by_role("button", name="Show this picture").click()
     expect(picture.locator("img")).to_have_css("filter", "none")
+
+
+def test_a_picture_is_veiled_before_it_is_known_whether_it_is_safe(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    page = open_page(f"{served.address}healthz")
+    held: list[Route] = []
+    page.route("**/api/tables", held.append)
+    page.goto(f"{served.address}#pictures?table=web&row={UNSAFE}")
+    picture = page.locator(".details-picture img")
+    expect(picture).to_have_css("filter", re.compile("blur"))
+    for route in held:
+        route.continue_()
+    settled(page)
+    expect(picture).to_have_css("filter", re.compile("blur"))
 
 
 def test_stepping_to_a_picture_that_is_not_safe_shows_it_veiled(open_page: Callable[..., Page], served: Served) -> None:
@@ -146,7 +161,7 @@ def test_a_sign_before_the_first_word_counts(page: Page) -> None:
 def test_an_address_is_not_searched_as_words(open_page: Callable[..., Page], served: Served) -> None:
     page = open_page(f"{served.address}#pictures?table=web")
     page.wait_for_selector(".tile.loaded")
-    address = page.locator(".tile .facts a").nth(3).get_attribute("href")
+    address = page.locator(".tile .facts a:not(.archive)").nth(3).get_attribute("href")
     assert address is not None
     asked = []
     page.on("request", lambda sent: asked.append(sent.post_data) if sent.url.endswith("/api/search") else None)
@@ -155,7 +170,7 @@ def test_an_address_is_not_searched_as_words(open_page: Callable[..., Page], ser
     assert [text for text in asked if address in json.dumps(text)] == []
     page.get_by_role("button", name="Look for the row with this address").click()
     until(page, "document.querySelectorAll('.tile[data-id]').length === 1")
-    expect(page.locator(".tile .facts a")).to_have_attribute("href", address)
+    expect(page.locator(".tile .facts a:not(.archive)")).to_have_attribute("href", address)
     expect(page.locator("#notice")).to_be_hidden()
 
 

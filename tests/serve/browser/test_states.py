@@ -99,6 +99,18 @@ def test_a_search_that_fails_says_why_and_offers_nothing_of_it(open_page: Callab
         expect(page.get_by_role("button", name=name)).to_be_disabled()
 
 
+def test_a_search_that_fails_takes_the_figures_of_the_one_before_away(page: Page) -> None:
+    expect(page.locator("#status")).to_contain_text("pictures")
+    page.evaluate("location.hash = '#pictures?table=emoji&where=no_such_column>1'")
+    expect(page.locator("#notice")).to_contain_text("`no_such_column`")
+    expect(page.locator("#status")).to_have_text("")
+    for name in ("Show SQL", "Export"):
+        expect(page.get_by_role("button", name=name)).to_be_disabled()
+    page.go_back()
+    expect(page.locator("#status")).to_contain_text("pictures")
+    expect(page.get_by_role("button", name="Export")).to_be_enabled()
+
+
 def test_what_is_not_safe_is_hidden_then_blurred_then_shown(web_page: Page) -> None:
     web_page.get_by_label("Pictures that are not safe").select_option("blur")
     settled(web_page)
