@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_string
 from clipql.errors import QueryError
+from clipql.syntax.reading import read
 from clipql.syntax.skeleton import Skeleton, certain
 
 _NAME = "clipql_literal_"
@@ -31,24 +32,20 @@ class Canonical:
         return _PLACE.sub(lambda place: literals[int(place[1])], self.text) if literals else self.text
 
 
-def held_out(sql: str, found: Skeleton) -> bool:
-    """Whether a statement can be known by its skeleton: its literal vectors are vectors and nothing else."""
-    return _NAME not in sql and certain(sql, found)
+def held_out(sql: str, found: Skeleton) -> str | None:
+    """The statement with a parameter in the place of each literal vector; None where one may be something else."""
+    if _NAME in sql or not certain(sql, found) or read(sql).tokens[0].upper == "INSERT":
+        return None
+    return found.filled([f"{{{_NAME}{i}:Array(Float32)}}" for i in range(len(found.literals))])
 
 
-def canonical(engine: Engine, sql: str, found: Skeleton | None) -> Canonical:
-    """What ClickHouse writes. found: the skeleton, where the literals are to be held out.
+def whole(written: Canonical, literals: Sequence[str]) -> bool:
+    """Whether each literal that was held out has its place."""
+    return [int(place[1]) for place in _PLACE.finditer(written.text)] == list(range(len(literals)))
 
-    Raises QueryError, a syntax error as ClickHouse words it, with places in the statement as it was given.
-    """
-    literals = found.literals if found else ()
-    if found and literals:
-        try:
-            written = _written(engine, found.filled([f"{{{_NAME}{i}:Array(Float32)}}" for i in range(len(literals))]))
-            if [int(m[1]) for m in _PLACE.finditer(written)] == list(range(len(literals))):
-                return Canonical(written)
-        except QueryError:
-            pass  # said with the places of the statement as it was given
+
+def canonical(engine: Engine, sql: str) -> Canonical:
+    """What ClickHouse writes. Raises QueryError, a syntax error as ClickHouse words it, with places in this text."""
     return Canonical(_written(engine, sql))
 
 

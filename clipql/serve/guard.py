@@ -14,6 +14,7 @@ What must stay true: what runs is the text that was checked last, and what is no
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,7 @@ from clipql.errors import QueryError
 from clipql.serve import allowed, error_position, syntax_tree, visible
 from clipql.serve.allowed import words
 from clipql.serve.allowed_settings import Settings
-from clipql.serve.canonical import Canonical, canonical, held_out
+from clipql.serve.canonical import Canonical, canonical, held_out, whole
 from clipql.serve.foreign import Foreign
 from clipql.serve.limits import Options
 from clipql.serve.spelling import check_bytes, check_name, check_size, check_table_name, cleaned, denied
@@ -32,7 +33,7 @@ from clipql.syntax import statements
 from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read
 from clipql.syntax.recent import Recent
-from clipql.syntax.skeleton import Skeleton, skeleton
+from clipql.syntax.skeleton import skeleton
 from clipql.syntax.statements import Insert, Set
 from clipql.tables.registry import INTERNAL, Registry
 
@@ -119,15 +120,22 @@ class Guard:
             check_bytes(sql, self._limits)
             return replace(known[0], sql=known[1].filled(shape.literals))
         check_size(sql, self._limits)
-        held = shape if held_out(sql, shape) else None
-        found, text = self._check(sql, write, held)
+        held = held_out(sql, shape) if shape.literals else None
+        if held is not None:
+            with contextlib.suppress(QueryError):  # said below, with the places of the statement as it was sent
+                found, text = self._check(held, write)
+                if text is not None and whole(text, shape.literals):
+                    if len(shape.text) <= LONGEST:
+                        self._known.keep(key, (found, text))
+                    return replace(found, sql=text.filled(shape.literals))
+        found, text = self._check(sql, write)
         if text is None:
             return found
-        if held and len(shape.text) <= LONGEST:
+        if not shape.literals and len(sql) <= LONGEST:
             self._known.keep(key, (found, text))
-        return replace(found, sql=text.filled(shape.literals))
+        return replace(found, sql=text.text)
 
-    def _check(self, sql: str, write: bool, held: Skeleton | None) -> tuple[Checked, Canonical | None]:
+    def _check(self, sql: str, write: bool) -> tuple[Checked, Canonical | None]:
         """What a statement is, and its text as ClickHouse writes it; None where the text of the first stands."""
         text = cleaned(sql)
         reading = read(text)
@@ -170,19 +178,19 @@ class Guard:
             if statement.source != "SELECT":
                 head = text[: statement.body] + " VALUES"
         self._settings.check_clauses(tokens)
-        whole = canonical(self._engine, head, skeleton(head) if held else None)
-        self._check_again(whole.text, word)
+        written = canonical(self._engine, head)
+        self._check_again(written.text, word)
         try:
-            nodes = syntax_tree.read(self._tree(whole.text, read(whole.text).tokens))
+            nodes = syntax_tree.read(self._tree(written.text, read(written.text).tokens))
         except ValueError as error:
             raise denied(f"ClickHouse's syntax tree of it is not understood: {error}") from error
         self._check_nodes(nodes, word)
         slow = any(node.kind == "Function" and allowed.slow(node.name) for node in nodes)
         found = Checked(text, word, writes=writes, temporary=temporary, slow=slow)
         if isinstance(statement, Insert) and statement.source != "SELECT":
-            begun = whole.text.removesuffix("FORMAT Values")
+            begun = written.text.removesuffix("FORMAT Values")
             return replace(found, sql=f"{begun}{text[statement.body :]}"), None
-        return found, whole
+        return found, written
 
     def _check_again(self, text: str, word: str) -> None:
         """The checks of tokens, on the text as ClickHouse writes it, which is what runs."""

@@ -39,8 +39,15 @@ class Skeleton:
 
 def skeleton(sql: str) -> Skeleton:
     """The skeleton of a statement, found without reading it: its literals may stand in strings."""
-    literals = tuple(_VECTOR.findall(sql)) if "[" in sql else ()
-    return Skeleton(_VECTOR.sub(_MARK, sql) if literals else sql, literals)
+    if "[" not in sql:
+        return Skeleton(sql, ())
+    literals: list[str] = []
+
+    def marked(literal: re.Match[str]) -> str:
+        literals.append(literal.group())
+        return _MARK
+
+    return Skeleton(_VECTOR.sub(marked, sql), tuple(literals))
 
 
 def certain(sql: str, found: Skeleton) -> bool:
