@@ -8,7 +8,7 @@ all threads together decode at most `MAX_PIXELS` at a time. What becomes of pict
 - transparency is dropped, not blended, as CLIP's own pipelines do: a pixel keeps the colour it has under its alpha
 - CMYK and YCbCr are converted without their profiles; 16-bit grey is scaled to 8 bits; 32-bit numbers are stretched
   from their smallest and largest to 8 bits
-- pictures are turned as their EXIF orientation says
+- pictures are turned once, as their EXIF orientation says
 """
 
 from __future__ import annotations
@@ -196,7 +196,10 @@ def _decoded(image: Image, shape: PictureShape) -> Pixels:
         _draft(image, DRAFT * min(_edges(size, shape)))
     with _ALLOWANCE.taking(image.width * image.height):
         try:
-            orientation = _orientation(image)  # of a PNG, this decodes all of it
+            image.load()
+            # only now: Pillow turns a TIFF as it decodes it, says its size as shown from the first, and takes the tag
+            # away; and a PNG may have its own behind the pixels
+            orientation = _orientation(image)
             size = size[::-1] if orientation >= 5 else size
             return Pixels(np.asarray(_cropped(_turned(_rgb(image), orientation), size, shape)), size)
         finally:
@@ -238,7 +241,7 @@ def _draft(image: Image, least: float) -> None:
 
 
 def _orientation(image: Image) -> int:
-    """EXIF's 1 to 8; 1, upright, where it says nothing that can be read."""
+    """EXIF's 1 to 8 of a picture that is loaded; 1, upright, where it says nothing that can be read."""
     try:
         found = image.getexif().get(_ORIENTATION)
     except Exception:  # noqa: BLE001 - EXIF is an odd little format; a picture is not refused for it
@@ -264,7 +267,6 @@ def _turned(image: Image, orientation: int) -> Image:
 def _rgb(image: Image) -> Image:
     from PIL.Image import fromarray
 
-    image.load()
     if image.mode == "RGB":
         return image
     image.info.pop("transparency", None)  # it is dropped either way, and Pillow would warn of it
