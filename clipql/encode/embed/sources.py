@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clipql.encode.embed.captions import BadSidecar, read_lines, read_sidecars
 from clipql.encode.embed.parquet import check_parquet, read_parquet
-from clipql.encode.embed.rows import Row, Skip
+from clipql.encode.embed.rows import Row, Skip, Unused
 from clipql.encode.embed.webdataset import PICTURES, read_tar
 from clipql.errors import EncodeError
 
@@ -33,14 +33,14 @@ class Sources:
     column: str | None
     out: Path
 
-    def rows(self, skip: Skip) -> Iterator[Row]:
-        """Every row, in order; of those to be skipped only the keys."""
+    def rows(self, skip: Skip, unused: Unused) -> Iterator[Row]:
+        """Every row, in order; of those to be skipped only the keys. unused: is told of what makes no row."""
         for place in self.places:
             for found in self._files(place):
                 if isinstance(found, Row):
                     yield found
                 else:
-                    yield from self._read(found, skip)
+                    yield from self._read(found, skip, unused)
 
     def count(self, stop: threading.Event) -> int | None:
         """How many rows there are, where that can be known without reading them: not for tars and text files."""
@@ -71,13 +71,13 @@ class Sources:
             if isinstance(found, Row) or _wanted(found, self.pictures):
                 yield found
 
-    def _read(self, path: Path, skip: Skip) -> Iterable[Row]:
+    def _read(self, path: Path, skip: Skip, unused: Unused) -> Iterable[Row]:
         if path.suffix.lower() == ".parquet":
             return read_parquet(path, skip, pictures=self.pictures, column=self.column)
         if not self.pictures:
             return read_lines(path, skip)
         if _is_tar(path):
-            return read_tar(path, skip, self.column)
+            return read_tar(path, skip, self.column, unused)
         return [_picture(path, skip, self.column)]
 
 
