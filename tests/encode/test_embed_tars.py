@@ -124,10 +124,10 @@ def test_hard_links_are_the_pictures_that_they_link_to(tmp_path: Path, packed: s
     (folder / "c.png").write_bytes(GREEN)
     (folder / "d.png").symlink_to("c.png")
     tar = tmp_path / f"t.tar{'.gz' if packed else ''}"
-    subprocess.run(
-        ["tar", f"-c{packed}f", tar, "-C", folder, *(f"{n}" for n in ["a.png", "b.png", "b.txt", "c.png", "d.png"])]
-    )
-    assert [m.islnk() for m in tarfile.open(tar)] == [False, True, False, False, False]
+    names = ["a.png", "b.png", "b.txt", "c.png", "d.png"]
+    subprocess.run(["tar", f"-c{packed}f", tar, "-C", folder, *names], check=True)
+    with tarfile.open(tar) as made:
+        assert [m.islnk() for m in made] == [False, True, False, False, False]
     report = embed(tmp_path / "out", tar)
     assert told(tmp_path / "out", "image_path", "caption", "error") == [
         (f"{tar}#a.png", "", ""),
