@@ -8,6 +8,7 @@ all threads together decode at most `MAX_PIXELS` at a time. What becomes of pict
 - transparency is dropped, not blended, as CLIP's own pipelines do: a pixel keeps the colour it has under its alpha
 - CMYK and YCbCr are converted without their profiles; 16-bit grey is scaled to 8 bits; 32-bit numbers are stretched
   from their smallest and largest to 8 bits
+- HEIC is decoded by pillow-heif where that is installed, and turned by it
 - pictures are turned once, as their EXIF orientation says
 """
 
@@ -55,6 +56,15 @@ _PLUGINS = {
     "PPM": "PpmImagePlugin",
     "ICO": "IcoImagePlugin",
 }
+# ISO files by their brand, of pictures that another library decodes
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
+_JXL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
+# Endings by which a picture is taken for one before it is opened; another file is one by its content
+ENDINGS = frozenset({
+    "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "ico", "jp2",
+    "j2k", "jpx", "jpf", "j2c", "ppm", "pgm", "pbm", "pnm", "heic", "heif", "hif", "jxl",
+})  # fmt: skip
 
 
 class _Allowance:
@@ -111,6 +121,26 @@ def read(picture: Picture, shape: PictureShape, *, max_pixels: int = MAX_PIXELS)
         raise PictureError(f"{name} cannot be read as a picture: {_reason(error)}") from error
 
 
+def why_none(picture: Picture) -> str:
+    """Why a file is no picture, by its header; '' where it is one, also of a kind that only an extra reads."""
+    found = as_picture(picture)
+    name = str(found) if isinstance(found, Path) else f"a file of {len(found):,} bytes"
+    try:
+        with _file(found) as file:
+            _header(file, name).close()
+    except _NoDecoder:
+        return ""
+    except PictureError as error:
+        return str(error).removeprefix(f"{name} ").partition("; expected a picture")[0]
+    except OSError as error:
+        return f"cannot be read: {_reason(error)}"
+    return ""
+
+
+class _NoDecoder(PictureError):
+    """A picture of a known kind that nothing here decodes."""
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -148,7 +178,33 @@ def _formats() -> dict[str, tuple[Any, Any]]:
     for name, module in _PLUGINS.items():
         if name != "AVIF" or features.check("avif"):
             import_module(f"PIL.{module}")
-    return {name: Image.OPEN[name] for name in _PLUGINS if name in Image.OPEN}
+    known = {name: Image.OPEN[name] for name in _PLUGINS if name in Image.OPEN}
+    if (heif := _heif()) is not None:
+        known["HEIF"] = heif.HeifImageFile, lambda start: _brand(start) in _HEIF_BRANDS
+    return known
+
+
+def _heif() -> Any:
+    """pillow-heif, where it is installed: the extra clipql[heif]."""
+    try:
+        return import_module("pillow_heif")
+    except ImportError:
+        return None
+
+
+def _brand(beginning: bytes) -> bytes:
+    return beginning[8:12] if beginning[4:8] == b"ftyp" else b""
+
+
+def _no_decoder(beginning: bytes) -> str:
+    """What a picture is that nothing here decodes, and what to do; '' where it is none of these."""
+    if _brand(beginning) in _HEIF_BRANDS and "HEIF" not in _formats():
+        return "a HEIC picture, which pillow-heif reads: pip install 'clipql[heif]'"
+    if _brand(beginning) in _AVIF_BRANDS and "AVIF" not in _formats():
+        return "an AVIF picture, which this Pillow was built without: pip install --upgrade pillow"
+    if beginning.startswith(_JXL):
+        return "a JPEG XL picture, which is not read here: make it a PNG (djxl FILE.jxl FILE.png)"
+    return ""
 
 
 def _header(file: BinaryIO, name: str) -> Image:
@@ -171,6 +227,8 @@ def _header(file: BinaryIO, name: str) -> Image:
             failure = error
             continue
         return image
+    if missing := _no_decoder(beginning):
+        raise _NoDecoder(f"{name} is {missing}")
     if failure is not None:
         raise PictureError(f"{name} has the beginning of a picture, but is broken: {_reason(failure)}") from failure
     kind = _looks_like(beginning)

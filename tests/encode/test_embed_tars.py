@@ -162,9 +162,9 @@ def test_members_that_make_no_row_are_named_and_the_closing_line_adds_up(tmp_pat
     tar = make_tar(tmp_path / "t.tar", members)
     report = embed(tmp_path / "out", tar)
     assert unused(tmp_path / "out") == [
-        f"{tar}#README: neither a picture nor a caption by its name",
+        f"{tar}#README: is no picture of a format known here",
         f"{tar}#._a.png: its name begins with a dot",
-        f"{tar}#d.mp4: neither a picture nor a caption by its name",
+        f"{tar}#d.mp4: is no picture of a format known here",
         f"{tar}#c.json: no picture has its name",
     ]
     assert report.rows + report.unused == len(members)
@@ -185,13 +185,16 @@ def test_rows_errors_and_skipped_are_all_the_members_of_any_tar(
     names: list[tuple[str, str]], cut: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     tmp_path = tmp_path_factory.mktemp("t")
-    members = [("0.png", RED), *((name + ending, shade(i)) for i, (name, ending) in enumerate(names))]
+    kinds = {".md": b"text", ".bin": b"\0" * 999}
+    members = [
+        ("0.png", RED),
+        *((name + ending, kinds.get(ending, shade(i))) for i, (name, ending) in enumerate(names)),
+    ]
     tar = listed_tar(tmp_path / "t.tar", members)
     report = embed(tmp_path / "out", tar, part_rows=cut)
     assert report.rows + report.unused == len(members)
-    pictures = [
-        f"{tar}#{n}" for n, _ in members if n.endswith((".png", ".jpg")) and not n.split("/")[-1].startswith(".")
-    ]
+    shown = [n for n, _ in members if not n.split("/")[-1].startswith(".")]
+    pictures = [f"{tar}#{n}" for n in shown if not n.endswith((".md", ".bin"))]
     assert sorted(row["image_path"] for row in all_rows(tmp_path / "out")) == sorted(pictures)
     again = embed(tmp_path / "out", tar, part_rows=cut)
     assert (again.rows, again.rows_before, again.unused) == (0, report.rows, report.unused)

@@ -55,13 +55,13 @@ DAMAGE = (
 class Member:
     """What lies in a tar, folders aside. odd: what it is where it is no file, as messages say it; size: 0 of a link.
 
-    read: its first so many bytes, all by default, before the next member is asked for. Raises Broken and NoTarget.
+    read: its content, once, before the next member is asked for. Raises Broken and NoTarget.
     """
 
     name: str
     size: int
     odd: str
-    read: Callable[[int | None], bytes]
+    read: Callable[[], bytes]
 
 
 class _Header(tarfile.TarInfo):
@@ -121,18 +121,18 @@ def read_members(path: Path) -> Iterator[Member]:
         for place, found in _headers(tar):
             if found.islnk():
 
-                def linked(most: int | None, place: int = place, name: str = found.linkname) -> bytes:
-                    return links.read(place, name, most)
+                def linked(place: int = place, name: str = found.linkname) -> bytes:
+                    return links.read(place, name)
 
                 yield Member(found.name, 0, "", linked)
             elif found.isreg():
 
-                def read(most: int | None, found: tarfile.TarInfo = found) -> bytes:
-                    return _content(tar, found, most)
+                def read(found: tarfile.TarInfo = found) -> bytes:
+                    return _content(tar, found)
 
                 yield Member(found.name, found.size, "", read)
             elif not found.isdir() and found.type != b"V":  # a volume's label
-                yield Member(found.name, 0, _KINDS.get(found.type, f"of the kind {found.type!r}"), lambda most: b"")
+                yield Member(found.name, 0, _KINDS.get(found.type, f"of the kind {found.type!r}"), bytes)
 
 
 @contextmanager
@@ -156,11 +156,10 @@ def _headers(tar: tarfile.TarFile) -> Iterator[tuple[int, tarfile.TarInfo]]:
         place += 1
 
 
-def _content(tar: tarfile.TarFile, found: tarfile.TarInfo, most: int | None = None) -> bytes:
+def _content(tar: tarfile.TarFile, found: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(found)
-    wanted = found.size if most is None else min(most, found.size)
-    data = file.read(wanted) if file else b""
-    if len(data) < wanted:
+    data = file.read() if file else b""
+    if len(data) < found.size:
         raise Broken(f"{found.name} ends after {len(data):,} of {found.size:,} bytes")
     return data
 
@@ -175,7 +174,7 @@ class _Links:
         # and sizes
         self._targets: dict[str, list[tuple[int, int, int]]] = {}
 
-    def read(self, place: int, name: str, most: int | None) -> bytes:
+    def read(self, place: int, name: str) -> bytes:
         """The content of the last file of a name before the place of the link."""
         if self._scratch is None:
             self._scratch = tempfile.TemporaryFile()  # noqa: SIM115  closed by close
@@ -187,7 +186,7 @@ class _Links:
         if offset < 0:
             raise NoTarget(f"it is a hard link to {name} of {size:,} bytes; the most that is read is {LARGEST:,}")
         self._scratch.seek(offset)
-        return self._scratch.read(size if most is None else min(most, size))
+        return self._scratch.read(size)
 
     def _collect(self, scratch: IO[bytes]) -> None:
         with _ignoring_damage(), _opened(self._path) as tar:

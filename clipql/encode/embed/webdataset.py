@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipql.encode import pictures
 from clipql.encode.embed.captions import SIDECARS, BadSidecar, from_sidecars
 from clipql.encode.embed.members import DAMAGE, Member, NoTarget, read_members
 from clipql.encode.embed.rows import LARGEST, Row, Skip, Unused
 
-PICTURES = frozenset(["jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"])
 # how much of the samples that share a name up to the first dot waits for captions that come behind them
 _MOST_WAITING, _MOST_BYTES = 64, 64 << 20
 
@@ -73,8 +73,10 @@ class _Reading:
         folder, slash, file = member.name.rpartition("/")
         stem, ending = _split(file)
         key = folder + slash + file.partition(".")[0]
-        is_picture = ending in PICTURES
-        reason = member.odd or _reason(file, is_picture or ending in SIDECARS)
+        is_picture, reason, data = ending in pictures.ENDINGS, member.odd or _hidden(file), None
+        if not reason and not is_picture and ending not in SIDECARS:
+            data, reason = _unknown(member)
+            is_picture = True
         if reason:
             self._unused.note(f"{self._path}#{member.name}", reason)
             return
@@ -87,11 +89,12 @@ class _Reading:
             sample = _Sample(folder + slash + stem)
             self._waiting.append(sample)
         self._last = sample
-        self._read(member, sample, ending, is_picture)
+        self._read(member, sample, ending, is_picture, data)
         if len(self._waiting) > _MOST_WAITING or sum(s.size for s in self._waiting) > _MOST_BYTES:
             yield from self._give(len(self._waiting) - 1)
 
-    def _read(self, member: Member, sample: _Sample, ending: str, is_picture: bool) -> None:
+    def _read(self, member: Member, sample: _Sample, ending: str, is_picture: bool, data: bytes | None) -> None:
+        """Take in a member; data: where it has been read."""
         if is_picture:
             sample.picture = member.name
         else:
@@ -106,7 +109,7 @@ class _Reading:
             return
         sample.size += member.size
         try:
-            data = member.read(None)
+            data = member.read() if data is None else data
         except NoTarget as error:
             sample.error = f"{where}: {error}"
             return
@@ -160,8 +163,16 @@ def _split(file: str) -> tuple[str, str]:
     return (stem, ending.lower()) if dot else (file, "")
 
 
-def _reason(file: str, known: bool) -> str:
-    """Why a member makes no row; '' where it does."""
-    if file.startswith("."):
-        return "its name begins with a dot"
-    return "" if known else "neither a picture nor a caption by its name"
+def _hidden(file: str) -> str:
+    return "its name begins with a dot" if file.startswith(".") else ""
+
+
+def _unknown(member: Member) -> tuple[bytes, str]:
+    """The content of a member whose name says nothing, and why it is no picture; '' where it is one."""
+    if member.size > LARGEST:
+        return b"", f"its name is not that of a picture, and it has {member.size:,} bytes"
+    try:
+        data = member.read()
+    except NoTarget as error:
+        return b"", str(error)
+    return data, pictures.why_none(data)
