@@ -5,7 +5,8 @@ PictureError and never anything else; the number of pixels is read from the head
 all threads together decode at most `MAX_PIXELS` at a time. What becomes of pictures that are not plain RGB:
 
 - palettes are looked up; of animations and many-paged files the first picture is taken
-- transparency is dropped, not blended, as CLIP's own pipelines do: a pixel keeps the colour it has under its alpha
+- what is transparent is shown on white, so that the vector is that of what is seen, and not of the colours under the
+  alpha, which each format keeps or drops as it likes
 - CMYK and YCbCr are converted without their profiles; 16-bit grey is scaled to 8 bits; 32-bit numbers are stretched
   from their smallest and largest to 8 bits
 - HEIC is decoded by pillow-heif where that is installed, and turned by it
@@ -62,8 +63,8 @@ _AVIF_BRANDS = (b"avif", b"avis")
 _JXL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 # Endings by which a picture is taken for one before it is opened; another file is one by its content
 ENDINGS = frozenset({
-    "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "ico", "jp2",
-    "j2k", "jpx", "jpf", "j2c", "ppm", "pgm", "pbm", "pnm", "heic", "heif", "hif", "jxl",
+    "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "ico",
+    "jp2", "j2k", "jpx", "jpf", "j2c", "ppm", "pgm", "pbm", "pnm", "heic", "heif", "hif", "jxl",
 })  # fmt: skip
 
 
@@ -325,14 +326,29 @@ def _turned(image: Image, orientation: int) -> Image:
 def _rgb(image: Image) -> Image:
     from PIL.Image import fromarray
 
+    if image.has_transparency_data:
+        return _on_white(image)
     if image.mode == "RGB":
         return image
-    image.info.pop("transparency", None)  # it is dropped either way, and Pillow would warn of it
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         return fromarray(_stretched(image)).convert("RGB")
     return image.convert("RGB")
+
+
+def _on_white(image: Image) -> Image:
+    from PIL.Image import fromarray, new
+
+    if image.mode.startswith("I;16"):  # which Pillow makes no RGBA of: one of its greys is transparent
+        clear = np.asarray(image) == image.info["transparency"]
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        grey[clear] = 255
+        return fromarray(grey).convert("RGB")
+    seen = image.convert("RGBA")
+    white = new("RGB", image.size, (255, 255, 255))
+    white.paste(seen, mask=seen.getchannel("A"))
+    return white
 
 
 def _stretched(image: Image) -> NDArray[np.uint8]:
