@@ -108,7 +108,7 @@ def _as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return column
     if pa.types.is_null(column.type):
         return pa.nulls(len(column), kind)
-    if pa.types.is_string(kind):
+    if pa.types.is_string(kind) and not pa.types.is_binary(column.type):
         return pa.array([None if v is None else as_text(v) for v in column.to_pylist()], kind)
     try:
         return column.cast(kind)

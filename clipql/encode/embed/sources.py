@@ -203,5 +203,5 @@ def _picture(path: Path, skip: Skip, column: str | None) -> Row:
     try:
         caption, extra = read_sidecars(path, column)
     except BadSidecar as bad:
-        return Row(key, path=key, error=str(bad))
-    return Row(key, path, key, caption, extra=extra)
+        return Row(key, path=str(path), error=str(bad))
+    return Row(key, path, str(path), caption, extra=extra)
