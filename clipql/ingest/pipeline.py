@@ -25,7 +25,7 @@ from clipql.brief import Brief
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClipqlError, IngestError, VectorError
-from clipql.ingest.columns import check_parts, column_types
+from clipql.ingest.columns import check_nested, check_parts, column_types, nested
 from clipql.ingest.forecast import IngestForecast, check_room, forecast
 from clipql.ingest.layout import DAMAGED, IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
 from clipql.ingest.origin import check_origins, rows_with_vectors
@@ -297,9 +297,11 @@ class _OnePart:
 
     def _batches(self, first_id: int | None) -> Iterator[pa.RecordBatch]:
         path, row, read = self._part.files.metadata, 0, 0
+        groups = nested(self._part.schema)
         try:
             with pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(BATCH_ROWS):
+                    check_nested(path, batch, read, groups)
                     read, batch = read + batch.num_rows, self._without_gaps(batch, read)
                     if first_id is not None:
                         ids = np.arange(first_id + row, first_id + row + batch.num_rows, dtype=np.uint64)

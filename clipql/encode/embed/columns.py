@@ -44,7 +44,8 @@ def further(rows: Sequence[Row], own: Sequence[str]) -> dict[str, pa.Array]:
 def _shown(name: str, own: Sequence[str]) -> str:
     if name.lower() == "url":
         return "url"
-    return f"source_{name}" if name in own or name in _TAKEN else as_text(name)
+    # a table has no column without a name
+    return f"source_{name}" if not name or name in own or name in _TAKEN else as_text(name)
 
 
 def _declared(values: list[Any], kind: pa.DataType) -> pa.Array:
