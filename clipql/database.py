@@ -28,7 +28,8 @@ from clipql.sql.stars import Stars
 from clipql.storage import catalog, files, strays
 from clipql.storage.catalog import Catalog
 from clipql.storage.vectors.metrics import Metric, metric_spelled
-from clipql.syntax.lexer import split_statements, tokenize
+from clipql.syntax.lexer import split_statements
+from clipql.syntax.reading import read
 from clipql.tables import recover, schema
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
@@ -311,7 +312,7 @@ class Database:
 def one_condition(where: str) -> str:
     """A condition as it is. Raises QueryError for a text that would end it, or the statement, before its end."""
     depth = 0
-    for token in tokenize(where):
+    for token in read(where).tokens:
         if token.kind == "symbol" and token.text in "()":
             depth += 1 if token.text == "(" else -1
         if depth < 0 or token.kind == "error" or (token.kind == "symbol" and token.text == ";"):
