@@ -12,7 +12,8 @@ from typing import Any
 from clipql.engine.arrays import with_numbers
 from clipql.errors import ClipqlError
 from clipql.sql.settings import take_format, taken_from
-from clipql.syntax.statements import Select, classify
+from clipql.syntax.lexer import tokenize
+from clipql.syntax.statements import Select, kind_of
 from clipql.tables.registry import Registry
 
 _MOST = 256
@@ -38,7 +39,7 @@ class ResultTypes:
         return known[1]
 
     def _ask(self, statement: str, params: Mapping[str, Any]) -> dict[str, str]:
-        if not isinstance(classify(statement)[0], Select):
+        if not isinstance(kind_of(statement, tokenize(statement)), Select):
             return {}
         text, _ = taken_from(take_format(statement)[0])
         engine = self._registry.engine
