@@ -18,6 +18,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from clipql.engine.python_values import python_columns
 from clipql.engine.quoting import quote_name
 from clipql.engine.users import Acting
 from clipql.errors import ClipqlError, PictureError, QueryError
@@ -272,7 +273,7 @@ class Api:
             disposition = f'attachment; filename="clipql-results.{ending}"'
             return Response(answer.output.data, headers={"Content-Type": media, "Content-Disposition": disposition})
         found = answer.output.arrow()
-        page, more, duplicates = self._page(asked, table, column.name, found)
+        page, more, duplicates = self._page(asked, table, column.name, found, roles.types)
         params = dict(made.shown_params)
         pictures = [v for t, v in zip(asked.terms, vectors, strict=True) if t.picture is not None or t.vector]
         for name, value in zip(params, pictures, strict=True):
@@ -322,7 +323,7 @@ class Api:
         return [r for r in rows if 0 <= r < table.rows and (alive is None or bool(alive[r]))]
 
     def _page(
-        self, asked: Search, table: Table, column: str, found: pa.Table
+        self, asked: Search, table: Table, column: str, found: pa.Table, types: Mapping[str, str]
     ) -> tuple[list[dict[str, Any]], bool, dict[int, int]]:
         """The rows of the page asked for, whether there are more, and which row each duplicate repeats."""
         duplicates: dict[int, int] = {}
@@ -332,7 +333,7 @@ class Api:
             rows = found.column(ROW).to_numpy().astype(np.int64)[: first + asked.k]
             duplicates = folded(self._service.registry.store(table, column).take(rows), rows, asked.fold)
         more = found.num_rows > first + asked.k
-        return found.slice(first, asked.k).to_pylist(), more, duplicates
+        return _records(found.slice(first, asked.k), types), more, duplicates
 
     def _shown(
         self, table: Table, roles: ColumnRoles, row: dict[str, Any], duplicates: Mapping[int, int] | None = None
@@ -370,7 +371,8 @@ class Api:
     def _read_row(self, table: Table, columns: tuple[str, ...], row: int) -> dict[str, Any] | None:
         names = ", ".join([*map(quote_name, columns), ROW])
         sql = f"SELECT {names} FROM {self._service.registry.physical(table)} WHERE {ROW} = {row} LIMIT 1"
-        rows: list[dict[str, Any]] = self._service.engine.arrow(sql, user=True).to_pylist()
+        types = column_roles(self._service.engine, table).types
+        rows = _records(self._service.engine.arrow(sql, user=True), types)
         return rows[0] if rows else None
 
     async def _thumbnail(self, request: HttpRequest) -> Response:
@@ -449,6 +451,12 @@ def _part(name: str) -> str:
     from urllib.parse import quote
 
     return quote(name, safe="")
+
+
+def _records(found: pa.Table, types: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows by the names of their columns, with values as Python has them."""
+    columns = python_columns(found, types)
+    return [dict(zip(found.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _error(

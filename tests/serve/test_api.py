@@ -95,6 +95,32 @@ def test_pages_over_equal_distances_give_each_row_once(server: Running) -> None:
     server.sql("DROP TABLE equal")
 
 
+def test_values_of_every_kind_are_as_people_write_them(server: Running) -> None:
+    made = (
+        "CREATE TABLE kinds (id UInt32, at DateTime('UTC'), ip IPv4, kind Enum8('a' = 1, 'b' = 2), "
+        "pair Tuple(UInt8, String), by Map(String, IPv4), price Decimal(9, 2), odd String, v Array(Float32)) "
+        "ENGINE = MergeTree ORDER BY id"
+    )
+    row = "4000000000, 60, '1.2.3.4', 'b', (1, 'x'), map('k', toIPv4('1.2.3.5')), 1.5, unhex('61ff'), [1]"
+    for statement in (made, f"INSERT INTO kinds SELECT {row}"):
+        reply = server.sql(statement)
+        assert reply.status == 200, reply.text
+    expected = {
+        "id": 4000000000,
+        "at": "1970-01-01T00:01:00+00:00",
+        "ip": "1.2.3.4",
+        "kind": "b",
+        "pair": [1, "x"],
+        "by": {"k": "1.2.3.5"},
+        "price": "1.50",
+        "odd": "a\ufffd",
+    }
+    found = server.post("/api/search", {"table": "kinds", "column": "v", "terms": [{"vector": [1.0]}], "k": 1}).json
+    assert [row["values"] for row in found["rows"]] == [expected]
+    assert server.ask("/api/rows/default/kinds/0").json["values"] == expected
+    server.sql("DROP TABLE kinds")
+
+
 def test_safe_mode_leaves_out_what_is_marked(server: Running) -> None:
     found = search(server, terms=[{"id": "0"}], k=100)
     assert ids(found) == nearest(FIRST[0].astype(np.float64), np.arange(0, ROWS, 3))[:100]
