@@ -20,7 +20,7 @@ from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged, QueryCancelled, QueryError
 from clipql.index.base import Candidates, Cost
-from clipql.index.flat import WIDE, Scan, Term, exact
+from clipql.index.flat import Scan, Term, exact
 from clipql.sql import vector_search as search
 from clipql.sql.calls import Call
 from clipql.sql.conditions import plain_mask
@@ -333,9 +333,9 @@ class Execution:
 
     def _too_wide(self) -> bool:
         """Whether distances may leave float32, in which they are handed over."""
-        stores = [self._registry.store(self._select.table, c.column) for c in self._select.calls]
-        largest = [float(np.abs(v.values).max(initial=0)) for v in self._plan.vectors]
-        return max(*[s.largest for s in stores], *largest) > WIDE
+        store, table = self._registry.store, self._select.table
+        calls = zip(self._select.calls, self._plan.vectors, strict=True)
+        return any(Term(store(table, c.column), c.metric, v.values).wide for c, v in calls)
 
     def _all_distances(self, call: Call) -> str:
         """The distances of all rows as one constant array, indexed by the row number."""
