@@ -84,6 +84,11 @@ class Work:
         return f"clipql_{kind}_{len(self.params) + len(self.tables)}"
 
 
+def _with(why: str, doubt: str) -> str:
+    """Why a plan was made, and why an exact scan took the place of its index."""
+    return f"{why}; an exact scan, as {doubt}" if doubt else why
+
+
 def no_answer(found: Candidates) -> Direct | None:
     return None
 
@@ -200,7 +205,7 @@ class Execution:
         self._work.answer = self._answer(found)
         if self._work.answer is None:
             self._restrict(found, self._ties_by_row())
-        self._step("top-k", self._plan.why, found.cost, len(found.rows))
+        self._step("top-k", _with(self._plan.why, search.doubt(self._plan)), found.cost, len(found.rows))
 
     def _range(self) -> None:
         rows = self._select.table.rows
@@ -211,7 +216,7 @@ class Execution:
             self._distances(f"{found:,} rows are in range")
             return
         self._restrict(found, self._pages())
-        self._step("range", self._plan.why, found.cost, len(found.rows))
+        self._step("range", _with(self._plan.why, search.doubt(self._plan)), found.cost, len(found.rows))
 
     # edits
 
