@@ -315,7 +315,7 @@ class Api:
         """The numbers of the rows of a search that are almost the same as one before them."""
         made = search.statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
         answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
-        duplicates = self._page(asked, table, column.name, answer.output.arrow())[2]
+        duplicates = self._page(asked, table, column.name, answer.output.arrow(), roles.types)[2]
         return list(duplicates)
 
     def _rows_there(self, table: Table, rows: list[int]) -> list[int]:
