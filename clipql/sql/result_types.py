@@ -12,8 +12,9 @@ from typing import Any
 from clipql.engine.arrays import with_numbers
 from clipql.errors import ClipqlError
 from clipql.sql.settings import take_format, taken_from
-from clipql.syntax.lexer import tokenize
-from clipql.syntax.statements import Select, kind_of
+from clipql.syntax.reading import read
+from clipql.syntax.spelling import respelled
+from clipql.syntax.statements import Select
 from clipql.tables.registry import Registry
 
 _MOST = 256
@@ -39,9 +40,9 @@ class ResultTypes:
         return known[1]
 
     def _ask(self, statement: str, params: Mapping[str, Any]) -> dict[str, str]:
-        if not isinstance(kind_of(statement, tokenize(statement)), Select):
+        if not isinstance(read(statement).kind, Select):
             return {}
-        text, _ = taken_from(take_format(statement)[0])
+        text, _ = taken_from(take_format(respelled(statement, list))[0])
         engine = self._registry.engine
         try:
             # of the engine, not of the session, to which anything but a SELECT is a change
