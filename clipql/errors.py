@@ -113,6 +113,10 @@ class ServerError(ClipqlError):
     """A server that cannot start, or that a client cannot reach."""
 
 
+class IndexWarning(UserWarning):
+    """An index does not reach the recall that searches ask for by default: exact scans answer instead. No error."""
+
+
 class StorageError(ClipqlError):
     """The database folder cannot be used as it is."""
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from clipql.brief import Brief
 from clipql.storage.vectors.metrics import Metric
 
+EXACT_RECALL = "recall = 1 is an exact scan"
 TIED = 2.0**-22  # relative to a distance: what Float32 may take for the same
 
 
@@ -147,11 +148,27 @@ class Index(Protocol):
         caller to compare. None where a scan of all costs less, or nothing can be ruled out.
         """
 
+    def doubt(self, query: NDArray[np.float32], knobs: Mapping[str, float]) -> str:
+        """Why an exact scan should answer this query instead, if it should: recall 1 is asked, or more recall than was
+        measured for queries of its kind.
+        """
+
+    def standing(self) -> str:
+        """'in use', or which searches are exact scans instead and why, as `clipql.indexes` shows it."""
+
 
 class WithoutBounds:
-    """An index that can rule no row out."""
+    """An index that can rule no row out, and measures no recall of its own."""
 
     has_bounds = False
+
+    def doubt(self, query: NDArray[np.float32], knobs: Mapping[str, float]) -> str:
+        """See `Index.doubt`."""
+        return EXACT_RECALL if float(knobs.get("recall", 0)) >= 1 else ""
+
+    def standing(self) -> str:
+        """See `Index.standing`."""
+        return "in use"
 
     def within(
         self, query: NDArray[np.float32], distance: float, among: NDArray[np.bool_] | None = None

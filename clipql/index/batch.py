@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.flat import WIDE, Scan, Term
-from clipql.storage.vectors import metrics
+from clipql.storage.vectors import kernels, metrics
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
@@ -20,6 +20,8 @@ ROWS_AT_ONCE, QUERIES_AT_ONCE = 8_192, 512
 SPARE = 24  # candidates beyond the k-th, so that rounding seldom decides
 # relative to the largest terms that a float32 score is made of
 ROUNDING = 4e-6
+# terms that are all smaller lose digits in float32
+SMALL = 1e-30
 
 
 def nearest_each(
@@ -65,7 +67,7 @@ def _candidates(
 ) -> tuple[list[NDArray[np.int64]], NDArray[np.bool_]]:
     """Rows that hold the k nearest of each query, and whether that is unsure."""
     n, keep = len(queries), k + SPARE
-    if max(store.largest, float(np.abs(queries).max(initial=0))) > WIDE**0.5:
+    if metric is not Metric.COSINE and max(store.largest, float(np.abs(queries).max(initial=0))) > WIDE**0.5:
         return [np.empty(0, np.int64)] * n, np.ones(n, np.bool_)
     sides = _unit(queries) if metric is Metric.COSINE else queries
     best = np.full((n, 0), -np.inf, np.float32)
@@ -94,6 +96,8 @@ def _candidates(
     ordered = -np.sort(-best, axis=1)
     margin = 2 * ROUNDING * largest
     close = np.asarray(ordered[:, -1] >= ordered[:, k - 1] - margin) if best.shape[1] == keep else np.zeros(n, np.bool_)
+    if largest < SMALL:
+        close[:] = True
     unsure = np.logical_or(_nan(best), close)
     return [found[i][best[i] >= ordered[i, k - 1] - margin] for i in range(n)], unsure
 
@@ -124,5 +128,12 @@ def _nan(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows scaled to length 1, whatever their length; NaN for those of zeros."""
+    squares = np.einsum("ij,ij->i", x, x)
+    odd = np.flatnonzero(~((squares >= kernels.SHORTEST) & (squares <= kernels.LONGEST)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(x / np.sqrt(np.einsum("ij,ij->i", x, x))[:, None], np.float32)
+        out = np.asarray(x / np.sqrt(squares)[:, None], np.float32)
+        if len(odd):
+            long = x[odd].astype(np.float64)
+            out[odd] = long / np.sqrt(np.einsum("ij,ij->i", long, long))[:, None]
+    return out

@@ -9,6 +9,7 @@ decided in float64.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 import time
@@ -22,10 +23,11 @@ from numpy.typing import NDArray
 
 from clipql.errors import VectorIndexError
 from clipql.index.base import Candidates, Cost, WithoutBounds, nearest
-from clipql.storage.vectors import kernels, metrics
+from clipql.storage.vectors import kernels
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
+_LARGEST = float(np.finfo(np.float32).max)
 BLOCK_BYTES = 4 << 20
 # rows that are gathered at once: half a megabyte of 512 half floats, which stays in the cache
 FEW = 512
@@ -35,6 +37,8 @@ ROUNDING = 2e-5
 ADDED = 1e-6
 # above this norm squares leave float32; such columns are scanned in float64
 WIDE = 1e15
+# float32 below which numbers lose digits, and the smallest there is
+TINY_FLOAT, SMALLEST_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).smallest_subnormal)
 
 _pool: ThreadPoolExecutor | None = None
 _pool_guard = threading.Lock()
@@ -76,13 +80,15 @@ class Term:
 
     @property
     def narrow(self) -> NDArray[np.float32]:
-        """The query in float32, as the kernels take it."""
+        """The query in float32, as indexes take it."""
         with np.errstate(over="ignore"):
             return self.query.astype(np.float32)
 
     @property
     def wide(self) -> bool:
-        """Whether float32 does not hold the squares of its numbers."""
+        """Whether float32 does not hold the squares or products of its numbers; a cosine needs none that are large."""
+        if self.metric is Metric.COSINE:
+            return False
         return max(self.store.largest, float(np.abs(self.query).max(initial=0))) > WIDE
 
     @property
@@ -92,8 +98,19 @@ class Term:
         if self.metric is Metric.COSINE:
             return 0.0, scale * ROUNDING
         if self.metric is Metric.DOT:
-            return 0.0, scale * ROUNDING * self.store.largest * float(np.linalg.norm(self.query))
-        return ROUNDING, scale * 1e-30
+            length = self.store.largest * float(np.linalg.norm(self.query))
+            return 0.0, scale * (ROUNDING * length + self._vanishing)
+        with np.errstate(invalid="ignore"):
+            lost = float(np.linalg.norm(self.query - self.narrow)) if not self.wide else 0.0
+        if self.metric is Metric.L2:
+            return ROUNDING, scale * (lost + math.sqrt(self._vanishing))
+        # |x - q| is off by `lost` at most, and (a + b)² <= a² (1 + e) + b² (1 + 1/e)
+        return 2 * ROUNDING if lost else ROUNDING, scale * (lost * lost * (1 + 1 / ROUNDING) + self._vanishing)
+
+    @property
+    def _vanishing(self) -> float:
+        """What a sum of products loses where they are too small for float32."""
+        return self.store.dimension * SMALLEST_FLOAT
 
 
 def distances_between(term: Term, first: int, last: int, out: NDArray[Any]) -> None:
@@ -103,25 +120,12 @@ def distances_between(term: Term, first: int, last: int, out: NDArray[Any]) -> N
 
 
 def weighted(term: Term, block: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-    """Weighted distances of a block's rows, float32: from the kernels, or from float64 where values are huge."""
+    """Weighted distances of a block's rows, float32."""
     part = np.empty(len(block), np.float32) if out is None else out
-    if term.wide:
-        with np.errstate(over="ignore"):
-            part[:] = metrics.distances(term.metric, block, term.query)
-    else:
-        kernels.distances(term.metric, block, term.narrow, part)
-        if term.metric is Metric.COSINE:
-            _settle_nan(term, block, part)
+    kernels.distances(term.metric, block, term.query, part, wide=term.wide)
     if term.weight != 1.0:
         part *= term.weight
     return part
-
-
-def _settle_nan(term: Term, block: NDArray[Any], part: NDArray[Any]) -> None:
-    # a vector so short that its squares vanish in float32 still has a direction in float64
-    odd = np.flatnonzero(np.isnan(part))
-    if len(odd):
-        part[odd] = metrics.distances(term.metric, block[odd], term.query)
 
 
 def exact(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
@@ -132,13 +136,19 @@ def exact(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
         with np.errstate(over="ignore", invalid="ignore"):
             for term in terms:
                 found = term.store.distances(term.metric, rows[first:last], term.query)
-                total[first:last] += term.weight * (found.astype(np.float32) if term.rounded else found)
+                total[first:last] += term.weight * (as_float32(found) if term.rounded else found)
 
     if len(rows) < FEW:
         some(0, len(rows))
     else:
         each_core(len(rows), some)
     return total
+
+
+def as_float32(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distances rounded to Float32, but for those that it does not hold, which stay apart from each other."""
+    rounded, size = distances.astype(np.float32).astype(np.float64), np.abs(distances)
+    return np.where((size >= TINY_FLOAT) & (size <= kernels.LARGEST_FLOAT), rounded, distances)
 
 
 @dataclass
@@ -182,7 +192,8 @@ class Scan:
     def slack(self, limit: float) -> float:
         """A key with what float32 may be off: rows up to it are decided in float64."""
         # both the k-th and the row compared with it may be off, in opposite directions
-        return limit + 2 * (self._relative * abs(limit) + self._absolute) if np.isfinite(limit) else limit
+        off = limit + 2 * (self._relative * abs(limit) + self._absolute) if np.isfinite(limit) else limit
+        return off if off <= _LARGEST else np.inf  # which float32 keys can be compared with
 
     def nearest(self, k: int) -> Candidates:
         """The rows that may be among the k smallest keys, smallest first; more than k where keys tie at the edge."""

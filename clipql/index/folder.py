@@ -23,7 +23,7 @@ from clipql.errors import DatabaseDamaged, DatabaseVersion, VectorIndexError
 from clipql.storage import files, strays
 from clipql.storage.vectors.segments import UNREADABLE
 
-VERSION = 1
+VERSION = 2  # 2: the rows of an ivf index are scaled
 META = "meta.json"
 _HASHED_ON_OPEN = 16 << 20  # bytes; larger files are hashed by `verify` only
 _READ = 8 << 20

@@ -22,7 +22,7 @@ from clipql.encode.names import DEFAULT_MODEL
 from clipql.encode.service import IMAGE, TEXT, Encoders
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import QueryError
-from clipql.serve import allowed, syntax_tree, visible
+from clipql.serve import allowed, error_position, syntax_tree, visible
 from clipql.serve.allowed import words
 from clipql.serve.allowed_settings import Settings
 from clipql.serve.canonical import Canonical, canonical, held_out, whole
@@ -60,6 +60,7 @@ _FOLLOWED = {
 # what may begin a SELECT, and an INSERT too; what its syntax tree begins with; what of EXPLAIN only looks at the syntax
 _SELECTING = words("SELECT WITH FROM (")
 _SELECTS = words("SelectWithUnionQuery SelectIntersectExceptQuery SelectQuery")
+_LOOK = "EXPLAIN AST "
 _PARSING = ("EXPLAIN AST", "EXPLAIN SYNTAX")
 _CLICKHOUSES = words("system information_schema")
 # functions that take a table, and beginnings of those that take a function, by its name alone
@@ -240,10 +241,15 @@ class Guard:
                 if end is None:
                     continue
                 neutral = "'1'" if tokens[at + 3].text in ("String", "FixedString") else "1"
-                head = f"{head[: tokens[at].start]} {neutral} {head[tokens[end].end :]}"
+                # as long as what it stands for, so that errors keep their place
+                length = len(head[tokens[at].start : tokens[end].end].encode()) - 1
+                head = f"{head[: tokens[at].start]} {neutral.ljust(length)}{head[tokens[end].end :]}"
         if "SETTINGS" in head.upper():
             head = own_settings.taken_from(head)[0]
-        return self._query(f"EXPLAIN AST {head}", "TSVRaw").decode("utf-8", "replace")
+        try:
+            return self._query(f"{_LOOK}{head}", "TSVRaw").decode("utf-8", "replace")
+        except QueryError as error:
+            raise error_position.without_prefix(error, _LOOK) from error.__cause__
 
     def _query(self, sql: str, format: str) -> bytes:
         with self._engine.act(Acting(self._reader)):

@@ -41,7 +41,10 @@ def check_bytes(sql: str, limits: Limits) -> int:
 
 
 def cleaned(sql: str) -> str:
-    """The statement with each comment as a space. Raises QueryError for characters that have no place in SQL."""
+    """The statement with each comment as spaces. Raises QueryError for characters that have no place in SQL.
+
+    Whatever comes after a comment stays at its byte and in its line, so errors name the place that the sender sees.
+    """
     if "\0" in sql:
         raise QueryError("the statement holds a NUL character", code=62, name="SYNTAX_ERROR")
     parts: list[str] = []
@@ -49,16 +52,19 @@ def cleaned(sql: str) -> str:
     odd = not sql.isascii() or _CONTROL.search(sql) is not None
     for token in read(sql).tokens:
         gap = sql[at : token.start]
-        parts.append(gap if gap.isspace() or not gap else " ")
+        parts.append(gap if gap.isspace() or not gap else _blank(gap))
         if odd and token.kind not in ("string", "quoted") and (not token.text.isascii() or _CONTROL.search(token.text)):
             raise QueryError(
-                f"{token.text[:20]!r} at {token.start}: outside strings and quoted names, SQL is ASCII",
+                f"{token.text[:20]!r} at position {_byte(sql, token.start)}: outside strings and quoted names, "
+                "SQL is ASCII",
                 code=62,
                 name="SYNTAX_ERROR",
             )
         if token.kind == "error":
             raise QueryError(
-                f"{token.text[:20]!r} at {token.start}: ClickHouse cannot read it", code=62, name="SYNTAX_ERROR"
+                f"{token.text[:20]!r} at position {_byte(sql, token.start)}: ClickHouse cannot read it",
+                code=62,
+                name="SYNTAX_ERROR",
             )
         parts.append(token.text)
         at = token.end
@@ -69,6 +75,16 @@ def cleaned(sql: str) -> str:
     if odd and any(not c.isascii() and c.isspace() for c in _gaps(text)):
         raise QueryError("outside strings and quoted names, SQL is ASCII", code=62, name="SYNTAX_ERROR")
     return text + (rest if data else "")
+
+
+def _blank(gap: str) -> str:
+    """Spaces for the bytes of a gap between tokens, with its ends of lines where they were."""
+    return "".join("\n" if c == "\n" else " " * len(c.encode("utf-8", "surrogatepass")) for c in gap)
+
+
+def _byte(sql: str, at: int) -> int:
+    """The place of a character as ClickHouse names it: its byte, from 1."""
+    return len(sql[:at].encode("utf-8", "surrogatepass")) + 1
 
 
 def _gaps(text: str) -> str:

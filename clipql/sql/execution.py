@@ -20,7 +20,7 @@ from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged, QueryCancelled, QueryError
 from clipql.index.base import Candidates, Cost
-from clipql.index.flat import WIDE, Scan, Term, exact
+from clipql.index.flat import Scan, Term, exact
 from clipql.sql import vector_search as search
 from clipql.sql.calls import Call
 from clipql.sql.conditions import plain_mask
@@ -83,6 +83,11 @@ class Work:
 
     def name(self, kind: str) -> str:
         return f"clipql_{kind}_{len(self.params) + len(self.tables)}"
+
+
+def _with(why: str, doubt: str) -> str:
+    """Why a plan was made, and why an exact scan took the place of its index."""
+    return f"{why}; an exact scan, as {doubt}" if doubt else why
 
 
 def no_answer(found: Candidates) -> Direct | None:
@@ -201,7 +206,7 @@ class Execution:
         self._work.answer = self._answer(found)
         if self._work.answer is None:
             self._restrict(found, self._ties_by_row())
-        self._step("top-k", self._plan.why, found.cost, len(found.rows))
+        self._step("top-k", _with(self._plan.why, search.doubt(self._plan)), found.cost, len(found.rows))
 
     def _range(self) -> None:
         rows = self._select.table.rows
@@ -212,7 +217,7 @@ class Execution:
             self._distances(f"{found:,} rows are in range")
             return
         self._restrict(found, self._pages())
-        self._step("range", self._plan.why, found.cost, len(found.rows))
+        self._step("range", _with(self._plan.why, search.doubt(self._plan)), found.cost, len(found.rows))
 
     # edits
 
@@ -327,9 +332,9 @@ class Execution:
 
     def _too_wide(self) -> bool:
         """Whether distances may leave float32, in which they are handed over."""
-        stores = [self._registry.store(self._select.table, c.column) for c in self._select.calls]
-        largest = [float(np.abs(v.values).max(initial=0)) for v in self._plan.vectors]
-        return max(*[s.largest for s in stores], *largest) > WIDE
+        store, table = self._registry.store, self._select.table
+        calls = zip(self._select.calls, self._plan.vectors, strict=True)
+        return any(Term(store(table, c.column), c.metric, v.values).wide for c, v in calls)
 
     def _all_distances(self, call: Call) -> str:
         """The distances of all rows as one constant array, indexed by the row number."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from clipql.sql.pairs import JoinPlan
 from clipql.sql.plan import Plan, Weighted, exact_range
 from clipql.sql.untouched import Untouched
-from clipql.sql.vector_search import few
+from clipql.sql.vector_search import doubt, few
 
 # rows a second that a vector column is read at, as docs/benchmarks.md and `plan.ALIAS_COST` have it: 10 to 16 µs a row
 # through the ALIAS column; 50 ns a row of 512 numbers in the kernels, which read at memory speed
@@ -81,7 +81,9 @@ def _one(plan: Plan) -> list[str]:
         lines.append(f"  filter first: {' '.join(plan.filter.split())}")
         if plan.kind == "top-k":
             most = f"at most {few(plan):,} rows left: just those are compared"
-            skips = "the index skips the others" if plan.chosen.index else "the scan skips the others"
+            skips = (
+                "the index skips the others" if plan.chosen.index and not doubt(plan) else "the scan skips the others"
+            )
             lines.append(f"    {most}; more: {skips}")
     if plan.kept:
         lines.append(f"  then keep: {' AND '.join(' '.join(c.text.split()) for c in plan.kept)}")
@@ -97,6 +99,9 @@ def _index(plan: Plan) -> str:
     if entry is None or index is None:
         why = f"; {plan.chosen.why}" if plan.chosen.why else ""
         return f"none, an exact scan on all cores{why}"
+    doubtful = doubt(plan)
+    if doubtful:
+        return f"none, an exact scan on all cores; {entry.name} ({entry.kind}, {entry.metric}): {doubtful}"
     knobs = ", ".join(f"{k} = {v:g}" for k, v in plan.knobs.items())
     tail = plan.select.table.rows - index.rows_covered
     newer = f"; {tail:,} newer rows are scanned" if tail else ""

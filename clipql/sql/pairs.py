@@ -159,12 +159,14 @@ class PairSearch:
         for at in range(0, len(each), EACH_AT_ONCE):
             queries = self._queries.take(each[at : at + EACH_AT_ONCE])
             index = self._plan.chosen.index
-            self._scanned += 0 if index else len(queries) * self._join.near.table.rows
-            rows, values = (
-                nearest_each(self._store, self._join.metric, queries, k, mask)
-                if index is None
-                else self._by_index(index, queries, k, mask)
-            )
+            by_index = np.array([index is not None and not index.doubt(q, self._plan.knobs) for q in queries], np.bool_)
+            rows, values = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
+            if index is not None and by_index.any():
+                rows[by_index], values[by_index] = self._by_index(index, queries[by_index], k, mask)
+            if not by_index.all():
+                scanned = queries[~by_index]
+                self._scanned += len(scanned) * self._join.near.table.rows
+                rows[~by_index], values[~by_index] = nearest_each(self._store, self._join.metric, scanned, k, mask)
             near.append(rows)
             distances.append(values)
         rows, values = np.concatenate(near), np.concatenate(distances)

@@ -41,6 +41,8 @@ def few(plan: Plan) -> int:
 def nearest(plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, filtered: int | None) -> Candidates:
     """The rows with the smallest keys, at least k where k qualify, and all that tie with the k-th; ties by row."""
     rows, index = plan.select.table.rows, plan.chosen.index
+    if doubt(plan):
+        index = None
     if among is not None and filtered is not None and filtered <= few(plan):
         return Scan(terms, rows).nearest_of(np.flatnonzero(among), plan.k)
     if index is None:
@@ -52,6 +54,15 @@ def nearest(plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, 
     if len(found.rows) < plan.k == plan.page:
         return Scan(terms, rows, among).nearest(plan.k)
     return found
+
+
+def doubt(plan: Plan) -> str:
+    """Why an exact scan answers instead of the index that was chosen, if it does: see `Index.doubt`."""
+    index = plan.chosen.index
+    if index is None or len(plan.terms) != 1 or (plan.kind == "range" and exact_range(plan.knobs)):
+        return ""
+    with np.errstate(over="ignore"):
+        return index.doubt(plan.terms[0].vector.values.astype(np.float32), plan.knobs)
 
 
 def most_by_index(plan: Plan, index: Index, qualifying: int) -> int:
@@ -113,7 +124,7 @@ def within(plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, m
         found = _ruled(plan, index, terms[0], among, most)
         if found is not None:
             return found
-    elif index is not None:
+    elif index is not None and not doubt(plan):
         approximate = _nearest_within(plan, index, terms, among, most)
         if approximate is not None:
             return approximate

@@ -12,6 +12,7 @@ import json
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -21,7 +22,7 @@ import pyarrow as pa
 import xxhash
 
 from clipql.brief import Brief
-from clipql.errors import ClipqlError, DiskFull, StorageError, VectorError, VectorIndexError
+from clipql.errors import ClipqlError, DiskFull, IndexWarning, StorageError, VectorError, VectorIndexError
 from clipql.index import folder as index_folder
 from clipql.index import kinds
 from clipql.index.base import Index
@@ -106,7 +107,8 @@ class Indexes:
             if key not in self._opened:
                 try:
                     store = self.registry.store(table, entry.column)
-                    self._opened[key] = kinds.open_index(entry, self.folder(entry), store)
+                    opened = self._opened[key] = kinds.open_index(entry, self.folder(entry), store)
+                    _warn(table, entry, opened)
                 except ClipqlError as error:
                     self._opened[key] = error
             return self._opened[key]
@@ -187,6 +189,7 @@ class Indexes:
                 self._opened[folder] = index
             self.forget(entry)
             self.rows.build(table)
+        _warn(table, built, index)
 
     def forecast(self, table: Table, name: str) -> list[str]:
         """What building an index will take, as EXPLAIN shows it."""
@@ -311,7 +314,14 @@ class Indexes:
             few = table.rows < kinds.FEWEST_ROWS
             return "too few rows, exact scan" if few else f"not built: {failed}" if failed else "not built"
         opened = self._open(table, entry)
-        return f"damaged: {opened}" if isinstance(opened, ClipqlError) else "in use"
+        return f"damaged: {opened}" if isinstance(opened, ClipqlError) else opened.standing()
+
+
+def _warn(table: Table, entry: IndexEntry, index: Index) -> None:
+    """Say that an index does not reach what is asked of it by default."""
+    if index.standing() != "in use":
+        text = f"index {entry.name} of {table.full_name}: {index.standing()}"
+        warnings.warn(text, IndexWarning, stacklevel=3)
 
 
 def behind(entry: IndexEntry, rows: int) -> bool:

@@ -134,7 +134,8 @@ def test_a_forecast_counts_the_bytes_that_a_build_writes(tmp_path: Path) -> None
     with clipql.connect(tmp_path / "db") as db:
         db.sql("CREATE TABLE t (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
         db.sql(
-            "INSERT INTO t SELECT number, arrayMap(i -> toFloat32(sin(number * i)), range(1, 97)) FROM numbers(20000)"
+            "INSERT INTO t SELECT number, arrayMap(i -> toFloat32(cityHash64(number, i) % 2000 / 1000 - 1), range(96)) "
+            "FROM numbers(20000)"
         )
         db.sql("ALTER TABLE t ADD INDEX ix v TYPE ivf('L2Distance')")
         table = db.registry.catalog.tables[0]

@@ -26,10 +26,10 @@ from clipql.index.ivf.bounds import spanned
 from clipql.index.ivf.buckets import Buckets
 from clipql.index.ivf.calibrate import measure
 from clipql.index.ivf.forecast import check_room, forecast
-from clipql.index.ivf.geometry import Floats, Space, Workers, column_mean
+from clipql.index.ivf.geometry import Floats, Space, Workers, fitted_space, unit_rows
 from clipql.index.ivf.knobs import Curves
 from clipql.index.ivf.learn import FEWEST_ROWS, learn, spread
-from clipql.index.ivf.model import Model, coder_arrays
+from clipql.index.ivf.model import Model, coder_arrays, scale_told
 from clipql.index.ivf.place import KEPT, Progressed, beginning, lay_out, limits, place, record
 from clipql.index.ivf.ranges import SPAN
 from clipql.index.ivf.routing import Followed, buckets_for
@@ -87,9 +87,9 @@ def build(
             f"queries hold {queries.rows} vectors of {queries.dimension} numbers; "
             f"they must pair with {rows} rows of {vectors.dimension}"
         )
-    if model is not None and (model.metric, model.known.mean.size) != (metric, vectors.dimension):
+    if model is not None and (model.metric, model.known.space.mean.size) != (metric, vectors.dimension):
         raise VectorIndexError(
-            f"the model is of {model.known.mean.size} numbers by {model.metric.value}; the index is of "
+            f"the model is of {model.known.space.mean.size} numbers by {model.metric.value}; the index is of "
             f"{vectors.dimension} by {metric.value}"
         )
     count = model.known.lists.count if model else lists_for(rows, lists)
@@ -101,8 +101,7 @@ def build(
         with NewFolder(Path(folder), Path(work) if work else None) as new:
             job = _Job(
                 vectors,
-                queries or StandIn(vectors, metric, seed),
-                queries is not None,
+                queries,
                 metric,
                 rows,
                 count,
@@ -156,8 +155,7 @@ def lists_for_shards(rows: int, shards: int, wanted: int | None = None) -> int:
 @dataclass(frozen=True)
 class _Job:
     vectors: Vectors
-    queries: Queries
-    captions: bool
+    captions: Vectors | None
     metric: Metric
     rows: int
     lists: int
@@ -171,14 +169,14 @@ class _Job:
 
     def run(self) -> dict[str, Any]:
         known = self.model.known if self.model else self._begun()
-        space = Space(self.metric, known.mean)
+        space = known.space
         truth = self._truth(space)
         longest = self._pass(space, known, truth)
         return {**self._calibrated(known, truth), "longest_code": longest}
 
     def _begun(self) -> state.Known:
         """What was learnt before the build was cut off, or is now."""
-        known = state.load_known(self.folder.path, self.identity)
+        known = state.load_known(self.folder.path, self.identity, self.metric)
         if known is None:
             self.folder.clear()
             known = self._learned()
@@ -187,15 +185,20 @@ class _Job:
 
     def _learned(self) -> state.Known:
         some = self.vectors.take(spread(self.rows, 100_000, (self.seed, 0)))
-        space = Space(self.metric, column_mean(self.metric, some, self.workers))
+        space = fitted_space(self.metric, some, self.workers)
         lists = learn(self.vectors, space, self.lists, self.folder.path, self.seed, self.workers, self.progress)
-        return state.Known(space.mean, lists, *self._coder(space, lists))
+        return state.Known(space, lists, *self._coder(space, lists))
+
+    def _queries(self, space: Space) -> Queries:
+        """The captions, or what stands in for them."""
+        return self.captions or StandIn(self.vectors, space, self.seed, self.workers)
 
     def _asked(self, space: Space, rows: NDArray[np.int64], raw: Floats) -> Floats:
         """Queries of each kind: the rows themselves and their captions. Each kind counts the same, whatever its length
         (a dot product's queries may be of any).
         """
-        asked = [_as_queries(space, raw), _as_queries(space, self.queries.take(rows))]
+        good = space.rows(raw, self.workers)[1]
+        asked = [space.queries(raw[good]), space.queries(self._queries(space).take(rows[good]))]
         return np.concatenate([q / max(float(np.sqrt((q * q).sum(1).mean())), 1e-20) for q in asked])
 
     def _coder(self, space: Space, lists: Lists) -> tuple[codes.Coder, float]:
@@ -222,9 +225,11 @@ class _Job:
     def _truth(self, space: Space) -> Truth:
         rng = np.random.default_rng((self.seed, 7))
         held = np.sort(rng.choice(self.rows, min(CALIBRATED_ON, self.rows // 10), replace=False, shuffle=False))
-        asked = [self.vectors.take(held), self.queries.take(held)]
+        held = held[space.rows(self.vectors.take(held), self.workers)[1]]
+        asked = [self.vectors.take(held), self._queries(space).take(held)]
         queries, rows = np.concatenate(asked), np.tile(held, len(asked))
-        sound = np.isfinite(queries).all(1) & queries.any(1)
+        sound = np.flatnonzero(np.isfinite(queries).all(1) & queries.any(1))
+        sound = sound[[space.reaches(space.query(q)) for q in queries[sound]]]
         kind = np.repeat(np.arange(len(asked)), len(held))
         return Truth(space, queries[sound], rows[sound], kind[sound], self.workers)
 
@@ -274,7 +279,7 @@ class _Job:
             "word_weight": coder.word_weight,
             "shape": coder.shape,
             SPAN: spanned(coder)[0],
-            "mean": known.mean,
+            "mean": space.mean,
             **(self.model.ranking if self.model else self._ranking(space, lists, done, followed)),
             **(coder_arrays(coder) if self.shared else {}),
         }
@@ -292,8 +297,9 @@ class _Job:
         for a in range(0, lists.count, ENCODED):
             to[a : a + ENCODED] = lists.centroids(a, a + ENCODED)
         lift = np.zeros(lists.count, np.float32)
+        queries = self._queries(space)
         followed.pull(
-            space, lambda rows, stored: _as_queries(space, self._of_rows(rows, stored)), to, lift, self.workers,
+            space, lambda rows, stored: space.queries(self._of_rows(rows, stored, queries)), to, lift, self.workers,
             lambda done, total: self.progress("route", done, total),
         )  # fmt: skip
         middle = _mean(to)  # what is left out here is the same for every list, and so does not change their order
@@ -315,9 +321,9 @@ class _Job:
             "list_word_weight": coder.word_weight,
         }
 
-    def _of_rows(self, rows: NDArray[np.int64], stored: NDArray[np.floating]) -> Floats:
+    def _of_rows(self, rows: NDArray[np.int64], stored: NDArray[np.floating], queries: Queries) -> Floats:
         """The queries of rows that are at hand."""
-        return self.queries.made_of(rows, stored) if isinstance(self.queries, StandIn) else self.queries.take(rows)
+        return queries.made_of(rows, stored) if isinstance(queries, StandIn) else queries.take(rows)
 
     def _calibrated(self, known: state.Known, truth: Truth) -> dict[str, Any]:
         """meta.json's content, with the curves of the index as written so far."""
@@ -333,9 +339,10 @@ class _Job:
                 "parents": len(known.lists.parents),
                 "seed": self.seed,
                 "bits": known.coder.bits.tolist(),
-                "captions": self.captions,
+                "captions": self.captions is not None,
             },
             "code_error": known.error,
+            "scale": scale_told(known.space),
             "curves": means.to_meta(),
         }
         index = IvfIndex(meta, arrays_of(self.folder.path), self.vectors)
@@ -355,23 +362,17 @@ class _Job:
     def _means(self) -> Curves:
         """Where the two kinds of query lie; no points yet."""
         rows = np.linspace(0, self.rows - 1, min(self.rows, 20_000)).astype(np.int64)
-        unit = _unit(self.vectors.take(rows))
-        image_mean = _unit(unit.mean(0, keepdims=True))[0]
+        unit = unit_rows(self.vectors.take(rows))
+        image_mean = unit_rows(unit.mean(0, keepdims=True))[0]
         familiar = float(np.quantile(unit @ image_mean, 0.001))
-        if not self.captions:
+        if self.captions is None:
             return Curves([], [], image_mean, None, familiar)
-        captions = _unit(self.queries.take(rows))
-        text_mean = _unit(captions.mean(0, keepdims=True))[0]
+        captions = unit_rows(self.captions.take(rows))
+        text_mean = unit_rows(captions.mean(0, keepdims=True))[0]
         told = min(
             np.mean(unit @ image_mean >= unit @ text_mean), np.mean(captions @ text_mean > captions @ image_mean)
         )
         return Curves([], [], image_mean, text_mean, familiar, bool(told >= TOLD_APART))
-
-
-def _unit(x: Floats) -> Floats:
-    """Rows scaled to length 1; zero and non-finite rows become zeros."""
-    x = np.where(np.isfinite(x).all(1, keepdims=True), x, 0)
-    return np.asarray(x / np.maximum(np.sqrt((x * x).sum(1, keepdims=True)), 1e-30), np.float32)
 
 
 def _mean(x: Floats) -> Floats:
@@ -380,11 +381,3 @@ def _mean(x: Floats) -> Floats:
     for a in range(0, len(x), ENCODED):
         total += x[a : a + ENCODED].sum(0, dtype=np.float64)
     return np.asarray(total / len(x), np.float32)
-
-
-def _as_queries(space: Space, raw: Floats) -> Floats:
-    """Vectors as the space turns queries, all at once; those that are not finite become zeros."""
-    raw = np.where(np.isfinite(raw).all(1, keepdims=True), raw, 0).astype(np.float32)
-    if space.metric is Metric.COSINE:
-        return _unit(raw)
-    return raw - space.mean if space.biased else raw

@@ -1,4 +1,8 @@
-"""Recall of a freshly built index over a grid of knobs, on queries whose neighbours are known exactly."""
+"""Recall of a freshly built index over a grid of knobs, on queries whose neighbours are known exactly.
+
+A query comes from a row, its own: a stored row, or the picture of a caption. The recall of a setting is the lower of
+two: of own rows that are among the true ten, and of the other neighbours. So what was asked for is got for either.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +14,44 @@ from numpy.typing import NDArray
 
 from clipql.index.ivf.knobs import Point, Setting
 from clipql.index.ivf.search import IvfIndex
-from clipql.index.ivf.truth import NEIGHBOURS, Truth
+from clipql.index.ivf.truth import NEIGHBOURS, Neighbours, Truth, settled
 
-RESCORES = (40, 100, 300)
+RESCORES, MOST_RESCORED = (40, 100, 300), 2700
 ENOUGH = 0.998  # no wider setting is measured beyond it,
-WORTH = 0.001  # nor after two steps in a row that gained less than this
+WORTH = 0.001  # nor after steps in a row that gained less than this: so many from a recall of GOOD on, and below it
+GOOD, DULL, DULL_BELOW = 0.99, 2, 4
+FEWEST_OWN = 20  # own rows among the true ten for their recall to be told
 ROW_COST = 25.0  # a rescored row takes as long as about this many codes
 
 
 def measure(
     index: IvfIndex, truth: Truth, which: NDArray[np.int64], threads: int, tick: Callable[[], None]
 ) -> list[Point]:
-    """Points for these queries of the truth, from few lists up to where hardly a neighbour is missed."""
+    """Points for these queries of the truth, from few lists up to where hardly a neighbour is missed.
+
+    Where the number of rows that are compared is what limits recall, more are.
+    """
+    if not len(which) or index.spread_out():
+        return []
+    distances, descending = index.distances, index.metric.larger_is_nearer
+    near = [settled(truth, i, index.apart, distances, descending=descending) for i in which.tolist()]
+    asked = [(truth.queries[i], n) for i, n in zip(which.tolist(), near, strict=True)]
     points: list[Point] = []
-    if not len(which):
-        return points
-    best, dull = 0.0, 0
+    best, rescores, dull = 0.0, list(RESCORES), 0
     with ThreadPoolExecutor(threads) as pool:
         for nprobe in _grid(index.lists):
-            row = [_point(index, truth, which, Setting(nprobe, rescore), pool) for rescore in RESCORES]
-            points += row
+            row = [_point(index, asked, Setting(nprobe, r), pool) for r in rescores]
+            while nprobe == index.lists or row[-1][1] - best < WORTH:  # more lists alone do not help
+                limits = row[-1][1] - row[-2][1] > WORTH and row[-1][0].recall < ENOUGH
+                if not limits or rescores[-1] >= MOST_RESCORED:
+                    break
+                rescores.append(3 * rescores[-1])
+                row.append(_point(index, asked, Setting(nprobe, rescores[-1]), pool))
+            points += [point for point, _ in row]
             tick()
-            gain, best = max(p.recall for p in row) - best, max(p.recall for p in row)
-            dull = dull + 1 if gain < WORTH else 0
-            if best >= ENOUGH or dull == 2:
+            dull = dull + 1 if row[-1][1] - best < WORTH else 0
+            best, reached = max(best, row[-1][1]), max(p.recall for p in points)
+            if reached >= ENOUGH or dull >= (DULL if reached >= GOOD else DULL_BELOW):
                 break
     return points
 
@@ -44,17 +62,20 @@ def _grid(lists: int) -> Sequence[int]:
 
 
 def _point(
-    index: IvfIndex, truth: Truth, which: NDArray[np.int64], setting: Setting, pool: ThreadPoolExecutor
-) -> Point:
+    index: IvfIndex, asked: Sequence[tuple[NDArray[np.float32], Neighbours]], setting: Setting, pool: ThreadPoolExecutor
+) -> tuple[Point, float]:
+    """A setting's point, and the recall of all neighbours together, which grows in smaller steps."""
     knobs = {"nprobe": setting.nprobe, "rescore": setting.rescore}
 
-    def one(i: int) -> tuple[int, float]:
-        found = index.search(truth.queries[i], NEIGHBOURS + 1, knobs=knobs)
-        rows = [r for r in found.rows.tolist() if r != truth.own[i]][:NEIGHBOURS]
-        cost = found.cost
-        return len(set(rows) & set(truth.rows[i].tolist())), cost.codes_scanned + ROW_COST * cost.rows_rescored
+    def one(query: tuple[NDArray[np.float32], Neighbours]) -> tuple[int, bool, float]:
+        found = index.search(query[0], NEIGHBOURS, knobs=knobs)
+        hits, own = query[1].found(found.rows, found.distances)
+        return hits, own and query[1].own, found.cost.codes_scanned + ROW_COST * found.cost.rows_rescored
 
-    results = list(pool.map(one, which.tolist()))
-    hits, costs = zip(*results, strict=True)
-    recall = sum(hits) / (NEIGHBOURS * len(results))
-    return Point(setting, round(recall, 4), round(float(np.mean(costs)), 1))
+    hits, own, costs = zip(*pool.map(one, asked), strict=True)
+    others, there = sum(len(n.others) for _, n in asked), sum(n.own for _, n in asked)
+    recall = sum(hits) / max(1, others)
+    if there >= FEWEST_OWN:
+        recall = min(recall, sum(own) / there)
+    mean = (sum(hits) + sum(own)) / max(1, others + there)
+    return Point(setting, round(recall, 4), round(float(np.mean(costs)), 1)), mean

@@ -93,6 +93,8 @@ def fitted_coder(residuals: Floats, queries: Floats, rng: np.random.Generator) -
     root, inverse = _roots(_moment(residuals))
     energy, v = np.linalg.eigh(root @ _moment(queries) @ root)
     energy, v = np.maximum(energy[::-1], 0), v[:, ::-1]
+    if not energy[0] > 0:  # equal rows, or no query
+        return plain_coder(dimension, rng)
     energy = np.maximum(energy, energy[0] * 1e-9)
     words = words_for(dimension)
     padded = np.zeros(words * BLOCK)

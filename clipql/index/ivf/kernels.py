@@ -94,6 +94,7 @@ def search(
     metric: int,
     query: Floats,
     v: Floats,
+    unit: Number,
     among: NDArray[np.bool_],
     k: int,
     nprobe: int,
@@ -109,11 +110,11 @@ def search(
     the processor's counter before the first stage and after each (rank, scan, rescore); and the edge that
     `rescore_rows` tells.
 
-    query (d,) is as given, v (d,) as the space turned it. among: bool (rows,), or empty for no filter. reach: how
-    many deviations of a list's spread count for it. slack: how many deviations of a code's error. ranked: with more
-    lists than that, only those of the nearest parents are ranked. cold: what is read is asked of the disk beforehand.
-    routed: the lists to look into, where they are ranked already. sparse: `among` lets so few rows through that it is
-    looked at before a row's code is.
+    query (d,) is as given, v (d,) as the space turned it. unit: what the space multiplies rows by. among: bool (rows,),
+    or empty for no filter. reach: how many deviations of a list's spread count for it. slack: how many deviations of a
+    code's error. ranked: with more lists than that, only those of the nearest parents are ranked. cold: what is read is
+    asked of the disk beforehand. routed: the lists to look into, where they are ranked already. sparse: `among` lets so
+    few rows through that it is looked at before a row's code is.
     """
     turned, counts = np.empty(ix.turn.shape[0], np.float32), np.zeros(7, np.int64)
     counts[3] = cycles()
@@ -139,7 +140,7 @@ def search(
     for i in range(value.size):
         rows[i] = ix.rows[at[order[i]]]
     counts[5] = cycles()
-    found, counts[2], edge = rescore_rows(table, metric, query, v, ix.mean, rows, value[order], k, cold)
+    found, counts[2], edge = rescore_rows(table, metric, v, np.float32(unit), ix.mean, rows, value[order], k, cold)
     exact = distances(table, metric, query, found)
     counts[6] = cycles()
     return found, exact, counts, edge

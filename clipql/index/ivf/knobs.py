@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clipql.index.ivf.geometry import Floats
+from clipql.index.ivf.geometry import Floats, unit_rows
 
 KNOBS = ("nprobe", "rescore", "recall")
 # The curves are measured on a few hundred queries, and the setting is the first that reaches what is asked: new queries
@@ -71,12 +71,34 @@ class Curves:
         """'text', 'image', 'either' (the two lie too close to tell), or 'foreign' (unlike the stored rows, with no
         captions to compare with).
         """
+        query = unit_rows(query[None])[0]
         like_image = float(query @ self.image_mean)
         if self.text_mean is not None and self.text:
             if not self.apart:
                 return "either"
             return "text" if float(query @ self.text_mean) > like_image else "image"
-        return "image" if like_image >= self.familiar * float(np.sqrt(query @ query)) else "foreign"
+        return "image" if like_image >= self.familiar else "foreign"
+
+    def kinds(self) -> Sequence[str]:
+        """The kinds of query whose recall was measured."""
+        return [kind for kind in ("image", "text", "foreign") if kind == "image" or self._points(kind)]
+
+    def _points(self, kind: str) -> Sequence[Point]:
+        """What was measured for a kind; where there were no captions, 'text' holds what stood in for them."""
+        if kind == "image":
+            return self.image
+        return self.text if (kind == "text") == (self.text_mean is not None) else []
+
+    def doubt(self, kind: str, recall: float) -> str:
+        """Why a query of a kind cannot be promised a recall; empty if it can."""
+        for one in ("image", "text") if kind == "either" else (kind,):
+            points = self._points(one)
+            best = max((p.recall for p in points), default=None)
+            if best is None:
+                return f"no recall could be measured for {one} queries"
+            if best < recall:
+                return f"{one} queries reach a recall of {best:.3f} and {recall:g} is asked"
+        return ""
 
     def pick(self, query: Floats, recall: float, lists: int) -> Setting:
         """The cheapest setting that reaches a recall, and a little more, by the curve of the query's kind.

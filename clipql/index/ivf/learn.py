@@ -89,7 +89,8 @@ def learn(
     y, good = space.rows(vectors.take(some), workers)
     if good.sum() < FEWEST_ROWS // 2:
         raise VectorIndexError(
-            f"only {int(good.sum())} of {len(some)} sampled rows have a direction; too few to learn from"
+            f"only {int(good.sum())} of {len(some)} sampled rows have a direction and a length of the same order of "
+            "magnitude; too few to learn from: they are scanned"
         )
     y, rng = y[good], np.random.default_rng((seed, 2))
     parents = kmeans(y, min(parents_for(count), len(y) // 32), COARSE_ROUNDS, rng, workers)

@@ -7,6 +7,7 @@ An index that was built so has a model of the same identity in its folder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index.folder import META, check_files, read_meta
 from clipql.index.ivf.codes import Coder
+from clipql.index.ivf.geometry import Floats, Space
 from clipql.index.ivf.state import Known
 from clipql.index.ivf.train import Lists
 from clipql.storage.vectors.metrics import Metric
@@ -45,7 +47,7 @@ def identity_of(meta: Mapping[str, Any]) -> str:
     known = meta.get("files", {})
     if any(name not in known for name in FILES if name != META):
         return ""
-    told = [meta["metric"], *(known[name]["xxh3"] for name in FILES if name != META)]
+    told = [meta["metric"], *(known[name]["xxh3"] for name in FILES if name != META), *map(str, meta.get("scale", []))]
     return xxhash.xxh3_64_hexdigest(" ".join(told).encode())
 
 
@@ -65,8 +67,19 @@ def open_model(folder: Path) -> Model:
         found["coder_rows"], found["turn"], found["coder_bits"], found["coder_step"], found["shape"],
         found["word_block"], found["word_weight"],
     )  # fmt: skip
-    known = Known(found["mean"], lists, coder, float(meta["code_error"]))
+    known = Known(space_of(meta, found["mean"]), lists, coder, float(meta["code_error"]))
     return Model(identity_of(meta), Metric(meta["metric"]), known, {name: found[name] for name in RANKING})
+
+
+def space_of(meta: Mapping[str, Any], mean: Floats) -> Space:
+    """The space of an index by its meta.json and its mean; before version 2, rows were taken as they are."""
+    unit, farthest, shortest = meta.get("scale") or (1.0, None, 0.0)
+    return Space(Metric(meta["metric"]), mean, unit, math.inf if farthest is None else farthest, shortest)
+
+
+def scale_told(space: Space) -> list[float | None]:
+    """What meta.json keeps of a space."""
+    return [space.unit, space.farthest if math.isfinite(space.farthest) else None, space.shortest]
 
 
 def opened(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

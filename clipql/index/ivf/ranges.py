@@ -99,8 +99,9 @@ class Ranges:
         ix = self.arrays
         outside = v - self.span.T @ (self.span @ v) if len(self.span) else np.zeros_like(v)
         whole = float(np.linalg.norm(v))
+        own = 0.1 * whole if ix.bias.size else 0.0  # |v|² is part of what is needed, and v was rounded
         return _Limit(
-            np.float32(needed - ROUNDING * (abs(needed) + whole * float(np.linalg.norm(ix.mean)))),
+            np.float32(needed - ROUNDING * (abs(needed) + whole * (float(np.linalg.norm(ix.mean)) + own))),
             np.float32(bounds.share(ix.shape, ix.word_block)),
             np.float32(float(np.linalg.norm(ix.turn @ v)) + ROUNDING * whole),
             np.float32(float(np.linalg.norm(outside)) + ROUNDING * whole),

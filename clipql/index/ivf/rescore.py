@@ -43,8 +43,8 @@ def _address(table: Table, row: int) -> tuple[np.uint64, bool]:
 def rescore_rows(
     table: Table,
     metric: int,
-    query: Floats,
     v: Floats,
+    unit: Number,
     mean: Floats,
     rows: Integers,
     could_be: Floats,
@@ -55,7 +55,8 @@ def rescore_rows(
     read, and float32 (3,): the k-th score less its rounding, what the last of `rows` could score if it was read (-inf
     if not), and what the least promising of the best k could.
 
-    could_be: what each row could score at most, in descending order. cold: have all rows read from the disk at once.
+    v: float32 (d,), unit and mean: see `geometry`. could_be: what each row could score at most, in descending order.
+    cold: have all rows read from the disk at once.
     """
     if cold:
         for i in range(rows.size):
@@ -75,7 +76,7 @@ def rescore_rows(
                 prefetch(ahead + uint64(line))
         if k <= 256 and could_be[i] < least:
             break
-        score[i] = _score(table, metric, query, v, norm, shift, rows[i])
+        score[i] = _score(table, metric, v, unit, mean, shift, rows[i])
         done += 1
         if k <= 256 and score[i] > least:
             z = k - 1
@@ -97,7 +98,7 @@ def rescore_rows(
 
 
 @kernel
-def _score(table: Table, metric: int, query: Floats, v: Floats, norm: Number, shift: Number, row: int) -> Number:
+def _score(table: Table, metric: int, v: Floats, unit: Number, mean: Floats, shift: Number, row: int) -> Number:
     """y.v + bias of a stored row, from the row itself (see `geometry`)."""
     address, half = _address(table, row)
     d = v.size
@@ -106,7 +107,7 @@ def _score(table: Table, metric: int, query: Floats, v: Floats, norm: Number, sh
         short = carray(pointer(address), d, np.uint16)
         if metric == DOT:
             for j in range(d):
-                s += half_to_float(short[j]) * v[j]
+                s += half_to_float(short[j]) * unit * v[j]
         elif metric == COSINE:
             for j in range(d):
                 x = half_to_float(short[j])
@@ -114,26 +115,40 @@ def _score(table: Table, metric: int, query: Floats, v: Floats, norm: Number, sh
                 square += x * x
         else:
             for j in range(d):
-                x = half_to_float(short[j]) - query[j]
+                x = half_to_float(short[j]) * unit - mean[j]
+                s += x * v[j]
                 square += x * x
     else:
         full = carray(pointer(address), d, np.float32)
         if metric == DOT:
             for j in range(d):
-                s += full[j] * v[j]
+                s += full[j] * unit * v[j]
         elif metric == COSINE:
             for j in range(d):
                 s += full[j] * v[j]
                 square += full[j] * full[j]
+            if not (square >= np.float32(1e-30) and square <= np.float32(1e30)):
+                return _direction(full, v) - shift
         else:
             for j in range(d):
-                x = full[j] - query[j]
+                x = full[j] * unit - mean[j]
+                s += x * v[j]
                 square += x * x
     if metric == DOT:
         return s - shift
     if metric == COSINE:
         return s / np.sqrt(square) - shift if square > 0 else np.float32(-np.inf)
-    return np.float32(0.5) * (norm - square)
+    return s - np.float32(0.5) * square
+
+
+@kernel
+def _direction(x: Floats, v: Floats) -> Number:
+    """The product of v and a row scaled to length 1, for a row so long or short that float32 loses its squares."""
+    s, square = 0.0, 0.0
+    for j in range(v.size):
+        s += np.float64(x[j]) * np.float64(v[j])
+        square += np.float64(x[j]) * np.float64(x[j])
+    return np.float32(s / np.sqrt(square)) if square > 0 else np.float32(-np.inf)
 
 
 @kernel

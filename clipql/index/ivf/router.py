@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from clipql.index.base import Route
 from clipql.index.folder import META
 from clipql.index.ivf import kernels
-from clipql.index.ivf.geometry import Floats, Space
+from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.knobs import DEFAULT_RECALL, Curves
-from clipql.index.ivf.model import LEARNED, RANKING, identity_of, opened
+from clipql.index.ivf.model import LEARNED, RANKING, identity_of, opened, space_of
 from clipql.index.ivf.search import ranked_lists
 from clipql.storage.vectors.metrics import Metric
 
@@ -31,7 +31,7 @@ class Router:
         """folder: has `FILES` of a model. Raises as `open_model` does."""
         meta, found = opened(folder, _READ)
         self.model, self.metric = identity_of(meta), Metric(meta["metric"])
-        self._space, self._curves = Space(self.metric, found["mean"]), Curves.from_meta(meta)
+        self._space, self._curves = space_of(meta, found["mean"]), Curves.from_meta(meta)
         lists = len(found["list_scale"])
         nothing: dict[str, NDArray[Any]] = {
             "start": np.zeros(lists + 1, np.int64),

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from clipql.engine import memory
 from clipql.errors import DatabaseDamaged, VectorIndexError
-from clipql.index.base import TIED, Candidates, Cost, Route, Vectors, nearest
+from clipql.index.base import EXACT_RECALL, TIED, Candidates, Cost, Route, Vectors, nearest
 from clipql.index.folder import read
 from clipql.index.ivf import kernels, rescore
-from clipql.index.ivf.geometry import Floats, Space
+from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.knobs import DEFAULT_RECALL, KNOBS, Curves, Setting, careful, reached
-from clipql.index.ivf.model import identity_of
+from clipql.index.ivf.model import identity_of, space_of
 from clipql.index.ivf.ranges import BOUNDS, SPAN, Ranges, opened
 from clipql.storage.vectors.metrics import Metric
 
@@ -34,6 +34,8 @@ ALIKE = 1e-5  # relative: codes of equal vectors may differ by what a product of
 SLACK = 4.5  # deviations of a code's error allowed for before a row is given up unseen
 # measured at 512 numbers: 10 ns to read a code and 450 to rescore a row, 78 to compare it in a scan
 CODE_EFFORT, ROW_EFFORT = 0.13, 5.8
+# a row kept apart is compared by every search; with a larger share of them an exact scan is as good
+APART_EFFORT, MOST_APART = 2.0, 0.05
 # With more lists than this, and than so many for each one probed, only the lists of the nearest parents are ranked, an
 # eighth of all at least.
 RANKED_LISTS, RANKED_PER_PROBE = 8192, 64
@@ -50,7 +52,8 @@ class IvfIndex:
     ) -> None:
         self._arrays, self._ranges = arrays, ranges
         self._placed = int(arrays.start[-1])
-        self._space = Space(Metric(meta["metric"]), arrays.mean)
+        self._apart = arrays.rows[self._placed :].astype(np.int64)
+        self._space = space_of(meta, arrays.mean)
         self._error = float(meta["code_error"])
         self._rows = int(meta["rows"])
         self._seconds = float(meta.get("build_seconds", 0.0))
@@ -98,11 +101,21 @@ class IvfIndex:
     def _known(self, lists: NDArray[np.int32]) -> bool:
         return bool(len(lists) and lists.min() >= 0 and lists.max() < self.lists)
 
+    @property
+    def apart(self) -> NDArray[np.int64]:
+        """The rows that are in no list: of no direction, or of another order of magnitude than the others."""
+        return self._apart
+
     def measured_recall(self) -> dict[str, float]:
         """The recall of 10 measured at the build, by kind of query, at the setting that the default recall picks."""
         captions = self._curves.text if self._curves.text_mean is not None else []
         curves = (("image", self._curves.image), ("text", captions))
         return {kind: reached(points, careful(DEFAULT_RECALL)) for kind, points in curves if points}
+
+    def distances(self, query: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """float64 (n,): what is between a query and each of these rows, by the index's metric."""
+        found = rescore.distances(self._table, _CODE[self.metric], np.ascontiguousarray(query, np.float32), rows)
+        return np.asarray(np.sqrt(found) if self.metric is Metric.L2 else found, np.float64)
 
     def bytes_per_row(self) -> float:
         """Size of the index beyond the vectors, for each row covered."""
@@ -127,7 +140,8 @@ class IvfIndex:
         mask, matching = self._filter(among)
         setting = self._setting(q, knobs or {})
         kept = max(setting.rescore, 3 * k)
-        if matching <= kept or (self.metric is Metric.COSINE and not v.any()):
+        blank = self.metric is Metric.COSINE and not v.any()
+        if matching <= kept or blank or not self._space.reaches(v) or self.doubt(q, knobs or {}):
             return self._exactly(q, k, among, begun, ties)
         nprobe = self._widened(setting.nprobe, k, matching)
         wanted = min(k, matching)
@@ -140,11 +154,14 @@ class IvfIndex:
                 kept *= 4
             else:
                 break
-        if len(rows) < wanted:
-            rest = self._arrays.rows[self._placed :].astype(np.int64)
+        rest = self._apart
+        if len(rest) and (self.metric is not Metric.COSINE or len(rows) < wanted):
             rest = rest[mask[rest]] if mask.size else rest
             rows = np.concatenate([rows, rest])
             distances = np.concatenate([distances, rescore.distances(self._table, _CODE[self.metric], q, rest)])
+            counts[2] += len(rest)
+        if len(rows) < wanted:
+            return self._exactly(q, k, among, begun, ties)
         cost = Cost(
             codes_scanned=int(counts[0]),
             lists_probed=int(counts[1]),
@@ -161,7 +178,8 @@ class IvfIndex:
         setting, found = self._setting(np.ascontiguousarray(query, np.float32), knobs or {}), []
         for k in ks:
             codes = self._widened(setting.nprobe, k, allowed) / self.lists * self._placed
-            found.append(CODE_EFFORT * codes + ROW_EFFORT * min(codes, max(setting.rescore, 3 * k)))
+            compared = min(codes, max(setting.rescore, 3 * k))
+            found.append(CODE_EFFORT * codes + ROW_EFFORT * compared + APART_EFFORT * len(self._apart))
         return found
 
     @property
@@ -177,7 +195,35 @@ class IvfIndex:
             return None
         mask, _ = self._filter(among)
         v = self._space.query(query)
-        return self._ranges.candidates(v, self._space.score(v, distance), mask)
+        if not self._space.reaches(v) or len(self._apart) > MOST_APART * self._rows:
+            return None
+        q = np.ascontiguousarray(query, np.float32)
+        found = self._ranges.candidates(v, self._space.score(q, v, distance), mask)
+        if found is None or self.metric is Metric.COSINE or not len(self._apart):
+            return found
+        return np.union1d(found, self._apart[mask[self._apart]] if mask.size else self._apart)
+
+    def doubt(self, query: NDArray[np.float32], knobs: Mapping[str, float]) -> str:
+        """See `Index.doubt`."""
+        if "nprobe" in knobs or "rescore" in knobs:
+            return ""
+        recall = float(knobs.get("recall", DEFAULT_RECALL))
+        if recall >= 1:
+            return EXACT_RECALL
+        return self.spread_out() or self._curves.doubt(self._curves.kind_of(query), recall)
+
+    def standing(self) -> str:
+        """See `Index.standing`."""
+        doubts = [d for kind in self._curves.kinds() if (d := self._curves.doubt(kind, DEFAULT_RECALL))]
+        if self.spread_out() or len(doubts) == len(self._curves.kinds()):
+            return f"exact scan: {self.spread_out() or '; '.join(doubts)}"
+        return "; ".join(["in use", *(f"exact scan where {d}" for d in doubts)])
+
+    def spread_out(self) -> str:
+        """What keeps the index from use if too many rows lie apart."""
+        if self.metric is Metric.COSINE or len(self._apart) <= MOST_APART * self._rows:
+            return ""
+        return f"{len(self._apart):,} of {self._rows:,} rows are of other orders of magnitude than the codes'"
 
     def _hides_ties(self, distances: NDArray[np.float64], k: int, edge: Floats) -> bool:
         """Whether rows that were not compared may tie with the k-th: they could score as much, and either there are
@@ -208,6 +254,7 @@ class IvfIndex:
             _CODE[self.metric],
             q,
             v,
+            self._space.unit,
             mask,
             k,
             nprobe,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.base import Vectors
-from clipql.index.ivf.geometry import Floats
+from clipql.index.ivf.geometry import Floats, Space, Workers, unit_rows
 from clipql.index.ivf.learn import spread
 from clipql.storage.vectors.metrics import Metric
 
@@ -32,9 +32,12 @@ class Queries(Protocol):
 class StandIn:
     """Queries made of the rows of a column."""
 
-    def __init__(self, vectors: Vectors, metric: Metric, seed: int) -> None:
-        self._vectors, self._unit, self._seed = vectors, metric is Metric.COSINE, seed
-        self._pool = self._unit_rows(vectors.take(spread(vectors.rows, POOL, (seed, 11))))
+    def __init__(self, vectors: Vectors, space: Space, seed: int, workers: Workers) -> None:
+        """space: rows that it keeps apart lend nothing to queries."""
+        self._vectors, self._unit, self._seed = vectors, space.metric is Metric.COSINE, seed
+        pool = vectors.take(spread(vectors.rows, POOL, (seed, 11)))
+        good = space.rows(pool, workers)[1]
+        self._pool = self._unit_rows(pool[good] if good.any() else pool)
 
     def take(self, rows: NDArray[np.integer]) -> Floats:
         """float32 (n, d): the queries of these rows, the same each time."""
@@ -45,11 +48,11 @@ class StandIn:
         rows = np.asarray(rows, np.int64)
         mixed = (rows.astype(np.uint64) + np.uint64(self._seed)) * np.uint64(0x9E3779B97F4A7C15)
         a, b = ((mixed >> np.uint64(s)).astype(np.int64) % len(self._pool) for s in (20, 41))
-        return self._unit_rows(np.asarray(stored, np.float32)) + np.float32(NOISE / 2**0.5) * (
-            self._pool[a] - self._pool[b]
-        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            apart = np.float32(NOISE / 2**0.5) * (self._pool[a] - self._pool[b])
+            return np.asarray(self._unit_rows(np.asarray(stored, np.float32)) + apart, np.float32)
 
     def _unit_rows(self, x: Floats) -> Floats:
         if self._unit:
-            x = x / np.maximum(np.sqrt((x * x).sum(1, keepdims=True)), np.float32(1e-30))
+            return unit_rows(x)
         return np.where(np.isfinite(x).all(1, keepdims=True), x, np.float32(0))

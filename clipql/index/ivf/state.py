@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.ivf.codes import Coder
-from clipql.index.ivf.geometry import Floats
+from clipql.index.ivf.geometry import Space
 from clipql.index.ivf.place import Progressed
 from clipql.index.ivf.train import Lists
 from clipql.storage import files
+from clipql.storage.vectors.metrics import Metric
 
 LEARNED, PASS = "learned.npz", "pass.npz"
 _IDENTITY = "identity"
@@ -29,9 +30,9 @@ _IDENTITY = "identity"
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """All that the pass over the rows needs. mean: float32 (d,). error: of codes, see `build`."""
+    """All that the pass over the rows needs. error: of codes, see `build`."""
 
-    mean: Floats
+    space: Space
     lists: Lists
     coder: Coder
     error: float
@@ -39,16 +40,19 @@ class Known:
 
 def save_known(folder: Path, identity: str, known: Known) -> None:
     """Remember what was learnt."""
-    arrays = {"mean": known.mean, "error": np.float64(known.error)}
+    space = known.space
+    scale = np.array([space.unit, space.farthest, space.shortest])
+    arrays = {"mean": space.mean, "scale": scale, "error": np.float64(known.error)}
     _save(folder / LEARNED, identity, {**arrays, **_prefixed("lists", known.lists), **_prefixed("coder", known.coder)})
 
 
-def load_known(folder: Path, identity: str) -> Known | None:
+def load_known(folder: Path, identity: str, metric: Metric) -> Known | None:
     """What was learnt for the same column and parameters, if it is there."""
     found = _load(folder / LEARNED, identity)
     if found is None:
         return None
-    return Known(found["mean"], Lists(**_part("lists", found)), Coder(**_part("coder", found)), float(found["error"]))
+    space = Space(metric, found["mean"], *found["scale"].tolist())
+    return Known(space, Lists(**_part("lists", found)), Coder(**_part("coder", found)), float(found["error"]))
 
 
 def save_pass(folder: Path, identity: str, progressed: Progressed) -> None:

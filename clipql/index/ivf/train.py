@@ -53,10 +53,15 @@ def parents_for(lists: int) -> int:
 
 
 def to_small(centroids: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """Round each centroid to int8 with a scale of its own."""
+    """Round each centroid to int8 with a scale of its own; of those that are then the same one is left, so that rows
+    which are equal are not dealt to several by chance.
+    """
     top = np.abs(centroids).max(1)
     scale = np.where(top > 0, top / 127, 1).astype(np.float32)
-    return np.rint(centroids / scale[:, None]).astype(np.int8), scale
+    small = np.rint(centroids / scale[:, None]).astype(np.int8)
+    both = np.concatenate([small, scale[:, None].view(np.int8)], axis=1)
+    first = np.sort(np.unique(both, axis=0, return_index=True)[1])
+    return small[first], scale[first]
 
 
 def nearest(y: Floats, centroids: Floats, workers: Workers) -> NDArray[np.int32]:

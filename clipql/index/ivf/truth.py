@@ -1,22 +1,31 @@
 """Exact neighbours of a few queries, gathered while a build passes over the rows anyway.
 
-These are what recall is measured against. The queries are rows of the table itself and captions of rows; the row a
-query came from is left out of its neighbours, as it would be for a query nobody has stored.
+These are what recall is measured against. The queries are rows of the table itself and captions of rows. The row that
+a query came from is gathered apart from the others: as one of the ten it would say little of the other nine where it
+is easily found, and be hidden by them where it is not, as for a caption.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.index.base import TIED
 from clipql.index.ivf.geometry import Floats, Space, Workers
 from clipql.storage.vectors.bits import kernel
 
 NEIGHBOURS = 10
+GATHERED = 40  # by float32 scores, of which exact distances choose
+Distances = Callable[[Floats, NDArray[np.int64]], NDArray[np.float64]]
 
 
 class Truth:
-    """The 10 nearest rows of each query so far, `rows`, with their scores, `score`. `add` takes the rows in order."""
+    """The 40 nearest rows of each query so far but its own, `rows`, with their scores, `score`. `add` takes the rows in
+    order.
+    """
 
     def __init__(
         self, space: Space, queries: Floats, own: NDArray[np.int64], kind: NDArray[np.int64], workers: Workers
@@ -28,8 +37,8 @@ class Truth:
         self.queries, self.own, self.kind = queries, own, kind
         self._turned = np.stack([space.query(q) for q in queries]) if len(queries) else np.empty((0, 1), np.float32)
         self._biased, self._workers = space.biased, workers
-        self.score = np.full((len(queries), NEIGHBOURS), -np.inf, np.float32)
-        self.rows = np.full((len(queries), NEIGHBOURS), -1, np.int64)
+        self.score = np.full((len(queries), GATHERED), -np.inf, np.float32)
+        self.rows = np.full((len(queries), GATHERED), -1, np.int64)
 
     def add(self, first: int, y: Floats, good: NDArray[np.bool_]) -> None:
         if not len(self.queries):
@@ -40,6 +49,52 @@ class Truth:
         self._workers.each(
             len(score), lambda a, b: _best(score[a:b], bias, first, self.own[a:b], self.score[a:b], self.rows[a:b])
         )
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The 10 nearest rows of a query, by exact distances. others: those but its own. own: whether its own is of them.
+
+    distances: float64, of the others; own_distance: of its own.
+    """
+
+    row: int
+    own: bool
+    others: NDArray[np.int64]
+    distances: NDArray[np.float64]
+    own_distance: float
+
+    def found(self, rows: NDArray[np.integer], distances: NDArray[np.float64]) -> tuple[int, bool]:
+        """How many of the others are among the rows of an answer, and whether its own is. A row at the same distance
+        counts as the one that it ties with.
+        """
+        rows = rows.astype(np.int64)
+        spare = distances[~np.isin(rows, self.others) & (rows != self.row)]
+        hits, own = 0, bool((rows == self.row).any())
+        for row, distance in zip(self.others, self.distances, strict=True):
+            named = bool((rows == row).any())
+            tied = np.flatnonzero(np.abs(spare - distance) <= TIED * abs(distance))
+            hits += named or len(tied) > 0
+            if not named and len(tied):
+                spare = np.delete(spare, tied[0])
+        return hits, own or bool((np.abs(spare - self.own_distance) <= TIED * abs(self.own_distance)).any())
+
+
+def settled(
+    truth: Truth, which: int, apart: NDArray[np.int64], distances: Distances, *, descending: bool
+) -> Neighbours:
+    """The neighbours of a query of the truth once all rows were added. apart: rows that are in no list, which the truth
+    does not hold. distances: exact ones of rows, (n,), to a query. descending: the largest is the nearest.
+    """
+    own = int(truth.own[which])
+    rows = truth.rows[which]
+    rows = np.unique(np.concatenate([rows[rows >= 0], apart, [own]]))
+    values = distances(truth.queries[which], rows)
+    own_distance = float(values[np.searchsorted(rows, own)])
+    order = np.lexsort((rows, -values if descending else values))[:NEIGHBOURS]
+    rows, values = rows[order], values[order]
+    others = rows != own
+    return Neighbours(own, not others.all(), rows[others], values[others], own_distance)
 
 
 @kernel

@@ -17,11 +17,14 @@ from numba import float32, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from clipql.storage.vectors import chosen
 from clipql.storage.vectors.compiled import compiled
 from clipql.storage.vectors.metrics import Metric
 
 F = TypeVar("F", bound=Callable[..., Any])
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
+# squared lengths of which products and roots lose nothing in float32; others are left to float64
+SHORTEST, LONGEST = np.float32(1e-30), np.float32(1e30)
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
@@ -78,6 +81,14 @@ def _dot_float(x: Any, q: Any, out: Any) -> None:
 
 
 @_kernel
+def _cosine(s: Any, r: Any, n: Any) -> Any:
+    """The distance by a product and two squared lengths; NaN where float32 does not hold those."""
+    if r >= SHORTEST and r <= LONGEST and n >= SHORTEST and n <= LONGEST:
+        return float32(1) - s / (np.sqrt(r) * np.sqrt(n))
+    return float32(np.nan)
+
+
+@_kernel
 def _cosine_half(x: Any, q: Any, out: Any) -> None:
     n = float32(0)
     for j in range(q.shape[0]):
@@ -88,7 +99,7 @@ def _cosine_half(x: Any, q: Any, out: Any) -> None:
             v = half_to_float(x[i, j])
             s += v * q[j]
             r += v * v
-        out[i] = float32(1) - s / np.sqrt(r * n) if r > 0 and n > 0 else np.nan
+        out[i] = _cosine(s, r, n)
 
 
 @_kernel
@@ -102,7 +113,7 @@ def _cosine_float(x: Any, q: Any, out: Any) -> None:
             v = x[i, j]
             s += v * q[j]
             r += v * v
-        out[i] = float32(1) - s / np.sqrt(r * n) if r > 0 and n > 0 else np.nan
+        out[i] = _cosine(s, r, n)
 
 
 @_kernel
@@ -154,18 +165,38 @@ _HALF = {Metric.L2: _l2_half, Metric.L2_SQUARED: _l2_half, Metric.COSINE: _cosin
 _FLOAT = {Metric.L2: _l2_float, Metric.L2_SQUARED: _l2_float, Metric.COSINE: _cosine_float, Metric.DOT: _dot_float}
 
 
-def distances(metric: Metric, x: NDArray[Any], query: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+def distances(
+    metric: Metric, x: NDArray[Any], query: NDArray[np.floating[Any]], out: NDArray[np.float32], *, wide: bool = False
+) -> None:
     """Distances of rows to one query, in float32.
 
-    x: (n, d) float16 or float32, C order; query: float32 (d,); out: float32 (n,), overwritten. A row or a query
-    of zero length has cosine distance NaN.
+    x: (n, d) float16 or float32, C order; query: (d,); out: float32 (n,), overwritten. wide: compute in float64, as
+    for numbers whose squares leave float32; infinity is then what float32 does not hold. A cosine distance is right
+    whatever the lengths; that of a row or a query of zero length is NaN.
     """
+    if wide:
+        with np.errstate(over="ignore"):
+            out[:] = chosen.distances(metric, _unwritable(x), np.arange(len(x)), query.astype(np.float64))
+        return
+    with np.errstate(over="ignore"):
+        narrow = query.astype(np.float32, copy=False)
     if x.dtype == np.float16:
-        _HALF[metric](x.view(np.uint16), query, out)
+        _HALF[metric](x.view(np.uint16), narrow, out)
     else:
-        _FLOAT[metric](x, query, out)
+        _FLOAT[metric](x, narrow, out)
     if metric is Metric.L2:
         np.sqrt(out, out=out)
+    elif metric is Metric.COSINE:
+        odd = np.flatnonzero(np.isnan(out))
+        if len(odd):  # so short or long that float32 loses it; it has a direction all the same
+            out[odd] = chosen.distances(metric, _unwritable(x), odd, query.astype(np.float64))
+
+
+def _unwritable(x: NDArray[Any]) -> NDArray[Any]:
+    """A view as mapped arrays are, for which the kernels are compiled."""
+    x = x.view()
+    x.setflags(write=False)
+    return x
 
 
 def check(x: NDArray[Any]) -> tuple[int, float]:
