@@ -25,6 +25,8 @@ LOG = logging.getLogger("clipql.serve")
 T = TypeVar("T")
 # seconds: after its time, until a query is cancelled here; after that, until it is answered for though it still runs
 FIRST_WORD, GIVEN_UP = 0.3, 1.0
+# seconds after which a query that was cancelled, and runs, is cancelled again
+AGAIN = 0.25
 
 
 class Busy(Exception):
@@ -62,6 +64,7 @@ class Pool:
         self._cancellers = ThreadPoolExecutor(4, "clipql-cancel")
         self._all: dict[int, Acting] = {}
         self._queue: dict[int, _Job] = {}
+        self._stopping: set[int] = set()
         self._work: set[Future[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.taken = 0
@@ -158,11 +161,20 @@ class Pool:
         """Cancel what a request runs. Call it from the event loop."""
         acting.cancelled = True
         job = self._queue.pop(id(acting), None)
-        if job is None:
-            self._cancellers.submit(self._cancel, acting)
-        else:
+        if job is not None:
             self._ended(job)
             job.fail(acting.stopped())
+        elif id(acting) not in self._stopping:
+            self._stopping.add(id(acting))
+            self._cancel_until_ended(acting)
+
+    def _cancel_until_ended(self, acting: Acting) -> None:
+        """Again and again: ClickHouse does not know a query yet that is just being sent to it."""
+        if self._all.get(id(acting)) is not acting or self._loop is None:
+            self._stopping.discard(id(acting))
+            return
+        self._cancellers.submit(self._cancel, acting)
+        self._loop.call_later(AGAIN, self._cancel_until_ended, acting)
 
     def stop_soon(self, acting: Acting) -> None:
         """The same, from any thread."""
