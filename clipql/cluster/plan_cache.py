@@ -26,10 +26,9 @@ from clipql.storage.vectors.metrics import Metric
 from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read
 from clipql.syntax.recent import Recent
-from clipql.syntax.skeleton import LONGEST, Skeleton, certain, skeleton
+from clipql.syntax.skeleton import LITERAL, LONGEST, Skeleton, certain, skeleton
 
 MOST, LONGEST_KNOWN, LONGEST_VALUE = 256, 4096, 256  # statements; characters without vectors, and of a parameter
-LITERAL = "clipql_literal_"
 # with a number that has a point or an exponent, and none too large for a Float64 beside it
 _WHOLE = r"[-+]?\d{1,9}"
 _FLOAT = r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d{1,2})?"
@@ -127,9 +126,8 @@ def literal_parameters(text: str) -> _Literals:
     if not found.literals or not all(map(_FLOAT64.fullmatch, found.literals)) or "\0" in text:
         return _Literals(found, text, {})
     values = [np.array([float(n) for n in t.strip("[ ]\t\r\n").split(",")]) for t in found.literals]
-    names = [f"{LITERAL}{i}" for i in range(len(values))]
-    known = found.filled([f"{{{name}:Array(Float64)}}" for name in names])
-    return _Literals(found, known, dict(zip(names, values, strict=True)))
+    vectors = {f"{LITERAL}{i}": value for i, value in enumerate(values)}
+    return _Literals(found, found.parameters("Array(Float64)"), vectors)
 
 
 def _made(params: Params, vectors: tuple[str, ...], make: Callable[[Params], Split]) -> CachedSplit | None:

@@ -8,16 +8,13 @@ has the same text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipql.engine.quoting import quote_string, with_bytes
-from clipql.errors import QueryError
 from clipql.syntax.reading import read
-from clipql.syntax.skeleton import Skeleton, certain
+from clipql.syntax.skeleton import LITERAL, Skeleton, certain
 
-_NAME = "clipql_literal_"
-_PLACE = re.compile(rf"\{{{_NAME}(\d+):Array\(Float32\)\}}")
+_PLACE = re.compile(rf"\{{{LITERAL}(\d+):Array\(Float32\)\}}")
 
 
 @dataclass(frozen=True)
@@ -33,24 +30,11 @@ class Canonical:
 
 def held_out(sql: str, found: Skeleton) -> str | None:
     """The statement with a parameter in the place of each literal vector; None where one may be something else."""
-    if _NAME in sql or not certain(sql, found) or read(sql).tokens[0].upper == "INSERT":
+    if LITERAL in sql or not certain(sql, found) or read(sql).tokens[0].upper == "INSERT":
         return None
-    return found.filled([f"{{{_NAME}{i}:Array(Float32)}}" for i in range(len(found.literals))])
+    return found.parameters("Array(Float32)")
 
 
 def whole(written: Canonical, literals: Sequence[str]) -> bool:
     """Whether each literal that was held out has its place."""
     return [int(place[1]) for place in _PLACE.finditer(written.text)] == list(range(len(literals)))
-
-
-def canonical(query: Callable[[str, str], bytes], sql: str) -> Canonical:
-    """What ClickHouse writes. query: runs one in a format.
-
-    Raises QueryError, a syntax error as ClickHouse words it, with places in this text.
-    """
-    try:
-        written = query(f"SELECT formatQuerySingleLine({quote_string(sql)})", "RawBLOB")
-    except QueryError as error:
-        said = str(error).partition(": In scope SELECT formatQuery")[0]
-        raise QueryError(said, code=error.code, name=error.name) from error
-    return Canonical(with_bytes(written.decode("utf-8", "surrogateescape")))

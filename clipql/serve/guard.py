@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 
 from clipql.encode.names import DEFAULT_MODEL
 from clipql.encode.service import IMAGE, TEXT, Encoders
+from clipql.engine import formatting
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import QueryError
 from clipql.serve import allowed, error_position, syntax_tree, visible
 from clipql.serve.allowed import words
 from clipql.serve.allowed_settings import Settings
-from clipql.serve.canonical import Canonical, canonical, held_out, whole
+from clipql.serve.canonical import Canonical, held_out, whole
 from clipql.serve.foreign import Foreign
 from clipql.serve.limits import Options
 from clipql.serve.spelling import check_bytes, check_name, check_size, check_table_name, cleaned, denied
@@ -185,7 +186,7 @@ class Guard:
                 raise denied("INSERT is run for the network as INSERT INTO table [(columns)] SELECT, VALUES or FORMAT")
             if statement.source != "SELECT":
                 head = text[: statement.body] + " VALUES"
-        written = canonical(self._query, head)
+        written = Canonical(formatting.written(self._query, head))
         self._check_again(written.text, word)
         try:
             nodes = syntax_tree.read(self._tree(written.text, read(written.text).tokens))

@@ -12,7 +12,10 @@ from typing import Any
 from clipql.engine.arrays import with_numbers
 from clipql.errors import ClipqlError
 from clipql.sql.settings import take_format, taken_from
+from clipql.storage.catalog import Catalog
 from clipql.syntax.reading import read
+from clipql.syntax.recent import Recent
+from clipql.syntax.skeleton import skeleton
 from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import Select
 from clipql.tables.registry import Registry
@@ -23,21 +26,19 @@ _DATETIME = re.compile(r"'(?:[^'\\]|\\.)*'|`(?:[^`\\]|\\.)*`|\bDateTime\b(?!\()"
 
 
 class ResultTypes:
-    """Remembers the types by statement, which parameters do not change."""
+    """Remembers the types by statement, which neither parameters nor literal vectors change. Thread-safe."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._known: dict[str, tuple[tuple[int, int], Mapping[str, str]]] = {}
+        self._known: Recent[tuple[str, int], tuple[Catalog, int, Mapping[str, str]]] = Recent(_MOST)
 
     def of(self, statement: str, params: Mapping[str, Any]) -> Mapping[str, str]:
         """The types by the columns' names; none where it is no SELECT, or ClickHouse does not say."""
-        state = (id(self._registry.catalog), self._registry.changes)
-        known = self._known.get(statement)
-        if known is None or known[0] != state:
-            if len(self._known) >= _MOST:
-                self._known.clear()
-            known = self._known[statement] = state, self._ask(statement, params)
-        return known[1]
+        key, catalog, changes = skeleton(statement).key, self._registry.catalog, self._registry.changes
+        known = self._known.find(key)
+        if known is not None and known[0] is catalog and known[1] == changes:
+            return known[2]
+        return self._known.keep(key, (catalog, changes, self._ask(statement, params)))[2]
 
     def _ask(self, statement: str, params: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(read(statement).kind, Select):

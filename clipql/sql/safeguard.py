@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipql.engine import formatting
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.storage.catalog import Table
@@ -71,12 +72,11 @@ class Safeguard:
     def _written(self, sql: str) -> str | None:
         """The statement as ClickHouse writes it; None where a definition may have a spelling of ours in it."""
         try:
-            return str(self._registry.engine.scalar(f"SELECT formatQuerySingleLine({quote_string(sql)})"))
+            return formatting.written(lambda query, format: self._registry.engine.query(query, format).data, sql)
         except QueryError as error:
             if error.name != "SYNTAX_ERROR" or read(sql).tokens[0].upper in _MADE | {"EXECUTE", "WITH", "INSERT"}:
                 return None
-            said = str(error).partition(": In scope SELECT formatQuery")[0]
-            raise QueryError(said, code=error.code, name=error.name) from error
+            raise
 
     def _clearer(self, sql: str, text: str) -> bool:
         """Whether ClickHouse's text shows a table of ours, or a change of it, that the user's own does not."""

@@ -15,7 +15,8 @@ from clipql.syntax.reading import read
 
 LONGEST = 1 << 20  # characters of a statement that is known again
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_VECTOR = re.compile(rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*\]")
+_VECTOR = re.compile(rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*\]", re.ASCII)
+LITERAL = "clipql_literal_"  # what parameters in the places of literals are called, with a number behind
 _MARK = "[\0]"
 
 
@@ -35,6 +36,10 @@ class Skeleton:
         """The statement with these texts in the places of its literals."""
         pieces = self.text.split(_MARK)
         return "".join(p for pair in zip(pieces, [*parts, ""], strict=True) for p in pair)
+
+    def parameters(self, kind: str) -> str:
+        """The statement with a parameter of a type in the place of each literal."""
+        return self.filled([f"{{{LITERAL}{i}:{kind}}}" for i in range(len(self.literals))])
 
 
 def skeleton(sql: str) -> Skeleton:

@@ -1,7 +1,7 @@
 """Recall of a freshly built index over a grid of knobs, on queries whose neighbours are known exactly.
 
-A query comes from a row, its own: a stored row, or the picture of a caption. The recall of a setting is the lower of
-two: of own rows that are among the true ten, and of the other neighbours. So what was asked for is got for either.
+A query comes from a row, its own: a stored row, or the picture of a caption. That row is not counted, as a query that
+nobody has stored has none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ RESCORES, MOST_RESCORED = (40, 100, 300), 2700
 ENOUGH = 0.998  # no wider setting is measured beyond it,
 WORTH = 0.001  # nor after steps in a row that gained less than this: so many from a recall of GOOD on, and below it
 GOOD, DULL, DULL_BELOW = 0.99, 2, 4
-FEWEST_OWN = 20  # own rows among the true ten for their recall to be told
 ROW_COST = 25.0  # a rescored row takes as long as about this many codes
 
 
@@ -64,18 +63,14 @@ def _grid(lists: int) -> Sequence[int]:
 def _point(
     index: IvfIndex, asked: Sequence[tuple[NDArray[np.float32], Neighbours]], setting: Setting, pool: ThreadPoolExecutor
 ) -> tuple[Point, float]:
-    """A setting's point, and the recall of all neighbours together, which grows in smaller steps."""
+    """A setting's point, and its recall unrounded."""
     knobs = {"nprobe": setting.nprobe, "rescore": setting.rescore}
 
-    def one(query: tuple[NDArray[np.float32], Neighbours]) -> tuple[int, bool, float]:
-        found = index.search(query[0], NEIGHBOURS, knobs=knobs)
-        hits, own = query[1].found(found.rows, found.distances)
-        return hits, own and query[1].own, found.cost.codes_scanned + ROW_COST * found.cost.rows_rescored
+    def one(query: tuple[NDArray[np.float32], Neighbours]) -> tuple[int, float]:
+        found = index.search(query[0], NEIGHBOURS + 1, knobs=knobs)
+        cost = found.cost.codes_scanned + ROW_COST * found.cost.rows_rescored
+        return query[1].found(found.rows, found.distances), cost
 
-    hits, own, costs = zip(*pool.map(one, asked), strict=True)
-    others, there = sum(len(n.others) for _, n in asked), sum(n.own for _, n in asked)
-    recall = sum(hits) / max(1, others)
-    if there >= FEWEST_OWN:
-        recall = min(recall, sum(own) / there)
-    mean = (sum(hits) + sum(own)) / max(1, others + there)
-    return Point(setting, round(recall, 4), round(float(np.mean(costs)), 1)), mean
+    hits, costs = zip(*pool.map(one, asked), strict=True)
+    recall = sum(hits) / max(1, sum(len(n.rows) for _, n in asked))
+    return Point(setting, round(recall, 4), round(float(np.mean(costs)), 1)), recall

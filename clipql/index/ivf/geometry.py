@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.errors import VectorError
+from clipql.storage.vectors import kernels
 from clipql.storage.vectors.bits import half_to_float, kernel
 from clipql.storage.vectors.metrics import Metric
 
@@ -111,7 +112,7 @@ class Space:
         if not np.isfinite(q).all():
             raise VectorError("the query holds NaN or infinity")
         if self.metric is Metric.COSINE:
-            return np.asarray(unit_rows(q[None])[0], np.float32)
+            return unit_vector(q)
         with np.errstate(over="ignore"):
             if self.biased:
                 return np.asarray(q * np.float32(self.unit) - self.mean, np.float32)
@@ -162,6 +163,15 @@ def unit_rows(x: Floats) -> Floats:
     out[odd] = x[odd].astype(np.float64) / length[odd, None]
     out[~good] = 0
     return out
+
+
+def unit_vector(x: Floats) -> Floats:
+    """One vector (d,) scaled to length 1, whatever its length; zeros stay."""
+    with np.errstate(over="ignore"):
+        square = np.float32(x.dot(x))
+    if kernels.SHORTEST <= square <= kernels.LONGEST:
+        return np.asarray(x / np.sqrt(square), np.float32)
+    return np.asarray(unit_rows(x[None])[0], np.float32)
 
 
 def _power(size: float) -> float:

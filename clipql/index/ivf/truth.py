@@ -1,8 +1,7 @@
 """Exact neighbours of a few queries, gathered while a build passes over the rows anyway.
 
-These are what recall is measured against. The queries are rows of the table itself and captions of rows. The row that
-a query came from is gathered apart from the others: as one of the ten it would say little of the other nine where it
-is easily found, and be hidden by them where it is not, as for a caption.
+These are what recall is measured against. The queries are rows of the table itself and captions of rows; the row a
+query came from is left out of its neighbours, as it would be for a query nobody has stored.
 """
 
 from __future__ import annotations
@@ -53,31 +52,24 @@ class Truth:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The 10 nearest rows of a query, by exact distances. others: those but its own. own: whether its own is of them.
+    """The 10 nearest rows of a query but its own, int64, and their exact distances, float64, nearest first."""
 
-    distances: float64, of the others; own_distance: of its own.
-    """
-
-    row: int
-    own: bool
-    others: NDArray[np.int64]
+    own: int
+    rows: NDArray[np.int64]
     distances: NDArray[np.float64]
-    own_distance: float
 
-    def found(self, rows: NDArray[np.integer], distances: NDArray[np.float64]) -> tuple[int, bool]:
-        """How many of the others are among the rows of an answer, and whether its own is. A row at the same distance
-        counts as the one that it ties with.
-        """
+    def found(self, rows: NDArray[np.integer], distances: NDArray[np.float64]) -> int:
+        """How many of them are in an answer. A row at the same distance counts as the one that it ties with."""
         rows = rows.astype(np.int64)
-        spare = distances[~np.isin(rows, self.others) & (rows != self.row)]
-        hits, own = 0, bool((rows == self.row).any())
-        for row, distance in zip(self.others, self.distances, strict=True):
+        spare = distances[~np.isin(rows, self.rows) & (rows != self.own)]
+        hits = 0
+        for row, distance in zip(self.rows, self.distances, strict=True):
             named = bool((rows == row).any())
             tied = np.flatnonzero(np.abs(spare - distance) <= TIED * abs(distance))
             hits += named or len(tied) > 0
             if not named and len(tied):
                 spare = np.delete(spare, tied[0])
-        return hits, own or bool((np.abs(spare - self.own_distance) <= TIED * abs(self.own_distance)).any())
+        return hits
 
 
 def settled(
@@ -86,15 +78,12 @@ def settled(
     """The neighbours of a query of the truth once all rows were added. apart: rows that are in no list, which the truth
     does not hold. distances: exact ones of rows, (n,), to a query. descending: the largest is the nearest.
     """
-    own = int(truth.own[which])
-    rows = truth.rows[which]
-    rows = np.unique(np.concatenate([rows[rows >= 0], apart, [own]]))
+    own, rows = int(truth.own[which]), truth.rows[which]
+    rows = np.unique(np.concatenate([rows[rows >= 0], apart]))
+    rows = rows[rows != own]
     values = distances(truth.queries[which], rows)
-    own_distance = float(values[np.searchsorted(rows, own)])
     order = np.lexsort((rows, -values if descending else values))[:NEIGHBOURS]
-    rows, values = rows[order], values[order]
-    others = rows != own
-    return Neighbours(own, not others.all(), rows[others], values[others], own_distance)
+    return Neighbours(own, rows[order], values[order])
 
 
 @kernel
