@@ -21,10 +21,17 @@ Convert = Callable[[Any], Any]
 _QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'\s*=\s*(-?\d+)")
 _WIDE = re.compile(r"(U?)Int(128|256)$")
 
+# Arrow's types that one of ClickHouse's alone becomes, or several that Python tells no more apart
+_CLOSED = frozenset(
+    kind.id
+    for kind in (pa.string(), pa.large_string(), pa.float32(), pa.float64(), pa.bool_(), pa.uint8(), pa.uint16(),
+                 pa.uint64(), pa.int32(), pa.int64())
+)  # fmt: skip
+
 
 def needs_types(schema: pa.Schema) -> bool:
     """Whether Arrow's types leave open which of ClickHouse's they are."""
-    return any(_open(field.type) for field in schema)
+    return any(kind.id not in _CLOSED and _open(kind) for kind in schema.types)
 
 
 def _open(kind: pa.DataType) -> bool:

@@ -200,24 +200,26 @@ class Execution:
         return mask, len(rows)
 
     def _top(self) -> None:
-        found = search.nearest(self._plan, self._terms(), self._among(), self._filtered)
+        doubt = search.doubt(self._plan)
+        found = search.nearest(self._plan, self._terms(), self._among(), self._filtered, doubt)
         if self._plan.select.ordered_alone and len(self._plan.terms) == 1:
             found = found.first(self._plan.k)  # what ties is sorted by row, and so are these
         self._work.answer = self._answer(found)
         if self._work.answer is None:
             self._restrict(found, self._ties_by_row())
-        self._step("top-k", _with(self._plan.why, search.doubt(self._plan)), found.cost, len(found.rows))
+        self._step("top-k", _with(self._plan.why, doubt), found.cost, len(found.rows))
 
     def _range(self) -> None:
         rows = self._select.table.rows
         among = None if self._select.joined else self._among()
         most = max(LARGEST_RANGE, rows // FEW_OF_RANGE) if rows <= MOST_DISTANCES else rows
-        found = search.within(self._plan, self._terms(), among, most)
+        doubt = search.doubt(self._plan)
+        found = search.within(self._plan, self._terms(), among, most, doubt)
         if isinstance(found, int):
             self._distances(f"{found:,} rows are in range")
             return
         self._restrict(found, self._pages())
-        self._step("range", _with(self._plan.why, search.doubt(self._plan)), found.cost, len(found.rows))
+        self._step("range", _with(self._plan.why, doubt), found.cost, len(found.rows))
 
     # edits
 

@@ -85,14 +85,14 @@ class Prepared:
 class Repeats:
     """The prepared statements of a database, whoever asks them. Thread-safe.
 
-    memory: the masks of conditions, which are shared alike.
+    memory: the masks of conditions, which are shared alike. turns: to be taken for what is run.
     """
 
     def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
         self._registry, self._indexes, self._encoders = registry, indexes, encoders
         self.memory = FilterMemory(registry)
         self._engine: Engine = registry.engine
-        self._turns = Turns()
+        self.turns = Turns()
         self._kept: Recent[Hashable, Prepared] = Recent(MOST)
 
     def asked(self, sql: str, format: str, settings: Mapping[str, str], params: Mapping[str, Any]) -> Asked | None:
@@ -118,24 +118,21 @@ class Repeats:
         found = self._kept.find(asked.key)
         if found is None:
             return None
-        if found.catalog is self._registry.catalog and found.changes == self._registry.changes:
+        if self.holds(found):
             return found
         self._kept.forget(asked.key, found)
         return None
+
+    def holds(self, prepared: Prepared) -> bool:
+        """Whether nothing has changed since a statement was prepared."""
+        return prepared.catalog is self._registry.catalog and prepared.changes == self._registry.changes
 
     def keep(self, asked: Asked, prepared: Prepared) -> None:
         """Keep a statement; the one that was asked for the longest time ago goes."""
         self._kept.keep(asked.key, prepared)
 
-    def run(
-        self, prepared: Prepared, literals: Sequence[str], params: Mapping[str, Any]
-    ) -> tuple[Direct, tuple[Step, ...]] | None:
-        """The answer for these values; None where the statement must be read anew. Hold the gate.
-
-        Raises VectorError where a query vector has another length than its column, or is not finite.
-        """
-        if any(len({literals[i] for i in group}) > 1 for group in prepared.groups):
-            return None
+    def values(self, prepared: Prepared, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The parameters with what they are encoded as; None where the statement must be read anew."""
         given = dict(params)
         for name, (function, argument, model) in prepared.encoded.items():
             value = params.get(argument)
@@ -146,13 +143,23 @@ class Repeats:
             else:
                 given[name] = self._encoders.picture(self._encoders.as_picture(value.encode()), model)
         given.update(prepared.constants)
-        work = Work(prepared.sql, given)
-        with self._turns:
-            plan = self._plan(prepared, literals, given)
-            if plan is None:
-                return None
-            fetch = partial(self._fetched, plan, prepared, given)
-            Execution(self._registry, self._indexes.rows, self.memory, plan, work).run(fetch)
+        return given
+
+    def run(
+        self, prepared: Prepared, literals: Sequence[str], given: Mapping[str, Any]
+    ) -> tuple[Direct, tuple[Step, ...]] | None:
+        """The answer for these values; None where the statement must be read anew. Hold the gate, and a turn.
+
+        Raises VectorError where a query vector has another length than its column, or is not finite.
+        """
+        if any(len({literals[i] for i in group}) > 1 for group in prepared.groups):
+            return None
+        plan = self._plan(prepared, literals, given)
+        if plan is None:
+            return None
+        work = Work(prepared.sql, dict(given))
+        fetch = partial(self._fetched, plan, prepared, given)
+        Execution(self._registry, self._indexes.rows, self.memory, plan, work).run(fetch)
         return None if work.answer is None else (work.answer, tuple(work.steps))
 
     def _plan(self, prepared: Prepared, literals: Sequence[str], given: Mapping[str, Any]) -> Plan | None:

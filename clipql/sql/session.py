@@ -118,10 +118,13 @@ class Session:
     def _again(self, asked: Asked, params: Mapping[str, Any], as_table: bool) -> Answer | None:
         """The answer to a statement that was planned before, for other values; None where it must be read anew."""
         began, repeats = time.perf_counter(), self._planner.repeats
-        with self._registry.gate.reading():
-            prepared = repeats.find(asked)
-            found = repeats.run(prepared, asked.literals, params) if prepared else None
-            if prepared is None or found is None:
+        prepared = repeats.find(asked)
+        given = repeats.values(prepared, params) if prepared else None
+        if prepared is None or given is None:
+            return None
+        with repeats.turns, self._registry.gate.reading():
+            found = repeats.run(prepared, asked.literals, given) if repeats.holds(prepared) else None
+            if found is None:
                 return None
             answer, steps = found
             if as_table and answer.sql is None:

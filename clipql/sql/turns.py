@@ -2,8 +2,8 @@
 
 Python runs one thread at a time: more threads than cores, each for a few tenths of a millisecond, spend their time on
 handing over. Whoever has just had a turn may have the next one at once, which is what saves the time; what must stay
-true: a turn that is free is never left unused while somebody waits, and nobody waits for longer than PATIENCE and the
-turns of those who have.
+true: a turn that is free is never left unused while somebody waits, and nobody waits for longer than PATIENCE, the
+statements that run, and BETWEEN for each who has waited for longer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from threading import Lock
 from types import TracebackType
 
-PATIENCE = 0.005  # seconds until one who waits goes before those who come
+PATIENCE = 0.005  # seconds until one who waits goes before those who come,
+BETWEEN = 0.001  # and from one to whom a turn was handed so to the next: handing over each time is what costs
 
 
 @dataclass(eq=False)
@@ -42,6 +43,7 @@ class Turns:
         self._lock = Lock()  # over all below, and never held while waiting
         self._free = most or cores
         self._waiting: deque[_Waiting] = deque()
+        self._handed = 0.0  # when a turn was last handed to one who had waited so
 
     def __enter__(self) -> None:
         with self._lock:
@@ -76,9 +78,10 @@ class Turns:
                 self._free += 1
                 return
             first = self._waiting[0]
-            if time.monotonic() - first.since > PATIENCE:
+            now = time.monotonic()
+            if now - first.since > PATIENCE and now - self._handed > BETWEEN:
                 self._waiting.popleft()
-                first.given = True
+                first.given, self._handed = True, now
             else:
                 self._free += 1
             first.wake()

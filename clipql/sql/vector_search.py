@@ -38,11 +38,14 @@ def few(plan: Plan) -> int:
     return round(FEW_OF_A_MILLION * math.cbrt(plan.select.table.rows / 1e6))
 
 
-def nearest(plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, filtered: int | None) -> Candidates:
-    """The rows with the smallest keys, at least k where k qualify, and all that tie with the k-th; ties by row."""
-    rows, index = plan.select.table.rows, plan.chosen.index
-    if doubt(plan):
-        index = None
+def nearest(
+    plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, filtered: int | None, doubtful: str
+) -> Candidates:
+    """The rows with the smallest keys, at least k where k qualify, and all that tie with the k-th; ties by row.
+
+    doubtful: the plan's `doubt`.
+    """
+    rows, index = plan.select.table.rows, None if doubtful else plan.chosen.index
     if among is not None and filtered is not None and filtered <= few(plan):
         return Scan(terms, rows).nearest_of(np.flatnonzero(among), plan.k)
     if index is None:
@@ -117,14 +120,19 @@ def _first(found: Candidates, k: int) -> Candidates:
     return found.first(int(np.searchsorted(found.distances, found.distances[k - 1], side="right")))
 
 
-def within(plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, most: int) -> Candidates | int:
-    """All rows with a key of at most the plan's radius, or only their number where there are more than `most`."""
+def within(
+    plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None, most: int, doubtful: str
+) -> Candidates | int:
+    """All rows with a key of at most the plan's radius, or only their number where there are more than `most`.
+
+    doubtful: the plan's `doubt`.
+    """
     index = plan.chosen.index
     if index is not None and exact_range(plan.knobs):
         found = _ruled(plan, index, terms[0], among, most)
         if found is not None:
             return found
-    elif index is not None and not doubt(plan):
+    elif index is not None and not doubtful:
         approximate = _nearest_within(plan, index, terms, among, most)
         if approximate is not None:
             return approximate

@@ -168,7 +168,7 @@ def unit_rows(x: Floats) -> Floats:
 def unit_vector(x: Floats) -> Floats:
     """One vector (d,) scaled to length 1, whatever its length; zeros stay."""
     with np.errstate(over="ignore"):
-        square = np.float32(x.dot(x))
+        square = x.dot(x)
     if kernels.SHORTEST <= square <= kernels.LONGEST:
         return np.asarray(x / np.sqrt(square), np.float32)
     return np.asarray(unit_rows(x[None])[0], np.float32)

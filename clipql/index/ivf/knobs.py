@@ -109,12 +109,11 @@ class Curves:
                 return f"{one} queries reach a recall of {best:.3f} and {recall:g} is asked"
         return ""
 
-    def pick(self, query: Floats, recall: float, lists: int) -> Setting:
-        """The cheapest setting that reaches a recall, and a little more, by the curve of the query's kind.
+    def pick(self, kind: str, recall: float, lists: int) -> Setting:
+        """The cheapest setting that reaches a recall, and a little more, by the curve of a kind of query.
 
         Every list for 1; where no measured point is enough, twice the widest.
         """
-        kind = self.kind_of(query)
         if kind == "either":
             a, b = self._of("image", self.image, recall, lists), self._of("text", self.text, recall, lists)
             return Setting(max(a.nprobe, b.nprobe), max(a.rescore, b.rescore))
