@@ -62,7 +62,7 @@ class Pool:
         self._seconds, self._cancel = limits.seconds, cancel
         self._threads = ThreadPoolExecutor(limits.running, "clipql-serve")
         self._cancellers = ThreadPoolExecutor(4, "clipql-cancel")
-        self._all: dict[int, Acting] = {}
+        self._all: dict[int, _Job] = {}
         self._queue: dict[int, _Job] = {}
         self._stopping: set[int] = set()
         self._work: set[Future[Any]] = set()
@@ -87,7 +87,7 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         outer: asyncio.Future[T] = self._loop.create_future()
         job = _Job(work, acting, ended, outer)
-        self._all[id(acting)] = acting
+        self._all[id(acting)] = job
         if len(self._work) < self._running:
             self._start(job)
         else:
@@ -104,12 +104,6 @@ class Pool:
         def late() -> None:
             acting.late = acting.late or self._time(acting)
             self.stop(acting)
-            job.timers.append(loop.call_later(GIVEN_UP, give_up))
-
-        def give_up() -> None:
-            if not job.outer.done():
-                LOG.warning("a query does not stop")
-                job.fail(acting.stopped())
 
         def run() -> Any:
             if acting.cancelled:
@@ -167,10 +161,20 @@ class Pool:
         elif id(acting) not in self._stopping:
             self._stopping.add(id(acting))
             self._cancel_until_ended(acting)
+            running = self._all.get(id(acting))
+            if running is not None:
+                running.timers.append(running.outer.get_loop().call_later(GIVEN_UP, self._give_up, running))
+
+    @staticmethod
+    def _give_up(job: _Job) -> None:
+        """Answer for a job that goes on for a while though it was cancelled."""
+        if not job.outer.done():
+            LOG.warning("a query does not stop")
+            job.fail(job.acting.stopped())
 
     def _cancel_until_ended(self, acting: Acting) -> None:
         """Again and again: ClickHouse does not know a query yet that is just being sent to it."""
-        if self._all.get(id(acting)) is not acting or self._loop is None:
+        if id(acting) not in self._all or self._loop is None:
             self._stopping.discard(id(acting))
             return
         self._cancellers.submit(self._cancel, acting)
@@ -183,8 +187,8 @@ class Pool:
 
     def stop_all(self) -> None:
         """Cancel everything."""
-        for acting in list(self._all.values()):
-            self.stop(acting)
+        for job in list(self._all.values()):
+            self.stop(job.acting)
 
     def close(self, seconds: float) -> bool:
         """Take nothing more, and wait for what runs, so long at most; whether it has ended."""
