@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -232,6 +232,7 @@ class Engine:
                 connection.raw.set_progress_callback(progress)
             try:
                 raw = self._interruptible(lambda: run(sql, format, params=texts), connection.tag)
+                self.check_tag(connection.tag)  # what a killed query gives may be a part, and no error
                 return Output(
                     raw.bytes(), raw.elapsed(), raw.rows_read(), raw.storage_rows_read(), raw.storage_bytes_read()
                 )
@@ -271,22 +272,29 @@ class Engine:
         with self._borrow(user) as connection:
             raw = connection.raw
             send = _with_tables(raw, tables, stream=True) if tables else raw.send_query
-            opened = None
-            try:
-                opened = self._interruptible(lambda: send(sql, "ArrowStream", params=texts), connection.tag)
-                fetch = partial(raw.streaming_fetch_result, opened)
-                while True:
-                    chunk = self._interruptible(fetch, connection.tag)
-                    if chunk is None or not chunk.rows_read():
-                        opened = None
-                        return
+            with contextlib.closing(self._chunks(connection, lambda: send(sql, "ArrowStream", params=texts))) as chunks:
+                for chunk in chunks:
                     yield from pa.ipc.open_stream(pa.py_buffer(chunk.bytes()))
-            except CHDB_ERRORS as error:
-                opened = None
-                raise translate(error) from error
-            finally:
-                if opened is not None:
-                    raw.streaming_cancel_query(opened)
+
+    def _chunks(self, connection: Connection, send: Callable[[], Any]) -> Generator[Any, None, None]:
+        """What chDB gives of a query that is sent, piece by piece. Close it, so that the query ends."""
+        raw, tag, opened = connection.raw, connection.tag, None
+        try:
+            opened = self._interruptible(send, tag)
+            fetch = partial(raw.streaming_fetch_result, opened)
+            while True:
+                chunk = self._interruptible(fetch, tag)
+                if chunk is None or not chunk.rows_read():
+                    opened = None
+                    self.check_tag(tag)
+                    return
+                yield chunk
+        except CHDB_ERRORS as error:
+            opened = None
+            raise translate(error) from error
+        finally:
+            if opened is not None:
+                raw.streaming_cancel_query(opened)
 
     def stream_bytes(
         self,
@@ -303,25 +311,12 @@ class Engine:
         joined = chunks.joiner(format)
         texts = parameter_texts(sql, params)
         with self._borrow(True) as connection:
-            raw = connection.raw
-            opened = None
-            try:
-                opened = self._interruptible(lambda: raw.send_query(sql, format, params=texts), connection.tag)
-                fetch = partial(raw.streaming_fetch_result, opened)
-                while True:
-                    chunk = self._interruptible(fetch, connection.tag)
-                    if chunk is None or not chunk.rows_read():
-                        opened = None
-                        break
+            send = partial(connection.raw.send_query, sql, format, params=texts)
+            with contextlib.closing(self._chunks(connection, send)) as pieces:
+                for piece in pieces:
                     if progress is not None:
-                        progress(chunk.rows_read(), chunk.size())
-                    yield joined.add(chunk.bytes())
-            except CHDB_ERRORS as error:
-                opened = None
-                raise translate(error) from error
-            finally:
-                if opened is not None:
-                    raw.streaming_cancel_query(opened)
+                        progress(piece.rows_read(), piece.size())
+                    yield joined.add(piece.bytes())
         if joined.empty and joined.has_header:
             yield self.query(sql, format, params=params, user=True).data
         else:
