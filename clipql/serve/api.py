@@ -1,4 +1,4 @@
-"""The REST API: what the page and programs ask for in JSON."""
+"""The REST API: its routes, who may ask them, and how errors look; what the page and programs ask for in JSON."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from clipql.engine.python_values import python_columns
-from clipql.engine.quoting import quote_name
 from clipql.engine.users import Acting
 from clipql.errors import ClipqlError, PictureError, QueryError
 from clipql.serve import access_control, openapi
@@ -31,20 +27,18 @@ from clipql.serve.pool import Busy, gone
 from clipql.serve.prometheus import CONTENT_TYPE
 from clipql.serve.request_body import Held, content_length
 from clipql.serve.search_request import Search
+from clipql.serve.search_results import SearchResults
 from clipql.serve.service import Request, Service
 from clipql.serve.thumbnails import SIZES, Thumbnails
 from clipql.serve.unpacking import too_large
-from clipql.serve.values import folded, plain, projected
-from clipql.sql import explain
-from clipql.storage.catalog import Table, VectorColumn
+from clipql.serve.values import projected
+from clipql.storage.catalog import Table
 from clipql.tables.registry import INTERNAL, ROW
 from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
 MAP_ROWS = 5_000
 _EXPLAIN = "EXPLAIN "
-MEDIA = {"CSV": ("text/csv; charset=utf-8", "csv"), "Parquet": ("application/vnd.apache.parquet", "parquet"),
-         "Arrow": ("application/vnd.apache.arrow.file", "arrow")}  # fmt: skip
 Body = Callable[[HttpRequest], Any]
 T = TypeVar("T")
 
@@ -56,6 +50,7 @@ class Api:
         self._service = service
         options = service.options
         opener = options.opener or options.picture_folders(service.database.path)
+        self._results = SearchResults(service)
         self._thumbnails = Thumbnails(opener, options.limits.pixels)
 
     def routes(self) -> list[Route]:
@@ -218,7 +213,7 @@ class Api:
     async def _search(self, request: HttpRequest) -> Response:
         given, uploads = await self._search_body(request)
         asked = Search.read(given, uploads, self._service.options.limits)
-        return await self._in_thread(request, lambda: self._run_search(asked))
+        return await self._in_thread(request, lambda: self._results.answer(asked))
 
     async def _search_body(self, request: HttpRequest) -> tuple[Any, dict[str, bytes]]:
         limits = self._service.options.limits
@@ -246,114 +241,6 @@ class Api:
         body = await service.bodies.read(request, most, request.state.held)
         return await service.bodies.in_thread(lambda: search.parsed(body))
 
-    def _run_search(self, asked: Search) -> Response:
-        service = self._service
-        began = time.perf_counter()
-        table = service.table(asked.database, asked.table)
-        column = service.column(table, asked.column)
-        roles = column_roles(service.engine, table)
-        vectors = [self._vector(term, table, column.name, column.model) for term in asked.terms]
-        encoded = time.perf_counter()
-        vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
-        download = asked.format != "JSON"
-        alike: list[int] = []
-        if download and asked.fold is not None:
-            alike = self._alike(asked, table, column, roles, vector)
-        made = search.statement(asked, table, column, roles, vector, download=download, without=alike)
-        answer = service.run(
-            Request(made.sql, made.params, search.FORMATS[asked.format] if download else "ArrowStream"),
-            service.engine.acting,
-        )
-        searched = time.perf_counter()
-        if asked.terms:
-            service.metrics.took("encode", encoded - began)
-        service.metrics.took("search", searched - encoded)
-        if download:
-            media, ending = MEDIA[asked.format]
-            disposition = f'attachment; filename="clipql-results.{ending}"'
-            return Response(answer.output.data, headers={"Content-Type": media, "Content-Disposition": disposition})
-        found = answer.output.arrow()
-        page, more, duplicates = self._page(asked, table, column.name, found, roles.types)
-        params = dict(made.shown_params)
-        pictures = [v for t, v in zip(asked.terms, vectors, strict=True) if t.picture is not None or t.vector]
-        for name, value in zip(params, pictures, strict=True):
-            params[name] = [float(x) for x in value]
-        seconds = {"encode": encoded - began, "search": searched - encoded, "total": time.perf_counter() - began}
-        return JSONResponse(
-            {
-                "rows": [self._shown(table, roles, row, duplicates) for row in page],
-                "sql": made.shown,
-                "params": params,
-                "plan": explain.describe([s.plan for s in answer.steps]),
-                "more": more,
-                "ms": {k: round(v * 1000, 2) for k, v in seconds.items()},
-            }
-        )
-
-    def _vector(self, term: search.Term, table: Table, column: str, model: str | None) -> NDArray[np.float32]:
-        service = self._service
-        if term.vector is not None:
-            return np.asarray(term.vector, np.float32)
-        if term.row is not None:
-            store = service.registry.store(table, column)
-            if term.row >= store.rows or not self._rows_there(table, [term.row]):
-                raise QueryError(f"{table.full_name} has no row {term.row}", code=36, name="BAD_ARGUMENTS")
-            return np.asarray(store.take(np.array([term.row]))[0])
-        encoders = service.database.encoders
-        model = encoders.default or model
-        if term.text is not None:
-            found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
-            return found
-        try:
-            return encoders.picture(term.picture or b"", model)
-        except PictureError as error:
-            raise search.UnreadablePicture(str(error), term.field) from error
-
-    def _alike(
-        self, asked: Search, table: Table, column: VectorColumn, roles: ColumnRoles, vector: NDArray[np.float32] | None
-    ) -> list[int]:
-        """The numbers of the rows of a search that are almost the same as one before them."""
-        made = search.statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
-        answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
-        duplicates = self._page(asked, table, column.name, answer.output.arrow(), roles.types)[2]
-        return list(duplicates)
-
-    def _rows_there(self, table: Table, rows: list[int]) -> list[int]:
-        alive = self._service.registry.alive(table)
-        return [r for r in rows if 0 <= r < table.rows and (alive is None or bool(alive[r]))]
-
-    def _page(
-        self, asked: Search, table: Table, column: str, found: pa.Table, types: Mapping[str, str]
-    ) -> tuple[list[dict[str, Any]], bool, dict[int, int]]:
-        """The rows of the page asked for, whether there are more, and which row each duplicate repeats."""
-        duplicates: dict[int, int] = {}
-        first = 0
-        if asked.fold is not None:
-            first = asked.offset
-            rows = found.column(ROW).to_numpy().astype(np.int64)[: first + asked.k]
-            duplicates = folded(self._service.registry.store(table, column).take(rows), rows, asked.fold)
-        more = found.num_rows > first + asked.k
-        return _records(found.slice(first, asked.k), types), more, duplicates
-
-    def _shown(
-        self, table: Table, roles: ColumnRoles, row: dict[str, Any], duplicates: Mapping[int, int] | None = None
-    ) -> dict[str, Any]:
-        number = row.pop(ROW)
-        distance = row.pop("distance", None) if "distance" not in roles.types else None
-        url = row.get(roles.url) if roles.url else None
-        good = isinstance(url, str) and url.lower().startswith(("http://", "https://"))
-        drawn = f"/api/thumbnail/{_part(table.database)}/{_part(table.name)}/{number}"
-        twin = (duplicates or {}).get(number)
-        return {
-            "id": str(number),
-            "distance": plain(distance),
-            "caption": plain(row.get(roles.caption)) if roles.caption else None,
-            "picture": url if good else None,
-            "thumbnail": drawn if roles.file and row.get(roles.file, True) else None,
-            "values": {name: plain(value) for name, value in row.items()},
-            "duplicate_of": None if twin is None else str(twin),
-        }
-
     # rows and their pictures
 
     async def _row(self, request: HttpRequest) -> Response:
@@ -362,18 +249,11 @@ class Api:
     def _one_row(self, path: Mapping[str, str]) -> Response:
         table = self._service.table(path["database"], path["table"])
         roles = column_roles(self._service.engine, table)
-        found = self._read_row(table, roles.plain, search.row_number(path["id"]))
+        found = self._results.read_row(table, roles.plain, search.row_number(path["id"]))
         if found is None:
             return _error(404, f"{table.full_name} has no row {path['id'][:20]}")
-        shown = self._shown(table, roles, found)
+        shown = self._results.shown(table, roles, found)
         return JSONResponse({k: shown[k] for k in ("id", "caption", "picture", "thumbnail", "values")})
-
-    def _read_row(self, table: Table, columns: tuple[str, ...], row: int) -> dict[str, Any] | None:
-        names = ", ".join([*map(quote_name, columns), ROW])
-        sql = f"SELECT {names} FROM {self._service.registry.physical(table)} WHERE {ROW} = {row} LIMIT 1"
-        types = column_roles(self._service.engine, table).types
-        rows = _records(self._service.engine.arrow(sql, user=True), types)
-        return rows[0] if rows else None
 
     async def _thumbnail(self, request: HttpRequest) -> Response:
         size = request.query_params.get("size", "256")
@@ -385,7 +265,7 @@ class Api:
     def _drawn(self, path: Mapping[str, str], size: int, seen: str) -> Response:
         table = self._service.table(path["database"], path["table"])
         roles = column_roles(self._service.engine, table)
-        row = self._read_row(table, (roles.file,), search.row_number(path["id"])) if roles.file else None
+        row = self._results.read_row(table, (roles.file,), search.row_number(path["id"])) if roles.file else None
         if row is None or roles.file is None:
             return _error(404, "there is no such row with a picture's file")
         try:
@@ -411,7 +291,7 @@ class Api:
     def _projected(self, given: Mapping[str, str | None], ids: list[str]) -> Response:
         table = self._service.table(given.get("database"), given.get("table") or "")
         column = self._service.column(table, given.get("column"))
-        rows = self._rows_there(table, [search.row_number(i) for i in ids])
+        rows = self._results.rows_there(table, [search.row_number(i) for i in ids])
         if not rows:
             return JSONResponse({"points": []})
         places = projected(self._service.registry.store(table, column.name).take(np.array(rows, np.int64)))
@@ -445,18 +325,6 @@ class Api:
         names = engine.arrow("SELECT name FROM system.functions ORDER BY name").column(0).to_pylist()
         functions = [n for n in names if allowed.function(n)] + ["encode_image", "encode_text"]
         return {"keywords": words, "functions": sorted(functions, key=str.lower)}
-
-
-def _part(name: str) -> str:
-    from urllib.parse import quote
-
-    return quote(name, safe="")
-
-
-def _records(found: pa.Table, types: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Rows by the names of their columns, with values as Python has them."""
-    columns = python_columns(found, types)
-    return [dict(zip(found.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _error(

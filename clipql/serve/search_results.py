@@ -1,0 +1,165 @@
+"""Searches of the REST API: from a request to rows, or a file of them, as JSON's readers want them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from starlette.responses import JSONResponse, Response
+
+from clipql.engine.python_values import python_columns
+from clipql.engine.quoting import quote_name
+from clipql.errors import PictureError, QueryError
+from clipql.serve import search_request as search
+from clipql.serve.column_roles import ColumnRoles, column_roles
+from clipql.serve.search_request import Search
+from clipql.serve.service import Request, Service
+from clipql.serve.values import folded, plain
+from clipql.sql import explain
+from clipql.storage.catalog import Table, VectorColumn
+from clipql.tables.registry import ROW
+
+MEDIA = {"CSV": ("text/csv; charset=utf-8", "csv"), "Parquet": ("application/vnd.apache.parquet", "parquet"),
+         "Arrow": ("application/vnd.apache.arrow.file", "arrow")}  # fmt: skip
+
+
+class SearchResults:
+    """What searches find, and single rows. Call it in a thread of the pool, as whoever acts there."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def answer(self, asked: Search) -> Response:
+        """The response to a search: a page of rows, or a file of them. Raises ClipqlError."""
+        service = self._service
+        began = time.perf_counter()
+        table = service.table(asked.database, asked.table)
+        column = service.column(table, asked.column)
+        roles = column_roles(service.engine, table)
+        vectors = [self._vector(term, table, column.name, column.model) for term in asked.terms]
+        encoded = time.perf_counter()
+        vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
+        download = asked.format != "JSON"
+        alike: list[int] = []
+        if download and asked.fold is not None:
+            alike = self._alike(asked, table, column, roles, vector)
+        made = search.statement(asked, table, column, roles, vector, download=download, without=alike)
+        answer = service.run(
+            Request(made.sql, made.params, search.FORMATS[asked.format] if download else "ArrowStream"),
+            service.engine.acting,
+        )
+        searched = time.perf_counter()
+        if asked.terms:
+            service.metrics.took("encode", encoded - began)
+        service.metrics.took("search", searched - encoded)
+        if download:
+            media, ending = MEDIA[asked.format]
+            disposition = f'attachment; filename="clipql-results.{ending}"'
+            return Response(answer.output.data, headers={"Content-Type": media, "Content-Disposition": disposition})
+        found = answer.output.arrow()
+        page, more, duplicates = self._page(asked, table, column.name, found, roles.types)
+        params = dict(made.shown_params)
+        pictures = [v for t, v in zip(asked.terms, vectors, strict=True) if t.picture is not None or t.vector]
+        for name, value in zip(params, pictures, strict=True):
+            params[name] = [float(x) for x in value]
+        seconds = {"encode": encoded - began, "search": searched - encoded, "total": time.perf_counter() - began}
+        return JSONResponse(
+            {
+                "rows": [self.shown(table, roles, row, duplicates) for row in page],
+                "sql": made.shown,
+                "params": params,
+                "plan": explain.describe([s.plan for s in answer.steps]),
+                "more": more,
+                "ms": {k: round(v * 1000, 2) for k, v in seconds.items()},
+            }
+        )
+
+    def _vector(self, term: search.Term, table: Table, column: str, model: str | None) -> NDArray[np.float32]:
+        service = self._service
+        if term.vector is not None:
+            return np.asarray(term.vector, np.float32)
+        if term.row is not None:
+            store = service.registry.store(table, column)
+            if term.row >= store.rows or not self.rows_there(table, [term.row]):
+                raise QueryError(f"{table.full_name} has no row {term.row}", code=36, name="BAD_ARGUMENTS")
+            return np.asarray(store.take(np.array([term.row]))[0])
+        encoders = service.database.encoders
+        model = encoders.default or model
+        if term.text is not None:
+            found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
+            return found
+        try:
+            return encoders.picture(term.picture or b"", model)
+        except PictureError as error:
+            raise search.UnreadablePicture(str(error), term.field) from error
+
+    def _alike(
+        self, asked: Search, table: Table, column: VectorColumn, roles: ColumnRoles, vector: NDArray[np.float32] | None
+    ) -> list[int]:
+        """The numbers of the rows of a search that are almost the same as one before them."""
+        made = search.statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
+        answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
+        duplicates = self._page(asked, table, column.name, answer.output.arrow(), roles.types)[2]
+        return list(duplicates)
+
+    def rows_there(self, table: Table, rows: list[int]) -> list[int]:
+        """Those of some numbers of rows that the table has."""
+        alive = self._service.registry.alive(table)
+        return [r for r in rows if 0 <= r < table.rows and (alive is None or bool(alive[r]))]
+
+    def _page(
+        self, asked: Search, table: Table, column: str, found: pa.Table, types: Mapping[str, str]
+    ) -> tuple[list[dict[str, Any]], bool, dict[int, int]]:
+        """The rows of the page asked for, whether there are more, and which row each duplicate repeats."""
+        duplicates: dict[int, int] = {}
+        first = 0
+        if asked.fold is not None:
+            first = asked.offset
+            rows = found.column(ROW).to_numpy().astype(np.int64)[: first + asked.k]
+            duplicates = folded(self._service.registry.store(table, column).take(rows), rows, asked.fold)
+        more = found.num_rows > first + asked.k
+        return _records(found.slice(first, asked.k), types), more, duplicates
+
+    def shown(
+        self, table: Table, roles: ColumnRoles, row: dict[str, Any], duplicates: Mapping[int, int] | None = None
+    ) -> dict[str, Any]:
+        """A row as the page has it; takes apart what it is given."""
+        number = row.pop(ROW)
+        distance = row.pop("distance", None) if "distance" not in roles.types else None
+        url = row.get(roles.url) if roles.url else None
+        good = isinstance(url, str) and url.lower().startswith(("http://", "https://"))
+        drawn = f"/api/thumbnail/{_part(table.database)}/{_part(table.name)}/{number}"
+        twin = (duplicates or {}).get(number)
+        return {
+            "id": str(number),
+            "distance": plain(distance),
+            "caption": plain(row.get(roles.caption)) if roles.caption else None,
+            "picture": url if good else None,
+            "thumbnail": drawn if roles.file and row.get(roles.file, True) else None,
+            "values": {name: plain(value) for name, value in row.items()},
+            "duplicate_of": None if twin is None else str(twin),
+        }
+
+    def read_row(self, table: Table, columns: tuple[str, ...], row: int) -> dict[str, Any] | None:
+        """One row's values by the names of its columns, or None where there is no such row."""
+        names = ", ".join([*map(quote_name, columns), ROW])
+        sql = f"SELECT {names} FROM {self._service.registry.physical(table)} WHERE {ROW} = {row} LIMIT 1"
+        types = column_roles(self._service.engine, table).types
+        rows = _records(self._service.engine.arrow(sql, user=True), types)
+        return rows[0] if rows else None
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _records(found: pa.Table, types: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows by the names of their columns, with values as Python has them."""
+    columns = python_columns(found, types)
+    return [dict(zip(found.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
