@@ -142,8 +142,11 @@ function settleSoon() {
 function settleLayout() {
   clearTimeout(settling);
   settling = 0;
-  const below = (tile) => tile.node.getBoundingClientRect().top > window.innerHeight;
   const all = [...tiles.values()];
+  const unseen = (node) => node.getBoundingClientRect().top > window.innerHeight;
+  // what begins the first row below the view stays as it is: something smaller in its place would fit into the row above
+  const first = [...list.children].find(unseen);
+  const below = ({ node }) => node !== first && unseen(node);
   const closing = list.classList.contains('captions') ? [] : all.filter((tile) => tile.dead && !tile.node.classList.contains('left') && (onlyAlive || below(tile)));
   const shaping = all.filter((tile) => tile.shape && below(tile));
   for (const { node } of closing) node.classList.add('left');

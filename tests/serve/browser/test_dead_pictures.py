@@ -14,8 +14,16 @@ from playwright.sync_api import Page, Route, expect
 # the sum of all shifts that no key and no click has brought about, as the browser itself reports them
 SHIFTS = """() => {
     window.shifts = 0;
+    window.moved = [];
+    const place = rect => [rect.x, rect.y, rect.width, rect.height].map(Math.round).join(' ');
+    const moved = ({ node, previousRect, currentRect }) =>
+        `${node?.dataset?.id ?? node?.className ?? node?.nodeName}: ${place(previousRect)} -> ${place(currentRect)}`;
     new PerformanceObserver(list => {
-        for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shifts += entry.value;
+        for (const entry of list.getEntries()) {
+            if (entry.hadRecentInput) continue;
+            window.shifts += entry.value;
+            window.moved.push(`${entry.value.toFixed(3)} ${[...entry.sources].map(moved).join(', ')}`);
+        }
     }).observe({ type: 'layout-shift', buffered: true });
 }"""
 MOST_SHIFT = 0.1
@@ -54,7 +62,7 @@ def test_what_is_seen_stays_where_it_is_while_pictures_die(
     page = open_web(open_page, served, lambda url: sum(map(ord, url)) % of == 0)
     meanwhile(page, lambda: at_the_end(page), "the end is shown")
     until(page, "[...document.querySelectorAll('.tile:not(.left, .dead) img[src]')].every(image => image.complete)")
-    assert page.evaluate("window.shifts") < MOST_SHIFT
+    assert page.evaluate("window.shifts") < MOST_SHIFT, page.evaluate("window.moved")
     assert page.locator(".tile.dead").count() > 3
 
 
@@ -66,7 +74,7 @@ def test_where_all_are_gone_there_is_a_list_of_captions_with_archives(
     painted(page)
     heights = page.eval_on_selector_all(".tile[data-id]", "tiles => tiles.map(t => t.getBoundingClientRect().height)")
     assert max(heights) < 60
-    assert page.evaluate("window.shifts") < MOST_SHIFT
+    assert page.evaluate("window.shifts") < MOST_SHIFT, page.evaluate("window.moved")
     link = page.locator(".tile.dead[data-id='3'] .archive")
     expect(link).to_have_attribute("href", re.compile(r"^https://web\.archive\.org/web/http://127\.0\.0\.1"))
     page.locator(".tile[data-id='3'] .open").click()
