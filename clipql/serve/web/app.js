@@ -120,7 +120,7 @@ async function refresh(state) {
     const error = byId('filter-error');
     if (error) error.textContent = '';
     foundAt = performance.now();
-    show(results.rows, contextOf(state));
+    show(results.rows, contextOf(state), { more: results.more });
     painted();
     window.scrollTo({ top: 0 });
   } catch (error) {
@@ -159,7 +159,7 @@ async function more(k) {
   try {
     const rows = await nextPage(k);
     if (!rows || before === null || before !== results.state) return false;
-    show(rows, contextOf(results.state), { append: true });
+    show(rows, contextOf(results.state), { append: true, more: results.more });
     drawStatus();
     drawAfter();
     return rows.length > 0;
@@ -275,7 +275,7 @@ function draw(state, before, fromAddress = false) {
   if (state.view === 'map') drawMap(state, currentTable()).then(drawStatus);
   const fetched = state.view === 'pictures' && before.view === 'map'; // the map may have brought more rows
   if ((state.safe !== before.safe || fetched) && results.state && keyOf(state) === shownKey) {
-    show(results.rows, contextOf(state));
+    show(results.rows, contextOf(state), { more: results.more });
     drawStatus();
     drawAfter();
   }

@@ -9,6 +9,7 @@ import { archiveLink, isDead, remember } from './dead.js';
 import { button, count, el, picture, pictureOf, plural, webAddress, webLink } from './dom.js';
 import { knownColumns } from './filters.js';
 import { makeKeys } from './gridkeys.js';
+import { holdBack } from './gridrows.js';
 import { isVeiled, uncover } from './veil.js';
 
 export const SMALL_PICTURE = 160; // pixels; enlarged to fill a row, such a picture would only be blurred
@@ -25,6 +26,7 @@ let deadCount = 0;
 let loadedCount = 0;
 let onlyAlive = false; // the user wants no place kept for a picture that is gone
 let settling = 0;
+let goesOn = false; // more rows are to come
 
 let list = null;
 let act = null;
@@ -38,6 +40,7 @@ export function makeGrid(node, actions) {
   makeKeys(list, act);
   tools = makeTools();
   document.addEventListener('scrollend', settleSoon);
+  window.addEventListener('resize', () => holdBack(list, goesOn));
   list.addEventListener('focusin', (event) => {
     const tile = event.target.closest('.tile');
     setCurrent(tile);
@@ -46,11 +49,12 @@ export function makeGrid(node, actions) {
   list.addEventListener('pointerover', (event) => takeTools(event.target.closest('.tile')));
 }
 
-/** Shows these rows and no others, or adds them at the end. */
-export function show(rows, context, { append = false } = {}) {
+/** Shows these rows and no others, or adds them at the end. `more`: whether others will be added to them. */
+export function show(rows, context, { append = false, more = false } = {}) {
   // ids are a table's own
   if (context.table?.name !== view.table?.name || context.table?.database !== view.table?.database) clear();
   view = context;
+  goesOn = more;
   if (!append) {
     folded.clear();
     deadCount = loadedCount = 0;
@@ -72,6 +76,7 @@ export function show(rows, context, { append = false } = {}) {
   for (const id of folded.keys()) badge(id);
   if (!append) for (const tile of tiles.values()) tally(tile);
   if (append) for (const node of nodes) if (node.classList.contains('dead')) deadCount++;
+  holdBack(list, goesOn);
   settleSoon();
   tellDead();
   if (!list.querySelector('.tile[data-current]')) setCurrent(list.firstElementChild);
@@ -143,8 +148,9 @@ function settleLayout() {
   clearTimeout(settling);
   settling = 0;
   const all = [...tiles.values()];
-  const unseen = (node) => node.getBoundingClientRect().top > window.innerHeight;
-  // what begins the first row below the view stays as it is: something smaller in its place would fit into the row above
+  // half a screen further, as a scroll may be on its way that the page has not heard of
+  const unseen = (node) => node.getBoundingClientRect().top > window.innerHeight * 1.5;
+  // what begins the first such row stays as it is: something smaller in its place would fit into the row above
   const first = [...list.children].find(unseen);
   const below = ({ node }) => node !== first && unseen(node);
   const closing = list.classList.contains('captions') ? [] : all.filter((tile) => tile.dead && !tile.node.classList.contains('left') && (onlyAlive || below(tile)));
@@ -155,6 +161,7 @@ function settleLayout() {
     tile.node.classList.remove('guessed');
     tile.shape = null;
   }
+  if (closing.length || shaping.length) holdBack(list, goesOn);
 }
 
 function tileFor(row) {

@@ -80,8 +80,9 @@ def test_where_all_are_gone_there_is_a_list_of_captions_with_archives(
     page.locator(".tile[data-id='3'] .open").click()
     expect(page.get_by_role("dialog").get_by_text("Look for it in the Internet Archive")).to_be_visible()
     page.keyboard.press("Escape")
+    until(page, "document.activeElement.closest('.tile')?.dataset.id === '3'")
     page.keyboard.press("ArrowDown")
-    assert page.evaluate("document.activeElement.closest('.tile').dataset.id") == "4"
+    until(page, "document.activeElement.closest('.tile')?.dataset.id === '4'")
 
 
 def test_an_address_that_failed_is_not_asked_for_again(open_page: Callable[..., Page], served: Served) -> None:
