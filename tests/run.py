@@ -1,4 +1,6 @@
-"""Run the whole suite: each file or folder of tests in a process of its own, one process a core.
+"""Run the whole suite: each file or folder of tests in a process of its own, one more at a time than there are cores.
+
+Some tests wait (for time-outs, for processes to end), and the one more has the core meanwhile.
 
 chDB leaves threads and open files behind for every database that a process has opened and closed; after some hundreds
 of them a single process would run out. With arguments, they go to one pytest as they are.
@@ -11,14 +13,14 @@ import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 HERE = Path(__file__).parent
 SECONDS = 1800  # for one file or folder: what takes longer hangs, however slow the machine
 SLOW_FIRST = (
-    "cluster", "serve", "encode", "ingest", "serve/browser", "faults", "tables", "sql", "index", "edges", "care",
-    "test_readme.py",
+    "index", "cluster", "serve", "tables", "serve/browser", "ingest", "sql", "faults", "cli", "encode", "differential",
+    "care", "test_readme.py", "edges",
 )  # fmt: skip
 
 
@@ -53,8 +55,9 @@ def main(arguments: list[str]) -> int:
     if arguments:
         return subprocess.call([sys.executable, "-m", "pytest", *arguments])
     began, broken, counts = time.monotonic(), [], {"passed": 0, "failed": 0, "skipped": 0}
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
-        for unit, status, output, seconds in pool.map(run, units()):
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1) as pool:
+        for done in as_completed([pool.submit(run, unit) for unit in units()]):
+            unit, status, output, seconds = done.result()
             for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", output.rstrip().rpartition("\n")[2]):
                 counts["failed" if what == "error" else what] += int(count)
             if status:

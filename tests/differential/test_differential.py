@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import run
 from compare import bags, promised, ranked, sequences
 from generator import Key
 
-STATEMENTS, SEED = 5_000, 1
+STATEMENTS, SEED = int(os.environ.get("CLIPQL_STATEMENTS", "1000")), 1
 
 
 @pytest.fixture(scope="module")
