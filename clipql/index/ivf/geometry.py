@@ -39,6 +39,7 @@ FARTHEST, FARTHEST_OF_MANY, FEW_APART, SHORTEST = 64.0, 1024.0, 0.02, 2.0**-10
 FARTHEST_QUERY = 2.0**20  # in units of the column: from beyond, float32 tells its rows no longer apart
 STRETCH = 8.0  # of the logarithm to 2 of lengths: those that count as one order of magnitude
 EQUAL = 1e-6  # rows that differ by less than this share of their length count as equal
+SHORTEST_SQUARE, LONGEST_SQUARE = np.float32(1e-30), np.float32(1e30)  # that float32 holds with its products
 _AT_ONCE = 4096
 
 
@@ -111,7 +112,7 @@ class Space:
         if not np.isfinite(q).all():
             raise VectorError("the query holds NaN or infinity")
         if self.metric is Metric.COSINE:
-            return np.asarray(unit_rows(q[None])[0], np.float32)
+            return unit_vector(q)
         with np.errstate(over="ignore"):
             if self.biased:
                 return np.asarray(q * np.float32(self.unit) - self.mean, np.float32)
@@ -162,6 +163,14 @@ def unit_rows(x: Floats) -> Floats:
     out[odd] = x[odd].astype(np.float64) / length[odd, None]
     out[~good] = 0
     return out
+
+
+def unit_vector(x: Floats) -> Floats:
+    """One vector (d,) scaled to length 1, whatever its length; zeros stay."""
+    square = np.float32(x.dot(x))
+    if SHORTEST_SQUARE <= square <= LONGEST_SQUARE:
+        return np.asarray(x / np.sqrt(square), np.float32)
+    return np.asarray(unit_rows(x[None])[0], np.float32)
 
 
 def _power(size: float) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clipql.index.ivf.geometry import Floats, unit_rows
+from clipql.index.ivf.geometry import Floats, unit_vector
 
 KNOBS = ("nprobe", "rescore", "recall")
 # The curves are measured on a few hundred queries, and the setting is the first that reaches what is asked: new queries
@@ -66,12 +66,13 @@ class Curves:
     familiar: float
     apart: bool = True
     _known: dict[tuple[str, float, int], Setting] = field(default_factory=dict, compare=False, repr=False)
+    _doubts: dict[tuple[str, float], str] = field(default_factory=dict, compare=False, repr=False)
 
     def kind_of(self, query: Floats) -> str:
         """'text', 'image', 'either' (the two lie too close to tell), or 'foreign' (unlike the stored rows, with no
         captions to compare with).
         """
-        query = unit_rows(query[None])[0]
+        query = unit_vector(query)
         like_image = float(query @ self.image_mean)
         if self.text_mean is not None and self.text:
             if not self.apart:
@@ -91,6 +92,14 @@ class Curves:
 
     def doubt(self, kind: str, recall: float) -> str:
         """Why a query of a kind cannot be promised a recall; empty if it can."""
+        told = self._doubts.get((kind, recall))
+        if told is None:
+            if len(self._doubts) >= KEPT_SETTINGS:
+                self._doubts.clear()
+            told = self._doubts[kind, recall] = self._doubted(kind, recall)
+        return told
+
+    def _doubted(self, kind: str, recall: float) -> str:
         for one in ("image", "text") if kind == "either" else (kind,):
             points = self._points(one)
             best = max((p.recall for p in points), default=None)
