@@ -25,6 +25,7 @@ from bench import (
     results,
     serve_load,
     start,
+    statements,
     tutorial,
 )
 from bench.results import Comparison
@@ -40,6 +41,7 @@ COMPARISONS: dict[str, Callable[[int], Comparison]] = {
 # an hour more, so only when they are named
 LONG: dict[str, Callable[[int], Comparison]] = {
     "index": index.compare_call,
+    "statements": statements.compare,
     "index-sql": index.compare_sql,
     "filters": index.compare_filters,
     "growth": index.compare_growth,

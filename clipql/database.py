@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 from clipql.encode.base import Picture, as_picture
 from clipql.encode.service import Encoders
 from clipql.engine.embedded import Engine
+from clipql.engine.python_values import needs_types
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
 from clipql.sql import old_views
+from clipql.sql.result_types import ResultTypes
 from clipql.sql.session import Answer, Progress, Session
 from clipql.sql.stars import Stars
 from clipql.storage import catalog, files, strays
 from clipql.storage.catalog import Catalog
 from clipql.storage.vectors.metrics import Metric, metric_spelled
-from clipql.syntax.lexer import split_statements, tokenize
+from clipql.syntax.lexer import split_statements
+from clipql.syntax.reading import read
 from clipql.tables import recover, schema
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
@@ -59,6 +62,8 @@ class Database:
     Use as a context manager, or call `close`.
     """
 
+    _result_types: ResultTypes | None = None
+
     def __init__(self, path: str | os.PathLike[str], *, model: str | None = None, engine: Path | None = None) -> None:
         """engine: the folder of ClickHouse, where it is not the one in the database's."""
         Engine.refuse_fork()
@@ -86,6 +91,7 @@ class Database:
         self.encoders = Encoders(model)
         self.encoders.register(self._engine)
         self._session = Session(self._registry, self._indexes, self.encoders)
+        self._result_types = ResultTypes(self._registry)
         old_views.put_in_order(self._registry, Stars(self._registry))
         self._closing = threading.Lock()
         self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
@@ -108,7 +114,10 @@ class Database:
         output = answer.output
         stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards)
         if answer.format == "ArrowStream":
-            return Result(answer.output.arrow(), stats)
+            table, types = answer.output.arrow(), {}
+            if self._result_types is not None and needs_types(table.schema):
+                types = dict(self._result_types.of(statements[-1], params))
+            return Result(table, stats, types=types)
         return Result(pa.table({}), stats, answer.output.data)
 
     def execute(
@@ -135,7 +144,7 @@ class Database:
 
     def session(self) -> Session:
         """A session of its own on this database; what it SETs stays apart only where `Engine.act` says who acts."""
-        return Session(self._registry, self._indexes, self.encoders)
+        return Session(self._registry, self._indexes, self.encoders, self._session.repeats)
 
     def search(
         self,
@@ -303,7 +312,7 @@ class Database:
 def one_condition(where: str) -> str:
     """A condition as it is. Raises QueryError for a text that would end it, or the statement, before its end."""
     depth = 0
-    for token in tokenize(where):
+    for token in read(where).tokens:
         if token.kind == "symbol" and token.text in "()":
             depth += 1 if token.text == "(" else -1
         if depth < 0 or token.kind == "error" or (token.kind == "symbol" and token.text == ";"):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from clipql.brief import LINE
+from clipql.engine.python_values import converter, python_columns, python_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +53,11 @@ class Result:
     `text` is set instead of rows where the statement had a FORMAT clause of its own.
     """
 
-    def __init__(self, table: pa.Table, stats: Stats, text: bytes | None = None) -> None:
-        self._table, self.stats, self._text = table, stats, text
+    def __init__(
+        self, table: pa.Table, stats: Stats, text: bytes | None = None, types: Mapping[str, str] | None = None
+    ) -> None:
+        """types: ClickHouse's of the columns that Arrow does not tell apart, such as DateTime and UInt32, by name."""
+        self._table, self.stats, self._text, self._types = table, stats, text, types or {}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -61,8 +66,11 @@ class Result:
 
     @property
     def rows(self) -> list[tuple[Any, ...]]:
-        """The rows as tuples of Python values; text that is not UTF-8 as bytes, Array(Float32) as lists."""
-        values = [_values(column) for column in self._table.columns]
+        """The rows as tuples of Python's own types: datetimes, addresses, the names of an Enum, tuples, dicts of maps.
+
+        Text that is not UTF-8 is bytes, Array(Float32) a list.
+        """
+        values = python_columns(self._table, self._types)
         return list(zip(*values, strict=True)) if values else []
 
     @property
@@ -80,8 +88,15 @@ class Result:
         return self._table
 
     def df(self) -> pd.DataFrame:
-        """The result as a pandas DataFrame."""
-        frame: pd.DataFrame = self._table.to_pandas()
+        """The result as a pandas DataFrame; what pandas has no type for is as in `rows`."""
+        import pandas as pd
+
+        columns = [
+            _series(column, self._types.get(name, ""))
+            for name, column in zip(self._table.column_names, self._table.columns, strict=True)
+        ]
+        frame: pd.DataFrame = pd.concat(columns, axis=1) if columns else pd.DataFrame()
+        frame.columns = pd.Index(self._table.column_names)
         return frame
 
     def __len__(self) -> int:
@@ -102,7 +117,7 @@ class Result:
         return "\n".join([*lines, f"({len(self):,} rows, {self.stats.elapsed:.3f} s{shards})"])
 
     def _first(self) -> list[tuple[Any, ...]]:
-        return Result(self._table.slice(0, SHOWN_ROWS), self.stats).rows
+        return Result(self._table.slice(0, SHOWN_ROWS), self.stats, types=self._types).rows
 
     def _repr_html_(self) -> str:
         """A table for notebooks; every value is escaped."""
@@ -117,22 +132,23 @@ def _html_row(row: Sequence[Any]) -> str:
     return "<tr>" + "".join(f"<td>{html.escape(_short(v))}</td>" for v in row) + "</tr>"
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    try:
-        found: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
-        kind = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
-        found = [_decoded(v) for v in column.cast(kind).to_pylist()]
-    return found
+def _series(column: pa.ChunkedArray, kind: str) -> pd.Series[Any]:
+    import pandas as pd
 
-
-def _decoded(value: bytes | None) -> str | bytes | None:
-    if value is None:
-        return None
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value
+    if re.fullmatch(r"(?:Nullable\()?DateTime(\('[^']*'\))?\)?", kind) and pa.types.is_uint32(column.type):
+        zone = re.search(r"'([^']*)'", kind)
+        stamps = column.cast(pa.int64()).cast(pa.timestamp("s", zone[1] if zone else "UTC"))
+        made: pd.Series[Any] = stamps.to_pandas()
+        return made
+    if not (converter(kind) if kind else pa.types.is_map(column.type)):
+        try:
+            column.validate(full=True)  # pandas would fail over text that is not UTF-8 when it is looked at
+            made = column.to_pandas()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            pass
+        else:
+            return made
+    return pd.Series(python_values(column, kind), dtype=object)
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,7 @@ from clipql.cluster.quorum import UNFIT, Quorum, Replicas
 from clipql.cluster.rebalance import Rebalancer
 from clipql.cluster.shard_map import ShardMap
 from clipql.errors import ClipqlError, ClusterError, VectorIndexError
-from clipql.syntax.lexer import tokenize
+from clipql.syntax.reading import read
 
 # replicas that are started side by side
 STARTING = 8
@@ -117,7 +117,7 @@ class Coordinator:
 
 def _indexes(definition: str) -> list[str]:
     """The names of the indexes in a CREATE TABLE."""
-    return [b.name for a, b in itertools.pairwise(tokenize(definition)) if a.upper == "INDEX" and b.name is not None]
+    return [b.name for a, b in itertools.pairwise(read(definition).tokens) if a.upper == "INDEX" and b.name is not None]
 
 
 def started(replicas: Replicas, map: ShardMap) -> Coordinator:

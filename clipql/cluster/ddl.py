@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from clipql.database import Database
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnknownTable
-from clipql.syntax.lexer import matching, tokenize
+from clipql.syntax.lexer import matching
+from clipql.syntax.reading import read
 
 # what ClickHouse's index can be asked for; any other distance is left to its exact scan
 _METRICS = ("cosineDistance", "L2Distance")
@@ -74,7 +75,7 @@ def described(db: Database, table: str) -> Exported:
 
 def _order(definition: str) -> str:
     """The sorting key in CREATE TABLE."""
-    tokens = tokenize(definition)
+    tokens = read(definition).tokens
     at = next((i for i, t in enumerate(tokens) if t.upper == "ENGINE"), 0)
     while at < len(tokens) - 2:
         if [t.upper for t in tokens[at : at + 2]] == ["ORDER", "BY"]:

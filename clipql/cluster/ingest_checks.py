@@ -16,7 +16,7 @@ from clipql.ingest.origin import check_origins
 from clipql.ingest.pipeline import new_table
 from clipql.sql.session import Session
 from clipql.storage.catalog import Table
-from clipql.syntax import statements
+from clipql.syntax.reading import read
 from clipql.syntax.statements import CreateTable
 
 SCRATCH = "clipql_parts"  # the database of the tables that parts are compared with
@@ -50,7 +50,7 @@ def _like(db: Database, first: CheckedPart, definition: str) -> Iterator[Table]:
     plain.execute(f"CREATE DATABASE IF NOT EXISTS {quote_name(SCRATCH)}", format="Null")
     try:
         if definition:
-            statement, _ = statements.classify(definition)
+            statement = read(definition).kind
             assert isinstance(statement, CreateTable), definition
             span = statement.table
             plain.execute(f"{definition[: span.start]}{whole}{definition[span.end :]}", format="Null")

@@ -16,8 +16,9 @@ import numpy as np
 from clipql.cluster.partial_query import GLOBAL_ROW
 from clipql.engine.embedded import Engine
 from clipql.errors import UnsupportedStatement
-from clipql.syntax.lexer import matching, tokenize
-from clipql.syntax.scopes import Span, scopes, split_list
+from clipql.syntax.lexer import matching, split_list
+from clipql.syntax.reading import read
+from clipql.syntax.scopes import Span
 from clipql.tables.registry import ROW
 
 # what is folded while the statement is looked at would be lost to it: a scalar subquery's value is known by number only
@@ -37,11 +38,11 @@ class NormalForm:
     """The normal form of one SELECT, and the constants that were taken out of it into `params`."""
 
     def __init__(self, text: str, params: Mapping[str, Any]) -> None:
-        tokens = tokenize(text)
-        found = [s for s in scopes(text, tokens) if not s.nested]
+        reading = read(text)
+        found = [s for s in reading.selects if not s.nested]
         if len(found) != 1 or found[0].whole.first != 0:
             raise UnsupportedStatement(f"a SELECT over shards of an unknown shape: {text[:200]}")
-        self.text, self.tokens, self.scope = text, tokens, found[0]
+        self.text, self.tokens, self.scope = text, reading.tokens, found[0]
         self.params = dict(params)
         source = self.scope.within("FROM")
         # FROM clipql_shards.`x` AS __table1: the only source that rows of shards can be taken from one by one
@@ -57,8 +58,7 @@ class NormalForm:
 
     def items(self, clause: str) -> list[tuple[int, int]]:
         """The items of a clause between commas, as token ranges."""
-        span = self.scope.clauses.get(clause)
-        return split_list(self.tokens, span.first, span.last) if span else []
+        return self.scope.items(clause)
 
     def words(self, first: int, last: int) -> tuple[str, ...]:
         """The tokens of a range as texts, by which two expressions can be compared."""
@@ -206,7 +206,7 @@ def normal_form(engine: Engine, text: str, params: Mapping[str, Any]) -> NormalF
 
 
 def _has_settings(text: str) -> bool:
-    return any("SETTINGS" in s.clauses for s in scopes(text, tokenize(text)) if not s.nested)
+    return any("SETTINGS" in s.clauses for s in read(text).selects if not s.nested)
 
 
 def _without_ours(line: str) -> str:

@@ -16,7 +16,8 @@ import xxhash
 from clipql.engine.quoting import quote_name
 from clipql.errors import ClusterError, ReplicaUnavailable
 from clipql.index.base import Route
-from clipql.syntax.lexer import tokenize
+from clipql.syntax.edits import edited
+from clipql.syntax.reading import read
 from clipql.tables.registry import ROW
 
 # in a partial query: the number of a row among those of all shards, and the first row of the part that it came with
@@ -112,10 +113,8 @@ def _numbered(text: str, row: str, runs: Sequence[Run]) -> str:
         GLOBAL_ROW: _looked_up(row, merged, [r.first - r.local for r in merged], f"{row} + "),
         PART_ROW: _looked_up(row, runs, [r.first for r in runs], ""),
     }
-    for token in reversed(tokenize(text)):
-        if token.text in spelled and token.kind == "word":
-            text = text[: token.start] + spelled[token.text] + text[token.end :]
-    return text
+    found = (t for t in read(text).tokens if t.text in spelled and t.kind == "word")
+    return edited(text, [(t.start, t.end, spelled[t.text]) for t in found])
 
 
 def _looked_up(row: str, runs: Sequence[Run], values: Sequence[int], before: str) -> str:

@@ -1,29 +1,39 @@
 """SELECTs that come again with another query vector: cut in two once, and given the new vector from then on.
 
-Bringing a statement into its normal form and cutting it takes 4 ms. What must stay true: a statement is only known
-again where no value but those in its key can matter to how it is cut. So a vector may only be compared with a column of
-the table by a distance, which nothing is computed of before there is a row; nothing else is called but functions that
-know neither the time nor the user; and where a vector shows in what was made, as in the name of a column, it is made
-again each time.
+Bringing a statement into its normal form and cutting it takes 4 ms. A statement is known by its text without its
+literal vectors (`syntax/skeleton.py`), which count as parameters where they are arrays of Float64. What must stay
+true: a statement is only known again where no value but those in its key can matter to how it is cut. So a vector may
+only be compared with a column of the table by a distance, which nothing is computed of before there is a row; nothing
+else is called but functions that know neither the time nor the user; and where a vector shows in what was made, as in
+the name of a column, it is made again each time.
 """
 
 from __future__ import annotations
 
 import itertools
-import threading
-from collections import OrderedDict
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipql.cluster.split import Split
 from clipql.errors import ClipqlError
 from clipql.storage.vectors.metrics import Metric
-from clipql.syntax.lexer import Token, tokenize
+from clipql.syntax.lexer import Token
+from clipql.syntax.reading import read
+from clipql.syntax.recent import Recent
+from clipql.syntax.skeleton import LONGEST, Skeleton, certain, skeleton
 
-MOST, LONGEST, LONGEST_VALUE = 256, 4096, 256  # statements; characters of one, and of a parameter of it
+MOST, LONGEST_KNOWN, LONGEST_VALUE = 256, 4096, 256  # statements; characters without vectors, and of a parameter
+LITERAL = "clipql_literal_"
+# with a number that has a point or an exponent, and none too large for a Float64 beside it
+_WHOLE = r"[-+]?\d{1,9}"
+_FLOAT = r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d{1,2})?"
+_FLOAT64 = re.compile(rf"\[\s*(?:{_WHOLE}\s*,\s*)*{_FLOAT}(?:\s*,\s*(?:{_FLOAT}|{_WHOLE}))*\s*\]")
 _DISTANCES = {m.value.lower() for m in Metric}
 # words that a bracket may follow: distances, functions of a row's values, aggregates, and words of SQL
 _KNOWN = {
@@ -40,14 +50,15 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class CachedSplit:
-    """A statement cut in two, and the constant in it that each vector stands for."""
+    """A statement cut in two, and the constant in it that each vector stands for. literals: vectors that it names."""
 
     made: Split
     places: Mapping[str, str]
+    literals: Params = field(default_factory=dict)
 
     def with_vectors(self, params: Params) -> Split:
         """Both halves for these vectors."""
-        query = self.made.query
+        query, params = self.made.query, {**params, **self.literals}
         given = {c: np.asarray(params[name], query.params[c].dtype) for name, c in self.places.items()}
         return replace(self.made, query=replace(query, params={**query.params, **given}))
 
@@ -64,31 +75,61 @@ class PlanCache:
     """Thread-safe. Keeps the statements that were asked last."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Any, ...], CachedSplit | None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: Recent[tuple[Any, ...], _Made] = Recent(MOST)
 
     def find(
-        self, text: str, params: Params, columns: Sequence[str], context: str, make: Callable[[Params], Split]
+        self, text: str, params: Params, columns: Sequence[str], context: str, make: Callable[[str, Params], Split]
     ) -> CachedSplit | None:
         """The statement as it was cut before, or is cut by `make`; None where it has to be cut again each time.
 
         columns: vector columns of the table. context: all besides text and parameters that the cutting depends on.
         """
-        asked = _asked(text, params, columns)
+        if len(text) > LONGEST:
+            return None
+        literals = literal_parameters(text)
+        known, given = literals.text, dict(params) | dict(literals.vectors)
+        asked = _asked(known, given, columns)
+        if asked is None and literals.vectors:  # then they are part of it
+            literals = replace(literals, text=text, vectors={})
+            known, given = text, dict(params)
+            asked = _asked(text, params, columns)
         if asked is None:
             return None
-        kinds = tuple((n, params[n].dtype.str, len(params[n])) for n in asked.vectors)
-        key = (text, context, asked.others, kinds)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        template = _made(params, asked.vectors, make)
-        with self._lock:
-            self._kept[key] = template
-            while len(self._kept) > MOST:
-                self._kept.popitem(last=False)
-        return template
+        kinds = tuple((n, given[n].dtype.str, len(given[n])) for n in asked.vectors)
+        key = (known, context, asked.others, kinds)
+        made = self._kept.find(key)
+        if made is None:
+            sure = not literals.vectors or certain(text, literals.skeleton)
+            split = _made(given, asked.vectors, partial(make, known)) if sure else None
+            made = self._kept.keep(key, _Made(split))
+        return replace(made.split, literals=literals.vectors) if made.split else None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What came of a statement; None where it has to be cut each time."""
+
+    split: CachedSplit | None
+
+
+@dataclass(frozen=True)
+class _Literals:
+    """A statement with parameters for its literal vectors, and their values."""
+
+    skeleton: Skeleton
+    text: str
+    vectors: Mapping[str, NDArray[np.float64]]
+
+
+def literal_parameters(text: str) -> _Literals:
+    """The statement with each literal vector as a parameter, where all of them are arrays of Float64 to ClickHouse."""
+    found = skeleton(text)
+    if not found.literals or not all(map(_FLOAT64.fullmatch, found.literals)) or "\0" in text:
+        return _Literals(found, text, {})
+    values = [np.array([float(n) for n in t.strip("[ ]\t\r\n").split(",")]) for t in found.literals]
+    names = [f"{LITERAL}{i}" for i in range(len(values))]
+    known = found.filled([f"{{{name}:Array(Float64)}}" for name in names])
+    return _Literals(found, known, dict(zip(names, values, strict=True)))
 
 
 def _made(params: Params, vectors: tuple[str, ...], make: Callable[[Params], Split]) -> CachedSplit | None:
@@ -119,9 +160,9 @@ def _same(constant: Any, vector: Any) -> bool:
 
 def _asked(text: str, params: Params, columns: Sequence[str]) -> _Parameters | None:
     """The parameters of a statement that may come again with other vectors; None of any other."""
-    if len(text) > LONGEST:
+    if len(text) > LONGEST_KNOWN:
         return None
-    tokens = tokenize(text)
+    tokens = read(text).tokens
     words = [t.upper for t in tokens if t.kind == "word"]
     if words.count("SELECT") != 1 or "WITH" in words or any(w.startswith(("CURRENT_", "LOCALTIME")) for w in words):
         return None

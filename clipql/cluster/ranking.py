@@ -27,7 +27,8 @@ from clipql.index.base import Route
 from clipql.index.ivf.knobs import DEFAULT_RECALL
 from clipql.storage import files
 from clipql.storage.vectors.metrics import Metric, metric_named
-from clipql.syntax.lexer import matching, tokenize
+from clipql.syntax.lexer import matching
+from clipql.syntax.reading import read
 
 # has any replica of a shard do something: (shard, method, *arguments). Raises ClipqlError
 CallShard = Callable[..., Any]
@@ -121,7 +122,7 @@ class Ranking:
 
 def _distances(text: str) -> list[tuple[Metric, set[str]]]:
     """The distances that are called in a text, and the names that stand in each call."""
-    tokens, found = tokenize(text), []
+    tokens, found = read(text).tokens, []
     for at, token in enumerate(tokens[:-1]):
         metric = metric_named(token.text) if token.kind == "word" and tokens[at + 1].text == "(" else None
         if metric is not None:

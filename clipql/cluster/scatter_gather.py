@@ -12,6 +12,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ from clipql.engine.quoting import quote_name
 from clipql.errors import UnsupportedStatement
 from clipql.sql.calls import find_sources
 from clipql.storage.vectors.metrics import metric_named
-from clipql.syntax.lexer import tokenize
-from clipql.syntax.scopes import Scope, scopes
+from clipql.syntax.edits import edited
+from clipql.syntax.reading import read
+from clipql.syntax.scopes import Scope
 
 # answers up to this size travel as a parameter of the statement, larger ones through a table in memory
 INLINE_BYTES = 1 << 18
@@ -99,13 +101,15 @@ class ScatterGather:
 
         None where it is not of one SELECT over shards that gives rows, or the sets differ in more than vectors.
         """
-        found = [s for s in scopes(sql, tokenize(sql)) if self._sources(s)]
+        found = [s for s in read(sql).selects if self._sources(s)]
         vectors = [n for n, v in params[0].items() if isinstance(v, np.ndarray) and v.ndim == 1]
         if len(found) != 1 or found[0].nested or not _same_but(vectors, params):
             return None
         rewritten = Rewritten(sql, dict(params[0]))
         template, shape, _ = self._known(rewritten, found[0])
-        if template is None or template.made.many is None or set(template.places) != set(vectors):
+        if template is None or template.made.many is None:
+            return None
+        if set(template.places) - template.literals.keys() != set(vectors):
             return None
         final, select = template.made.many, template.made.query.select
         queries = [
@@ -144,7 +148,7 @@ class ScatterGather:
         return self._innermost(sql) is not None
 
     def _innermost(self, sql: str) -> Scope | None:
-        found = scopes(sql, tokenize(sql))
+        found = read(sql).selects
         return next((s for s in reversed(found) if self._sources(s)), None)
 
     def _sources(self, scope: Scope) -> bool:
@@ -188,21 +192,21 @@ class ScatterGather:
 
     def _split(self, rewritten: Rewritten, scope: Scope) -> tuple[Split, Shape]:
         template, shape, cut = self._known(rewritten, scope)
-        return template.with_vectors(rewritten.params) if template else cut(rewritten.params), shape
+        return template.with_vectors(rewritten.params) if template else cut(), shape
 
-    def _known(
-        self, rewritten: Rewritten, scope: Scope
-    ) -> tuple[CachedSplit | None, Shape, Callable[[Mapping[str, Any]], Split]]:
+    def _known(self, rewritten: Rewritten, scope: Scope) -> tuple[CachedSplit | None, Shape, Callable[[], Split]]:
         """A SELECT as it was cut before, if it may be known again, and what cuts it again."""
         shape, text = self._shape(scope), _with(scope, self._analysed(scope))
 
-        def cut(params: Mapping[str, Any]) -> Split:
+        def cut(text: str, params: Mapping[str, Any]) -> Split:
             return split(normal_form(self._engine, text, params), self._aggregates, shape.database, shape.name)
 
+        params = rewritten.params
         acting = self._engine.acting
         scatter = (acting.database, acting.user.statements, sorted(acting.settings.items()))
         context = repr((scatter, shape.listed, shape.unlisted, shape.vectors))
-        return self._plan_cache.find(text, rewritten.params, tuple(shape.vectors), context, cut), shape, cut
+        found = self._plan_cache.find(text, params, tuple(shape.vectors), context, cut)
+        return found, shape, partial(cut, text, params)
 
     def _shape(self, scope: Scope) -> Shape:
         found, joins = find_sources(scope, lambda d, n: shape.table if (shape := self._find(d, n)) else None)
@@ -231,14 +235,11 @@ class ScatterGather:
             for at in range(scope.whole.first, scope.whole.last - 4)
             if not span.first <= at < span.last and _qualifies(scope, at, shape)
         ]
-        text, start = scope.text[scope.whole.start : scope.whole.end], scope.whole.start
-        for a, b, new in sorted(edits, reverse=True):
-            text = text[: a - start] + new + text[b - start :]
-        return text
+        return edited(scope.text, edits, scope.whole.start, scope.whole.end)
 
     def _travels(self, rewritten: Rewritten, scope: Scope) -> bool:
         """Whether a SELECT stands within another over shards, which are sent its rows."""
-        around = [s for s in scopes(rewritten.sql, tokenize(rewritten.sql)) if s.whole.first < scope.whole.first]
+        around = [s for s in read(rewritten.sql).selects if s.whole.first < scope.whole.first]
         return any(s.whole.last >= scope.whole.last and self._sources(s) for s in around)
 
     def _source(self, rewritten: Rewritten, rows: Rows, travels: bool = False) -> str:
@@ -263,7 +264,7 @@ class ScatterGather:
 def _check_names(scope: Scope, query: PartialQuery) -> None:
     """Refuse what names a SELECT of WITH within a SELECT over shards, where it is not known."""
     named = {m[1] for w in scope.withs for m in _NAMED.finditer(w)}
-    used = {t.name for text in (query.select, query.prewhere, query.where, query.tail) for t in tokenize(text)}
+    used = {t.name for text in (query.select, query.prewhere, query.where, query.tail) for t in read(text).tokens}
     if found := sorted(n for n in named & used if n is not None):
         raise UnsupportedStatement(
             f"the SELECT that WITH calls {found[0]} cannot be used within a SELECT over the shards of "

@@ -28,7 +28,7 @@ from clipql.sql.execution import Step
 from clipql.sql.prepared import Asked
 from clipql.sql.session import Answer, Progress, Session, Sink, select_of
 from clipql.storage.catalog import Table
-from clipql.syntax import statements
+from clipql.syntax.reading import read
 from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, Set, TableName
 from clipql.tables.indexes import Indexes
@@ -99,7 +99,7 @@ class ClusterSession(Session):
         asked: Asked | None = None,
     ) -> Answer:
         self._told.shards = None
-        statement, _ = statements.classify(sql)
+        statement = read(sql).kind
         if isinstance(statement, Insert) and self._named(statement.table):
             self._refuse("INSERT", self._named(statement.table), "rows come in as parts: clipql ingest")
         if isinstance(statement, CreateTable) and self._is_ours(sql, statement):
@@ -129,7 +129,7 @@ class ClusterSession(Session):
     # definitions
 
     def _is_ours(self, sql: str, statement: CreateTable) -> bool:
-        temporary = any(t.upper in ("TEMPORARY", "TEMP") for t in statements.classify(sql)[1][:5])
+        temporary = any(t.upper in ("TEMPORARY", "TEMP") for t in read(sql).words[:5])
         return not temporary and (statement.table.database or self._registry.database) != "system"
 
     def _create(self, sql: str, statement: CreateTable) -> Output:
@@ -207,7 +207,7 @@ class ClusterSession(Session):
     def many(self, sql: str, params: Sequence[Mapping[str, Any]]) -> list[pa.Table] | None:
         """One SELECT for each set of parameters as one batch; None where it has to go one by one."""
         sql = respelled(sql, self._defined)
-        statement, _ = statements.classify(sql)
+        statement = read(sql).kind
         text, own = settings.taken_from(sql)
         if not isinstance(statement, Select) or settings.take_format(sql)[1] or not params:
             return None
@@ -223,7 +223,7 @@ class ClusterSession(Session):
         acting = self._engine.acting
         kept = []
         for text in acting.user.statements:
-            statement, _ = statements.classify(text)
+            statement = read(text).kind
             given = statement.assignments if isinstance(statement, Set) else ()
             kept += [f"SET {name} = {value}" for name, value in given if _holds(name)]
         return (*kept, *(f"SET {n} = {quote_string(v)}" for n, v in acting.settings.items() if _holds(n)))
@@ -249,7 +249,7 @@ def index_change(sql: str, statement: OnTable) -> tuple[str, str, bool] | None:
     """ADD, DROP or MATERIALIZE, the name of the one index that an ALTER TABLE is about, and whether IF [NOT] EXISTS is
     said; None for any other.
     """
-    tokens = [t for t in statements.classify(sql)[1] if t.start >= statement.tables[0].end]
+    tokens = [t for t in read(sql).words if t.start >= statement.tables[0].end]
     words = [t.upper for t in tokens]
     if len(words) < 3 or words[0] not in ("ADD", "DROP", "MATERIALIZE") or words[1] != "INDEX":
         return None
@@ -266,7 +266,7 @@ def index_change(sql: str, statement: OnTable) -> tuple[str, str, bool] | None:
 
 
 def _is_vector_index(sql: str, statement: OnTable) -> bool:
-    tokens = [t for t in statements.classify(sql)[1] if t.start >= statement.tables[0].end]
+    tokens = [t for t in read(sql).words if t.start >= statement.tables[0].end]
     first = next(i for i in range(2, len(tokens)) if tokens[i].upper not in ("IF", "NOT", "EXISTS"))
     return definition.read(tokens, first, len(tokens), sql) is not None
 

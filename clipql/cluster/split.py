@@ -10,6 +10,7 @@ What cannot be split is refused by name.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
@@ -21,8 +22,7 @@ from clipql.cluster.partial_query import GLOBAL_ROW, PART_ROW, PartialQuery
 from clipql.engine.quoting import quote_name
 from clipql.errors import UnsupportedStatement
 from clipql.storage.vectors.metrics import metric_named
-from clipql.syntax.lexer import matching
-from clipql.syntax.scopes import split_list
+from clipql.syntax.lexer import matching, split_list
 from clipql.tables.registry import ROW
 
 # where the rows of the shards stand in the second half
@@ -81,8 +81,11 @@ class _Splitter:
             self._refuse(self._odd_source())
         odd = [c for c in form.clauses if c not in _KNOWN]
         if odd:
-            self._refuse({"FROM 2": "WITH FILL FROM"}.get(odd[0], odd[0]))
-        if any(t.upper == "INTERPOLATE" for t in form.scope.within("ORDER")):
+            self._refuse(odd[0])
+        ordered = [t.upper for t in form.scope.within("ORDER")]
+        if ("FILL", "FROM") in itertools.pairwise(ordered):
+            self._refuse("WITH FILL FROM")
+        if "INTERPOLATE" in ordered:
             self._refuse("INTERPOLATE")
         if form.scope.within("SELECT")[0].upper == "DISTINCT":
             return self._distinct()

@@ -5,10 +5,12 @@ PictureError and never anything else; the number of pixels is read from the head
 all threads together decode at most `MAX_PIXELS` at a time. What becomes of pictures that are not plain RGB:
 
 - palettes are looked up; of animations and many-paged files the first picture is taken
-- transparency is dropped, not blended, as CLIP's own pipelines do: a pixel keeps the colour it has under its alpha
+- what is transparent is shown on white, so that the vector is that of what is seen, and not of the colours under the
+  alpha, which each format keeps or drops as it likes
 - CMYK and YCbCr are converted without their profiles; 16-bit grey is scaled to 8 bits; 32-bit numbers are stretched
   from their smallest and largest to 8 bits
-- pictures are turned as their EXIF orientation says
+- HEIC is decoded by pillow-heif where that is installed, and turned by it
+- pictures are turned once, as their EXIF orientation says
 """
 
 from __future__ import annotations
@@ -55,6 +57,15 @@ _PLUGINS = {
     "PPM": "PpmImagePlugin",
     "ICO": "IcoImagePlugin",
 }
+# ISO files by their brand, of pictures that another library decodes
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
+_JXL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
+# Endings by which a picture is taken for one before it is opened; another file is one by its content
+ENDINGS = frozenset({
+    "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "ico",
+    "jp2", "j2k", "jpx", "jpf", "j2c", "ppm", "pgm", "pbm", "pnm", "heic", "heif", "hif", "jxl",
+})  # fmt: skip
 
 
 class _Allowance:
@@ -111,6 +122,26 @@ def read(picture: Picture, shape: PictureShape, *, max_pixels: int = MAX_PIXELS)
         raise PictureError(f"{name} cannot be read as a picture: {_reason(error)}") from error
 
 
+def why_none(picture: Picture) -> str:
+    """Why a file is no picture, by its header; '' where it is one, also of a kind that only an extra reads."""
+    found = as_picture(picture)
+    name = str(found) if isinstance(found, Path) else f"a file of {len(found):,} bytes"
+    try:
+        with _file(found) as file:
+            _header(file, name).close()
+    except _NoDecoder:
+        return ""
+    except PictureError as error:
+        return str(error).removeprefix(f"{name} ").partition("; expected a picture")[0]
+    except OSError as error:
+        return f"cannot be read: {_reason(error)}"
+    return ""
+
+
+class _NoDecoder(PictureError):
+    """A picture of a known kind that nothing here decodes."""
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -148,7 +179,33 @@ def _formats() -> dict[str, tuple[Any, Any]]:
     for name, module in _PLUGINS.items():
         if name != "AVIF" or features.check("avif"):
             import_module(f"PIL.{module}")
-    return {name: Image.OPEN[name] for name in _PLUGINS if name in Image.OPEN}
+    known = {name: Image.OPEN[name] for name in _PLUGINS if name in Image.OPEN}
+    if (heif := _heif()) is not None:
+        known["HEIF"] = heif.HeifImageFile, lambda start: _brand(start) in _HEIF_BRANDS
+    return known
+
+
+def _heif() -> Any:
+    """pillow-heif, where it is installed: the extra clipql[heif]."""
+    try:
+        return import_module("pillow_heif")
+    except ImportError:
+        return None
+
+
+def _brand(beginning: bytes) -> bytes:
+    return beginning[8:12] if beginning[4:8] == b"ftyp" else b""
+
+
+def _no_decoder(beginning: bytes) -> str:
+    """What a picture is that nothing here decodes, and what to do; '' where it is none of these."""
+    if _brand(beginning) in _HEIF_BRANDS and "HEIF" not in _formats():
+        return "a HEIC picture, which pillow-heif reads: pip install 'clipql[heif]'"
+    if _brand(beginning) in _AVIF_BRANDS and "AVIF" not in _formats():
+        return "an AVIF picture, which this Pillow was built without: pip install --upgrade pillow"
+    if beginning.startswith(_JXL):
+        return "a JPEG XL picture, which is not read here: make it a PNG (djxl FILE.jxl FILE.png)"
+    return ""
 
 
 def _header(file: BinaryIO, name: str) -> Image:
@@ -171,6 +228,8 @@ def _header(file: BinaryIO, name: str) -> Image:
             failure = error
             continue
         return image
+    if missing := _no_decoder(beginning):
+        raise _NoDecoder(f"{name} is {missing}")
     if failure is not None:
         raise PictureError(f"{name} has the beginning of a picture, but is broken: {_reason(failure)}") from failure
     kind = _looks_like(beginning)
@@ -196,7 +255,10 @@ def _decoded(image: Image, shape: PictureShape) -> Pixels:
         _draft(image, DRAFT * min(_edges(size, shape)))
     with _ALLOWANCE.taking(image.width * image.height):
         try:
-            orientation = _orientation(image)  # of a PNG, this decodes all of it
+            image.load()
+            # only now: Pillow turns a TIFF as it decodes it, says its size as shown from the first, and takes the tag
+            # away; and a PNG may have its own behind the pixels
+            orientation = _orientation(image)
             size = size[::-1] if orientation >= 5 else size
             return Pixels(np.asarray(_cropped(_turned(_rgb(image), orientation), size, shape)), size)
         finally:
@@ -238,7 +300,7 @@ def _draft(image: Image, least: float) -> None:
 
 
 def _orientation(image: Image) -> int:
-    """EXIF's 1 to 8; 1, upright, where it says nothing that can be read."""
+    """EXIF's 1 to 8 of a picture that is loaded; 1, upright, where it says nothing that can be read."""
     try:
         found = image.getexif().get(_ORIENTATION)
     except Exception:  # noqa: BLE001 - EXIF is an odd little format; a picture is not refused for it
@@ -264,15 +326,29 @@ def _turned(image: Image, orientation: int) -> Image:
 def _rgb(image: Image) -> Image:
     from PIL.Image import fromarray
 
-    image.load()
+    if image.has_transparency_data:
+        return _on_white(image)
     if image.mode == "RGB":
         return image
-    image.info.pop("transparency", None)  # it is dropped either way, and Pillow would warn of it
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         return fromarray(_stretched(image)).convert("RGB")
     return image.convert("RGB")
+
+
+def _on_white(image: Image) -> Image:
+    from PIL.Image import fromarray, new
+
+    if image.mode.startswith("I;16"):  # which Pillow makes no RGBA of: one of its greys is transparent
+        clear = np.asarray(image) == image.info["transparency"]
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        grey[clear] = 255
+        return fromarray(grey).convert("RGB")
+    seen = image.convert("RGBA")
+    white = new("RGB", image.size, (255, 255, 255))
+    white.paste(seen, mask=seen.getchannel("A"))
+    return white
 
 
 def _stretched(image: Image) -> NDArray[np.uint8]:

@@ -14,8 +14,7 @@ from typing import Any
 from clipql.errors import VectorIndexError
 from clipql.storage.catalog import IndexEntry
 from clipql.storage.vectors.metrics import Metric, metric_spelled
-from clipql.syntax.lexer import Token, matching, string_value
-from clipql.syntax.scopes import split_list
+from clipql.syntax.lexer import Token, matching, split_list, string_value
 
 _KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {

@@ -27,6 +27,7 @@ from clipql.storage.vectors import kernels
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
+_LARGEST = float(np.finfo(np.float32).max)
 BLOCK_BYTES = 4 << 20
 # rows that are gathered at once: half a megabyte of 512 half floats, which stays in the cache
 FEW = 512
@@ -191,7 +192,8 @@ class Scan:
     def slack(self, limit: float) -> float:
         """A key with what float32 may be off: rows up to it are decided in float64."""
         # both the k-th and the row compared with it may be off, in opposite directions
-        return limit + 2 * (self._relative * abs(limit) + self._absolute) if np.isfinite(limit) else limit
+        off = limit + 2 * (self._relative * abs(limit) + self._absolute) if np.isfinite(limit) else limit
+        return off if off <= _LARGEST else np.inf  # which float32 keys can be compared with
 
     def nearest(self, k: int) -> Candidates:
         """The rows that may be among the k smallest keys, smallest first; more than k where keys tie at the edge."""

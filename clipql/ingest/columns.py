@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipql.engine.embedded import Engine
@@ -84,6 +86,29 @@ def check_columns(engine: Engine, table: Table, part: CheckedPart) -> None:
             )
         if not _fits(kind, wanted[name][0]):
             raise IngestError(f"{path}: column {name} is {kind}; in {table.full_name} it is {wanted[name][0]}")
+
+
+def nested(schema: pa.Schema) -> list[list[str]]:
+    """The columns of lists with one name before the first dot, which to ClickHouse are one Nested."""
+    found: dict[str, list[str]] = {}
+    for field in schema:
+        if "." in field.name and (pa.types.is_list(field.type) or pa.types.is_large_list(field.type)):
+            found.setdefault(field.name.partition(".")[0], []).append(field.name)
+    return [names for names in found.values() if len(names) > 1]
+
+
+def check_nested(path: Path, batch: pa.RecordBatch, first: int, groups: Sequence[Sequence[str]]) -> None:
+    """Raise IngestError for a row whose lists of one Nested are not as long as each other. first: the batch's row."""
+    for names in groups:
+        lengths = [pc.fill_null(pc.list_value_length(batch.column(name)), 0) for name in names]
+        for name, other in zip(names[1:], lengths[1:], strict=True):
+            row = pc.index(pc.not_equal(lengths[0], other), True).as_py()
+            if row >= 0:
+                raise IngestError(
+                    f"{path}: row {first + row:,} has {lengths[0][row]} values in {names[0]} and {other[row]} in "
+                    f"{name}, which are one Nested to ClickHouse, so must be as many; rename one, such as "
+                    f"{name.replace('.', '_')}"
+                )
 
 
 def _columns(engine: Engine, table: Table) -> dict[str, tuple[str, bool]]:

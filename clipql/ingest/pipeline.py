@@ -25,7 +25,7 @@ from clipql.brief import Brief
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClipqlError, IngestError, VectorError
-from clipql.ingest.columns import check_parts, column_types
+from clipql.ingest.columns import check_nested, check_parts, column_types, nested
 from clipql.ingest.forecast import IngestForecast, check_room, forecast
 from clipql.ingest.layout import DAMAGED, IMAGE, TEXT, CheckedPart, check_part, find_parts, parse_numbers
 from clipql.ingest.origin import check_origins, rows_with_vectors
@@ -61,7 +61,8 @@ class IngestReport(Brief):
     """What a run took in. rows counts those of the parts taken, not of the skipped ones.
 
     rows_left_out: of the parts taken, rows that `clipql embed` gave an error and no vectors. lost: of parts from an
-    address, those that could not be had or taken in, with the reason.
+    address, those that could not be had or taken in, with the reason. rows_skipped: of parts in folders that are in
+    the table already, all their rows; with rows and rows_left_out it is what was there.
     """
 
     rows: int
@@ -70,6 +71,7 @@ class IngestReport(Brief):
     seconds: float
     rows_left_out: int = 0
     lost: tuple[Lost, ...] = ()
+    rows_skipped: int = 0
 
 
 class _Stopped(Exception):
@@ -148,7 +150,7 @@ class _Run:
     def all(self) -> tuple[IngestReport, str]:
         """Take every part in, in the order of their numbers; returns the id of the table too."""
         table, made = self._table()
-        taken = skipped = rows = left_out = 0
+        taken = skipped = rows = left_out = rows_skipped = 0
         try:
             known = {p.fingerprint for p in table.parts}
             new = [p for p in self._parts if p.fingerprint not in known]
@@ -158,7 +160,7 @@ class _Run:
             for number, part in enumerate(self._parts, 1):
                 table = self._registry.current(table)
                 if any(p.fingerprint == part.fingerprint for p in table.parts):
-                    skipped += 1
+                    skipped, rows_skipped = skipped + 1, rows_skipped + part.rows
                     self._done += part.rows
                     self._tell(part, number, finished=True, skipped=True)
                     continue
@@ -178,7 +180,8 @@ class _Run:
             if made and not taken:
                 schema.drop(self._registry, self._registry.catalog.by_id(table.id) or table)
             raise
-        return IngestReport(rows, taken, skipped, time.perf_counter() - self._began, left_out), table.id
+        seconds = time.perf_counter() - self._began
+        return IngestReport(rows, taken, skipped, seconds, left_out, rows_skipped=rows_skipped), table.id
 
     def _weigh(self, new: list[CheckedPart]) -> None:
         """Tell what the parts will take, and refuse what cannot fit."""
@@ -294,9 +297,11 @@ class _OnePart:
 
     def _batches(self, first_id: int | None) -> Iterator[pa.RecordBatch]:
         path, row, read = self._part.files.metadata, 0, 0
+        groups = nested(self._part.schema)
         try:
             with pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(BATCH_ROWS):
+                    check_nested(path, batch, read, groups)
                     read, batch = read + batch.num_rows, self._without_gaps(batch, read)
                     if first_id is not None:
                         ids = np.arange(first_id + row, first_id + row + batch.num_rows, dtype=np.uint64)

@@ -15,7 +15,8 @@ from clipql.serve import allowed
 from clipql.serve.limits import Limits
 from clipql.serve.spelling import denied
 from clipql.sql import settings as own_settings
-from clipql.syntax.lexer import Token, tokenize
+from clipql.syntax.lexer import Token
+from clipql.syntax.reading import read
 from clipql.syntax.statements import Set
 
 
@@ -32,7 +33,7 @@ class Settings:
         for name, value in statement.assignments:
             if name.startswith("param_"):
                 continue
-            if not _is_value(tokenize(value)):
+            if not _is_value(read(value).tokens):
                 raise denied(f"SET {name[:60]}: expected a number or a string")
             self.check(name, value)
 

@@ -18,12 +18,14 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from clipql.engine.python_values import python_columns
 from clipql.engine.quoting import quote_name
 from clipql.engine.users import Acting
 from clipql.errors import ClipqlError, PictureError, QueryError
 from clipql.serve import access_control, openapi
 from clipql.serve import search_request as search
 from clipql.serve.column_roles import ColumnRoles, column_roles, kind
+from clipql.serve.error_position import without_prefix
 from clipql.serve.errors import error_status
 from clipql.serve.pool import Busy, gone
 from clipql.serve.prometheus import CONTENT_TYPE
@@ -34,12 +36,13 @@ from clipql.serve.thumbnails import SIZES, Thumbnails
 from clipql.serve.unpacking import too_large
 from clipql.serve.values import folded, plain, projected
 from clipql.sql import explain
-from clipql.storage.catalog import Table
+from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import INTERNAL, ROW
 from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
 MAP_ROWS = 5_000
+_EXPLAIN = "EXPLAIN "
 MEDIA = {"CSV": ("text/csv; charset=utf-8", "csv"), "Parquet": ("application/vnd.apache.parquet", "parquet"),
          "Arrow": ("application/vnd.apache.arrow.file", "arrow")}  # fmt: skip
 Body = Callable[[HttpRequest], Any]
@@ -92,6 +95,9 @@ class Api:
             except Busy as busy:
                 status = 429
                 return _error(429, str(busy), 202, {"Retry-After": "1"})
+            except search.UnreadablePicture as error:
+                status = error_status(error)
+                return _error(status, str(error), field=error.field)
             except ClipqlError as error:
                 status = error_status(error)
                 return _error(status, str(error), getattr(error, "code", 0))
@@ -177,6 +183,7 @@ class Api:
             "version": __version__,
             "model": model,
             "write": service.options.write,
+            "most": {"search": service.options.limits.k, "file": service.options.limits.rows},
             "tables": [self._describe(t, column_roles(service.engine, t)) for t in tables],
         }
 
@@ -210,7 +217,7 @@ class Api:
 
     async def _search(self, request: HttpRequest) -> Response:
         given, uploads = await self._search_body(request)
-        asked = Search.read(given, uploads, self._service.options.limits.k)
+        asked = Search.read(given, uploads, self._service.options.limits)
         return await self._in_thread(request, lambda: self._run_search(asked))
 
     async def _search_body(self, request: HttpRequest) -> tuple[Any, dict[str, bytes]]:
@@ -249,7 +256,10 @@ class Api:
         encoded = time.perf_counter()
         vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
         download = asked.format != "JSON"
-        made = search.statement(asked, table, column, roles, vector, download=download)
+        alike: list[int] = []
+        if download and asked.fold is not None:
+            alike = self._alike(asked, table, column, roles, vector)
+        made = search.statement(asked, table, column, roles, vector, download=download, without=alike)
         answer = service.run(
             Request(made.sql, made.params, search.FORMATS[asked.format] if download else "ArrowStream"),
             service.engine.acting,
@@ -263,7 +273,7 @@ class Api:
             disposition = f'attachment; filename="clipql-results.{ending}"'
             return Response(answer.output.data, headers={"Content-Type": media, "Content-Disposition": disposition})
         found = answer.output.arrow()
-        page, more, duplicates = self._page(asked, table, column.name, found)
+        page, more, duplicates = self._page(asked, table, column.name, found, roles.types)
         params = dict(made.shown_params)
         pictures = [v for t, v in zip(asked.terms, vectors, strict=True) if t.picture is not None or t.vector]
         for name, value in zip(params, pictures, strict=True):
@@ -294,14 +304,26 @@ class Api:
         if term.text is not None:
             found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
             return found
-        return encoders.picture(term.picture or b"", model)
+        try:
+            return encoders.picture(term.picture or b"", model)
+        except PictureError as error:
+            raise search.UnreadablePicture(str(error), term.field) from error
+
+    def _alike(
+        self, asked: Search, table: Table, column: VectorColumn, roles: ColumnRoles, vector: NDArray[np.float32] | None
+    ) -> list[int]:
+        """The numbers of the rows of a search that are almost the same as one before them."""
+        made = search.statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
+        answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
+        duplicates = self._page(asked, table, column.name, answer.output.arrow(), roles.types)[2]
+        return list(duplicates)
 
     def _rows_there(self, table: Table, rows: list[int]) -> list[int]:
         alive = self._service.registry.alive(table)
         return [r for r in rows if 0 <= r < table.rows and (alive is None or bool(alive[r]))]
 
     def _page(
-        self, asked: Search, table: Table, column: str, found: pa.Table
+        self, asked: Search, table: Table, column: str, found: pa.Table, types: Mapping[str, str]
     ) -> tuple[list[dict[str, Any]], bool, dict[int, int]]:
         """The rows of the page asked for, whether there are more, and which row each duplicate repeats."""
         duplicates: dict[int, int] = {}
@@ -311,7 +333,7 @@ class Api:
             rows = found.column(ROW).to_numpy().astype(np.int64)[: first + asked.k]
             duplicates = folded(self._service.registry.store(table, column).take(rows), rows, asked.fold)
         more = found.num_rows > first + asked.k
-        return found.slice(first, asked.k).to_pylist(), more, duplicates
+        return _records(found.slice(first, asked.k), types), more, duplicates
 
     def _shown(
         self, table: Table, roles: ColumnRoles, row: dict[str, Any], duplicates: Mapping[int, int] | None = None
@@ -349,7 +371,8 @@ class Api:
     def _read_row(self, table: Table, columns: tuple[str, ...], row: int) -> dict[str, Any] | None:
         names = ", ".join([*map(quote_name, columns), ROW])
         sql = f"SELECT {names} FROM {self._service.registry.physical(table)} WHERE {ROW} = {row} LIMIT 1"
-        rows: list[dict[str, Any]] = self._service.engine.arrow(sql, user=True).to_pylist()
+        types = column_roles(self._service.engine, table).types
+        rows = _records(self._service.engine.arrow(sql, user=True), types)
         return rows[0] if rows else None
 
     async def _thumbnail(self, request: HttpRequest) -> Response:
@@ -403,9 +426,12 @@ class Api:
             raise search.wrong("sql: expected a statement")
         if not isinstance(params, dict):
             raise search.wrong("params: expected an object")
-        asked = Request(f"EXPLAIN {sql}", params, database=search.text(given, "database"))
+        asked = Request(f"{_EXPLAIN}{sql}", params, database=search.text(given, "database"))
         acting = self._service.acting(None, asked)
-        answer = await self._in_thread(request, lambda: self._service.run(asked, acting), acting)
+        try:
+            answer = await self._in_thread(request, lambda: self._service.run(asked, acting), acting)
+        except QueryError as error:
+            raise without_prefix(error, _EXPLAIN) from error.__cause__
         return JSONResponse({"plan": [str(v) for v in answer.output.arrow().column(0).to_pylist()]})
 
     async def _complete(self, request: HttpRequest) -> Response:
@@ -427,5 +453,13 @@ def _part(name: str) -> str:
     return quote(name, safe="")
 
 
-def _error(status: int, message: str, code: int = 0, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": message, "code": code}, status, headers)
+def _records(found: pa.Table, types: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows by the names of their columns, with values as Python has them."""
+    columns = python_columns(found, types)
+    return [dict(zip(found.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _error(
+    status: int, message: str, code: int = 0, headers: Mapping[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    return JSONResponse({"error": message, "code": code, **more}, status, headers)

@@ -9,6 +9,7 @@ from typing import Any
 from clipql.engine.quoting import EscapedText
 from clipql.errors import QueryError
 from clipql.syntax import statements
+from clipql.syntax.reading import read
 
 # a statement is looked for in so many bytes; what is longer is data
 HEAD = 1 << 16
@@ -31,7 +32,8 @@ def take_apart(query: str, body: bytes) -> Asked:
     whole = query.encode() + (b"\n" if body else b"") + body if query else body
     # a byte a character, so that places are places in the bytes
     head = whole[:HEAD].decode("latin-1")
-    statement, tokens = statements.classify(head) if re.match(r"(?:\s|--|#|/)*INSERT\b", head, re.I) else (None, [])
+    inserts = re.match(r"(?:\s|--|#|/)*INSERT\b", head, re.I)
+    statement, tokens = (read(head).kind, read(head).words) if inserts else (None, ())
     if not isinstance(statement, statements.Insert) or statement.source not in ("VALUES", "FORMAT"):
         return Asked(_utf8(whole))
     after = next(i for i, t in enumerate(tokens) if t.start >= statement.body)

@@ -5,29 +5,35 @@ In depth, each layer enough on its own for what it sees:
    see the same tokens; comments are taken out, so that nothing hides in them;
 2. tokens: the kind of statement, settings, formats, names with a slash, and calls of functions that are known to
    ClickHouse but not allowed here;
-3. ClickHouse's own syntax tree (EXPLAIN AST, which runs nothing): every function, table function, table and engine.
+3. the same of the statement as ClickHouse writes it (`canonical.py`), with every name decoded;
+4. ClickHouse's own syntax tree of that (EXPLAIN AST, which runs nothing): every function, table function, table and
+   engine.
 
-What must stay true: what runs is the text that was checked, and what is not understood is refused.
+What must stay true: what runs is the text that was checked last, and what is not understood is refused.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from clipql.encode.names import DEFAULT_MODEL
 from clipql.encode.service import IMAGE, TEXT, Encoders
 from clipql.errors import QueryError
-from clipql.serve import allowed, syntax_tree
+from clipql.serve import allowed, error_position, syntax_tree, visible
 from clipql.serve.allowed import words
 from clipql.serve.allowed_settings import Settings
+from clipql.serve.canonical import Canonical, canonical, held_out, whole
+from clipql.serve.foreign import Foreign
 from clipql.serve.limits import Options
-from clipql.serve.spelling import check_name, check_size, check_table_name, cleaned, denied
+from clipql.serve.spelling import check_bytes, check_name, check_size, check_table_name, cleaned, denied
 from clipql.sql import settings as own_settings
 from clipql.syntax import statements
 from clipql.syntax.lexer import Token
+from clipql.syntax.reading import read
+from clipql.syntax.recent import Recent
+from clipql.syntax.skeleton import skeleton
 from clipql.syntax.statements import Insert, Set
 from clipql.tables.registry import INTERNAL, Registry
 
@@ -51,6 +57,7 @@ _FOLLOWED = {
 # what may begin a SELECT, and an INSERT too; what its syntax tree begins with; what of EXPLAIN only looks at the syntax
 _SELECTING = words("SELECT WITH FROM (")
 _SELECTS = words("SelectWithUnionQuery SelectIntersectExceptQuery SelectQuery")
+_LOOK = "EXPLAIN AST "
 _PARSING = ("EXPLAIN AST", "EXPLAIN SYNTAX")
 _CLICKHOUSES = words("system information_schema")
 # functions that take a table, and beginnings of those that take a function, by its name alone
@@ -78,8 +85,7 @@ class Guard:
     def __init__(self, registry: Registry, encoders: Encoders, options: Options) -> None:
         self._registry, self._engine, self._encoders = registry, registry.engine, encoders
         self._limits = options.limits
-        self._known: OrderedDict[tuple[str, bool], Checked] = OrderedDict()
-        self._lock = threading.Lock()
+        self._known: Recent[tuple[tuple[str, int], bool], tuple[Checked, Canonical]] = Recent(REMEMBERED)
         names = self._engine.arrow(
             "SELECT name FROM system.functions UNION ALL SELECT name FROM system.table_functions"
         )
@@ -88,6 +94,11 @@ class Guard:
         self._refused_calls = refused - allowed.TABLE_FUNCTIONS - {TEXT, IMAGE}
         self._refused_values = refused | {TEXT, IMAGE}
         self._settings = Settings(self._engine, options.limits)
+        self._left_out: dict[str, Foreign] = {}
+
+    def leave_out(self, found: Iterable[Foreign]) -> None:
+        """Refuse every statement that names one of these from now on, and list them no more."""
+        self._left_out = {each.name.lower(): each for each in found}
 
     def limits_sql(self) -> str:
         """The statement that puts the limits on a connection."""
@@ -96,29 +107,39 @@ class Guard:
             f"SET max_execution_time = {limits.seconds}, max_memory_usage = {limits.memory}, "
             f"max_result_rows = {limits.rows}, result_overflow_mode = 'throw', allow_introspection_functions = 0, "
             # expressions in the data of an INSERT would be evaluated without having been looked at
-            "input_format_values_interpret_expressions = 0, input_format_values_deduce_templates_of_expressions = 0"
+            "input_format_values_interpret_expressions = 0, input_format_values_deduce_templates_of_expressions = 0, "
+            f"additional_table_filters = {visible.filters(self._left_out.values())}"
         )
 
     def check(self, sql: str, *, write: bool) -> Checked:
         """What a statement is, and its text to run. Raises QueryError (ACCESS_DENIED, READONLY, a syntax error)."""
-        key = (sql, write)
-        with self._lock:
-            found = self._known.get(key)
-            if found is not None:
-                self._known.move_to_end(key)
-                return found
-        found = self._check(sql, write)
-        if len(sql) <= LONGEST:
-            with self._lock:
-                self._known[key] = found
-                while len(self._known) > REMEMBERED:
-                    self._known.popitem(last=False)
-        return found
-
-    def _check(self, sql: str, write: bool) -> Checked:
+        shape = skeleton(sql)
+        key = (shape.key, write)
+        known = self._known.find(key)
+        if known is not None:
+            check_bytes(sql, self._limits)
+            return replace(known[0], sql=known[1].filled(shape.literals))
         check_size(sql, self._limits)
+        held = held_out(sql, shape) if shape.literals else None
+        if held is not None:
+            with contextlib.suppress(QueryError):  # said below, with the places of the statement as it was sent
+                found, text = self._check(held, write)
+                if text is not None and whole(text, shape.literals):
+                    if len(shape.text) <= LONGEST:
+                        self._known.keep(key, (found, text))
+                    return replace(found, sql=text.filled(shape.literals))
+        found, text = self._check(sql, write)
+        if text is None:
+            return found
+        if not shape.literals and len(sql) <= LONGEST:
+            self._known.keep(key, (found, text))
+        return replace(found, sql=text.text)
+
+    def _check(self, sql: str, write: bool) -> tuple[Checked, Canonical | None]:
+        """What a statement is, and its text as ClickHouse writes it; None where the text of the first stands."""
         text = cleaned(sql)
-        statement, tokens = statements.classify(text)
+        reading = read(text)
+        statement, tokens = reading.kind, reading.words
         if not tokens:
             raise QueryError("Empty query", code=62, name="SYNTAX_ERROR")
         text = text[: tokens[-1].end] if not _has_data(statement) else text
@@ -132,10 +153,10 @@ class Guard:
             raise denied(f"{word or tokens[0].text[:30]} statements are not run for the network")
         writes = word in _WRITES
         if word == "KILL":
-            return Checked(text, word, kills=_killed(tokens))
+            return Checked(text, word, kills=_killed(tokens)), None
         if word in ("SET", "USE"):
             self._check_set(statement)
-            return Checked(text, word, sets=True)
+            return Checked(text, word, sets=True), None
         temporary = word == "CREATE" and any(t.upper in ("TEMPORARY", "TEMP") for t in tokens[:4])
         if word == "CREATE":
             _check_create(tokens)
@@ -157,13 +178,30 @@ class Guard:
             if statement.source != "SELECT":
                 head = text[: statement.body] + " VALUES"
         self._settings.check_clauses(tokens)
+        written = canonical(self._engine, head)
+        self._check_again(written.text, word)
         try:
-            nodes = syntax_tree.read(self._tree(head, tokens))
+            nodes = syntax_tree.read(self._tree(written.text, read(written.text).tokens))
         except ValueError as error:
             raise denied(f"ClickHouse's syntax tree of it is not understood: {error}") from error
         self._check_nodes(nodes, word)
         slow = any(node.kind == "Function" and allowed.slow(node.name) for node in nodes)
-        return Checked(text, word, writes=writes, temporary=temporary, slow=slow)
+        found = Checked(text, word, writes=writes, temporary=temporary, slow=slow)
+        if isinstance(statement, Insert) and statement.source != "SELECT":
+            begun = written.text.removesuffix("FORMAT Values")
+            return replace(found, sql=f"{begun}{text[statement.body :]}"), None
+        return found, written
+
+    def _check_again(self, text: str, word: str) -> None:
+        """The checks of tokens, on the text as ClickHouse writes it, which is what runs."""
+        tokens = read(text).tokens
+        self._check_tokens(tokens)
+        self._settings.check_clauses(tokens)
+        if word == "CREATE":
+            _check_create(tokens)
+        # ClickHouse takes what is no statement for the expression of a SELECT
+        if any(t.kind == "error" for t in tokens) or (word not in _SELECTING and tokens[0].upper == "SELECT"):
+            raise denied("ClickHouse writes this statement in a way that is not understood")
 
     # tokens
 
@@ -178,6 +216,9 @@ class Guard:
                 check_name(name)
                 if name.lower() == INTERNAL or name.startswith("_clipql"):
                     raise denied(f"{name[:60]} is clipql's own")
+                if name.lower() in self._left_out:
+                    each = self._left_out[name.lower()]
+                    raise denied(f"{each.database}.{each.name} is not for the network: {each.why}")
             if token.upper in _FORBIDDEN_WORDS and not _is_operand(tokens, at):
                 raise denied(f"{token.upper} is not run for the network")
             following = tokens[at + 1].text if at + 1 < len(tokens) else ""
@@ -213,7 +254,7 @@ class Guard:
         if before and (name is None or name.lower() not in allowed.ENGINES):
             raise denied(f"the engine {name and name[:60]} is not made for the network")
 
-    def _check_set(self, statement: statements.Statement) -> None:
+    def _check_set(self, statement: statements.Kind) -> None:
         if not isinstance(statement, Set):
             raise denied("SET is run as SET name = value")
         if statement.database is not None:
@@ -242,9 +283,14 @@ class Guard:
                 if end is None:
                     continue
                 neutral = "'1'" if tokens[at + 3].text in ("String", "FixedString") else "1"
-                head = f"{head[: tokens[at].start]} {neutral} {head[tokens[end].end :]}"
+                # as long as what it stands for, so that errors keep their place
+                length = len(head[tokens[at].start : tokens[end].end].encode()) - 1
+                head = f"{head[: tokens[at].start]} {neutral.ljust(length)}{head[tokens[end].end :]}"
         head = own_settings.taken_from(head)[0]
-        return self._engine.query(f"EXPLAIN AST {head}", "TSVRaw").data.decode("utf-8", "replace")
+        try:
+            return self._engine.query(f"{_LOOK}{head}", "TSVRaw").data.decode("utf-8", "replace")
+        except QueryError as error:
+            raise error_position.without_prefix(error, _LOOK) from error.__cause__
 
     def _check_nodes(self, nodes: list[syntax_tree.Node], word: str) -> None:
         if word in _SELECTING and nodes[0].kind not in _SELECTS:
@@ -326,7 +372,7 @@ def _under(node: syntax_tree.Node, root: syntax_tree.Node) -> bool:
     return node.parent is root or (node.parent is not None and node.parent.parent is root)
 
 
-def _has_data(statement: statements.Statement) -> bool:
+def _has_data(statement: statements.Kind) -> bool:
     return isinstance(statement, Insert) and statement.source in ("FORMAT", "VALUES")
 
 

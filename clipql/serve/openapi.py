@@ -92,7 +92,13 @@ def _search(options: Options) -> dict[str, Any]:
         "table": _TEXT,
         "database": _TEXT,
         "column": _TEXT,
-        "k": {**_WHOLE, "minimum": 1, "maximum": options.limits.k, "default": 40},
+        "k": {
+            **_WHOLE,
+            "minimum": 1,
+            "maximum": options.limits.rows,
+            "default": 40,
+            "description": f"rows; at most {options.limits.k} as JSON or with fold",
+        },
         "offset": {**_WHOLE, "minimum": 0, "default": 0},
         "where": {"type": ["string", "null"], "description": "a condition in SQL"},
         "safe": {"type": "boolean", "default": True},
@@ -122,6 +128,7 @@ def _rest(options: Options) -> dict[str, Any]:
     point = _object({"id": _TEXT, "x": _NUMBER, "y": _NUMBER})
     size = {"name": "size", "in": "query", "schema": {**_WHOLE, "minimum": 16, "maximum": 1024, "default": 256}}
     tables = _object({"version": _TEXT, "model": {"type": ["string", "null"]}, "write": {"type": "boolean"},
+                      "most": _object({"search": _WHOLE, "file": _WHOLE}),
                       "tables": {"type": "array", "items": {"type": "object"}}})  # fmt: skip
     wall = _object({"files": {"type": "boolean"}, "network": {"type": "boolean"}, "says": _TEXT})
     status = _object({"version": _TEXT, "write": {"type": "boolean"}, "sandbox": wall, "limits": {"type": "object"}})

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from clipql.database import one_condition
 from clipql.engine.quoting import quote_name, quote_string
-from clipql.errors import QueryError
+from clipql.errors import PictureError, QueryError
 from clipql.serve.allowed import words
 from clipql.serve.column_roles import ColumnRoles
+from clipql.serve.limits import Limits
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import ROW
 
@@ -32,13 +33,22 @@ TERM_KEYS = words("weight text image upload id vector")
 
 @dataclass(frozen=True)
 class Term:
-    """One of: words, a picture's bytes, a row's number, a vector; with its weight."""
+    """One of: words, a picture's bytes, a row's number, a vector; with its weight. field: of an uploaded picture."""
 
     weight: float
     text: str | None = None
     picture: bytes | None = None
     row: int | None = None
     vector: tuple[float, ...] | None = None
+    field: str | None = None
+
+
+class UnreadablePicture(PictureError):
+    """A picture that came with a search is none. field: of the form that it came in, None where it was base64."""
+
+    def __init__(self, message: str, field: str | None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Search:
     format: str
 
     @classmethod
-    def read(cls, given: Any, uploads: Mapping[str, bytes], most: int) -> Search:
+    def read(cls, given: Any, uploads: Mapping[str, bytes], limits: Limits) -> Search:
         """The request in parsed JSON. uploads: files by their field. Raises QueryError with what is wrong."""
         check_keys(given, KEYS)
         terms = given.get("terms") or []
@@ -72,6 +82,8 @@ class Search:
         format = text(given, "format") or "JSON"
         if format not in FORMATS:
             raise wrong(f"format: {format[:40]!r} is none of {', '.join(FORMATS)}")
+        # a file of results is no larger than what SQL may give; folding compares every two rows
+        most = limits.k if format == "JSON" or given.get("fold") is not None else limits.rows
         table = text(given, "table")
         if not table:
             raise wrong("table: expected the name of a table")
@@ -176,7 +188,7 @@ def _term(given: Any, uploads: Mapping[str, bytes]) -> Term:
     if kinds[0] == "upload":
         if value not in uploads:
             raise wrong(f"upload: the request has no file in a field {value[:60]!r}")
-        return Term(weight, picture=uploads[value])
+        return Term(weight, picture=uploads[value], field=value)
     try:
         return Term(weight, picture=base64.b64decode(value.partition("base64,")[2] or value, validate=True))
     except (binascii.Error, ValueError):
@@ -221,8 +233,12 @@ def statement(
     vector: NDArray[np.float32] | None,
     *,
     download: bool = False,
+    without: Sequence[int] = (),
 ) -> Statement:
-    """The SQL of a search by a vector, or of a walk through the table where there is none."""
+    """The SQL of a search by a vector, or of a walk through the table where there is none.
+
+    download: for a file, without the row's number and a row more. without: numbers of rows that are left out.
+    """
     listed = list(roles.plain if search.columns is None else search.columns)
     for name in listed:
         if name not in roles.types:
@@ -230,6 +246,8 @@ def statement(
     conditions = [f"({one_condition(search.where)}\n)"] if search.where else []
     if search.safe and roles.safe:
         conditions.append(roles.safe)
+    if without:
+        conditions.append(f"{ROW} NOT IN ({', '.join(map(str, without))})")
     shown_query, shown_params = expression(search.terms, table, column)
     source = f"{quote_name(table.database)}.{quote_name(table.name)}"
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -237,7 +255,7 @@ def statement(
     settings += ["vector_index = 0"] if search.exact else []
     tail = f" SETTINGS {', '.join(settings)}" if settings else ""
     first = 0 if search.fold is not None else search.offset
-    count = search.k + (0 if download else 1) + (search.offset - first)
+    count = search.k + (0 if download else 1) + (search.offset - first) - len(without)
     offset = f" OFFSET {first}" if first else ""
     row = [] if download else [ROW]
 

@@ -81,12 +81,13 @@ class Server(uvicorn.Server):
 
     def stop(self) -> None:
         """End once what runs has ended or its grace is over; at a second call, at once."""
-        if self.should_exit:
+        # said first: a second signal may come while the first is looked after
+        again, self.should_exit = self.should_exit, True
+        if again:
             self.force_exit = True
             _end_in(END_SECONDS + 1)
         else:
             _end_in(self._service.options.limits.grace + CLOSE_SECONDS)
-        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ runs on connections whose limits are set; so does every piece of SQL that a requ
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from clipql.engine.embedded import Engine
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import UnknownTable, VectorError
 from clipql.serve import allowed
+from clipql.serve.foreign import foreign
 from clipql.serve.guard import Checked, Guard
 from clipql.serve.limits import Options
 from clipql.serve.pool import Pool
@@ -23,6 +25,8 @@ from clipql.serve.request_body import Bodies
 from clipql.sql.session import Answer, Session, Sink
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import INTERNAL
+
+LOG = logging.getLogger("clipql.serve")
 
 
 @dataclass
@@ -45,10 +49,23 @@ class Service:
         self.registry = database.registry
         self.engine: Engine = database.registry.engine
         self.guard = Guard(database.registry, database.encoders, options)
+        self._leave_out_foreign()
         self.pool, self.bodies = Pool(options.limits, self.engine.cancel), Bodies(options.limits)
         self.metrics = Metrics(self.registry, database.encoders, lambda: self.pool.taken)
         self.everyone = self.new_user()
         database.encoders.files = False
+
+    def _leave_out_foreign(self) -> None:
+        """Refuse what lies in the database and does more than the network may: see `foreign.py`."""
+        vectors = {(t.database, t.name) for t in self.registry.catalog.tables}
+        found = foreign(
+            self.engine,
+            lambda database, name: (database, name) in vectors,
+            lambda definition: self.guard.check(definition, write=True),
+        )
+        for each in found:
+            LOG.warning("left out", extra={"fields": {"object": f"{each.database}.{each.name}", "why": each.why}})
+        self.guard.leave_out(found)
 
     def new_user(self) -> EngineUser:
         """Someone new, with the server's limits on what is run for them."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from clipql.brief import Brief
 from clipql.sql.affine import Affine, Parser
-from clipql.sql.calls import Call, alias_spans, text_of
+from clipql.sql.calls import Call
 from clipql.syntax.lexer import Token, matching
-from clipql.syntax.scopes import Scope, split_list
+from clipql.syntax.scopes import Scope
 
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
@@ -40,7 +40,7 @@ def read_order(scope: Scope, parser: Parser) -> tuple[Affine | None, bool, str |
     if not span:
         return None, False, None
     tokens = scope.tokens
-    items = split_list(tokens, span.first, span.last)
+    items = scope.items("ORDER")
     if any(t.upper in ("FILL", "INTERPOLATE", "COLLATE", "NULLS") for t in scope.within("ORDER")):
         return None, False, "its ORDER BY has more than expressions and directions"
     first, last = items[0]
@@ -61,7 +61,7 @@ def read_limit(scope: Scope) -> tuple[str | None, str | None, str | None]:
     words = [t.upper for t in scope.within("LIMIT")]
     if "BY" in words or "TIES" in words or "-" in words:
         return None, None, "it has LIMIT BY, WITH TIES or a negative LIMIT"
-    items = [text_of(scope, *i) for i in split_list(scope.tokens, span.first, span.last)]
+    items = [scope.text_of(*i) for i in scope.items("LIMIT")]
     if len(items) == 2:
         return items[1], items[0], None
     offset = scope.body("OFFSET")
@@ -77,7 +77,7 @@ def read_conditions(scope: Scope, calls: tuple[Call, ...], parser: Parser) -> tu
             named = _named_calls(scope, first, last, parser, calls)
             found.append(
                 Condition(
-                    text=text_of(scope, first, last),
+                    text=scope.text_of(first, last),
                     start=scope.tokens[first].start,
                     end=scope.tokens[last - 1].end,
                     calls=tuple(sorted({*direct, *named})),
@@ -89,7 +89,7 @@ def read_conditions(scope: Scope, calls: tuple[Call, ...], parser: Parser) -> tu
 
 def _named_calls(scope: Scope, first: int, last: int, parser: Parser, calls: tuple[Call, ...]) -> set[int]:
     """Calls that a condition reaches through the names of expressions."""
-    spans = alias_spans(scope)
+    spans = scope.aliases
     seen: set[str] = set()
     todo = [t.name for t in scope.tokens[first:last]]
     found: set[int] = set()
@@ -152,11 +152,11 @@ def _bound(scope: Scope, first: int, last: int, parser: Parser) -> Bound | None:
             if any(_compares(t) for t in (*tokens[first:at], *tokens[at + 1 : last])):
                 return None
             left, right = parser.parse(first, at), parser.parse(at + 1, last)
-            text = text_of(scope, first, last)
+            text = scope.text_of(first, last)
             if left and left.weights and not (right and right.weights):
-                return Bound(left, token.text, text_of(scope, at + 1, last), text)
+                return Bound(left, token.text, scope.text_of(at + 1, last), text)
             if right and right.weights and not (left and left.weights):
-                return Bound(right, _FLIPPED[token.text], text_of(scope, first, at), text)
+                return Bound(right, _FLIPPED[token.text], scope.text_of(first, at), text)
             return None
         at += 1
     return None

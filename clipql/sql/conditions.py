@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from clipql.engine.quoting import EscapedText
 from clipql.index.flat import each_core
-from clipql.syntax.lexer import Token, tokenize
+from clipql.syntax.lexer import Token
+from clipql.syntax.reading import read
 from clipql.tables.columnfile import StoredColumn
 
 Mask = NDArray[np.bool_]
@@ -72,7 +73,7 @@ def plain_mask(
     column: a stored column by name, with at least `rows` values; None where there is none.
     """
     try:
-        node = _Parser(tokenize(condition), column, params).whole()
+        node = _Parser(read(condition).tokens, column, params).whole()
     except NotPlain:
         return None
     mask = np.empty(rows, np.bool_)

@@ -20,7 +20,7 @@ from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError, VectorError
 from clipql.storage.vectors.metrics import Metric
-from clipql.syntax.lexer import tokenize
+from clipql.syntax.reading import read
 
 _PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*(.+?)\s*\}\Z", re.DOTALL)
 _NARROW = {"Float32", "BFloat16", "UInt8", "Int8", "UInt16", "Int16", "Bool"}
@@ -69,7 +69,7 @@ class Constants:
     def _literal(self, text: str) -> QueryVector | None:
         if not text.strip("[ ]\n"):
             return QueryVector(np.empty(0), True)
-        tokens = tokenize(text) if text.startswith("[") else []
+        tokens = read(text).tokens if text.startswith("[") else []
         if len(tokens) != 1 or tokens[0].kind != "vector":
             return None
         try:
@@ -153,12 +153,12 @@ def _short(text: str) -> str:
 def with_clause(text: str, withs: tuple[str, ...], aliases: Mapping[str, str]) -> str:
     """The WITH clause, ending in a space, that gives an expression the names it uses; empty where it needs none."""
     needed: dict[str, str] = {}
-    todo = [t.name for t in tokenize(text)]
+    todo = [t.name for t in read(text).tokens]
     while todo:
         name = todo.pop()
         if name and name in aliases and name not in needed:
             needed[name] = aliases[name]
-            todo += [t.name for t in tokenize(aliases[name])]
+            todo += [t.name for t in read(aliases[name]).tokens]
     defined = " ".join(withs)
     parts = [*withs, *(f"({e}) AS {quote_name(n)}" for n, e in needed.items() if f" {n}" not in defined)]
     return f"WITH {', '.join(parts)} " if parts else ""

@@ -21,9 +21,9 @@ from clipql.sql.insert import insert
 from clipql.sql.planner import Planner, Rewritten
 from clipql.sql.safeguard import Ruling
 from clipql.storage.catalog import IndexEntry, Table
-from clipql.syntax import statements
-from clipql.syntax.lexer import tokenize
-from clipql.syntax.scopes import split_list
+from clipql.syntax.edits import Edit, edited
+from clipql.syntax.lexer import split_list
+from clipql.syntax.reading import read
 from clipql.syntax.statements import CreateTable, Insert, OnDatabase, OnTable, TableName
 from clipql.tables import rewrite, schema
 from clipql.tables.indexes import Indexes, unbuilt
@@ -57,7 +57,7 @@ class Definitions:
         if statement.like is not None and like is not None:
             a, b = statement.like.start - statement.rest, statement.like.end - statement.rest
             definition = definition[:a] + self._registry.shape(like) + definition[b:]
-            if any(t.upper == "CLONE" for t in statements.classify(sql)[1]):
+            if any(t.upper == "CLONE" for t in read(sql).words):
                 raise UnsupportedStatement(
                     f"CLONE AS {like.full_name} would leave out the vectors: use AS SELECT * FROM it"
                 )
@@ -128,20 +128,20 @@ class Definitions:
 
     def _without_indexes(self, sql: str, statement: CreateTable) -> tuple[str, list[IndexEntry]]:
         """What follows the table's name, with its vector indexes blanked out, and those."""
-        _, tokens = statements.classify(sql)
+        tokens = read(sql).words
         first = next((i for i, t in enumerate(tokens) if t.start >= statement.rest), len(tokens))
         if first >= len(tokens) or tokens[first].text != "(":
             like = self.find(statement.like)
             return sql[statement.rest :], list(unbuilt(like)) if like else []
         found = definition.in_create(tokens, first, sql)
-        text = sql
+        edits: list[Edit] = []
         for written in found:
             # one of the commas around it goes with it
             before, after = tokens[written.first - 1], tokens[written.last]
             start = before.start if before.text == "," else tokens[written.first].start
             end = after.end if before.text != "," and after.text == "," else tokens[written.last - 1].end
-            text = text[:start] + " " * (end - start) + text[end:]
-        return text[statement.rest :], [w.entry for w in found]
+            edits.append((start, end, " " * (end - start)))
+        return edited(sql, edits)[statement.rest :], [w.entry for w in found]
 
     def _empty(self, definition: str, select: int) -> str:
         """`… AS SELECT` as `… EMPTY AS SELECT`: the shape only, without the rows."""
@@ -177,7 +177,8 @@ class Definitions:
 
     def explained(self, sql: str) -> list[str] | None:
         """EXPLAIN of an ALTER: what a MATERIALIZE INDEX of ours will take, nothing of another; None of a SELECT."""
-        statement, tokens = statements.classify(sql)
+        reading = read(sql)
+        statement, tokens = reading.kind, reading.words
         if not isinstance(statement, OnTable):
             return None
         table = self.find(statement.tables[0])
@@ -197,7 +198,7 @@ class Definitions:
         registry = self._registry
         verb = statement.verb
         if verb == "ALTER":
-            _, tokens = statements.classify(sql)
+            tokens = read(sql).words
             first = next((i for i, t in enumerate(tokens) if t.start >= statement.rest), len(tokens))
             schema.alter(registry, self._indexes, table, tokens, first, sql, params)
         elif verb in ("DROP", "DROP IF EMPTY"):
@@ -214,7 +215,7 @@ class Definitions:
         elif verb in ("DELETE", "UPDATE"):
             schema.delete(registry, table, sql, params)
         elif verb == "OPTIMIZE":
-            final = any(t.upper == "FINAL" for t in statements.classify(sql)[1])
+            final = any(t.upper == "FINAL" for t in read(sql).words)
             rewrite.optimize(registry, self._indexes, table, sql, final=final)
         elif verb == "RENAME":
             pairs = [
@@ -230,7 +231,7 @@ class Definitions:
 
     def _check_rest(self, sql: str, statement: OnTable) -> None:
         """Refuse what follows the table's name where nothing, or very little, may follow it."""
-        rest = [t.upper or t.text for t in statements.classify(sql)[1] if t.start >= statement.rest]
+        rest = [t.upper or t.text for t in read(sql).words if t.start >= statement.rest]
         ends = statement.verb in ("DROP", "DROP IF EMPTY", "TRUNCATE", "SHOW CREATE") and rest
         if (ends and not set(rest) <= {"SYNC", "NO", "DELAY"}) or (statement.verb == "ALTER" and not rest):
             raise QueryError(
@@ -264,7 +265,7 @@ class Definitions:
 
 def _concerns_index(sql: str, statement: OnTable) -> bool:
     """Whether an ALTER does nothing but define, build or drop indexes, which changes no row."""
-    tokens = tokenize(sql[statement.rest :])
+    tokens = read(sql[statement.rest :]).tokens
     changes = split_list(tokens, 0, len(tokens))
     return bool(changes) and all(
         b - a > 2 and tokens[a].upper in ("ADD", "DROP", "CLEAR", "MATERIALIZE") and tokens[a + 1].upper == "INDEX"

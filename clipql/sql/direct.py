@@ -6,9 +6,7 @@ ClickHouse. What must stay true: the answer has the rows, names and types that C
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,22 +19,15 @@ from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import DatabaseDamaged
 from clipql.index.base import Candidates
 from clipql.index.flat import Term, exact
+from clipql.sql.harmless import MOST_ROWS
 from clipql.sql.plan import Plan
 from clipql.sql.recognise import VectorSelect
-from clipql.syntax.lexer import tokenize
-from clipql.syntax.scopes import split_list
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
-MOST_ROWS = 256
 _CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "PREWHERE", "ORDER", "LIMIT", "OFFSET"}
 # what ClickHouse writes as it reads it from Arrow
 _SIMPLE = re.compile(r"(Nullable\()?(String|U?Int(8|16|32|64)|Float(32|64)|Bool)\)?\Z")
-# settings of a user that change neither rows nor values, nor how Arrow shows them
-_HARMLESS = re.compile(
-    r"(output_format_(?!arrow|.*native)\w+|max_threads|max_block_size|max_execution_time|max_memory_usage|log_queries|http_\w+"
-    r"|use_concurrency_control|wait_end_of_query|send_progress_in_http_headers|enable_http_compression|readonly)\Z"
-)
 
 
 @dataclass(frozen=True)
@@ -58,8 +49,7 @@ def items(plan: Plan, whole: str) -> tuple[Item, ...] | None:
     if not select.ordered_alone or len(plan.terms) != 1:
         return None
     found: list[Item] = []
-    span = scope.clauses["SELECT"]
-    for first, last in split_list(scope.tokens, span.first, span.last):
+    for first, last in scope.items("SELECT"):
         item = _item(select, first, last)
         if item is None:
             return None
@@ -81,17 +71,6 @@ def _item(select: VectorSelect, first: int, last: int) -> Item | None:
         return None if column in select.aliases and column != name else Item(name or column, column, None)
     call = next((i for i, c in enumerate(select.calls) if c.first == first and c.last == end), None)
     return Item(name or "", None, call) if named and call is not None else None
-
-
-def settings_allow(statements: Iterable[str], settings: Mapping[str, str]) -> bool:
-    """Whether what a user has SET leaves such an answer what it is."""
-    names = list(settings)
-    for statement in statements:
-        if re.match(r"\s*USE\b", statement, re.IGNORECASE):
-            continue
-        tokens = tokenize(statement)
-        names += [a.name or a.text for a, b in itertools.pairwise(tokens) if b.text == "="]
-    return all(_HARMLESS.match(name) for name in names)
 
 
 def answer(

@@ -22,12 +22,14 @@ from clipql.encode.service import IMAGE, TEXT, Batch, Encoders, call_sql
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryCancelled, QueryError
-from clipql.sql.calls import FindTable, alias_spans, find_sources
+from clipql.sql.calls import FindTable, find_sources
 from clipql.sql.clauses import conjuncts
 from clipql.sql.constants import with_clause
 from clipql.storage.catalog import Table
-from clipql.syntax.lexer import Token, matching, string_value, tokenize
-from clipql.syntax.scopes import Scope, scopes, split_list
+from clipql.syntax.edits import Edit, edited
+from clipql.syntax.lexer import Token, matching, split_list, string_value
+from clipql.syntax.reading import read
+from clipql.syntax.scopes import Scope
 
 # so few that their encoding takes about a second at most, as a query is cancelled between batches
 BATCH = 256
@@ -93,11 +95,9 @@ class Encoding:
             return Encoded(sql, params)
         work = _Replacement(self._engine, self._encoders, dict(params), rows)
         model = self.model_of(sql)
-        while (found := _last_call(tokens := tokenize(sql))) is not None:  # inner SELECTs stand behind outer ones
+        while (found := _last_call(tokens := read(sql).tokens)) is not None:  # inner SELECTs stand behind outer ones
             self._engine.check_cancelled()
-            edits = work.edits(sql, tokens, found, model)
-            for start, end, text in sorted(edits, reverse=True):
-                sql = sql[:start] + text + sql[end:]
+            sql = edited(sql, work.edits(sql, tokens, found, model))
         return Encoded(sql, work.params, work.models, tuple(work.batches), work.sources, work.calls)
 
     def written_out(self, text: str, params: Mapping[str, Any]) -> str:
@@ -105,27 +105,26 @@ class Encoding:
         if TEXT not in text and IMAGE not in text:
             return text
         work = _Replacement(self._engine, self._encoders, dict(params), False)
-        model, tokens = self.model_of(text), tokenize(text)
+        model, tokens = self.model_of(text), read(text).tokens
         calls = list(_calls(tokens))
         literals = [_literal(_text(text, tokens, c.value), params) for c in calls]
         together = [v.decode("utf-8", "replace") for c, v in zip(calls, literals, strict=True) if c.alone(v)]
         for at in range(0, len(together), BATCH):  # they are remembered, or at worst encoded again one by one
             self._encoders.texts(together[at : at + BATCH], model)
-        pieces, end = [], len(text)
+        edits: list[Edit] = []
         for call in reversed(calls):
             vector = work.constant(text, tokens, call, model)
             if vector is None:
                 argument = _text(text, tokens, call.value)
                 raise QueryError(f"{call.function}({argument}): expected a constant among VALUES")
-            last = tokens[call.last - 1].end
-            pieces += [text[last:end], "[" + ",".join(map(repr, vector.tolist())) + "]"]
-            end = tokens[call.first].start
-        return text[:end] + "".join(reversed(pieces))
+            numbers = "[" + ",".join(map(repr, vector.tolist())) + "]"
+            edits.append((tokens[call.first].start, tokens[call.last - 1].end, numbers))
+        return edited(text, edits)
 
     def model_of(self, sql: str) -> str | None:
         """The model of calls that name none: the default, else the one that filled the columns a statement reads."""
-        read = [s.table for scope in scopes(sql, tokenize(sql)) for s in find_sources(scope, self._find)[0]]
-        return self._encoders.usual(read) or self._encoders.usual(self._tables())
+        tables = [s.table for scope in read(sql).selects for s in find_sources(scope, self._find)[0]]
+        return self._encoders.usual(tables) or self._encoders.usual(self._tables())
 
 
 class _Replacement:
@@ -138,9 +137,9 @@ class _Replacement:
         self.calls: dict[str, str] = {}
         self._known: dict[tuple[str, str, str], str] = {}
 
-    def edits(self, sql: str, tokens: Sequence[Token], call: _Call, model: str | None) -> list[tuple[int, int, str]]:
+    def edits(self, sql: str, tokens: Sequence[Token], call: _Call, model: str | None) -> list[Edit]:
         """The edits that replace one call, and name the column that it would have named."""
-        scope = next((s for s in reversed(scopes(sql, tokens)) if s.whole.first <= call.first < s.whole.last), None)
+        scope = next((s for s in reversed(read(sql).selects) if s.whole.first <= call.first < s.whole.last), None)
         start, end = tokens[call.first].start, tokens[call.last - 1].end
         edits = _naming(sql, tokens, scope, call)
         vector = self.constant(sql, tokens, call, model, scope)
@@ -342,17 +341,17 @@ def _is_constant(tokens: Sequence[Token], aliases: Mapping[str, str], depth: int
                 or not (called or known is not None or token.upper == "NULL")
             ):
                 return False
-            if known is not None and (depth > 8 or not _is_constant(tokenize(known), aliases, depth + 1)):
+            if known is not None and (depth > 8 or not _is_constant(read(known).tokens, aliases, depth + 1)):
                 return False
         at += 1
     return True
 
 
 def _aliases(scope: Scope) -> dict[str, str]:
-    return {n: _text(scope.text, scope.tokens, span) for n, span in alias_spans(scope).items()}
+    return {n: _text(scope.text, scope.tokens, span) for n, span in scope.aliases.items()}
 
 
-def _naming(sql: str, tokens: Sequence[Token], scope: Scope | None, call: _Call) -> list[tuple[int, int, str]]:
+def _naming(sql: str, tokens: Sequence[Token], scope: Scope | None, call: _Call) -> list[Edit]:
     """The edit that gives an item of SELECT without a name the one it would have."""
     span = scope.clauses.get("SELECT") if scope else None
     if scope is None or span is None or not span.first <= call.first < span.last:

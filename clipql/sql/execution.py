@@ -7,7 +7,7 @@ meaning. What must stay true: the edited statement gives the rows that the origi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +25,13 @@ from clipql.sql import vector_search as search
 from clipql.sql.calls import Call
 from clipql.sql.conditions import plain_mask
 from clipql.sql.constants import with_clause
-from clipql.sql.direct import settings_allow
 from clipql.sql.filters import FilterMemory
+from clipql.sql.harmless import settings_allow
 from clipql.sql.pairs import JoinPlan
 from clipql.sql.plan import ALIAS_COST, FEW_OF_RANGE, LARGEST_RANGE, MOST_DISTANCES, Plan
-from clipql.syntax.scopes import Scope, settings_in_force, split_list
+from clipql.syntax.edits import Edit, edited
+from clipql.syntax.reading import read
+from clipql.syntax.scopes import Scope
 from clipql.tables.registry import ROW, Registry
 from clipql.tables.rowfile import RowFiles
 
@@ -76,9 +78,8 @@ class Work:
     steps: list[Step] = field(default_factory=list)
     answer: Direct | None = None
 
-    def edit(self, edits: list[tuple[int, int, str]]) -> None:
-        for start, end, text in sorted(edits, reverse=True):
-            self.sql = self.sql[:start] + text + self.sql[end:]
+    def edit(self, edits: Sequence[Edit]) -> None:
+        self.sql = edited(self.sql, edits)
 
     def name(self, kind: str) -> str:
         return f"clipql_{kind}_{len(self.params) + len(self.tables)}"
@@ -153,7 +154,7 @@ class Execution:
         text = self._plan.filter or "1"
         prefix = with_clause(text, select.scope.withs, select.aliases)
         acting = self._engine.acting
-        context = (*acting.user.statements, *acting.settings.items(), settings_in_force(self._work.sql, select.scope))
+        context = (*acting.user.statements, *acting.settings.items(), read(select.scope.text).settings_in(select.scope))
         alone = not prefix and not select.joined
         key = self._memory.key(select.table, text, self._work.params, context) if alone else None
         known = self._memory.get(key)
@@ -166,7 +167,7 @@ class Execution:
     def _evaluated(self, text: str) -> tuple[NDArray[np.bool_], int] | None:
         """The same without ClickHouse, where the condition is plain and its columns lie beside the row file."""
         table, acting = self._select.table, self._engine.acting
-        own = settings_in_force(self._work.sql, self._select.scope)
+        own = read(self._select.scope.text).settings_in(self._select.scope)
         reader = self._rows.reader(table)
         if reader is None or not settings_allow((*acting.user.statements, own), acting.settings):
             return None
@@ -191,7 +192,7 @@ class Execution:
         select = self._select
         sql = f"{prefix}SELECT {select.qualifier_sql}{ROW} FROM {select.scope.body('FROM')} WHERE {text}"
         # what a user SETs to cut a result short must not cut this one
-        own = settings_in_force(self._work.sql, select.scope)
+        own = read(select.scope.text).settings_in(select.scope)
         sql += f" SETTINGS {own + ', ' if own else ''}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
         rows = self._registry.row_numbers(sql, self._work.params, self._work.tables)
         mask = np.zeros(select.table.rows, np.bool_)
@@ -220,12 +221,12 @@ class Execution:
 
     # edits
 
-    def _ties_by_row(self) -> list[tuple[int, int, str]]:
+    def _ties_by_row(self) -> list[Edit]:
         """The edit that has what ORDER BY leaves undecided in row order, so that pages fit together."""
         end = self._select.scope.clauses["ORDER"].end
         return [(end, end, f", {self._select.qualifier_sql}{ROW}")]
 
-    def _pages(self) -> list[tuple[int, int, str]]:
+    def _pages(self) -> list[Edit]:
         """The same for a SELECT that is not searched for its first rows, where it has pages of single rows."""
         scope = self._select.scope
         if not scope.clauses.keys() >= {"ORDER", "LIMIT"} or self._select.joined or scope.clauses.keys() & _NO_ROWS:
@@ -240,7 +241,7 @@ class Execution:
         self._work.edit(self._pages())
         self._step("as it is", why)
 
-    def _restrict(self, found: Candidates, edits: list[tuple[int, int, str]]) -> None:
+    def _restrict(self, found: Candidates, edits: list[Edit]) -> None:
         """Let WHERE name the rows that were found, and put their distances where the statement computes them."""
         select, scope = self._select, self._select.scope
         row = f"{select.qualifier_sql}{ROW}"
@@ -260,14 +261,8 @@ class Execution:
         self._work.edit(edits)
 
     def _edited(self, start: int, end: int, texts: Mapping[int, str]) -> str:
-        text = self._select.scope.text
-        inside = [
-            (c.start, c.end, texts[i]) for i, c in enumerate(self._select.calls) if start <= c.start and c.end <= end
-        ]
-        for a, b, replacement in sorted(inside, reverse=True):
-            text = text[:a] + replacement + text[b:]
-            end += len(replacement) - (b - a)
-        return text[start:end]
+        edits = [(c.start, c.end, texts[i]) for i, c in enumerate(self._select.calls)]
+        return edited(self._select.scope.text, edits, start, end)
 
     def _array(self, values: NDArray[Any]) -> str:
         """An array of numbers as SQL: written out when short, read from a table of ours when long."""
@@ -307,8 +302,7 @@ class Execution:
         """Whether a call can be replaced without changing the name of a column of the result."""
         if call.clause != "SELECT":
             return True
-        span = self._select.scope.clauses["SELECT"]
-        for first, last in split_list(self._select.scope.tokens, span.first, span.last):
+        for first, last in self._select.scope.items("SELECT"):
             if first <= call.first < last:
                 return call.last < last and self._select.scope.tokens[last - 1].name in self._select.aliases
         return False
@@ -361,8 +355,7 @@ class Execution:
         Empty where they cannot be told: for a nested SELECT, whose names may be referred to, and beside a `*`.
         """
         scope = self._select.scope
-        span = scope.clauses["SELECT"]
-        items = split_list(scope.tokens, span.first, span.last)
+        items = scope.items("SELECT")
         end = scope.clauses.get("FORMAT") or scope.clauses.get("SETTINGS") or scope.clauses.get("INTO")
         if scope.nested or any(t.text == "*" or t.upper == "COLUMNS" for t in scope.within("SELECT")):
             return {}
@@ -379,9 +372,9 @@ class Execution:
         }
 
 
-def where_edits(scope: Scope, where: str) -> list[tuple[int, int, str]]:
+def where_edits(scope: Scope, where: str) -> list[Edit]:
     """The edits that make `where` the one condition of a SELECT."""
-    edits: list[tuple[int, int, str]] = []
+    edits: list[Edit] = []
     placed = False
     for clause in ("WHERE", "PREWHERE"):
         span = scope.clauses.get(clause)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clipql.engine.quoting import parameter_text
 from clipql.storage.catalog import Table
-from clipql.syntax.lexer import tokenize
+from clipql.syntax.reading import read
 from clipql.tables.registry import Registry
 
 LARGEST = 256 << 20  # bytes of all that is remembered
@@ -67,7 +67,7 @@ class FilterMemory:
         traits = self._registry.traits(table)
         if traits.expires:
             return None
-        tokens = tokenize(condition)
+        tokens = read(condition).tokens
         given: list[tuple[str, str]] = []
         at = 0
         while at < len(tokens):

@@ -14,8 +14,8 @@ from clipql.encode.names import canonical
 from clipql.errors import ModelMismatch
 from clipql.sql.calls import Call, FindTable, find_pairs, find_sources
 from clipql.sql.recognise import VectorSelect
-from clipql.syntax.lexer import tokenize
-from clipql.syntax.scopes import Scope, scopes
+from clipql.syntax.reading import read
+from clipql.syntax.scopes import Scope
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class Origins:
             yield model, "the query"
         if "SELECT" not in text.upper():
             return
-        tokens = tokenize(text)
-        for scope in scopes(text, tokens):
+        for scope in read(text).selects:
             names = {t.name for t in scope.within("SELECT")}
             for source in find_sources(scope, self.find)[0]:
                 for column in source.table.columns:
@@ -70,7 +69,7 @@ def _expanded(text: str, withs: tuple[str, ...], aliases: Mapping[str, str]) -> 
     """An expression, and those that the names in it stand for."""
     found, todo, seen = [text], [text], set[str]()
     while todo:
-        for token in tokenize(todo.pop()):
+        for token in read(todo.pop()).tokens:
             name = token.name
             if not name or name in seen:
                 continue

@@ -10,15 +10,17 @@ is fully understood is merged; where a name could mean two things, nothing is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
-from clipql.sql.calls import FindTable, alias_spans, lambda_arguments
+from clipql.sql.calls import FindTable
 from clipql.storage.catalog import Table
 from clipql.storage.vectors.metrics import metric_named
-from clipql.syntax.lexer import Token, matching, tokenize
-from clipql.syntax.scopes import Scope, scopes, split_list
+from clipql.syntax.edits import Edit, edited
+from clipql.syntax.lexer import Token, matching, split_list
+from clipql.syntax.reading import read
+from clipql.syntax.scopes import Scope
 
 # a view by its name: its SELECT and the names of its columns
 FindView = Callable[[str | None, str], tuple[str, tuple[str, ...]] | None]
@@ -26,12 +28,8 @@ FindView = Callable[[str | None, str], tuple[str, tuple[str, ...]] | None]
 Describe = Callable[[str], list[str]]
 # the columns of a table: those of `*`, in that order, and all there are
 Columns = Callable[[Table], tuple[list[str], frozenset[str]]]
-Edit = tuple[int, int, str]
 
 _INNER = {"WITH", "SELECT", "FROM", "WHERE"}
-_MODIFIERS = {"FINAL", "SAMPLE",
-              "JOIN", "CROSS", "INNER", "LEFT", "RIGHT", "FULL", "ANY", "ALL", "ASOF", "SEMI", "ANTI",
-              "GLOBAL", "PASTE", "ARRAY", "OUTER", "ON", "USING"}  # fmt: skip
 DEEPEST = 8
 
 
@@ -134,29 +132,15 @@ def _selects(tokens: Sequence[Token], at: int) -> bool:
 
 def _source(scope: Scope) -> _Named | None:
     """What FROM reads, where that is one thing without modifiers."""
-    tokens = scope.within("FROM")
-    if not tokens:
+    if not scope.sources.alone:
         return None
-    select = name = database = None
-    if tokens[0].text == "(" and tokens[0].kind == "symbol":
-        close = matching(tokens, 0)
-        if close >= len(tokens):
-            return None
-        select, at = scope.text[tokens[0].end : tokens[close].start], close + 1
-    elif tokens[0].name:
-        name, at = tokens[0].name, 1
-        if len(tokens) > 2 and tokens[1].text == "." and tokens[2].name:
-            database, name, at = name, tokens[2].name, 3
-    else:
+    (entry,) = scope.sources.entries
+    if entry.kind == "function" or entry.modified or not entry.plain or entry.last < scope.clauses["FROM"].last:
         return None
-    rest = tokens[at:]
-    if rest and rest[0].upper == "AS":
-        rest = rest[1:]
-        if not rest:
-            return None
-    if len(rest) > 1 or (rest and (not rest[0].name or rest[0].upper in _MODIFIERS)):
-        return None
-    return _Named(database, name, select, rest[0].name if rest else None)
+    if entry.kind == "table":
+        return _Named(entry.database, entry.name, None, entry.alias)
+    first, last = entry.inner
+    return _Named(None, None, scope.text[scope.tokens[first - 1].end : scope.tokens[last].start], entry.alias)
 
 
 def _simple(named: _Named, scope: Scope, find: Finder, depth: int) -> Simple | None:
@@ -187,7 +171,7 @@ def _cte(scope: Scope, name: str) -> str | None:
     """The SELECT that a WITH in force gives a name to; None where several do."""
     found = []
     for text in scope.withs:
-        tokens = tokenize(text)
+        tokens = read(text).tokens
         for first, last in split_list(tokens, 0, len(tokens)):
             if tokens[first].name == name and last - first > 3 and tokens[first + 1].upper == "AS":
                 if tokens[first + 2].text != "(" or matching(tokens, first + 2) != last - 1:
@@ -197,15 +181,14 @@ def _cte(scope: Scope, name: str) -> str | None:
 
 
 def _of_select(text: str, around: Scope | None, find: Finder, depth: int) -> Simple | None:
-    tokens = tokenize(text)
-    found = scopes(text, tokens)
-    if not found or found[0].whole.first != 0 or found[0].whole.last != len(tokens):
+    found = read(text).selects
+    if not found or found[0].whole.first != 0 or found[0].whole.last != len(found[0].tokens):
         return None
     scope = found[0]
     if set(scope.clauses) - _INNER or "WITH" in scope.clauses or "FROM" not in scope.clauses:
         return None
     if around is not None:  # the names that are in force there
-        scope = Scope(tokens, text, scope.whole, scope.clauses, around.withs, around.names, True)
+        scope = replace(scope, withs=around.withs, names=around.names, nested=True)
     named = _source(scope)
     inner = _simple(named, scope, find, depth + 1) if named else None
     if named is None or inner is None:
@@ -220,10 +203,10 @@ def _of_select(text: str, around: Scope | None, find: Finder, depth: int) -> Sim
 
 def _columns(scope: Scope, inner: Simple, qualifier: str | None) -> dict[str, str] | None:
     """The names that the items of a SELECT give to columns; None where one is more than a column, or names another."""
-    given_names = alias_spans(scope)
+    given_names = scope.aliases
     found: dict[str, str] = {}
-    span, tokens = scope.clauses["SELECT"], scope.tokens
-    for first, last in split_list(tokens, span.first, span.last):
+    tokens = scope.tokens
+    for first, last in scope.items("SELECT"):
         if last - first == 1 and tokens[first].text == "*":
             given = dict(inner.columns)
         else:
@@ -258,7 +241,7 @@ def _condition(scope: Scope, inner: Simple, qualifier: str | None, columns: Mapp
     if any(t.name in given or t.upper == "AS" for t in tokens):
         return None
     edits = _renamed(tokens, inner, qualifier, keep=None)
-    return None if edits is None else _applied(scope.text, span.start, span.end, edits)
+    return None if edits is None else edited(scope.text, edits, span.start, span.end)
 
 
 def _renamed(tokens: Sequence[Token], simple: Simple, qualifier: str | None, keep: str | None) -> list[Edit] | None:
@@ -295,19 +278,11 @@ def _renamed(tokens: Sequence[Token], simple: Simple, qualifier: str | None, kee
     return edits
 
 
-def _applied(text: str, start: int, end: int, edits: list[Edit]) -> str:
-    piece = text[start:end]
-    for a, b, new in sorted(edits, reverse=True):
-        if start <= a and b <= end:
-            piece = piece[: a - start] + new + piece[b - start :]
-    return piece
-
-
 def _safe(scope: Scope, simple: Simple) -> bool:
     """Whether no name in the SELECT can come to mean another column of the table than it meant before."""
-    words = {t.name for condition in simple.conditions for t in tokenize(condition) if t.name}
+    words = {t.name for condition in simple.conditions for t in read(condition).tokens if t.name}
     columns = set(simple.columns) | simple.every
-    given = set(alias_spans(scope)) | lambda_arguments(scope)
+    given = set(scope.aliases) | scope.lambda_arguments
     if (given | _given_inside(scope)) & (words | columns):
         return False
     renamed = simple.renamed
@@ -330,8 +305,7 @@ def _given_inside(scope: Scope) -> frozenset[str]:
 
 def _unused(scope: Scope, name: str) -> list[Edit]:
     """The edit that takes away a CTE which only FROM named: its names could be taken for others."""
-    span, tokens, source = scope.clauses.get("WITH"), scope.tokens, scope.clauses["FROM"]
-    items = split_list(tokens, span.first, span.last) if span else []
+    tokens, source, items = scope.tokens, scope.clauses["FROM"], scope.items("WITH")
     at = next((n for n, (a, _) in enumerate(items) if tokens[a].name == name), None)
     if at is None:
         return []
@@ -356,16 +330,15 @@ def _items(scope: Scope, simple: Simple, edits: list[Edit] | None, describe: Des
     """The items of SELECT as they are written anew, with the names that they had; None where those cannot be told."""
     if edits is None:
         return None
-    span, tokens, named = scope.clauses["SELECT"], scope.tokens, alias_spans(scope)
-    items = split_list(tokens, span.first, span.last)
-    if tokens[span.first].upper == "DISTINCT":
+    tokens, named, items = scope.tokens, scope.aliases, scope.items("SELECT")
+    if tokens[items[0][0]].upper == "DISTINCT":
         return None
     found: list[Edit] = []
     asked: list[str] | None = None
     starred = any(last - first == 1 and tokens[first].text == "*" for first, last in items)
     for n, (first, last) in enumerate(items):
         start, end = tokens[first].start, tokens[last - 1].end
-        text = _applied(scope.text, start, end, edits)
+        text = edited(scope.text, edits, start, end)
         if last - first == 1 and tokens[first].text == "*":
             names = [(quote_name(c), quote_name(name)) for name, c in simple.columns.items()]
             found.append((start, end, ", ".join(c if c == name else f"{c} AS {name}" for c, name in names)))

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from clipql.encode.service import Batch
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, VectorError
-from clipql.sql.calls import alias_spans, inner_names
 from clipql.sql.planner import Planner
 from clipql.storage.catalog import Table
-from clipql.syntax.lexer import Token, matching, tokenize
-from clipql.syntax.scopes import Scope, scopes, split_list
-from clipql.syntax.sources import sources_of
+from clipql.syntax.lexer import Token, matching, split_list
+from clipql.syntax.reading import read
+from clipql.syntax.scopes import Scope
 from clipql.syntax.statements import Insert
 from clipql.tables import shape
 from clipql.tables.registry import INTERNAL, ROW, Registry
@@ -166,11 +165,11 @@ def _from_select(
 
 def _stored_vectors(registry: Registry, select: str, names: Sequence[str]) -> tuple[str, dict[int, tuple[Table, str]]]:
     """The SELECT with row numbers in the place of vectors that it only passes on, and whose vectors they are."""
-    found = scopes(select, tokenize(select))
+    found = read(select).selects
     outer = found[0] if found and not found[0].nested else None
     if outer is None or outer.whole.start != 0 or outer.whole.end != len(select):
         return select, {}
-    entries, chosen = sources_of(outer).entries, outer.within("SELECT")
+    entries, chosen = outer.sources.entries, outer.within("SELECT")
     if not chosen or {"GROUP", "HAVING", "LIMIT 2"} & outer.clauses.keys() or chosen[0].upper == "DISTINCT":
         return select, {}
     if len(entries) != 1 or entries[0].kind != "table" or entries[0].last < outer.clauses["FROM"].last:
@@ -183,7 +182,7 @@ def _stored_vectors(registry: Registry, select: str, names: Sequence[str]) -> tu
     if [text for _, text in paths] == ["*"]:  # which is in order, or it would have been spelled out
         paths = [((n,), quote_name(n)) for n, _ in shape.insertable(registry.engine, origin)]
     called = {(), (entry.called,)} | (set() if entry.alias else {(origin.database, origin.name)})
-    hidden = alias_spans(outer).keys() | inner_names(outer)
+    hidden = outer.aliases.keys() | outer.inner_names
     plain = {(*before, c.name): c.name for c in origin.columns for before in called if before or c.name not in hidden}
     stored = {at: (origin, plain[path]) for at, (path, _) in enumerate(paths) if path in plain}
     items = [text for _, text in paths]
@@ -201,8 +200,7 @@ def _item_paths(scope: Scope) -> list[tuple[tuple[str, ...], str]]:
     An item that is no name has no names.
     """
     tokens, found = scope.tokens, []
-    span = scope.clauses["SELECT"]
-    for first, last in split_list(tokens, span.first, span.last):
+    for first, last in scope.items("SELECT"):
         listed = tokens[first].upper == "COLUMNS" and last - first > 3 and matching(tokens, first + 1) == last - 1
         inside = split_list(tokens, first + 2, last - 1) if listed else [(first, last)]
         if listed and any(t.kind == "string" for t in tokens[first:last]):
@@ -210,7 +208,7 @@ def _item_paths(scope: Scope) -> list[tuple[tuple[str, ...], str]]:
         for a, b in inside:
             named = (b - a) % 2 == 1 and all(t.name if i % 2 == 0 else t.text == "." for i, t in enumerate(tokens[a:b]))
             path = tuple(t.name or "" for t in tokens[a:b:2]) if named else ()
-            found.append((path, scope.text[tokens[a].start : tokens[b - 1].end]))
+            found.append((path, scope.text_of(a, b)))
     return found
 
 
@@ -218,7 +216,7 @@ def _from_infile(
     registry: Registry, table: Table, sql: str, statement: Insert, names: Sequence[str], types: Mapping[str, str]
 ) -> _Source | None:
     """FROM INFILE as a stream from disk; None where the table has defaults, which ClickHouse's own INSERT fills in."""
-    tokens = tokenize(sql[statement.body :])
+    tokens = read(sql[statement.body :]).tokens
     words = {t.upper: i for i, t in enumerate(tokens)}
     path = _value(tokens, 2)
     where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)}"

@@ -16,12 +16,13 @@ from typing import Any
 from clipql.brief import Brief
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
-from clipql.sql.calls import FindTable, Source, alias_spans, find_pairs, find_sources
+from clipql.sql.calls import FindTable, Source, find_pairs, find_sources
 from clipql.sql.clauses import conjuncts
 from clipql.storage.catalog import Table
 from clipql.storage.vectors.metrics import Metric, metric_named
-from clipql.syntax.lexer import Token, matching
-from clipql.syntax.scopes import Scope, split_list
+from clipql.syntax.edits import Edit
+from clipql.syntax.lexer import Token, matching, split_list
+from clipql.syntax.scopes import Scope
 from clipql.tables.registry import ROW, Registry
 
 PAIRS = "clipql_pairs"  # how the statement calls them
@@ -116,14 +117,14 @@ def _plain_from(scope: Scope, sources: list[Source]) -> bool:
 def _order(scope: Scope) -> tuple[Metric, int, int, bool] | None:
     """The metric, the tokens of the distance call that a SELECT is sorted by, and whether descending."""
     span = scope.clauses.get("ORDER")
-    if not span or len(split_list(scope.tokens, span.first, span.last)) != 1:
+    if not span or len(scope.items("ORDER")) != 1:
         return None
     tokens, first, last = scope.tokens, span.first, span.last
     descending = tokens[last - 1].upper in ("DESC", "DESCENDING")
     if tokens[last - 1].upper in ("DESC", "DESCENDING", "ASC", "ASCENDING"):
         last -= 1
     if last - first == 1:
-        first, last = alias_spans(scope).get(tokens[first].name or "", (first, last))
+        first, last = scope.aliases.get(tokens[first].name or "", (first, last))
     metric = metric_named(tokens[first].text) if tokens[first].kind == "word" else None
     if metric is None or last - first < 4 or tokens[first + 1].text != "(" or matching(tokens, first + 1) != last - 1:
         return None
@@ -163,19 +164,17 @@ def _same_calls(
     found = []
     tokens = scope.tokens
     wanted = {(q, c) for q, _, c in columns}
-    named = alias_spans(scope)
-    items = split_list(tokens, scope.clauses["SELECT"].first, scope.clauses["SELECT"].last)
-    for at in range(scope.whole.first, scope.whole.last - 1):
-        if tokens[at].kind != "word" or tokens[at + 1].text != "(" or not metric_named(tokens[at].text):
+    named, items = scope.aliases, scope.items("SELECT")
+    for call in scope.calls:
+        if not metric_named(call.name):
             continue
-        close = matching(tokens, at + 1)
-        called = _columns(scope, at, close + 1, sources)
-        if metric_named(tokens[at].text) is not metric or called is None or {(q, c) for q, _, c in called} != wanted:
+        called = _columns(scope, call.at, call.close + 1, sources)
+        if metric_named(call.name) is not metric or called is None or {(q, c) for q, _, c in called} != wanted:
             return None
-        item = next(((a, b) for a, b in items if a <= at < b), None)
+        item = next(((a, b) for a, b in items if a <= call.at < b), None)
         if item and tokens[item[1] - 1].name not in named:
             return None  # its name would change
-        found.append((tokens[at].start, tokens[close].end))
+        found.append((tokens[call.at].start, tokens[call.close].end))
     return tuple(found)
 
 
@@ -235,14 +234,14 @@ def from_clause(join: NearestJoin, registry: Registry, pairs: str) -> str:
     )
 
 
-def _names(join: NearestJoin, registry: Registry, params: Mapping[str, Any]) -> list[tuple[int, int, str]]:
+def _names(join: NearestJoin, registry: Registry, params: Mapping[str, Any]) -> list[Edit]:
     """The edits that keep the names of items without an alias, which ClickHouse gives by what else there is in FROM."""
     scope = join.scope
     head = scope.text[scope.whole.start : scope.clauses["FROM"].end]
     described = registry.engine.arrow(f"DESCRIBE TABLE ({head})", params=params, user=True)
     names = described.column(0).to_pylist()
-    span, named = scope.clauses["SELECT"], alias_spans(scope)
-    ends = [b - 1 for _, b in split_list(scope.tokens, span.first, span.last)]
+    named = scope.aliases
+    ends = [b - 1 for _, b in scope.items("SELECT")]
     if len(names) != len(ends):
         raise QueryError(f"SELECT has {len(ends)} items and gives {len(names)} columns")
     return [
@@ -252,7 +251,7 @@ def _names(join: NearestJoin, registry: Registry, params: Mapping[str, Any]) -> 
     ]
 
 
-def edits(join: NearestJoin, registry: Registry, pairs: str, params: Mapping[str, Any]) -> list[tuple[int, int, str]]:
+def edits(join: NearestJoin, registry: Registry, pairs: str, params: Mapping[str, Any]) -> list[Edit]:
     """The edits that have ClickHouse join the pairs: FROM, WHERE, the distances that are known, and names.
 
     Raises QueryError where the names cannot be told.

@@ -11,7 +11,8 @@ import contextlib
 from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError
 from clipql.sql.stars import Stars
-from clipql.syntax.lexer import matching, tokenize
+from clipql.syntax.lexer import matching
+from clipql.syntax.reading import read
 from clipql.tables.registry import INTERNAL, Registry
 
 
@@ -31,7 +32,7 @@ def put_in_order(registry: Registry, stars: Stars) -> None:
         for view in found:
             with contextlib.suppress(ClipqlError):
                 spelled = stars.spelled(view["text"])
-                reads = changed & {t.name for t in tokenize(view["text"])}
+                reads = changed & {t.name for t in read(view["text"]).tokens}
                 if view["name"] not in changed and (spelled != view["text"] or reads):
                     registry.engine.run(_without_columns(spelled, view["database"], view["name"]))
                     changed.add(view["name"])
@@ -40,7 +41,7 @@ def put_in_order(registry: Registry, stars: Stars) -> None:
 
 def _without_columns(text: str, database: str, name: str) -> str:
     """CREATE OR REPLACE VIEW without the list of columns, which ClickHouse then makes of the SELECT."""
-    tokens = tokenize(text)
+    tokens = read(text).tokens
     at = next(i for i, t in enumerate(tokens) if t.upper == "VIEW") + 4
     end = tokens[at - 1].end
     if tokens[at].text == "(":

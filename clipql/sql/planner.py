@@ -22,7 +22,6 @@ from clipql.sql.calls import find_sources
 from clipql.sql.constants import Constants
 from clipql.sql.encode_calls import Encoded, Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
-from clipql.sql.filters import FilterMemory
 from clipql.sql.identity import Origins
 from clipql.sql.inline import inline
 from clipql.sql.joins import edits, recognise_join
@@ -33,8 +32,8 @@ from clipql.sql.recognise import VectorSelect, recognise
 from clipql.sql.settings import SearchOptions
 from clipql.sql.untouched import Untouched, untouched
 from clipql.sql.views import finder
-from clipql.syntax import scopes as sql_scopes
-from clipql.syntax.lexer import tokenize
+from clipql.syntax.edits import Edit
+from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
@@ -60,30 +59,29 @@ class Rewritten(Brief):
 
 
 class _Selects:
-    """The SELECTs of a statement that is being edited, read anew only where it was."""
+    """The SELECTs of a statement that is being edited, as its text has them now.
+
+    An edit may take away SELECTs, but only such as were looked at before, which come later in the text.
+    """
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._read()
-        self.count = len(self._found)
-
-    def _read(self) -> None:
-        self._text = self._work.sql
-        self._found = sql_scopes.scopes(self._text, tokenize(self._text))
+        self.count = len(read(work.sql).selects)
 
     def __getitem__(self, at: int) -> Scope:
-        if self._work.sql is not self._text:
-            self._read()
-        return self._found[at]
+        return read(self._work.sql).selects[at]
 
 
 class Planner:
     """Rewrites statements over the tables of a registry."""
 
-    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
+    def __init__(
+        self, registry: Registry, indexes: Indexes, encoders: Encoders, repeats: Repeats | None = None
+    ) -> None:
+        """repeats: of another planner over the same registry, to be shared."""
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
-        self._memory = FilterMemory(registry)
-        self.repeats = Repeats(registry, indexes, encoders, self._memory)
+        self.repeats = repeats or Repeats(registry, indexes, encoders)
+        self._memory = self.repeats.memory
         self.encoding = Encoding(registry.engine, encoders, registry.find, lambda: registry.catalog.tables)
 
     def rewrite(
@@ -154,7 +152,7 @@ class Planner:
             work.steps.append(Step(planned, planned.kind, planned.why))
             return
         try:
-            settings = sql_scopes.settings_in_force(work.sql, planned.join.scope)
+            settings = read(planned.join.scope.text).settings_in(planned.join.scope)
             found = PairSearch(self._registry, planned, work.params, settings).find()
             name = work.name("pairs")
             changed = edits(planned.join, self._registry, name, work.params)
@@ -211,7 +209,7 @@ class Planner:
                 plans.insert(0, left)
         return plans
 
-    def _prewhere(self, scope: Scope) -> list[tuple[int, int, str]]:
+    def _prewhere(self, scope: Scope) -> list[Edit]:
         """The edits that make WHERE of a PREWHERE on a vector column, which ClickHouse cannot read so early."""
         found, _ = find_sources(scope, self._registry.find)
         vectors = {c.name for source in found for c in source.table.columns}

@@ -1,16 +1,15 @@
 """Statements that come again: what was read and planned once is bound to new values, and searched.
 
-A statement is known by its text without its literal vectors. What must stay true: a prepared statement gives what
-reading it anew would give. So it is kept only where the row file gave the whole answer of a single search, and it holds
-for one state of the catalog, one user's settings and one set of definitions; whatever does not fit is read anew.
+A statement is known by its text without its literal vectors (`syntax/skeleton.py`). What must stay true: a prepared
+statement gives what reading it anew would give. So it is kept only where the row file gave the whole answer of a single
+search, and it holds for one state of the catalog, one user's settings and one set of definitions; whatever does not fit
+is read anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,19 +25,17 @@ from clipql.sql.encode_calls import Encoded
 from clipql.sql.execution import Direct, Execution, Step, Work
 from clipql.sql.filters import FilterMemory
 from clipql.sql.plan import LARGEST_K, Plan
+from clipql.sql.turns import Turns
 from clipql.storage.catalog import Catalog
-from clipql.syntax.lexer import tokenize
+from clipql.syntax.recent import Recent
+from clipql.syntax.skeleton import LONGEST, Skeleton, certain, skeleton
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
 MOST = 256  # statements kept
-LONGEST = 1 << 20  # characters
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_VECTOR = re.compile(rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*\]")
 _PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*([^{}]+?)\s*\}")
 _VECTOR_PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*Array\(Float(?:32|64)\)\s*\}")
 _COUNT = re.compile(r"\{\s*(\w+)\s*:\s*U?Int(?:8|16|32|64)\s*\}|(\d+)")
-_MARK = "[\0]"
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,13 @@ class Asked:
     """A statement as it was asked: its text without its literal vectors, those, and what else its meaning rests on."""
 
     key: Hashable
-    literals: tuple[str, ...]
+    known: Skeleton
     text: str
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        """The literal vectors, as they are written."""
+        return self.known.literals
 
 
 @dataclass(frozen=True)
@@ -81,53 +83,49 @@ class Prepared:
 
 
 class Repeats:
-    """The prepared statements of one session. Thread-safe."""
+    """The prepared statements of a database, whoever asks them. Thread-safe.
 
-    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders, memory: FilterMemory) -> None:
-        self._registry, self._indexes, self._encoders, self._memory = registry, indexes, encoders, memory
+    memory: the masks of conditions, which are shared alike.
+    """
+
+    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
+        self._registry, self._indexes, self._encoders = registry, indexes, encoders
+        self.memory = FilterMemory(registry)
         self._engine: Engine = registry.engine
-        self._kept: OrderedDict[Hashable, Prepared] = OrderedDict()
-        self._lock = threading.Lock()
+        self._turns = Turns()
+        self._kept: Recent[Hashable, Prepared] = Recent(MOST)
 
     def asked(self, sql: str, format: str, settings: Mapping[str, str], params: Mapping[str, Any]) -> Asked | None:
         """The statement as it is looked up; None for one that is never kept."""
         if len(sql) > LONGEST:
             return None
-        literals: tuple[str, ...] = ()
-        skeleton = sql
-        if "[" in sql:
-            literals = tuple(_VECTOR.findall(sql))
-            skeleton = _VECTOR.sub(_MARK, sql) if literals else sql
+        known = skeleton(sql)
         acting = self._engine.acting
         key = (
-            skeleton,
+            known.key,
             format,
             tuple(settings.items()),
             tuple(acting.user.statements),
+            frozenset(acting.user.hidden),
             tuple(acting.settings.items()),
             self._registry.database,
             frozenset(params),
         )
-        return Asked(key, literals, sql)
+        return Asked(key, known, sql)
 
     def find(self, asked: Asked) -> Prepared | None:
         """What was kept for a statement, if it still holds."""
-        with self._lock:
-            found = self._kept.get(asked.key)
-            if found is None:
-                return None
-            if found.catalog is self._registry.catalog and found.changes == self._registry.changes:
-                self._kept.move_to_end(asked.key)
-                return found
-            del self._kept[asked.key]
+        found = self._kept.find(asked.key)
+        if found is None:
+            return None
+        if found.catalog is self._registry.catalog and found.changes == self._registry.changes:
+            return found
+        self._kept.forget(asked.key, found)
         return None
 
     def keep(self, asked: Asked, prepared: Prepared) -> None:
         """Keep a statement; the one that was asked for the longest time ago goes."""
-        with self._lock:
-            self._kept[asked.key] = prepared
-            while len(self._kept) > MOST:
-                self._kept.popitem(last=False)
+        self._kept.keep(asked.key, prepared)
 
     def run(
         self, prepared: Prepared, literals: Sequence[str], params: Mapping[str, Any]
@@ -148,12 +146,13 @@ class Repeats:
             else:
                 given[name] = self._encoders.picture(self._encoders.as_picture(value.encode()), model)
         given.update(prepared.constants)
-        plan = self._plan(prepared, literals, given)
-        if plan is None:
-            return None
         work = Work(prepared.sql, given)
-        fetch = partial(self._fetched, plan, prepared, given)
-        Execution(self._registry, self._indexes.rows, self._memory, plan, work).run(fetch)
+        with self._turns:
+            plan = self._plan(prepared, literals, given)
+            if plan is None:
+                return None
+            fetch = partial(self._fetched, plan, prepared, given)
+            Execution(self._registry, self._indexes.rows, self.memory, plan, work).run(fetch)
         return None if work.answer is None else (work.answer, tuple(work.steps))
 
     def _plan(self, prepared: Prepared, literals: Sequence[str], given: Mapping[str, Any]) -> Plan | None:
@@ -215,12 +214,8 @@ def prepare(
         return None
     if plan.select.offset and _count(plan.select.offset, encoded.params) is None:
         return None
-    tokens = [t for t in tokenize(asked.text) if t.kind == "vector"]
-    places = {m.start(): m.group() for m in _VECTOR.finditer(asked.text)}
-    if len(places) != len(asked.literals) or any(t.start in places and t.text != places[t.start] for t in tokens):
+    if not certain(asked.text, asked.known):
         return None
-    if not set(places) <= {t.start for t in tokens}:
-        return None  # within a string, a name or a comment
     bound: list[Bound] = []
     used: dict[str, int] = {}
     for call in plan.select.calls:

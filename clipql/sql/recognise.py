@@ -15,17 +15,13 @@ from clipql.sql.affine import Affine, Parser
 from clipql.sql.calls import (
     Call,
     FindTable,
-    alias_spans,
     find_calls,
     find_sources,
     has_outer_join,
-    inner_names,
-    lambda_arguments,
-    text_of,
 )
 from clipql.sql.clauses import Condition, read_conditions, read_limit, read_order
 from clipql.storage.catalog import Table
-from clipql.syntax.scopes import Scope, split_list
+from clipql.syntax.scopes import Scope
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,8 +53,7 @@ class VectorSelect(Brief):
     @property
     def ordered_alone(self) -> bool:
         """Whether ORDER BY has one item."""
-        span = self.scope.clauses["ORDER"]
-        return len(split_list(self.scope.tokens, span.first, span.last)) == 1
+        return len(self.scope.items("ORDER")) == 1
 
 
 def recognise(scope: Scope, find: FindTable) -> VectorSelect | None:
@@ -70,7 +65,7 @@ def recognise(scope: Scope, find: FindTable) -> VectorSelect | None:
         return None
     if any(t.upper == "ARRAYJOIN" for t in (*scope.within("WHERE"), *scope.within("PREWHERE"), *scope.within("ORDER"))):
         return None
-    spans = alias_spans(scope)
+    spans = scope.aliases
     calls = find_calls(scope, sources, joined, frozenset(spans))
     if not calls or len({c.qualifier for c in calls}) > 1:
         return None
@@ -97,14 +92,14 @@ def recognise(scope: Scope, find: FindTable) -> VectorSelect | None:
         limit=limit,
         offset=offset,
         conditions=read_conditions(scope, calls, parser),
-        aliases={n: text_of(scope, *span) for n, span in spans.items()},
+        aliases={n: scope.text_of(*span) for n, span in spans.items()},
         why_not=why_not,
     )
 
 
 def _misread(scope: Scope, calls: tuple[Call, ...], spans: Mapping[str, tuple[int, int]]) -> bool:
     """Whether a name in the SELECT may mean another thing than this module would take it for."""
-    if inner_names(scope) or lambda_arguments(scope) & {c.column for c in calls}:
+    if scope.inner_names or scope.lambda_arguments & {c.column for c in calls}:
         return True
     # an alias in WHERE that is made of aliases: ClickHouse may mean the columns of those names
     filtered_by = {t.name for clause in ("WHERE", "PREWHERE") for t in scope.within(clause) if t.name} & spans.keys()

@@ -15,8 +15,10 @@ from typing import Any
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.storage.catalog import Table
-from clipql.syntax.lexer import Token, matching, tokenize
-from clipql.syntax.statements import CreateTable, OnDatabase, OnTable, classify
+from clipql.syntax.edits import Edit, edited
+from clipql.syntax.lexer import Token, matching
+from clipql.syntax.reading import read
+from clipql.syntax.statements import CreateTable, OnDatabase, OnTable
 from clipql.tables.registry import FUNCTION, INTERNAL, Registry
 
 _MADE = {"CREATE", "REPLACE", "ATTACH", "ALTER"}
@@ -47,7 +49,7 @@ class Safeguard:
 
     def rule(self, sql: str) -> Ruling:
         """What to do with a statement. Raises UnsupportedStatement, or QueryError where it cannot be read."""
-        head = tokenize(sql[:4096])
+        head = read(sql[:4096]).tokens
         word = head[0].upper if head else ""
         if word == "WITH" and any(t.upper == "INSERT" for t in head):
             return Ruling(self._written(sql) or sql)
@@ -60,7 +62,7 @@ class Safeguard:
         text = self._written(sql)
         if text is None:
             return Ruling(sql)
-        tokens = tokenize(text)
+        tokens = read(text).tokens
         self._check_internal(tokens)
         self._check_several(tokens)
         ruling = self._verdict(text, tokens) if word in _CHANGES else None
@@ -71,16 +73,16 @@ class Safeguard:
         try:
             return str(self._registry.engine.scalar(f"SELECT formatQuerySingleLine({quote_string(sql)})"))
         except QueryError as error:
-            if error.name != "SYNTAX_ERROR" or tokenize(sql)[0].upper in _MADE | {"EXECUTE", "WITH", "INSERT"}:
+            if error.name != "SYNTAX_ERROR" or read(sql).tokens[0].upper in _MADE | {"EXECUTE", "WITH", "INSERT"}:
                 return None
             said = str(error).partition(": In scope SELECT formatQuery")[0]
             raise QueryError(said, code=error.code, name=error.name) from error
 
     def _clearer(self, sql: str, text: str) -> bool:
         """Whether ClickHouse's text shows a table of ours, or a change of it, that the user's own does not."""
-        mine, theirs = classify(sql)[0], classify(text)[0]
+        mine, theirs = read(sql).kind, read(text).kind
         if isinstance(theirs, OnTable) and theirs.verb == "ALTER":
-            return not any(t.upper == "INDEX" for t in tokenize(sql))  # a vector index is shown as it was written
+            return not any(t.upper == "INDEX" for t in read(sql).tokens)  # a vector index is shown as it was written
         if type(mine) is not type(theirs):
             return True
         if isinstance(mine, OnTable) and isinstance(theirs, OnTable):
@@ -263,15 +265,15 @@ def with_names(sql: str, params: Mapping[str, Any]) -> str:
     """The statement with each `{name:Identifier}` as the name that it stands for."""
     if "Identifier" not in sql or "{" not in sql:
         return sql
-    tokens = tokenize(sql)
-    for i in reversed(range(len(tokens) - 4)):
+    tokens, edits = read(sql).tokens, list[Edit]()
+    for i in range(len(tokens) - 4):
         run = [t.text for t in tokens[i : i + 5]]
         value = params.get(run[1])
         if i + 5 < len(tokens) and tokens[i + 5].text == "(":
             continue  # ClickHouse takes no parameter for the name of a function
         if (run[0], run[2], run[3], run[4]) == ("{", ":", "Identifier", "}") and isinstance(value, str):
-            sql = f"{sql[: tokens[i].start]}{quote_name(value)}{sql[tokens[i + 4].end :]}"
-    return sql
+            edits.append((tokens[i].start, tokens[i + 4].end, quote_name(value)))
+    return edited(sql, edits)
 
 
 def _path(tokens: Sequence[Token], at: int) -> tuple[str | None, str, int] | None:

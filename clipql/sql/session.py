@@ -28,17 +28,17 @@ from clipql.index.base import Route
 from clipql.sql import explain, settings
 from clipql.sql.calls import find_sources
 from clipql.sql.definitions import Definitions
-from clipql.sql.direct import settings_allow
 from clipql.sql.execution import Direct, Step
+from clipql.sql.harmless import settings_allow
 from clipql.sql.insert import insert, load
 from clipql.sql.planner import Planner, Rewritten
-from clipql.sql.prepared import Asked
+from clipql.sql.prepared import Asked, Repeats
 from clipql.sql.safeguard import Safeguard, with_names
 from clipql.sql.stars import Stars
 from clipql.storage.catalog import Table
-from clipql.syntax import statements
+from clipql.syntax.edits import edited
 from clipql.syntax.lexer import Token, string_value
-from clipql.syntax.scopes import scopes
+from clipql.syntax.reading import read
 from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set
 from clipql.tables.indexes import Indexes, watching
@@ -69,13 +69,21 @@ class Answer(Brief):
 class Session:
     """Statements of one user on one open database: SET parameters, settings and the current database are kept."""
 
-    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
+    def __init__(
+        self, registry: Registry, indexes: Indexes, encoders: Encoders, repeats: Repeats | None = None
+    ) -> None:
+        """repeats: of another session on the same database, to be shared."""
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
-        self._planner, self._stars = Planner(registry, indexes, encoders), Stars(registry)
+        self._planner, self._stars = Planner(registry, indexes, encoders, repeats), Stars(registry)
         self._safeguard = Safeguard(registry)
         self._definitions = Definitions(registry, indexes, self._planner, self._fill, self._run)
         self.params: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
+
+    @property
+    def repeats(self) -> Repeats:
+        """The statements that are known already."""
+        return self._planner.repeats
 
     def execute(
         self,
@@ -140,7 +148,8 @@ class Session:
         given = {**self.params, **(params or {})}
         ruling = self._safeguard.rule(with_names(sql, given))
         sql = self._stars.spelled(ruling.text)
-        statement, tokens = statements.classify(sql)
+        reading = read(sql)
+        statement, tokens = reading.kind, reading.words
         own: str | None = None
         steps: tuple[Step, ...] = ()
         rows: int | None = None
@@ -193,10 +202,10 @@ class Session:
 
     def _check_view(self, sql: str) -> None:
         """Refuse a materialized view that reads a table of ours: rows move into such a table past its views."""
-        tokens = statements.classify(sql)[1]
+        tokens = read(sql).words
         if not any(t.upper == "MATERIALIZED" for t in tokens[:4]):
             return
-        for scope in scopes(sql, tokens):
+        for scope in read(sql).selects:
             for source in find_sources(scope, self._registry.find)[0]:
                 raise UnsupportedStatement(
                     f"a materialized view on {source.table.full_name} would not see its inserts; use a plain view"
@@ -206,10 +215,15 @@ class Session:
 
     def _listed(self, sql: str) -> tuple[str, dict[str, pa.Table]]:
         """The statement with `clipql.indexes` as the table that it stands for."""
-        tokens = statements.classify(sql)[1]
-        for a, dot, b in reversed(list(zip(tokens, tokens[1:], tokens[2:], strict=False))):
-            if (a.name, dot.text, b.name) == ("clipql", ".", "indexes"):
-                sql = f"{sql[: a.start]}Python(clipql_indexes){sql[b.end :]}"
+        tokens = read(sql).words
+        sql = edited(
+            sql,
+            [
+                (a.start, b.end, "Python(clipql_indexes)")
+                for a, dot, b in zip(tokens, tokens[1:], tokens[2:], strict=False)
+                if (a.name, dot.text, b.name) == ("clipql", ".", "indexes")
+            ],
+        )
         return sql, {"clipql_indexes": self._indexes.listing()} if "clipql_indexes" in sql else {}
 
     def _read(
@@ -329,7 +343,7 @@ class Session:
         """Run `INSERT INTO table … FORMAT name`, or `… VALUES`, with the data apart, in pieces. Raises ClipqlError."""
         began = time.perf_counter()
         sql = respelled(self._stars.spelled(self._safeguard.rule(sql).text), self._defined)
-        statement, _tokens = statements.classify(sql)
+        statement = read(sql).kind
         if not isinstance(statement, Insert):
             raise QueryError(f"{sql[:100]}: expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")
         table = self._definitions.find(statement.table)
@@ -349,7 +363,7 @@ class Session:
 
 def select_of(sql: str) -> str:
     """The SELECT whose rows an INSERT or CREATE takes; the statement itself where it is one."""
-    inner, _ = statements.classify(sql)
+    inner = read(sql).kind
     if isinstance(inner, Insert):
         return sql[inner.body :] if inner.source == "SELECT" else ""
     if isinstance(inner, CreateTable):

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from clipql.errors import QueryError
 from clipql.index.base import Route
-from clipql.syntax.lexer import Token, matching, string_value, tokenize
-from clipql.syntax.scopes import split_list
+from clipql.syntax.edits import Edit, edited
+from clipql.syntax.lexer import Token, matching, split_list, string_value
+from clipql.syntax.reading import read
 
 # name: what it does, as `clipql` documents it
 OURS: Mapping[str, str] = {
@@ -56,7 +57,8 @@ def options(given: Mapping[str, str], routes: Sequence[Route] = ()) -> SearchOpt
 def taken_from(sql: str) -> tuple[str, dict[str, str]]:
     """The statement without clipql's settings in its SETTINGS clauses, and those settings."""
     found: dict[str, str] = {}
-    tokens = tokenize(sql)
+    tokens = read(sql).tokens
+    edits: list[Edit] = []
     for at in reversed(range(len(tokens) - 2)):
         if tokens[at].upper != "SETTINGS" or tokens[at + 2].text != "=" or not tokens[at + 1].name:
             continue
@@ -70,8 +72,8 @@ def taken_from(sql: str) -> tuple[str, dict[str, str]]:
             else:
                 kept.append(text)
         clause = f"SETTINGS {', '.join(kept)}" if kept else ""
-        sql = sql[: tokens[at].start] + clause + sql[tokens[end - 1].end :]
-    return sql, found
+        edits.append((tokens[at].start, tokens[end - 1].end, clause))
+    return edited(sql, edits), found
 
 
 def _end(tokens: Sequence[Token], at: int) -> int:
@@ -114,9 +116,7 @@ def checked(name: str, value: str) -> str:
 
 def take_format(sql: str) -> tuple[str, str | None]:
     """The statement without a FORMAT clause at its end, and the format; as it is where there is none."""
-    tokens = tokenize(sql)
-    while tokens and tokens[-1].text == ";" and tokens[-1].kind == "symbol":
-        tokens = tokens[:-1]
+    tokens = read(sql).words
     for i in range(len(tokens) - 3):  # FORMAT name SETTINGS …
         if tokens[i].upper == "FORMAT" and tokens[i + 1].kind == "word" and tokens[i + 2].upper == "SETTINGS":
             return sql[: tokens[i].start] + sql[tokens[i + 2].start :], tokens[i + 1].text

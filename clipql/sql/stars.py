@@ -17,10 +17,12 @@ from typing import Any
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.storage.catalog import Table
-from clipql.syntax.lexer import Token, matching, tokenize
-from clipql.syntax.scopes import Scope, scopes
+from clipql.syntax.edits import Edit, edited
+from clipql.syntax.lexer import Token, matching
+from clipql.syntax.reading import read
+from clipql.syntax.scopes import Scope
 from clipql.syntax.select_first import select_first
-from clipql.syntax.sources import Entry, Sources, sources_of
+from clipql.syntax.sources import Entry, Sources
 from clipql.syntax.stars import Star, is_star, stars_in
 from clipql.tables.registry import Registry
 
@@ -32,7 +34,6 @@ _PLAIN_JOINS = {"JOIN", ",", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "OUTER",
                 "GLOBAL", "SEMI", "ANTI", "ASOF"}  # fmt: skip
 # table functions that read other tables by their names
 _READERS = {"merge", "remote", "remotesecure", "cluster", "clusterallreplicas", "loop", "viewifpermitted"}
-Edit = tuple[int, int, str]
 
 
 class Stars:
@@ -50,10 +51,9 @@ class Stars:
         if not self._registry.catalog.tables or not _MAY.search(sql):
             return sql
         sql = self._inserted(select_first(sql))
-        tokens = tokenize(sql)
+        tokens, found = read(sql).tokens, read(sql).selects
         if not any(t.text == "*" or t.upper in ("COLUMNS", "IN") for t in tokens):
             return sql
-        found = scopes(sql, tokens)
         self._check_understood(tokens, found)
         settings = _SETTING.findall(sql)
         inner = [(s.whole.first, s.whole.last) for s in found]
@@ -61,9 +61,7 @@ class Stars:
         for scope in found:
             nested = [span for span in inner if scope.whole.first < span[0] and span[1] <= scope.whole.last]
             edits += _ScopeStars(self, scope, nested, ", ".join(settings)).edits()
-        for start, end, text in sorted(edits, reverse=True):
-            sql = sql[:start] + text + sql[end:]
-        return sql
+        return edited(sql, edits)
 
     def find(self, database: str | None, name: str) -> Table | None:
         return self._registry.find(database, name)
@@ -71,7 +69,7 @@ class Stars:
     def tables(self) -> tuple[Table, ...]:
         return tuple(self._registry.catalog.tables)
 
-    def _check_understood(self, tokens: Sequence[Token], found: list[Scope]) -> None:
+    def _check_understood(self, tokens: Sequence[Token], found: Sequence[Scope]) -> None:
         """Refuse a star beside a SELECT whose shape is not understood: it could be that one's."""
         known = {s.clauses["SELECT"].first - 1 for s in found}
         missed = [
@@ -145,7 +143,7 @@ class Stars:
 
     def _inserted(self, sql: str) -> str:
         """INSERT INTO t (* EXCEPT a) with its columns by name."""
-        tokens = tokenize(sql)
+        tokens = read(sql).tokens
         if not tokens or tokens[0].upper != "INSERT":
             return sql
         at = 1
@@ -162,9 +160,8 @@ class Stars:
         inside = tokens[opening + 1 : close]
         if not inside or not any(t.text == "*" or t.upper == "COLUMNS" for t in inside):
             return sql
-        text = sql[inside[0].start : inside[-1].end]
-        listed = ", ".join(map(quote_name, self.columns(table, text)))
-        return f"{sql[: inside[0].start]}{listed}{sql[inside[-1].end :]}"
+        start, end = inside[0].start, inside[-1].end
+        return edited(sql, [(start, end, ", ".join(map(quote_name, self.columns(table, sql[start:end]))))])
 
 
 def _named(tokens: Sequence[Token], at: int) -> tuple[str | None, str, int] | None:
@@ -182,7 +179,7 @@ class _ScopeStars:
         self._settings = settings
         self._stars, self._scope, self._tokens = stars, scope, scope.tokens
         self._skip = dict(sorted(nested, reverse=True))
-        self._sources: Sources = sources_of(scope)
+        self._sources: Sources = scope.sources
         self._tables: Mapping[int, Table] = {
             i: table
             for i, e in enumerate(self._sources.entries)

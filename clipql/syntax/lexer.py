@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-# a text of fewer letters is remembered with many others, one of more is data
-_LONG, _VERY_LONG = 32_768, 1 << 20
 # what ClickHouse skips between tokens, which is not what `\s` takes
 _SPACE = r" \t\n\r\f\v\x85\xa0\u180e\u2000-\u200d\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
 _DIGITS = "[0-9](?:_?[0-9])*+"
@@ -96,25 +94,7 @@ class Token(NamedTuple):
 
 def tokenize(sql: str) -> tuple[Token, ...]:
     """The tokens of a statement, without space and comments, and without the data that follows INSERT … FORMAT name."""
-    # a statement is looked at several times on its way; a very long one is data
-    if len(sql) < _LONG:
-        return _remembered(sql)
-    return _remembered_long(sql) if len(sql) < _VERY_LONG else tuple(_tokens(sql))
-
-
-@lru_cache(64)
-def _remembered(sql: str) -> tuple[Token, ...]:
     return tuple(_tokens(sql))
-
-
-@lru_cache(2)
-def _remembered_long(sql: str) -> tuple[Token, ...]:
-    return tuple(_tokens(sql))
-
-
-def readable(tokens: Sequence[Token]) -> bool:
-    """Whether all of a text was read as ClickHouse reads it."""
-    return all(t.kind != "error" for t in tokens)
 
 
 def string_value(text: str) -> bytes | None:
@@ -268,6 +248,23 @@ def matching(tokens: Sequence[Token], at: int) -> int:
                 if depth == 0:
                     return i
     return len(tokens) - 1
+
+
+def split_list(tokens: Sequence[Token], first: int, last: int) -> list[tuple[int, int]]:
+    """The comma-separated items of a run of tokens, as [first, last) pairs."""
+    items: list[tuple[int, int]] = []
+    begin = at = first
+    while at < last:
+        if tokens[at].kind == "symbol" and tokens[at].text in "([{":
+            at = matching(tokens, at) + 1
+            continue
+        if tokens[at].text == "," and tokens[at].kind == "symbol":
+            items.append((begin, at))
+            begin = at + 1
+        at += 1
+    if begin < last:
+        items.append((begin, last))
+    return items
 
 
 def split_statements(text: str) -> list[str]:

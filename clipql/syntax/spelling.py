@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from clipql.syntax.lexer import tokenize
+from clipql.syntax.edits import edited
+from clipql.syntax.reading import read
 
 # of vectors; ClickHouse takes their aliases, distanceL2 and the like, in any case already
 FUNCTIONS = (
@@ -30,7 +31,7 @@ def respelled(sql: str, defined: Callable[[], Collection[str]] = tuple) -> str:
     lowered = sql.lower()
     if not any(hint in lowered for hint in _HINTS):
         return sql
-    tokens = tokenize(sql)
+    tokens = read(sql).tokens
     wrong = [
         token
         for before, token, after in zip([None, *tokens], tokens, tokens[1:], strict=False)
@@ -40,7 +41,4 @@ def respelled(sql: str, defined: Callable[[], Collection[str]] = tuple) -> str:
         and not (before and before.upper in _NAMING)
     ]
     kept = defined() if wrong else ()
-    for token in wrong:
-        if token.text not in kept:
-            sql = sql[: token.start] + _SPELLED[token.text.lower()] + sql[token.end :]
-    return sql
+    return edited(sql, [(t.start, t.end, _SPELLED[t.text.lower()]) for t in wrong if t.text not in kept])

@@ -12,7 +12,9 @@ from clipql.syntax.scopes import Scope
 _AFTER = {",", ")", "]", ";", "FROM", "PREWHERE", "WHERE", "GROUP", "HAVING", "WINDOW", "QUALIFY", "ORDER",
           "LIMIT", "OFFSET", "FETCH", "SETTINGS", "FORMAT", "INTO", "UNION", "INTERSECT", "EXCEPT", "REPLACE", "APPLY",
           "LIKE", "ILIKE", "NOT"}  # fmt: skip
-_BEFORE = {"SELECT", "DISTINCT", "ALL", "BY", ",", "(", "[", ".", "->"}
+_BEFORE = {"SELECT", "DISTINCT", "ALL", "BY", "WHERE", "PREWHERE", "HAVING", "QUALIFY", "AND",
+           "OR", "NOT", "ON", "CASE", "WHEN", "THEN", "ELSE",
+           "LIMIT", "OFFSET", "DIV", "MOD", "LIKE", "BETWEEN", "IN"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,21 @@ def is_star(tokens: Sequence[Token], at: int, last: int) -> bool:
     """Whether `*` stands for columns, and is no multiplication."""
     following = tokens[at + 1] if at + 1 < last else None
     before = tokens[at - 1]
-    if (before.upper or before.text) in _BEFORE and not (before.kind == "word" and tokens[at - 2].text == "."):
+    if before.text == "*" and before.kind == "symbol":  # a product with the columns
+        return not is_star(tokens, at - 1, last)
+    if before.kind == "symbol" and before.text not in (")", "]", "}"):
         return True
-    return following is None or (following.upper in _AFTER and following.upper != "NOT")
+    if before.upper in _BEFORE and tokens[at - 2].text != ".":
+        return True
+    return _after_head(tokens, at) and (following is None or (following.upper in _AFTER and following.upper != "NOT"))
+
+
+def _after_head(tokens: Sequence[Token], at: int) -> bool:
+    """Whether `SELECT TOP 3`, `SELECT TOP 3 WITH TIES` or `SELECT DISTINCT ON (a)` ends here."""
+    before = tokens[at - 1]
+    if before.kind == "number":
+        return tokens[at - 2].upper == "TOP"
+    if before.text == ")" and before.kind == "symbol":
+        opening = next((i for i in range(at - 1, -1, -1) if matching(tokens, i) == at - 1), at)
+        return tokens[opening - 1].upper in ("ON", "TOP")
+    return before.upper == "TIES"

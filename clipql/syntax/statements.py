@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipql.syntax.lexer import Token, matching, tokenize
-from clipql.syntax.scopes import split_list
+from clipql.syntax.lexer import Token, matching, split_list
 
 
 @dataclass(frozen=True)
@@ -95,25 +94,22 @@ class OnDatabase:
     database: str
 
 
-Statement = Select | Explain | Set | Insert | CreateTable | OnTable | OnDatabase | Other
+Kind = Select | Explain | Set | Insert | CreateTable | OnTable | OnDatabase | Other
 
 
 _EXPLAINED = ("SELECT", "WITH", "(", "ALTER", "INSERT", "CREATE")
 
 
-def classify(sql: str) -> tuple[Statement, tuple[Token, ...]]:
-    """The kind of one statement, and its tokens."""
-    tokens = tokenize(sql)
-    while tokens and tokens[-1].text == ";" and tokens[-1].kind == "symbol":
-        tokens = tokens[:-1]
+def kind_of(sql: str, tokens: Sequence[Token]) -> Kind:
+    """The kind of one statement. tokens: without semicolons at its end."""
     if not tokens:
-        return Other(""), tokens
+        return Other("")
     word = tokens[0].upper
     reader = _Reader(sql, tokens)
     if word in ("SELECT", "WITH", "FROM", "("):
-        return Select(), tokens
+        return Select()
     if word == "EXPLAIN" and len(tokens) > 1 and tokens[1].upper in _EXPLAINED:
-        return Explain(sql[tokens[1].start :]), tokens
+        return Explain(sql[tokens[1].start :])
     found = {
         "SET": reader.set,
         "USE": reader.use,
@@ -134,8 +130,7 @@ def classify(sql: str) -> tuple[Statement, tuple[Token, ...]]:
         "DESCRIBE": reader.describe,
         "DESC": reader.describe,
     }.get(word)
-    statement = found() if found else None
-    return statement or Other(word), tokens
+    return (found() if found else None) or Other(word)
 
 
 class _Reader:
@@ -165,7 +160,7 @@ class _Reader:
     def place(self) -> int:
         return self.tokens[self.at].start if self.at < len(self.tokens) else len(self.sql)
 
-    def set(self) -> Statement | None:
+    def set(self) -> Kind | None:
         assignments: list[tuple[str, str]] = []
         for first, last in split_list(self.tokens, 1, len(self.tokens)):
             if last - first < 3 or self.tokens[first + 1].text != "=" or not self.tokens[first].name:
@@ -174,10 +169,10 @@ class _Reader:
             assignments.append((self.tokens[first].name or "", text))
         return Set(tuple(assignments)) if assignments else None
 
-    def use(self) -> Statement | None:
+    def use(self) -> Kind | None:
         return Set(database=self.tokens[1].name) if len(self.tokens) == 2 else None
 
-    def insert(self) -> Statement | None:
+    def insert(self) -> Kind | None:
         self.word("INTO")
         self.word("TABLE")
         if self.tokens[min(self.at, len(self.tokens) - 1)].upper == "FUNCTION":
@@ -211,7 +206,7 @@ class _Reader:
             source = "INFILE"
         return Insert(table, columns, source, self.place(), settings) if source else None
 
-    def create(self) -> Statement | None:
+    def create(self) -> Kind | None:
         or_replace = self.word("OR", "REPLACE") or self.tokens[0].upper == "REPLACE"
         if not self.word("TABLE"):
             return None
@@ -241,13 +236,13 @@ class _Reader:
         empty = select is not None and self.tokens[at - 1].upper == "EMPTY"
         return CreateTable(table, if_not_exists, or_replace, select, like, rest, empty)
 
-    def alter(self) -> Statement | None:
+    def alter(self) -> Kind | None:
         if not self.word("TABLE"):
             return None
         name = self.name()
         return OnTable("ALTER", (name,), self.place()) if name else None
 
-    def drop(self) -> Statement | None:
+    def drop(self) -> Kind | None:
         verb = self.tokens[0].upper
         if self.word("TEMPORARY"):
             return None
@@ -267,17 +262,17 @@ class _Reader:
                 break
         return OnTable(verb, tuple(names), self.place()) if names else None
 
-    def delete(self) -> Statement | None:
+    def delete(self) -> Kind | None:
         if not self.word("FROM"):
             return None
         name = self.name()
         return OnTable("DELETE", (name,), self.place()) if name else None
 
-    def update(self) -> Statement | None:
+    def update(self) -> Kind | None:
         name = self.name()
         return OnTable("UPDATE", (name,), self.place()) if name else None
 
-    def rename(self) -> Statement | None:
+    def rename(self) -> Kind | None:
         verb = self.tokens[0].upper
         if self.word("DATABASE"):
             database = self.name()
@@ -297,7 +292,7 @@ class _Reader:
                 break
         return OnTable(verb, tuple(names), self.place()) if names and self.at == len(self.tokens) else None
 
-    def show(self) -> Statement | None:
+    def show(self) -> Kind | None:
         if self.word("CREATE"):
             self.word("TABLE")
             name = self.name()
@@ -306,7 +301,7 @@ class _Reader:
             return OnTable("SHOW DATABASES", (), self.place()) if self.at == len(self.tokens) else None
         return None
 
-    def describe(self) -> Statement | None:
+    def describe(self) -> Kind | None:
         self.word("TABLE")
         name = self.name()
         ends = self.at == len(self.tokens) or self.tokens[self.at].upper in ("FORMAT", "SETTINGS")

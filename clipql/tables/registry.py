@@ -24,7 +24,7 @@ from clipql.errors import ClipqlError, UnknownTable
 from clipql.storage import catalog as manifest
 from clipql.storage.catalog import Catalog, Table
 from clipql.storage.vectors.store import ColumnStore
-from clipql.syntax.lexer import tokenize
+from clipql.syntax.reading import read
 from clipql.tables.read_write_lock import ReadWriteLock
 
 # holds an empty table of each shape (the columns as the user wrote them) and rows on their way into a table
@@ -214,7 +214,7 @@ class Registry:
         """Whether a table has a TTL, or a column of it."""
         where = f"database = {quote_string(INTERNAL)} AND name = {quote_string(table.id)}"
         definition = str(self.engine.scalar(f"SELECT create_table_query FROM system.tables WHERE {where}"))
-        return any(token.upper == "TTL" for token in tokenize(definition))
+        return any(token.upper == "TTL" for token in read(definition).tokens)
 
     def expires(self, table: Table) -> bool:
         """Whether rows of a table go by themselves, by a TTL."""

@@ -16,8 +16,7 @@ from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement, VectorIndexError
 from clipql.index import definition
 from clipql.storage.catalog import IndexEntry, Pending, Table
-from clipql.syntax.lexer import Token, matching
-from clipql.syntax.scopes import split_list
+from clipql.syntax.lexer import Token, matching, split_list
 from clipql.tables import parts, recover, shape
 from clipql.tables.indexes import Indexes, check_column, unbuilt
 from clipql.tables.registry import INTERNAL, Registry

@@ -13,7 +13,7 @@ from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement
 from clipql.storage.catalog import Table, VectorColumn
-from clipql.syntax.lexer import tokenize
+from clipql.syntax.reading import read
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW
 
 # small granules in small compressed blocks: ten rows by number cost 5 ms at 300,000 rows, and 8 ms with the defaults
@@ -64,7 +64,7 @@ def physical_definition(engine: Engine, table: Table, name: str) -> str:
     body: list[str] = [f"    {ROW} UInt64 MATERIALIZED throwIf(1, {quote_string(_BYPASSED)}) CODEC(Delta, LZ4),"]
     for line in lines[begin + 1 : end]:
         match = re.match(r"    (`(?:[^`\\]|\\.)*`) ", line)
-        column = vectors.get(tokenize(match[1])[0].name or "") if match else None
+        column = vectors.get(read(match[1]).tokens[0].name or "") if match else None
         body.append(f"    {alias_of(table, column)}{',' if line.endswith(',') else ''}" if column else line)
     clauses = {m[1]: line for line in lines[end + 1 :] if (m := re.match(r"(ENGINE|PARTITION BY|TTL|COMMENT) ?", line))}
     key = next((line.removeprefix("ORDER BY ") for line in lines[end + 1 :] if line.startswith("ORDER BY ")), "tuple()")
@@ -125,7 +125,7 @@ def check_computed(engine: Engine, table: Table) -> None:
     )
     for what, expression in zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True):
         for column in table.columns:
-            if any(t.name == column.name for t in tokenize(expression)):
+            if any(t.name == column.name for t in read(expression).tokens):
                 raise UnsupportedStatement(
                     f"{what} is computed from the vector column {column.name}, which ClickHouse cannot read while it "
                     "merges or deletes rows: make it an ALIAS column, or compute it in the query"

@@ -10,7 +10,7 @@ from clipql.cluster.partial_query import GLOBAL_ROW, PartialQuery, Run, Snapshot
 from clipql.cluster.placeholder import Shape, one_shape
 from clipql.cluster.session import index_change
 from clipql.errors import ClusterError, ReplicaUnavailable
-from clipql.syntax import statements
+from clipql.syntax.reading import read
 from clipql.syntax.statements import OnTable
 
 SHAPE = Shape("default", "laion", (("id", "UInt64"), ("v", "Array(Float32)")), (), {"v": (512, "openai/clip")})
@@ -97,7 +97,7 @@ def test_a_replica_that_lacks_rows_does_not_answer() -> None:
     ],
 )
 def test_changes_of_indexes_are_told_from_other_changes(sql: str, change: tuple[str, str, bool] | None) -> None:
-    found, _ = statements.classify(sql)
+    found = read(sql).kind
 
     assert isinstance(found, OnTable)
     assert index_change(sql, found) == change

@@ -130,6 +130,34 @@ def test_a_statement_that_comes_again_is_cut_once_and_answers_each_vector(
     assert len(cuts) == cut
 
 
+@pytest.mark.parametrize(
+    ("statement", "cut"),
+    [
+        ("SELECT id, url FROM {t} ORDER BY L2Distance(e, {v}), _row LIMIT 5", 1),
+        ("SELECT id, L2Distance({v}, e) AS d FROM {t} WHERE w > 1 ORDER BY d, id LIMIT 5", 1),
+        ("SELECT count() FROM {t} WHERE L2Distance(e, {v}) < 1 AND L2Distance(e, {q:Array(Float32)}) < 2", 1),
+        # its name shows the vector; it is in a string; its numbers are no Float64
+        ("SELECT id, L2Distance(e, {v}) FROM {t} ORDER BY id LIMIT 2", 5),
+        ("SELECT id, '{v}' AS s FROM {t} ORDER BY L2Distance(e, {q:Array(Float32)}), _row LIMIT 3", 4),
+        ("SELECT id FROM {t} ORDER BY L2Distance(e, {i}), _row LIMIT 3", 4),
+    ],
+)  # fmt: skip
+def test_a_statement_that_comes_again_with_another_literal_vector_is_cut_once(
+    tables: Shardings, monkeypatch: pytest.MonkeyPatch, statement: str, cut: int
+) -> None:
+    cuts: list[str] = []
+    real = scatter_gather.split
+    monkeypatch.setattr(scatter_gather, "split", lambda *given: (cuts.append(given[-1]), real(*given))[1])
+    monkeypatch.setattr(tables.scatter_gather, "_plan_cache", PlanCache())
+
+    for at, vector in enumerate(("[1, 0.5, 0.25]", "[1, 1., 1]", "[.5, 7.5e-1, 1.5]", "[ 0., -2, 0 ]")):
+        text = statement.replace("{v}", vector).replace("{i}", f"[1, 2, {at}]")
+        given = {"q": QUERY} if "{q:" in text else {}
+        assert tables.sharded(3, text, **given) == tables.one(text, **given)
+
+    assert len(cuts) == cut
+
+
 def test_a_statement_with_another_parameter_or_of_another_length_is_not_the_one_known(tables: Shardings) -> None:
     top = "SELECT id, w FROM {t} WHERE w > {n:UInt8} ORDER BY L2Distance(e, {q:Array(Float32)}), _row LIMIT 5"
     for n in (1, 2, 3, 1):
@@ -167,9 +195,9 @@ def test_a_batch_answers_each_vector_or_is_none(tables: Shardings, statement: st
 
 
 def test_only_so_many_statements_are_kept(tables: Shardings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_cache, "MOST", 3)
     kept = PlanCache()
     monkeypatch.setattr(tables.scatter_gather, "_plan_cache", kept)
-    monkeypatch.setattr(plan_cache, "MOST", 3)
 
     for k in (1, 2, 3, 4, 5):
         top = f"SELECT id FROM {{t}} ORDER BY L2Distance(e, {{q:Array(Float32)}}), _row LIMIT {k}"

@@ -167,7 +167,7 @@ def test_the_command_embeds_and_ingest_takes_it(
     embed = ["embed", "images", str(folder), out, "--model", "colours", "--part-rows", "4", "--threads", "1"]
     assert cli.main(embed) == 0
     shown = capsys.readouterr()
-    assert shown.out.startswith("5 images in 2 parts, 2 errors, ")
+    assert shown.out.startswith("5 images in 2 parts, 2 errors, 3 embedded, ")
     assert shown.out.endswith("images/s), by test/colours\n")
     assert shown.err.splitlines() == [
         "part 0: 4 rows",
@@ -176,9 +176,13 @@ def test_the_command_embeds_and_ingest_takes_it(
         f"clipql: {folder / 'zero.png'}: not a picture: 0 bytes",
     ]
     assert cli.main(embed) == 0
-    assert "5 images in 2 parts, 5 of them there already, 0.0 s" in capsys.readouterr().out
+    assert "5 images in 2 parts, 5 of them there already, 2 errors, 3 embedded, 0.0 s" in capsys.readouterr().out
     assert cli.main(["--db", db, "ingest", out]) == 0
-    assert "2 rows have an error in place of vectors and were left out" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "2 rows have an error in place of vectors and were left out" in told
+    assert told.endswith("5 rows there: 3 taken in, 2 left out, 0 in parts skipped\n")
+    assert cli.main(["--db", db, "ingest", out]) == 0
+    assert capsys.readouterr().out.endswith("5 rows there: 0 taken in, 1 left out, 4 in parts skipped\n")
     captions = ["embed", "captions", str(folder), str(tmp_path / "captions"), "--batch", "2"]
     assert cli.main(captions) == 0
     assert capsys.readouterr().out.startswith("3 captions in 1 part, ")

@@ -14,7 +14,7 @@ from clipql.encode import pictures
 from clipql.encode.prepare import OPENAI
 from clipql.errors import PictureError
 
-RED, BLUE = (255, 0, 0), (0, 0, 255)
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -39,10 +39,14 @@ GREY_16 = Image.fromarray(np.full((20, 30), 200 * 256 + 7, np.uint16))
 FLOATS = Image.fromarray(np.linspace(-3, 5, 600, dtype=np.float32).reshape(20, 30))
 SHOWN = {
     "palette": (saved(PALETTE), RED),
-    "palette with transparency": (saved(PALETTE, transparency=b"\xff\x00"), RED),
-    "alpha": (saved(Image.new("RGBA", (30, 20), (255, 0, 0, 0))), RED),
+    "palette with transparency": (saved(PALETTE, transparency=b"\xff\x00"), WHITE),
+    "alpha": (saved(Image.new("RGBA", (30, 20), (255, 0, 0, 0))), WHITE),
+    "half of the alpha": (saved(Image.new("RGBA", (30, 20), (255, 0, 0, 127))), (255, 128, 128)),
+    "one colour of three": (saved(Image.new("RGB", (30, 20), RED), transparency=RED), WHITE),
+    "one grey of 16 bits": (saved(GREY_16, transparency=200 * 256 + 7), WHITE),
+    "another grey of 16 bits": (saved(GREY_16, transparency=3), (200, 200, 200)),
     "grey": (saved(Image.new("L", (30, 20), 77)), (77, 77, 77)),
-    "grey with alpha": (saved(Image.new("LA", (30, 20), (77, 3))), (77, 77, 77)),
+    "grey with alpha": (saved(Image.new("LA", (30, 20), (77, 51))), (219, 219, 219)),
     "black and white": (saved(Image.new("1", (30, 20), 1)), (255, 255, 255)),
     "16-bit grey": (saved(GREY_16), (200, 200, 200)),
     "16-bit grey TIFF": (saved(GREY_16, "TIFF"), (200, 200, 200)),
@@ -74,6 +78,21 @@ def test_a_picture_of_any_kind_becomes_rgb(kind: str) -> None:
     assert middle(file) == colour
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "ICO"])
+def test_the_colour_under_what_is_transparent_is_not_seen_in_any_format(kind: str) -> None:
+    options = {"WEBP": {"lossless": True, "exact": True}, "AVIF": {"quality": 100}}.get(kind, {})
+    shown, looks = np.zeros((64, 64, 4), np.uint8), []
+    shown[16:48, 16:48] = (0, 0, 200, 255)
+    for hidden in ((255, 0, 0), (0, 255, 0), (0, 0, 0)):
+        shown[:16, :, :3] = shown[48:, :, :3] = hidden
+        looks.append(pictures.read(saved(Image.fromarray(shown), kind, **options), OPENAI).rgb.astype(int))
+    expected = np.full((64, 64, 3), 255, np.uint8)
+    expected[16:48, 16:48] = (0, 0, 200)
+    expected = pictures.read(saved(Image.fromarray(expected)), OPENAI).rgb.astype(int)
+    for look in looks:
+        assert np.abs(look - expected).mean() < (6 if kind == "AVIF" else 0.1)  # whose colours bleed at an edge
+
+
 def test_jpegs_in_cmyk_become_rgb() -> None:
     red, green, blue = middle(saved(Image.new("CMYK", (64, 64), (0, 255, 255, 0)), "JPEG", quality=95))
     assert red > 250
@@ -85,8 +104,22 @@ def test_numbers_of_32_bits_are_stretched_from_smallest_to_largest() -> None:
     assert (found.min(), found.max()) == (0, 255)
 
 
+# how each format is written without loss, or nearly so; of an MPO, the first picture is shown
+TURNED: dict[str, dict[str, object]] = {
+    "PNG": {},
+    "JPEG": {"quality": 100, "subsampling": 0},
+    "MPO": {"quality": 100, "subsampling": 0, "save_all": True, "append_images": [Image.new("RGB", (8, 8))]},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+    "TIFF": {},
+    "TIFF packed": {"compression": "tiff_lzw"},
+    "TIFF of a JPEG": {"compression": "jpeg", "quality": 100},
+}
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_as_its_exif_says(orientation: int) -> None:
+@pytest.mark.parametrize("kind", TURNED)
+def test_a_picture_is_turned_once_as_its_exif_says_in_every_format(kind: str, orientation: int) -> None:
     upright = np.zeros((224, 448, 3), np.uint8)
     upright[:, :112], upright[:, 336:], upright[:56] = RED, BLUE, (0, 255, 0)
     # how a camera held that way would store it: the inverse of what the viewer does
@@ -102,9 +135,12 @@ def test_a_picture_is_turned_as_its_exif_says(orientation: int) -> None:
     }[orientation](upright)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = pictures.read(saved(Image.fromarray(np.ascontiguousarray(stored)), exif=exif), OPENAI)
+    file = saved(Image.fromarray(np.ascontiguousarray(stored)), kind.split()[0], exif=exif, **TURNED[kind])
+    found = pictures.read(file, OPENAI)
     assert found.size == (448, 224)
-    assert np.array_equal(found.rgb, upright[:, 112:336])
+    whole = pictures.read(saved(Image.fromarray(upright)), OPENAI).rgb
+    assert np.array_equal(whole, upright[:, 112:336])
+    assert np.abs(found.rgb.astype(int) - whole).max() <= (3 if kind.split()[-1] in ("JPEG", "MPO", "AVIF") else 0)
 
 
 def test_exif_that_cannot_be_read_is_passed_over() -> None:

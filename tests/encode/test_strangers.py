@@ -28,9 +28,9 @@ from PIL import Image
 
 from bench.encode_model import Shape, Tower
 from clipql.encode import pictures
-from clipql.encode.embed import webdataset
+from clipql.encode.embed import members
 from clipql.encode.embed.parquet import read_parquet
-from clipql.encode.embed.rows import Row, Skip
+from clipql.encode.embed.rows import Row, Skip, Unused
 from clipql.encode.embed.sources import find_sources
 from clipql.encode.embed.webdataset import read_tar
 from clipql.encode.folder import read_folder
@@ -112,7 +112,7 @@ def test_a_member_that_goes_on_after_the_end_is_damage(tmp_path: Path, pack: Any
 
 @pytest.mark.parametrize("pack", [gzip, bz2, lzma])
 def test_a_tar_that_unpacks_without_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Any) -> None:
-    monkeypatch.setattr(webdataset, "_LEAST_UNPACKED", 1 << 20)
+    monkeypatch.setattr(members, "_LEAST_UNPACKED", 1 << 20)
     path = tmp_path / "a.tar.x"
     with pack.open(path, "wb") as file:
         file.write(header("a.png", 4) + b"data".ljust(512, b"\0") + header("big.bin", 200 << 20))
@@ -136,7 +136,7 @@ def test_pipes_in_a_folder_are_not_waited_for(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     for name in ("a.txt", "b.png", "c.tar", "d.parquet"):
         os.mkfifo(tmp_path / name)
-    found = list(find_sources([tmp_path], tmp_path / "out", pictures=True).rows(Skip()))
+    found = list(find_sources([tmp_path], tmp_path / "out", pictures=True).rows(Skip(), Unused()))
     assert [Path(r.key).name for r in found] == ["a.png"]
     assert f"{tmp_path}/a.txt: it is no regular file" in found[0].error
     (row,) = read_tar(tmp_path / "c.tar", Skip())

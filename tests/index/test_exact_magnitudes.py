@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -85,6 +85,7 @@ def test_distances_that_answers_are_sorted_by_are_those_of_80_bits(
 
 
 @pytest.mark.parametrize("metric", list(Metric))
+@example(37, -1.0, 30.0, True)
 @given(st.integers(0, 99), exponents, st.sampled_from([0.0, 2.0, 30.0]), st.booleans())
 def test_an_exact_scan_finds_the_nearest_rows_at_any_scale(
     tmp_path_factory: pytest.TempPathFactory, metric: Metric, seed: int, exponent: float, spread: float, own: bool

@@ -59,7 +59,7 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> dict[Metric, IvfIndex]
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("power", [-140, -100, -34, 30, 60, 100])
+@pytest.mark.parametrize("power", [-140, 30, 100])
 def test_an_index_of_vectors_at_any_scale_answers_as_that_of_the_same_vectors_about_one(
     tmp_path: Path, ordinary: dict[Metric, IvfIndex], metric: Metric, power: int
 ) -> None:
@@ -77,7 +77,7 @@ def test_an_index_of_vectors_at_any_scale_answers_as_that_of_the_same_vectors_ab
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("size", [1e-30, 1e-10, 1e7, 1e18, 1e30])
+@pytest.mark.parametrize("size", [1e-30, 1e7, 1e30])
 def test_one_row_of_another_magnitude_leaves_recall_as_it_is_and_is_found_itself(
     tmp_path: Path, metric: Metric, size: float
 ) -> None:
@@ -98,7 +98,7 @@ def test_one_row_of_another_magnitude_leaves_recall_as_it_is_and_is_found_itself
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(("low", "high"), [(-30, -30), (7, 7), (30, 30), (-30, 30), (-6, 6)])
+@pytest.mark.parametrize(("low", "high"), [(-30, -30), (7, 7), (-30, 30)])
 def test_where_half_of_the_rows_are_of_another_magnitude_no_neighbour_is_lost(
     tmp_path: Path, metric: Metric, low: float, high: float
 ) -> None:
@@ -117,7 +117,7 @@ def test_where_half_of_the_rows_are_of_another_magnitude_no_neighbour_is_lost(
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("size", [1e-40, 1e-20, 1e4, 1e8, 1e20, 3e37])
+@pytest.mark.parametrize("size", [1e-40, 1e8, 3e37])
 def test_a_query_from_far_away_or_close_to_nothing_finds_what_it_is_asked_for(
     ordinary: dict[Metric, IvfIndex], metric: Metric, size: float
 ) -> None:

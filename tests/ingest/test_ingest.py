@@ -588,3 +588,22 @@ def test_the_index_of_pandas_is_a_column_as_any_other(db: clipql.Database, tmp_p
         "silently: add it with ALTER TABLE default.other ADD COLUMN `__index_level_0__` Nullable(Int64), or write the "
         "file without pandas' index, by to_parquet(…, index=False)"
     )
+
+
+def test_lists_that_are_one_nested_to_clickhouse_are_refused_by_row_where_they_differ(
+    db: clipql.Database, tmp_path: Path
+) -> None:
+    names, whole = ["a.b", "a.c"], [[1], [2, 3], None, [], [4]]
+    table = pa.Table.from_arrays([pa.array(whole), pa.array(whole)], names)
+    make_part(tmp_path / "same", rows=5, metadata_columns=table)
+    db.ingest(tmp_path / "same", table="same")
+    assert db.sql("SELECT `a.b`, `a.c` FROM same ORDER BY id").rows == [(v or [], v or []) for v in whole]
+    table = pa.Table.from_arrays([pa.array(whole), pa.array([[1], [2], [], [], [4]])], names)
+    part, before = make_part(tmp_path / "other", rows=5, metadata_columns=table), state(db)
+    with pytest.raises(IngestError) as raised:
+        db.ingest(tmp_path / "other")
+    assert str(raised.value) == (
+        f"{part.metadata_path}: row 1 has 2 values in a.b and 1 in a.c, which are one Nested to ClickHouse, so must be "
+        "as many; rename one, such as a_c"
+    )
+    assert state(db) == before

@@ -95,6 +95,32 @@ def test_pages_over_equal_distances_give_each_row_once(server: Running) -> None:
     server.sql("DROP TABLE equal")
 
 
+def test_values_of_every_kind_are_as_people_write_them(server: Running) -> None:
+    made = (
+        "CREATE TABLE kinds (id UInt32, at DateTime('UTC'), ip IPv4, kind Enum8('a' = 1, 'b' = 2), "
+        "pair Tuple(UInt8, String), by Map(String, IPv4), price Decimal(9, 2), odd String, v Array(Float32)) "
+        "ENGINE = MergeTree ORDER BY id"
+    )
+    row = "4000000000, 60, '1.2.3.4', 'b', (1, 'x'), map('k', toIPv4('1.2.3.5')), 1.5, unhex('61ff'), [1]"
+    for statement in (made, f"INSERT INTO kinds SELECT {row}"):
+        reply = server.sql(statement)
+        assert reply.status == 200, reply.text
+    expected = {
+        "id": 4000000000,
+        "at": "1970-01-01T00:01:00+00:00",
+        "ip": "1.2.3.4",
+        "kind": "b",
+        "pair": [1, "x"],
+        "by": {"k": "1.2.3.5"},
+        "price": "1.50",
+        "odd": "a\ufffd",
+    }
+    found = server.post("/api/search", {"table": "kinds", "column": "v", "terms": [{"vector": [1.0]}], "k": 1}).json
+    assert [row["values"] for row in found["rows"]] == [expected]
+    assert server.ask("/api/rows/default/kinds/0").json["values"] == expected
+    server.sql("DROP TABLE kinds")
+
+
 def test_safe_mode_leaves_out_what_is_marked(server: Running) -> None:
     found = search(server, terms=[{"id": "0"}], k=100)
     assert ids(found) == nearest(FIRST[0].astype(np.float64), np.arange(0, ROWS, 3))[:100]
@@ -130,6 +156,45 @@ def test_near_duplicates_name_the_row_that_they_repeat(server: Running) -> None:
     found = search(server, terms=[{"id": "5"}], k=3, fold=0.0, safe=False)
     twins = [r["duplicate_of"] for r in found["rows"]]  # type: ignore[attr-defined]
     assert (twins[0], set(twins[1:])) == (None, {"5"})
+
+
+def test_a_file_of_results_has_each_of_those_almost_the_same_once(server: Running) -> None:
+    asked = {"table": "laion", "terms": [{"id": "5"}], "k": 60, "fold": 0.3, "safe": False, "columns": ["url"]}
+    rows = search(server, **asked)["rows"]
+    assert isinstance(rows, list)
+    kept = [r["picture"] for r in rows if r["duplicate_of"] is None]
+    assert 1 < len(kept) < 60
+    reply = server.post("/api/search", {**asked, "format": "Parquet"})
+    assert pq.read_table(io.BytesIO(reply.body)).column("url").to_pylist() == kept
+
+
+def test_a_file_of_results_may_have_more_rows_than_a_page(server: Running) -> None:
+    asked = {"table": "laion", "k": 10_000, "safe": False, "columns": ["url"]}
+    assert server.post("/api/search", asked).status == 400
+    assert server.ask("/api/tables").json["most"] == {"search": 1_000, "file": 10_000_000}
+    reply = server.post("/api/search", {**asked, "terms": [{"id": "5"}], "format": "CSV"})
+    assert len(reply.text.splitlines()) == ROWS + 1
+
+
+def test_pages_with_an_index_are_those_of_one_long_search(server: Running) -> None:
+    rows, numbers = 20_000, "arrayMap(i -> toFloat32(sipHash64(number, i) % 1000) / 500 - 1, range(16))"
+    for statement in (
+        "CREATE TABLE many (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id",
+        f"INSERT INTO many SELECT number, {numbers} FROM numbers({rows})",
+        "ALTER TABLE many ADD INDEX near v TYPE ivf('cosineDistance')",
+        "ALTER TABLE many MATERIALIZE INDEX near",
+    ):
+        assert server.sql(statement).status == 200
+    asked = {"table": "many", "terms": [{"id": "23"}], "safe": False}
+    pages = [(0, 40), *((offset, 80) for offset in range(40, 900, 80))]
+    found = [search(server, **asked, k=k, offset=offset) for offset, k in pages]
+    assert all("near (ivf" in str(page["plan"]) for page in found)
+    every = [row for page in found for row in ids(page)]
+    assert len(every) == len(set(every)) == 920
+    assert every == ids(search(server, **asked, k=920))
+    folded = [search(server, **asked, k=k, offset=offset, fold=0.96) for offset, k in pages[:4]]
+    assert [row for page in folded for row in ids(page)] == every[:280]
+    server.sql("DROP TABLE many")
 
 
 def test_results_are_downloaded_in_other_formats(server: Running) -> None:
@@ -261,8 +326,8 @@ def test_the_document_describes_every_route_that_there_is(server: Running) -> No
             target = path.replace("{database}", "default").replace("{table}", "laion").replace("{id}", "1")
             reply = server.ask(target, "{}" if method == "post" else None, method=method.upper())
             assert reply.status not in (405, 500), (path, method, reply.text[:100])
-    assert {"/api/tables", "/api/search", "/api/map", "/api/explain", "/api/complete", "/api/login", "/healthz",
-            "/metrics", "/api/rows/{database}/{table}/{id}", "/api/thumbnail/{database}/{table}/{id}",
+    assert {"/api/status", "/api/tables", "/api/search", "/api/map", "/api/explain", "/api/complete", "/api/login",
+            "/healthz", "/metrics", "/api/rows/{database}/{table}/{id}", "/api/thumbnail/{database}/{table}/{id}",
             "/", "/ping", "/replicas_status", "/api/openapi.json"} == set(document["paths"])  # fmt: skip
 
 

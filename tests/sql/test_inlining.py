@@ -14,7 +14,7 @@ from clipql.errors import ClipqlError
 from clipql.sql.inline import inline
 from clipql.sql.views import finder
 from clipql.syntax.lexer import split_statements, tokenize
-from clipql.syntax.scopes import scopes
+from clipql.syntax.reading import read
 
 table = test_oracle.table  # its fixture
 TEXTS = split_statements((Path(__file__).parent / "fixtures" / "inlined.sql").read_text())
@@ -30,7 +30,7 @@ def db(table: clipql.Database) -> clipql.Database:
 
 
 def merged(db: clipql.Database, text: str) -> str:
-    scope = scopes(text, tokenize(text))[0]
+    scope = read(text).selects[0]
     for start, end, new in sorted(inline(scope, finder(db.registry, parameters())), reverse=True):
         text = text[:start] + new + text[end:]
     return text

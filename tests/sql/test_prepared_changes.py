@@ -9,6 +9,7 @@ import pytest
 from repeated import BY, DIMENSION, QUERIES, anew, fill
 
 import clipql
+from clipql.engine.users import Acting, EngineUser
 
 MINE = [0.5] * DIMENSION
 
@@ -55,3 +56,22 @@ def test_what_has_changed_in_between_is_seen(change: str, tmp_path: Path) -> Non
             again, fresh = db.sql(sql, q=query).arrow(), anew(db, sql, q=query).arrow()
             assert again.to_pylist() == fresh.to_pylist()
             assert again.schema == fresh.schema
+
+
+def test_what_one_user_has_asked_is_known_to_all_but_not_what_it_meant_to_them(tmp_path: Path) -> None:
+    sql = f"SELECT id, s, {BY} AS d FROM t ORDER BY d LIMIT 3"
+    with clipql.connect(tmp_path / "db") as db:
+        fill(db, index=False)
+        engine, ours = db.registry.engine, db.session()
+        mine, theirs = Acting(EngineUser([])), Acting(EngineUser([]))
+        with engine.act(mine):
+            ours.execute("CREATE TEMPORARY TABLE t (id UInt32, a Array(Float32), s String)")
+            ours.execute(f"INSERT INTO t VALUES (1, {MINE}, 'mine')")
+        given = {"q": QUERIES[0]}
+        everybody = [row[:2] for row in anew(db, sql, **given).rows]
+        for _ in range(3):
+            for acting, expected in ((theirs, everybody), (mine, [(1, "mine")])):
+                with engine.act(acting):
+                    found = db.session().execute(sql, given, as_table=True).output.arrow()
+                assert [(r["id"], r["s"]) for r in found.to_pylist()] == expected
+        engine.forget(mine.user)

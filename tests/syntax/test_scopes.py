@@ -4,11 +4,11 @@ import pytest
 
 from clipql.sql.affine import Affine, Parser
 from clipql.syntax.lexer import tokenize
-from clipql.syntax.scopes import scopes
+from clipql.syntax.reading import read
 
 
 def clauses(sql: str) -> list[dict[str, str]]:
-    return [{c: s.body(c) for c in s.clauses} for s in scopes(sql, tokenize(sql))]
+    return [{c: s.body(c) for c in s.clauses} for s in read(sql).selects]
 
 
 def test_each_clause_has_its_own_text() -> None:
@@ -47,7 +47,7 @@ def test_names_that_look_like_clauses_are_names() -> None:
 
 def test_a_scope_knows_the_with_clauses_around_it() -> None:
     sql = "WITH 1 AS x, y AS (SELECT 2) SELECT * FROM (WITH 3 AS z SELECT z FROM y)"
-    outer, inner_y, inner = scopes(sql, tokenize(sql))
+    outer, inner_y, inner = read(sql).selects
     assert outer.names == {"y"}
     assert inner.withs == ("1 AS x, y AS (SELECT 2)", "3 AS z")
     assert inner_y.nested

@@ -99,6 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
     if report.left_out:
         columns = printable(", ".join(report.left_out))
         print(f"clipql: left out, as the first part has no such columns: {columns}", file=sys.stderr)
+    for example in report.unused_examples:
+        print(f"clipql: skipped: {printable(example)}", file=sys.stderr)
+    if report.unused > len(report.unused_examples):
+        print(f"clipql: and {report.unused - len(report.unused_examples):,} more, in unused.txt", file=sys.stderr)
     print(summary(report, noun))
     return 0
 
@@ -119,13 +123,19 @@ def _pool(arguments: argparse.Namespace, after: contextlib.ExitStack) -> Encoder
 
 
 def summary(report: EmbedReport, noun: str) -> str:
-    """`300 images in 3 parts, 2 errors, 12.0 s (25 images/s), by openai/clip-vit-base-patch32`."""
+    """`302 images in 3 parts, 2 errors, 300 embedded, 5 skipped of 307 there, 12.0 s (25 images/s), by MODEL`.
+
+    Of this run and those before it: what was embedded, the errors and what was skipped are together what was there.
+    """
+    rows, bad = report.rows + report.rows_before, report.errors + report.errors_before
     before = f", {report.rows_before:,} of them there already" if report.rows_before else ""
-    errors = f", {counted(report.errors, 'error')}" if report.errors else ""
+    errors = f", {counted(bad, 'error')}, {rows - bad:,} embedded" if bad else ""
+    skipped = f", {report.unused:,} skipped of {rows + report.unused:,} there" if report.unused else ""
     speed = f"{report.rows / max(report.seconds, 1e-9):,.0f} {noun}s/s"
-    total = counted(report.rows + report.rows_before, noun)
     took = f"{report.seconds:.1f} s ({speed})"
-    return f"{total} in {counted(report.parts, 'part')}{before}{errors}, {took}, by {report.model}"
+    return (
+        f"{counted(rows, noun)} in {counted(report.parts, 'part')}{before}{errors}{skipped}, {took}, by {report.model}"
+    )
 
 
 class EmbedDisplay:

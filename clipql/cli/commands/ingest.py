@@ -49,7 +49,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """`clipql ingest`."""
-    from clipql.cli.console import IngestDisplay, ingest_summary
+    from clipql.cli.console import IngestDisplay, counted, ingest_summary
     from clipql.tables.indexes import watching
 
     take = _take if arguments.address is None else _take_from
@@ -60,6 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
     if report.rows_left_out:
         left = "1 row has" if report.rows_left_out == 1 else f"{report.rows_left_out:,} rows have"
         print(f"{left} an error in place of vectors and {'was' if report.rows_left_out == 1 else 'were'} left out")
+    if report.rows_left_out or report.rows_skipped:
+        there = report.rows + report.rows_left_out + report.rows_skipped
+        print(
+            f"{counted(there, 'row')} there: {report.rows:,} taken in, {report.rows_left_out:,} left out, "
+            f"{report.rows_skipped:,} in parts skipped"
+        )
     return 1 if report.lost else 0
 
 

@@ -67,10 +67,11 @@ def _parameter(value: str) -> Any:
 
 def _lacks_data(text: str) -> bool:
     """Whether the last statement is `INSERT … FORMAT name` without the data."""
-    from clipql.syntax.lexer import split_statements, tokenize
+    from clipql.syntax.lexer import split_statements
+    from clipql.syntax.reading import read
 
     last = (split_statements(text) or [""])[-1]
-    tokens = tokenize(last)
+    tokens = read(last).tokens
     words = [t.upper for t in tokens]
     inserts = len(words) > 4 and words[0] == "INSERT" and words[-2] == "FORMAT" and words[-1] != "VALUES"
     return inserts and not {"SELECT", "INFILE"} & set(words) and not last[tokens[-1].end :].strip("; \n")

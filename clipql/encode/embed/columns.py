@@ -44,7 +44,8 @@ def further(rows: Sequence[Row], own: Sequence[str]) -> dict[str, pa.Array]:
 def _shown(name: str, own: Sequence[str]) -> str:
     if name.lower() == "url":
         return "url"
-    return f"source_{name}" if name in own or name in _TAKEN else as_text(name)
+    # a table has no column without a name
+    return f"source_{name}" if not name or name in own or name in _TAKEN else as_text(name)
 
 
 def _declared(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -108,7 +109,7 @@ def _as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return column
     if pa.types.is_null(column.type):
         return pa.nulls(len(column), kind)
-    if pa.types.is_string(kind):
+    if pa.types.is_string(kind) and not pa.types.is_binary(column.type):
         return pa.array([None if v is None else as_text(v) for v in column.to_pylist()], kind)
     try:
         return column.cast(kind)

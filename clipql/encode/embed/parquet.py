@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipql.encode.base import Picture
-from clipql.encode.embed.captions import CAPTION_NAMES, caption_name
+from clipql.encode.embed.captions import CAPTION_NAMES, caption_name, spoken
 from clipql.encode.embed.rows import LARGEST, Row, Skip
 from clipql.errors import EncodeError
 
@@ -82,7 +82,7 @@ def _group(
     if done == rows:
         return
     step, at = _PICTURE_ROWS if columns.picture else _CAPTION_ROWS, 0
-    wanted = [c for c in (columns.picture, columns.caption, *columns.extra) if c]
+    wanted = list(dict.fromkeys(c for c in (columns.picture, columns.caption, *columns.extra) if c))
     problem = "it has fewer rows than it announces"
     try:
         for batch in file.iter_batches(step, row_groups=[group], columns=wanted, use_threads=False):
@@ -105,7 +105,7 @@ def _rows(path: Path, batch: pa.RecordBatch, first: int, columns: _Columns) -> I
     captions = _plain(batch.column(columns.caption)) if columns.caption else [None] * batch.num_rows
     for i in range(batch.num_rows):
         where = f"{path}#{first + i}"
-        caption, error = "" if captions[i] is None else str(captions[i]).strip(), ""
+        caption, error = spoken(captions[i]), ""
         extra, picture = {name: found[i] for name, found in values.items()}, None
         if columns.picture:
             picture, error, inner = _picture(path, batch.column(columns.picture)[i], where)
@@ -176,7 +176,9 @@ def _columns(path: Path, schema: pa.Schema, pictures: bool, column: str | None) 
                 f"--caption-column, of {', '.join(names)}"
             )
         caption = texts[0]
-    extra = {n: schema.field(n).type for n in names if n not in (picture, caption)}
+    # of a list, the caption is the first text, so the list comes along too
+    kept = caption is not None and pa.types.is_nested(schema.field(caption).type)
+    extra = {n: schema.field(n).type for n in names if n != picture and (n != caption or kept)}
     if len(set(names)) != len(names):
         raise EncodeError(f"{path} has two columns of one name: {', '.join(names)}")
     return _Columns(picture, caption, extra)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from clipql.encode.base import Picture
 
 # a member of a tar or a value of a Parquet file larger than this is no picture of the web
 LARGEST = 64 << 20
+EXAMPLES = 5  # of errors and of what is unused, in a report
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,27 @@ class Skip:
 
     def __bool__(self) -> bool:
         return self.rows > 0
+
+
+class Unused:
+    """What lies in the sources and makes no row: how much, and what and why as it is noted, one by one.
+
+    write: takes a line for each, such as one to a file.
+    """
+
+    def __init__(self, write: Callable[[str], None] | None = None) -> None:
+        self.number = 0
+        self.examples: list[str] = []
+        self._write = write
+
+    def note(self, where: str, reason: str) -> None:
+        """Something that lies at `where` makes no row."""
+        self.number += 1
+        line = f"{where}: {reason}"
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(line)
+        if self._write is not None:
+            self._write(line)
 
 
 class Ahead:

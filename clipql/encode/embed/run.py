@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from clipql.brief import Brief
 from clipql.encode.base import EncodedPictures, Encoder, Picture
 from clipql.encode.embed.job import DonePart, Job, begin, locked
-from clipql.encode.embed.rows import Ahead, Row, Skip
+from clipql.encode.embed.rows import EXAMPLES, Ahead, Row, Skip
 from clipql.encode.embed.sources import Sources, find_sources
+from clipql.encode.embed.unused import unused_file
 from clipql.encode.embed.writer import PartWriter
 from clipql.errors import EncodeError, ModelError
 
@@ -35,7 +36,6 @@ Options = dict[str, int | str | None]
 
 PART_ROWS, PICTURE_BATCH, TEXT_BATCH = 1_000_000, 16, 256
 CAPTIONS = ("auto", "yes", "no")
-_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ class EmbedReport(Brief):
     """What a run made. rows and errors: of this run; rows_before: of runs before it. examples: the first errors.
 
     left_out: columns of the sources that the first part has not, or not of that type, and so no part has.
+    unused: files and members of archives that make no row, in all of the sources; `unused.txt` names each, and
+    unused_examples the first. errors_before: of runs before it. So what was there, a picture counted with what lies
+    beside it, is rows + rows_before + unused.
     """
 
     model: str
@@ -70,6 +73,9 @@ class EmbedReport(Brief):
     seconds: float
     examples: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    unused: int = 0
+    unused_examples: tuple[str, ...] = ()
+    errors_before: int = 0
 
 
 @dataclass
@@ -174,7 +180,7 @@ class _Run:
         self._sources, self._out, self._encoder, self._job = sources, out, encoder, job
         self._batch, self._progress = batch, progress
         self._part_rows = int(job.options["part rows"])
-        self._before, self._began = job.rows, time.perf_counter()
+        self._before, self._errors_before, self._began = job.rows, job.errors, time.perf_counter()
         self._rows = self._errors = 0
         self._examples: list[str] = []
         self._left_out: set[str] = set()
@@ -185,8 +191,30 @@ class _Run:
     def all(self) -> EmbedReport:
         """Encode what is not there yet."""
         skip = Skip(self._job.rows)
-        rows = self._sources.rows(skip)
-        self._pass_over(rows, skip)
+        with unused_file(self._out) as unused:
+            rows = self._sources.rows(skip, unused)
+            self._pass_over(rows, skip)
+            self._encode(rows)
+        if not self._rows and not self._before:
+            others = f"; {unused.number:,} files there make no row: {unused.examples[0]}" if unused.number else ""
+            raise EncodeError(f"there is nothing to embed in {', '.join(self._job.sources)}{others}")
+        seconds = time.perf_counter() - self._began
+        parts = len(self._job.parts)
+        return EmbedReport(
+            self._encoder.model,
+            self._rows,
+            self._errors,
+            self._before,
+            parts,
+            seconds,
+            tuple(self._examples),
+            tuple(sorted(self._left_out)),
+            unused.number,
+            tuple(unused.examples),
+            self._errors_before,
+        )
+
+    def _encode(self, rows: Iterator[Row]) -> None:
         self._began = time.perf_counter()
         stop = threading.Event()
         threading.Thread(target=self._count, args=(stop,), daemon=True).start()
@@ -206,20 +234,6 @@ class _Run:
             stop.set()
             if self._writer is not None:
                 self._writer.abandon()
-        if not self._rows and not self._before:
-            raise EncodeError(f"there is nothing to embed in {', '.join(self._job.sources)}")
-        seconds = time.perf_counter() - self._began
-        parts = len(self._job.parts)
-        return EmbedReport(
-            self._encoder.model,
-            self._rows,
-            self._errors,
-            self._before,
-            parts,
-            seconds,
-            tuple(self._examples),
-            tuple(sorted(self._left_out)),
-        )
 
     def _count(self, stop: threading.Event) -> None:
         with contextlib.suppress(EncodeError):
@@ -330,7 +344,7 @@ class _Run:
             self._keys.update(row.key.encode("utf-8", "replace") + b"\0")
             if error:
                 self._errors += 1
-                if len(self._examples) < _EXAMPLES:
+                if len(self._examples) < EXAMPLES:
                     self._examples.append(error if str(row.path) in error else f"{row.path}: {error}")
 
     def _new_part(self) -> PartWriter:

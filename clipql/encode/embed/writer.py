@@ -88,7 +88,7 @@ class PartWriter:
         self._vectors: dict[str, _Vectors] = {}
         self._failed: list[int] = []  # rows without vectors before the texts' file was begun
         self._chunks: list[pa.Schema] = []
-        self._busy = False
+        self._busy = self._odd_paths = False
         self.left_out: set[str] = set()  # what the columns of the first part could not take
         self._waiting: list[pa.Table] = []
         self._spill_path = self._files["metadata"].with_suffix(".rows.tmp")
@@ -131,10 +131,13 @@ class PartWriter:
             "error": [as_text(e) for e in errors],
         }
         if self._pictures:
-            own["image_path"] = [as_text(r.path) for r in rows]
+            paths = [_path(r.path) for r in rows]
+            self._odd_paths = self._odd_paths or not all(map(_is_text, paths))
+            own["image_path"] = paths
             own["similarity"] = list(similarity)
             own["width"], own["height"] = ([s[i] for s in sizes] for i in (0, 1))
-        columns = {f.name: pa.array(own[f.name], f.type) for f in self._own}
+        kinds = {f.name: pa.binary() if f.name == "image_path" else f.type for f in self._own}
+        columns = {name: pa.array(own[name], kind) for name, kind in kinds.items()}
         columns |= further(rows, list(columns))
         self._waiting.append(pa.table(columns))
         failed = [self.rows + i for i, error in enumerate(errors) if error]
@@ -185,10 +188,12 @@ class PartWriter:
     def _schema(self) -> pa.Schema:
         """The columns of the first part are those of all: `ingest` takes parts that agree into one table."""
         own = {f.name: f for f in self._own}
+        if self._odd_paths:  # Parquet's text is UTF-8, and a name of a file need not be
+            own["image_path"] = pa.field("image_path", pa.binary(), nullable=False)
         metadata = {MODEL_KEY: self._model, FAILED_KEY: str(self.errors)}
         if self.number:
             first = pq.read_schema(part_files(self.out, 0)["metadata"])
-            return first.remove_metadata().with_metadata(metadata)
+            return pa.schema([own.get(f.name, f) for f in first], metadata)
         types = unified([pa.schema(self._own), *self._chunks])
         kinds = {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()}
         return pa.schema([own.get(name) or pa.field(name, kind) for name, kind in kinds.items()], metadata)
@@ -209,3 +214,19 @@ class PartWriter:
     def _drop_spill(self) -> None:
         self._spill.close()
         self._spill_path.unlink(missing_ok=True)
+
+
+def _path(path: str) -> bytes:
+    """A path byte for byte, as Python has it from the file system."""
+    try:
+        return path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return as_text(path).encode()
+
+
+def _is_text(path: bytes) -> bool:
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

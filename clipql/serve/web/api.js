@@ -8,9 +8,10 @@ const LONGEST_WAIT_SECONDS = 10;
 
 /** status 0: no answer at all. */
 export class ApiError extends Error {
-  constructor(message, status, code = 0) {
+  constructor(message, status, code = 0, field = null) {
     super(message);
     this.name = 'ApiError';
+    this.field = field; // of the form sent, where it is what was wrong
     this.status = status;
     this.code = code;
   }
@@ -99,7 +100,7 @@ async function failure(response) {
   const text = await response.text().catch(() => '');
   try {
     const told = JSON.parse(text);
-    if (told && typeof told.error === 'string') return new ApiError(told.error, response.status, told.code ?? 0);
+    if (told && typeof told.error === 'string') return new ApiError(told.error, response.status, told.code ?? 0, told.field ?? null);
   } catch {
     // ClickHouse's protocol answers errors as plain text
   }

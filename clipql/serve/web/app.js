@@ -1,52 +1,71 @@
 /** The page: starts the parts, and brings what is seen in line with the state after every change. */
 
-import { ApiError, call, setHooks } from './api.js';
-import { addTerm, drawChips, forgetRows, makeChips } from './chips.js';
+import { ApiError, setHooks } from './api.js';
+import { addTerm, drawChips, makeChips } from './chips.js';
 import { drawDetails, makeDetails, openRow } from './details.js';
 import { askToken, showExport, showHelp, showSql } from './dialogs.js';
-import { announce, button, byId, count, drawIcons, el, icon, plural } from './dom.js';
+import { announce, button, byId, count, drawIcons, el, plural } from './dom.js';
 import { searchable } from './filters.js';
-import { clear, focusTile, makeGrid, revive, rowOf, show, showDead, showSkeletons } from './grid.js';
+import { drawTheme, turnTheme } from './brightness.js';
+import { clear, focusTile, keepPlaces, makeGrid, revive, rowOf, show, showSkeletons } from './grid.js';
 import { drawMap } from './map.js';
 import { drawPills, openFilters } from './panel.js';
-import { MissingPicture, forget, keyOf, nextPage, results, search } from './results.js';
+import { notice } from './notices.js';
+import { emptyDatabase, nothingFound } from './nothing.js';
+import { AddressAsWords, MissingPicture, distinct, forget, keyOf, nextPage, results, search } from './results.js';
 import { drawWords, makeSearchBox } from './searchbox.js';
 import { drawSql, openInSql } from './sql.js';
 import { change, now, parts, takeAddress, watch } from './state.js';
+import { catalog, isPlainTable, loadCatalog, namedIn, sourceOf, tableOf } from './tables.js';
+import { forgetPicture } from './uploads.js';
 import { toHash } from './url.js';
 
 const CALM_MS = 350;
 
-let catalog = { tables: [], model: null };
 let shownKey = null;
 let skeletons = 0;
 let retry = 0;
+let said = null; // what the next results are still shown with
 let foundAt = 0; // when the results shown came, on the clock of performance.now()
 
-const tableOf = (state) =>
-  catalog.tables.find((one) => one.name === state.table && (state.database === null || one.database === state.database)) ?? null;
+/** Says something; `lasting`: above the results of the search that has just been begun, too. */
+function tell(text, lasting = false) {
+  said = lasting ? text : null;
+  notice(text);
+}
+
 const currentTable = () => tableOf(now);
 
 /* ---------- notices ---------- */
-
-/** One line above the results, with what can be done about it; null takes it away. */
-function notice(text, ...actions) {
-  const box = byId('notice');
-  box.hidden = text === null;
-  box.replaceChildren(...(text === null ? [] : [el('span', {}, text), ...actions]));
-}
 
 /** ClickHouse's message without the statement that it repeats, which the page has made. */
 const inShort = (message) => message.replace(/[.:]? ?In scope [\s\S]*?(?= \(ClickHouse|$)/, '.');
 
 function explain(error) {
   const table = currentTable();
-  if (error instanceof MissingPicture) {
-    forget();
+  if (error instanceof AddressAsWords) {
+    leaveResults();
+    const column = table?.picture?.kind === 'url' ? table.picture.column : null;
+    const row = () => change({ words: '', terms: [], filters: [{ column, op: 'eq', value: error.message }], where: '' });
+    notice(
+      'That is an address, and this page fetches nothing from elsewhere. To search with its picture, save it and drop the file here.',
+      column ? button('Look for the row with this address', { text: 'Look for the row with this address', class: 'link', onclick: row }) : '',
+    );
+  } else if (error instanceof MissingPicture) {
+    leaveResults();
     notice('This search has a picture in it that was never uploaded here: pictures are not part of a link. Add it again, or leave it out.');
   } else if (!(error instanceof ApiError)) {
     throw error;
   } else if (error.status === 0) waitForServer();
+  else if (error.status === 401) {
+    leaveResults();
+    notice('This server asks for a token.', button('Enter the token', { text: 'Enter the token', class: 'link', onclick: beginAnew }));
+  } else if (error.field && now.terms.some((term) => term.key === error.field)) {
+    // a search with it would fail for ever: it leaves the query, the address and this tab
+    forgetPicture(error.field);
+    change({ terms: now.terms.filter((term) => term.key !== error.field) }, 'replace');
+    tell('A picture that you gave cannot be read, and was left out of the search. PNG, JPEG and WebP can.', true);
+  }
   else if (error.status === 503 && now.words.trim() && table?.caption) {
     const words = now.words.trim();
     const instead = () => change({ words: '', terms: [], filters: [...now.filters, { column: table.caption, op: 'has', value: words }] });
@@ -63,14 +82,18 @@ function waitForServer(seconds = 2) {
     clearTimeout(retry);
     const alive = await fetch('./healthz').then((reply) => reply.ok, () => false);
     if (!alive) return waitForServer(Math.min(15, seconds * 1.5));
-    notice(null);
     revive();
-    shownKey = null;
-    if (!catalog.tables.length) await loadTables();
-    draw(now, now);
+    beginAnew();
   };
   notice('The server does not answer. The page goes on by itself as soon as it is back.', button('Try now', { text: 'Try now', class: 'link', onclick: again }));
   retry = setTimeout(again, seconds * 1000);
+}
+
+async function beginAnew() {
+  notice(null);
+  shownKey = null;
+  if (!catalog.loaded) await loadTables();
+  draw(now, now);
 }
 
 /* ---------- searching ---------- */
@@ -78,7 +101,11 @@ function waitForServer(seconds = 2) {
 async function refresh(state) {
   const table = tableOf(state);
   const key = keyOf(state);
-  if (key === shownKey || !table) return;
+  if (key === shownKey) return;
+  if (!table) {
+    if (catalog.loaded && state.table !== null) missTable(state);
+    return;
+  }
   shownKey = key;
   clearTimeout(skeletons);
   const grid = byId('grid');
@@ -88,7 +115,8 @@ async function refresh(state) {
   skeletons = setTimeout(() => (byId('grid').querySelector('.tile[data-id]') ? grid.classList.add('stale') : showSkeletons()), 160);
   try {
     if (!(await search(state, table))) return;
-    notice(null);
+    notice(said);
+    said = null;
     const error = byId('filter-error');
     if (error) error.textContent = '';
     foundAt = performance.now();
@@ -100,6 +128,7 @@ async function refresh(state) {
     // what failed is asked again by the next change, even one that leads back here
     if (error.status !== 0) shownKey = null;
     explain(error);
+    if (shownKey !== null && shownKey !== key) return; // another search has been begun instead
     failed = true;
   }
   clearTimeout(skeletons);
@@ -107,6 +136,7 @@ async function refresh(state) {
   if (failed && (!old || !results.state)) clear();
   // the results before stay, visibly not those asked for
   grid.classList.toggle('stale', failed && old);
+  outdated = failed;
   grid.setAttribute('aria-busy', 'false');
   drawStatus();
   drawAfter();
@@ -141,18 +171,21 @@ async function more(k) {
 
 /* ---------- what is seen beside the grid ---------- */
 
+let outdated = false; // the search asked for has failed, and the results shown are those before
 let dead = 0;
 let allDead = false;
+let places = 'below'; // what becomes of the places of pictures that are gone
 
 function drawStatus() {
   const place = byId('status');
-  for (const id of ['show-sql', 'export']) byId(id).disabled = !results.state;
-  if (!results.state) {
+  for (const id of ['show-sql', 'export']) byId(id).disabled = !results.state || outdated;
+  if (!results.state || outdated) {
     place.textContent = '';
     return;
   }
   const time = results.ms?.total;
-  const words = `${results.more ? 'first ' : ''}${plural(results.rows.length, 'picture')}`;
+  const alike = results.rows.length - distinct();
+  const words = `${results.more ? 'first ' : ''}${plural(distinct(), 'picture')}${alike ? `, ${count(alike)} more almost like them` : ''}`;
   place.textContent = typeof time === 'number' ? `${words} · ${time < 10 ? time.toFixed(1) : Math.round(time)} ms` : words;
   announce(results.rows.length ? words : 'No pictures found');
 }
@@ -160,41 +193,29 @@ function drawStatus() {
 function drawAfter() {
   const place = byId('after');
   const children = [];
-  if (results.state && !results.rows.length) children.push(nothingFound());
-  else if (!catalog.tables.length && shownKey === null) children.push(emptyDatabase());
+  if (results.state && !results.rows.length) children.push(nothingFound(results.state, currentTable()));
+  else if (catalog.loaded && !catalog.tables.length) children.push(emptyDatabase());
   if (allDead) children.push(el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.'));
-  else if (dead > 0) {
-    const text = `${plural(dead, 'picture')} that no longer load${dead === 1 ? 's' : ''}`;
-    const shown = byId('grid').classList.contains('show-dead');
-    const turn = () => {
-      showDead(!shown);
-      drawAfter();
-    };
-    children.push(el('p', { class: 'quiet dead-note' }, `${text} ${shown ? '' : 'left out'} · `, button(shown ? 'Hide their captions' : 'Show their captions', { text: shown ? 'Hide their captions' : 'Show their captions', class: 'link', onclick: turn })));
-  }
+  else if (dead > 0) children.push(deadNote());
   if (results.more) children.push(el('p', { class: 'loading' }, el('span', { class: 'spinner', 'aria-hidden': 'true' }), 'More pictures'));
   else if (results.rows.length > 20) children.push(el('p', { class: 'quiet end' }, 'That is all of them.'));
   place.replaceChildren(...children);
 }
 
-function nothingFound() {
-  const state = results.state;
-  const ways = [];
-  const filtered = state.filters.length || state.where.trim();
-  if (filtered) ways.push(button('Without the filters', { text: 'Without the filters', class: 'tool', onclick: () => change({ filters: [], where: '' }) }));
-  if (state.safe === 'safe' && currentTable()?.nsfw) ways.push(button('With blurred pictures', { text: 'With pictures that may not be safe, blurred', class: 'tool', onclick: () => change({ safe: 'blur' }) }));
-  if (parts(state).length) ways.push(button('Look at all', { text: 'Look at all of the table', class: 'tool', onclick: () => change({ words: '', terms: [], weight: 1 }) }));
-  return el('div', { class: 'empty' }, icon('picture'), el('h2', {}, 'No pictures here'), el('p', {}, filtered ? 'No row meets all the filters.' : 'This table has no rows to show.'), el('div', { class: 'buttons' }, ways));
-}
-
-function emptyDatabase() {
+/** How many pictures are gone, and what becomes of their places. */
+function deadNote() {
+  const ways = { below: 'Keep their places in view', none: 'Only those that load', all: 'Show their captions' };
+  const turn = (which) => {
+    places = which;
+    keepPlaces(which);
+    drawAfter();
+  };
+  const others = Object.entries(ways).filter(([which]) => which !== places);
   return el(
-    'div',
-    { class: 'empty' },
-    icon('picture'),
-    el('h2', {}, 'Nothing to search yet'),
-    el('p', {}, 'This database has no table with picture or caption vectors. Make one from pictures, then take it in:'),
-    el('pre', { class: 'statement' }, 'clipql embed images PICTURES parts/\nclipql ingest parts/ --table pictures'),
+    'p',
+    { class: 'quiet dead-note' },
+    `${plural(dead, 'picture')} that no longer load${dead === 1 ? 's' : ''}`,
+    others.map(([which, text]) => [' · ', button(text, { text, class: 'link', onclick: () => turn(which) })]),
   );
 }
 
@@ -242,10 +263,11 @@ function drawControls(state) {
 
 /* ---------- everything in line with the state ---------- */
 
-function draw(state, before) {
-  if (state.table !== before.table || state.database !== before.database) forgetRows();
+function draw(state, before, fromAddress = false) {
+  // tiles of another table would open that table's rows
+  if (state.table !== before.table || state.database !== before.database) clear();
   drawControls(state);
-  drawWords(state);
+  drawWords(state, fromAddress);
   drawChips(state);
   drawPills(state, tableOf(state));
   drawDetails(state);
@@ -262,21 +284,40 @@ function draw(state, before) {
 
 async function loadTables() {
   try {
-    catalog = await call('/api/tables');
+    await loadCatalog();
   } catch (error) {
     explain(error);
     return;
   }
-  // tables that can be searched come first: with pictures, then by words, then the large ones
-  const rank = (table) => (table.vectors.length ? 0 : 4) + (table.picture ? 0 : 2) + (table.vectors.some((one) => one.model) ? 0 : 1);
-  catalog.tables = [...catalog.tables].sort((a, b) => rank(a) - rank(b) || b.rows - a.rows);
-  if (now.table === null && catalog.tables.length) {
-    const first = catalog.tables[0];
-    change({ table: first.name, database: first.database === 'default' ? null : first.database }, 'replace');
-  } else if (now.table !== null && !currentTable()) {
-    notice(`There is no table ${now.table} here.`, ...catalog.tables.slice(0, 1).map((one) => button(one.name, { text: `Open ${one.name}`, class: 'link', onclick: () => change({ table: one.name, database: one.database, column: null }) })));
-  }
+  if (now.table === null && catalog.tables.length) change(namedIn(catalog.tables[0]), 'replace');
   if (!catalog.tables.length) drawAfter();
+}
+
+/** The address names a table that is not among those that can be searched: says so, and shows nothing of another. */
+async function missTable(state) {
+  leaveResults();
+  const { database, table } = state;
+  const first = catalog.tables[0];
+  const ways = first ? [button(`Open ${first.name}`, { text: `Open ${first.name}`, class: 'link', onclick: () => change({ ...namedIn(first), column: null }) })] : [];
+  const plain = await isPlainTable(state);
+  if (now.table !== table || now.database !== database || now.view === 'sql') return;
+  if (plain) {
+    const look = () => {
+      notice(null);
+      change({ view: 'sql', sql: `SELECT *\nFROM ${sourceOf(state)}\nLIMIT 20` });
+    };
+    notice(`The table ${table} has no vectors, so it can be read with SQL but not searched by meaning.`, button('Open it in SQL', { text: 'Open it in SQL', class: 'link', onclick: look }), ...ways);
+  } else notice(`There is no table ${table} here.`, ...ways);
+}
+
+/** Nothing of the search before is shown, counted or exported any more. */
+function leaveResults() {
+  forget();
+  clear();
+  shownKey = null;
+  outdated = false;
+  drawStatus();
+  drawAfter();
 }
 
 function listen() {
@@ -288,7 +329,7 @@ function listen() {
   for (const view of ['pictures', 'map', 'sql']) byId(`tab-${view}`).addEventListener('click', go(view));
   byId('table').addEventListener('change', (event) => {
     const table = catalog.tables[Number(event.target.value)];
-    change({ table: table.name, database: table.database === 'default' ? null : table.database, column: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', row: null });
+    change({ ...namedIn(table), column: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', row: null });
   });
   byId('column').addEventListener('keydown', (event) => {
     if (!['ArrowLeft', 'ArrowRight'].includes(event.key)) return;
@@ -331,23 +372,6 @@ function listen() {
   seen.observe(byId('after'));
 }
 
-function drawTheme() {
-  const dark = (document.documentElement.dataset.theme ?? (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light')) === 'dark';
-  byId('theme').firstElementChild.replaceChildren(icon(dark ? 'sun' : 'moon'));
-  return dark;
-}
-
-function turnTheme() {
-  const next = drawTheme() ? 'light' : 'dark';
-  document.documentElement.dataset.theme = next;
-  try {
-    localStorage.setItem('clipql:theme', next);
-  } catch {
-    // without storage the choice lasts until the page is closed
-  }
-  drawTheme();
-}
-
 function start() {
   drawIcons();
   drawTheme();
@@ -363,9 +387,9 @@ function start() {
       drawAfter();
     },
   });
-  makeChips(byId('chips'), rowOf);
+  makeChips(byId('chips'), (id) => rowOf(id, currentTable()), currentTable);
   makeDetails(currentTable);
-  makeSearchBox({ tell: (text) => notice(text), toResults: () => focusTile(null) });
+  makeSearchBox({ tell, toResults: () => focusTile(null) });
   listen();
   watch(draw);
   takeAddress();

@@ -5,42 +5,58 @@
 
 import { call } from './api.js';
 import { announce, button, el, picture, pictureOf } from './dom.js';
-import { change, now } from './state.js';
+import { change, now, spokenParts } from './state.js';
 import { addressFor } from './uploads.js';
+import { isVeiled } from './veil.js';
 
 const STEP = 0.25;
 const HEAVIEST = 2;
 
 let box = null;
 let rowFor = () => null;
-const fetched = new Map(); // id of a row that is no longer shown → a promise of it
+let currentTable = () => null;
+const fetched = new Map(); // address of a row that is no longer shown → a promise of it
 
-/** `known(id)` gives a row that the page has at hand, or null. */
-export function makeChips(node, known) {
+/** `known(id)` gives a row of the table that is open, if the page has it at hand, or null; `table()` that table. */
+export function makeChips(node, known, table) {
   box = node;
   rowFor = known;
+  currentTable = table;
 }
 
 /** Adds a part to the query. */
-export function addTerm(term) {
-  const same = now.terms.findIndex((one) => one.kind === term.kind && (one.id ?? one.key ?? one.text) === (term.id ?? term.key ?? term.text));
-  const terms = same < 0 ? [...now.terms, term] : now.terms.map((one, i) => (i === same ? term : one));
+export const addTerm = (term) => addTerms([term]);
+
+/** Adds parts to the query as one step; a part that is in it already takes the new weight. */
+export function addTerms(added) {
+  const terms = [...now.terms];
+  for (const term of added) {
+    const same = terms.findIndex((one) => one.kind === term.kind && (one.id ?? one.key ?? one.text) === (term.id ?? term.key ?? term.text));
+    if (same < 0) terms.push(term);
+    else terms[same] = term;
+  }
   change({ terms, row: null });
-  announce(term.weight > 0 ? 'Added to the search' : 'Taken away from the search');
+  announce(added.every((term) => term.weight > 0) ? 'Added to the search' : 'Taken away from the search');
 }
 
 export function drawChips(state) {
   const focused = box.contains(document.activeElement) ? document.activeElement.dataset.role : null;
   const chips = state.terms.map((term, i) => chip(term, i, (next) => replace(i, next)));
-  if (state.terms.length && state.words.trim()) {
-    const words = { kind: 'text', text: state.words.trim(), weight: state.weight };
-    chips.unshift(chip(words, 'words', (next) => change(next ? { weight: next.weight } : { words: '', weight: 1 })));
-  }
+  const spoken = spokenParts(state.words, state.weight);
+  if (spoken.length === 1 && spoken[0].text === state.words.trim()) {
+    if (state.terms.length) chips.unshift(chip(spoken[0], 'words', (next) => change(next ? { weight: next.weight } : { words: '', weight: 1 })));
+  } else chips.unshift(...spoken.map((part, i) => chip(part, `spoken-${i}`, (next) => settle(spoken, i, next))));
   const empty = !state.terms.length && !state.words.trim();
   box.replaceChildren(...chips, ...(empty ? [] : [phrase(1), phrase(-0.5)]));
   box.hidden = empty;
   // the chip was drawn anew under the user's finger
   if (focused) box.querySelector(`[data-role="${focused}"]`)?.focus();
+}
+
+/** One of several phrases in the search box is changed by its chip: all of them become parts of their own. */
+function settle(spoken, i, next) {
+  const kept = spoken.flatMap((part, n) => (n !== i ? [part] : next ? [{ ...part, ...next }] : []));
+  change({ words: '', weight: 1, terms: [...kept, ...now.terms] });
 }
 
 function replace(i, next) {
@@ -88,6 +104,7 @@ function contentOf(term, name) {
   whenKnown(term.id).then((row) => {
     const source = row && pictureOf(row);
     thumb.addEventListener('error', () => thumb.replaceWith(el('span', { class: 'chip-name' }, row?.caption || `row ${term.id}`)));
+    if (row) thumb.classList.toggle('veiled', isVeiled(row, currentTable(), now.safe));
     if (row?.caption) thumb.title = thumb.alt = row.caption;
     if (source) thumb.src = source;
     else thumb.replaceWith(el('span', { class: 'chip-name' }, row?.caption || `row ${term.id}`));
@@ -97,20 +114,12 @@ function contentOf(term, name) {
 
 /** A row by its id: one that is shown, else the server's; null where there is none. */
 export async function whenKnown(id) {
+  const path = [now.database ?? 'default', now.table, id].map(encodeURIComponent).join('/');
   const row = rowFor(id);
-  if (row) {
-    fetched.set(id, Promise.resolve(row));
-    return row;
-  }
-  if (!fetched.has(id)) {
-    const path = [now.database ?? 'default', now.table, id].map(encodeURIComponent).join('/');
-    fetched.set(id, call(`/api/rows/${path}`).catch(() => null));
-  }
-  return fetched.get(id);
+  if (row) fetched.set(path, Promise.resolve(row));
+  if (!fetched.has(path)) fetched.set(path, call(`/api/rows/${path}`).catch(() => null));
+  return fetched.get(path);
 }
-
-/** Rows of another table are other rows. */
-export const forgetRows = () => fetched.clear();
 
 /** "+ words" and "− words": a button that becomes a field. */
 function phrase(weight) {

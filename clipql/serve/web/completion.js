@@ -12,7 +12,7 @@ const SHORTEST = 2; // letters before the list opens by itself
 export function makeCompletion(area, editor, paint, highlight) {
   const list = el('ul', { class: 'completion', id: 'completion', role: 'listbox', 'aria-label': 'Completions', hidden: true });
   editor.append(list);
-  for (const [name, value] of Object.entries({ 'aria-autocomplete': 'list', 'aria-controls': 'completion', 'aria-expanded': 'false', role: 'combobox' })) {
+  for (const [name, value] of Object.entries({ 'aria-autocomplete': 'list', 'aria-controls': 'completion' })) {
     area.setAttribute(name, value);
   }
   let tables = [];
@@ -74,7 +74,6 @@ export function makeCompletion(area, editor, paint, highlight) {
       ),
     );
     list.hidden = false;
-    area.setAttribute('aria-expanded', 'true');
     mark();
     const box = caretBox(area.selectionStart - typed);
     if (box) {
@@ -109,7 +108,6 @@ export function makeCompletion(area, editor, paint, highlight) {
   function close() {
     list.hidden = true;
     offered = [];
-    area.setAttribute('aria-expanded', 'false');
     area.removeAttribute('aria-activedescendant');
   }
 

@@ -4,15 +4,18 @@
  */
 
 import { addTerm, whenKnown } from './chips.js';
+import { archiveLink } from './dead.js';
 import { announce, button, el, icon, picture, pictureOf, webAddress, webLink } from './dom.js';
 import { SMALL_PICTURE, factsOf, focusTile, shownIds } from './grid.js';
 import { change, now } from './state.js';
+import { isVeiled, uncover } from './veil.js';
 
 const LARGE = 768;
 
 let dialog = null;
 let body = null;
 let shown = null;
+let filled = null; // what else than the row decides how it is shown
 let currentTable = () => null;
 
 /** `table()` gives what is known of the table shown. */
@@ -28,8 +31,9 @@ export function drawDetails(state) {
     return;
   }
   if (!dialog) open();
-  if (state.row !== shown) {
-    shown = state.row;
+  const key = [state.database, state.table, state.safe, currentTable() !== null].join('\n');
+  if (state.row !== shown || key !== filled) {
+    [shown, filled] = [state.row, key];
     fill(state.row);
   }
 }
@@ -98,7 +102,7 @@ async function fill(id) {
   const table = currentTable();
   const address = webAddress(row.picture);
   body.replaceChildren(
-    el('div', { class: 'details-picture' }, largePicture(row)),
+    veiledOrNot(row, table),
     el(
       'div',
       { class: 'details-words' },
@@ -118,13 +122,31 @@ async function fill(id) {
   announce(row.caption || 'Picture without a caption');
 }
 
+/** The picture, which may have to be uncovered first. */
+function veiledOrNot(row, table) {
+  const frame = el('div', { class: 'details-picture' }, largePicture(row));
+  if (!isVeiled(row, table, now.safe) || !pictureOf(row, LARGE)) return frame;
+  const show = () => {
+    uncover(row, table);
+    frame.classList.remove('veiled');
+    frame.lastChild.remove();
+  };
+  frame.classList.add('veiled');
+  frame.append(button('Show this picture, which may not be safe', { text: 'Show this picture, which may not be safe', class: 'tool', onclick: show }));
+  return frame;
+}
+
 function largePicture(row) {
   const source = pictureOf(row, LARGE);
   const words = el('p', { class: 'details-missing' }, source ? 'This picture no longer loads.' : 'This row has no picture.');
   if (!source) return words;
   const image = picture(source, row.caption || 'Picture without a caption', { loading: 'eager' });
   image.addEventListener('load', () => image.classList.toggle('small', Math.max(image.naturalWidth, image.naturalHeight) <= SMALL_PICTURE));
-  image.addEventListener('error', () => image.replaceWith(words));
+  image.addEventListener('error', () => {
+    image.replaceWith(words);
+    const link = archiveLink(row, 'Look for it in the Internet Archive');
+    if (link) words.append(' ', link);
+  });
   return image;
 }
 

@@ -1,14 +1,20 @@
 /**
  * The grid of pictures. Rows are justified by the browser: each tile grows by its shape, so a row is filled and all its
  * pictures are equally high, and a tile that goes leaves no hole. What must stay true: a tile belongs to one id and is
- * kept while it is shown, so pictures do not load again while the user types.
+ * kept while it is shown, so pictures do not load again while the user types; and what is in view or above it stays where
+ * it is, so places of pictures that are gone close only below.
  */
 
+import { archiveLink, isDead, remember } from './dead.js';
 import { button, count, el, picture, pictureOf, plural, webAddress, webLink } from './dom.js';
-import { isSafe, knownColumns } from './filters.js';
+import { knownColumns } from './filters.js';
+import { makeKeys } from './gridkeys.js';
+import { isVeiled, uncover } from './veil.js';
 
 export const SMALL_PICTURE = 160; // pixels; enlarged to fill a row, such a picture would only be blurred
 const OWN_TRIES = 2;
+const BATCH_MS = 200;
+const ENOUGH_DEAD = 24; // with no picture among them that loads, the others are not waited for
 const NARROWEST = 0.45;
 const WIDEST = 2.6;
 
@@ -16,6 +22,9 @@ const tiles = new Map(); // id → {row, node, image}
 const shapes = new Map(); // picture's address → width / height, once seen
 const folded = new Map(); // id of a row → the rows that are almost the same
 let deadCount = 0;
+let loadedCount = 0;
+let onlyAlive = false; // the user wants no place kept for a picture that is gone
+let settling = 0;
 
 let list = null;
 let act = null;
@@ -26,8 +35,9 @@ let view = { table: null, safe: 'safe', ranked: false };
 export function makeGrid(node, actions) {
   list = node;
   act = actions;
-  list.addEventListener('keydown', onKey);
+  makeKeys(list, act);
   tools = makeTools();
+  document.addEventListener('scrollend', settleSoon);
   list.addEventListener('focusin', (event) => {
     const tile = event.target.closest('.tile');
     setCurrent(tile);
@@ -38,11 +48,13 @@ export function makeGrid(node, actions) {
 
 /** Shows these rows and no others, or adds them at the end. */
 export function show(rows, context, { append = false } = {}) {
+  // ids are a table's own
+  if (context.table?.name !== view.table?.name || context.table?.database !== view.table?.database) clear();
   view = context;
   if (!append) {
     folded.clear();
-    deadCount = 0;
-    list.classList.remove('show-dead');
+    deadCount = loadedCount = 0;
+    list.classList.remove('captions');
   }
   const nodes = [];
   for (const row of rows) {
@@ -58,7 +70,9 @@ export function show(rows, context, { append = false } = {}) {
     place(nodes);
   }
   for (const id of folded.keys()) badge(id);
-  for (const tile of tiles.values()) if (tile.dead && !append) deadCount++;
+  if (!append) for (const tile of tiles.values()) tally(tile);
+  if (append) for (const node of nodes) if (node.classList.contains('dead')) deadCount++;
+  settleSoon();
   tellDead();
   if (!list.querySelector('.tile[data-current]')) setCurrent(list.firstElementChild);
 }
@@ -97,9 +111,11 @@ export function clear() {
 }
 
 /** The ids in the order shown, for going from one to the next in the details. */
-export const shownIds = () => [...list.querySelectorAll('.tile[data-id]:not(.dead)')].map((node) => node.dataset.id);
+export const shownIds = () => [...list.querySelectorAll('.tile[data-id]')].filter((node) => node.checkVisibility()).map((node) => node.dataset.id);
 
-export function rowOf(id) {
+/** A row of a table by its id, where it is shown; else null. */
+export function rowOf(id, table) {
+  if (table !== view.table) return null;
   const tile = tiles.get(id);
   if (tile) return tile.row;
   for (const rows of folded.values()) for (const row of rows) if (row.id === id) return row;
@@ -111,8 +127,31 @@ export function focusTile(id) {
   node?.querySelector('.open')?.focus();
 }
 
-export function showDead(shown) {
-  list.classList.toggle('show-dead', shown);
+/** What becomes of the places of pictures that are gone: 'below' the view they close, or 'none' is kept, or 'all' are shown. */
+export function keepPlaces(which) {
+  onlyAlive = which === 'none';
+  list.classList.toggle('show-dead', which === 'all');
+  settleLayout();
+}
+
+function settleSoon() {
+  settling ||= setTimeout(settleLayout, BATCH_MS);
+}
+
+/** Places close and guessed shapes become the true ones, many at once and only where nobody looks. */
+function settleLayout() {
+  clearTimeout(settling);
+  settling = 0;
+  const below = (tile) => tile.node.getBoundingClientRect().top > window.innerHeight;
+  const all = [...tiles.values()];
+  const closing = list.classList.contains('captions') ? [] : all.filter((tile) => tile.dead && !tile.node.classList.contains('left') && (onlyAlive || below(tile)));
+  const shaping = all.filter((tile) => tile.shape && below(tile));
+  for (const { node } of closing) node.classList.add('left');
+  for (const tile of shaping) {
+    tile.node.style.setProperty('--shape', tile.shape);
+    tile.node.classList.remove('guessed');
+    tile.shape = null;
+  }
 }
 
 function tileFor(row) {
@@ -120,6 +159,7 @@ function tileFor(row) {
   if (known) {
     known.row = row;
     known.node.querySelector('.facts').replaceWith(factsOf(row));
+    if (known.dead) markDead(known);
     known.node.querySelector('.alike')?.remove();
     veil(known);
     return known.node;
@@ -134,7 +174,8 @@ function tileFor(row) {
     el('p', { class: 'caption', title: row.caption || null }, row.caption || ' '),
     factsOf(row),
   );
-  const tile = { row, node, image, source, dead: false, tries: 0 };
+  // shape: the true one, where another was guessed and is still shown
+  const tile = { row, node, image, source, dead: false, loaded: false, shape: null, tries: 0 };
   tiles.set(row.id, tile);
   node.draggable = true;
   node.addEventListener('dragstart', (event) => event.dataTransfer.setData('application/x-clipql-row', row.id));
@@ -142,7 +183,10 @@ function tileFor(row) {
   const size = sizeOf(row);
   if (size) takeSize(node, ...size);
   veil(tile);
-  load(tile);
+  if (isDead(source)) {
+    markDead(tile);
+    if (!list.classList.contains('captions')) node.classList.add('left');
+  } else load(tile);
   return node;
 }
 
@@ -177,11 +221,16 @@ function load(tile) {
   image.addEventListener('load', () => {
     const [w, h] = [image.naturalWidth, image.naturalHeight];
     node.classList.add('loaded');
+    if (!tile.loaded) loadedCount++;
+    tile.loaded = true;
     if (!w || !h) return;
+    const known = shapes.has(source) || shapeOf(tile.row);
     shapes.set(source, w / h);
-    takeSize(node, w, h);
-    // a tile whose shape was guessed takes the true one; the browser keeps what is in view in its place
-    if (!shapeOf(tile.row)) node.style.setProperty('--shape', clamp(w / h));
+    node.classList.toggle('small', Math.max(w, h) <= SMALL_PICTURE);
+    if (known) return;
+    tile.shape = clamp(w / h);
+    node.classList.add('guessed');
+    settleSoon();
   });
   image.addEventListener('error', () => {
     if (!image.getAttribute('src')) return;
@@ -197,31 +246,55 @@ export function revive() {
   for (const tile of tiles.values()) {
     if (!tile.dead || !tile.source.startsWith('./')) continue;
     Object.assign(tile, { dead: false, tries: 0 });
-    tile.node.classList.remove('dead');
+    tile.node.classList.remove('dead', 'left');
     tile.node.removeAttribute('title');
     tile.image.src = tile.source;
     deadCount--;
   }
-  list.classList.remove('show-dead');
   tellDead();
 }
 
 function tellDead() {
-  const all = deadCount > 0 && deadCount === tiles.size;
-  // a grid of nothing would look empty, and ask for page after page
-  if (all) list.classList.add('show-dead');
-  act.deadChanged(deadCount, all);
+  const none = deadCount > 0 && loadedCount === 0 && (deadCount === tiles.size || deadCount >= ENOUGH_DEAD);
+  if (none && !list.classList.contains('captions')) becomeCaptions();
+  act.deadChanged(deadCount, list.classList.contains('captions'));
 }
 
-/** A picture that no longer loads fades, then leaves; its neighbours take the room. */
-function die(tile) {
+/** A list of captions instead of a grid of nothing. Its nodes are new ones, so none of them jumps. */
+function becomeCaptions() {
+  const focused = document.activeElement?.closest('.tile')?.dataset.id;
+  const rows = [...list.querySelectorAll('.tile[data-id]')].map((node) => tiles.get(node.dataset.id).row);
+  list.classList.add('captions');
+  tiles.clear();
+  place(rows.map(tileFor));
+  deadCount = loadedCount = 0;
+  for (const tile of tiles.values()) tally(tile);
+  for (const id of folded.keys()) badge(id);
+  if (focused) focusTile(focused);
+  else setCurrent(list.firstElementChild);
+}
+
+function tally(tile) {
+  deadCount += tile.dead;
+  loadedCount += tile.loaded;
+}
+
+function markDead(tile) {
   tile.dead = true;
   tile.node.classList.add('dead');
   tile.node.title = 'This picture no longer loads';
-  const open = tile.node.querySelector('.open');
-  if (document.activeElement === open) step(tile.node, 1);
+  const link = archiveLink(tile.row);
+  if (link) tile.node.querySelector('.facts').append(tile.node.querySelector('.facts').hasChildNodes() ? el('i', {}, '·') : '', link);
+}
+
+/** A picture that does not load keeps its place while it is in view, or above it. */
+function die(tile) {
+  if (tiles.get(tile.row.id) !== tile || tile.dead) return;
+  remember(tile.source);
+  markDead(tile);
   deadCount++;
   promote(tile);
+  settleSoon();
   tellDead();
 }
 
@@ -231,7 +304,10 @@ function promote(tile) {
   if (!next) return;
   folded.delete(tile.row.id);
   tile.node.querySelector('.alike')?.remove();
-  tile.node.after(tileFor(next));
+  const heir = tileFor(next);
+  heir.style.setProperty('--shape', tile.node.style.getPropertyValue('--shape')); // it takes the place as it is
+  tile.node.after(heir);
+  tile.node.classList.add('left');
   if (!others.length) return;
   folded.set(next.id, others);
   badge(next.id);
@@ -245,7 +321,7 @@ function unfold(tile) {
 }
 
 function veil(tile) {
-  const veiled = view.safe === 'blur' && !isSafe(tile.row, view.table) && !tile.revealed;
+  const veiled = isVeiled(tile.row, view.table, view.safe);
   tile.node.classList.toggle('veiled', veiled);
   const open = tile.node.querySelector('.open');
   if (veiled) open.setAttribute('aria-label', 'Picture that may not be safe: show it');
@@ -255,7 +331,7 @@ function veil(tile) {
 function press(id) {
   const tile = tiles.get(id);
   if (tile?.node.classList.contains('veiled')) {
-    tile.revealed = true;
+    uncover(tile.row, view.table);
     veil(tile);
   } else act.open(id);
 }
@@ -279,14 +355,12 @@ function takeTools(tile) {
   tile.querySelector('.frame').append(tools);
 }
 
-/** "0.712 · 0.34 similar · 640 × 480 · example.com", as far as it is known. */
+/** "similarity 0.712 · 640 × 480 · example.com", as far as it is known. */
 export function factsOf(row, table = view.table, ranked = view.ranked) {
   const known = knownColumns(table);
   const node = el('p', { class: 'facts' });
   const add = (...content) => node.append(node.hasChildNodes() ? el('i', {}, '·') : '', ...content);
-  if (ranked && typeof row.distance === 'number') add(el('span', { class: 'distance', title: 'Distance from what you search for' }, row.distance.toFixed(3)));
-  const similarity = row.values?.[known.similarity];
-  if (typeof similarity === 'number') add(el('span', { title: 'Similarity of picture and caption' }, `≈ ${similarity.toFixed(2)}`));
+  if (ranked && typeof row.distance === 'number') add(el('span', { class: 'similarity', title: `Similarity to what you search for: the cosine; its distance is ${row.distance.toFixed(4)}` }, `similarity ${(1 - row.distance).toFixed(3)}`));
   const [w, h] = [row.values?.[known.width], row.values?.[known.height]];
   if (w && h) add(el('span', { class: 'size' }, `${w} × ${h}`));
   const address = webAddress(row.picture);
@@ -321,48 +395,4 @@ function setCurrent(tile) {
   }
   tile.dataset.current = '';
   for (const node of tile.querySelectorAll('.open, .facts a')) node.tabIndex = 0;
-}
-
-function step(tile, by) {
-  let next = tile;
-  do next = by > 0 ? next.nextElementSibling : next.previousElementSibling;
-  while (next && (!next.dataset.id || next.offsetWidth === 0 || next.classList.contains('dead')));
-  next?.querySelector('.open')?.focus();
-  next?.scrollIntoView({ block: 'nearest' });
-}
-
-/** The tile of the next row up or down that is nearest in the middle. */
-function stepRow(tile, by) {
-  const from = tile.getBoundingClientRect();
-  const middle = from.left + from.width / 2;
-  let best = null;
-  for (let next = tile; (next = by > 0 ? next.nextElementSibling : next.previousElementSibling); ) {
-    if (!next.dataset.id || next.classList.contains('dead')) continue;
-    const box = next.getBoundingClientRect();
-    if (Math.abs(box.top - from.top) < 4) continue;
-    if (best && Math.abs(box.top - best.top) > 4) break;
-    const off = Math.abs(box.left + box.width / 2 - middle);
-    if (!best || off < best.off) best = { off, top: box.top, node: next };
-  }
-  best?.node.querySelector('.open').focus();
-  best?.node.scrollIntoView({ block: 'nearest' });
-}
-
-function onKey(event) {
-  const tile = event.target.closest('.tile');
-  if (!tile || event.ctrlKey || event.metaKey || event.altKey) return;
-  const id = tile.dataset.id;
-  const keys = {
-    ArrowRight: () => step(tile, 1),
-    ArrowLeft: () => step(tile, -1),
-    ArrowDown: () => stepRow(tile, 1),
-    ArrowUp: () => stepRow(tile, -1),
-    Home: () => list.querySelector('.tile:not(.dead) .open')?.focus(),
-    m: () => act.like(id),
-    '+': () => act.add(id, 1),
-    '-': () => act.add(id, -0.5),
-  };
-  if (!keys[event.key]) return;
-  event.preventDefault();
-  keys[event.key]();
 }

@@ -6,9 +6,9 @@
 import { call } from './api.js';
 import { button, byId, el, picture, pictureOf, plural } from './dom.js';
 import { openRow } from './details.js';
-import { isSafe } from './filters.js';
 import { makeCanvas } from './mapcanvas.js';
 import { keyOf, nextPage, results } from './results.js';
+import { isVeiled } from './veil.js';
 
 const MOST_WAITS = 100; // of 40 ms
 const WANTED = 240; // rows; more than that is a crowd on a screen
@@ -95,7 +95,7 @@ export async function drawMap(state, table) {
 function place(rows, points, state, table) {
   const at = new Map(points.map((point) => [point.id, point]));
   const shown = rows.filter((row) => at.has(row.id));
-  const veiled = (row) => state.safe === 'blur' && !isSafe(row, table);
+  const veiled = (row) => isVeiled(row, table, state.safe);
   canvas.show(
     shown.map((row) => ({ id: row.id, x: at.get(row.id).x, y: at.get(row.id).y, caption: row.caption, source: veiled(row) ? null : pictureOf(row, 128) })),
   );

@@ -4,8 +4,10 @@
  */
 
 import { ApiError, call, send } from './api.js';
+import { webAddress } from './dom.js';
 import { whereOf } from './filters.js';
 import { parts } from './state.js';
+import { catalog } from './tables.js';
 import { pictureFor } from './uploads.js';
 
 const FIRST = 40;
@@ -30,12 +32,18 @@ export function keyOf(state) {
 /** A picture of the query that this tab does not have: its link came from elsewhere. */
 export class MissingPicture extends Error {}
 
+/** An address where words are asked for: no model knows what is behind it. */
+export class AddressAsWords extends Error {}
+
 /** The body of POST /api/search: JSON, or a form where pictures go along. */
 export async function requestBody(state, table, rest) {
   const form = new FormData();
   const terms = [];
   for (const part of parts(state)) {
-    if (part.kind === 'text') terms.push({ text: part.text, weight: part.weight });
+    if (part.kind === 'text') {
+      if (!/\s/.test(part.text) && webAddress(part.text)) throw new AddressAsWords(part.text);
+      terms.push({ text: part.text, weight: part.weight });
+    }
     else if (part.kind === 'row') terms.push({ id: part.id, weight: part.weight });
     else {
       const blob = await pictureFor(part.key);
@@ -66,7 +74,13 @@ export async function search(state, table) {
   controller?.abort();
   const mine = (controller = new AbortController());
   running = null;
-  const body = await requestBody(state, table, { k: FIRST, offset: 0 });
+  let body;
+  try {
+    body = await requestBody(state, table, { k: FIRST, offset: 0 });
+  } catch (error) {
+    if (mine !== controller) return false;
+    throw error;
+  }
   if (mine !== controller) return false;
   let reply;
   try {
@@ -124,9 +138,31 @@ function takeRest({ more, sql, params, plan, ms }) {
   Object.assign(results, { more: Boolean(more), sql: sql ?? '', params: params ?? {}, plan: plan ?? [], ms: ms ?? null });
 }
 
-/** The rows of the search shown as a file. Throws ApiError. */
+/** How many of the rows are not almost the same as one before them. */
+export const distinct = () => results.rows.filter((row) => row.duplicate_of === null).length;
+
+/** The most rows that a file of the search shown may have; folding compares every two of them. */
+export const mostInFile = () => (results.state?.fold ? catalog.most.search : catalog.most.file);
+
+/** All rows as JSON, asked for page by page, since one reply has no more than a search may. */
+async function downloadJson(state, table, rows) {
+  const found = { sql: '', params: {}, rows: [] };
+  let more = true;
+  for (let offset = 0; more && offset < rows; ) {
+    const k = Math.min(catalog.most.search, rows - offset);
+    const reply = await call('/api/search', { body: await requestBody(state, table, { k, offset }) });
+    if (offset === 0) Object.assign(found, { sql: reply.sql, params: reply.params });
+    found.rows.push(...reply.rows.filter((row) => row.duplicate_of === null));
+    more = reply.more && reply.rows.length > 0;
+    offset += reply.rows.length;
+  }
+  return new Blob([JSON.stringify(found, null, 1)], { type: 'application/json' });
+}
+
+/** The rows of the search shown as a file; of those that are almost the same, where they are folded, the first. Throws ApiError. */
 export async function download(format, rows) {
   if (!results.state) throw new ApiError('There is nothing to export yet.', 0);
+  if (format === 'JSON') return downloadJson(results.state, results.table, rows);
   const body = await requestBody(results.state, results.table, { k: rows, offset: 0, format });
   const form = body instanceof FormData;
   const response = await send('/api/search', {

@@ -3,7 +3,7 @@
  * typed; one run of typing is one step of the back button.
  */
 
-import { addTerm } from './chips.js';
+import { addTerm, addTerms } from './chips.js';
 import { byId, webAddress } from './dom.js';
 import { change, now, spokenParts } from './state.js';
 import { keepPicture } from './uploads.js';
@@ -19,7 +19,7 @@ export function makeSearchBox({ tell, toResults }) {
   say = tell;
   const words = byId('words');
   words.addEventListener('input', () => {
-    byId('clear').hidden = !words.value;
+    byId('clear').hidden = !words.value && !now.terms.length;
     clearTimeout(timer);
     performance.mark('clipql:key');
     timer = setTimeout(take, QUIET_MS);
@@ -28,7 +28,7 @@ export function makeSearchBox({ tell, toResults }) {
     if (event.key === 'ArrowDown') {
       event.preventDefault();
       toResults();
-    } else if (event.key === 'Escape' && words.value) {
+    } else if (event.key === 'Escape' && (words.value || now.terms.length)) {
       event.stopPropagation();
       empty();
     }
@@ -41,7 +41,7 @@ export function makeSearchBox({ tell, toResults }) {
   byId('clear').addEventListener('click', empty);
   byId('pick').addEventListener('click', () => byId('file').click());
   byId('file').addEventListener('change', () => {
-    takePictures(byId('file').files);
+    takePictures([...byId('file').files]); // the list itself is emptied with the field
     byId('file').value = '';
   });
   makeDrop();
@@ -65,7 +65,7 @@ function empty() {
   byId('words').value = '';
   byId('clear').hidden = true;
   typing = false;
-  change({ words: '', weight: 1, row: null });
+  change({ words: '', weight: 1, terms: [], row: null });
   byId('words').focus();
 }
 
@@ -74,29 +74,28 @@ function commit() {
   take();
   typing = false;
   const [first, ...rest] = spokenParts(now.words, now.weight);
-  if (!rest.length) return;
+  if (!first || (!rest.length && first.weight > 0)) return;
   change({ words: first.weight > 0 ? first.text : '', terms: [...now.terms, ...(first.weight > 0 ? rest : [first, ...rest])] }, 'replace');
 }
 
-/** Shows the words of the state, unless they are being typed this moment. */
-export function drawWords(state) {
+/** Shows the words of the state, unless they are being typed this moment; those of an address are not. */
+export function drawWords(state, fromAddress) {
   const words = byId('words');
+  if (fromAddress) typing = false;
   if (words.value !== state.words && !(document.activeElement === words && typing)) {
     clearTimeout(timer);
     words.value = state.words;
   }
-  byId('clear').hidden = !words.value;
+  byId('clear').hidden = !words.value && !state.terms.length;
 }
 
+/** Adds every picture among the files as one step, and says which are none. */
 async function takePictures(files) {
-  for (const file of files) {
-    try {
-      addTerm({ kind: 'picture', key: await keepPicture(file), weight: 1 });
-      say(null);
-    } catch (error) {
-      say(error instanceof TypeError ? error.message : 'That picture could not be read.');
-    }
-  }
+  const taken = await Promise.allSettled([...files].map(keepPicture));
+  const terms = taken.filter((one) => one.status === 'fulfilled').map((one) => ({ kind: 'picture', key: one.value, weight: 1 }));
+  const wrong = taken.filter((one) => one.status === 'rejected').map(({ reason }) => reason.message);
+  if (terms.length) addTerms(terms);
+  say(wrong.length ? wrong.join('\n') : null, terms.length > 0);
 }
 
 function makeDrop() {

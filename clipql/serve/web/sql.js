@@ -7,6 +7,7 @@ import { button, byId, count, el } from './dom.js';
 import { makeHighlighter } from './highlight.js';
 import { resultTable } from './sqltable.js';
 import { change, now } from './state.js';
+import { quoted, sourceOf } from './tables.js';
 
 // ids are UInt64, which JavaScript's numbers cannot hold: as text they stay what they are
 const SETTINGS = 'default_format=JSONCompact&output_format_json_quote_64bit_integers=1';
@@ -14,6 +15,7 @@ const SETTINGS = 'default_format=JSONCompact&output_format_json_quote_64bit_inte
 let parts = null;
 let params = {}; // those of the statement that "Show SQL" handed over; they are not in the address
 let running = null;
+let shown = false;
 let currentTable = null;
 
 /** Opens a statement, with its parameters, in the SQL view. */
@@ -44,8 +46,9 @@ function build() {
     el('div', { class: 'sql' }, editor, given, el('div', { class: 'bar' }, run, plan, copyButton(() => area.value), el('kbd', { class: 'quiet' }, 'Ctrl + Enter'), el('span', { class: 'bar-gap' }), said), error, out),
   );
   parts = { area, paint, error, said, given, out, run, highlight: makeHighlighter(area, paint) };
-  area.addEventListener('keydown', (event) => {
-    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
+  document.addEventListener('keydown', (event) => {
+    const here = now.view === 'sql' && !document.querySelector('dialog[open]');
+    if (here && event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       runIt();
     }
@@ -59,24 +62,26 @@ function build() {
   );
 }
 
-const named = (name) => (/^[A-Za-z_]\w*$/.test(name) ? name : `\`${name.replace(/[\\`]/g, '\\$&')}\``);
-
 /** A statement to begin with, about the table that is open. */
 const example = (table) => {
   if (!table) return "SELECT name, total_rows\nFROM system.tables\nWHERE database = 'default'";
   const files = table.picture?.kind === 'file'; // the server's small pictures go by the row's number
-  const shown = [files ? '_row' : null, table.picture?.column, table.caption, table.nsfw].filter(Boolean).map(named);
+  const shown = [files ? '_row' : null, table.picture?.column, table.caption, table.nsfw].filter(Boolean).map(quoted);
   const vector = table.vectors.find((one) => one.model);
-  if (vector) shown.push(`cosineDistance(${named(vector.column)}, encode_text('a red heart')) AS distance`);
-  const source = `${table.database === 'default' ? '' : `${named(table.database)}.`}${named(table.name)}`;
+  if (vector) shown.push(`cosineDistance(${quoted(vector.column)}, encode_text('a red heart')) AS distance`);
+  const source = sourceOf({ database: table.database, table: table.name });
   return `SELECT ${shown.length ? shown.join(', ') : '*'}\nFROM ${source}${vector ? '\nORDER BY distance' : ''}\nLIMIT 20`;
 };
 
 /** Brings the view in line with the state. */
 export function drawSql(state, table) {
   currentTable = table;
-  if (state.view !== 'sql') return;
+  const entered = state.view === 'sql' && !shown;
+  shown = state.view === 'sql';
+  if (!shown) return;
   if (!parts) build();
+  // a touch screen would cover half of the page with its keyboard
+  if (entered && matchMedia('(hover: hover)').matches) parts.area.focus({ preventScroll: true });
   const offered = parts.area.value === parts.example; // by the page, before it knew the table or another was chosen
   const text = state.sql || (offered ? '' : parts.area.value) || (parts.example = example(table));
   if (parts.area.value !== text) {
@@ -101,12 +106,19 @@ function clear() {
   parts.out.replaceChildren();
 }
 
+/** The letter of the editor that is at a byte, from 1, of the statement sent, which is what the server counts. */
+function placeOf(byte) {
+  const all = parts.area.value;
+  const before = new TextEncoder().encode(all.trim()).subarray(0, byte - 1);
+  return Math.min(all.length, all.length - all.trimStart().length + new TextDecoder().decode(before).length);
+}
+
 function fail(error) {
   parts.error.hidden = false;
   parts.error.replaceChildren(el('pre', {}, error.message));
-  const place = /\(?(?:position|pos) (\d+)/i.exec(error.message);
+  const place = /\bposition (\d+)/i.exec(error.message);
   if (place) {
-    const at = Math.max(0, Math.min(parts.area.value.length, Number(place[1]) - 1));
+    const at = placeOf(Number(place[1]));
     parts.error.append(
       button('Go to the place', {
         text: 'Go to the place',

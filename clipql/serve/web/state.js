@@ -27,13 +27,13 @@ export let now = { ...DEFAULTS };
 
 const listeners = new Set();
 
-/** Calls `listener(now, before)` after every change. */
+/** Calls `listener(now, before, fromAddress)` after every change; fromAddress: the back button or a hand made it. */
 export function watch(listener) {
   listeners.add(listener);
 }
 
-function tell(before) {
-  for (const listener of listeners) listener(now, before);
+function tell(before, fromAddress) {
+  for (const listener of listeners) listener(now, before, fromAddress);
 }
 
 /**
@@ -46,14 +46,20 @@ export function change(patch, how = 'push') {
   const hash = toHash(now);
   if (how === 'replace') history.replaceState(history.state, '', hash);
   else if (how === 'step' || hash !== toHash(before)) history.pushState({ inside: true }, '', hash);
-  tell(before);
+  tell(before, false);
 }
 
-/** Takes the state from the address: at the start, and when the back button or a hand has changed it. */
+/**
+ * Takes the state from the address: at the start, and when the back button or a hand has changed it. An address without
+ * a table is about the one that is open.
+ */
 export function takeAddress() {
   const before = now;
-  now = { ...DEFAULTS, ...fromHash(location.hash) };
-  tell(before);
+  const given = fromHash(location.hash);
+  const open = given.table ? {} : { database: before.database, table: before.table };
+  now = { ...DEFAULTS, ...open, ...given };
+  if (!given.table && now.table !== null) history.replaceState(history.state, '', toHash(now));
+  tell(before, true);
 }
 
 /** The parts of the query, the words first; empty where the table is only browsed. */
@@ -64,12 +70,13 @@ export function parts(state = now) {
 
 /**
  * Words with " + " or " - " between them are several phrases: "cat + heart", "face - smile". Spaces on both sides are
- * needed, so "t-shirt" and "3+1" stay words.
+ * needed, so "t-shirt" and "3+1" stay words; at the beginning one behind is enough: "- smile".
  */
 export function spokenParts(words, weight = 1) {
-  const pieces = words.trim().split(/\s+([+\-\u2212])(?:\s+|$)/);
+  const [, leading, rest] = /^(?:([+\-\u2212])\s+)?(.*)$/s.exec(words.trim());
+  const pieces = rest.split(/\s+([+\-\u2212])(?:\s+|$)/);
   const found = [];
-  let sign = 1;
+  let sign = leading === undefined || leading === '+' ? 1 : -1;
   for (const [i, piece] of pieces.entries()) {
     if (i % 2) sign = piece === '+' ? 1 : -1;
     else if (piece.trim()) found.push({ kind: 'text', text: piece.trim(), weight: sign * (i === 0 ? weight : 1) });

@@ -11,9 +11,11 @@ const LONGEST_SIDE = 1024; // several times what any CLIP looks at
 const pictures = new Map(); // key → Blob
 const addresses = new Map(); // key → blob: address, for showing it
 
-/** Takes a picture; gives its key. Throws a TypeError where the file is no picture. */
+/** Takes a picture; gives its key. Throws a TypeError where the file is no picture, or none that a browser can draw. */
 export async function keepPicture(file) {
-  if (!file.type.startsWith('image/')) throw new TypeError(`${file.name || 'What was given'} is not a picture.`);
+  const name = file.name || 'What was given';
+  if (!file.type.startsWith('image/')) throw new TypeError(`${name} is not a picture.`);
+  if (!(await isDrawn(file))) throw new TypeError(`${name} is damaged, or no picture of a kind that is known here. PNG, JPEG and WebP are.`);
   const blob = file.size > LARGEST_BYTES ? await smaller(file) : file;
   const key = await keyOf(blob);
   pictures.set(key, blob);
@@ -44,6 +46,31 @@ export async function addressFor(key) {
   if (!blob) return null;
   if (!addresses.has(key)) addresses.set(key, URL.createObjectURL(blob));
   return addresses.get(key);
+}
+
+/** Whether the browser can draw a picture; by an element, which unlike createImageBitmap knows SVG. */
+async function isDrawn(file) {
+  const address = URL.createObjectURL(file);
+  const image = new Image();
+  image.src = address;
+  try {
+    await image.decode();
+    return image.naturalWidth > 0;
+  } catch {
+    return false;
+  } finally {
+    URL.revokeObjectURL(address);
+  }
+}
+
+/** The picture of a key is of no use: it is forgotten. */
+export function forgetPicture(key) {
+  pictures.delete(key);
+  try {
+    sessionStorage.removeItem(PREFIX + key);
+  } catch {
+    // without storage it was never kept there
+  }
 }
 
 /** A photo of many megabytes, made smaller once; what the browser cannot draw is sent as it is. */

@@ -42,7 +42,7 @@ def test_words_are_searched_while_they_are_typed(page: Page) -> None:
     shows(page, answer(page, "cat"))
     expect(page).to_have_url(re.compile(r"#pictures\?table=emoji&q=cat$"))
     assert "cat" in page.title()
-    expect(page.locator(".tile .distance").first).to_be_visible()
+    expect(page.locator(".tile .similarity").first).to_be_visible()
 
 
 def test_a_late_answer_to_older_words_is_dropped(page: Page) -> None:

@@ -57,7 +57,9 @@ def test_pictures_that_are_gone_leave_no_hole_and_none_is_told_where_it_was_show
     safe = [i for i in range(WEB) if i not in UNSAFE]
     assert ids(web_page) == [str(i) for i in safe if i not in GONE]
     gone = len([i for i in safe if i in GONE])
-    expect(web_page.locator(".dead-note")).to_contain_text(f"{gone} pictures that no longer load left out")
+    expect(web_page.locator(".dead-note")).to_contain_text(f"{gone} pictures that no longer load")
+    web_page.get_by_role("button", name="Only those that load").click()
+    expect(web_page.locator(".tile.dead:visible")).to_have_count(0)
     rows = web_page.evaluate(
         """() => { // the frames of one row are equally high, and fill it
             const rows = new Map();
@@ -73,7 +75,7 @@ def test_pictures_that_are_gone_leave_no_hole_and_none_is_told_where_it_was_show
     rights = [max(right for _, right in row) for row in rows[:-1]]
     assert max(rights) - min(rights) < 1.5
     web_page.get_by_role("button", name="Show their captions").click()
-    expect(web_page.locator(".tile.dead").first).to_be_visible()
+    expect(web_page.locator(".tile.dead:visible")).to_have_count(gone)
     assert set(web.referrers) == {None}
 
 
@@ -86,7 +88,7 @@ def test_where_no_picture_loads_the_captions_are_shown_and_no_page_after_page(
     assert all(tile.is_visible() for tile in page.locator(".tile.dead").all())
     page.get_by_role("button", name="Remove the WHERE").click()
     expect(page.locator(".tile.loaded").first).to_be_visible()
-    expect(page.locator(".dead-note")).to_contain_text("left out")
+    expect(page.locator(".dead-note")).to_contain_text("no longer load")
 
 
 def test_a_search_that_fails_says_why_and_offers_nothing_of_it(open_page: Callable[..., Page], served: Served) -> None:
@@ -95,6 +97,18 @@ def test_a_search_that_fails_says_why_and_offers_nothing_of_it(open_page: Callab
     expect(page.locator("#notice")).not_to_contain_text("In scope")
     for name in ("Show SQL", "Export"):
         expect(page.get_by_role("button", name=name)).to_be_disabled()
+
+
+def test_a_search_that_fails_takes_the_figures_of_the_one_before_away(page: Page) -> None:
+    expect(page.locator("#status")).to_contain_text("pictures")
+    page.evaluate("location.hash = '#pictures?table=emoji&where=no_such_column>1'")
+    expect(page.locator("#notice")).to_contain_text("`no_such_column`")
+    expect(page.locator("#status")).to_have_text("")
+    for name in ("Show SQL", "Export"):
+        expect(page.get_by_role("button", name=name)).to_be_disabled()
+    page.go_back()
+    expect(page.locator("#status")).to_contain_text("pictures")
+    expect(page.get_by_role("button", name="Export")).to_be_enabled()
 
 
 def test_what_is_not_safe_is_hidden_then_blurred_then_shown(web_page: Page) -> None:

@@ -133,6 +133,24 @@ def test_a_phone_shows_it_without_scrolling_sideways(open_page: Callable[..., Pa
         expect(page.get_by_role("dialog").get_by_role("button", name="More like this")).to_be_visible()
 
 
+def test_a_phone_has_every_choice_and_the_count_on_its_screen(open_page: Callable[..., Page], served: Served) -> None:
+    page = open_page(f"{served.address}#pictures?table=web&q=cat", viewport={"width": 390, "height": 800})
+    settled(page)
+    for control in ("#table", "#safe", "#filters", "#fold", "#show-sql", "#export", "#status"):
+        box = page.locator(control).bounding_box()
+        assert box is not None, control
+        assert box["x"] >= 0, control
+        assert box["x"] + box["width"] <= 390, control
+
+
+def test_the_page_has_one_heading_and_says_what_its_numbers_are(page: Page) -> None:
+    assert page.locator("h1").count() == 1
+    search(page, "cat")
+    assert page.locator(".tile .similarity").first.inner_text().startswith("similarity 0.")
+    page.get_by_role("link", name="SQL").click()
+    expect(page.get_by_label("SQL statement")).to_have_role("textbox")
+
+
 def test_it_is_dark_where_the_system_is_and_where_it_is_asked_to_be(
     open_page: Callable[..., Page], served: Served
 ) -> None:
@@ -170,3 +188,23 @@ def test_every_control_has_a_name_and_every_picture_its_caption(page: Page) -> N
     alts = page.eval_on_selector_all(".tile", "tiles => tiles.map(t => [t.querySelector('img').alt, t.innerText])")
     assert alts
     assert all(text.strip().startswith(alt) for alt, text in alts)
+
+
+def test_the_place_of_an_error_is_where_it_is_in_the_editor(page: Page) -> None:
+    page.get_by_role("link", name="SQL").click()
+    for button in ("Run", "Explain"):
+        write_sql(page, "\n\n  SELECT 'für 🐈' -- eins\nFORM nothing FORM nothing")
+        page.get_by_role("button", name=button).click()
+        page.get_by_role("button", name="Go to the place").click()
+        rest = page.evaluate("(area => area.value.slice(area.selectionStart))(document.querySelector('#sql'))")
+        assert rest == "nothing FORM nothing"
+        page.get_by_label("SQL statement").fill("")
+
+
+def test_the_keys_of_the_sql_view_work_wherever_the_focus_is(page: Page) -> None:
+    page.get_by_role("link", name="SQL").click()
+    expect(page.get_by_label("SQL statement")).to_be_focused()
+    write_sql(page, "SELECT 7 AS seven")
+    page.locator("body").click(position={"x": 5, "y": 700})
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".sql-table td")).to_have_text(["7"])

@@ -1,0 +1,21 @@
+/** Light or dark: as the system is, or as the user has chosen here. theme.js brings the choice back before anything is painted. */
+
+import { byId, icon } from './dom.js';
+
+/** The button shows what it would change to. */
+export function drawTheme() {
+  const dark = (document.documentElement.dataset.theme ?? (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light')) === 'dark';
+  byId('theme').firstElementChild.replaceChildren(icon(dark ? 'sun' : 'moon'));
+  return dark;
+}
+
+export function turnTheme() {
+  const next = drawTheme() ? 'light' : 'dark';
+  document.documentElement.dataset.theme = next;
+  try {
+    localStorage.setItem('clipql:theme', next);
+  } catch {
+    // without storage the choice lasts until the page is closed
+  }
+  drawTheme();
+}

@@ -1,0 +1,26 @@
+/** What stands in the place of pictures where there are none: why, and the ways on. */
+
+import { button, el, icon } from './dom.js';
+import { change, parts } from './state.js';
+
+/** For a search without results. */
+export function nothingFound(state, table) {
+  const ways = [];
+  const filtered = state.filters.length || state.where.trim();
+  if (filtered) ways.push(button('Without the filters', { text: 'Without the filters', class: 'tool', onclick: () => change({ filters: [], where: '' }) }));
+  if (state.safe === 'safe' && table?.nsfw) ways.push(button('With pictures that may not be safe, blurred', { text: 'With pictures that may not be safe, blurred', class: 'tool', onclick: () => change({ safe: 'blur' }) }));
+  if (parts(state).length) ways.push(button('Look at all of the table', { text: 'Look at all of the table', class: 'tool', onclick: () => change({ words: '', terms: [], weight: 1 }) }));
+  return el('div', { class: 'empty' }, icon('picture'), el('h2', {}, 'No pictures here'), el('p', {}, filtered ? 'No row meets all the filters.' : 'This table has no rows to show.'), el('div', { class: 'buttons' }, ways));
+}
+
+/** For a database without tables to search. */
+export function emptyDatabase() {
+  return el(
+    'div',
+    { class: 'empty' },
+    icon('picture'),
+    el('h2', {}, 'Nothing to search yet'),
+    el('p', {}, 'This database has no table with picture or caption vectors. Make one from pictures, then take it in:'),
+    el('pre', { class: 'statement' }, 'clipql embed images PICTURES parts/\nclipql ingest parts/ --table pictures'),
+  );
+}

@@ -1,0 +1,58 @@
+"""ClickHouse's types of what a SELECT returns, for where Arrow has one type for several of them.
+
+What must stay true: what is asked changes nothing, and is asked anew when definitions have changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from clipql.engine.arrays import with_numbers
+from clipql.errors import ClipqlError
+from clipql.sql.settings import take_format, taken_from
+from clipql.syntax.reading import read
+from clipql.syntax.spelling import respelled
+from clipql.syntax.statements import Select
+from clipql.tables.registry import Registry
+
+_MOST = 256
+# what lies in quotes is a name or a text
+_DATETIME = re.compile(r"'(?:[^'\\]|\\.)*'|`(?:[^`\\]|\\.)*`|\bDateTime\b(?!\()")
+
+
+class ResultTypes:
+    """Remembers the types by statement, which parameters do not change."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._known: dict[str, tuple[tuple[int, int], Mapping[str, str]]] = {}
+
+    def of(self, statement: str, params: Mapping[str, Any]) -> Mapping[str, str]:
+        """The types by the columns' names; none where it is no SELECT, or ClickHouse does not say."""
+        state = (id(self._registry.catalog), self._registry.changes)
+        known = self._known.get(statement)
+        if known is None or known[0] != state:
+            if len(self._known) >= _MOST:
+                self._known.clear()
+            known = self._known[statement] = state, self._ask(statement, params)
+        return known[1]
+
+    def _ask(self, statement: str, params: Mapping[str, Any]) -> dict[str, str]:
+        if not isinstance(read(statement).kind, Select):
+            return {}
+        text, _ = taken_from(take_format(respelled(statement, list))[0])
+        engine = self._registry.engine
+        try:
+            # of the engine, not of the session, to which anything but a SELECT is a change
+            found = engine.arrow(
+                f"DESCRIBE TABLE ({text}\n) SETTINGS print_pretty_type_names = 0",
+                params=with_numbers(statement, params),
+                user=True,
+            )
+        except ClipqlError:
+            return {}
+        zone = f"DateTime('{engine.scalar('SELECT timezone()')}')"
+        kinds = [_DATETIME.sub(lambda m: zone if m[0] == "DateTime" else m[0], t) for t in found.column(1).to_pylist()]
+        return dict(zip(found.column(0).to_pylist(), kinds, strict=True))

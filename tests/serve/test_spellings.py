@@ -1,0 +1,101 @@
+"""The guard alone refuses what the network must not reach, however its names are spelled and wherever they stand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from spellings import attempts, sample
+
+import clipql
+from clipql.engine.users import Acting, EngineUser
+from clipql.errors import ClipqlError, QueryError
+from clipql.serve.foreign import foreign
+from clipql.serve.guard import Guard
+from clipql.serve.limits import Options
+
+SAMPLE = int(os.environ.get("CLIPQL_ATTEMPTS", "3000"))  # 0: all
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[clipql.Database, Guard]]:
+    with clipql.connect(tmp_path_factory.mktemp("spellings") / "db") as db:
+        db.sql("CREATE TABLE plain (a String) ENGINE = MergeTree ORDER BY a")
+        db.sql("CREATE TABLE laion (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+        yield db, Guard(db.registry, db.encoders, Options(write=True))
+
+
+def test_every_spelling_in_every_place_is_refused(guarded: tuple[clipql.Database, Guard]) -> None:
+    every = list(attempts())
+    assert len(every) > 3_000
+    passed = []
+    for sql in every if SAMPLE == 0 else sample(SAMPLE, seed=13):
+        try:
+            checked = guarded[1].check(sql, write=True)
+        except ClipqlError:
+            continue
+        passed.append(f"{sql!r} as {checked.sql!r}")
+    assert passed == [], f"{len(passed)} of {len(every)}:\n" + "\n".join(passed[:60])
+
+
+def test_what_runs_is_the_text_as_clickhouse_writes_it(guarded: tuple[clipql.Database, Guard]) -> None:
+    check = guarded[1].check
+    assert check("select  `\\x61` from /* here */ pl\u0061in -- and\n limit 1;", write=False).sql == (
+        "SELECT a FROM plain LIMIT 1"
+    )
+    assert check("INSERT INTO `pl\\x61in` VALUES ('\\x61')", write=True).sql == "INSERT INTO plain VALUES ('\\x61')"
+    first = check("SELECT id FROM laion ORDER BY L2Distance(v, [1.50, 2]) LIMIT 3", write=False).sql
+    again = check("SELECT id FROM laion ORDER BY L2Distance(v, [-1e-3,2.5]) LIMIT 3", write=False).sql
+    assert first == "SELECT id FROM laion ORDER BY L2Distance(v, [1.50, 2]) ASC LIMIT 3"
+    assert again == "SELECT id FROM laion ORDER BY L2Distance(v, [-1e-3,2.5]) ASC LIMIT 3"
+
+
+def test_a_syntax_error_names_the_place_in_the_text_that_was_sent(guarded: tuple[clipql.Database, Guard]) -> None:
+    with pytest.raises(QueryError, match=r"failed at position 19 "):
+        guarded[1].check("SELECT 1 FROM x y z", write=False)
+
+
+def test_what_a_folder_from_somebody_else_defines_is_left_out_and_so_is_what_reads_it(
+    guarded: tuple[clipql.Database, Guard],
+) -> None:
+    db, _ = guarded
+    db.sql("CREATE TABLE told (a String, b String DEFAULT hostName()) ENGINE = Memory")
+    db.sql("CREATE VIEW fine AS SELECT * FROM laion")
+    db.sql("CREATE VIEW bad AS SELECT * FROM file('/etc/passwd', 'LineAsString', 'a String')")
+    db.sql("CREATE VIEW worse AS SELECT * FROM bad")
+    db.sql("CREATE TABLE filed (a String) ENGINE = File(CSV)")
+    db.sql(
+        "CREATE DICTIONARY words (a UInt64, b String) PRIMARY KEY a SOURCE(FILE(path '/etc/passwd' format 'CSV')) "
+        "LAYOUT(FLAT()) LIFETIME(0)"
+    )
+    guard = Guard(db.registry, db.encoders, Options(write=True))
+    found = foreign(
+        db.registry.engine, lambda d, n: db.registry.find(d, n) is not None, lambda s: guard.check(s, write=True)
+    )
+    assert sorted(f.name for f in found) == ["bad", "filed", "told", "words", "worse"]
+    guard.leave_out(found)
+    for name in ("bad", "worse", "`fil\\x65d`", "told"):
+        for sql in ("SELECT * FROM {}", "DESCRIBE {}", "EXISTS {}", "SELECT 1 WHERE 1 IN {}", "SHOW CREATE TABLE {}"):
+            with pytest.raises(QueryError, match="is not for the network"):
+                guard.check(sql.format(name), write=True)
+    assert guard.check("SELECT * FROM fine", write=False).sql == "SELECT * FROM fine"
+    user = EngineUser([guard.limits_sql()])
+    with db.registry.engine.act(Acting(user)):
+        shown = {sql: db.session().execute(sql, format="TSV").output.data.decode() for sql in LISTS}
+    db.registry.engine.forget(user)
+    for sql, text in shown.items():
+        for name in ("clipql_internal", "worse", "filed", "told", "query_log", "processes"):
+            assert name not in text, (sql, name)
+    assert "fine" in shown["SHOW TABLES"]
+    assert "laion" in shown["SELECT * FROM system.tables"]
+
+
+LISTS = (
+    "SHOW DATABASES", "SHOW DATABASES LIKE '%'", "SHOW TABLES", "SHOW TABLES FROM system", "SHOW FULL TABLES LIKE '%'",
+    "SELECT name FROM system.databases", "SELECT * FROM system.tables", "SELECT database, table FROM system.columns",
+    "SELECT * FROM information_schema.schemata", "SELECT * FROM information_schema.tables",
+    "SELECT database, table FROM system.parts", "SELECT database, table FROM system.data_skipping_indices",
+    "SELECT database, table FROM system.projections", "SELECT database, table FROM system.mutations",
+    "SELECT word FROM system.completions WHERE word ILIKE '%clipql%' OR word IN ('worse', 'filed')",
+)  # fmt: skip
