@@ -167,7 +167,8 @@ def unit_rows(x: Floats) -> Floats:
 
 def unit_vector(x: Floats) -> Floats:
     """One vector (d,) scaled to length 1, whatever its length; zeros stay."""
-    square = np.float32(x.dot(x))
+    with np.errstate(over="ignore"):
+        square = np.float32(x.dot(x))
     if SHORTEST_SQUARE <= square <= LONGEST_SQUARE:
         return np.asarray(x / np.sqrt(square), np.float32)
     return np.asarray(unit_rows(x[None])[0], np.float32)
