@@ -109,10 +109,11 @@ class Space:
         q = np.ascontiguousarray(query, np.float32)
         if q.shape != self.mean.shape:
             raise VectorError(f"the query has shape {q.shape}; the index holds vectors of {self.mean.size} numbers")
-        if not np.isfinite(q).all():
+        square = _square(q)
+        if not _held(square) and not np.isfinite(q).all():
             raise VectorError("the query holds NaN or infinity")
         if self.metric is Metric.COSINE:
-            return unit_vector(q)
+            return unit_vector(q, square)
         with np.errstate(over="ignore"):
             if self.biased:
                 return np.asarray(q * np.float32(self.unit) - self.mean, np.float32)
@@ -165,11 +166,20 @@ def unit_rows(x: Floats) -> Floats:
     return out
 
 
-def unit_vector(x: Floats) -> Floats:
-    """One vector (d,) scaled to length 1, whatever its length; zeros stay."""
+def _square(x: Floats) -> np.float32:
     with np.errstate(over="ignore"):
-        square = np.float32(x.dot(x))
-    if SHORTEST_SQUARE <= square <= LONGEST_SQUARE:
+        return np.float32(x.dot(x))
+
+
+def _held(square: np.float32) -> bool:
+    """Whether float32 holds a squared length, and products of it, without loss; not so if it is no number."""
+    return bool(SHORTEST_SQUARE <= square <= LONGEST_SQUARE)
+
+
+def unit_vector(x: Floats, square: np.float32 | None = None) -> Floats:
+    """One vector (d,) scaled to length 1, whatever its length; zeros stay. square: of its length, where it is known."""
+    square = _square(x) if square is None else square
+    if _held(square):
         return np.asarray(x / np.sqrt(square), np.float32)
     return np.asarray(unit_rows(x[None])[0], np.float32)
 

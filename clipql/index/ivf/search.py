@@ -153,11 +153,12 @@ class IvfIndex:
         if k <= 0:
             return self._answer(np.empty(0, np.int64), np.empty(0), 0, Cost(), ties)
         mask, matching = self._filter(among)
-        setting = self._setting(q, knobs or {})
+        kind = self._curves.kind_of_unit(v) if self.metric is Metric.COSINE else self._curves.kind_of(q)
+        setting = self._setting(kind, knobs or {})
         kept = max(setting.rescore, 3 * k)
         slack = WIDE_SLACK if setting.rescore > MANY_RESCORED else SLACK
         blank = self.metric is Metric.COSINE and not v.any()
-        if matching <= kept or blank or not self._space.reaches(v) or self.doubt(q, knobs or {}):
+        if matching <= kept or blank or not self._space.reaches(v) or self._doubted(kind, knobs or {}):
             return self._exactly(q, k, among, begun, ties)
         nprobe = self._widened(setting.nprobe, k, matching)
         wanted = min(k, matching)
@@ -191,7 +192,8 @@ class IvfIndex:
         self, query: NDArray[np.float32], ks: Sequence[int], allowed: int, knobs: Mapping[str, float] | None = None
     ) -> list[float]:
         """See `Index.efforts`."""
-        setting, found = self._setting(np.ascontiguousarray(query, np.float32), knobs or {}), []
+        kind = self._curves.kind_of(np.ascontiguousarray(query, np.float32))
+        setting, found = self._setting(kind, knobs or {}), []
         for k in ks:
             codes = self._widened(setting.nprobe, k, allowed) / self.lists * self._placed
             compared = min(codes, max(setting.rescore, 3 * k))
@@ -221,12 +223,15 @@ class IvfIndex:
 
     def doubt(self, query: NDArray[np.float32], knobs: Mapping[str, float]) -> str:
         """See `Index.doubt`."""
+        return self._doubted(self._curves.kind_of(np.ascontiguousarray(query, np.float32)), knobs)
+
+    def _doubted(self, kind: str, knobs: Mapping[str, float]) -> str:
         if "nprobe" in knobs or "rescore" in knobs:
             return ""
         recall = float(knobs.get("recall", DEFAULT_RECALL))
         if recall >= 1:
             return EXACT_RECALL
-        return self.spread_out() or self._curves.doubt(self._curves.kind_of(query), recall)
+        return self.spread_out() or self._curves.doubt(kind, recall)
 
     def standing(self) -> str:
         """See `Index.standing`."""
@@ -318,7 +323,7 @@ class IvfIndex:
         deeper = max(1.0, k / 10) * self._rows / max(1, matching)
         return max(1, min(self.lists, int(nprobe * deeper**0.5)))
 
-    def _setting(self, q: Floats, knobs: Mapping[str, float]) -> Setting:
+    def _setting(self, kind: str, knobs: Mapping[str, float]) -> Setting:
         unknown = sorted(set(knobs) - set(KNOBS))
         if unknown:
             raise VectorIndexError(f"an ivf index has no knob {unknown[0]!r}; it has {', '.join(KNOBS)}")
@@ -330,7 +335,7 @@ class IvfIndex:
                 raise VectorIndexError(f"{name} is {knobs[name]}; it is at least 1")
         if "nprobe" in knobs and "rescore" in knobs:
             return Setting(int(knobs["nprobe"]), int(knobs["rescore"]))
-        picked = self._curves.pick(q, recall, self.lists)
+        picked = self._curves.setting(kind, recall, self.lists)
         return Setting(int(knobs.get("nprobe", picked.nprobe)), int(knobs.get("rescore", picked.rescore)))
 
 
