@@ -25,11 +25,14 @@ from clipql.storage.vectors import segments
 from clipql.storage.vectors.segments import ArrayFile
 
 IMAGE, TEXT = "image_embedding", "text_embedding"
-_NAME = re.compile(r"(?P<kind>img_emb|image_emb|text_emb|metadata)_(?P<number>\d+)\.(?P<ending>npy|parquet)\Z")
+_NAME = re.compile(r"(?P<kind>img_emb|image_emb|text_emb|metadata)_(?P<number>\d+)\.(?P<ending>npy|npz|parquet)\Z")
 _KINDS = {
     ("img_emb", "npy"): IMAGE,
     ("image_emb", "npy"): IMAGE,
     ("text_emb", "npy"): TEXT,
+    ("img_emb", "npz"): IMAGE,
+    ("image_emb", "npz"): IMAGE,
+    ("text_emb", "npz"): TEXT,
     ("metadata", "parquet"): "metadata",
 }
 SAMPLE = 1 << 16

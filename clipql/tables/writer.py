@@ -136,7 +136,7 @@ class Insertion:
         """Use a `.npy` file where it lies. It must stay there, unchanged, as long as the table."""
         self._check_dimension(column, array.dimension, str(array.path), 0)
         if not array.stored_as_is:
-            raise VectorError(f"{array.path} holds {array.dtype}, which cannot be linked; ingest it without --link")
+            raise VectorError(f"{array.path} holds {array.form}, which cannot be linked; ingest it without --link")
         self._vectors[column].append(segments.segment_of(array, self._end(column), str(array.path)))
         tick(array.rows)
 

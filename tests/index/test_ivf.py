@@ -114,6 +114,26 @@ def test_the_default_recall_is_reached_on_unseen_queries_of_either_kind(
     assert recall(made[metric], world.images, queries) >= 0.9
 
 
+@pytest.mark.parametrize("metric", [Metric.COSINE, Metric.DOT])
+def test_a_caption_finds_its_own_picture_as_often_as_it_finds_other_neighbours(
+    world: World, metric: Metric, tmp_path: Path
+) -> None:
+    stored, rng = world.images.take(np.arange(8000)), np.random.default_rng(5)
+    captions = (0.6 * stored + 1.2 * rng.standard_normal(stored.shape) + rng.standard_normal(64)).astype(np.float32)
+    index = build(world.images, metric, tmp_path / "ivf", queries=Blocks((captions,)), seed=3)
+    for asked in (0.9, 0.95, 0.98):
+        own, found, others, hits = 0, 0, 0, 0
+        for row in rng.choice(8000, 400, replace=False).tolist():
+            d = distances(metric, stored, captions[row])
+            near = set(np.argsort(-d if metric.larger_is_nearer else d, kind="stable")[:10].tolist())
+            rows = set(index.search(captions[row], 10, knobs={"recall": asked}).rows.tolist())
+            own, found = own + (row in near), found + len(near & rows & {row})
+            others, hits = others + len(near - {row}), hits + len(near & rows - {row})
+        assert own >= 100
+        assert found >= (asked - 0.03) * own
+        assert hits >= (asked - 0.03) * others
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_distances_are_exact_and_sorted_with_ties_by_row(
     world: World, made: dict[Metric, IvfIndex], metric: Metric

@@ -376,8 +376,8 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         ["text_emb_1.npy holds Python objects, which are never loaded"],
     ),
     "integers": (
-        lambda p: np.save(p.text_path, p.text.astype(np.int8)),
-        ["text_emb_1.npy holds int8; expected float16, float32 or float64"],
+        lambda p: np.save(p.text_path, p.text.astype(np.int32)),
+        ["text_emb_1.npy holds int32; expected float16, float32, float64", 'save it with .astype("float32")'],
     ),
     "one dimension": (
         lambda p: np.save(p.text_path, p.text.ravel()),

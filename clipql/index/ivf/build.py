@@ -24,7 +24,7 @@ from clipql.index.folder import VERSION, NewFolder
 from clipql.index.ivf import codes, kernels, state
 from clipql.index.ivf.bounds import spanned
 from clipql.index.ivf.buckets import Buckets
-from clipql.index.ivf.calibrate import measure
+from clipql.index.ivf.calibrate import Owned, measure
 from clipql.index.ivf.forecast import check_room, forecast
 from clipql.index.ivf.geometry import Floats, Space, Workers, fitted_space, unit_rows
 from clipql.index.ivf.knobs import Curves
@@ -41,9 +41,10 @@ from clipql.storage.vectors.metrics import Metric
 
 ROWS_PER_LIST, FEWEST_PER_LIST = 64, 16
 MOST_LISTS = 1_000_000  # by default; so many can still be learnt from the largest sample
-MOST_ROWS = 2**32
+MOST_ROWS, MOST_NUMBERS = 2**32, 8192
 FITTED_ON = 40_000  # residuals, and as many queries of each kind, that the coder is fitted to
 CALIBRATED_ON = 200  # queries of each kind
+OWNED = 1000  # queries whose own rows are looked up
 TOLD_APART = 0.98  # of rows and of captions, by their means, for a query's kind to be believed
 FORETOLD = 1_000_000  # rows from which on a forecast is worth the second it takes
 ENCODED = 65_536  # lists turned into numbers at once
@@ -79,6 +80,11 @@ def build(
     if rows < FEWEST_ROWS:
         raise VectorIndexError(
             f"an ivf index needs {FEWEST_ROWS} rows to learn from; the column has {rows}: scan it instead"
+        )
+    if vectors.dimension > MOST_NUMBERS:
+        raise VectorIndexError(
+            f"an ivf index holds vectors of at most {MOST_NUMBERS:,} numbers, as it turns them by a square matrix; "
+            f"the column's have {vectors.dimension:,}: they are scanned"
         )
     if rows > MOST_ROWS:
         raise VectorIndexError(f"an ivf index holds at most {MOST_ROWS:,} rows; the column has {rows:,}")
@@ -354,10 +360,20 @@ class _Job:
             steps[0] += 1
             self.progress("calibrate", steps[0], 0)
 
-        image = measure(index, truth, which[:split], self.workers.threads, tick)
-        text = measure(index, truth, which[split:], self.workers.threads, tick)
+        image = measure(index, truth, which[:split], self._owned(known.space, None), self.workers.threads, tick)
+        asked = self._owned(known.space, self._queries(known.space))
+        text = measure(index, truth, which[split:], asked, self.workers.threads, tick)
         meta["curves"] = replace(means, image=image, text=text).to_meta()
         return meta
+
+    def _owned(self, space: Space, queries: Queries | None) -> Owned:
+        """Queries for calibration whose own rows are looked up: stored rows, or queries of them."""
+        rows = spread(self.rows, min(OWNED, self.rows // 10) if queries else 0, (self.seed, 12))
+        rows = rows[space.rows(self.vectors.take(rows), self.workers)[1]]
+        asked = self.vectors.take(rows) if queries is None else queries.take(rows)
+        sound = np.flatnonzero(np.isfinite(asked).all(1) & asked.any(1))
+        sound = sound[[space.reaches(space.query(q)) for q in asked[sound]]]
+        return Owned(asked[sound], rows[sound])
 
     def _means(self) -> Curves:
         """Where the two kinds of query lie; no points yet."""

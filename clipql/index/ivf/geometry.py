@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.errors import VectorError
-from clipql.storage.vectors import kernels
 from clipql.storage.vectors.bits import half_to_float, kernel
 from clipql.storage.vectors.metrics import Metric
 
@@ -40,6 +39,7 @@ FARTHEST, FARTHEST_OF_MANY, FEW_APART, SHORTEST = 64.0, 1024.0, 0.02, 2.0**-10
 FARTHEST_QUERY = 2.0**20  # in units of the column: from beyond, float32 tells its rows no longer apart
 STRETCH = 8.0  # of the logarithm to 2 of lengths: those that count as one order of magnitude
 EQUAL = 1e-6  # rows that differ by less than this share of their length count as equal
+SHORTEST_SQUARE, LONGEST_SQUARE = np.float32(1e-30), np.float32(1e30)  # that float32 holds with its products
 _AT_ONCE = 4096
 
 
@@ -109,10 +109,11 @@ class Space:
         q = np.ascontiguousarray(query, np.float32)
         if q.shape != self.mean.shape:
             raise VectorError(f"the query has shape {q.shape}; the index holds vectors of {self.mean.size} numbers")
-        if not np.isfinite(q).all():
+        square = _square(q)
+        if not _held(square) and not np.isfinite(q).all():
             raise VectorError("the query holds NaN or infinity")
         if self.metric is Metric.COSINE:
-            return unit_vector(q)
+            return unit_vector(q, square)
         with np.errstate(over="ignore"):
             if self.biased:
                 return np.asarray(q * np.float32(self.unit) - self.mean, np.float32)
@@ -165,11 +166,20 @@ def unit_rows(x: Floats) -> Floats:
     return out
 
 
-def unit_vector(x: Floats) -> Floats:
-    """One vector (d,) scaled to length 1, whatever its length; zeros stay."""
+def _square(x: Floats) -> np.float32:
     with np.errstate(over="ignore"):
-        square = x.dot(x)
-    if kernels.SHORTEST <= square <= kernels.LONGEST:
+        return np.float32(x.dot(x))
+
+
+def _held(square: np.float32) -> bool:
+    """Whether float32 holds a squared length, and products of it, without loss; not so if it is no number."""
+    return bool(SHORTEST_SQUARE <= square <= LONGEST_SQUARE)
+
+
+def unit_vector(x: Floats, square: np.float32 | None = None) -> Floats:
+    """One vector (d,) scaled to length 1, whatever its length; zeros stay. square: of its length, where it is known."""
+    square = _square(x) if square is None else square
+    if _held(square):
         return np.asarray(x / np.sqrt(square), np.float32)
     return np.asarray(unit_rows(x[None])[0], np.float32)
 

@@ -72,7 +72,10 @@ class Curves:
         """'text', 'image', 'either' (the two lie too close to tell), or 'foreign' (unlike the stored rows, with no
         captions to compare with).
         """
-        query = unit_vector(query)
+        return self.kind_of_unit(unit_vector(query))
+
+    def kind_of_unit(self, query: Floats) -> str:
+        """The same of a query of length 1, or of zeros."""
         like_image = float(query @ self.image_mean)
         if self.text_mean is not None and self.text:
             if not self.apart:
@@ -109,11 +112,15 @@ class Curves:
                 return f"{one} queries reach a recall of {best:.3f} and {recall:g} is asked"
         return ""
 
-    def pick(self, kind: str, recall: float, lists: int) -> Setting:
-        """The cheapest setting that reaches a recall, and a little more, by the curve of a kind of query.
+    def pick(self, query: Floats, recall: float, lists: int) -> Setting:
+        """The cheapest setting that reaches a recall, and a little more, by the curve of the query's kind.
 
         Every list for 1; where no measured point is enough, twice the widest.
         """
+        return self.setting(self.kind_of(query), recall, lists)
+
+    def setting(self, kind: str, recall: float, lists: int) -> Setting:
+        """The same for a kind of query."""
         if kind == "either":
             a, b = self._of("image", self.image, recall, lists), self._of("text", self.text, recall, lists)
             return Setting(max(a.nprobe, b.nprobe), max(a.rescore, b.rescore))

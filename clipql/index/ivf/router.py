@@ -61,6 +61,6 @@ class Router:
         needs, or `nprobe`, and some more.
         """
         q = np.ascontiguousarray(query, np.float32)
-        wanted = nprobe or self._curves.pick(self._curves.kind_of(q), recall, self.lists).nprobe
+        wanted = nprobe or self._curves.pick(q, recall, self.lists).nprobe
         count = min(self.lists, SPARE_LISTS * wanted)
         return Route(self.model, q, ranked_lists(self._arrays, self._space.query(q), count))

@@ -31,7 +31,9 @@ _CODE = {Metric.DOT: rescore.DOT, Metric.COSINE: rescore.COSINE, Metric.L2: resc
 REACH = 3.0  # deviations of a list's spread added to its score: what its best row, not its middle, may reach
 SPARSE = 0.1  # share of rows that a filter leaves below which their codes are not read before it is asked
 ALIKE = 1e-5  # relative: codes of equal vectors may differ by what a product of matrices rounds
-SLACK = 4.5  # deviations of a code's error allowed for before a row is given up unseen
+# deviations of a code's error allowed for before a row is given up unseen: for the last hundredth of recall, which
+# settings that compare many rows are for, more
+SLACK, WIDE_SLACK, MANY_RESCORED = 4.5, 6.0, 100
 # measured at 512 numbers: 10 ns to read a code and 450 to rescore a row, 78 to compare it in a scan
 CODE_EFFORT, ROW_EFFORT = 0.13, 5.8
 # a row kept apart is compared by every search; with a larger share of them an exact scan is as good
@@ -117,6 +119,19 @@ class IvfIndex:
         found = rescore.distances(self._table, _CODE[self.metric], np.ascontiguousarray(query, np.float32), rows)
         return np.asarray(np.sqrt(found) if self.metric is Metric.L2 else found, np.float64)
 
+    def lists_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 (n,): the list that each of these rows is in, -1 for none."""
+        at = np.full(self._rows, -1, np.int32)
+        at[rows] = 0
+        places = np.flatnonzero(at[self._arrays.rows[: self._placed]] == 0)
+        at[rows] = -1
+        at[self._arrays.rows[places]] = np.searchsorted(self._arrays.start, places, side="right") - 1
+        return at[rows].astype(np.int64)
+
+    def ranked(self, query: NDArray[np.float32], most: int) -> NDArray[np.int32]:
+        """So many lists, the most promising for a query first."""
+        return ranked_lists(self._arrays, self._space.query(query), min(most, self.lists))
+
     def bytes_per_row(self) -> float:
         """Size of the index beyond the vectors, for each row covered."""
         bounds = self._ranges.kept.nbytes if self._ranges else 0
@@ -138,18 +153,18 @@ class IvfIndex:
         if k <= 0:
             return self._answer(np.empty(0, np.int64), np.empty(0), 0, Cost(), ties)
         mask, matching = self._filter(among)
-        given = knobs or {}
-        kind = "" if "nprobe" in given and "rescore" in given else self._curves.kind_of(q)
-        setting = self._setting(kind, given)
+        kind = self._curves.kind_of_unit(v) if self.metric is Metric.COSINE else self._curves.kind_of(q)
+        setting = self._setting(kind, knobs or {})
         kept = max(setting.rescore, 3 * k)
+        slack = WIDE_SLACK if setting.rescore > MANY_RESCORED else SLACK
         blank = self.metric is Metric.COSINE and not v.any()
-        if matching <= kept or blank or not self._space.reaches(v) or self._doubt(kind, given):
+        if matching <= kept or blank or not self._space.reaches(v) or self._doubted(kind, knobs or {}):
             return self._exactly(q, k, among, begun, ties)
         nprobe = self._widened(setting.nprobe, k, matching)
         wanted = min(k, matching)
         while True:
             sparse = matching < SPARSE * self._rows
-            rows, distances, counts, edge = self._probe(q, v, mask, wanted, nprobe, kept, sparse)
+            rows, distances, counts, edge = self._probe(q, v, mask, wanted, nprobe, kept, sparse, slack)
             if len(rows) < wanted and nprobe < self.lists:
                 nprobe = min(4 * nprobe, self.lists)
             elif ties and counts[2] == kept and self._hides_ties(distances, wanted, edge):
@@ -208,9 +223,9 @@ class IvfIndex:
 
     def doubt(self, query: NDArray[np.float32], knobs: Mapping[str, float]) -> str:
         """See `Index.doubt`."""
-        return self._doubt(self._curves.kind_of(query), knobs)
+        return self._doubted(self._curves.kind_of(np.ascontiguousarray(query, np.float32)), knobs)
 
-    def _doubt(self, kind: str, knobs: Mapping[str, float]) -> str:
+    def _doubted(self, kind: str, knobs: Mapping[str, float]) -> str:
         if "nprobe" in knobs or "rescore" in knobs:
             return ""
         recall = float(knobs.get("recall", DEFAULT_RECALL))
@@ -252,7 +267,15 @@ class IvfIndex:
         return nearest(rows, distances, k, self.metric, cost, ties=ties)
 
     def _probe(
-        self, q: Floats, v: Floats, mask: NDArray[np.bool_], k: int, nprobe: int, kept: int, sparse: bool
+        self,
+        q: Floats,
+        v: Floats,
+        mask: NDArray[np.bool_],
+        k: int,
+        nprobe: int,
+        kept: int,
+        sparse: bool,
+        slack: float,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], Floats]:
         found: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], Floats] = kernels.search(
             self._arrays,
@@ -266,7 +289,7 @@ class IvfIndex:
             nprobe,
             kept,
             REACH,
-            SLACK * self._error,
+            slack * self._error,
             _ranked(self.lists, nprobe),
             self._cold,
             self._routed(q, nprobe),
@@ -312,7 +335,7 @@ class IvfIndex:
                 raise VectorIndexError(f"{name} is {knobs[name]}; it is at least 1")
         if "nprobe" in knobs and "rescore" in knobs:
             return Setting(int(knobs["nprobe"]), int(knobs["rescore"]))
-        picked = self._curves.pick(kind, recall, self.lists)
+        picked = self._curves.setting(kind, recall, self.lists)
         return Setting(int(knobs.get("nprobe", picked.nprobe)), int(knobs.get("rescore", picked.rescore)))
 
 

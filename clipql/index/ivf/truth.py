@@ -1,7 +1,8 @@
 """Exact neighbours of a few queries, gathered while a build passes over the rows anyway.
 
-These are what recall is measured against. The queries are rows of the table itself and captions of rows; the row a
-query came from is left out of its neighbours, as it would be for a query nobody has stored.
+These are what recall is measured against. The queries are rows of the table itself and captions of rows. The row that
+a query came from is gathered apart from the others: as one of the ten it would say little of the other nine where it
+is easily found, and be hidden by them where it is not, as for a caption.
 """
 
 from __future__ import annotations
@@ -52,24 +53,32 @@ class Truth:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The 10 nearest rows of a query but its own, int64, and their exact distances, float64, nearest first."""
+    """The 10 nearest rows of a query, by exact distances. others: those but its own. own: whether its own is of them.
 
-    own: int
-    rows: NDArray[np.int64]
+    distances: float64, of the others; own_distance: of its own.
+    """
+
+    row: int
+    own: bool
+    others: NDArray[np.int64]
     distances: NDArray[np.float64]
+    own_distance: float
 
-    def found(self, rows: NDArray[np.integer], distances: NDArray[np.float64]) -> int:
-        """How many of them are in an answer. A row at the same distance counts as the one that it ties with."""
-        rows = rows.astype(np.int64)
-        spare = distances[~np.isin(rows, self.rows) & (rows != self.own)]
-        hits = 0
-        for row, distance in zip(self.rows, self.distances, strict=True):
-            named = bool((rows == row).any())
-            tied = np.flatnonzero(np.abs(spare - distance) <= TIED * abs(distance))
-            hits += named or len(tied) > 0
-            if not named and len(tied):
-                spare = np.delete(spare, tied[0])
-        return hits
+    def found(self, rows: NDArray[np.integer], distances: NDArray[np.float64]) -> tuple[int, bool]:
+        """How many of the others are among the rows of an answer, and whether its own is. A row at the same distance
+        counts as the one that it ties with.
+        """
+        given, others = rows.tolist(), self.others.tolist()
+        own, missing = self.row in given, [i for i, row in enumerate(others) if row not in given]
+        if own and not missing:
+            return len(others), True
+        spare = distances[[row not in others and row != self.row for row in given]]
+        hits = len(others) - len(missing)
+        for at in missing:
+            tied = np.flatnonzero(np.abs(spare - self.distances[at]) <= TIED * abs(self.distances[at]))
+            if len(tied):
+                hits, spare = hits + 1, np.delete(spare, tied[0])
+        return hits, own or bool((np.abs(spare - self.own_distance) <= TIED * abs(self.own_distance)).any())
 
 
 def settled(
@@ -78,12 +87,15 @@ def settled(
     """The neighbours of a query of the truth once all rows were added. apart: rows that are in no list, which the truth
     does not hold. distances: exact ones of rows, (n,), to a query. descending: the largest is the nearest.
     """
-    own, rows = int(truth.own[which]), truth.rows[which]
-    rows = np.unique(np.concatenate([rows[rows >= 0], apart]))
-    rows = rows[rows != own]
+    own = int(truth.own[which])
+    rows = truth.rows[which]
+    rows = np.unique(np.concatenate([rows[rows >= 0], apart, [own]]))
     values = distances(truth.queries[which], rows)
+    own_distance = float(values[np.searchsorted(rows, own)])
     order = np.lexsort((rows, -values if descending else values))[:NEIGHBOURS]
-    return Neighbours(own, rows[order], values[order])
+    rows, values = rows[order], values[order]
+    others = rows != own
+    return Neighbours(own, not others.all(), rows[others], values[others], own_distance)
 
 
 @kernel

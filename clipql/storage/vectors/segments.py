@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from clipql.errors import DatabaseDamaged, StorageError, VectorError
 from clipql.storage import files
 from clipql.storage.catalog import Segment
+from clipql.storage.vectors import forms
 
 HEADER = 128
 # numbers of a vector: a header that says more is taken to be damaged
@@ -35,56 +36,78 @@ UNREADABLE = (
 )  # fmt: skip
 # what fits the second-level cache is checked, hashed and written two to four times faster than what does not
 BLOCK_BYTES = 1 << 20
+# columns are read in long pieces
+COLUMN_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """The header of a 2-d `.npy` file of numbers: shape, dtype and the byte where the numbers begin."""
+    """The header of a 2-d `.npy` file of numbers: shape, dtype and the byte where the numbers begin.
+
+    fortran: they come column after column. zipped: the file is an `.npz`, which has no other array.
+    """
 
     path: Path
     rows: int
     dimension: int
     dtype: np.dtype[Any]
     offset: int
+    fortran: bool = False
+    zipped: bool = False
 
     @property
     def stored_as_is(self) -> bool:
-        """Whether the bytes can serve as a segment unchanged: little-endian float16 or float32."""
-        return self.dtype in (np.dtype("<f2"), np.dtype("<f4"))
+        """Whether the bytes can serve as a segment unchanged: a `.npy` of little-endian float16 or float32 rows."""
+        return self.dtype in (np.dtype("<f2"), np.dtype("<f4")) and not self.fortran and not self.zipped
+
+    @property
+    def form(self) -> str:
+        """What it holds, in a word or two, as messages say it."""
+        order = " in Fortran order" if self.fortran else " in an .npz" if self.zipped else ""
+        return f"{forms.name_of(self.dtype)}{order}"
 
 
 def read_header(path: Path, *, follow: bool = True) -> ArrayFile:
-    """Read and check the header of a `.npy` file of vectors, without reading the vectors.
+    """Read and check the header of a `.npy` file of vectors, or of the one in an `.npz`, without reading the vectors.
 
     follow: also where the path is a symbolic link, as that of a part may be and that of a segment is not. Raises
-    VectorError, naming the file, where it is not a whole 2-d array of float16, float32 or float64 numbers.
+    VectorError, naming the file, where it is not a whole 2-d array of numbers that are taken in (see `forms`).
     """
     try:
         with files.translated(path, "reading"), files.open_plain(path, follow=follow) as file:
+            begin, size = 0, os.fstat(file.fileno()).st_size
+            zipped = file.read(4) == forms.ZIPPED
+            if zipped:
+                begin, size = forms.zipped_array(file)
+            file.seek(begin)
             shape, fortran, dtype, offset = _parse_header(file)
-            size = os.fstat(file.fileno()).st_size
     except StorageError as error:
         raise VectorError(str(error)) from error
+    except VectorError as error:
+        raise VectorError(f"{path} {error}") from error
     except UNREADABLE as error:
+        if "'<f1'" in str(error) or "'f1'" in str(error):  # as ml_dtypes' float8_e5m2 is saved, which numpy cannot read
+            raise VectorError(f'{path} holds float8; save it with .astype("float16"), which loses nothing') from error
         raise VectorError(f"{path} is not a .npy file of vectors ({error})") from error
-    if dtype.hasobject:
-        raise VectorError(f"{path} holds Python objects, which are never loaded; expected float16 or float32 numbers")
-    if dtype.kind != "f" or dtype.itemsize > 8:
-        raise VectorError(f"{path} holds {dtype}; expected float16, float32 or float64 numbers")
+    if refused := forms.refusal(dtype):
+        raise VectorError(f"{path} {refused}")
+    if len(shape) == 1:
+        raise VectorError(
+            f"{path} has shape {shape}; expected (rows, dimension), one vector a row: "
+            "reshape(1, -1) makes it one vector"
+        )
     if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
         raise VectorError(f"{path} has shape {shape}; expected (rows, dimension), one vector a row")
     if shape[1] > LONGEST:
         raise VectorError(f"{path} has vectors of {shape[1]:,} numbers; {LONGEST:,} are the most")
-    if fortran and min(shape) > 1:
-        raise VectorError(f"{path} is in Fortran order; save it with numpy.ascontiguousarray")
     expected = offset + shape[0] * shape[1] * dtype.itemsize
     if size != expected:
         state = "cut short" if size < expected else "too long"
         raise VectorError(
-            f"{path} is {state}: its header announces {shape[0]:,} vectors of {shape[1]} {dtype} numbers, "
-            f"{expected:,} bytes in all, and it has {size:,}; fetch it again"
+            f"{path} is {state}: its header announces {shape[0]:,} vectors of {shape[1]} {forms.name_of(dtype)} "
+            f"numbers, {expected:,} bytes in all, and it has {size:,}; fetch it again"
         )
-    return ArrayFile(path, shape[0], shape[1], dtype, offset)
+    return ArrayFile(path, shape[0], shape[1], dtype, begin + offset, fortran and min(shape) > 1, zipped)
 
 
 def size_by_header(file: BinaryIO) -> int:
@@ -117,8 +140,11 @@ def read_blocks(array: ArrayFile) -> Iterator[tuple[int, NDArray[Any]]]:
     """The vectors of a file in blocks of about 1 MB, as pairs of first row and (n, d) array.
 
     Reads, and does not map, so that memory stays bounded. A block is only valid until the next one is asked for.
-    float64 and big-endian numbers come as float32.
+    Numbers that are not little-endian float16 or float32 come as float32.
     """
+    if array.fortran:
+        yield from _read_columns(array)
+        return
     width = array.dimension * array.dtype.itemsize
     step = max(1, BLOCK_BYTES // width)
     buffer = bytearray(step * width)
@@ -133,10 +159,27 @@ def read_blocks(array: ArrayFile) -> Iterator[tuple[int, NDArray[Any]]]:
                     raise VectorError(f"{array.path} ended at row {first + got // width:,} of {array.rows:,}")
                 got += read
             block = np.frombuffer(view, array.dtype).reshape(n, array.dimension)
-            if not array.stored_as_is:
-                with np.errstate(over="ignore"):
-                    block = block.astype(np.float32)
-            yield first, block
+            yield first, _as_stored(block)
+
+
+def _read_columns(array: ArrayFile) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The same of a file in Fortran order, of which a block is a piece of every column."""
+    step = max(1, COLUMN_BYTES // (array.dimension * array.dtype.itemsize))
+    with files.translated(array.path, "reading"), files.open_plain(array.path, follow=True) as file:
+        for first in range(0, array.rows, step):
+            n = min(step, array.rows - first)
+            block = np.empty((n, array.dimension), array.dtype)
+            for column in range(array.dimension):
+                file.seek(array.offset + (column * array.rows + first) * array.dtype.itemsize)
+                piece = file.read(n * array.dtype.itemsize)
+                if len(piece) < n * array.dtype.itemsize:
+                    raise VectorError(f"{array.path} ended at position {column:,} of {array.dimension:,}")
+                block[:, column] = np.frombuffer(piece, array.dtype)
+            yield first, _as_stored(block)
+
+
+def _as_stored(block: NDArray[Any]) -> NDArray[Any]:
+    return block if block.dtype in (np.dtype("<f2"), np.dtype("<f4")) else forms.widened(block)
 
 
 def fits_float16(block: NDArray[Any]) -> bool:
@@ -149,7 +192,8 @@ def smallest_dtype(array: ArrayFile) -> str:
     """'float16' where that holds every number of the file exactly, and 'float32' otherwise. Stops at the first block
     that it does not hold.
     """
-    if array.dtype == np.dtype("<f2") or all(fits_float16(block) for _, block in read_blocks(array)):
+    whole = array.dtype.kind in "iu" and array.dtype.itemsize == 1  # float16 holds every integer up to 2,048
+    if whole or array.dtype == np.dtype("<f2") or all(fits_float16(block) for _, block in read_blocks(array)):
         return "float16"
     return "float32"
 
@@ -254,9 +298,10 @@ def map_segment(folder: Path, segment: Segment) -> NDArray[Any]:
     except VectorError as error:
         advice = "put the linked file back" if segment.linked else "restore it from a backup"
         raise DatabaseDamaged(f"a segment is damaged: {error}; {advice}") from error
-    if (found.rows, found.dimension, found.dtype.name) != (segment.rows, segment.dimension, segment.dtype):
+    told = (segment.rows, segment.dimension, segment.dtype)
+    if (found.rows, found.dimension, found.dtype.name) != told or not found.stored_as_is:
         raise DatabaseDamaged(
-            f"segment {path} holds {found.rows:,} vectors of {found.dimension} {found.dtype}; the manifest says "
+            f"segment {path} holds {found.rows:,} vectors of {found.dimension} {found.form}; the manifest says "
             f"{segment.rows:,} of {segment.dimension} {segment.dtype}: it was replaced, restore the original"
         )
     if not segment.rows:
