@@ -8,20 +8,34 @@ of them a single process would run out. With arguments, they go to one pytest as
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 HERE = Path(__file__).parent
 SECONDS = 1800  # for one file or folder: what takes longer hangs, however slow the machine
+ROOM = 12 << 30
 SLOW_FIRST = (
     "index", "cluster", "serve", "tables", "serve/browser", "ingest", "sql", "faults", "cli", "encode", "differential",
     "care", "test_readme.py", "edges",
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def place() -> Iterator[str]:
+    """A folder for the tests' files: in memory where there is much of it, as databases are synced at every commit."""
+    memory = Path("/dev/shm")
+    there = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM
+    with tempfile.TemporaryDirectory(prefix="clipql-tests-", dir=memory if there else None) as folder:
+        yield folder
 
 
 def units() -> list[Path]:
@@ -36,13 +50,14 @@ def name(unit: Path) -> str:
     return unit.relative_to(HERE).as_posix()
 
 
-def run(unit: Path) -> tuple[Path, int, str, float]:
+def run(unit: Path, folder: str) -> tuple[Path, int, str, float]:
     """One unit: its path, pytest's exit status, its output, the seconds it took."""
     began = time.monotonic()
     tests = [str(p) for p in sorted(unit.glob("test_*.py"))] if unit.is_dir() else [str(unit)]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     try:
-        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=SECONDS,
+                              env={**os.environ, "TMPDIR": folder})  # fmt: skip
         status, output = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired as error:
         shown = error.stdout or b""
@@ -55,8 +70,8 @@ def main(arguments: list[str]) -> int:
     if arguments:
         return subprocess.call([sys.executable, "-m", "pytest", *arguments])
     began, broken, counts = time.monotonic(), [], {"passed": 0, "failed": 0, "skipped": 0}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1) as pool:
-        for done in as_completed([pool.submit(run, unit) for unit in units()]):
+    with place() as folder, ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1) as pool:
+        for done in as_completed([pool.submit(run, unit, folder) for unit in units()]):
             unit, status, output, seconds = done.result()
             for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", output.rstrip().rpartition("\n")[2]):
                 counts["failed" if what == "error" else what] += int(count)
