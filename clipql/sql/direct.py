@@ -7,6 +7,7 @@ ClickHouse. What must stay true: the answer has the rows, names and types that C
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,17 +112,24 @@ def _distance(registry: Registry, plan: Plan, item: Item, rows: NDArray[Any], ke
     return arrow_numbers(values.astype(np.float32) if vector.narrow_for(call.metric) else values)
 
 
-def as_select(indexes: Indexes, plan: Plan, wanted: tuple[Item, ...], name: str) -> str | None:
-    """The SELECT by which ClickHouse writes the answer, the Arrow table `name`, in any format; None where types are not
-    simple.
-    """
+def types_of(indexes: Indexes, plan: Plan, wanted: tuple[Item, ...]) -> tuple[str, ...] | None:
+    """ClickHouse's types of the answer's columns; None where they are not simple."""
     reader = indexes.rows.reader(plan.select.table)
-    parts = []
+    found = []
     for item in wanted:
         call = item.call
         narrow = call is not None and plan.vectors[call].narrow_for(plan.select.calls[call].metric)
         kind = reader.types[item.column] if reader and item.column else "Float32" if narrow else "Float64"
         if not _SIMPLE.match(kind):
             return None
-        parts.append(f"CAST({quote_name(item.name)}, {quote_string(kind)}) AS {quote_name(item.name)}")
-    return f"SELECT {', '.join(parts)} FROM Python({name})"
+        found.append(kind)
+    return tuple(found)
+
+
+def as_select(found: pa.Table, types: Sequence[str], name: str) -> str:
+    """The SELECT by which ClickHouse writes the answer, the Arrow table `name`, in any format."""
+    casts = [
+        f"CAST({quote_name(n)}, {quote_string(t)}) AS {quote_name(n)}"
+        for n, t in zip(found.column_names, types, strict=True)
+    ]
+    return f"SELECT {', '.join(casts)} FROM Python({name})"

@@ -62,10 +62,10 @@ class Step:
 
 @dataclass(frozen=True, repr=False)
 class Direct(Brief):
-    """A result from the row file, and the SELECT from it (as `clipql_answer`) that writes it in another format."""
+    """A result from the row file. types: ClickHouse's, where it is to be written in another format than Arrow's."""
 
     table: pa.Table
-    sql: str | None
+    types: tuple[str, ...] | None
 
 
 @dataclass

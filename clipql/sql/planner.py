@@ -177,13 +177,13 @@ class Planner:
         """The result from the row file, if it can be had from there in this format."""
         if wanted is None:
             return None
-        text = None if format == "ArrowStream" else direct.as_select(self._indexes, planned, wanted, "clipql_answer")
-        if text is None and format != "ArrowStream":
+        types = None if format == "ArrowStream" else direct.types_of(self._indexes, planned, wanted)
+        if types is None and format != "ArrowStream":
             return None
         offset = planned.select.offset
         skipped = int(constants.number(offset) or 0) if offset else 0
         table = direct.answer(self._registry, self._indexes, planned, wanted, found, skipped)
-        return None if table is None else Direct(table, text)
+        return None if table is None else Direct(table, types)
 
     def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Explained]:
         """The plan of each SELECT that reads vectors, outer ones first, with nothing searched."""

@@ -79,7 +79,7 @@ class Prepared:
     catalog: Catalog
     changes: int
     format: str
-    as_select: str | None
+    types: tuple[str, ...] | None
 
 
 class Repeats:
@@ -190,7 +190,7 @@ class Repeats:
     def _fetched(self, plan: Plan, prepared: Prepared, given: Mapping[str, Any], found: Candidates) -> Direct | None:
         offset = _count(plan.select.offset or "0", given) or 0
         table = answer(self._registry, self._indexes, plan, prepared.items, found, offset)
-        return None if table is None else Direct(table, prepared.as_select)
+        return None if table is None else Direct(table, prepared.types)
 
 
 def _count(text: str | None, params: Mapping[str, Any]) -> int | None:
@@ -261,5 +261,5 @@ def prepare(
         catalog=registry.catalog,
         changes=registry.changes,
         format=format,
-        as_select=found.sql,
+        types=found.types,
     )

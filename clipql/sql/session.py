@@ -23,11 +23,13 @@ from clipql.engine.arrays import with_numbers
 from clipql.engine.arrow import arrow_stream
 from clipql.engine.embedded import Output
 from clipql.engine.quoting import quote_name
+from clipql.engine.row_writer import written
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index.base import Route
 from clipql.sql import explain, settings
 from clipql.sql.calls import find_sources
 from clipql.sql.definitions import Definitions
+from clipql.sql.direct import as_select
 from clipql.sql.execution import Direct, Step
 from clipql.sql.harmless import settings_allow
 from clipql.sql.insert import insert, load
@@ -127,10 +129,10 @@ class Session:
             if found is None:
                 return None
             answer, steps = found
-            if as_table and answer.sql is None:
+            if as_table and answer.types is None:
                 output = Output(rows=answer.table.num_rows, table=answer.table)
             else:
-                output = self._answered(answer, prepared.format)
+                output = self._answered(answer, prepared.format, began)
         return Answer(output, prepared.format, time.perf_counter() - began, steps)
 
     def _defined(self) -> list[str]:
@@ -252,6 +254,7 @@ class Session:
             return self._engine.query(
                 "SELECT explain FROM Python(lines)", format, tables={"lines": table}, user=True
             ), ()
+        began = time.perf_counter()
         with self._registry.gate.reading():
             text, listing = self._listed(text) if "clipql" in text else (text, {})
             acting = self._engine.acting
@@ -260,17 +263,24 @@ class Session:
                 text, params, options, format=format if direct else None, asked=None if listing else asked
             )
             if rewritten.answer is not None:
-                return self._answered(rewritten.answer, format), rewritten.steps
+                return self._answered(rewritten.answer, format, began), rewritten.steps
             rewritten = dataclasses.replace(rewritten, tables={**rewritten.tables, **listing})
             if sink is not None and chunks.joins(format) and not (rewritten.steps or rewritten.tables):
                 return self._stream(rewritten, format, sink), ()
             return self._run(rewritten, text, params, format, progress)
 
-    def _answered(self, answer: Direct, format: str) -> Output:
+    def _answered(self, answer: Direct, format: str, began: float) -> Output:
         """A result that the row file gave."""
-        if answer.sql is not None:
-            return self._engine.query(answer.sql, format, tables={"clipql_answer": answer.table}, user=True)
-        return Output(arrow_stream(answer.table), rows=answer.table.num_rows)
+        if answer.types is None:
+            return Output(arrow_stream(answer.table), rows=answer.table.num_rows)
+        acting, seconds = self._engine.acting, time.perf_counter() - began
+        told = (*acting.settings, *acting.user.statements)
+        if not any("output_format_" in text for text in told):
+            data = written(answer.table, answer.types, format, seconds)
+            if data is not None:
+                return Output(data, seconds, answer.table.num_rows)
+        sql = as_select(answer.table, answer.types, "clipql_answer")
+        return self._engine.query(sql, format, tables={"clipql_answer": answer.table}, user=True)
 
     def _stream(self, planned: Rewritten, format: str, sink: Sink) -> Output:
         began, rows, size = time.perf_counter(), 0, 0
