@@ -20,7 +20,7 @@ from clipql.engine.users import Acting
 from clipql.errors import ClipqlError, PictureError, QueryError
 from clipql.serve import access_control, openapi
 from clipql.serve import search_request as search
-from clipql.serve.column_roles import ColumnRoles, column_roles, kind
+from clipql.serve.column_roles import ColumnRoles, kind
 from clipql.serve.error_position import without_prefix
 from clipql.serve.errors import error_status
 from clipql.serve.pool import Busy, gone
@@ -179,7 +179,7 @@ class Api:
             "model": model,
             "write": service.options.write,
             "most": {"search": service.options.limits.k, "file": service.options.limits.rows},
-            "tables": [self._describe(t, column_roles(service.engine, t)) for t in tables],
+            "tables": [self._describe(t, service.roles[t]) for t in tables],
         }
 
     @staticmethod
@@ -248,7 +248,7 @@ class Api:
 
     def _one_row(self, path: Mapping[str, str]) -> Response:
         table = self._service.table(path["database"], path["table"])
-        roles = column_roles(self._service.engine, table)
+        roles = self._service.roles[table]
         found = self._results.read_row(table, roles.plain, search.row_number(path["id"]))
         if found is None:
             return _error(404, f"{table.full_name} has no row {path['id'][:20]}")
@@ -264,7 +264,7 @@ class Api:
 
     def _drawn(self, path: Mapping[str, str], size: int, seen: str) -> Response:
         table = self._service.table(path["database"], path["table"])
-        roles = column_roles(self._service.engine, table)
+        roles = self._service.roles[table]
         row = self._results.read_row(table, (roles.file,), search.row_number(path["id"])) if roles.file else None
         if row is None or roles.file is None:
             return _error(404, "there is no such row with a picture's file")

@@ -1,7 +1,7 @@
 """What a table's columns are for: which one is the caption, the picture, the mark of what is not safe to show.
 
 Told by their names and types, as LAION, img2dataset and `clipql embed` give them. What must stay true: nothing is
-read but the definition, so that it can be asked for at every request.
+read but the definition, and that once for each state of the database, as it is asked for at every request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
 from clipql.storage.catalog import Table
-from clipql.tables.registry import INTERNAL, ROW
+from clipql.tables.registry import INTERNAL, ROW, Registry
 
 _CAPTIONS = ("caption", "text", "alt", "title", "description", "name")
 _URLS = ("url", "image_url", "picture_url", "src")
@@ -33,6 +33,21 @@ class ColumnRoles:
     file: str | None
     nsfw: str | None
     safe: str | None
+
+
+class Roles:
+    """The roles of tables' columns, looked up once for each state of the database. Thread-safe."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._known: dict[str, tuple[object, int, ColumnRoles]] = {}
+
+    def __getitem__(self, table: Table) -> ColumnRoles:
+        state = (self._registry.catalog, self._registry.changes)
+        known = self._known.get(table.id)
+        if known is None or known[0] is not state[0] or known[1] != state[1]:
+            known = self._known[table.id] = (*state, column_roles(self._registry.engine, table))
+        return known[2]
 
 
 def column_roles(engine: Engine, table: Table) -> ColumnRoles:

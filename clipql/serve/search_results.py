@@ -17,7 +17,7 @@ from clipql.engine.python_values import python_columns
 from clipql.engine.quoting import quote_name
 from clipql.errors import PictureError, QueryError
 from clipql.serve import search_request as search
-from clipql.serve.column_roles import ColumnRoles, column_roles
+from clipql.serve.column_roles import ColumnRoles
 from clipql.serve.search_request import Search
 from clipql.serve.service import Request, Service
 from clipql.serve.values import folded, plain
@@ -41,7 +41,7 @@ class SearchResults:
         began = time.perf_counter()
         table = service.table(asked.database, asked.table)
         column = service.column(table, asked.column)
-        roles = column_roles(service.engine, table)
+        roles = service.roles[table]
         vectors = [self._vector(term, table, column.name, column.model) for term in asked.terms]
         encoded = time.perf_counter()
         vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
@@ -150,7 +150,7 @@ class SearchResults:
         """One row's values by the names of its columns, or None where there is no such row."""
         names = ", ".join([*map(quote_name, columns), ROW])
         sql = f"SELECT {names} FROM {self._service.registry.physical(table)} WHERE {ROW} = {row} LIMIT 1"
-        types = column_roles(self._service.engine, table).types
+        types = self._service.roles[table].types
         rows = _records(self._service.engine.arrow(sql, user=True), types)
         return rows[0] if rows else None
 

@@ -16,6 +16,7 @@ from clipql.engine.embedded import Engine
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import UnknownTable, VectorError
 from clipql.serve import allowed
+from clipql.serve.column_roles import Roles
 from clipql.serve.foreign import detach, foreign
 from clipql.serve.guard import Checked, Guard
 from clipql.serve.limits import Options
@@ -53,6 +54,7 @@ class Service:
         self.pool, self.bodies = Pool(options.limits, self.engine.cancel), Bodies(options.limits)
         self.metrics = Metrics(self.registry, database.encoders, lambda: self.pool.taken)
         self.everyone = self.new_user()
+        self.roles = Roles(self.registry)
         database.encoders.files = False
 
     def _leave_out_foreign(self) -> None:

@@ -24,7 +24,7 @@ from clipql.sql.harmless import MOST_ROWS
 from clipql.sql.plan import Plan
 from clipql.sql.recognise import VectorSelect
 from clipql.tables.indexes import Indexes
-from clipql.tables.registry import Registry
+from clipql.tables.registry import ROW, Registry
 
 _CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "PREWHERE", "ORDER", "LIMIT", "OFFSET"}
 # what ClickHouse writes as it reads it from Arrow
@@ -83,16 +83,20 @@ def answer(
     rows = found.rows[offset : plan.k]
     if reader is None or len(rows) > MOST_ROWS or (len(rows) and int(rows.max()) >= reader.rows):
         return None
-    if any(i.column is not None and i.column not in reader.types for i in wanted):
+    stored = [i.column for i in wanted if i.column not in (None, ROW)]
+    if any(name not in reader.types for name in stored):
         return None
     try:
-        taken = reader.take(rows.tolist(), [i.column for i in wanted if i.column is not None])
+        taken = reader.take(rows.tolist(), stored)
     except DatabaseDamaged as error:
         indexes.rows.distrust(select.table, error)
         return None
     columns, fields = [], []
     for item in wanted:
-        if item.column is not None:
+        if item.column == ROW:
+            columns.append(arrow_numbers(rows.astype(np.uint64)))
+            fields.append(pa.field(item.name, pa.uint64(), nullable=False))
+        elif item.column is not None:
             columns.append(taken[item.column])
             fields.append(reader.schema.field(item.column).with_name(item.name))
         else:
@@ -119,7 +123,9 @@ def types_of(indexes: Indexes, plan: Plan, wanted: tuple[Item, ...]) -> tuple[st
     for item in wanted:
         call = item.call
         narrow = call is not None and plan.vectors[call].narrow_for(plan.select.calls[call].metric)
-        kind = reader.types[item.column] if reader and item.column else "Float32" if narrow else "Float64"
+        kind = "Float32" if narrow else "UInt64" if item.column == ROW else "Float64"
+        if reader and item.column in reader.types:
+            kind = reader.types[item.column]
         if not _SIMPLE.match(kind):
             return None
         found.append(kind)

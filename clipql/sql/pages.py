@@ -15,9 +15,10 @@ import numpy as np
 
 from clipql.index.base import Candidates
 
-# A step looks into the square root of five, or so, times the lists of the one before. Round numbers come before a step,
-# as some of what it finds may come too late; more than 256 rows are rescored without an end in sight (`ivf.rescore`).
-STEPS = (10, 56, 256, 1_280, 6_400, 32_000, 160_000, 800_000)
+# A step looks into the square root of five, or so, times the lists of the one before. Round numbers, and one more,
+# which tells whether there is another page, come before a step, as some of what it finds may come too late; more than
+# 256 rows are rescored without an end in sight (`ivf.rescore`).
+STEPS = (11, 56, 256, 1_280, 6_400, 32_000, 160_000, 800_000)
 # of what a scan is asked for beyond what is wanted, for the same reason
 SHARE = 8
 

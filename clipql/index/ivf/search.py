@@ -319,8 +319,10 @@ class IvfIndex:
         return self._answer(rows, distances, k, cost, ties)
 
     def _widened(self, nprobe: int, k: int, matching: int) -> int:
-        """More lists for more rows asked or fewer allowed: the k nearest of a tenth are spread like ten times k."""
-        deeper = max(1.0, k / 10) * self._rows / max(1, matching)
+        """More lists for more rows asked or fewer allowed: the k nearest of a tenth are spread like ten times k. One
+        row more than the ten that recall is measured at takes none.
+        """
+        deeper = max(1.0, k / 11) * self._rows / max(1, matching)
         return max(1, min(self.lists, int(nprobe * deeper**0.5)))
 
     def _setting(self, kind: str, knobs: Mapping[str, float]) -> Setting:
