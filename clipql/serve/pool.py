@@ -203,8 +203,10 @@ class Pool:
 async def gone(request: Request) -> None:
     """Wait until the client goes. Its body must have been read."""
     with contextlib.suppress(Exception):
-        while not await request.is_disconnected():
-            await asyncio.sleep(0.2)
+        while True:
+            await asyncio.sleep(0.2)  # first: to look costs as much as a short request
+            if await request.is_disconnected():
+                return
 
 
 class Pipe:
