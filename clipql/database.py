@@ -22,8 +22,9 @@ from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
 from clipql.sql import old_views
+from clipql.sql.outputs import Progress
 from clipql.sql.result_types import ResultTypes
-from clipql.sql.session import Answer, Progress, Session
+from clipql.sql.session import Answer, Session
 from clipql.sql.stars import Stars
 from clipql.storage import catalog, files, strays
 from clipql.storage.catalog import Catalog
@@ -110,15 +111,27 @@ class Database:
             raise QueryError("there is no statement in the text")
         for statement in statements[:-1]:
             self.execute(statement, params, format="Null")
-        answer = self._answer(statements[-1], params)
+        return self._result(self._answer(statements[-1], params), statements[-1], params)
+
+    def _result(self, answer: Answer, statement: str, params: Mapping[str, Any]) -> Result:
         output = answer.output
         stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards)
         if answer.format == "ArrowStream":
             table, types = answer.output.arrow(), {}
             if self._result_types is not None and needs_types(table.schema):
-                types = dict(self._result_types.of(statements[-1], params))
+                types = dict(self._result_types.of(statement, params))
             return Result(table, stats, types=types)
         return Result(pa.table({}), stats, answer.output.data)
+
+    def sql_many(self, text: str, params: Sequence[Mapping[str, Any]], /) -> list[Result]:
+        """Run one statement for each of some sets of parameters, and return the results in their order.
+
+        A search by a vector parameter is run for many of them at once, on all cores; anything else one by one. Raises
+        as `sql` does.
+        """
+        self._check_open()
+        answers = self._session.execute_many(text, params)
+        return [self._result(answer, text, given) for answer, given in zip(answers, params, strict=True)]
 
     def execute(
         self,
@@ -174,8 +187,7 @@ class Database:
         if isinstance(query, Path):
             query = str(query)
         elif isinstance(query, bytes):
-            name = table if "." in table else f"{self._registry.database}.{table}"
-            vector = self.encoders.picture(query, self._model_of(name, column))
+            vector = self.encoders.picture(query, self._model_of(self._full(table), column))
         statement = self.search_sql(
             table,
             by="vector" if vector is not None else given[0],
@@ -187,6 +199,35 @@ class Database:
             recall=recall,
         )
         return self.sql(statement, query=vector if vector is not None else query)
+
+    def search_many(
+        self,
+        table: str,
+        *,
+        vectors: NDArray[Any] | Sequence[Any] | None = None,
+        texts: Sequence[str] | None = None,
+        images: Sequence[Picture] | None = None,
+        column: str = "image_embedding",
+        **options: Any,
+    ) -> list[Result]:
+        """`search` for each of many vectors, (n, d) numbers, or texts, or pictures: on all cores, in their order.
+
+        options: k, where, columns, distance and recall, as `search` has them. Raises as `search` does.
+        """
+        given = [name for name, v in (("vectors", vectors), ("texts", texts), ("images", images)) if v is not None]
+        if len(given) != 1:
+            raise QueryError(f"search_many got {' and '.join(given) or 'nothing'}: give vectors, texts or images")
+        found: Any = vectors
+        if texts is not None:
+            found = self.encoders.texts(list(texts), self._model_of(self._full(table), column))
+        elif images is not None:
+            model = self._model_of(self._full(table), column)
+            found = [self.encoders.picture(as_picture(image), model) for image in images]
+        statement = self.search_sql(table, column=column, **options)
+        return self.sql_many(statement, [{"query": vector} for vector in found])
+
+    def _full(self, table: str) -> str:
+        return table if "." in table else f"{self._registry.database}.{table}"
 
     def _model_of(self, table: str, column: str) -> str | None:
         database, _, name = table.rpartition(".")

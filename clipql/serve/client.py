@@ -31,7 +31,8 @@ from clipql.engine.quoting import parameter_text, quote_name
 from clipql.engine.translate import translate
 from clipql.errors import ClipqlError, QueryError, ServerError
 from clipql.result import Result, Stats
-from clipql.sql.session import Answer, Progress
+from clipql.sql.outputs import Progress
+from clipql.sql.session import Answer
 from clipql.storage.vectors.metrics import Metric, metric_spelled
 
 SECONDS = 600

@@ -23,7 +23,8 @@ from clipql.serve.limits import Options
 from clipql.serve.pool import Pool
 from clipql.serve.prometheus import Metrics
 from clipql.serve.request_body import Bodies
-from clipql.sql.session import Answer, Session, Sink
+from clipql.sql.outputs import Sink
+from clipql.sql.session import Answer, Session
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import INTERNAL
 

@@ -75,13 +75,22 @@ def _item(select: VectorSelect, first: int, last: int) -> Item | None:
 
 
 def answer(
-    registry: Registry, indexes: Indexes, plan: Plan, wanted: tuple[Item, ...], found: Candidates, offset: int
+    registry: Registry,
+    indexes: Indexes,
+    plan: Plan,
+    wanted: tuple[Item, ...],
+    found: Candidates,
+    offset: int,
+    most: int = MOST_ROWS,
 ) -> pa.Table | None:
-    """The answer, or None where the row file does not hold all of it. offset: rows left out before the first."""
+    """The answer, or None where the row file does not hold all of it. offset: rows left out before the first.
+
+    most: of so many rows at most.
+    """
     select = plan.select
     reader = indexes.rows.reader(select.table)
     rows = found.rows[offset : plan.k]
-    if reader is None or len(rows) > MOST_ROWS or (len(rows) and int(rows.max()) >= reader.rows):
+    if reader is None or len(rows) > most or (len(rows) and int(rows.max()) >= reader.rows):
         return None
     stored = [i.column for i in wanted if i.column not in (None, ROW)]
     if any(name not in reader.types for name in stored):

@@ -141,6 +141,14 @@ class Execution:
             for t in self._plan.terms
         ]
 
+    def qualifying(self) -> tuple[NDArray[np.bool_] | None, int | None]:
+        """The rows that may be in the answer, None for all, and the number of those that a filter lets through.
+
+        Raises QueryError where ClickHouse refuses the filter.
+        """
+        among = self._among()
+        return among, self._filtered
+
     def _among(self) -> NDArray[np.bool_] | None:
         """The rows that may be in the answer: those that the filter lets through, or those that are there."""
         table = self._select.table

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from clipql.encode.service import TEXT, Encoders
 from clipql.engine.embedded import Engine
-from clipql.errors import VectorError
+from clipql.errors import QueryCancelled, QueryError, VectorError
 from clipql.index.base import Candidates
+from clipql.sql.batch_search import same_but, search_each, stacked
 from clipql.sql.constants import Constants, QueryVector
 from clipql.sql.direct import Item, answer
 from clipql.sql.encode_calls import Encoded
@@ -161,6 +164,29 @@ class Repeats:
         fetch = partial(self._fetched, plan, prepared, given)
         Execution(self._registry, self._indexes.rows, self.memory, plan, work).run(fetch)
         return None if work.answer is None else (work.answer, tuple(work.steps))
+
+    def run_many(
+        self, prepared: Prepared, given: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[pa.Table, Step] | None] | None:
+        """The answers for many sets of values, None for those that are to be asked alone; None where all are.
+
+        Hold the gate, and a turn.
+        """
+        match = _VECTOR_PARAMETER.fullmatch(prepared.bound[0].text)
+        if len(prepared.bound) != 1 or match is None or prepared.encoded or prepared.types is not None:
+            return None
+        plan = self._plan(prepared, (), given[0]) if same_but(match[1], given) else None
+        vectors = stacked([g[match[1]] for g in given], narrow="Float32" in match[0]) if plan else None
+        if plan is None or vectors is None or vectors.shape[1] != len(plan.vectors[0].values):
+            return None
+        execution = Execution(self._registry, self._indexes.rows, self.memory, plan, Work(prepared.sql, dict(given[0])))
+        offset = _count(plan.select.offset or "0", given[0]) or 0
+        try:
+            return search_each(self._registry, self._indexes, plan, execution, prepared.items, vectors, offset)
+        except QueryCancelled:
+            raise
+        except QueryError:  # what is wrong, the statement itself will say
+            return None
 
     def _plan(self, prepared: Prepared, literals: Sequence[str], given: Mapping[str, Any]) -> Plan | None:
         """The plan with these values in their places."""

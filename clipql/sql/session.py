@@ -20,20 +20,18 @@ from clipql.brief import Brief
 from clipql.encode.service import Encoders
 from clipql.engine import chunks
 from clipql.engine.arrays import with_numbers
-from clipql.engine.arrow import arrow_stream
 from clipql.engine.embedded import Output
 from clipql.engine.quoting import quote_name
-from clipql.engine.row_writer import written
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index.base import Route
 from clipql.sql import explain, settings
 from clipql.sql.calls import find_sources
 from clipql.sql.definitions import Definitions
-from clipql.sql.direct import as_select
-from clipql.sql.execution import Direct, Step
+from clipql.sql.execution import Step
 from clipql.sql.harmless import settings_allow
 from clipql.sql.insert import insert, load
-from clipql.sql.planner import Planner, Rewritten
+from clipql.sql.outputs import Outputs, Progress, Sink
+from clipql.sql.planner import Planner
 from clipql.sql.prepared import Asked, Repeats
 from clipql.sql.safeguard import Safeguard, with_names
 from clipql.sql.stars import Stars
@@ -46,9 +44,6 @@ from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, O
 from clipql.tables.indexes import Indexes, watching
 from clipql.tables.registry import Registry
 
-Progress = Callable[[Mapping[str, Any]], None]
-# takes a result piece by piece
-Sink = Callable[[bytes], None]
 _ROUTES: ContextVar[Sequence[Route]] = ContextVar("clipql_routes", default=())
 
 
@@ -77,8 +72,8 @@ class Session:
         """repeats: of another session on the same database, to be shared."""
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
         self._planner, self._stars = Planner(registry, indexes, encoders, repeats), Stars(registry)
-        self._safeguard = Safeguard(registry)
-        self._definitions = Definitions(registry, indexes, self._planner, self._fill, self._run)
+        self._safeguard, self._outputs = Safeguard(registry), Outputs(registry.engine)
+        self._definitions = Definitions(registry, indexes, self._planner, self._fill, self._outputs.run)
         self.params: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
 
@@ -132,8 +127,33 @@ class Session:
             if as_table and answer.types is None:
                 output = Output(rows=answer.table.num_rows, table=answer.table)
             else:
-                output = self._answered(answer, prepared.format, began)
+                output = self._outputs.answered(answer, prepared.format, began)
         return Answer(output, prepared.format, time.perf_counter() - began, steps)
+
+    def execute_many(self, sql: str, params: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Run one statement for each of some sets of parameters: a search for many vectors on all cores.
+
+        Outputs hold tables. Raises ClipqlError of the kind that fits.
+        """
+        answers: list[Answer | None] = [None] * len(params)
+        if params:
+            answers[0] = self.execute(sql, params[0], as_table=True)  # after which the statement is known
+        rest = [{**self.params, **with_numbers(sql, given)} for given in params[1:]]
+        began, repeats = time.perf_counter(), self._planner.repeats
+        asked = repeats.asked(sql, "ArrowStream", self.settings, rest[0]) if rest else None
+        prepared = repeats.find(asked) if asked else None
+        if prepared is not None and not (asked and asked.literals):
+            with repeats.turns, self._registry.gate.reading():
+                found = repeats.run_many(prepared, rest) if repeats.holds(prepared) else None
+            seconds = (time.perf_counter() - began) / max(1, len(rest))
+            for at, one in enumerate(found or (), 1):
+                if one is not None:
+                    output = Output(rows=one[0].num_rows, table=one[0])
+                    answers[at] = Answer(output, "ArrowStream", seconds, (one[1],))
+        return [
+            a if a is not None else self.execute(sql, given, as_table=True)
+            for a, given in zip(answers, params, strict=True)
+        ]
 
     def _defined(self) -> list[str]:
         """The functions that users made: whatever they are called, they mean what they say."""
@@ -263,52 +283,11 @@ class Session:
                 text, params, options, format=format if direct else None, asked=None if listing else asked
             )
             if rewritten.answer is not None:
-                return self._answered(rewritten.answer, format, began), rewritten.steps
+                return self._outputs.answered(rewritten.answer, format, began), rewritten.steps
             rewritten = dataclasses.replace(rewritten, tables={**rewritten.tables, **listing})
             if sink is not None and chunks.joins(format) and not (rewritten.steps or rewritten.tables):
-                return self._stream(rewritten, format, sink), ()
-            return self._run(rewritten, text, params, format, progress)
-
-    def _answered(self, answer: Direct, format: str, began: float) -> Output:
-        """A result that the row file gave."""
-        if answer.types is None:
-            return Output(arrow_stream(answer.table), rows=answer.table.num_rows)
-        acting, seconds = self._engine.acting, time.perf_counter() - began
-        told = (*acting.settings, *acting.user.statements)
-        if not any("output_format_" in text for text in told):
-            data = written(answer.table, answer.types, format, seconds)
-            if data is not None:
-                return Output(data, seconds, answer.table.num_rows)
-        sql = as_select(answer.table, answer.types, "clipql_answer")
-        return self._engine.query(sql, format, tables={"clipql_answer": answer.table}, user=True)
-
-    def _stream(self, planned: Rewritten, format: str, sink: Sink) -> Output:
-        began, rows, size = time.perf_counter(), 0, 0
-
-        def progress(more_rows: int, more_bytes: int) -> None:
-            nonlocal rows, size
-            rows, size = rows + more_rows, size + more_bytes
-
-        for piece in self._engine.stream_bytes(planned.sql, format, params=planned.params, progress=progress):
-            if piece:
-                sink(piece)
-        return Output(elapsed=time.perf_counter() - began, rows=rows, rows_read=rows, bytes_read=size)
-
-    def _run(
-        self, planned: Rewritten, original: str, params: Mapping[str, Any], format: str, progress: Progress | None
-    ) -> tuple[Output, tuple[Step, ...]]:
-        try:
-            output = self._engine.query(
-                planned.sql, format, params=planned.params, progress=progress, tables=planned.tables, user=True
-            )
-            return output, planned.steps
-        except QueryError:
-            if planned.sql == original:
-                raise
-        # an error is reported in terms of what the user wrote; should that succeed, it is the answer
-        output = self._engine.query(original, format, params=params, progress=progress, user=True)
-        why = "ClickHouse refused the planned statement"
-        return output, tuple(Step(s.plan, "as it is", why, s.cost) for s in planned.steps)
+                return self._outputs.stream(rewritten, format, sink), ()
+            return self._outputs.run(rewritten, text, params, format, progress)
 
     # SET
 
@@ -349,7 +328,7 @@ class Session:
             planned = self._planner.rewrite(text[statement.body :], params, options)
             head = text[: statement.body]
             whole = dataclasses.replace(planned, sql=head + planned.sql)
-            output, steps = self._run(whole, text, params, "Null", progress)
+            output, steps = self._outputs.run(whole, text, params, "Null", progress)
         return output, steps, None
 
     def load(self, sql: str, format: str, data: Iterable[bytes]) -> Answer:

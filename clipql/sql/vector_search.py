@@ -53,7 +53,7 @@ def nearest(
     qualifying = rows if among is None else int(np.count_nonzero(among))
     if plan.page > qualifying // 2:  # all must come where all are asked for, also those that an index misses
         return Scan(terms, rows, among).nearest(plan.k)
-    found = _by_index(plan, index, terms, among, most_by_index(plan, index, qualifying))
+    found = by_index(plan, index, terms, among, most_by_index(plan, index, qualifying))
     if len(found.rows) < plan.k == plan.page:
         return Scan(terms, rows, among).nearest(plan.k)
     return found
@@ -85,14 +85,12 @@ def most_by_index(plan: Plan, index: Index, qualifying: int) -> int:
     return most
 
 
-def _by_index(
-    plan: Plan, index: Index, terms: Sequence[Term], among: NDArray[np.bool_] | None, most: int
-) -> Candidates:
+def by_index(plan: Plan, index: Index, terms: Sequence[Term], among: NDArray[np.bool_] | None, most: int) -> Candidates:
     """The rows that an index covers as they are settled, merged with an exact scan of newer ones."""
     rows, covered = plan.select.table.rows, index.rows_covered
     allowed = None if among is None else among[:covered]
 
-    def by_index(k: int) -> Candidates:
+    def of_index(k: int) -> Candidates:
         found = index.search(terms[0].narrow, k, among=allowed, knobs=plan.knobs, ties=True)
         keys = exact(terms, found.rows)
         order = np.lexsort((found.rows, keys))
@@ -101,7 +99,7 @@ def _by_index(
     def by_scan(k: int) -> Candidates:
         return Scan(terms, covered, allowed).nearest(k)
 
-    found = settled(plan.k, by_index, by_scan, most)
+    found = settled(plan.k, of_index, by_scan, most)
     if covered < rows:
         found = _joined(found, Scan(terms, rows, among, first=covered).nearest(plan.k))
     return _first(found, plan.k)
@@ -174,7 +172,7 @@ def _nearest_within(
     """The same by the nearest rows of an index, with its recall; None where there are more than `most`."""
     k = FIRST_OF_RANGE
     while k <= most:
-        found = _by_index(dataclasses.replace(plan, k=k), index, terms, among, most)
+        found = by_index(dataclasses.replace(plan, k=k), index, terms, among, most)
         inside = int(np.searchsorted(found.distances, plan.radius, side="right"))
         if inside < min(k, len(found.rows)) or len(found.rows) < k:
             return found.first(inside)

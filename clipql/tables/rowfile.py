@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import mmap
 import shutil
 import threading
@@ -26,6 +27,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from clipql.engine.arrow import arrow_numbers
 from clipql.errors import ClipqlError, DatabaseDamaged
 from clipql.storage import files
 from clipql.storage.catalog import RowFile, Table
@@ -33,6 +35,7 @@ from clipql.tables.columnfile import ColumnReader
 from clipql.tables.registry import Registry
 from clipql.tables.rowwriter import PLACES, ROWS, RowWriter, described, schema_of, stored_rows, types_of
 
+FEW = 256  # rows that are taken one by one
 KEPT_BATCHES = 4096  # open at once; they are mapped, not read
 
 
@@ -83,7 +86,10 @@ class RowReader:
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> dict[str, pa.Array]:
         """These columns of these rows, in this order, by name."""
         wanted = dict.fromkeys(columns)
-        numbers = (np.searchsorted(self._places["first"], np.asarray(rows, np.uint64), side="right") - 1).tolist()
+        batches = np.searchsorted(self._places["first"], np.asarray(rows, np.uint64), side="right") - 1
+        if len(rows) > FEW:
+            return self._take_many(np.asarray(rows, np.int64), batches, list(wanted))
+        numbers = batches.tolist()
         self._ask_disk(numbers)
         places: list[tuple[_Opened, int]] = []
         for row, number in zip(rows, numbers, strict=True):
@@ -107,6 +113,35 @@ class RowReader:
                 found[name] = pa.chunked_array(pieces, kind).unify_dictionaries().combine_chunks()
             else:
                 found[name] = pa.concat_arrays(pieces)
+        return found
+
+    def _take_many(
+        self, rows: NDArray[np.int64], batches: NDArray[np.int64], columns: Sequence[str]
+    ) -> dict[str, pa.Array]:
+        """The same for so many rows that each batch is opened once and what is wanted of it taken together."""
+        order = np.argsort(batches, kind="stable")
+        edges = np.flatnonzero(np.diff(batches[order], prepend=-1, append=-1))
+        pieces: dict[str, list[pa.Array]] = {name: [] for name in columns}
+        for first, last in itertools.pairwise(edges.tolist()):
+            opened = self._opened(int(batches[order[first]]))
+            asked = rows[order[first:last]]
+            at = asked - opened.first
+            if not opened.dense:
+                at = np.searchsorted(opened.numbers, asked.astype(np.uint64))
+                gone = opened.numbers[np.minimum(at, opened.rows - 1)] != asked.astype(np.uint64)
+                at = np.where(gone, opened.rows, at)
+            if at.max() >= opened.rows:
+                raise DatabaseDamaged(f"{self.folder} has no row {asked[at.argmax()]}, which it should cover")
+            for name in columns:
+                pieces[name].append(opened.columns[self._column_at[name]].take(arrow_numbers(at)))
+        back = np.empty(len(rows), np.int64)
+        back[order] = np.arange(len(rows))
+        found: dict[str, pa.Array] = {}
+        for name in columns:
+            whole = pa.chunked_array(pieces[name], self.schema.field(self._column_at[name]).type)
+            if pa.types.is_dictionary(whole.type):
+                whole = whole.unify_dictionaries()
+            found[name] = whole.combine_chunks().take(arrow_numbers(back))
         return found
 
     def table(self, rows: Sequence[int]) -> pa.Table:
