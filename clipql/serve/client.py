@@ -158,6 +158,27 @@ class RemoteDatabase(Database):
                                     distance=distance, recall=recall)  # fmt: skip
         return self.sql(statement, query=vector if vector is not None else text)
 
+    def search_many(
+        self,
+        table: str,
+        *,
+        vectors: NDArray[Any] | Sequence[Any] | None = None,
+        texts: Sequence[str] | None = None,
+        images: Sequence[Picture] | None = None,
+        **options: Any,
+    ) -> list[Result]:
+        """As `Database.search_many`, one request after the other."""
+        given = {"vector": vectors, "text": texts, "image": images}
+        asked = [(name, values) for name, values in given.items() if values is not None]
+        if len(asked) != 1:
+            raise QueryError("search_many got nothing, or more than one of vectors, texts and images: give one")
+        ((name, values),) = asked
+        return [self.search(table, **{name: value, **options}) for value in values]
+
+    def sql_many(self, text: str, params: Sequence[Mapping[str, Any]], /) -> list[Result]:
+        """As `Database.sql_many`, one request after the other."""
+        return [self.sql(text, **given) for given in params]
+
     def _search_by_picture(
         self,
         image: Picture,

@@ -351,6 +351,8 @@ def test_a_server_is_used_like_a_folder(server: Running) -> None:
         found = db.search("laion", vector=FIRST[7].astype(np.float32), k=3, columns=["url"])
         assert found.columns == ("url", "distance")
         assert found.rows[0][0] == "https://example.org/0/7.jpg"
+        many = db.search_many("laion", vectors=FIRST[5:8].astype(np.float32), k=1, columns=["id"])
+        assert [each.rows[0][0] for each in many] == [5, 6, 7]
         db.sql("SET max_threads = 1; CREATE TEMPORARY TABLE mine (a Int8); INSERT INTO mine VALUES (3)")
         assert db.sql("SELECT a, getSetting('max_threads') FROM mine").rows == [(3, 1)]
         long = np.arange(5000, dtype=np.float32)
