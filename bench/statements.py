@@ -26,7 +26,7 @@ QUERY = f"SELECT url, caption, {BY} AS d FROM laion ORDER BY d LIMIT {K} SETTING
 HOW = f"""\
 `{QUERY}…` over {ROWS:,} rows with an ivf index, {QUERIES} caption vectors that are in none of them, text in to rows
 out. The recall asked for is the least that gives {RECALL} on these queries: what is promised holds for a caption's own
-picture, too, which queries of strangers do not have, and which takes more lists. The last line asks for {RECALL} itself.
+picture, too, which queries of strangers do not have, and which takes more lists. The last line asks for {RECALL}.
 The index call alone and the whole statement take turns, query by query; what the statement adds is the median of the
 differences. With more threads, all of them share the database in one process. First seen: another alias in each
 statement. `db.search` and rabitqlib's call run on one core each, in turns, rabitqlib at its cheapest setting that
