@@ -20,7 +20,9 @@ from clipql.engine.users import Acting
 from clipql.errors import ClipqlError, PictureError, QueryError
 from clipql.serve import access_control, openapi
 from clipql.serve import search_request as search
+from clipql.serve.chance import Chance
 from clipql.serve.column_roles import ColumnRoles, column_roles, kind
+from clipql.serve.counts import Counted, counts
 from clipql.serve.error_position import without_prefix
 from clipql.serve.errors import error_status
 from clipql.serve.pool import Busy, gone
@@ -51,6 +53,7 @@ class Api:
         options = service.options
         opener = options.opener or options.picture_folders(service.database.path)
         self._results = SearchResults(service)
+        self._by_chance = Chance(service)
         self._thumbnails = Thumbnails(opener, options.limits.pixels)
 
     def routes(self) -> list[Route]:
@@ -64,6 +67,8 @@ class Api:
             Route("/api/login", guarded(self._login, public=True), methods=["POST"]),
             Route("/api/tables", guarded(self._tables)),
             Route("/api/search", guarded(self._search), methods=["POST"]),
+            Route("/api/count", guarded(self._count), methods=["POST"]),
+            Route("/api/chance", guarded(self._chance), methods=["POST"]),
             Route("/api/rows/{database}/{table}/{id}", guarded(self._row)),
             Route("/api/thumbnail/{database}/{table}/{id}", guarded(self._thumbnail)),
             Route("/api/map", guarded(self._map), methods=["POST"]),
@@ -240,6 +245,21 @@ class Api:
         most = min(service.options.limits.json, service.options.limits.body)
         body = await service.bodies.read(request, most, request.state.held)
         return await service.bodies.in_thread(lambda: search.parsed(body))
+
+    async def _count(self, request: HttpRequest) -> Response:
+        asked = Counted.read(await self._json(request))
+        return JSONResponse(await self._in_thread(request, lambda: counts(self._service, asked)))
+
+    async def _chance(self, request: HttpRequest) -> Response:
+        given = await self._json(request)
+        search.check_keys(given, {"database", "table", "column"})
+        names = {name: search.text(given, name) for name in ("database", "table", "column")}
+        return await self._in_thread(request, lambda: self._reached_by_chance(names))
+
+    def _reached_by_chance(self, given: Mapping[str, str | None]) -> Response:
+        table = self._service.table(given["database"], given["table"] or "")
+        column = self._service.column(table, given["column"])
+        return JSONResponse({"similarity": self._by_chance.similarity(table, column)})
 
     # rows and their pictures
 

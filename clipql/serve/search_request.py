@@ -60,7 +60,7 @@ class Search:
     column: str | None
     k: int
     offset: int
-    where: str | None
+    where: tuple[str, ...]
     safe: bool
     recall: float | None
     exact: bool
@@ -93,10 +93,10 @@ class Search:
             column=text(given, "column"),
             k=int(_number(given, "k", 40, 1, most, whole=True) or 40),
             offset=int(_number(given, "offset", 0, 0, 100_000, whole=True) or 0),
-            where=text(given, "where"),
-            safe=_flag(given, "safe", True),
+            where=conditions(given),
+            safe=flag(given, "safe", True),
             recall=_number(given, "recall", None, 0.01, 1),
-            exact=_flag(given, "exact", False),
+            exact=flag(given, "exact", False),
             fold=_number(given, "fold", None, 0, 1),
             terms=tuple(_term(t, uploads) for t in terms),
             columns=tuple(columns) if columns is not None else None,
@@ -139,6 +139,22 @@ def text(given: Mapping[str, Any], name: str) -> str | None:
     return value or None
 
 
+def conditions(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The key `where`: a condition, or several, each of which is one condition. Raises QueryError."""
+    value = given.get("where")
+    several = [value] if isinstance(value, str) else value or []
+    if not isinstance(several, list) or len(several) > MOST_TERMS or not all(isinstance(c, str) for c in several):
+        raise wrong(f"where: expected a condition, or a list of at most {MOST_TERMS}")
+    return tuple(one_condition(c) for c in several if c.strip())
+
+
+def where_sql(conditions: Sequence[str], *others: str | None) -> str:
+    """` WHERE …` of conditions as they were given, each in brackets, and of others; empty without any."""
+    # a line of its own for the bracket, so that a comment at the end takes nothing with it
+    every = [f"({c}\n)" for c in conditions] + [c for c in others if c]
+    return f" WHERE {' AND '.join(every)}" if every else ""
+
+
 def _number(
     given: Mapping[str, Any], name: str, default: float | None, least: float, most: float, *, whole: bool = False
 ) -> float | None:
@@ -152,7 +168,7 @@ def _number(
     return float(value)
 
 
-def _flag(given: Mapping[str, Any], name: str, default: bool) -> bool:
+def flag(given: Mapping[str, Any], name: str, default: bool) -> bool:
     value = given.get(name)
     if value is not None and not isinstance(value, bool):
         raise wrong(f"{name}: expected true or false")
@@ -243,14 +259,10 @@ def statement(
     for name in listed:
         if name not in roles.types:
             raise wrong(f"{table.full_name} has no column {name[:60]}; it has {', '.join(roles.types)}")
-    conditions = [f"({one_condition(search.where)}\n)"] if search.where else []
-    if search.safe and roles.safe:
-        conditions.append(roles.safe)
-    if without:
-        conditions.append(f"{ROW} NOT IN ({', '.join(map(str, without))})")
     shown_query, shown_params = expression(search.terms, table, column)
     source = f"{quote_name(table.database)}.{quote_name(table.name)}"
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    left_out = f"{ROW} NOT IN ({', '.join(map(str, without))})" if without else None
+    where = where_sql(search.where, roles.safe if search.safe else None, left_out)
     settings = [f"recall = {search.recall}"] if search.recall is not None else []
     settings += ["vector_index = 0"] if search.exact else []
     tail = f" SETTINGS {', '.join(settings)}" if settings else ""

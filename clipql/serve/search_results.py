@@ -18,6 +18,7 @@ from clipql.engine.quoting import quote_name
 from clipql.errors import PictureError, QueryError
 from clipql.serve import search_request as search
 from clipql.serve.column_roles import ColumnRoles, column_roles
+from clipql.serve.condition_errors import in_conditions
 from clipql.serve.search_request import Search
 from clipql.serve.service import Request, Service
 from clipql.serve.values import folded, plain
@@ -50,10 +51,9 @@ class SearchResults:
         if download and asked.fold is not None:
             alike = self._alike(asked, table, column, roles, vector)
         made = search.statement(asked, table, column, roles, vector, download=download, without=alike)
-        answer = service.run(
-            Request(made.sql, made.params, search.FORMATS[asked.format] if download else "ArrowStream"),
-            service.engine.acting,
-        )
+        run = Request(made.sql, made.params, search.FORMATS[asked.format] if download else "ArrowStream")
+        with in_conditions(made.sql, asked.where):
+            answer = service.run(run, service.engine.acting)
         searched = time.perf_counter()
         if asked.terms:
             service.metrics.took("encode", encoded - began)
@@ -104,7 +104,8 @@ class SearchResults:
     ) -> list[int]:
         """The numbers of the rows of a search that are almost the same as one before them."""
         made = search.statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
-        answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
+        with in_conditions(made.sql, asked.where):
+            answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
         duplicates = self._page(asked, table, column.name, answer.output.arrow(), roles.types)[2]
         return list(duplicates)
 

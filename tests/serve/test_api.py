@@ -231,6 +231,41 @@ def test_a_search_that_is_not_as_it_should_be_is_told_why(server: Running) -> No
     assert server.ask("/api/search", "{").status == 400
 
 
+def test_a_search_says_how_many_rows_it_goes_through_and_how_many_are_hidden(server: Running) -> None:
+    safe = len(range(0, ROWS, 3))
+    for where, safe_only, expected in (
+        (None, True, (ROWS, safe, ROWS - safe)),
+        (None, False, (ROWS, ROWS, 0)),
+        (["NSFW != 'NSFW'", "1 -- all"], True, None),
+        ("0", True, (ROWS, 0, 0)),
+    ):
+        found = server.post("/api/count", {"table": "laion", "where": where, "safe": safe_only}).json
+        if expected is not None:
+            assert (found["rows"], found["matching"], found["hidden"]) == expected
+        every = search(server, where=where, safe=safe_only, k=1000)
+        assert len(ids(every)) == found["matching"]
+    reply = server.post("/api/count", {"table": "laion", "where": "url IN (SELECT * FROM file('/etc/passwd'))"})
+    assert (reply.status, "file" in reply.text) == (403, True)
+
+
+def test_a_mistake_in_a_condition_is_told_in_its_own_words(server: Running) -> None:
+    for where, told in (
+        ("nosuch > 1", "Unknown expression or function identifier `nosuch` (ClickHouse 47 UNKNOWN_IDENTIFIER)"),
+        ("similarity >", "Syntax error: something is missing at the end of the condition similarity >"),
+        (["1", "similarity FROM"], "Syntax error: failed at position 12 (FROM): FROM"),
+        (["'für' = url", "1 +", "2"], "Syntax error: something is missing at the end of the condition 1 +"),
+        ("letters('a')", "letters() is not called for the network"),
+    ):
+        for path, terms in (("/api/search", {}), ("/api/search", {"terms": [{"id": "1"}]}), ("/api/count", {})):
+            reply = server.post(path, {"table": "laion", "where": where, **terms})
+            assert (reply.json["error"], path) == (told, path)
+    for where in ("url", "similarity LIKE 3", "x -> 3", "similarity > 'abc'"):
+        told = server.post("/api/search", {"table": "laion", "where": where, "terms": [{"id": "1"}]}).json["error"]
+        assert not any(word in told for word in ("SELECT", "In scope", "__table", "executing")), told
+    assert server.post("/api/search", {"table": "laion", "where": 5}).status == 400
+    assert server.post("/api/search", {"table": "laion", "where": ["1", "1) OR (1"]}).status == 400
+
+
 def test_a_picture_is_uploaded_as_a_form_or_in_base64(server: Running) -> None:
     out = io.BytesIO()
     Image.new("RGB", (8, 8)).save(out, "PNG")
@@ -327,6 +362,7 @@ def test_the_document_describes_every_route_that_there_is(server: Running) -> No
             reply = server.ask(target, "{}" if method == "post" else None, method=method.upper())
             assert reply.status not in (405, 500), (path, method, reply.text[:100])
     assert {"/api/status", "/api/tables", "/api/search", "/api/map", "/api/explain", "/api/complete", "/api/login",
+            "/api/count", "/api/chance",
             "/healthz", "/metrics", "/api/rows/{database}/{table}/{id}", "/api/thumbnail/{database}/{table}/{id}",
             "/", "/ping", "/replicas_status", "/api/openapi.json"} == set(document["paths"])  # fmt: skip
 
