@@ -25,6 +25,7 @@ from clipql.serve.column_roles import ColumnRoles, column_roles, kind
 from clipql.serve.counts import Counted, counts
 from clipql.serve.error_position import without_prefix
 from clipql.serve.errors import error_status
+from clipql.serve.models_at_hand import models, takes_words
 from clipql.serve.pool import Busy, gone
 from clipql.serve.prometheus import CONTENT_TYPE
 from clipql.serve.request_body import Held, content_length
@@ -67,6 +68,7 @@ class Api:
             Route("/api/login", guarded(self._login, public=True), methods=["POST"]),
             Route("/api/tables", guarded(self._tables)),
             Route("/api/search", guarded(self._search), methods=["POST"]),
+            Route("/api/models", guarded(self._models)),
             Route("/api/count", guarded(self._count), methods=["POST"]),
             Route("/api/chance", guarded(self._chance), methods=["POST"]),
             Route("/api/rows/{database}/{table}/{id}", guarded(self._row)),
@@ -98,6 +100,9 @@ class Api:
             except search.UnreadablePicture as error:
                 status = error_status(error)
                 return _error(status, str(error), field=error.field)
+            except search.NoModel as error:
+                status = error_status(error)
+                return _error(status, str(error), model=error.model)
             except ClipqlError as error:
                 status = error_status(error)
                 return _error(status, str(error), getattr(error, "code", 0))
@@ -187,8 +192,7 @@ class Api:
             "tables": [self._describe(t, column_roles(service.engine, t)) for t in tables],
         }
 
-    @staticmethod
-    def _describe(table: Table, roles: ColumnRoles) -> dict[str, Any]:
+    def _describe(self, table: Table, roles: ColumnRoles) -> dict[str, Any]:
         picture = {"column": roles.url, "kind": "url"} if roles.url else None
         if picture is None and roles.file:
             picture = {"column": roles.file, "kind": "file"}
@@ -206,6 +210,7 @@ class Api:
                     "column": c.name,
                     "dimension": c.dimension,
                     "model": c.model,
+                    "words": takes_words(self._service.database.encoders, c),
                     "of": "text" if "text" in c.name.lower() or "caption" in c.name.lower() else "image",
                     "indexes": [i.kind for i in table.indexes if i.column == c.name],
                 }
@@ -246,20 +251,23 @@ class Api:
         body = await service.bodies.read(request, most, request.state.held)
         return await service.bodies.in_thread(lambda: search.parsed(body))
 
+    async def _models(self, request: HttpRequest) -> Response:
+        return JSONResponse({"models": await self._in_thread(request, models)})
+
     async def _count(self, request: HttpRequest) -> Response:
         asked = Counted.read(await self._json(request))
         return JSONResponse(await self._in_thread(request, lambda: counts(self._service, asked)))
 
     async def _chance(self, request: HttpRequest) -> Response:
         given = await self._json(request)
-        search.check_keys(given, {"database", "table", "column"})
-        names = {name: search.text(given, name) for name in ("database", "table", "column")}
+        search.check_keys(given, {"database", "table", "column", "model"})
+        names = {name: search.text(given, name) for name in ("database", "table", "column", "model")}
         return await self._in_thread(request, lambda: self._reached_by_chance(names))
 
     def _reached_by_chance(self, given: Mapping[str, str | None]) -> Response:
         table = self._service.table(given["database"], given["table"] or "")
         column = self._service.column(table, given["column"])
-        return JSONResponse({"similarity": self._by_chance.similarity(table, column)})
+        return JSONResponse({"similarity": self._by_chance.similarity(table, column, given["model"])})
 
     # rows and their pictures
 

@@ -13,6 +13,7 @@ from collections import OrderedDict
 import numpy as np
 
 from clipql.engine.quoting import quote_name
+from clipql.serve.models_at_hand import model_for
 from clipql.serve.service import Request, Service
 from clipql.storage.catalog import Table, VectorColumn
 
@@ -34,15 +35,16 @@ class Chance:
         self._known: OrderedDict[tuple[object, ...], float | None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def similarity(self, table: Table, column: VectorColumn) -> float | None:
+    def similarity(self, table: Table, column: VectorColumn, asked: str | None = None) -> float | None:
         """The cosine that nine of ten such texts do not reach with their best match; None where there are no rows.
 
-        Raises ModelError, QueryError.
+        asked: a model other than the column's.
+        Raises NoModel, QueryError.
         """
         service = self._service
         encoders = service.database.encoders
-        model = encoders.encoder(encoders.default or column.model).model
-        key = (table.id, column.name, model, table.rows, len(table.parts))
+        model = model_for(encoders, column, asked)
+        key = (table.id, column.name, encoders.encoder(model).model, table.rows, len(table.parts))
         with self._lock:
             if key in self._known:
                 return self._known[key]

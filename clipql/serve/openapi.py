@@ -96,6 +96,7 @@ def _search(options: Options) -> dict[str, Any]:
         "table": _TEXT,
         "database": _TEXT,
         "column": _TEXT,
+        "model": {"type": ["string", "null"], "description": "of /api/models, in the place of the column's"},
         "k": {
             **_WHOLE,
             "minimum": 1,
@@ -146,6 +147,10 @@ def _rest(options: Options) -> dict[str, Any]:
         "/api/login": _post("A token for a cookie", _object({"token": _TEXT}), _object({"ok": {"type": "boolean"}})),
         "/api/tables": _get("The tables with vectors", tables),
         "/api/search": _search(options),
+        "/api/models": _get(
+            "The models that are on the server's machine",
+            _object({"models": {"type": "array", "items": _object({"name": _TEXT, "dimension": _WHOLE})}}),
+        ),
         "/api/count": _post(
             "How many rows a search goes through, and how many of those that meet its conditions are not safe",
             _object({"database": _TEXT, "table": _TEXT, "where": _WHERE, "safe": {"type": "boolean"}}, ["table"]),
@@ -153,7 +158,7 @@ def _rest(options: Options) -> dict[str, Any]:
         ),
         "/api/chance": _post(
             "The similarity that words without a meaning reach; a search that reaches no more has found nothing",
-            _object({"database": _TEXT, "table": _TEXT, "column": _TEXT}, ["table"]),
+            _object({"database": _TEXT, "table": _TEXT, "column": _TEXT, "model": _TEXT}, ["table"]),
             _object({"similarity": {"type": ["number", "null"]}}),
         ),
         "/api/rows/{database}/{table}/{id}": _get("A row", _object(row), parameters=_PLACE),

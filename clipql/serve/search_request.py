@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clipql.database import one_condition
 from clipql.engine.quoting import quote_name, quote_string
-from clipql.errors import PictureError, QueryError
+from clipql.errors import ModelError, PictureError, QueryError
 from clipql.serve.allowed import words
 from clipql.serve.column_roles import ColumnRoles
 from clipql.serve.limits import Limits
@@ -27,7 +27,7 @@ from clipql.tables.registry import ROW
 
 FORMATS = {"CSV": "CSVWithNames", "Parquet": "Parquet", "Arrow": "Arrow", "JSON": "JSON"}
 MOST_TERMS, MOST_NUMBERS, MOST_FLOAT = 32, 65_536, float(np.finfo(np.float32).max)
-KEYS = words("table database column k offset where safe recall exact fold terms columns format")
+KEYS = words("table database column model k offset where safe recall exact fold terms columns format")
 TERM_KEYS = words("weight text image upload id vector")
 
 
@@ -51,6 +51,14 @@ class UnreadablePicture(PictureError):
         self.field = field
 
 
+class NoModel(ModelError):
+    """Words or a picture came with a search, and the model that they need is not at hand. model: its name."""
+
+    def __init__(self, message: str, model: str | None) -> None:
+        super().__init__(message)
+        self.model = model
+
+
 @dataclass(frozen=True)
 class Search:
     """A request, checked."""
@@ -58,6 +66,7 @@ class Search:
     table: str
     database: str | None
     column: str | None
+    model: str | None
     k: int
     offset: int
     where: tuple[str, ...]
@@ -68,6 +77,11 @@ class Search:
     terms: tuple[Term, ...]
     columns: tuple[str, ...] | None
     format: str
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it needs a model."""
+        return any(t.text is not None or t.picture is not None for t in self.terms)
 
     @classmethod
     def read(cls, given: Any, uploads: Mapping[str, bytes], limits: Limits) -> Search:
@@ -91,6 +105,7 @@ class Search:
             table=table,
             database=text(given, "database"),
             column=text(given, "column"),
+            model=text(given, "model"),
             k=int(_number(given, "k", 40, 1, most, whole=True) or 40),
             offset=int(_number(given, "offset", 0, 0, 100_000, whole=True) or 0),
             where=conditions(given),
@@ -259,7 +274,7 @@ def statement(
     for name in listed:
         if name not in roles.types:
             raise wrong(f"{table.full_name} has no column {name[:60]}; it has {', '.join(roles.types)}")
-    shown_query, shown_params = expression(search.terms, table, column)
+    shown_query, shown_params = expression(search.terms, table, column, search.model)
     source = f"{quote_name(table.database)}.{quote_name(table.name)}"
     left_out = f"{ROW} NOT IN ({', '.join(map(str, without))})" if without else None
     where = where_sql(search.where, roles.safe if search.safe else None, left_out)
@@ -284,14 +299,17 @@ def statement(
     return Statement(made("{query:Array(Float32)}", plain=False), made(shown_query, plain=True), params, shown_params)
 
 
-def expression(terms: Sequence[Term], table: Table, column: VectorColumn) -> tuple[str, dict[str, Any]]:
-    """A search's terms as SQL, and the parameters that it names."""
+def expression(
+    terms: Sequence[Term], table: Table, column: VectorColumn, model: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """A search's terms as SQL, and the parameters that it names. model: the one that was asked for."""
+    by = f", {quote_string(model)}" if model else ""
     parts: list[str] = []
     params: dict[str, Any] = {}
     source = f"{quote_name(table.database)}.{quote_name(table.name)}"
     for term in terms:
         if term.text is not None:
-            text = f"encode_text({quote_string(term.text)})"
+            text = f"encode_text({quote_string(term.text)}{by})"
         elif term.row is not None:
             text = f"(SELECT {quote_name(column.name)} FROM {source} WHERE {ROW} = {term.row})"
         else:

@@ -19,6 +19,7 @@ from clipql.errors import PictureError, QueryError
 from clipql.serve import search_request as search
 from clipql.serve.column_roles import ColumnRoles, column_roles
 from clipql.serve.condition_errors import in_conditions
+from clipql.serve.models_at_hand import model_for
 from clipql.serve.search_request import Search
 from clipql.serve.service import Request, Service
 from clipql.serve.values import folded, plain
@@ -43,7 +44,8 @@ class SearchResults:
         table = service.table(asked.database, asked.table)
         column = service.column(table, asked.column)
         roles = column_roles(service.engine, table)
-        vectors = [self._vector(term, table, column.name, column.model) for term in asked.terms]
+        model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
+        vectors = [self._vector(term, table, column.name, model) for term in asked.terms]
         encoded = time.perf_counter()
         vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
         download = asked.format != "JSON"
@@ -90,7 +92,6 @@ class SearchResults:
                 raise QueryError(f"{table.full_name} has no row {term.row}", code=36, name="BAD_ARGUMENTS")
             return np.asarray(store.take(np.array([term.row]))[0])
         encoders = service.database.encoders
-        model = encoders.default or model
         if term.text is not None:
             found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
             return found

@@ -266,6 +266,32 @@ def test_a_mistake_in_a_condition_is_told_in_its_own_words(server: Running) -> N
     assert server.post("/api/search", {"table": "laion", "where": ["1", "1) OR (1"]}).status == 400
 
 
+def test_words_without_their_model_are_told_which_it_is_and_may_use_another_at_hand(server: Running) -> None:
+    reply = server.post("/api/search", {"table": "laion", "terms": [{"text": "a cat"}]})
+    assert (reply.status, reply.json["model"].endswith("no-model")) == (503, True)
+    at_hand = server.ask("/api/models").json["models"]
+    bundled = next(m for m in at_hand if m["name"] == "clipql/emoji")
+    numbers = ", ".join(["0.5"] * bundled["dimension"])
+    for statement in (
+        "CREATE TABLE fitting (id UInt8, v Array(Float32)) ENGINE = MergeTree ORDER BY id",
+        f"INSERT INTO fitting VALUES (1, [{numbers}])",
+    ):
+        assert server.sql(statement).status == 200
+    asked = {"table": "fitting", "terms": [{"text": "a cat"}], "model": "clipql/emoji"}
+    found = server.post("/api/search", asked).json
+    assert "encode_text('a cat', 'clipql/emoji')" in found["sql"]
+    assert ids(found) == ["0"]
+    chance = server.post("/api/chance", {"table": "fitting", "model": "clipql/emoji"}).json["similarity"]
+    assert -1 <= chance <= 1
+    unfit = server.post("/api/search", {**asked, "table": "laion"})
+    assert (unfit.status, "holds 16" in unfit.json["error"]) == (503, True)
+    for name in ("/etc", str(server.folder), "../models", "nosuch"):
+        assert server.post("/api/search", {**asked, "model": name}).status == 400
+    words = {t["name"]: t["vectors"][0]["words"] for t in server.ask("/api/tables").json["tables"]}
+    assert not any(words.values())
+    server.sql("DROP TABLE fitting")
+
+
 def test_a_picture_is_uploaded_as_a_form_or_in_base64(server: Running) -> None:
     out = io.BytesIO()
     Image.new("RGB", (8, 8)).save(out, "PNG")
@@ -362,7 +388,7 @@ def test_the_document_describes_every_route_that_there_is(server: Running) -> No
             reply = server.ask(target, "{}" if method == "post" else None, method=method.upper())
             assert reply.status not in (405, 500), (path, method, reply.text[:100])
     assert {"/api/status", "/api/tables", "/api/search", "/api/map", "/api/explain", "/api/complete", "/api/login",
-            "/api/count", "/api/chance",
+            "/api/count", "/api/chance", "/api/models",
             "/healthz", "/metrics", "/api/rows/{database}/{table}/{id}", "/api/thumbnail/{database}/{table}/{id}",
             "/", "/ping", "/replicas_status", "/api/openapi.json"} == set(document["paths"])  # fmt: skip
 

@@ -11,6 +11,7 @@ import { drawTheme, turnTheme } from './brightness.js';
 import { clear, focusTile, keepPlaces, makeGrid, revive, rowOf, show, showSkeletons } from './grid.js';
 import { drawMap } from './map.js';
 import { drawPills, openFilters } from './panel.js';
+import { takesWords, withoutModel } from './models.js';
 import { notice } from './notices.js';
 import { emptyDatabase, nothingFound } from './nothing.js';
 import { AddressAsWords, MissingPicture, forget, keyOf, nextPage, results, search } from './results.js';
@@ -64,14 +65,12 @@ function explain(error) {
     forgetPicture(error.field);
     change({ terms: now.terms.filter((term) => term.key !== error.field) }, 'replace');
     tell('A picture that you gave cannot be read, and was left out of the search. PNG, JPEG and WebP can.', true);
-  }
-  else if (error.status === 503 && now.words.trim() && table?.caption) {
-    const words = now.words.trim();
-    const instead = () => change({ words: '', terms: [], filters: [...now.filters, { column: table.caption, op: 'has', value: words }] });
-    notice(error.message, button('Find these letters in the captions', { text: 'Find these letters in the captions', class: 'link', onclick: instead }));
+  } else if (error.model !== undefined) {
+    const state = now;
+    withoutModel(error.model, state, table).then((said) => state === now && notice(...said));
   } else notice(error.message);
   const field = byId('filter-error');
-  if (field) field.textContent = error.message;
+  if (field && error.model === undefined) field.textContent = error.message;
 }
 
 /** The server is gone: ask from time to time whether it is back, and go on then by itself. */
@@ -228,7 +227,7 @@ function drawControls(state) {
         'aria-checked': column === chosen ? 'true' : 'false',
         tabindex: column === chosen ? 0 : -1,
         title: `Search in ${column}`,
-        onclick: () => change({ column: column === columns[0].column ? null : column }),
+        onclick: () => change({ column: column === columns[0].column ? null : column, model: null }),
       }),
     ),
   );
@@ -236,7 +235,7 @@ function drawControls(state) {
   byId('safe').value = state.safe;
   byId('fold').setAttribute('aria-pressed', String(state.fold));
   for (const id of ['filters', 'fold', 'show-sql', 'export']) byId(id).hidden = !table;
-  byId('words').placeholder = catalog.model ? 'Describe a picture' : 'No model for words: search by a picture of the results';
+  byId('words').placeholder = !table || takesWords(state, table) ? 'Describe a picture' : 'No model for words here: search by a picture of the results';
 
   for (const view of ['pictures', 'map', 'sql']) {
     const tab = byId(`tab-${view}`);
@@ -317,7 +316,7 @@ function listen() {
   for (const view of ['pictures', 'map', 'sql']) byId(`tab-${view}`).addEventListener('click', go(view));
   byId('table').addEventListener('change', (event) => {
     const table = catalog.tables[Number(event.target.value)];
-    change({ ...namedIn(table), column: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', row: null });
+    change({ ...namedIn(table), column: null, model: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', row: null });
   });
   byId('column').addEventListener('keydown', (event) => {
     if (!['ArrowLeft', 'ArrowRight'].includes(event.key)) return;

@@ -17,7 +17,7 @@ const chances = new Map(); // a column → the similarity that words without a m
 let calm = 0;
 
 const countOf = (state, table) => ({ table: table.name, database: table.database, where: whereOf(state, table), safe: state.safe === 'safe' });
-const columnOf = (state, table) => ({ table: table.name, database: table.database, column: state.column ?? table.vectors[0]?.column ?? null });
+const columnOf = (state, table) => ({ table: table.name, database: table.database, column: state.column ?? table.vectors[0]?.column ?? null, model: state.model });
 
 /** {rows, matching, hidden} of a search, or null where they are not known yet. */
 export const countsOf = (state, table) => counted.get(JSON.stringify(countOf(state, table))) ?? null;
