@@ -73,6 +73,7 @@ class Api:
             Route("/api/chance", guarded(self._chance), methods=["POST"]),
             Route("/api/rows/{database}/{table}/{id}", guarded(self._row)),
             Route("/api/thumbnail/{database}/{table}/{id}", guarded(self._thumbnail)),
+            Route("/api/picture/{database}/{table}/{id}", guarded(self._original)),
             Route("/api/map", guarded(self._map), methods=["POST"]),
             Route("/api/explain", guarded(self._explain), methods=["POST"]),
             Route("/api/complete", guarded(self._complete)),
@@ -290,14 +291,31 @@ class Api:
         seen = request.headers.get("if-none-match", "")
         return await self._in_thread(request, lambda: self._drawn(request.path_params, int(size), seen))
 
-    def _drawn(self, path: Mapping[str, str], size: int, seen: str) -> Response:
+    async def _original(self, request: HttpRequest) -> Response:
+        return await self._in_thread(request, lambda: self._whole(request.path_params))
+
+    def _whole(self, path: Mapping[str, str]) -> Response:
+        try:
+            with self._thumbnails.open(self._file_of(path)) as file:
+                data, media = self._thumbnails.original(file, self._service.options.limits.body)
+        except PictureError as error:
+            return _error(404, str(error))
+        # a picture is shown and no more, whatever else its bytes may be read as
+        headers = {"Content-Security-Policy": "sandbox; default-src 'none'", "Cache-Control": "private, max-age=3600"}
+        return Response(data, media_type=media, headers=headers)
+
+    def _file_of(self, path: Mapping[str, str]) -> str:
+        """The name of the file that a row of a path names. Raises PictureError."""
         table = self._service.table(path["database"], path["table"])
         roles = column_roles(self._service.engine, table)
         row = self._results.read_row(table, (roles.file,), search.row_number(path["id"])) if roles.file else None
         if row is None or roles.file is None:
-            return _error(404, "there is no such row with a picture's file")
+            raise PictureError("there is no such row with a picture's file")
+        return str(row[roles.file] or "")
+
+    def _drawn(self, path: Mapping[str, str], size: int, seen: str) -> Response:
         try:
-            with self._thumbnails.open(str(row[roles.file] or "")) as file:
+            with self._thumbnails.open(self._file_of(path)) as file:
                 tag = f'"{self._thumbnails.tag(file, size)}"'
                 headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
                 if tag in seen:

@@ -165,6 +165,9 @@ def _rest(options: Options) -> dict[str, Any]:
         "/api/thumbnail/{database}/{table}/{id}": _get(
             "A small picture of the file that a row names", _TEXT, "image/webp", parameters=[*_PLACE, size]
         ),
+        "/api/picture/{database}/{table}/{id}": _get(
+            "The picture's file that a row names, as it is", _TEXT, "image/*", parameters=_PLACE
+        ),
         "/api/map": _post(
             "Places of rows in the plane, within [-1, 1]", asked, _object({"points": {"type": "array", "items": point}})
         ),

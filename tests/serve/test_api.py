@@ -350,6 +350,16 @@ def test_thumbnails_are_of_the_files_that_rows_name_and_of_no_others(server: Run
     assert (again.status, again.body) == (304, b"")
     for row in ("1", "2", "3", "77"):  # gone, no picture, gone, no row
         assert server.ask(f"/api/thumbnail/default/pictures/{row}").status == 404
+        assert server.ask(f"/api/picture/default/pictures/{row}").status == 404
+    whole = server.ask("/api/picture/default/pictures/0")
+    assert (whole.headers["content-type"], whole.body) == (
+        "image/png",
+        (server.folder / "pictures" / "red.png").read_bytes(),
+    )
+    assert (whole.headers["content-security-policy"], whole.headers["x-content-type-options"]) == (
+        "sandbox; default-src 'none'",
+        "nosniff",
+    )
     assert b"canary" not in server.ask("/api/thumbnail/default/pictures/2").body
     assert server.ask("/api/thumbnail/default/pictures/..%2F0").status in (400, 404)
     assert server.ask("/api/thumbnail/default/pictures/0", size="100000").status == 400
@@ -357,6 +367,7 @@ def test_thumbnails_are_of_the_files_that_rows_name_and_of_no_others(server: Run
     Image.new("RGB", (8, 8)).save(outside)
     server.sql(f"INSERT INTO pictures VALUES ('{outside}', 'x', 0, [1, 0, 0, 0])")
     assert server.ask("/api/thumbnail/default/pictures/4").status == 404
+    assert server.ask("/api/picture/default/pictures/4").status == 404
     server.sql("DELETE FROM pictures WHERE caption = 'x'")
 
 
@@ -388,7 +399,7 @@ def test_the_document_describes_every_route_that_there_is(server: Running) -> No
             reply = server.ask(target, "{}" if method == "post" else None, method=method.upper())
             assert reply.status not in (405, 500), (path, method, reply.text[:100])
     assert {"/api/status", "/api/tables", "/api/search", "/api/map", "/api/explain", "/api/complete", "/api/login",
-            "/api/count", "/api/chance", "/api/models",
+            "/api/count", "/api/chance", "/api/models", "/api/picture/{database}/{table}/{id}",
             "/healthz", "/metrics", "/api/rows/{database}/{table}/{id}", "/api/thumbnail/{database}/{table}/{id}",
             "/", "/ping", "/replicas_status", "/api/openapi.json"} == set(document["paths"])  # fmt: skip
 
