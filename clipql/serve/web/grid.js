@@ -13,6 +13,7 @@ import { holdBack } from './gridrows.js';
 import { isVeiled, uncover } from './veil.js';
 
 export const SMALL_PICTURE = 160; // pixels; enlarged to fill a row, such a picture would only be blurred
+const LONGEST_HINT = 400; // characters of a caption that the browser shows beside the pointer
 const OWN_TRIES = 2;
 const BATCH_MS = 200;
 const ENOUGH_DEAD = 24; // with no picture among them that loads, the others are not waited for
@@ -181,7 +182,7 @@ function tileFor(row) {
     'li',
     { class: 'tile', dataset: { id: row.id } },
     el('div', { class: 'frame' }, open),
-    el('p', { class: 'caption', title: row.caption || null }, row.caption || ' '),
+    el('p', { class: 'caption', title: row.caption?.slice(0, LONGEST_HINT) || null }, row.caption || ' '),
     factsOf(row),
   );
   // shape: the true one, where another was guessed and is still shown
