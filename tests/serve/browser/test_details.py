@@ -22,9 +22,8 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("odd")
     shapes = {"0-square": (600, 600), "1-panorama": (4000, 400), "2-tower": (300, 3000)}
     with clipql.connect(folder / "odd.db") as db:
-        db.sql(
-            "CREATE TABLE odd (caption String, image_path String, v Array(Float32)) ENGINE = MergeTree ORDER BY image_path"
-        )
+        columns = "caption String, image_path String, v Array(Float32)"
+        db.sql(f"CREATE TABLE odd ({columns}) ENGINE = MergeTree ORDER BY image_path")
         for n, (name, size) in enumerate(shapes.items()):
             Image.new("RGB", size, (200, 60 * n, 30)).save(folder / f"{name}.png")
             db.sql(
