@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 
+import pytest
 from browser_data import EMOJI, WEB
 from browser_steps import painted, search, settled, until
 from browser_support import Served
@@ -83,3 +84,27 @@ def test_a_mistake_in_the_where_is_told_without_sql_that_nobody_typed(page: Page
     page.evaluate("location.hash = '#pictures?table=emoji&q=cat&filter=ge~letters~3&where=letters FORM 3'")
     expect(page.locator("#notice")).to_contain_text("failed at position 9 (FORM): FORM 3")
     until(page, "!document.querySelector('#notice').textContent.includes('ORDER BY')")
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_no_figure_of_a_picture_is_cut_in_its_middle(
+    open_page: Callable[..., Page], served: Served, width: int
+) -> None:
+    for table in ("emoji", "web"):
+        page = open_page(f"{served.address}#pictures?table={table}&q=cat", viewport={"width": width, "height": 800})
+        settled(page)
+        painted(page)
+        cut = page.evaluate(
+            """() => [...document.querySelectorAll('.tile:not(.held):not(.left) .facts')].flatMap(facts => {
+                const line = facts.getBoundingClientRect();
+                return [...facts.children].filter(fact => {
+                    const box = fact.getBoundingClientRect();
+                    const seen = box.top < line.bottom - 1 && box.width > 0;
+                    const cut = box.right > line.right + 1 || fact.scrollWidth > fact.clientWidth + 1;
+                    return seen && fact.tagName !== 'A' && cut;
+                }).map(fact => fact.textContent);
+            })"""
+        )
+        assert cut == []
+        first = page.locator(".tile .similarity").first
+        assert re.fullmatch(r"similarity 0\.\d{3}", first.text_content() or "")
