@@ -26,6 +26,7 @@ from clipql.serve.counts import Counted, counts
 from clipql.serve.error_position import without_prefix
 from clipql.serve.errors import error_status
 from clipql.serve.models_at_hand import models, takes_words
+from clipql.serve.packing import packed
 from clipql.serve.pool import Busy, gone
 from clipql.serve.prometheus import CONTENT_TYPE
 from clipql.serve.request_body import Held, content_length
@@ -89,7 +90,7 @@ class Api:
             try:
                 if not public and not access_control.authorised(self._service.options.token, request):
                     raise PermissionError
-                response: Response = await handler(request)
+                response: Response = packed(await handler(request), request)
                 status = response.status_code
                 return response
             except PermissionError:
