@@ -20,9 +20,13 @@ from clipql.engine.users import Acting
 from clipql.errors import ClipqlError, PictureError, QueryError
 from clipql.serve import access_control, openapi
 from clipql.serve import search_request as search
+from clipql.serve.chance import Chance
 from clipql.serve.column_roles import ColumnRoles, kind
+from clipql.serve.counts import Counted, counts
 from clipql.serve.error_position import without_prefix
 from clipql.serve.errors import error_status
+from clipql.serve.models_at_hand import models, takes_words
+from clipql.serve.packing import packed
 from clipql.serve.pool import Busy, gone
 from clipql.serve.prometheus import CONTENT_TYPE
 from clipql.serve.request_body import Held, content_length
@@ -51,6 +55,7 @@ class Api:
         options = service.options
         opener = options.opener or options.picture_folders(service.database.path)
         self._results = SearchResults(service)
+        self._by_chance = Chance(service)
         self._thumbnails = Thumbnails(opener, options.limits.pixels)
 
     def routes(self) -> list[Route]:
@@ -64,8 +69,12 @@ class Api:
             Route("/api/login", guarded(self._login, public=True), methods=["POST"]),
             Route("/api/tables", guarded(self._tables)),
             Route("/api/search", guarded(self._search), methods=["POST"]),
+            Route("/api/models", guarded(self._models)),
+            Route("/api/count", guarded(self._count), methods=["POST"]),
+            Route("/api/chance", guarded(self._chance), methods=["POST"]),
             Route("/api/rows/{database}/{table}/{id}", guarded(self._row)),
             Route("/api/thumbnail/{database}/{table}/{id}", guarded(self._thumbnail)),
+            Route("/api/picture/{database}/{table}/{id}", guarded(self._original)),
             Route("/api/map", guarded(self._map), methods=["POST"]),
             Route("/api/explain", guarded(self._explain), methods=["POST"]),
             Route("/api/complete", guarded(self._complete)),
@@ -81,7 +90,7 @@ class Api:
             try:
                 if not public and not access_control.authorised(self._service.options.token, request):
                     raise PermissionError
-                response: Response = await handler(request)
+                response: Response = packed(await handler(request), request)
                 status = response.status_code
                 return response
             except PermissionError:
@@ -93,6 +102,9 @@ class Api:
             except search.UnreadablePicture as error:
                 status = error_status(error)
                 return _error(status, str(error), field=error.field)
+            except search.NoModel as error:
+                status = error_status(error)
+                return _error(status, str(error), model=error.model)
             except ClipqlError as error:
                 status = error_status(error)
                 return _error(status, str(error), getattr(error, "code", 0))
@@ -182,8 +194,7 @@ class Api:
             "tables": [self._describe(t, service.roles[t]) for t in tables],
         }
 
-    @staticmethod
-    def _describe(table: Table, roles: ColumnRoles) -> dict[str, Any]:
+    def _describe(self, table: Table, roles: ColumnRoles) -> dict[str, Any]:
         picture = {"column": roles.url, "kind": "url"} if roles.url else None
         if picture is None and roles.file:
             picture = {"column": roles.file, "kind": "file"}
@@ -201,6 +212,7 @@ class Api:
                     "column": c.name,
                     "dimension": c.dimension,
                     "model": c.model,
+                    "words": takes_words(self._service.database.encoders, c),
                     "of": "text" if "text" in c.name.lower() or "caption" in c.name.lower() else "image",
                     "indexes": [i.kind for i in table.indexes if i.column == c.name],
                 }
@@ -241,6 +253,24 @@ class Api:
         body = await service.bodies.read(request, most, request.state.held)
         return await service.bodies.in_thread(lambda: search.parsed(body))
 
+    async def _models(self, request: HttpRequest) -> Response:
+        return JSONResponse({"models": await self._in_thread(request, models)})
+
+    async def _count(self, request: HttpRequest) -> Response:
+        asked = Counted.read(await self._json(request))
+        return JSONResponse(await self._in_thread(request, lambda: counts(self._service, asked)))
+
+    async def _chance(self, request: HttpRequest) -> Response:
+        given = await self._json(request)
+        search.check_keys(given, {"database", "table", "column", "model"})
+        names = {name: search.text(given, name) for name in ("database", "table", "column", "model")}
+        return await self._in_thread(request, lambda: self._reached_by_chance(names))
+
+    def _reached_by_chance(self, given: Mapping[str, str | None]) -> Response:
+        table = self._service.table(given["database"], given["table"] or "")
+        column = self._service.column(table, given["column"])
+        return JSONResponse({"similarity": self._by_chance.similarity(table, column, given["model"])})
+
     # rows and their pictures
 
     async def _row(self, request: HttpRequest) -> Response:
@@ -262,14 +292,31 @@ class Api:
         seen = request.headers.get("if-none-match", "")
         return await self._in_thread(request, lambda: self._drawn(request.path_params, int(size), seen))
 
-    def _drawn(self, path: Mapping[str, str], size: int, seen: str) -> Response:
+    async def _original(self, request: HttpRequest) -> Response:
+        return await self._in_thread(request, lambda: self._whole(request.path_params))
+
+    def _whole(self, path: Mapping[str, str]) -> Response:
+        try:
+            with self._thumbnails.open(self._file_of(path)) as file:
+                data, media = self._thumbnails.original(file, self._service.options.limits.body)
+        except PictureError as error:
+            return _error(404, str(error))
+        # a picture is shown and no more, whatever else its bytes may be read as
+        headers = {"Content-Security-Policy": "sandbox; default-src 'none'", "Cache-Control": "private, max-age=3600"}
+        return Response(data, media_type=media, headers=headers)
+
+    def _file_of(self, path: Mapping[str, str]) -> str:
+        """The name of the file that a row of a path names. Raises PictureError."""
         table = self._service.table(path["database"], path["table"])
         roles = self._service.roles[table]
         row = self._results.read_row(table, (roles.file,), search.row_number(path["id"])) if roles.file else None
         if row is None or roles.file is None:
-            return _error(404, "there is no such row with a picture's file")
+            raise PictureError("there is no such row with a picture's file")
+        return str(row[roles.file] or "")
+
+    def _drawn(self, path: Mapping[str, str], size: int, seen: str) -> Response:
         try:
-            with self._thumbnails.open(str(row[roles.file] or "")) as file:
+            with self._thumbnails.open(self._file_of(path)) as file:
                 tag = f'"{self._thumbnails.tag(file, size)}"'
                 headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
                 if tag in seen:

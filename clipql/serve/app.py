@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from clipql.database import Database
 from clipql.serve.access_control import AccessControl
@@ -18,33 +16,25 @@ from clipql.serve.api import Api
 from clipql.serve.clickhouse import ClickHouse
 from clipql.serve.limits import Options
 from clipql.serve.service import Service
+from clipql.serve.web_files import WebFiles
 
 
 def pages() -> Path:
     """The folder of the page: as it was built, or as it stands."""
-    web = Path(str(files("clipql.serve"))) / "web"
+    web = Path(str(resources.files("clipql.serve"))) / "web"
     return web / "dist" if (web / "dist" / "index.html").is_file() else web
-
-
-class _Fresh(StaticFiles):
-    """The page's files, asked for anew each time, so that a page never mixes modules of two versions."""
-
-    def file_response(self, *args: Any, **options: Any) -> Response:
-        response = super().file_response(*args, **options)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
 
 
 def make_app(database: Database, options: Options) -> tuple[AccessControl, Service]:
     """The ASGI application of an open database, and what it works with. Close the service before the database."""
     service = Service(database, options)
     clickhouse = ClickHouse(service)
-    folder = pages()
+    files = WebFiles(pages())
 
     async def front(request: Request) -> Response:
         wants_page = "text/html" in request.headers.get("accept", "") and "query" not in request.query_params
-        if request.method in ("GET", "HEAD") and wants_page and (folder / "index.html").is_file():
-            return FileResponse(folder / "index.html", headers={"Cache-Control": "no-cache"})
+        if request.method in ("GET", "HEAD") and wants_page and "index.html" in files:
+            return files.answer("index.html", request)
         return await clickhouse.handle(request)
 
     async def missing(request: Request, error: Exception) -> Response:
@@ -56,7 +46,7 @@ def make_app(database: Database, options: Options) -> tuple[AccessControl, Servi
             Route("/ping", clickhouse.ping),
             Route("/replicas_status", clickhouse.replicas),
             *Api(service).routes(),
-            Mount("/static", _Fresh(directory=folder, check_dir=False)),
+            Route("/static/{name}", files.static),
         ],
         exception_handlers={404: missing},
     )

@@ -20,6 +20,10 @@ _ROW = {
     "values": {"type": "object"},
     "duplicate_of": {"type": ["string", "null"]},
 }
+_WHERE = {
+    "anyOf": [{"type": ["string", "null"]}, _NAMES],
+    "description": "a condition in SQL, or a list of them, all of which are met",
+}
 _PLACE = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in ("database", "table", "id")]
 
 
@@ -92,6 +96,7 @@ def _search(options: Options) -> dict[str, Any]:
         "table": _TEXT,
         "database": _TEXT,
         "column": _TEXT,
+        "model": {"type": ["string", "null"], "description": "of /api/models, in the place of the column's"},
         "k": {
             **_WHOLE,
             "minimum": 1,
@@ -100,7 +105,7 @@ def _search(options: Options) -> dict[str, Any]:
             "description": f"rows; at most {options.limits.k} as JSON or with fold",
         },
         "offset": {**_WHOLE, "minimum": 0, "default": 0},
-        "where": {"type": ["string", "null"], "description": "a condition in SQL"},
+        "where": _WHERE,
         "safe": {"type": "boolean", "default": True},
         "recall": {"type": ["number", "null"]},
         "exact": {"type": "boolean", "default": False},
@@ -142,9 +147,26 @@ def _rest(options: Options) -> dict[str, Any]:
         "/api/login": _post("A token for a cookie", _object({"token": _TEXT}), _object({"ok": {"type": "boolean"}})),
         "/api/tables": _get("The tables with vectors", tables),
         "/api/search": _search(options),
+        "/api/models": _get(
+            "The models that are on the server's machine",
+            _object({"models": {"type": "array", "items": _object({"name": _TEXT, "dimension": _WHOLE})}}),
+        ),
+        "/api/count": _post(
+            "How many rows a search goes through, and how many of those that meet its conditions are not safe",
+            _object({"database": _TEXT, "table": _TEXT, "where": _WHERE, "safe": {"type": "boolean"}}, ["table"]),
+            _object({"rows": _WHOLE, "matching": _WHOLE, "hidden": _WHOLE}),
+        ),
+        "/api/chance": _post(
+            "The similarity that words without a meaning reach; a search that reaches no more has found nothing",
+            _object({"database": _TEXT, "table": _TEXT, "column": _TEXT, "model": _TEXT}, ["table"]),
+            _object({"similarity": {"type": ["number", "null"]}}),
+        ),
         "/api/rows/{database}/{table}/{id}": _get("A row", _object(row), parameters=_PLACE),
         "/api/thumbnail/{database}/{table}/{id}": _get(
             "A small picture of the file that a row names", _TEXT, "image/webp", parameters=[*_PLACE, size]
+        ),
+        "/api/picture/{database}/{table}/{id}": _get(
+            "The picture's file that a row names, as it is", _TEXT, "image/*", parameters=_PLACE
         ),
         "/api/map": _post(
             "Places of rows in the plane, within [-1, 1]", asked, _object({"points": {"type": "array", "items": point}})

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clipql.database import one_condition
 from clipql.engine.quoting import quote_name, quote_string
-from clipql.errors import PictureError, QueryError
+from clipql.errors import ModelError, PictureError, QueryError
 from clipql.serve.allowed import words
 from clipql.serve.column_roles import ColumnRoles
 from clipql.serve.limits import Limits
@@ -27,7 +27,7 @@ from clipql.tables.registry import ROW
 
 FORMATS = {"CSV": "CSVWithNames", "Parquet": "Parquet", "Arrow": "Arrow", "JSON": "JSON"}
 MOST_TERMS, MOST_NUMBERS, MOST_FLOAT = 32, 65_536, float(np.finfo(np.float32).max)
-KEYS = words("table database column k offset where safe recall exact fold terms columns format")
+KEYS = words("table database column model k offset where safe recall exact fold terms columns format")
 TERM_KEYS = words("weight text image upload id vector")
 
 
@@ -51,6 +51,14 @@ class UnreadablePicture(PictureError):
         self.field = field
 
 
+class NoModel(ModelError):
+    """Words or a picture came with a search, and the model that they need is not at hand. model: its name."""
+
+    def __init__(self, message: str, model: str | None) -> None:
+        super().__init__(message)
+        self.model = model
+
+
 @dataclass(frozen=True)
 class Search:
     """A request, checked."""
@@ -58,9 +66,10 @@ class Search:
     table: str
     database: str | None
     column: str | None
+    model: str | None
     k: int
     offset: int
-    where: str | None
+    where: tuple[str, ...]
     safe: bool
     recall: float | None
     exact: bool
@@ -68,6 +77,11 @@ class Search:
     terms: tuple[Term, ...]
     columns: tuple[str, ...] | None
     format: str
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it needs a model."""
+        return any(t.text is not None or t.picture is not None for t in self.terms)
 
     @classmethod
     def read(cls, given: Any, uploads: Mapping[str, bytes], limits: Limits) -> Search:
@@ -91,12 +105,13 @@ class Search:
             table=table,
             database=text(given, "database"),
             column=text(given, "column"),
+            model=text(given, "model"),
             k=int(_number(given, "k", 40, 1, most, whole=True) or 40),
             offset=int(_number(given, "offset", 0, 0, 100_000, whole=True) or 0),
-            where=text(given, "where"),
-            safe=_flag(given, "safe", True),
+            where=conditions(given),
+            safe=flag(given, "safe", True),
             recall=_number(given, "recall", None, 0.01, 1),
-            exact=_flag(given, "exact", False),
+            exact=flag(given, "exact", False),
             fold=_number(given, "fold", None, 0, 1),
             terms=tuple(_term(t, uploads) for t in terms),
             columns=tuple(columns) if columns is not None else None,
@@ -139,6 +154,22 @@ def text(given: Mapping[str, Any], name: str) -> str | None:
     return value or None
 
 
+def conditions(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The key `where`: a condition, or several, each of which is one condition. Raises QueryError."""
+    value = given.get("where")
+    several = [value] if isinstance(value, str) else value or []
+    if not isinstance(several, list) or len(several) > MOST_TERMS or not all(isinstance(c, str) for c in several):
+        raise wrong(f"where: expected a condition, or a list of at most {MOST_TERMS}")
+    return tuple(one_condition(c) for c in several if c.strip())
+
+
+def where_sql(conditions: Sequence[str], *others: str | None) -> str:
+    """` WHERE …` of conditions as they were given, each in brackets, and of others; empty without any."""
+    # a line of its own for the bracket, so that a comment at the end takes nothing with it
+    every = [f"({c}\n)" for c in conditions] + [c for c in others if c]
+    return f" WHERE {' AND '.join(every)}" if every else ""
+
+
 def _number(
     given: Mapping[str, Any], name: str, default: float | None, least: float, most: float, *, whole: bool = False
 ) -> float | None:
@@ -152,7 +183,7 @@ def _number(
     return float(value)
 
 
-def _flag(given: Mapping[str, Any], name: str, default: bool) -> bool:
+def flag(given: Mapping[str, Any], name: str, default: bool) -> bool:
     value = given.get(name)
     if value is not None and not isinstance(value, bool):
         raise wrong(f"{name}: expected true or false")
@@ -243,14 +274,10 @@ def statement(
     for name in listed:
         if name not in roles.types:
             raise wrong(f"{table.full_name} has no column {name[:60]}; it has {', '.join(roles.types)}")
-    conditions = [f"({one_condition(search.where)}\n)"] if search.where else []
-    if search.safe and roles.safe:
-        conditions.append(roles.safe)
-    if without:
-        conditions.append(f"{ROW} NOT IN ({', '.join(map(str, without))})")
-    shown_query, shown_params = expression(search.terms, table, column)
+    shown_query, shown_params = expression(search.terms, table, column, search.model)
     source = f"{quote_name(table.database)}.{quote_name(table.name)}"
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    left_out = f"{ROW} NOT IN ({', '.join(map(str, without))})" if without else None
+    where = where_sql(search.where, roles.safe if search.safe else None, left_out)
     settings = [f"recall = {search.recall}"] if search.recall is not None else []
     settings += ["vector_index = 0"] if search.exact else []
     tail = f" SETTINGS {', '.join(settings)}" if settings else ""
@@ -272,14 +299,17 @@ def statement(
     return Statement(made("{query:Array(Float32)}", plain=False), made(shown_query, plain=True), params, shown_params)
 
 
-def expression(terms: Sequence[Term], table: Table, column: VectorColumn) -> tuple[str, dict[str, Any]]:
-    """A search's terms as SQL, and the parameters that it names."""
+def expression(
+    terms: Sequence[Term], table: Table, column: VectorColumn, model: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """A search's terms as SQL, and the parameters that it names. model: the one that was asked for."""
+    by = f", {quote_string(model)}" if model else ""
     parts: list[str] = []
     params: dict[str, Any] = {}
     source = f"{quote_name(table.database)}.{quote_name(table.name)}"
     for term in terms:
         if term.text is not None:
-            text = f"encode_text({quote_string(term.text)})"
+            text = f"encode_text({quote_string(term.text)}{by})"
         elif term.row is not None:
             text = f"(SELECT {quote_name(column.name)} FROM {source} WHERE {ROW} = {term.row})"
         else:

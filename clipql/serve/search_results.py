@@ -18,6 +18,8 @@ from clipql.engine.quoting import quote_name
 from clipql.errors import PictureError, QueryError
 from clipql.serve import search_request as search
 from clipql.serve.column_roles import ColumnRoles
+from clipql.serve.condition_errors import in_conditions
+from clipql.serve.models_at_hand import model_for
 from clipql.serve.search_request import Search
 from clipql.serve.service import Request, Service
 from clipql.serve.values import folded, plain
@@ -42,7 +44,8 @@ class SearchResults:
         table = service.table(asked.database, asked.table)
         column = service.column(table, asked.column)
         roles = service.roles[table]
-        vectors = [self._vector(term, table, column.name, column.model) for term in asked.terms]
+        model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
+        vectors = [self._vector(term, table, column.name, model) for term in asked.terms]
         encoded = time.perf_counter()
         vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
         download = asked.format != "JSON"
@@ -50,10 +53,9 @@ class SearchResults:
         if download and asked.fold is not None:
             alike = self._alike(asked, table, column, roles, vector)
         made = search.statement(asked, table, column, roles, vector, download=download, without=alike)
-        answer = service.run(
-            Request(made.sql, made.params, search.FORMATS[asked.format] if download else "ArrowStream"),
-            service.engine.acting,
-        )
+        run = Request(made.sql, made.params, search.FORMATS[asked.format] if download else "ArrowStream")
+        with in_conditions(made.sql, asked.where):
+            answer = service.run(run, service.engine.acting)
         searched = time.perf_counter()
         if asked.terms:
             service.metrics.took("encode", encoded - began)
@@ -90,7 +92,6 @@ class SearchResults:
                 raise QueryError(f"{table.full_name} has no row {term.row}", code=36, name="BAD_ARGUMENTS")
             return np.asarray(store.take(np.array([term.row]))[0])
         encoders = service.database.encoders
-        model = encoders.default or model
         if term.text is not None:
             found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
             return found
@@ -104,7 +105,8 @@ class SearchResults:
     ) -> list[int]:
         """The numbers of the rows of a search that are almost the same as one before them."""
         made = search.statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
-        answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
+        with in_conditions(made.sql, asked.where):
+            answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
         duplicates = self._page(asked, table, column.name, answer.output.arrow(), roles.types)[2]
         return list(duplicates)
 

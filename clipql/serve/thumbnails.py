@@ -1,4 +1,4 @@
-"""Small pictures of the files that rows name, and of no other files.
+"""Small pictures of the files that rows name, those files themselves, and no other files.
 
 What must stay true: a path comes from a row, never from a request; a picture with too many pixels is refused before
 it is unpacked; what is not a picture gives no byte of itself away.
@@ -58,6 +58,22 @@ class Thumbnails:
             while self._size > KEPT_BYTES:
                 self._size -= len(self._made.popitem(last=False)[1])
         return data
+
+    @staticmethod
+    def original(file: BinaryIO, most: int) -> tuple[bytes, str]:
+        """The file as it is, of at most so many bytes, and its media type. Raises PictureError."""
+        from PIL import Image
+
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise PictureError(f"the picture has {size:,} bytes, more than {most:,}")
+        try:
+            with Image.open(file, formats=_FORMATS) as picture:
+                media = Image.MIME[picture.format or ""]
+        except Exception as error:
+            raise PictureError(f"the file is no picture that can be read: {type(error).__name__}") from error
+        file.seek(0)
+        return file.read(most), media
 
     def _draw(self, file: BinaryIO, size: int) -> bytes:
         from PIL import Image, ImageOps

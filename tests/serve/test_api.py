@@ -231,6 +231,67 @@ def test_a_search_that_is_not_as_it_should_be_is_told_why(server: Running) -> No
     assert server.ask("/api/search", "{").status == 400
 
 
+def test_a_search_says_how_many_rows_it_goes_through_and_how_many_are_hidden(server: Running) -> None:
+    safe = len(range(0, ROWS, 3))
+    for where, safe_only, expected in (
+        (None, True, (ROWS, safe, ROWS - safe)),
+        (None, False, (ROWS, ROWS, 0)),
+        (["NSFW != 'NSFW'", "1 -- all"], True, None),
+        ("0", True, (ROWS, 0, 0)),
+    ):
+        found = server.post("/api/count", {"table": "laion", "where": where, "safe": safe_only}).json
+        if expected is not None:
+            assert (found["rows"], found["matching"], found["hidden"]) == expected
+        every = search(server, where=where, safe=safe_only, k=1000)
+        assert len(ids(every)) == found["matching"]
+    reply = server.post("/api/count", {"table": "laion", "where": "url IN (SELECT * FROM file('/etc/passwd'))"})
+    assert (reply.status, "file" in reply.text) == (403, True)
+
+
+def test_a_mistake_in_a_condition_is_told_in_its_own_words(server: Running) -> None:
+    for where, told in (
+        ("nosuch > 1", "Unknown expression or function identifier `nosuch` (ClickHouse 47 UNKNOWN_IDENTIFIER)"),
+        ("similarity >", "Syntax error: something is missing at the end of the condition similarity >"),
+        (["1", "similarity FROM"], "Syntax error: failed at position 12 (FROM): FROM"),
+        (["'für' = url", "1 +", "2"], "Syntax error: something is missing at the end of the condition 1 +"),
+        ("letters('a')", "letters() is not called for the network"),
+    ):
+        for path, terms in (("/api/search", {}), ("/api/search", {"terms": [{"id": "1"}]}), ("/api/count", {})):
+            reply = server.post(path, {"table": "laion", "where": where, **terms})
+            assert (reply.json["error"], path) == (told, path)
+    for where in ("url", "similarity LIKE 3", "x -> 3", "similarity > 'abc'"):
+        told = server.post("/api/search", {"table": "laion", "where": where, "terms": [{"id": "1"}]}).json["error"]
+        assert not any(word in told for word in ("SELECT", "In scope", "__table", "executing")), told
+    assert server.post("/api/search", {"table": "laion", "where": 5}).status == 400
+    assert server.post("/api/search", {"table": "laion", "where": ["1", "1) OR (1"]}).status == 400
+
+
+def test_words_without_their_model_are_told_which_it_is_and_may_use_another_at_hand(server: Running) -> None:
+    reply = server.post("/api/search", {"table": "laion", "terms": [{"text": "a cat"}]})
+    assert (reply.status, reply.json["model"].endswith("no-model")) == (503, True)
+    at_hand = server.ask("/api/models").json["models"]
+    bundled = next(m for m in at_hand if m["name"] == "clipql/emoji")
+    numbers = ", ".join(["0.5"] * bundled["dimension"])
+    for statement in (
+        "CREATE TABLE fitting (id UInt8, v Array(Float32)) ENGINE = MergeTree ORDER BY id",
+        f"INSERT INTO fitting VALUES (1, [{numbers}])",
+    ):
+        assert server.sql(statement).status == 200
+    asked = {"table": "fitting", "terms": [{"text": "a cat"}], "model": "clipql/emoji"}
+    found = server.post("/api/search", asked).json
+    assert "encode_text('a cat', 'clipql/emoji')" in found["sql"]
+    assert ids(found) == ["0"]
+    chance = server.post("/api/chance", {"table": "fitting", "model": "clipql/emoji"}).json["similarity"]
+    assert -1 <= chance <= 1
+    unfit = server.post("/api/search", {**asked, "table": "laion"})
+    assert (unfit.status, "holds 16" in unfit.json["error"]) == (503, True)
+    for name in ("/etc", str(server.folder), "../models", "nosuch"):
+        assert server.post("/api/search", {**asked, "model": name}).status == 400
+    words = {t["name"]: t["vectors"][0]["words"] for t in server.ask("/api/tables").json["tables"]}
+    assert not any(words.values())
+    server.sql("DROP TABLE fitting")
+
+
 def test_a_picture_is_uploaded_as_a_form_or_in_base64(server: Running) -> None:
     out = io.BytesIO()
     Image.new("RGB", (8, 8)).save(out, "PNG")
@@ -289,6 +350,16 @@ def test_thumbnails_are_of_the_files_that_rows_name_and_of_no_others(server: Run
     assert (again.status, again.body) == (304, b"")
     for row in ("1", "2", "3", "77"):  # gone, no picture, gone, no row
         assert server.ask(f"/api/thumbnail/default/pictures/{row}").status == 404
+        assert server.ask(f"/api/picture/default/pictures/{row}").status == 404
+    whole = server.ask("/api/picture/default/pictures/0")
+    assert (whole.headers["content-type"], whole.body) == (
+        "image/png",
+        (server.folder / "pictures" / "red.png").read_bytes(),
+    )
+    assert (whole.headers["content-security-policy"], whole.headers["x-content-type-options"]) == (
+        "sandbox; default-src 'none'",
+        "nosniff",
+    )
     assert b"canary" not in server.ask("/api/thumbnail/default/pictures/2").body
     assert server.ask("/api/thumbnail/default/pictures/..%2F0").status in (400, 404)
     assert server.ask("/api/thumbnail/default/pictures/0", size="100000").status == 400
@@ -296,6 +367,7 @@ def test_thumbnails_are_of_the_files_that_rows_name_and_of_no_others(server: Run
     Image.new("RGB", (8, 8)).save(outside)
     server.sql(f"INSERT INTO pictures VALUES ('{outside}', 'x', 0, [1, 0, 0, 0])")
     assert server.ask("/api/thumbnail/default/pictures/4").status == 404
+    assert server.ask("/api/picture/default/pictures/4").status == 404
     server.sql("DELETE FROM pictures WHERE caption = 'x'")
 
 
@@ -327,6 +399,7 @@ def test_the_document_describes_every_route_that_there_is(server: Running) -> No
             reply = server.ask(target, "{}" if method == "post" else None, method=method.upper())
             assert reply.status not in (405, 500), (path, method, reply.text[:100])
     assert {"/api/status", "/api/tables", "/api/search", "/api/map", "/api/explain", "/api/complete", "/api/login",
+            "/api/count", "/api/chance", "/api/models", "/api/picture/{database}/{table}/{id}",
             "/healthz", "/metrics", "/api/rows/{database}/{table}/{id}", "/api/thumbnail/{database}/{table}/{id}",
             "/", "/ping", "/replicas_status", "/api/openapi.json"} == set(document["paths"])  # fmt: skip
 

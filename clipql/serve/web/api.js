@@ -8,10 +8,11 @@ const LONGEST_WAIT_SECONDS = 10;
 
 /** status 0: no answer at all. */
 export class ApiError extends Error {
-  constructor(message, status, code = 0, field = null) {
+  constructor(message, status, code = 0, { field = null, model } = {}) {
     super(message);
     this.name = 'ApiError';
     this.field = field; // of the form sent, where it is what was wrong
+    this.model = model; // that is not at hand: its name, null where nobody knows it; undefined where nothing is missing
     this.status = status;
     this.code = code;
   }
@@ -100,7 +101,7 @@ async function failure(response) {
   const text = await response.text().catch(() => '');
   try {
     const told = JSON.parse(text);
-    if (told && typeof told.error === 'string') return new ApiError(told.error, response.status, told.code ?? 0, told.field ?? null);
+    if (told && typeof told.error === 'string') return new ApiError(told.error, response.status, told.code ?? 0, told);
   } catch {
     // ClickHouse's protocol answers errors as plain text
   }

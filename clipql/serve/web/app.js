@@ -3,17 +3,20 @@
 import { ApiError, setHooks } from './api.js';
 import { addTerm, drawChips, makeChips } from './chips.js';
 import { drawDetails, makeDetails, openRow } from './details.js';
+import { askFigures } from './counting.js';
 import { askToken, showExport, showHelp, showSql } from './dialogs.js';
-import { announce, button, byId, count, drawIcons, el, plural } from './dom.js';
+import { button, byId, count, drawIcons, el, plural } from './dom.js';
 import { searchable } from './filters.js';
 import { drawTheme, turnTheme } from './brightness.js';
 import { clear, focusTile, keepPlaces, makeGrid, revive, rowOf, show, showSkeletons } from './grid.js';
 import { drawMap } from './map.js';
 import { drawPills, openFilters } from './panel.js';
+import { takesWords, withoutModel } from './models.js';
 import { notice } from './notices.js';
 import { emptyDatabase, nothingFound } from './nothing.js';
-import { AddressAsWords, MissingPicture, distinct, forget, keyOf, nextPage, results, search } from './results.js';
+import { AddressAsWords, MissingPicture, forget, keyOf, nextPage, results, search } from './results.js';
 import { drawWords, makeSearchBox } from './searchbox.js';
+import { drawFigures } from './status.js';
 import { drawSql, openInSql } from './sql.js';
 import { change, now, parts, takeAddress, watch } from './state.js';
 import { catalog, isPlainTable, loadCatalog, namedIn, sourceOf, tableOf } from './tables.js';
@@ -37,9 +40,6 @@ function tell(text, lasting = false) {
 const currentTable = () => tableOf(now);
 
 /* ---------- notices ---------- */
-
-/** ClickHouse's message without the statement that it repeats, which the page has made. */
-const inShort = (message) => message.replace(/[.:]? ?In scope [\s\S]*?(?= \(ClickHouse|$)/, '.');
 
 function explain(error) {
   const table = currentTable();
@@ -65,14 +65,12 @@ function explain(error) {
     forgetPicture(error.field);
     change({ terms: now.terms.filter((term) => term.key !== error.field) }, 'replace');
     tell('A picture that you gave cannot be read, and was left out of the search. PNG, JPEG and WebP can.', true);
-  }
-  else if (error.status === 503 && now.words.trim() && table?.caption) {
-    const words = now.words.trim();
-    const instead = () => change({ words: '', terms: [], filters: [...now.filters, { column: table.caption, op: 'has', value: words }] });
-    notice(error.message, button('Find these letters in the captions', { text: 'Find these letters in the captions', class: 'link', onclick: instead }));
-  } else notice(inShort(error.message));
+  } else if (error.model !== undefined) {
+    const state = now;
+    withoutModel(error.model, state, table).then((said) => state === now && notice(...said));
+  } else notice(error.message);
   const field = byId('filter-error');
-  if (field) field.textContent = inShort(error.message);
+  if (field && error.model === undefined) field.textContent = error.message;
 }
 
 /** The server is gone: ask from time to time whether it is back, and go on then by itself. */
@@ -122,6 +120,7 @@ async function refresh(state) {
     foundAt = performance.now();
     show(results.rows, contextOf(state), { more: results.more });
     painted();
+    askFigures(state, table, drawStatus);
     window.scrollTo({ top: 0 });
   } catch (error) {
     if (key !== shownKey) return;
@@ -176,19 +175,7 @@ let dead = 0;
 let allDead = false;
 let places = 'below'; // what becomes of the places of pictures that are gone
 
-function drawStatus() {
-  const place = byId('status');
-  for (const id of ['show-sql', 'export']) byId(id).disabled = !results.state || outdated;
-  if (!results.state || outdated) {
-    place.textContent = '';
-    return;
-  }
-  const time = results.ms?.total;
-  const alike = results.rows.length - distinct();
-  const words = `${results.more ? 'first ' : ''}${plural(distinct(), 'picture')}${alike ? `, ${count(alike)} more almost like them` : ''}`;
-  place.textContent = typeof time === 'number' ? `${words} · ${time < 10 ? time.toFixed(1) : Math.round(time)} ms` : words;
-  announce(results.rows.length ? words : 'No pictures found');
-}
+const drawStatus = () => drawFigures(outdated);
 
 function drawAfter() {
   const place = byId('after');
@@ -240,7 +227,7 @@ function drawControls(state) {
         'aria-checked': column === chosen ? 'true' : 'false',
         tabindex: column === chosen ? 0 : -1,
         title: `Search in ${column}`,
-        onclick: () => change({ column: column === columns[0].column ? null : column }),
+        onclick: () => change({ column: column === columns[0].column ? null : column, model: null }),
       }),
     ),
   );
@@ -248,7 +235,7 @@ function drawControls(state) {
   byId('safe').value = state.safe;
   byId('fold').setAttribute('aria-pressed', String(state.fold));
   for (const id of ['filters', 'fold', 'show-sql', 'export']) byId(id).hidden = !table;
-  byId('words').placeholder = catalog.model ? 'Describe a picture' : 'No model for words: search by a picture of the results';
+  byId('words').placeholder = !table || takesWords(state, table) ? 'Describe a picture' : 'No model for words here: search by a picture of the results';
 
   for (const view of ['pictures', 'map', 'sql']) {
     const tab = byId(`tab-${view}`);
@@ -329,7 +316,7 @@ function listen() {
   for (const view of ['pictures', 'map', 'sql']) byId(`tab-${view}`).addEventListener('click', go(view));
   byId('table').addEventListener('change', (event) => {
     const table = catalog.tables[Number(event.target.value)];
-    change({ ...namedIn(table), column: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', row: null });
+    change({ ...namedIn(table), column: null, model: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', row: null });
   });
   byId('column').addEventListener('keydown', (event) => {
     if (!['ArrowLeft', 'ArrowRight'].includes(event.key)) return;

@@ -5,12 +5,14 @@
 
 import { addTerm, whenKnown } from './chips.js';
 import { archiveLink } from './dead.js';
-import { announce, button, el, icon, picture, pictureOf, webAddress, webLink } from './dom.js';
+import { copyButton } from './dialogs.js';
+import { announce, button, el, icon, originalOf, picture, pictureOf, webLink } from './dom.js';
 import { SMALL_PICTURE, factsOf, focusTile, shownIds } from './grid.js';
 import { change, now } from './state.js';
 import { isVeiled, uncover } from './veil.js';
 
 const LARGE = 768;
+const LONG = 2.4; // a picture so many times as wide as high, or as high as wide, is scrolled rather than made a strip
 
 let dialog = null;
 let body = null;
@@ -49,7 +51,7 @@ function open() {
   );
   dialog.addEventListener('click', (event) => event.target === dialog && dialog.close());
   dialog.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('.details-picture.long')) return;
     const keys = { ArrowLeft: () => go(-1), ArrowRight: () => go(1), m: () => like(shown), '+': () => add(1), '-': () => add(-0.5) };
     if (!keys[event.key]) return;
     event.preventDefault();
@@ -100,13 +102,13 @@ async function fill(id) {
     return;
   }
   const table = currentTable();
-  const address = webAddress(row.picture);
+  const address = originalOf(row);
   body.replaceChildren(
     veiledOrNot(row, table),
     el(
       'div',
       { class: 'details-words' },
-      el('h2', {}, row.caption || 'Without a caption'),
+      heading(row.caption || 'Without a caption'),
       factsOf(row, table, true),
       el(
         'div',
@@ -115,11 +117,31 @@ async function fill(id) {
         button('Add to the search', { icon: 'plus', text: 'Add', class: 'tool', 'aria-label': 'Add to the search', onclick: () => add(1) }),
         button('Take away from the search', { icon: 'minus', text: 'Take away', class: 'tool', onclick: () => add(-0.5) }),
       ),
-      address ? webLink(address, el('span', { class: 'details-link' }, icon('out'), 'Open the picture’s address'), { class: 'link' }) : null,
+      address || row.caption
+        ? el(
+            'div',
+            { class: 'buttons' },
+            address ? webLink(address, [icon('out'), 'Open the picture'], { class: 'tool' }) : null,
+            row.caption ? copyButton(() => row.caption, 'Copy the caption') : null,
+            address ? copyButton(() => row.picture ?? address, 'Copy the address') : null,
+          )
+        : null,
       values(row, table),
     ),
   );
   announce(row.caption || 'Picture without a caption');
+}
+
+/** The caption; of a long one the beginning, so that the buttons stay where they are. */
+function heading(caption) {
+  const title = el('h2', { class: 'short' }, caption);
+  const more = button('Show all of the caption', { text: 'Show all of the caption', class: 'link', hidden: true });
+  more.addEventListener('click', () => {
+    title.classList.toggle('short');
+    more.textContent = title.classList.contains('short') ? 'Show all of the caption' : 'Show less of the caption';
+  });
+  requestAnimationFrame(() => (more.hidden = title.scrollHeight <= title.clientHeight + 1));
+  return [title, more];
 }
 
 /** The picture, which may have to be uncovered first. */
@@ -141,13 +163,28 @@ function largePicture(row) {
   const words = el('p', { class: 'details-missing' }, source ? 'This picture no longer loads.' : 'This row has no picture.');
   if (!source) return words;
   const image = picture(source, row.caption || 'Picture without a caption', { loading: 'eager' });
-  image.addEventListener('load', () => image.classList.toggle('small', Math.max(image.naturalWidth, image.naturalHeight) <= SMALL_PICTURE));
+  image.addEventListener('load', () => {
+    const [w, h] = [image.naturalWidth, image.naturalHeight];
+    image.classList.toggle('small', Math.max(w, h) <= SMALL_PICTURE);
+    if (Math.max(w / h, h / w) >= LONG && Math.max(w, h) > SMALL_PICTURE) lengthen(image, w > h, row);
+  });
   image.addEventListener('error', () => {
     image.replaceWith(words);
     const link = archiveLink(row, 'Look for it in the Internet Archive');
     if (link) words.append(' ', link);
   });
   return image;
+}
+
+/** A panorama fills the frame with its short side and is scrolled; a small copy of it would be a blur. */
+function lengthen(image, wide, row) {
+  const frame = image.parentElement;
+  if (!frame || frame.classList.contains('long')) return;
+  frame.classList.add('long', wide ? 'wide' : 'tall');
+  frame.tabIndex = 0;
+  frame.setAttribute('role', 'group');
+  frame.setAttribute('aria-label', 'A long picture: scroll to see all of it');
+  if (pictureOf(row)?.startsWith('./')) image.src = originalOf(row);
 }
 
 /** All values of the row. Addresses become links only where they are of the web. */

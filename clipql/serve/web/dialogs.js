@@ -24,13 +24,13 @@ export function openDialog(title, content, { style = 'middle', onclose } = {}) {
 }
 
 /** A button that copies what `text()` gives and says so for a moment. */
-export function copyButton(text) {
-  const made = button('Copy', { icon: 'copy', text: 'Copy', class: 'tool' });
+export function copyButton(text, label = 'Copy') {
+  const made = button(label, { icon: 'copy', text: label, class: 'tool' });
   made.addEventListener('click', async () => {
     const done = await copy(text());
     made.lastChild.textContent = done ? 'Copied' : 'Not copied';
     announce(done ? 'Copied' : 'The browser did not let the page copy');
-    setTimeout(() => (made.lastChild.textContent = 'Copy'), 1600);
+    setTimeout(() => (made.lastChild.textContent = label), 1600);
   });
   return made;
 }

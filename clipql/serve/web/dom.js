@@ -119,6 +119,12 @@ export function pictureOf(row, size = 256) {
   return webAddress(row.picture);
 }
 
+/** The address of the picture's file as it is: on our own server, or on the web; null where there is none. */
+export function originalOf(row) {
+  if (pictureOf(row)?.startsWith('./')) return new URL(`.${row.thumbnail.replace('/thumbnail/', '/picture/')}`, document.baseURI).href;
+  return webAddress(row.picture);
+}
+
 const whole = new Intl.NumberFormat('en');
 export const count = (number) => whole.format(number);
 

@@ -35,16 +35,18 @@ function condition({ op, value }, column) {
   return `${name} ${sign} ${column.kind === 'number' ? value : quoteText(value.replace('T', ' '))}`;
 }
 
-/** The WHERE of a state, or null. Filters on columns that this table lacks are left out. */
+/**
+ * The conditions of a state, all of which are to be met: the filters', and the one that is written in SQL. Filters on
+ * columns that this table lacks are left out.
+ */
 export function whereOf(state, table) {
   const found = [];
   for (const filter of state.filters) {
     const column = table?.columns.find((one) => one.name === filter.column);
     if (column && !mistakeIn(filter, column)) found.push(condition(filter, column));
   }
-  // a line of its own, so that a comment at its end takes nothing with it
-  if (state.where.trim()) found.push(found.length ? `(${state.where.trim()}\n)` : state.where.trim());
-  return found.length ? found.join(' AND ') : null;
+  if (state.where.trim()) found.push(state.where.trim());
+  return found;
 }
 
 /** A filter in words, for its pill: "width ≥ 500". */

@@ -13,6 +13,7 @@ import { holdBack } from './gridrows.js';
 import { isVeiled, uncover } from './veil.js';
 
 export const SMALL_PICTURE = 160; // pixels; enlarged to fill a row, such a picture would only be blurred
+const LONGEST_HINT = 400; // characters of a caption that the browser shows beside the pointer
 const OWN_TRIES = 2;
 const BATCH_MS = 200;
 const ENOUGH_DEAD = 24; // with no picture among them that loads, the others are not waited for
@@ -181,7 +182,7 @@ function tileFor(row) {
     'li',
     { class: 'tile', dataset: { id: row.id } },
     el('div', { class: 'frame' }, open),
-    el('p', { class: 'caption', title: row.caption || null }, row.caption || ' '),
+    el('p', { class: 'caption', title: row.caption?.slice(0, LONGEST_HINT) || null }, row.caption || ' '),
     factsOf(row),
   );
   // shape: the true one, where another was guessed and is still shown
@@ -294,7 +295,9 @@ function markDead(tile) {
   tile.node.classList.add('dead');
   tile.node.title = 'This picture no longer loads';
   const link = archiveLink(tile.row);
-  if (link) tile.node.querySelector('.facts').append(tile.node.querySelector('.facts').hasChildNodes() ? el('i', {}, '·') : '', link);
+  const facts = tile.node.querySelector('.facts');
+  // in a grid there is room for one fact, often, and this is the one that is of use
+  if (link) list.classList.contains('captions') ? facts.append(link) : facts.prepend(link);
 }
 
 /** A picture that does not load keeps its place while it is in view, or above it. */
@@ -369,12 +372,11 @@ function takeTools(tile) {
 export function factsOf(row, table = view.table, ranked = view.ranked) {
   const known = knownColumns(table);
   const node = el('p', { class: 'facts' });
-  const add = (...content) => node.append(node.hasChildNodes() ? el('i', {}, '·') : '', ...content);
-  if (ranked && typeof row.distance === 'number') add(el('span', { class: 'similarity', title: `Similarity to what you search for: the cosine; its distance is ${row.distance.toFixed(4)}` }, `similarity ${(1 - row.distance).toFixed(3)}`));
+  if (ranked && typeof row.distance === 'number') node.append(el('span', { class: 'similarity', title: `Similarity to what you search for: the cosine; its distance is ${row.distance.toFixed(4)}` }, [el('span', { class: 'label' }, 'similarity '), (1 - row.distance).toFixed(3)]));
   const [w, h] = [row.values?.[known.width], row.values?.[known.height]];
-  if (w && h) add(el('span', { class: 'size' }, `${w} × ${h}`));
+  if (w && h) node.append(el('span', { class: 'size' }, `${w} × ${h}`));
   const address = webAddress(row.picture);
-  if (address) add(webLink(address, new URL(address).hostname.replace(/^www\./, ''), { title: address, tabindex: -1 }));
+  if (address) node.append(webLink(address, new URL(address).hostname.replace(/^www\./, ''), { title: address, tabindex: -1 }));
   return node;
 }
 

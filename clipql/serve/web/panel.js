@@ -19,7 +19,8 @@ export function drawPills(state, table) {
     return pill;
   });
   if (state.where.trim()) pills.push(out('Remove the WHERE', `WHERE ${state.where.trim()}`, () => change({ where: '' })));
-  if (pills.length > 1) pills.push(button('Clear all', { text: 'Clear all', class: 'link', onclick: () => change({ filters: [], where: '' }) }));
+  if (state.model) pills.push(out('Search with the column’s own model', `model ${state.model}`, () => change({ model: null })));
+  if (pills.length > 1) pills.push(button('Clear all', { text: 'Clear all', class: 'link', onclick: () => change({ filters: [], where: '', model: null }) }));
   byId('pills').replaceChildren(...pills);
   byId('pills').hidden = !pills.length;
 }

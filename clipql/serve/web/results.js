@@ -24,9 +24,9 @@ let running = null;
 
 /** The parts of the state that decide which rows there are; where this stays the same nothing is searched again. */
 export function keyOf(state) {
-  const { database, table, column, words, weight, terms, filters, where, safe, fold, recall } = state;
+  const { database, table, column, model, words, weight, terms, filters, where, safe, fold, recall } = state;
   const hidden = safe === 'safe';
-  return JSON.stringify([database, table, column, words.trim(), weight, terms, filters, where.trim(), hidden, fold, recall]);
+  return JSON.stringify([database, table, column, model, words.trim(), weight, terms, filters, where.trim(), hidden, fold, recall]);
 }
 
 /** A picture of the query that this tab does not have: its link came from elsewhere. */
@@ -56,6 +56,7 @@ export async function requestBody(state, table, rest) {
     database: state.database ?? table.database,
     table: table.name,
     column: state.column ?? table.vectors[0]?.column ?? null,
+    model: state.model,
     where: whereOf(state, table),
     safe: state.safe === 'safe',
     recall: typeof state.recall === 'number' ? state.recall : null,

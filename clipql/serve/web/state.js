@@ -10,6 +10,7 @@ export const DEFAULTS = Object.freeze({
   database: null,
   table: null,
   column: null, // the vector column searched; null: the table's first
+  model: null, // the one that turns words into vectors; null: the column's own
   words: '',
   weight: 1,
   terms: [], // {kind: 'text', text} | {kind: 'row', id} | {kind: 'picture', key}, each with a weight

@@ -17,6 +17,7 @@ export function toHash(state) {
   put('db', state.database, 'default');
   put('table', state.table, null);
   put('column', state.column, null);
+  put('model', state.model, null);
   put('q', state.words, '');
   put('weight', state.weight, 1);
   for (const term of state.terms) {
@@ -40,7 +41,7 @@ export function fromHash(hash) {
   if (VIEWS.includes(view)) state.view = view;
   for (const [name, value] of new URLSearchParams(text)) {
     if (name === 'db') state.database = value;
-    else if (name === 'table' || name === 'column' || name === 'where' || name === 'row' || name === 'sql') state[name] = value;
+    else if (name === 'table' || name === 'column' || name === 'model' || name === 'where' || name === 'row' || name === 'sql') state[name] = value;
     else if (name === 'q') state.words = value;
     else if (name === 'weight') state.weight = weightOf(value);
     else if (name in KINDS) addTerm(state.terms, KINDS[name], value);

@@ -1,0 +1,110 @@
+"""What the page says of a search beside its results: how many rows, what is hidden, whether anything was found."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+from browser_data import EMOJI, WEB
+from browser_steps import painted, search, settled, until
+from browser_support import Served
+from playwright.sync_api import Page, Route, expect
+
+UNSAFE = [i for i in range(WEB) if i % 7 == 6]
+
+
+def test_the_page_says_how_many_match_and_how_many_safe_hides(open_page: Callable[..., Page], served: Served) -> None:
+    page = open_page(f"{served.address}#pictures?table=web&q=cat")
+    settled(page)
+    status = page.locator("#status")
+    expect(status).to_contain_text(f"{len(UNSAFE)} hidden by Safe")
+    page.get_by_role("button", name=f"{len(UNSAFE)} hidden by Safe").click()
+    settled(page)
+    expect(page.get_by_label("Pictures that are not safe")).to_have_value("blur")
+    expect(status).not_to_contain_text("hidden")
+
+    few = [i for i in range(WEB) if 400 + 10 * i < 500]
+    page.evaluate("location.hash = '#pictures?table=web&q=cat&filter=le~width~499&where=height=400--all'")
+    hidden = len(set(few) & set(UNSAFE))
+    expect(status).to_have_text(re.compile(rf"^{len(few) - hidden} pictures · {hidden} hidden by Safe"))
+
+
+def test_the_first_of_many_pictures_are_told_as_such(open_page: Callable[..., Page], served: Served) -> None:
+    def hold_later_pages(route: Route) -> None:
+        asked = json.loads(route.request.post_data or "{}")
+        held.append(route) if asked["offset"] else route.continue_()
+
+    held: list[Route] = []
+    page = open_page(f"{served.address}healthz")
+    page.route("**/api/search", hold_later_pages)
+    page.goto(f"{served.address}#pictures?table=emoji")
+    expect(page.locator("#status")).to_contain_text(f"first 40 of {EMOJI} pictures")
+
+
+def test_figures_that_are_late_or_lost_hold_nothing_up(open_page: Callable[..., Page], served: Served) -> None:
+    page = open_page(f"{served.address}healthz")
+    page.route("**/api/count", lambda route: route.abort())
+    held: list[Route] = []
+    page.route("**/api/chance", lambda route: held.append(route))
+    page.goto(f"{served.address}#pictures?table=emoji&q=cat")
+    settled(page)
+    painted(page)
+    expect(page.locator("#status")).to_contain_text("pictures")
+    expect(page.locator("#notice")).to_be_hidden()
+
+
+def test_a_search_that_finds_nothing_says_that_its_matches_are_weak(page: Page) -> None:
+    weak = page.locator("#weak")
+    search(page, "elephant")  # there is none among these emoji
+    expect(weak).to_contain_text("Weak matches: nothing here is nearer to “elephant”")
+    search(page, "cat")
+    expect(weak).to_be_hidden()
+    search(page, "elephant")
+    expect(weak).to_be_visible()
+    page.get_by_label("Clear the search").click()
+    settled(page)
+    expect(weak).to_be_hidden()
+
+
+def test_a_mistake_in_the_where_is_told_without_sql_that_nobody_typed(page: Page) -> None:
+    page.get_by_role("button", name="Filters").click()
+    where = page.get_by_label("WHERE, in SQL")
+    for typed, told in (
+        ("letters FORM 3", "Syntax error: failed at position 9 (FORM): FORM 3"),
+        ("letters >", "Syntax error: something is missing at the end of the condition letters >"),
+        ("lettres > 3", "Unknown expression or function identifier `lettres`."),
+    ):
+        where.fill(typed)
+        where.press("Control+Enter")
+        expect(page.locator("#filter-error")).to_contain_text(told)
+        expect(page.locator("#filter-error")).not_to_contain_text("SELECT")
+    # the filters before it do not move the place
+    page.evaluate("location.hash = '#pictures?table=emoji&q=cat&filter=ge~letters~3&where=letters FORM 3'")
+    expect(page.locator("#notice")).to_contain_text("failed at position 9 (FORM): FORM 3")
+    until(page, "!document.querySelector('#notice').textContent.includes('ORDER BY')")
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_no_figure_of_a_picture_is_cut_in_its_middle(
+    open_page: Callable[..., Page], served: Served, width: int
+) -> None:
+    for table in ("emoji", "web"):
+        page = open_page(f"{served.address}#pictures?table={table}&q=cat", viewport={"width": width, "height": 800})
+        settled(page)
+        painted(page)
+        cut = page.evaluate(
+            """() => [...document.querySelectorAll('.tile:not(.held):not(.left) .facts')].flatMap(facts => {
+                const line = facts.getBoundingClientRect();
+                return [...facts.children].filter(fact => {
+                    const box = fact.getBoundingClientRect();
+                    const seen = box.top < line.bottom - 1 && box.width > 0;
+                    const cut = box.right > line.right + 1 || fact.scrollWidth > fact.clientWidth + 1;
+                    return seen && fact.tagName !== 'A' && cut;
+                }).map(fact => fact.textContent);
+            })"""
+        )
+        assert cut == []
+        first = page.locator(".tile .similarity").first
+        assert re.fullmatch(r"similarity 0\.\d{3}", first.text_content() or "")
