@@ -226,7 +226,12 @@ def load(folder: Path) -> Catalog:
             f"{folder} holds files but no {NAME}, so clipql did not make it: name an empty or a new folder"
         )
     with files.translated(path, "reading"):
-        content = files.read_plain(path)
+        return parsed(path, files.read_plain(path))
+
+
+def parsed(path: Path, content: bytes) -> Catalog:
+    """What a manifest says. path: its own. Raises NotADatabase, DatabaseVersion or DatabaseDamaged."""
+    folder = path.parent
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:

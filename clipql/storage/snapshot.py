@@ -3,9 +3,10 @@
 What must stay true: a snapshot is what a crash at one moment would have left, so that recovery makes the last commit of
 it, whole; taking one changes nothing of the database, and waits for nobody; its files stay whatever a writer does.
 
-How one moment is had: parts, segments and indexes never change, so their names say all. The manifest is looked at
-before and after the links are made, and so are the names of all parts and the state of ClickHouse's small files, which
-are copied; what changed meanwhile is linked anew.
+How one moment is had: parts, segments and indexes never change, so their names say all. The names of all parts, and the
+state of ClickHouse's small files, which are copied, are listed twice in a row; where both lists are alike, and the
+manifest was the same before and after, they are those of one moment. They are linked then; where the writer has removed
+one meanwhile, all is listed anew. So the database must stay as it is only while names are listed, for a millisecond.
 
 Where no hard links can be made (a file system that is read-only, or another one) there are symbolic ones, and a
 shared lock keeps writers out as long as the snapshot is there.
@@ -35,6 +36,8 @@ _OF_THE_PROCESS = ("status", "tmp", "shadow", "metadata_dropped")
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
 # what a manifest is known by without being read
 State = tuple[int, int, int]
+# what lies in ClickHouse's folder: each path, and what is there
+Names = list[tuple[str, str]]
 
 
 class _Changed(Exception):
@@ -122,17 +125,26 @@ def _parent(source: Path) -> Path:
 def _linked(source: Path, place: Path) -> tuple[Catalog, State]:
     began = time.monotonic()
     while time.monotonic() < began + _LONGEST_SECONDS:
-        then = state(source)
-        found = catalog.load(source)
-        if found.pending is None or time.monotonic() > began + _UNSETTLED_SECONDS:
-            with contextlib.suppress(_Changed):
-                _link_moment(source, place, found)
-                if state(source) == then:
-                    shown = _shown(found)
-                    (place / catalog.NAME).write_bytes(catalog.encoded(shown))
-                    return shown, then
+        with contextlib.suppress(_Changed):
+            then, content, names = _seen(source)
+            found = catalog.parsed(source / catalog.NAME, content)
+            if found.pending is None or time.monotonic() > began + _UNSETTLED_SECONDS:
+                _link_moment(source, place, found, names)
+                shown = _shown(found)
+                (place / catalog.NAME).write_bytes(catalog.encoded(shown))
+                return shown, then
         time.sleep(_WAIT_SECONDS)
     raise StorageError(f"{source} changes faster than a snapshot of it can be linked: try again when less is written")
+
+
+def _seen(source: Path) -> tuple[State, bytes, Names]:
+    """The manifest and the names of ClickHouse's parts and files at one moment. Raises _Changed."""
+    then = state(source)
+    content = files.read_plain(source / catalog.NAME)
+    names = sorted(_walk(source / strays.ENGINE))
+    if sorted(_walk(source / strays.ENGINE)) != names or state(source) != then:
+        raise _Changed
+    return then, content, names
 
 
 def _shown(found: Catalog) -> Catalog:
@@ -147,36 +159,34 @@ def _shown(found: Catalog) -> Catalog:
     return replace(found, tables=kept, pending=replace(pending, before=bare[0], after=bare[1]))
 
 
-def _link_moment(source: Path, place: Path, found: Catalog) -> None:
+def _link_moment(source: Path, place: Path, found: Catalog, names: Names) -> None:
+    """Link what a moment consists of; first what the next commits may replace."""
     engine = place / strays.ENGINE
     files.remove(engine)
     pending = found.pending
     tables = [*found.tables, *(t for t in (pending.before, pending.after) if t)] if pending else found.tables
     for table in tables:
-        for folder, names in _folders(source, table):
+        for folder, needed, others in _folders(source, table):
             target = place / folder.relative_to(source)
             target.mkdir(parents=True, exist_ok=True)
-            for name in names if names is not None else _listed(folder):
+            for name in dict.fromkeys([*needed, *(_listed(folder) if others else [])]):
                 _link(folder / name, target / name)
-    before = sorted(_walk(source / strays.ENGINE))
     engine.mkdir()
     for name in _OF_THE_PROCESS[1:]:
         (engine / name).mkdir()
-    for path, kind in before:
+    for path, kind in names:
         _carry(source / strays.ENGINE / path, engine / path, kind, _link)
-    if sorted(_walk(source / strays.ENGINE)) != before:
-        raise _Changed
 
 
-def _folders(source: Path, table: Table) -> Iterator[tuple[Path, list[str] | None]]:
-    """The folders of a table outside ClickHouse, and which files of them count; None for all."""
+def _folders(source: Path, table: Table) -> Iterator[tuple[Path, list[str], bool]]:
+    """The folders of a table outside ClickHouse, files that must be in them, and whether all others count too."""
     for column in table.columns:
-        yield source / "vectors" / table.id / column.folder, [s.file for s in column.segments if not s.linked]
+        yield source / "vectors" / table.id / column.folder, [s.file for s in column.segments if not s.linked], False
+    if table.row_file:
+        yield source / "rows" / table.row_file.folder, [table.row_file.listing], True
     for index in table.indexes:
         if index.folder:
-            yield source / "index" / index.folder, None
-    if table.row_file:
-        yield source / "rows" / table.row_file.folder, None
+            yield source / "index" / index.folder, [], True
 
 
 def _listed(folder: Path) -> list[str]:
@@ -216,13 +226,16 @@ def _walk(engine: Path, below: str = "") -> Iterator[tuple[str, str]]:
             yield path, "link"
         elif not entry.is_dir(follow_symlinks=False):
             with contextlib.suppress(FileNotFoundError):
-                found = entry.stat(follow_symlinks=False)
-                yield path, f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
+                yield path, _state_of(entry.stat(follow_symlinks=False))
         elif not table or entry.name == "detached":
             yield path, "folder"
             yield from _walk(engine, path)
         elif not entry.name.startswith(("tmp_", "delete_tmp_", "tmp-fetch_")):
             yield path, "part"
+
+
+def _state_of(found: os.stat_result) -> str:
+    return f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
 
 
 def _carry(source: Path, target: Path, kind: str, link: Callable[[Path, Path], None]) -> None:
@@ -234,6 +247,8 @@ def _carry(source: Path, target: Path, kind: str, link: Callable[[Path, Path], N
             target.mkdir()
         elif kind != "part":
             shutil.copy2(source, target, follow_symlinks=False)
+            if _state_of(source.lstat()) != kind:
+                raise _Changed
         else:
             for place, folders, names in os.walk(source):
                 made = target / os.path.relpath(place, source)
@@ -270,7 +285,7 @@ def _with_symbolic_links(source: Path, place: Place) -> Snapshot:
             )
         files.remove(place.folder / strays.ENGINE)
         for table in found.tables:
-            for folder, _ in _folders(source, table):
+            for folder, _, _ in _folders(source, table):
                 target = place.folder / folder.relative_to(source)
                 files.remove(target)
                 if folder.is_dir():
