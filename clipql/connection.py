@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
+
+from clipql.errors import QueryError
 
 if TYPE_CHECKING:
     from clipql.care.report import CheckReport
     from clipql.database import Database
+    from clipql.reader import ReadOnlyDatabase
 
 
 def place(path: str | os.PathLike[str] | None = None) -> str | os.PathLike[str]:
@@ -19,19 +22,55 @@ def place(path: str | os.PathLike[str] | None = None) -> str | os.PathLike[str]:
     return path if path is not None else os.environ.get("CLIPQL_DB") or "clipql.db"
 
 
+def reads_only() -> bool:
+    """Whether folders are opened to be read unless it is said: $CLIPQL_READ_ONLY."""
+    return os.environ.get("CLIPQL_READ_ONLY", "") in ("1", "true")
+
+
+@overload
 def connect(
-    path: str | os.PathLike[str] | None = None, *, model: str | None = None, token: str | None = None
+    path: str | os.PathLike[str] | None = None,
+    *,
+    read_only: Literal[True],
+    follow: bool = False,
+    model: str | None = None,
+) -> ReadOnlyDatabase: ...
+
+
+@overload
+def connect(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    read_only: bool | None = None,
+    follow: bool = False,
+    model: str | None = None,
+    token: str | None = None,
+) -> Database: ...
+
+
+def connect(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    read_only: bool | None = None,
+    follow: bool = False,
+    model: str | None = None,
+    token: str | None = None,
 ) -> Database:
     """Open a database folder, which is made if it is not there, or reach a server (http://…) or a cluster
     (ray://host:port) by its address.
 
-    path: the folder; None for $CLIPQL_DB, and ./clipql.db without that. token: what a server asks for, None for
+    path: the folder; None for $CLIPQL_DB, and ./clipql.db without that. read_only: see the folder as it was at its
+    last commit, whoever writes it meanwhile; None for whether $CLIPQL_READ_ONLY is 1. follow: with read_only, see each
+    commit at the next statement, and not only after `refresh()`. token: what a server asks for, None for
     $CLIPQL_TOKEN. model: of encode_text and encode_image, a name
     or a folder; None for $CLIPQL_MODEL, and without that the one that filled the columns asked for.
-    Raises DatabaseLocked (another process has it), DatabaseVersion, DatabaseDamaged or NotADatabase; ServerError for a
-    server that does not answer, or asks for another token.
+    Raises DatabaseLocked (another process writes it), DatabaseVersion, DatabaseDamaged or NotADatabase; ServerError for
+    a server that does not answer, or asks for another token.
     """
     where = place(path)
+    remote = isinstance(where, str) and where.lower().startswith(("http://", "https://", "ray://"))
+    if (read_only or follow) and remote:
+        raise QueryError(f"read_only and follow are for a database folder, and {where} is none")
     if isinstance(where, str) and where.lower().startswith(("http://", "https://")):
         from clipql.serve.client import RemoteDatabase
 
@@ -40,6 +79,12 @@ def connect(
         from clipql.cluster.database import ClusterDatabase
 
         return ClusterDatabase.at(where, model=model)
+    if reads_only() if read_only is None else read_only:
+        from clipql.reader import ReadOnlyDatabase
+
+        return ReadOnlyDatabase(where, model=model, follow=follow)
+    if follow:
+        raise QueryError("follow is for a database that is opened with read_only=True")
     from clipql.database import Database
 
     return Database(where, model=model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,13 @@ from clipql.sql.outputs import Progress
 from clipql.sql.result_types import ResultTypes
 from clipql.sql.session import Answer, Session
 from clipql.sql.stars import Stars
-from clipql.storage import catalog, files, strays
+from clipql.sql.vector_blocks import VectorBlock, vector_blocks
+from clipql.storage import catalog, files, places, strays
 from clipql.storage.catalog import Catalog
 from clipql.storage.vectors.metrics import Metric, metric_spelled
 from clipql.syntax.lexer import split_statements
 from clipql.syntax.reading import read
-from clipql.tables import recover, schema
+from clipql.tables import opening, recover
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 
@@ -74,6 +75,7 @@ class Database:
         self._closed, self._process = False, os.getpid()
         try:
             strays.refuse(self.path)
+            places.sweep(self.path / strays.SCRATCH, places.READER)
             if not (self.path / catalog.NAME).exists():  # only who holds the lock may say that it is new
                 catalog.save(self.path, Catalog())
             found = catalog.load(self.path)
@@ -306,6 +308,24 @@ class Database:
 
         return ingest(self, source, table=table, **options)
 
+    def vectors(self, table: str, column: str = "image_embedding", where: str | None = None) -> Iterator[VectorBlock]:
+        """The vectors of a column, in blocks that are mapped, with their row numbers; rows that were deleted, or do not
+        meet `where`, are left out. All blocks are of the moment of the call.
+
+        Raises UnknownTable, VectorError where there is no such column, QueryError for what `where` cannot be.
+        """
+        self._check_open()
+        found = self._searched(table)
+        if column not in found.vectors:
+            raise VectorError(f"{found.name} has no vector column {column}; it has {', '.join(found.vectors)}")
+        database, _, name = table.rpartition(".")
+        known = self._registry.find(database or None, name)
+        if known is None:
+            raise UnknownTable(f"{table} was dropped meanwhile")
+        with self._registry.gate.reading():
+            condition = one_condition(where) if where else None
+            return vector_blocks(self._registry, self._indexes.rows, known, column, condition)
+
     def check(self, *, deep: bool = False, progress: Callable[[str], None] | None = None) -> CheckReport:
         """Whether the database is what was written; see `clipql.check`. Writers wait until it is done."""
         from clipql.care.check import check_database
@@ -364,18 +384,11 @@ def one_condition(where: str) -> str:
 
 
 def _open(path: Path, engine: Engine, found: Catalog) -> Registry:
-    engine.run(f"CREATE DATABASE IF NOT EXISTS {INTERNAL}")
     # ClickHouse makes it at the first DROP, which on a full disk would then fail
     with files.translated(path, "opening"):
         (path / "engine" / "metadata_dropped").mkdir(exist_ok=True)
     recover.verify_vectors(path, found)
     recover.check_parts(engine, unsettled=found.pending is not None)
     registry = Registry(path, engine, found)
-    recover.await_mutations(engine)
-    recover.settle(registry)
-    for table in registry.catalog.tables:
-        if table.database == INTERNAL:  # a rewrite that never took its place
-            schema.drop(registry, table)
-    recover.check_agreement(registry)
-    recover.sweep(registry)
+    opening.settle(registry)
     return registry

@@ -4,6 +4,7 @@
     ├── QueryError                 the engine refused a statement: `code` and `name` are ClickHouse's
     │   ├── UnknownTable
     │   ├── UnknownColumn
+    │   ├── ReadOnly               a statement that writes, in a database that was opened to be read
     │   └── QueryCancelled
     ├── VectorError                a vector of the wrong length, type or content
     ├── UnsupportedStatement       SQL that a vector column cannot take part in
@@ -55,6 +56,15 @@ class UnknownTable(QueryError):
 
 class UnknownColumn(QueryError):
     """The statement names a column or an identifier that is not there."""
+
+
+class ReadOnly(QueryError):
+    """The statement, or call, would write, and the database was opened with read_only=True. Code 164, READONLY."""
+
+    def __init__(self, what: str, folder: object) -> None:
+        super().__init__(
+            f"{what} writes, and {folder} was opened to be read: open it without read_only", code=164, name="READONLY"
+        )
 
 
 class QueryCancelled(QueryError):

@@ -76,7 +76,7 @@ def backup(
     with _staged(db) as stage, _building(place) as made:
         with db.registry.write_lock:
             held = time.perf_counter()
-            strays.refuse(db.path)
+            strays.refuse(db.registry.folder)
             found = _hold(db, stage, keep_links=keep_links)
             held = time.perf_counter() - held
         listing = _copy_tree(stage, made / INSIDE, hard_links, progress, ours=True)
@@ -139,7 +139,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, tuple[int, str]]:
 
 @contextlib.contextmanager
 def _staged(db: OpenDatabase) -> Iterator[Path]:
-    stage = db.path / f"{strays.STAGED}{os.getpid()}"
+    stage = db.registry.folder / f"{strays.STAGED}{os.getpid()}"
     name = f"clipql_{os.getpid()}"
     try:
         files.remove(stage)
@@ -150,7 +150,7 @@ def _staged(db: OpenDatabase) -> Iterator[Path]:
         with contextlib.suppress(StorageError):
             files.remove(stage)
         with contextlib.suppress(StorageError):
-            files.remove(db.path / "engine" / "shadow" / name)
+            files.remove(db.registry.folder / "engine" / "shadow" / name)
 
 
 def _hold(db: OpenDatabase, stage: Path, *, keep_links: bool) -> Catalog:
@@ -160,15 +160,15 @@ def _hold(db: OpenDatabase, stage: Path, *, keep_links: bool) -> Catalog:
     found = _without_links(registry.catalog) if not keep_links else registry.catalog
     with files.translated(stage, "linking into"):
         for table, column, old, new in _segment_pairs(registry.catalog, found):
-            folder = db.path / "vectors" / table / column
+            folder = registry.folder / "vectors" / table / column
             _link(folder / old.file, stage / "vectors" / table / column / new.file)
         for top, names in (
             ("index", [i.folder for t in found.tables for i in t.indexes if i.folder]),
             ("rows", [t.row_file.folder for t in found.tables if t.row_file]),
         ):
             for name in names:
-                for file in _walk(db.path / top / name):
-                    _link(file, stage / top / file.relative_to(db.path / top))
+                for file in _walk(registry.folder / top / name):
+                    _link(file, stage / top / file.relative_to(registry.folder / top))
         _freeze(db, stage / "engine")
     catalog.save(stage, found)
     return found
@@ -216,7 +216,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _freeze(db: OpenDatabase, stage: Path) -> None:
     """ClickHouse's half: frozen parts, and the definitions as they are."""
-    source, engine = db.path / "engine", db.registry.engine
+    source, engine = db.registry.folder / "engine", db.registry.engine
     name = f"clipql_{os.getpid()}"
     shadow = source / "shadow" / name
     files.remove(shadow)

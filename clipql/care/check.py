@@ -18,7 +18,7 @@ from clipql.care.report import CheckReport
 from clipql.engine.embedded import Engine
 from clipql.errors import ClipqlError, DatabaseLocked, NotADatabase
 from clipql.storage import catalog as manifest
-from clipql.storage import files, strays
+from clipql.storage import files, places, strays
 from clipql.storage.catalog import Catalog
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ def check_database(db: OpenDatabase, *, deep: bool = False, progress: Tick | Non
     began, tally = time.perf_counter(), Tally(progress or (lambda what: None))
     registry = db.registry
     with registry.write_lock:
-        if not _is_closed(db.path, tally):
+        if not _is_closed(registry.folder, tally):
             return _report(db.path, registry.catalog, tally, began, deep=deep)
-        _manifest(db.path, tally)
-        check_files(db.path, registry.catalog, tally, deep=deep)
+        _manifest(registry.folder, tally)
+        check_files(registry.folder, registry.catalog, tally, deep=deep)
         check_engine(registry.engine, tally)
         if not any(f.what == "segment" for f in tally.findings):
             check_open(db, tally, deep=deep)
@@ -136,4 +136,5 @@ def _report(folder: Path, found: Catalog, tally: Tally, began: float, *, deep: b
         bytes=tally.bytes,
         seconds=time.perf_counter() - began,
         findings=tuple(tally.findings),
+        held=places.held(folder),
     )

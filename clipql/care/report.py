@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipql.brief import Brief
+from clipql.storage.places import Held
 
 RESTORE = "it cannot be rebuilt: restore it from a backup"
 
@@ -32,7 +33,9 @@ class Finding(Brief):
 
 @dataclass(frozen=True, repr=False)
 class CheckReport(Brief):
-    """What was checked, and what of it is damaged. bytes: of the files that were read and hashed."""
+    """What was checked, and what of it is damaged. bytes: of the files that were read and hashed. held: what snapshots
+    of readers hold.
+    """
 
     path: Path
     deep: bool
@@ -42,6 +45,7 @@ class CheckReport(Brief):
     bytes: int
     seconds: float
     findings: tuple[Finding, ...]
+    held: Held | None = None
 
     @property
     def damaged(self) -> bool:
@@ -54,4 +58,8 @@ class CheckReport(Brief):
             f"read in {self.seconds:.1f} s"
         )
         end = f"; damaged: {len(self.findings)}" if self.damaged else "; nothing is damaged"
-        return "\n".join([*map(str, self.findings), whole + end])
+        lines = [*map(str, self.findings), whole + end]
+        if self.held and self.held.snapshots:
+            who = "snapshot of a reader holds" if self.held.snapshots == 1 else "snapshots of readers hold"
+            lines.append(f"{self.held.snapshots} {who} {self.held.bytes / 1e6:,.1f} MB that nothing else needs")
+        return "\n".join(lines)

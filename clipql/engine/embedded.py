@@ -17,7 +17,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
@@ -67,9 +67,24 @@ class Engine:
     _open: Engine | None = None
     _guard = threading.Lock()
     _process: int | None = None  # the one that first opened an engine
+    _waiting: ClassVar[list[tuple[str, Callable[..., Any], list[str], str]]] = []  # functions, for the first to open
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # clipql's own queries must not be bent by what a user SETs (a limit, say), so users have their own
+        self._own = EngineUser()
+        self._acting = Acting(EngineUser())
+        self._users = [self._own, self._acting.user]
+        self._lock = threading.Lock()
+        self._busy: dict[str, Acting] = {}
+        self._names = itertools.count()
+        self._workers = ThreadPoolExecutor(thread_name_prefix="clipql-query")
+        self._begin()
+
+    def _begin(self) -> None:
+        self._open_folder()
+
+    def _open_folder(self) -> None:
         from chdb import _chdb  # type: ignore[attr-defined, unused-ignore]
 
         Engine.refuse_fork()
@@ -82,22 +97,17 @@ class Engine:
             chdb: Any = _chdb
             chdb.set_signal_handlers_enabled(0)
             self._chdb: Any = _chdb
-            # clipql's own queries must not be bent by what a user SETs (a limit, say), so users have their own
-            self._own = EngineUser()
-            self._acting = Acting(EngineUser())
-            self._users = [self._own, self._acting.user]
-            self._lock = threading.Lock()
-            self._busy: dict[str, Acting] = {}
-            self._names = itertools.count()
-            self._workers = ThreadPoolExecutor(thread_name_prefix="clipql-query")
             try:
-                self._anchor = self._chdb.connect(str(folder))  # chDB lives as long as it has a connection
+                self._anchor = self._chdb.connect(str(self.folder))  # chDB lives as long as it has a connection
                 self._own.idle.append(self._connect())
             except CHDB_ERRORS as error:
                 raise DatabaseDamaged(
-                    f"ClickHouse cannot open {folder}, a database's half of rows: {translate(error)}; restore a backup"
+                    f"ClickHouse cannot open {self.folder}, a database's half of rows: {translate(error)}; restore a "
+                    "backup"
                 ) from error
             Engine._open, Engine._process = self, os.getpid()
+            while Engine._waiting:
+                self._chdb.create_function(*Engine._waiting.pop(0))
 
     @classmethod
     def refuse_fork(cls) -> None:
@@ -364,19 +374,26 @@ class Engine:
 
     def register(self, name: str, function: Callable[..., Any], types: list[str], returns: str) -> None:
         """Make a Python function callable from SQL, one call a row."""
-        self._chdb.create_function(name, function, types, returns)
+        if Engine._open is self:
+            self._chdb.create_function(name, function, types, returns)
+        else:
+            Engine._waiting.append((name, function, types, returns))
 
     def close(self) -> None:
         """Close every connection; the process may then open another folder."""
+        self._workers.shutdown(wait=True)
+        self._close_folder()
+
+    def _close_folder(self) -> None:
         with Engine._guard:
-            self._workers.shutdown(wait=True)
+            if Engine._open is not self:
+                return
             for user in self._users:
                 for connection in user.idle:
                     connection.raw.close()
                 user.idle.clear()
             self._anchor.close()
-            if Engine._open is self:
-                Engine._open = None
+            Engine._open = None
 
 
 def _leave_to_parent() -> None:

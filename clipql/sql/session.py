@@ -33,6 +33,7 @@ from clipql.sql.insert import insert, load
 from clipql.sql.outputs import Outputs, Progress, Sink
 from clipql.sql.planner import Planner
 from clipql.sql.prepared import Asked, Repeats
+from clipql.sql.read_only import reads, refuse
 from clipql.sql.safeguard import Safeguard, with_names
 from clipql.sql.stars import Stars
 from clipql.storage.catalog import Table
@@ -171,7 +172,11 @@ class Session:
     ) -> Answer:
         began = time.perf_counter()
         given = {**self.params, **(params or {})}
+        if self._registry.reads_of:
+            refuse(sql, self._registry.reads_of)
         ruling = self._safeguard.rule(with_names(sql, given))
+        if self._registry.reads_of:
+            refuse(ruling.text, self._registry.reads_of)
         sql = self._stars.spelled(ruling.text)
         reading = read(sql)
         statement, tokens = reading.kind, reading.words
@@ -199,6 +204,8 @@ class Session:
             )
         if not isinstance(statement, (Select, Explain, Insert)):
             self._registry.changes += 1
+        if not reads(statement):
+            self._registry.announce()
         self._note_temporary(tokens)
         return Answer(output, own or format, time.perf_counter() - began, steps, rows)
 
@@ -334,6 +341,8 @@ class Session:
     def load(self, sql: str, format: str, data: Iterable[bytes]) -> Answer:
         """Run `INSERT INTO table … FORMAT name`, or `… VALUES`, with the data apart, in pieces. Raises ClipqlError."""
         began = time.perf_counter()
+        if self._registry.reads_of:
+            refuse(sql, self._registry.reads_of)
         sql = respelled(self._stars.spelled(self._safeguard.rule(sql).text), self._defined)
         statement = read(sql).kind
         if not isinstance(statement, Insert):
@@ -343,6 +352,7 @@ class Session:
             rows = self._fill(table, partial(load, self._registry, table, statement, format, data))
         else:
             rows = self._engine.insert_bytes(sql[: statement.body], format, data, user=True)
+            self._registry.announce()
         return Answer(Output(elapsed=time.perf_counter() - began), "Null", time.perf_counter() - began, rows=rows)
 
     def _fill(self, table: Table, fill: Callable[[], int]) -> int:

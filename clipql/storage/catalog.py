@@ -20,6 +20,8 @@ from clipql.storage import files, strays
 
 FORMAT = 1
 NAME = "manifest.json"
+# ClickHouse's database of what is clipql's own: shapes of tables, and tables that are only being made
+INTERNAL = "clipql_internal"
 # what may lie in the folder of a database that was not finished being made
 _OWN = ("lock", "tmp", NAME + ".tmp")
 
@@ -203,9 +205,14 @@ def prepare(folder: Path) -> None:
 
 def save(folder: Path, catalog: Catalog) -> None:
     """Replace the manifest durably."""
+    files.replace(folder / NAME, encoded(catalog))
+
+
+def encoded(catalog: Catalog) -> bytes:
+    """The content of a manifest."""
     body = json.dumps(dataclasses.asdict(catalog), ensure_ascii=False, separators=(",", ":"))
     document = {"clipql": "manifest", "format": FORMAT, "hash": _hash(body), "catalog": body}
-    files.replace(folder / NAME, json.dumps(document, ensure_ascii=False).encode())
+    return json.dumps(document, ensure_ascii=False).encode()
 
 
 def load(folder: Path) -> Catalog:
@@ -219,7 +226,12 @@ def load(folder: Path) -> Catalog:
             f"{folder} holds files but no {NAME}, so clipql did not make it: name an empty or a new folder"
         )
     with files.translated(path, "reading"):
-        content = files.read_plain(path)
+        return parsed(path, files.read_plain(path))
+
+
+def parsed(path: Path, content: bytes) -> Catalog:
+    """What a manifest says. path: its own. Raises NotADatabase, DatabaseVersion or DatabaseDamaged."""
+    folder = path.parent
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ import stat
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -168,12 +168,14 @@ class GrownFile:
 
     What lies behind them is of an append that was cut off, and goes. A file that has another name too, such as a hard
     link in a backup, is copied first, so that what has the other name stays what it is.
+
+    shared: whether all other names are of those who read no more than the first `size` bytes.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, *, shared: Callable[[Path], bool] = lambda path: False) -> None:
         self.path, self.size = path, size
         with translated(path, "opening"):
-            if path.exists() and path.lstat().st_nlink > 1:
+            if path.exists() and path.lstat().st_nlink > 1 and not (size and shared(path)):
                 self._copy() if size else path.unlink()
             self._handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | (0 if size else os.O_CREAT), 0o644)
             try:
@@ -217,6 +219,25 @@ class GrownFile:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
+
+
+def share_lock(folder: Path) -> int | None:
+    """Keep writers from opening a database while the handle that is returned is open; None where it has no lock file.
+
+    Raises DatabaseLocked where a writer has it, StorageError where the lock cannot be read.
+    """
+    path = folder / "lock"
+    if not path.exists():
+        return None
+    with translated(path, "locking"):
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(handle, 400, 0).decode("utf-8", "replace").strip() or "another process"
+            os.close(handle)
+            raise DatabaseLocked(f"{folder} is open in {holder}") from error
+    return handle
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:
@@ -273,8 +294,8 @@ class FolderLock:
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise StorageError(
-                    f"{folder} cannot be written ({error.strerror}), and a database writes even to be read: copy it to "
-                    "a folder of yours on a disk that can be written"
+                    f"{folder} cannot be written ({error.strerror}): open it with read_only=True (`clipql "
+                    "--read-only`), or copy it to a folder of yours on a disk that can be written"
                 ) from error
             with translated(path, "locking"):
                 raise
@@ -288,7 +309,8 @@ class FolderLock:
             holder = os.pread(self._handle, 400, 0).decode("utf-8", "replace").strip() or "another process"
             os.close(self._handle)
             raise DatabaseLocked(
-                f"{folder} is open in {holder}; one process opens a database at a time: close it there"
+                f"{folder} is open in {holder}; one process opens a database at a time to write: close it there, or "
+                "read beside it with read_only=True (`clipql --read-only`)"
             ) from error
         os.ftruncate(self._handle, 0)
         _held.add(self)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from clipql.brief import Brief
 from clipql.errors import DatabaseDamaged
 from clipql.storage.files import GrownFile, open_plain
+from clipql.storage.places import only_snapshots
 
 MOST_WORDS = 250  # distinct strings of a column kept as codes
 HASHED = 4 << 20  # bytes of a column that have a hash of their own
@@ -169,7 +170,7 @@ class _Array:
 
     def __init__(self, place: Path, kind: np.dtype[Any], entry: Entry | None) -> None:
         size = entry["bytes"] if entry else 0
-        self.file, self._kind = GrownFile(place, size), kind
+        self.file, self._kind = GrownFile(place, size, shared=only_snapshots), kind
         self._hashes: list[str] = list(entry["hashes"]) if entry else []
         self._last = xxhash.xxh3_64()
         self._room = HASHED

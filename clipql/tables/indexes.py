@@ -118,6 +118,14 @@ class Indexes:
         with self._lock:
             self._opened.clear()
 
+    def move(self) -> None:
+        """The tables are those of a later snapshot: close the indexes that it does not have."""
+        self.rows.move()
+        kept = {i.folder for t in self.registry.catalog.tables for i in t.indexes}
+        with self._lock:
+            for folder in self._opened.keys() - kept:
+                del self._opened[folder]
+
     def forget(self, entry: IndexEntry) -> None:
         """Close an index and remove its files."""
         with self._lock:

@@ -18,6 +18,7 @@ from clipql.errors import ClipqlError, DatabaseDamaged, StorageError
 from clipql.storage import files
 from clipql.storage.catalog import Table
 from clipql.tables.registry import INTERNAL, Registry
+from clipql.tables.unopened import definition_file
 
 # files that ClickHouse does not count among a part's bytes; none of them is ever empty
 _UNCOUNTED = {
@@ -128,8 +129,7 @@ def _halves(table: Table) -> tuple[tuple[str, str], tuple[str, str]]:
 
 
 def _place(registry: Registry, half: tuple[str, str]) -> Path:
-    database, name = map(_escaped, half)
-    return registry.folder / "engine" / "metadata" / database / f"{name}.sql"
+    return definition_file(registry.folder / "engine", *half)
 
 
 def _broken_definition(registry: Registry, half: tuple[str, str]) -> Path | None:
@@ -140,9 +140,3 @@ def _broken_definition(registry: Registry, half: tuple[str, str]) -> Path | None
     rows = registry.engine.arrow(f"SELECT data_paths FROM system.tables WHERE {where}").to_pylist()
     places = [Path(folder) / "format_version.txt" for row in rows for folder in row["data_paths"]]
     return next((path for path in places if path.exists() and not path.stat().st_size), None)
-
-
-def _escaped(name: str) -> str:
-    """A name as ClickHouse writes it in a file's."""
-    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
-    return "".join(chr(b) if b in plain else f"%{b:02X}" for b in name.encode())

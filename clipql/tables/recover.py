@@ -75,13 +75,16 @@ def check_agreement(registry: Registry) -> None:
             )
 
 
-def verify_vectors(folder: Path, found: Catalog) -> None:
+def verify_vectors(folder: Path, found: Catalog, verified: Catalog | None = None) -> None:
     """Compare segments with their hashes, as many as are read in a moment; linked files first, which others may write.
 
+    verified: an earlier catalog, whose segments are known already.
     Raises DatabaseDamaged, naming the file.
     """
     room = VERIFIED_AT_OPEN
     placed = [(t.id, c.folder, s) for t in found.tables for c in t.columns for s in c.segments]
+    known = {s for t in verified.tables for c in t.columns for s in c.segments} if verified else set()
+    placed = [each for each in placed if each[2] not in known]
     for id, column, segment in sorted(placed, key=lambda each: not each[2].linked):
         room -= segment.rows * segment.dimension * (2 if segment.dtype == "float16" else 4)
         if room < 0:
@@ -112,9 +115,9 @@ def check_parts(engine: Engine, unsettled: bool) -> None:
             )
 
 
-def await_mutations(engine: Engine) -> None:
+def await_mutations(engine: Engine) -> bool:
     """Have what a DELETE or ALTER began before a crash end now: ClickHouse goes on with it by itself, and rows that
-    went after the first query would still be among those that are remembered to be there.
+    went after the first query would still be among those that are remembered to be there. Whether there was any.
 
     What it cannot carry out, as on a full disk, is not waited for. It tries anew what failed because our function was
     not there yet: it begins before we do.
@@ -122,11 +125,13 @@ def await_mutations(engine: Engine) -> None:
     begun_early = f"latest_fail_error_code_name = 'UNKNOWN_FUNCTION' AND latest_fail_reason LIKE '%{FUNCTION}%'"
     failed = f"latest_fail_reason != '' AND NOT ({begun_early})"
     unfinished = f"system.mutations WHERE NOT is_done AND NOT is_killed AND NOT ({failed})"
-    worked = time.monotonic()
+    worked, waited = time.monotonic(), False
     while engine.scalar(f"SELECT count() FROM {unfinished}") and time.monotonic() < worked + IDLE_SECONDS:
         if engine.scalar(f"SELECT count() FROM {unfinished} AND notEmpty(parts_in_progress_names)"):
             worked = time.monotonic()
+        waited = True
         time.sleep(LOOK_SECONDS)
+    return waited
 
 
 def sweep(registry: Registry) -> None:

@@ -6,8 +6,11 @@ can be read; the SQL function behind every vector column reads the stores publis
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +23,16 @@ from numpy.typing import NDArray
 from clipql.engine import native_reader as native
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name, quote_string
-from clipql.errors import ClipqlError, UnknownTable
+from clipql.errors import ClipqlError, ReadOnly, UnknownTable
 from clipql.storage import catalog as manifest
 from clipql.storage.catalog import Catalog, Table
 from clipql.storage.vectors.store import ColumnStore
 from clipql.syntax.reading import read
+from clipql.tables import unopened
 from clipql.tables.read_write_lock import ReadWriteLock
 
 # holds an empty table of each shape (the columns as the user wrote them) and rows on their way into a table
-INTERNAL = "clipql_internal"
+INTERNAL = manifest.INTERNAL
 FUNCTION = "_clipql_vector"
 ROW = "_row"
 
@@ -53,8 +57,10 @@ class Registry:
     _current: ClassVar[Registry | None] = None
     _registered: ClassVar[bool] = False
 
-    def __init__(self, folder: Path, engine: Engine, catalog: Catalog) -> None:
-        self.folder, self.engine, self._catalog = folder, engine, catalog
+    def __init__(self, folder: Path, engine: Engine, catalog: Catalog, *, reads_of: Path | None = None) -> None:
+        """reads_of: the database of which the folder is a reader's snapshot."""
+        self.folder, self.engine, self._catalog, self.reads_of = folder, engine, catalog, reads_of
+        self.settling = False  # a snapshot is brought to the last commit: the one change that a reader makes
         self.write_lock, self.gate = threading.RLock(), ReadWriteLock()
         self._stores: dict[str, ColumnStore] = {}
         self._alive: dict[str, tuple[int, NDArray[np.bool_] | None]] = {}
@@ -64,7 +70,8 @@ class Registry:
         self.seen_parts: dict[tuple[str, str], frozenset[str]] = {}
         for table in catalog.tables:
             self.publish(table)
-        Registry._current = self
+        if not reads_of:  # whose engine opens later, perhaps when that of another database is closed
+            self.answer()
         if not Registry._registered:
             engine.register(FUNCTION, _vector, ["String", "UInt64"], "String")
             Registry._registered = True
@@ -90,7 +97,9 @@ class Registry:
         return self._catalog
 
     def save(self, catalog: Catalog) -> None:
-        """Write a new catalog durably, then make it the one in force."""
+        """Write a new catalog durably, then make it the one in force. Raises ReadOnly for a reader."""
+        if self.reads_of and not self.settling:
+            raise ReadOnly("this", self.reads_of)
         catalog = dataclasses.replace(catalog, serial=self._catalog.serial + 1)
         manifest.save(self.folder, catalog)
         self._catalog = catalog
@@ -100,6 +109,31 @@ class Registry:
         must know of it. What was announced stays announced, and the next write, or the next open, writes it.
         """
         self._catalog = dataclasses.replace(catalog, pending=self._catalog.pending, serial=self._catalog.serial)
+
+    def announce(self) -> None:
+        """A statement may have changed rows or definitions that the manifest says nothing of: readers shall look.
+
+        They look at its time, which the system alone would count in steps of some milliseconds.
+        """
+        now = time.time_ns()
+        with contextlib.suppress(OSError):
+            os.utime(self.folder / manifest.NAME, ns=(now, now))
+
+    def answer(self) -> None:
+        """Have the SQL functions behind vector columns read this database: one engine is open at a time."""
+        Registry._current = self
+
+    def move(self, folder: Path, catalog: Catalog) -> None:
+        """Go on with a later snapshot. No query may run."""
+        self.folder, before, self._catalog = folder, self._catalog, catalog
+        for table in before.tables:
+            if catalog.by_id(table.id) is None:
+                self.withdraw(table.id)
+        for table in catalog.tables:
+            self.publish(table)
+        self.touched()
+        self.seen_parts.clear()
+        self.changes += 1
 
     def find(self, database: str | None, name: str) -> Table | None:
         """The table of this name if it has vector columns; `database` None means the current one."""
@@ -175,6 +209,12 @@ class Registry:
         version = self.version(table.id)
         known = self._traits.get(table.id)
         if known is None or known[0] != version:
+            columns = unopened.columns(self.folder / "engine", table) if self.reads_of else None
+            if columns is not None:
+                kinds = ("", "DEFAULT", "MATERIALIZED")
+                stored = tuple(n for n, kind in columns if kind in kinds and table.column(n) is None)
+                known = self._traits[table.id] = (version, Traits(stored, False))
+                return known[1]
             names = self.engine.arrow(
                 f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {quote_string(table.id)} "
                 "AND default_kind IN ('', 'DEFAULT', 'MATERIALIZED') ORDER BY position"
@@ -203,6 +243,8 @@ class Registry:
 
     def _look(self, table: Table) -> tuple[int, NDArray[np.bool_] | None]:
         name, rows = self.physical(table), table.rows
+        if self.reads_of and unopened.all_there(self.folder / "engine", table):
+            return rows, None
         count = self.engine.scalar(f"SELECT count() FROM {name} WHERE {ROW} < {rows}")
         if count == rows:
             return rows, None
@@ -218,6 +260,8 @@ class Registry:
 
     def expires(self, table: Table) -> bool:
         """Whether rows of a table go by themselves, by a TTL."""
+        if self.reads_of and unopened.columns(self.folder / "engine", table) is not None:
+            return False
         where = f"database = {quote_string(INTERNAL)} AND name = {quote_string(table.id)}"
         return " TTL " in str(self.engine.scalar(f"SELECT engine_full FROM system.tables WHERE {where}"))
 

@@ -209,6 +209,12 @@ class RowFiles:
             self._readers[entry.folder] = found
         return None if isinstance(found, ClipqlError) else found
 
+    def move(self) -> None:
+        """The tables are those of a later snapshot: forget the row files that it does not have."""
+        kept = {t.row_file.folder for t in self._registry.catalog.tables if t.row_file}
+        for folder in self._readers.keys() - kept:
+            del self._readers[folder]
+
     def distrust(self, table: Table, error: ClipqlError) -> None:
         """Use a table's row file no more: it gave this error."""
         if table.row_file is not None:

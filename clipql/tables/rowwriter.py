@@ -23,6 +23,7 @@ from clipql.errors import DatabaseDamaged
 from clipql.storage import files, strays
 from clipql.storage.catalog import RowFile, Table
 from clipql.storage.files import GrownFile
+from clipql.storage.places import only_snapshots
 from clipql.tables.columnfile import ColumnWriter
 from clipql.tables.registry import ROW, Registry
 
@@ -52,9 +53,9 @@ class RowWriter:
         self._batches: int = listing["batches"]
         kinds = {name: kind for name, kind in types_of(self.schema).items() if name != ROW}
         with contextlib.ExitStack() as opened:
-            self._rows = GrownFile(folder / ROWS, entry.bytes if entry else 0)
+            self._rows = GrownFile(folder / ROWS, entry.bytes if entry else 0, shared=only_snapshots)
             opened.callback(self._rows.close)
-            self._places = GrownFile(folder / BATCHES, self._batches * PLACES.itemsize)
+            self._places = GrownFile(folder / BATCHES, self._batches * PLACES.itemsize, shared=only_snapshots)
             opened.callback(self._places.close)
             self._columns = ColumnWriter(folder, kinds, entry.rows if entry else 0, listing["columns"])
             opened.callback(self._columns.close)

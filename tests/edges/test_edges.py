@@ -163,9 +163,9 @@ def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do(tmp_path: Pa
             (folder / "lock").chmod(0o400)
             mount = folder
         if bound or os.geteuid():
-            with pytest.raises(StorageError, match="a database writes even to be read: copy it to a folder of yours"):
+            with pytest.raises(StorageError, match=r"open it with read_only=True .* or copy it to a folder of yours"):
                 clipql.connect(mount)
-            with pytest.raises(StorageError, match="a database writes even to be read"):
+            with pytest.raises(StorageError, match="open it with read_only=True"):
                 clipql.check(mount)
     finally:
         if bound:

@@ -234,7 +234,9 @@ def test_a_second_process_is_told_who_has_the_folder_open(db: clipql.Database) -
     root = Path(clipql.__file__).parent.parent
     out = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True, cwd=root).stdout
     assert out.startswith(f"{db.path} is open in process {os.getpid()} (")
-    assert "one process opens a database at a time: close it there" in out
+    assert (
+        "one process opens a database at a time to write: close it there, or read beside it with read_only=True" in out
+    )
 
 
 def test_another_folder_in_the_same_process_is_refused_until_the_first_is_closed(tmp_path: Path) -> None:

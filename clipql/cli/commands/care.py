@@ -38,9 +38,14 @@ def _folder(arguments: argparse.Namespace) -> str:
 
 def check(arguments: argparse.Namespace) -> int:
     """`clipql check`: exit status 1 where something is damaged."""
-    from clipql.connection import check
+    from clipql.connection import check, reads_only
 
-    report = check(_folder(arguments), deep=arguments.deep)
+    folder = _folder(arguments)
+    if getattr(arguments, "read_only", False) or reads_only():
+        with open_database(arguments) as db:
+            report = db.check(deep=arguments.deep)
+    else:
+        report = check(folder, deep=arguments.deep)
     print(report)
     return 1 if report.damaged else 0
 

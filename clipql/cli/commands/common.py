@@ -25,11 +25,11 @@ FORMATS = (
 )
 
 
-def database_options(*, server: bool = True, made: bool = True) -> argparse.ArgumentParser:
+def database_options(*, server: bool = True, made: bool = True, reads: bool = True) -> argparse.ArgumentParser:
     """The parent of commands that say which database.
 
     server: whether a server will do; where not, --url is taken but not shown, and the command says why it has to be a
-    folder. made: whether a folder that is not there is made.
+    folder. made: whether a folder that is not there is made. reads: whether it works on a folder that is only read.
     """
     options = argparse.ArgumentParser(add_help=False)
     folder = "the database folder, made if it is not there" if made else "the database folder"
@@ -38,6 +38,14 @@ def database_options(*, server: bool = True, made: bool = True) -> argparse.Argu
         metavar="PATH",
         default=argparse.SUPPRESS,  # so that a subcommand's default does not undo `clipql --db X sql`
         help=f"{folder} (default: $CLIPQL_DB, then ./clipql.db)",
+    )
+    options.add_argument(
+        "--read-only",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="see the folder as it was at its last commit, whoever writes it (default: $CLIPQL_READ_ONLY)"
+        if reads
+        else argparse.SUPPRESS,
     )
     options.add_argument(
         "--url",
@@ -74,7 +82,8 @@ def vector_file(text: str) -> Path:
 def open_database(arguments: argparse.Namespace) -> Iterator[Database]:
     from clipql.connection import connect
 
-    with connect(getattr(arguments, "url", None) or getattr(arguments, "db", None)) as db:
+    where = getattr(arguments, "url", None) or getattr(arguments, "db", None)
+    with connect(where, read_only=getattr(arguments, "read_only", None)) as db:
         if sys.stdout.isatty():
             from clipql.cli.console import DISPLAY
 

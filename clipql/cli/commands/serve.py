@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
-    folder = database_options(server=False)
+    folder = database_options(server=False, reads=False)
     made = command(commands, folder, "serve", "serve the database over HTTP: ClickHouse's protocol, REST, a page", run)
     made.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)"

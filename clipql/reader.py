@@ -1,0 +1,235 @@
+"""A database that is read beside its writer: `clipql.connect(path, read_only=True)`.
+
+A reader has a snapshot (`storage/snapshot.py`) and answers from it as `Database` does. What must stay true: every
+statement, and every `with db.snapshot()`, sees one moment; ClickHouse starts with the first statement that needs it, so
+that forks of a process whose statements did not may start their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from numpy.typing import NDArray
+
+from clipql.database import Database
+from clipql.encode.base import Picture
+from clipql.encode.service import Encoders
+from clipql.engine.on_demand import EngineOnDemand
+from clipql.errors import NotADatabase, QueryError, ReadOnly, StorageError
+from clipql.result import Result
+from clipql.sql import old_views
+from clipql.sql.result_types import ResultTypes
+from clipql.sql.session import Answer, Progress, Session
+from clipql.sql.stars import Stars
+from clipql.sql.vector_blocks import VectorBlock
+from clipql.storage import snapshot
+from clipql.tables import opening, recover, unopened
+from clipql.tables.indexes import Indexes
+from clipql.tables.read_write_lock import ReadWriteLock
+from clipql.tables.registry import Registry
+
+if TYPE_CHECKING:
+    from clipql.care.backup import BackupReport
+    from clipql.care.report import CheckReport
+
+
+class ReadOnlyDatabase(Database):
+    """A database as it was at its last commit, or with `follow` as it is at each statement. Thread-safe.
+
+    moment: the snapshot of another process's reader, to see what that one sees.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        follow: bool = False,
+        moment: Path | None = None,
+    ) -> None:
+        self.path, self.follow, self._model = Path(path).absolute(), follow, model
+        self._closed = False
+        self._closing, self._refreshing = threading.Lock(), threading.Lock()
+        self._moment, self._inside = ReadWriteLock(), threading.local()
+        self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
+        self._taken = snapshot.take(moment or self.path, self.path)
+        try:
+            folder, found = self._taken.folder, self._taken.catalog
+            recover.verify_vectors(folder, found)
+            self._engine: EngineOnDemand = EngineOnDemand(folder / "engine", self._prepare)
+            self._registry = Registry(folder, self._engine, found, reads_of=self.path)
+            self._indexes = Indexes(self._registry)
+            self.encoders = Encoders(model)
+            self._session = Session(self._registry, self._indexes, self.encoders)
+            self._result_types = ResultTypes(self._registry)
+            if found.pending is not None:
+                self._engine.start()
+        except BaseException:
+            self._taken.release()
+            raise
+
+    def _prepare(self) -> None:
+        """ClickHouse has the snapshot open."""
+        registry, engine = self._registry, self._engine
+        registry.settling = True
+        try:
+            registry.answer()
+            recover.check_parts(engine, unsettled=registry.catalog.pending is not None)
+            opening.settle(registry)
+            self.encoders.register(engine)
+            old_views.put_in_order(registry, Stars(registry))
+            engine.run("SYSTEM STOP MERGES")
+        finally:
+            registry.settling = False
+
+    def __reduce__(self) -> tuple[Callable[..., ReadOnlyDatabase], tuple[str, str | None, bool, str | None]]:
+        """Another process, as multiprocessing's 'spawn' starts one, opens the same moment."""
+        moment = str(self._taken.folder) if self._taken.linked else None
+        return _reopened, (str(self.path), self._model, self.follow, moment)
+
+    # the moment
+
+    @property
+    def commit(self) -> int:
+        """The number of the commit that is seen, which is a greater one after each commit."""
+        return self._registry.catalog.serial
+
+    def refresh(self) -> bool:
+        """Move to the last commit; whether there is a later one than was seen. Waits for the statements that run.
+
+        Raises QueryError inside `with db.snapshot()`.
+        """
+        self._check_open()
+        if self._depth:
+            raise QueryError("refresh() inside `with db.snapshot()` would move what it holds: leave the block first")
+        with self._refreshing:
+            if snapshot.state(self.path) == self._taken.state:
+                return False
+            later = snapshot.take(self.path)
+            with self._moment.writing():
+                before, self._taken = self._taken, later
+                try:
+                    recover.verify_vectors(later.folder, later.catalog, before.catalog)
+                    self._engine.move(later.folder / "engine")
+                    self._registry.move(later.folder, later.catalog)
+                    self._indexes.move()
+                    if later.catalog.pending is not None:
+                        self._engine.start()
+                except BaseException:
+                    self.close()  # half of it is of one moment and half of another
+                    raise
+                finally:
+                    before.release()
+        return True
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Have all statements that this thread runs inside see one moment: the last commit where it follows."""
+        with self._statement():
+            yield
+
+    @property
+    def _depth(self) -> int:
+        return int(getattr(self._inside, "depth", 0))
+
+    @contextlib.contextmanager
+    def _statement(self) -> Iterator[None]:
+        self._check_open()
+        if self.follow and not self._depth:
+            self.refresh()
+        with self._moment.reading():
+            self._inside.depth = self._depth + 1
+            try:
+                yield
+            finally:
+                self._inside.depth -= 1
+
+    # reading
+
+    def sql(self, text: str, /, **params: Any) -> Result:
+        """As `Database.sql`; raises ReadOnly for a statement that writes."""
+        with self._statement():
+            return super().sql(text, **params)
+
+    def execute(
+        self,
+        statement: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        format: str = "ArrowStream",
+        progress: Progress | None = None,
+    ) -> Answer:
+        """As `Database.execute`; raises ReadOnly for a statement that writes."""
+        with self._statement():
+            return super().execute(statement, params, format=format, progress=progress)
+
+    def search(
+        self,
+        table: str,
+        *,
+        text: str | None = None,
+        image: Picture | None = None,
+        vector: NDArray[Any] | Sequence[float] | None = None,
+        **options: Any,
+    ) -> Result:
+        """As `Database.search`."""
+        with self._statement():
+            return super().search(table, text=text, image=image, vector=vector, **options)
+
+    def vectors(self, table: str, column: str = "image_embedding", where: str | None = None) -> Iterator[VectorBlock]:
+        """As `Database.vectors`."""
+        with self._statement():
+            return super().vectors(table, column, where)
+
+    def check(self, *, deep: bool = False, progress: Callable[[str], None] | None = None) -> CheckReport:
+        """Whether what is read is what was written; see `clipql.check`."""
+        if not self._taken.linked:
+            raise StorageError(f"{self.path} cannot be checked where it is read by symbolic links: copy it")
+        with self._statement():
+            return super().check(deep=deep, progress=progress)
+
+    def backup(self, path: str | os.PathLike[str], **options: Any) -> BackupReport:
+        """As `Database.backup`: a copy of what is seen, while the writer goes on."""
+        with self._statement():
+            self._engine.start()  # which sweeps the snapshot
+            return super().backup(path, **options)
+
+    def ingest(self, source: Any, *, table: str = "laion", **options: Any) -> NoReturn:
+        """Raises ReadOnly."""
+        raise ReadOnly("ingest", self.path)
+
+    def _plain_columns(self, id: str) -> list[str]:
+        table = self._registry.catalog.by_id(id)
+        columns = unopened.columns(self._registry.folder / "engine", table) if table else None
+        if table is None or columns is None:
+            return super()._plain_columns(id)
+        return [name for name, _ in columns if table.column(name) is None]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise QueryError(f"the database {self.path} is closed")
+
+    def close(self) -> None:
+        """Close the database and let go of its snapshot; harmless when called twice."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._registry.close()
+            self.encoders.close()
+            self._engine.close()
+            self._taken.release()
+
+
+def _reopened(path: str, model: str | None, follow: bool, moment: str | None) -> ReadOnlyDatabase:
+    try:
+        return ReadOnlyDatabase(path, model=model, follow=follow, moment=Path(moment) if moment else None)
+    except NotADatabase as error:
+        raise StorageError(
+            f"the reader of {path} that was sent to this process is closed, so what it saw is gone: keep it open"
+        ) from error

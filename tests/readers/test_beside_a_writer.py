@@ -1,0 +1,159 @@
+"""A reader beside a writer in another process: one moment, the same to the byte, whatever the writer does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from writing import Writer
+
+import clipql
+from clipql.errors import DatabaseLocked, NotADatabase, QueryError
+
+CREATE = "CREATE TABLE t (id UInt64, name String, v Array(Float32)) ENGINE = MergeTree ORDER BY id"
+INSERT = "INSERT INTO t SELECT number, 'n' || toString(number), [number, 1] FROM numbers({first}, {rows})"
+INDEX = "ALTER TABLE t ADD INDEX near v TYPE ivf('L2Distance')"
+NEAREST = "SELECT id, name, L2Distance(v, {q:Array(Float32)}) AS d FROM t ORDER BY d, id LIMIT 7"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "t.db"
+
+
+@pytest.fixture
+def writer(folder: Path) -> Iterator[Writer]:
+    with Writer(folder) as process:
+        process.run(CREATE)
+        process.run(INSERT.format(first=0, rows=6_000))
+        yield process
+
+
+def all_of(db: clipql.Database) -> list[bytes]:
+    """Answers of many kinds, to the byte."""
+    query = np.array([3_000.4, 1], np.float32)
+    statements = ("SELECT * FROM t ORDER BY id", "SELECT count(), sum(id), sum(v[1]) FROM t", "SHOW CREATE TABLE t")
+    found = [db.execute(s, format="RowBinary").output.data for s in statements]
+    found += [repr(db.sql(NEAREST, q=query).rows).encode()]
+    found += [repr(db.search("t", vector=query, column="v", where="id % 3 = 0").rows).encode()]
+    return found + [block.vectors.tobytes() + block.rows.tobytes() for block in db.vectors("t", "v")]
+
+
+def test_a_reader_sees_the_same_to_the_byte_until_it_refreshes(folder: Path, writer: Writer) -> None:
+    with clipql.connect(folder, read_only=True) as db:
+        before = all_of(db)
+        changes = (
+            INSERT.format(first=6_000, rows=100), "DELETE FROM t WHERE id < 500", INDEX,
+            "ALTER TABLE t MATERIALIZE INDEX near", "OPTIMIZE TABLE t FINAL", "ALTER TABLE t MATERIALIZE INDEX near",
+            "ALTER TABLE t UPDATE name = 'other' WHERE id = 3000", "ALTER TABLE t ADD COLUMN more Int32 DEFAULT 7",
+        )  # fmt: skip
+        for change in changes:
+            writer.run(change)
+            assert all_of(db) == before, change
+        assert db.refresh() is True
+        after = all_of(db)
+        assert db.sql("SELECT count(), min(id), max(id), sum(more) FROM t").rows == [(5_600, 500, 6_099, 39_200)]
+        assert db.sql("SELECT name FROM t WHERE id = 3000").rows == [("other",)]
+        assert db.refresh() is False
+        for change in ("TRUNCATE TABLE t", "DROP TABLE t", CREATE, INSERT.format(first=7, rows=1)):
+            writer.run(change)
+            assert all_of(db) == after, change
+        assert db.refresh() is True
+        assert db.sql("SELECT * FROM t").rows == [(7, "n7", [7.0, 1.0])]
+
+
+def test_a_row_file_that_a_reader_has_is_appended_to_and_not_copied(folder: Path, writer: Writer) -> None:
+    writer.run(INDEX)
+    writer.run("ALTER TABLE t MATERIALIZE INDEX near")
+    [rows] = folder.glob("rows/*/rows.bin")
+    own = rows.stat().st_ino
+    with clipql.connect(folder, read_only=True) as db:
+        before = all_of(db)
+        writer.run(INSERT.format(first=6_000, rows=2_000))
+        assert rows.stat().st_ino == own
+        assert all_of(db) == before
+        db.refresh()
+        assert db.search("t", vector=[7_000, 1], column="v", distance="L2Distance", k=1).rows[0][:2] == (7_000, "n7000")
+
+
+def test_a_reader_that_follows_sees_each_commit_at_its_next_statement(folder: Path, writer: Writer) -> None:
+    with clipql.connect(folder, read_only=True, follow=True) as db:
+        count = "SELECT count() FROM t"
+        assert db.sql(count).rows == [(6_000,)]
+        writer.run(INSERT.format(first=6_000, rows=10))
+        assert db.sql(count).rows == [(6_010,)]
+        writer.run("DELETE FROM t WHERE id >= 5000")
+        assert db.search("t", vector=[5_500, 1], column="v", distance="L2Distance", k=1).rows[0][0] == 4_999
+        assert db.sql(count).rows == [(5_000,)]
+        writer.run("CREATE TABLE plain (x Int32) ENGINE = MergeTree ORDER BY x")
+        writer.run("INSERT INTO plain VALUES (1), (2)")
+        assert db.sql("SELECT sum(x) FROM plain").rows == [(3,)]
+
+
+def test_a_block_of_statements_sees_one_moment(folder: Path, writer: Writer) -> None:
+    with clipql.connect(folder, read_only=True, follow=True) as db:
+        with db.snapshot():
+            first = db.sql("SELECT max(id) FROM t").rows
+            writer.run(INSERT.format(first=6_000, rows=10))
+            assert db.sql("SELECT max(id) FROM t").rows == first == [(5_999,)]
+            with pytest.raises(QueryError, match="leave the block first"):
+                db.refresh()
+        assert db.sql("SELECT max(id) FROM t").rows == [(6_009,)]
+
+
+def test_what_was_set_stays_after_a_refresh(folder: Path, writer: Writer) -> None:
+    writer.run("CREATE DATABASE other")
+    with clipql.connect(folder, read_only=True, follow=True) as db:
+        db.sql("SET param_x = '5'")
+        db.sql("USE other")
+        db.sql("SET max_block_size = 123")
+        writer.run(INSERT.format(first=6_000, rows=1))
+        assert db.sql("SELECT {x:Int32}, currentDatabase(), getSetting('max_block_size')").rows == [(5, "other", 123)]
+        assert db.sql("SELECT count() FROM default.t").rows == [(6_001,)]
+
+
+def test_a_second_writer_is_told_who_writes_and_that_it_may_read(folder: Path, writer: Writer) -> None:
+    with pytest.raises(DatabaseLocked, match=rf"is open in process {writer.pid} .*read beside it with read_only=True"):
+        clipql.connect(folder)
+    with clipql.connect(folder, read_only=True) as db:
+        assert db.sql("SELECT count() FROM t").rows == [(6_000,)]
+
+
+def test_a_reader_makes_no_database(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(NotADatabase, match="a reader makes none"):
+            clipql.connect(path, read_only=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_readers_beside_each_other_see_their_own_moments(folder: Path, writer: Writer) -> None:
+    code = (
+        "import sys, clipql\nwith clipql.connect(sys.argv[1], read_only=True) as db:\n"
+        " print(db.sql('SELECT count() FROM t').rows[0][0], flush=True)\n sys.stdin.readline()\n"
+        " print(db.sql('SELECT count() FROM t').rows[0][0], flush=True)"
+    )
+    readers = []
+    for more in range(3):
+        command = [sys.executable, "-c", code, str(folder)]
+        readers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        out = readers[-1].stdout
+        assert out is not None
+        assert out.readline() == f"{6_000 + more}\n"
+        writer.run(INSERT.format(first=6_000 + more, rows=1))
+    assert [r.communicate("\n")[0] for r in readers] == ["6000\n", "6001\n", "6002\n"]
+    assert list(folder.glob("tmp/*")) == []
+
+
+def test_a_backup_is_made_by_a_reader_while_the_writer_goes_on(folder: Path, writer: Writer, tmp_path: Path) -> None:
+    with clipql.connect(folder, read_only=True) as db:
+        writer.run("DELETE FROM t WHERE id < 5990")
+        db.backup(tmp_path / "backup")
+        assert not db.check(deep=True).damaged
+    with clipql.connect(tmp_path / "backup" / "database", read_only=True) as db:
+        assert db.sql("SELECT count() FROM t").rows == [(6_000,)]
+    assert clipql.restore(tmp_path / "backup", tmp_path / "restored").files > 0
+    assert not (tmp_path / "backup" / "database" / "tmp").exists()
