@@ -23,8 +23,9 @@ from clipql.engine.on_demand import EngineOnDemand
 from clipql.errors import NotADatabase, QueryError, ReadOnly, StorageError
 from clipql.result import Result
 from clipql.sql import old_views
+from clipql.sql.outputs import Progress
 from clipql.sql.result_types import ResultTypes
-from clipql.sql.session import Answer, Progress, Session
+from clipql.sql.session import Answer, Session
 from clipql.sql.stars import Stars
 from clipql.sql.vector_blocks import VectorBlock
 from clipql.storage import snapshot
@@ -180,6 +181,16 @@ class ReadOnlyDatabase(Database):
         """As `Database.search`."""
         with self._statement():
             return super().search(table, text=text, image=image, vector=vector, **options)
+
+    def sql_many(self, text: str, params: Sequence[Mapping[str, Any]], /) -> list[Result]:
+        """As `Database.sql_many`: all of one moment."""
+        with self._statement():
+            return super().sql_many(text, params)
+
+    def search_many(self, table: str, **options: Any) -> list[Result]:
+        """As `Database.search_many`: all of one moment."""
+        with self._statement():
+            return super().search_many(table, **options)
 
     def vectors(self, table: str, column: str = "image_embedding", where: str | None = None) -> Iterator[VectorBlock]:
         """As `Database.vectors`."""

@@ -40,6 +40,8 @@ def all_of(db: clipql.Database) -> list[bytes]:
     found = [db.execute(s, format="RowBinary").output.data for s in statements]
     found += [repr(db.sql(NEAREST, q=query).rows).encode()]
     found += [repr(db.search("t", vector=query, column="v", where="id % 3 = 0").rows).encode()]
+    many = db.search_many("t", vectors=[query, query + 90], column="v", k=3)
+    found += [repr([r.rows for r in many]).encode()]
     return found + [block.vectors.tobytes() + block.rows.tobytes() for block in db.vectors("t", "v")]
 
 
