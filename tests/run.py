@@ -22,7 +22,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SECONDS = 1800  # for one file or folder: what takes longer hangs, however slow the machine
-ROOM = 12 << 30
+ROOM, PREFIX = 12 << 30, "clipql-tests-"
 SLOW_FIRST = (
     "index", "cluster", "serve", "tables", "serve/browser", "ingest", "sql", "faults", "cli", "encode", "differential",
     "care", "test_readme.py", "edges",
@@ -34,7 +34,12 @@ def place() -> Iterator[str]:
     """A folder for the tests' files: in memory where there is much of it, as databases are synced at every commit."""
     memory = Path("/dev/shm")
     there = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM
-    with tempfile.TemporaryDirectory(prefix="clipql-tests-", dir=memory if there else None) as folder:
+    parent = memory if there else Path(tempfile.gettempdir())
+    for left in parent.glob(f"{PREFIX}*-*"):  # by a run that was killed
+        with contextlib.suppress(ValueError, OSError):
+            if not Path(f"/proc/{int(left.name.removeprefix(PREFIX).partition('-')[0])}").exists():
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=parent) as folder:
         yield folder
 
 
