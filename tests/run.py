@@ -36,8 +36,10 @@ def place() -> Iterator[str]:
     there = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM
     parent = memory if there else Path(tempfile.gettempdir())
     for left in parent.glob(f"{PREFIX}*-*"):  # by a run that was killed
-        with contextlib.suppress(ValueError, OSError):
-            if not Path(f"/proc/{int(left.name.removeprefix(PREFIX).partition('-')[0])}").exists():
+        with contextlib.suppress(ValueError, PermissionError):
+            try:
+                os.kill(int(left.name.removeprefix(PREFIX).partition("-")[0]), 0)
+            except ProcessLookupError:
                 shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=parent) as folder:
         yield folder
