@@ -315,16 +315,17 @@ class Database:
         Raises UnknownTable, VectorError where there is no such column, QueryError for what `where` cannot be.
         """
         self._check_open()
+        registry, indexes = self.registry, self.indexes
         found = self._searched(table)
         if column not in found.vectors:
             raise VectorError(f"{found.name} has no vector column {column}; it has {', '.join(found.vectors)}")
         database, _, name = table.rpartition(".")
-        known = self._registry.find(database or None, name)
+        known = registry.find(database or None, name)
         if known is None:
             raise UnknownTable(f"{table} was dropped meanwhile")
-        with self._registry.gate.reading():
+        with registry.gate.reading():
             condition = one_condition(where) if where else None
-            return vector_blocks(self._registry, self._indexes.rows, known, column, condition)
+            return vector_blocks(registry, indexes.rows, known, column, condition)
 
     def check(self, *, deep: bool = False, progress: Callable[[str], None] | None = None) -> CheckReport:
         """Whether the database is what was written; see `clipql.check`. Writers wait until it is done."""

@@ -29,7 +29,9 @@ from clipql.sql.session import Answer, Session
 from clipql.sql.stars import Stars
 from clipql.sql.vector_blocks import VectorBlock
 from clipql.storage import snapshot
+from clipql.storage.snapshot import Snapshot
 from clipql.tables import opening, recover, unopened
+from clipql.tables.catch_up import catch_up
 from clipql.tables.indexes import Indexes
 from clipql.tables.read_write_lock import ReadWriteLock
 from clipql.tables.registry import Registry
@@ -59,6 +61,8 @@ class ReadOnlyDatabase(Database):
         self._moment, self._inside = ReadWriteLock(), threading.local()
         self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
         self._taken = snapshot.take(moment or self.path, self.path)
+        self._opened: Snapshot | None = None  # the one in which ClickHouse is open, where that is an earlier one
+        self._untouched = False  # ClickHouse has what the snapshot had: no change was taken back in it
         try:
             folder, found = self._taken.folder, self._taken.catalog
             recover.verify_vectors(folder, found)
@@ -80,7 +84,9 @@ class ReadOnlyDatabase(Database):
         registry.settling = True
         try:
             registry.answer()
-            recover.check_parts(engine, unsettled=registry.catalog.pending is not None)
+            unsettled = registry.catalog.pending is not None
+            self._untouched = self._taken.linked and not unsettled
+            recover.check_parts(engine, unsettled=unsettled)
             opening.settle(registry)
             self.encoders.register(engine)
             old_views.put_in_order(registry, Stars(registry))
@@ -116,17 +122,32 @@ class ReadOnlyDatabase(Database):
                 before, self._taken = self._taken, later
                 try:
                     recover.verify_vectors(later.folder, later.catalog, before.catalog)
-                    self._engine.move(later.folder / "engine")
+                    caught_up = self._catch_up(later)
                     self._registry.move(later.folder, later.catalog)
                     self._indexes.move()
+                    if caught_up:
+                        self._prepare()
+                        self._opened = self._opened or before  # in which ClickHouse goes on
+                    else:
+                        self._engine.move(later.folder / "engine")
                     if later.catalog.pending is not None:
                         self._engine.start()
                 except BaseException:
                     self.close()  # half of it is of one moment and half of another
-                    raise
-                finally:
                     before.release()
+                    raise
+                if self._opened is not before:
+                    before.release()
+                if self._opened is not None and not caught_up:
+                    self._opened.release()
+                    self._opened = None
         return True
+
+    def _catch_up(self, later: Snapshot) -> bool:
+        """Whether ClickHouse, where it runs, could go on to a later snapshot without being opened anew."""
+        if not (self._engine.started and self._untouched and later.linked) or later.catalog.pending is not None:
+            return False
+        return catch_up(self._engine, later.folder / "engine")
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -235,6 +256,8 @@ class ReadOnlyDatabase(Database):
             self.encoders.close()
             self._engine.close()
             self._taken.release()
+            if self._opened is not None:
+                self._opened.release()
 
 
 def _reopened(path: str, model: str | None, follow: bool, moment: str | None) -> ReadOnlyDatabase:

@@ -31,8 +31,8 @@ class EngineOnDemand(Engine):
 
     @property
     def started(self) -> bool:
-        """Whether the folder is open."""
-        return self._started is not None
+        """Whether this process has the folder open."""
+        return self._started == os.getpid()
 
     def start(self) -> None:
         """Open the folder now, if it is not open."""
@@ -54,8 +54,10 @@ class EngineOnDemand(Engine):
 
     def move(self, folder: Path) -> None:
         """Go on with another folder; what users SET stays. No query may run."""
-        self._close_folder()
-        self.folder, self._started = folder, None
+        if self._started == os.getpid():  # a fork leaves what its parent started to it
+            self._close_folder()
+            self._started = None
+        self.folder = folder
         for user in self._users:
             user.idle.clear()
 

@@ -7,7 +7,6 @@ killed perhaps, goes at the next start; nothing that a running server uses is to
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -15,8 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipql.storage import catalog, files, strays
+from clipql.storage import catalog, files, places, strays
 
+_PREFIX = "serve-"
 # of the engine's folder: what it writes while it only reads; everything else is linked
 _ENGINES_OWN = ("status", "tmp", "user_defined", "metadata_dropped")
 
@@ -71,9 +71,9 @@ def opened(folder: Path) -> Iterator[Scratch]:
     parent = folder / strays.SCRATCH
     with files.translated(parent, "making"):
         parent.mkdir(exist_ok=True)
-        _sweep(parent)
-        found = Scratch(Path(tempfile.mkdtemp(prefix="serve-", dir=parent)))
-        held = _locked(found.folder)
+        places.sweep(parent, _PREFIX)
+        found = Scratch(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
+        held = places.locked(found.folder)
         for each in (found.empty, found.temporary, found.engine):
             each.mkdir()
     before, directory = os.getcwd(), os.environ.get("TMPDIR")
@@ -91,29 +91,6 @@ def opened(folder: Path) -> Iterator[Scratch]:
         shutil.rmtree(found.folder, ignore_errors=True)
         if held is not None:
             os.close(held)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove the places of servers that are gone."""
-    for left in parent.glob("serve-*"):
-        handle = _locked(left)
-        if handle is not None:
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(handle)
-
-
-def _locked(folder: Path) -> int | None:
-    """A folder, locked while the handle is open; None where another process has it, or the disk knows no locks."""
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def is_settled(folder: Path) -> bool:

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from writing import Writer
 
 import clipql
+from clipql.engine.on_demand import EngineOnDemand
 from clipql.errors import DatabaseLocked, NotADatabase, QueryError
 
 CREATE = "CREATE TABLE t (id UInt64, name String, v Array(Float32)) ENGINE = MergeTree ORDER BY id"
@@ -159,3 +161,40 @@ def test_a_backup_is_made_by_a_reader_while_the_writer_goes_on(folder: Path, wri
         assert db.sql("SELECT count() FROM t").rows == [(6_000,)]
     assert clipql.restore(tmp_path / "backup", tmp_path / "restored").files > 0
     assert not (tmp_path / "backup" / "database" / "tmp").exists()
+
+
+def test_clickhouse_goes_on_to_later_commits_without_being_opened_again(folder: Path, writer: Writer) -> None:
+    opened = []
+    start = EngineOnDemand._open_folder
+
+    def counted(self: EngineOnDemand) -> None:
+        opened.append(1)
+        start(self)
+
+    sums = "SELECT count(), sum(id), sum(v[1]), min(_row), max(_row) FROM t"
+    with (
+        mock.patch.object(EngineOnDemand, "_open_folder", counted),
+        clipql.connect(folder, read_only=True, follow=True) as db,
+    ):
+        assert db.sql(sums).rows == [(6_000, 17_997_000, 17_997_000.0, 0, 5_999)]
+        writer.run(INSERT.format(first=6_000, rows=10), "DELETE FROM t WHERE id < 10")
+        assert db.sql(sums).rows == [(6_000, 18_057_000, 18_057_000.0, 10, 6_009)]
+        writer.run("OPTIMIZE TABLE t FINAL")
+        assert db.sql(sums).rows == [(6_000, 18_057_000, 18_057_000.0, 0, 5_999)]
+        writer.run("CREATE VIEW w AS SELECT id FROM t WHERE id > 6000", "ALTER TABLE t ADD COLUMN z Int8 DEFAULT 3")
+        assert db.sql("SELECT count() FROM w").rows == [(9,)]
+        assert db.sql("SELECT sum(z) FROM t").rows == [(18_000,)]
+        writer.run("RENAME TABLE t TO u", CREATE, INSERT.format(first=0, rows=4), "DROP VIEW w")
+        assert db.sql(sums).rows == [(4, 6, 6.0, 0, 3)]
+        assert db.sql("SHOW TABLES").rows == [("t",), ("u",)]
+        writer.run("DROP TABLE u")
+        assert db.sql("SHOW TABLES").rows == [("t",)]
+        assert len(opened) == 1
+        # what cannot be attached is opened
+        writer.run("CREATE DATABASE other", "CREATE TABLE other.l (x Int8) ENGINE = Log")
+        writer.run("INSERT INTO other.l VALUES (1)")
+        assert db.sql("SELECT x FROM other.l").rows == [(1,)]
+        writer.run("INSERT INTO other.l VALUES (2)")
+        assert db.sql("SELECT sum(x) FROM other.l").rows == [(3,)]
+        assert len(opened) == 3
+    assert list(folder.glob("tmp/*")) == []
