@@ -374,7 +374,7 @@ function makeTools() {
 function takeTools(tile) {
   // a pointer passing by does not take the buttons away from the keyboard
   if (!tile?.dataset.id || tools.parentElement?.parentElement === tile || tools.contains(document.activeElement)) return;
-  tile.querySelector('.frame').append(tools);
+  whole(tile).querySelector('.frame').append(tools);
 }
 
 function badge(id) {
