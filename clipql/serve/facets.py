@@ -101,6 +101,6 @@ def _source(table: Table) -> str:
 
 
 def _number(name: str, type: str) -> str:
-    """A column as a Float64; of dates, the seconds since 1970."""
+    """A column as a Float64; of dates and times, the days since 1970 in their own time zone."""
     column = quote_name(name)
-    return f"toFloat64(toUnixTimestamp({column}))" if kind(type) == "date" else f"toFloat64({column})"
+    return f"toFloat64(toInt32(toDate32({column})))" if kind(type) == "date" else f"toFloat64({column})"

@@ -6,6 +6,7 @@ import { drawDetails, makeDetails, openRow } from './details.js';
 import { askFigures } from './counting.js';
 import { askToken, showExport, showHelp, showSql } from './dialogs.js';
 import { button, byId, count, drawIcons, el } from './dom.js';
+import { makeFacets, openFacets } from './facets.js';
 import { searchable } from './filters.js';
 import { drawBelow, takeDead } from './below.js';
 import { drawTheme, turnTheme } from './brightness.js';
@@ -223,7 +224,7 @@ function drawControls(state) {
   byId('safe-label').hidden = !table?.nsfw;
   byId('safe').value = state.safe;
   byId('fold').setAttribute('aria-pressed', String(state.fold));
-  for (const id of ['filters', 'fold', 'show-sql', 'export']) byId(id).hidden = !table;
+  for (const id of ['filters', 'facets', 'fold', 'show-sql', 'export']) byId(id).hidden = !table;
   byId('words').placeholder = !table || takesWords(state, table) ? 'Describe a picture' : 'No model for words here: search by a picture of the results';
 
   for (const view of ['pictures', 'map', 'sql']) {
@@ -316,6 +317,7 @@ function listen() {
   });
   byId('safe').addEventListener('change', (event) => change({ safe: event.target.value }));
   byId('filters').addEventListener('click', () => openFilters(currentTable()));
+  byId('facets').addEventListener('click', openFacets);
   byId('fold').addEventListener('click', () => change({ fold: !now.fold }));
   byId('show-sql').addEventListener('click', () => showSql(openInSql));
   byId('export').addEventListener('click', showExport);
@@ -367,6 +369,7 @@ function start() {
   });
   makeChips(byId('chips'), (id) => rowOf(id, currentTable()), currentTable);
   makeDetails(currentTable);
+  makeFacets(currentTable);
   makeSearchBox({ tell, toResults: () => focusTile(null) });
   listen();
   watch(draw);
