@@ -25,6 +25,7 @@ from clipql.serve.column_roles import ColumnRoles, kind
 from clipql.serve.counts import Counted, counts
 from clipql.serve.error_position import without_prefix
 from clipql.serve.errors import error_status
+from clipql.serve.facets import Facets
 from clipql.serve.models_at_hand import models, takes_words
 from clipql.serve.packing import packed
 from clipql.serve.pool import Busy, gone
@@ -55,7 +56,7 @@ class Api:
         options = service.options
         opener = options.opener or options.picture_folders(service.database.path)
         self._results = SearchResults(service)
-        self._by_chance = Chance(service)
+        self._by_chance, self._of_columns = Chance(service), Facets(service)
         self._thumbnails = Thumbnails(opener, options.limits.pixels)
 
     def routes(self) -> list[Route]:
@@ -71,6 +72,7 @@ class Api:
             Route("/api/search", guarded(self._search), methods=["POST"]),
             Route("/api/models", guarded(self._models)),
             Route("/api/count", guarded(self._count), methods=["POST"]),
+            Route("/api/facets", guarded(self._facets), methods=["POST"]),
             Route("/api/chance", guarded(self._chance), methods=["POST"]),
             Route("/api/rows/{database}/{table}/{id}", guarded(self._row)),
             Route("/api/thumbnail/{database}/{table}/{id}", guarded(self._thumbnail)),
@@ -259,6 +261,10 @@ class Api:
     async def _count(self, request: HttpRequest) -> Response:
         asked = Counted.read(await self._json(request))
         return JSONResponse(await self._in_thread(request, lambda: counts(self._service, asked)))
+
+    async def _facets(self, request: HttpRequest) -> Response:
+        asked = Counted.read(await self._json(request))
+        return JSONResponse(await self._in_thread(request, lambda: self._of_columns.of(asked)))
 
     async def _chance(self, request: HttpRequest) -> Response:
         given = await self._json(request)

@@ -156,6 +156,18 @@ def _rest(options: Options) -> dict[str, Any]:
             _object({"database": _TEXT, "table": _TEXT, "where": _WHERE, "safe": {"type": "boolean"}}, ["table"]),
             _object({"rows": _WHOLE, "matching": _WHOLE, "hidden": _WHOLE}),
         ),
+        "/api/facets": _post(
+            "The same counts, and of each column the values that the rows of a search have, or their histogram",
+            _object({"database": _TEXT, "table": _TEXT, "where": _WHERE, "safe": {"type": "boolean"}}, ["table"]),
+            _object(
+                {
+                    "rows": _WHOLE,
+                    "matching": _WHOLE,
+                    "hidden": _WHOLE,
+                    "columns": {"type": "array", "items": {"type": "object"}},
+                }
+            ),
+        ),
         "/api/chance": _post(
             "The similarity that words without a meaning reach; a search that reaches no more has found nothing",
             _object({"database": _TEXT, "table": _TEXT, "column": _TEXT, "model": _TEXT}, ["table"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import io
 import json
 import os
@@ -248,6 +249,28 @@ def test_a_search_says_how_many_rows_it_goes_through_and_how_many_are_hidden(ser
     assert (reply.status, "file" in reply.text) == (403, True)
 
 
+def test_facets_count_what_the_rows_of_a_search_have(server: Running) -> None:
+    asked = {"table": "laion", "where": ["similarity > 0.31", "1 -- all"], "safe": False}
+    found = server.post("/api/facets", asked).json
+    assert {k: found[k] for k in ("rows", "matching", "hidden")} == server.post("/api/count", asked).json
+    rows = [r["values"] for r in server.post("/api/search", {**asked, "k": 1000}).json["rows"]]
+    columns = {c["name"]: c for c in found["columns"]}
+    unsafe = columns["NSFW"]
+    assert {v["value"]: v["rows"] for v in unsafe["values"]} == collections.Counter(r["NSFW"] for r in rows)
+    assert unsafe["others"] == 0
+    assert [v["rows"] for v in unsafe["values"]] == sorted((v["rows"] for v in unsafe["values"]), reverse=True)
+    similarity = columns["similarity"]
+    values = [r["similarity"] for r in rows]
+    assert (similarity["least"], similarity["most"]) == (pytest.approx(min(values)), pytest.approx(max(values)))
+    expected = np.histogram(values, len(similarity["bins"]), (similarity["least"], similarity["most"]))[0]
+    assert sum(similarity["bins"]) == len(values)
+    assert np.abs(np.array(similarity["bins"]) - expected).sum() <= 4  # a value on the line between two
+    assert not {"caption", "url", "image_embedding"} & set(columns)
+    wrong = server.post("/api/facets", {**asked, "where": "nosuch > 1"})
+    assert (wrong.status, "SELECT" in wrong.text) == (404, False)
+    assert server.post("/api/facets", {**asked, "where": "url IN (SELECT * FROM file('/etc/passwd'))"}).status == 403
+
+
 def test_a_mistake_in_a_condition_is_told_in_its_own_words(server: Running) -> None:
     for where, told in (
         ("nosuch > 1", "Unknown expression or function identifier `nosuch` (ClickHouse 47 UNKNOWN_IDENTIFIER)"),
@@ -399,7 +422,7 @@ def test_the_document_describes_every_route_that_there_is(server: Running) -> No
             reply = server.ask(target, "{}" if method == "post" else None, method=method.upper())
             assert reply.status not in (405, 500), (path, method, reply.text[:100])
     assert {"/api/status", "/api/tables", "/api/search", "/api/map", "/api/explain", "/api/complete", "/api/login",
-            "/api/count", "/api/chance", "/api/models", "/api/picture/{database}/{table}/{id}",
+            "/api/count", "/api/chance", "/api/models", "/api/facets", "/api/picture/{database}/{table}/{id}",
             "/healthz", "/metrics", "/api/rows/{database}/{table}/{id}", "/api/thumbnail/{database}/{table}/{id}",
             "/", "/ping", "/replicas_status", "/api/openapi.json"} == set(document["paths"])  # fmt: skip
 

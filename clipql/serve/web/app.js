@@ -5,16 +5,17 @@ import { addTerm, drawChips, makeChips } from './chips.js';
 import { drawDetails, makeDetails, openRow } from './details.js';
 import { askFigures } from './counting.js';
 import { askToken, showExport, showHelp, showSql } from './dialogs.js';
-import { button, byId, count, drawIcons, el, plural } from './dom.js';
+import { button, byId, count, drawIcons, el } from './dom.js';
+import { makeFacets, openFacets } from './facets.js';
 import { searchable } from './filters.js';
+import { drawBelow, takeDead } from './below.js';
 import { drawTheme, turnTheme } from './brightness.js';
-import { clear, focusTile, keepPlaces, makeGrid, revive, rowOf, show, showSkeletons } from './grid.js';
+import { clear, focusTile, makeGrid, revive, rowOf, show, showSkeletons } from './grid.js';
 import { drawMap } from './map.js';
 import { drawPills, openFilters } from './panel.js';
 import { takesWords, withoutModel } from './models.js';
 import { notice } from './notices.js';
-import { emptyDatabase, nothingFound } from './nothing.js';
-import { AddressAsWords, MissingPicture, forget, keyOf, nextPage, results, search } from './results.js';
+import { AddressAsWords, MissingPicture, bringBack, forget, keep, keyOf, nextPage, results, search } from './results.js';
 import { drawWords, makeSearchBox } from './searchbox.js';
 import { drawFigures } from './status.js';
 import { drawSql, openInSql } from './sql.js';
@@ -96,7 +97,7 @@ async function beginAnew() {
 
 /* ---------- searching ---------- */
 
-async function refresh(state) {
+async function refresh(state, fromAddress = false) {
   const table = tableOf(state);
   const key = keyOf(state);
   if (key === shownKey) return;
@@ -106,6 +107,11 @@ async function refresh(state) {
   }
   shownKey = key;
   clearTimeout(skeletons);
+  const top = fromAddress ? bringBack(state) : null;
+  if (top !== null) {
+    showAgain(state, table, top);
+    return;
+  }
   const grid = byId('grid');
   let failed = false;
   grid.setAttribute('aria-busy', 'true');
@@ -142,6 +148,20 @@ async function refresh(state) {
   drawMap(now, currentTable()).then(drawStatus);
 }
 
+/** The way back: the results are here still, as far as they had been scrolled. */
+function showAgain(state, table, top) {
+  notice(null);
+  outdated = false;
+  byId('grid').classList.remove('stale');
+  byId('grid').setAttribute('aria-busy', 'false');
+  show(results.rows, contextOf(state), { more: results.more });
+  window.scrollTo({ top });
+  askFigures(state, table, drawStatus);
+  drawStatus();
+  drawAfter();
+  drawMap(now, currentTable()).then(drawStatus);
+}
+
 const contextOf = (state) => ({ table: tableOf(state), safe: state.safe, ranked: parts(state).length > 0 });
 
 /** How long after the last key its results were on the screen, for whoever measures it. */
@@ -171,40 +191,10 @@ async function more(k) {
 /* ---------- what is seen beside the grid ---------- */
 
 let outdated = false; // the search asked for has failed, and the results shown are those before
-let dead = 0;
-let allDead = false;
-let places = 'below'; // what becomes of the places of pictures that are gone
 
 const drawStatus = () => drawFigures(outdated);
 
-function drawAfter() {
-  const place = byId('after');
-  const children = [];
-  if (results.state && !results.rows.length) children.push(nothingFound(results.state, currentTable()));
-  else if (catalog.loaded && !catalog.tables.length) children.push(emptyDatabase());
-  if (allDead) children.push(el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.'));
-  else if (dead > 0) children.push(deadNote());
-  if (results.more) children.push(el('p', { class: 'loading' }, el('span', { class: 'spinner', 'aria-hidden': 'true' }), 'More pictures'));
-  else if (results.rows.length > 20) children.push(el('p', { class: 'quiet end' }, 'That is all of them.'));
-  place.replaceChildren(...children);
-}
-
-/** How many pictures are gone, and what becomes of their places. */
-function deadNote() {
-  const ways = { below: 'Keep their places in view', none: 'Only those that load', all: 'Show their captions' };
-  const turn = (which) => {
-    places = which;
-    keepPlaces(which);
-    drawAfter();
-  };
-  const others = Object.entries(ways).filter(([which]) => which !== places);
-  return el(
-    'p',
-    { class: 'quiet dead-note' },
-    `${plural(dead, 'picture')} that no longer load${dead === 1 ? 's' : ''}`,
-    others.map(([which, text]) => [' · ', button(text, { text, class: 'link', onclick: () => turn(which) })]),
-  );
-}
+const drawAfter = () => drawBelow(currentTable());
 
 function drawControls(state) {
   const table = tableOf(state);
@@ -234,7 +224,7 @@ function drawControls(state) {
   byId('safe-label').hidden = !table?.nsfw;
   byId('safe').value = state.safe;
   byId('fold').setAttribute('aria-pressed', String(state.fold));
-  for (const id of ['filters', 'fold', 'show-sql', 'export']) byId(id).hidden = !table;
+  for (const id of ['filters', 'facets', 'fold', 'show-sql', 'export']) byId(id).hidden = !table;
   byId('words').placeholder = !table || takesWords(state, table) ? 'Describe a picture' : 'No model for words here: search by a picture of the results';
 
   for (const view of ['pictures', 'map', 'sql']) {
@@ -251,6 +241,7 @@ function drawControls(state) {
 /* ---------- everything in line with the state ---------- */
 
 function draw(state, before, fromAddress = false) {
+  if (before.view === 'pictures' && !outdated && results.state && keyOf(results.state) !== keyOf(state)) keep(window.scrollY);
   // tiles of another table would open that table's rows
   if (state.table !== before.table || state.database !== before.database) clear();
   drawControls(state);
@@ -266,7 +257,7 @@ function draw(state, before, fromAddress = false) {
     drawStatus();
     drawAfter();
   }
-  if (state.view !== 'sql') refresh(state);
+  if (state.view !== 'sql') refresh(state, fromAddress);
 }
 
 async function loadTables() {
@@ -326,6 +317,7 @@ function listen() {
   });
   byId('safe').addEventListener('change', (event) => change({ safe: event.target.value }));
   byId('filters').addEventListener('click', () => openFilters(currentTable()));
+  byId('facets').addEventListener('click', openFacets);
   byId('fold').addEventListener('click', () => change({ fold: !now.fold }));
   byId('show-sql').addEventListener('click', () => showSql(openInSql));
   byId('export').addEventListener('click', showExport);
@@ -360,6 +352,7 @@ function listen() {
 }
 
 function start() {
+  history.scrollRestoration = 'manual'; // the page knows how many rows there were
   drawIcons();
   drawTheme();
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', drawTheme);
@@ -370,12 +363,13 @@ function start() {
     like,
     add: (id, weight) => addTerm({ kind: 'row', id, weight }),
     deadChanged: (n, all) => {
-      [dead, allDead] = [n, all];
+      takeDead(n, all);
       drawAfter();
     },
   });
   makeChips(byId('chips'), (id) => rowOf(id, currentTable()), currentTable);
   makeDetails(currentTable);
+  makeFacets(currentTable);
   makeSearchBox({ tell, toResults: () => focusTile(null) });
   listen();
   watch(draw);

@@ -7,7 +7,8 @@ import { addTerm, whenKnown } from './chips.js';
 import { archiveLink } from './dead.js';
 import { copyButton } from './dialogs.js';
 import { announce, button, el, icon, originalOf, picture, pictureOf, webLink } from './dom.js';
-import { SMALL_PICTURE, factsOf, focusTile, shownIds } from './grid.js';
+import { factsOf } from './facts.js';
+import { SMALL_PICTURE, focusTile, shownIds } from './grid.js';
 import { change, now } from './state.js';
 import { isVeiled, uncover } from './veil.js';
 

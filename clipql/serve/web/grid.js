@@ -6,10 +6,12 @@
  */
 
 import { archiveLink, isDead, remember } from './dead.js';
-import { button, count, el, picture, pictureOf, plural, webAddress, webLink } from './dom.js';
+import { button, count, el, picture, pictureOf, plural } from './dom.js';
+import { factsOf } from './facts.js';
 import { knownColumns } from './filters.js';
 import { makeKeys } from './gridkeys.js';
 import { holdBack } from './gridrows.js';
+import { fillNear, makeWindow, whole } from './gridwindow.js';
 import { isVeiled, uncover } from './veil.js';
 
 export const SMALL_PICTURE = 160; // pixels; enlarged to fill a row, such a picture would only be blurred
@@ -39,6 +41,7 @@ export function makeGrid(node, actions) {
   list = node;
   act = actions;
   makeKeys(list, act);
+  makeWindow(list);
   tools = makeTools();
   document.addEventListener('scrollend', settleSoon);
   window.addEventListener('resize', () => holdBack(list, goesOn));
@@ -78,6 +81,7 @@ export function show(rows, context, { append = false, more = false } = {}) {
   if (!append) for (const tile of tiles.values()) tally(tile);
   if (append) for (const node of nodes) if (node.classList.contains('dead')) deadCount++;
   holdBack(list, goesOn);
+  fillNear();
   settleSoon();
   tellDead();
   if (!list.querySelector('.tile[data-current]')) setCurrent(list.firstElementChild);
@@ -130,6 +134,7 @@ export function rowOf(id, table) {
 
 export function focusTile(id) {
   const node = (id && tiles.get(id)?.node) || list.querySelector('.tile[data-current]') || list.firstElementChild;
+  if (node) whole(node);
   node?.querySelector('.open')?.focus();
 }
 
@@ -163,13 +168,15 @@ function settleLayout() {
     tile.shape = null;
   }
   if (closing.length || shaping.length) holdBack(list, goesOn);
+  fillNear();
 }
 
 function tileFor(row) {
   const known = tiles.get(row.id);
   if (known) {
     known.row = row;
-    known.node.querySelector('.facts').replaceWith(factsOf(row));
+    whole(known.node);
+    known.node.querySelector('.facts').replaceWith(factsOf(row, view.table, view.ranked));
     if (known.dead) markDead(known);
     known.node.querySelector('.alike')?.remove();
     veil(known);
@@ -183,11 +190,12 @@ function tileFor(row) {
     { class: 'tile', dataset: { id: row.id } },
     el('div', { class: 'frame' }, open),
     el('p', { class: 'caption', title: row.caption?.slice(0, LONGEST_HINT) || null }, row.caption || ' '),
-    factsOf(row),
+    factsOf(row, view.table, view.ranked),
   );
   // shape: the true one, where another was guessed and is still shown
   const tile = { row, node, image, source, dead: false, loaded: false, shape: null, tries: 0 };
   tiles.set(row.id, tile);
+  whole(node);
   node.draggable = true;
   node.addEventListener('dragstart', (event) => event.dataTransfer.setData('application/x-clipql-row', row.id));
   node.style.setProperty('--shape', clamp(shapes.get(source) ?? shapeOf(row) ?? 1));
@@ -257,7 +265,7 @@ export function revive() {
   for (const tile of tiles.values()) {
     if (!tile.dead || !tile.source.startsWith('./')) continue;
     Object.assign(tile, { dead: false, tries: 0 });
-    tile.node.classList.remove('dead', 'left');
+    whole(tile.node).classList.remove('dead', 'left');
     tile.node.removeAttribute('title');
     tile.image.src = tile.source;
     deadCount--;
@@ -292,7 +300,7 @@ function tally(tile) {
 
 function markDead(tile) {
   tile.dead = true;
-  tile.node.classList.add('dead');
+  whole(tile.node).classList.add('dead');
   tile.node.title = 'This picture no longer loads';
   const link = archiveLink(tile.row);
   const facts = tile.node.querySelector('.facts');
@@ -313,6 +321,7 @@ function die(tile) {
 
 /** What was folded under a picture that is gone may still be there: the next of them takes its place. */
 function promote(tile) {
+  whole(tile.node);
   const [next, ...others] = folded.get(tile.row.id) ?? [];
   if (!next) return;
   folded.delete(tile.row.id);
@@ -329,14 +338,14 @@ function promote(tile) {
 function unfold(tile) {
   const rows = folded.get(tile.row.id);
   folded.delete(tile.row.id);
-  tile.node.querySelector('.alike')?.remove();
+  whole(tile.node).querySelector('.alike')?.remove();
   tile.node.after(...rows.map(tileFor));
 }
 
 function veil(tile) {
   const veiled = isVeiled(tile.row, view.table, view.safe);
   tile.node.classList.toggle('veiled', veiled);
-  const open = tile.node.querySelector('.open');
+  const open = whole(tile.node).querySelector('.open');
   if (veiled) open.setAttribute('aria-label', 'Picture that may not be safe: show it');
   else open.removeAttribute('aria-label');
 }
@@ -365,25 +374,13 @@ function makeTools() {
 function takeTools(tile) {
   // a pointer passing by does not take the buttons away from the keyboard
   if (!tile?.dataset.id || tools.parentElement?.parentElement === tile || tools.contains(document.activeElement)) return;
-  tile.querySelector('.frame').append(tools);
-}
-
-/** "similarity 0.712 · 640 × 480 · example.com", as far as it is known. */
-export function factsOf(row, table = view.table, ranked = view.ranked) {
-  const known = knownColumns(table);
-  const node = el('p', { class: 'facts' });
-  if (ranked && typeof row.distance === 'number') node.append(el('span', { class: 'similarity', title: `Similarity to what you search for: the cosine; its distance is ${row.distance.toFixed(4)}` }, [el('span', { class: 'label' }, 'similarity '), (1 - row.distance).toFixed(3)]));
-  const [w, h] = [row.values?.[known.width], row.values?.[known.height]];
-  if (w && h) node.append(el('span', { class: 'size' }, `${w} × ${h}`));
-  const address = webAddress(row.picture);
-  if (address) node.append(webLink(address, new URL(address).hostname.replace(/^www\./, ''), { title: address, tabindex: -1 }));
-  return node;
+  whole(tile).querySelector('.frame').append(tools);
 }
 
 function badge(id) {
   const tile = tiles.get(id);
   if (!tile) return;
-  tile.node.querySelector('.alike')?.remove();
+  whole(tile.node).querySelector('.alike')?.remove();
   const rows = folded.get(id);
   if (tile.dead) {
     promote(tile);

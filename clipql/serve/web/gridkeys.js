@@ -1,5 +1,7 @@
 /** The keys of the grid: arrows go from picture to picture, letters act on the one that has the focus. */
 
+import { whole } from './gridwindow.js';
+
 /** `act`: what `makeGrid` was given. */
 export function makeKeys(list, act) {
   list.addEventListener('keydown', (event) => onKey(event, list, act));
@@ -9,7 +11,7 @@ function step(tile, by) {
   let next = tile;
   do next = by > 0 ? next.nextElementSibling : next.previousElementSibling;
   while (next && (!next.dataset.id || next.offsetWidth === 0));
-  next?.querySelector('.open')?.focus();
+  if (next) whole(next).querySelector('.open')?.focus();
   next?.scrollIntoView({ block: 'nearest' });
 }
 
@@ -26,7 +28,7 @@ function stepRow(tile, by) {
     const off = Math.abs(box.left + box.width / 2 - middle);
     if (!best || off < best.off) best = { off, top: box.top, node: next };
   }
-  best?.node.querySelector('.open').focus();
+  if (best) whole(best.node).querySelector('.open').focus();
   best?.node.scrollIntoView({ block: 'nearest' });
 }
 
@@ -39,7 +41,10 @@ function onKey(event, list, act) {
     ArrowLeft: () => step(tile, -1),
     ArrowDown: () => stepRow(tile, 1),
     ArrowUp: () => stepRow(tile, -1),
-    Home: () => list.querySelector('.tile:not(.left) .open')?.focus(),
+    Home: () => {
+      const first = list.querySelector('.tile[data-id]:not(.left)');
+      if (first) whole(first).querySelector('.open')?.focus();
+    },
     m: () => act.like(id),
     '+': () => act.add(id, 1),
     '-': () => act.add(id, -0.5),

@@ -12,12 +12,14 @@ import { pictureFor } from './uploads.js';
 
 const FIRST = 40;
 const MORE = 80;
+const KEPT_SEARCHES = 10;
 const NEAR_DUPLICATE = 0.96; // cosine of two pictures that a person would call the same
 
 /** What is known of the search shown. `rows` holds every row received once, in order. */
 export const results = { rows: [], offset: 0, more: false, sql: '', params: {}, plan: [], ms: null, state: null, table: null };
 
 const seen = new Set();
+const kept = new Map(); // a search's key → its results and how far they were scrolled, for the way back
 let controller = null;
 let answered = null; // the controller of the search whose rows these are
 let running = null;
@@ -121,6 +123,26 @@ export async function nextPage(k = MORE) {
   } finally {
     if (running === page) running = null;
   }
+}
+
+/** Keeps the search shown, which another is about to replace. `top`: how far it is scrolled. */
+export function keep(top) {
+  if (!results.state) return;
+  const key = keyOf(results.state);
+  kept.delete(key);
+  kept.set(key, { ...results, top });
+  if (kept.size > KEPT_SEARCHES) kept.delete(kept.keys().next().value);
+}
+
+/** Makes a search that was kept the one shown; gives how far it was scrolled, null where it was not kept. */
+export function bringBack(state) {
+  const found = kept.get(keyOf(state));
+  if (!found) return null;
+  forget();
+  const { top, ...all } = found;
+  Object.assign(results, all, { state });
+  unseen(all.rows);
+  return top;
 }
 
 /** Forgets the search, so that none is shown. */

@@ -60,10 +60,12 @@ def test_pictures_that_are_gone_leave_no_hole_and_none_is_told_where_it_was_show
     expect(web_page.locator(".dead-note")).to_contain_text(f"{gone} pictures that no longer load")
     web_page.get_by_role("button", name="Only those that load").click()
     expect(web_page.locator(".tile.dead:visible")).to_have_count(0)
+    web_page.evaluate("window.scrollTo(0, 0)")
+    painted(web_page)
     rows = web_page.evaluate(
         """() => { // the frames of one row are equally high, and fill it
             const rows = new Map();
-            for (const tile of document.querySelectorAll('.tile:not(.dead)')) {
+            for (const tile of document.querySelectorAll('.tile:not(.dead, .hollow)')) {
                 const box = tile.querySelector('.frame').getBoundingClientRect();
                 const key = Math.round(box.top);
                 rows.set(key, [...(rows.get(key) ?? []), [box.height, box.right]]);

@@ -1,0 +1,106 @@
+"""Facets: which values the rows of a search have, and how many rows each; numbers and dates as histograms.
+
+Exact, by SQL over the rows that `/api/count` counts. What must stay true: every statement is one that the guard has
+seen, and a column of more values than anybody reads is left out rather than cut off.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from clipql.engine.quoting import quote_name
+from clipql.serve import search_request as search
+from clipql.serve.column_roles import ColumnRoles, column_roles, kind
+from clipql.serve.condition_errors import in_conditions
+from clipql.serve.counts import Counted, counts
+from clipql.serve.service import Request, Service
+from clipql.serve.values import plain
+from clipql.storage.catalog import Table
+
+MOST_VALUES, LISTED, BINS = 100, 12, 24
+
+
+class Facets:
+    """Counts them. Call it in a thread of the pool."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._few: dict[tuple[str, int, int], tuple[str, ...]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, asked: Counted) -> dict[str, Any]:
+        """The counts of a search, and `columns`: of each, its values or its histogram. Raises ClipqlError."""
+        table = self._service.table(asked.database, asked.table)
+        roles = column_roles(self._service.engine, table)
+        safe = roles.safe if asked.safe else None
+        columns = [self._values(table, name, asked, safe) for name in self._few_valued(table, roles)]
+        ranges = [n for n in roles.plain if kind(roles.types[n]) in ("number", "date")]
+        return {
+            **counts(self._service, asked),
+            "columns": [*columns, *self._histograms(table, roles, ranges, asked, safe)],
+        }
+
+    def _rows(self, sql: str, asked: Counted) -> list[tuple[Any, ...]]:
+        with in_conditions(sql, asked.where):
+            found = self._service.run(Request(sql), self._service.engine.acting).output.arrow()
+        return list(zip(*(column.to_pylist() for column in found.columns), strict=True))
+
+    def _few_valued(self, table: Table, roles: ColumnRoles) -> tuple[str, ...]:
+        """The columns of words and truth values that have few values in the whole table; found out once."""
+        key = (table.id, table.rows, len(table.parts))
+        with self._lock:
+            if key in self._few:
+                return self._few[key]
+        own = {roles.caption, roles.url, roles.file}
+        names = [n for n in roles.plain if kind(roles.types[n]) in ("text", "bool") and n not in own]
+        few: tuple[str, ...] = ()
+        if names:
+            each = ", ".join(f"uniqUpTo({MOST_VALUES})({quote_name(n)})" for n in names)
+            found = self._rows(f"SELECT {each} FROM {_source(table)}", Counted(table.name, table.database, (), False))
+            few = tuple(n for n, values in zip(names, found[0], strict=True) if 1 < values <= MOST_VALUES)
+        with self._lock:
+            self._few = {k: v for k, v in self._few.items() if k[0] != table.id} | {key: few}
+        return few
+
+    def _values(self, table: Table, name: str, asked: Counted, safe: str | None) -> dict[str, Any]:
+        """The values of a column that most rows have, first."""
+        where = search.where_sql(asked.where, safe)
+        column = quote_name(name)
+        sql = f"SELECT {column} AS value, count() AS rows FROM {_source(table)}{where} GROUP BY value"
+        found = self._rows(f"{sql} ORDER BY rows DESC, value LIMIT {MOST_VALUES + 1}", asked)
+        listed = [{"value": plain(value), "rows": rows} for value, rows in found[:LISTED]]
+        return {"name": name, "values": listed, "others": len(found) - len(listed)}
+
+    def _histograms(
+        self, table: Table, roles: ColumnRoles, names: list[str], asked: Counted, safe: str | None
+    ) -> list[dict[str, Any]]:
+        if not names:
+            return []
+        numbers = {n: _number(n, roles.types[n]) for n in names}
+        each = ", ".join(f"minIf({x}, isFinite({x})), maxIf({x}, isFinite({x}))" for x in numbers.values())
+        bounds = self._rows(f"SELECT {each} FROM {_source(table)}{search.where_sql(asked.where, safe)}", asked)[0]
+        made = []
+        for i, (name, number) in enumerate(numbers.items()):
+            least, most = bounds[2 * i], bounds[2 * i + 1]
+            if least is None or most is None or not least < most:
+                continue
+            width = (most - least) / BINS
+            place = f"least({BINS - 1}, toInt32(floor(({number} - ({least!r})) / {width!r})))"
+            where = search.where_sql(asked.where, safe, f"isFinite({number})")
+            bins = [0] * BINS
+            sql = f"SELECT {place} AS place, count() FROM {_source(table)}{where} GROUP BY place"
+            for at, rows in self._rows(sql, asked):
+                bins[at] = rows
+            made.append({"name": name, "least": least, "most": most, "bins": bins})
+        return made
+
+
+def _source(table: Table) -> str:
+    return f"{quote_name(table.database)}.{quote_name(table.name)}"
+
+
+def _number(name: str, type: str) -> str:
+    """A column as a Float64; of dates and times, the days since 1970 in their own time zone."""
+    column = quote_name(name)
+    return f"toFloat64(toInt32(toDate32({column})))" if kind(type) == "date" else f"toFloat64({column})"

@@ -1,0 +1,48 @@
+/** What stands below the grid: whether more is to come, what is there where nothing is, and pictures that are gone. */
+
+import { button, byId, el, plural } from './dom.js';
+import { keepPlaces } from './grid.js';
+import { emptyDatabase, nothingFound } from './nothing.js';
+import { results } from './results.js';
+import { catalog } from './tables.js';
+
+let dead = 0;
+let allDead = false;
+let places = 'below'; // what becomes of the places of pictures that are gone
+let shownTable = null;
+
+/** How many pictures do not load, and whether that is all of them. */
+export function takeDead(count, all) {
+  [dead, allDead] = [count, all];
+}
+
+/** Draws it anew; `table`: the one that is searched. */
+export function drawBelow(table) {
+  shownTable = table;
+  const place = byId('after');
+  const children = [];
+  if (results.state && !results.rows.length) children.push(nothingFound(results.state, table));
+  else if (catalog.loaded && !catalog.tables.length) children.push(emptyDatabase());
+  if (allDead) children.push(el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.'));
+  else if (dead > 0) children.push(deadNote());
+  if (results.more) children.push(el('p', { class: 'loading' }, el('span', { class: 'spinner', 'aria-hidden': 'true' }), 'More pictures'));
+  else if (results.rows.length > 20) children.push(el('p', { class: 'quiet end' }, 'That is all of them.'));
+  place.replaceChildren(...children);
+}
+
+/** How many pictures are gone, and what becomes of their places. */
+function deadNote() {
+  const ways = { below: 'Keep their places in view', none: 'Only those that load', all: 'Show their captions' };
+  const turn = (which) => {
+    places = which;
+    keepPlaces(which);
+    drawBelow(shownTable);
+  };
+  const others = Object.entries(ways).filter(([which]) => which !== places);
+  return el(
+    'p',
+    { class: 'quiet dead-note' },
+    `${plural(dead, 'picture')} that no longer load${dead === 1 ? 's' : ''}`,
+    others.map(([which, text]) => [' · ', button(text, { text, class: 'link', onclick: () => turn(which) })]),
+  );
+}
