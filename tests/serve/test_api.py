@@ -408,7 +408,7 @@ def test_plans_completions_and_figures(server: Running) -> None:
     figures = server.ask("/metrics").text
     for name in ("clipql_requests_total", "clipql_stage_seconds_bucket", "clipql_vector_searches_total",
                  'clipql_search_work_total{what="rows_scanned"}', 'clipql_stage_seconds_count{stage="index scan"}',
-                 'clipql_encoded_total{function="encode_text"} 0.0',
+                 'clipql_encoded_total{function="encode_text"}', 'clipql_encoded_total{function="encode_image"} 0.0',
                  'clipql_table_rows{table="default.laion"} 300.0'):  # fmt: skip
         assert name in figures
 

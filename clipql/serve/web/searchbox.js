@@ -8,9 +8,11 @@ import { byId, webAddress } from './dom.js';
 import { change, now, spokenParts } from './state.js';
 import { keepPicture } from './uploads.js';
 
-const QUIET_MS = 15; // after the last key: enough for keys that come together, too short to be felt
+const QUIET_MS = 15; // after the last of keys that come together: too short to be felt
+const TOGETHER_MS = 60; // a key so long after the one before stands alone, and is searched for at once
 
 let timer = 0;
+let lastKey = -TOGETHER_MS;
 let typing = false; // whether the newest step of the history is this run of typing
 let say = () => {};
 
@@ -21,8 +23,11 @@ export function makeSearchBox({ tell, toResults }) {
   words.addEventListener('input', () => {
     byId('clear').hidden = !words.value && !now.terms.length;
     clearTimeout(timer);
-    performance.mark('clipql:key');
-    timer = setTimeout(take, QUIET_MS);
+    const { startTime } = performance.mark('clipql:key');
+    const alone = startTime - lastKey >= TOGETHER_MS;
+    lastKey = startTime;
+    if (alone) take();
+    else timer = setTimeout(take, QUIET_MS);
   });
   words.addEventListener('keydown', (event) => {
     if (event.key === 'ArrowDown') {

@@ -45,6 +45,12 @@ def test_words_are_searched_while_they_are_typed(page: Page) -> None:
     expect(page.locator(".tile .similarity").first).to_be_visible()
 
 
+def test_a_key_that_stands_alone_waits_for_no_timer(page: Page) -> None:
+    page.evaluate("window.setTimeout = () => 0")
+    page.get_by_label("Describe a picture").fill("cat")
+    shows(page, answer(page, "cat"))
+
+
 def test_a_late_answer_to_older_words_is_dropped(page: Page) -> None:
     def hold_cats(route: Route) -> None:
         asked = json.loads(route.request.post_data or "{}")
