@@ -125,8 +125,8 @@ class ReadOnlyDatabase(Database):
                     caught_up = self._catch_up(later)
                     self._registry.move(later.folder, later.catalog)
                     self._indexes.move()
+                    caught_up = caught_up and self._prepared()
                     if caught_up:
-                        self._prepare()
                         self._opened = self._opened or before  # in which ClickHouse goes on
                     else:
                         self._engine.move(later.folder / "engine")
@@ -147,7 +147,16 @@ class ReadOnlyDatabase(Database):
         """Whether ClickHouse, where it runs, could go on to a later snapshot without being opened anew."""
         if not (self._engine.started and self._untouched and later.linked) or later.catalog.pending is not None:
             return False
-        return catch_up(self._engine, later.folder / "engine")
+        with contextlib.suppress(QueryError, StorageError):
+            return catch_up(self._engine, later.folder / "engine")
+        return False
+
+    def _prepared(self) -> bool:
+        """Whether what was attached is what the manifest says; if not, opening says what is wrong."""
+        with contextlib.suppress(QueryError, StorageError):
+            self._prepare()
+            return True
+        return False
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:

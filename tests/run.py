@@ -24,8 +24,8 @@ HERE = Path(__file__).parent
 SECONDS = 1800  # for one file or folder: what takes longer hangs, however slow the machine
 ROOM, PREFIX = 12 << 30, "clipql-tests-"
 SLOW_FIRST = (
-    "index", "cluster", "serve", "tables", "serve/browser", "ingest", "sql", "faults", "cli", "encode", "differential",
-    "care", "test_readme.py", "edges",
+    "index", "cluster", "serve", "tables", "readers", "serve/browser", "ingest", "sql", "faults", "cli", "encode",
+    "differential", "care", "test_readme.py", "edges",
 )  # fmt: skip
 
 

@@ -198,3 +198,15 @@ def test_clickhouse_goes_on_to_later_commits_without_being_opened_again(folder: 
         assert db.sql("SELECT sum(x) FROM other.l").rows == [(3,)]
         assert len(opened) == 3
     assert list(folder.glob("tmp/*")) == []
+
+
+def test_what_cannot_be_attached_is_opened_anew(folder: Path, writer: Writer) -> None:
+    count = "SELECT count(), sum(v[1]) FROM t WHERE id >= 5990"
+    with clipql.connect(folder, read_only=True, follow=True) as db:
+        assert db.sql(count).rows == [(10, 59_945.0)]
+        for at, name in enumerate(("catch_up", "opening.settle")):
+            writer.run(INSERT.format(first=6_000 + at, rows=1))
+            with mock.patch(f"clipql.reader.{name}", side_effect=QueryError("it cannot be")):
+                db.refresh()
+            assert db.sql(count).rows == [(11 + at, 59_945.0 + 6_000 + at * 6_001)]
+    assert list(folder.glob("tmp/*")) == []
