@@ -19,7 +19,7 @@ _ABOUT_THE_STATEMENT = re.compile(rf"(?:[.:]? In (?:scope|query) |:? [Ww]hile ex
 _PLACE = re.compile(r"failed at position (\d+)")
 _TOKEN = re.compile(r"\w+|\S")
 _EXPECTED = re.compile(r"Expected one of: (.*?)\.?\s*\Z", re.DOTALL)
-_FEW = 6
+_FEW, _LONGEST = 6, 200
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def in_conditions(statement: str, conditions: Sequence[str]) -> Iterator[None]:
 def _syntax(error: QueryError, statement: str, conditions: Sequence[str]) -> str | None:
     """The message of a syntax error, or None where it is in no condition."""
     place = _PLACE.search(str(error))
-    if place is None or not conditions:
+    if place is None or not conditions or "Max query size" in str(error):
         return None
     at = int(place[1]) - 1
     starts = _starts(statement, conditions)
@@ -45,13 +45,16 @@ def _syntax(error: QueryError, statement: str, conditions: Sequence[str]) -> str
     inside = condition.encode()[: at - starts[which]].decode(errors="ignore") if at >= starts[which] else ""
     found = _TOKEN.search(condition, len(inside))
     if found is None:
-        return f"Syntax error: something is missing at the end of the condition {condition.strip()}"
+        return f"Syntax error: something is missing at the end of the condition {_cut(condition.strip())}"
     expected = _EXPECTED.search(str(error))
     names = [n for n in expected[1].split(", ") if not n.startswith("token")] if expected else []
     hint = f". Expected one of: {', '.join(names)}" if 0 < len(names) <= _FEW else ""
-    return (
-        f"Syntax error: failed at position {found.start() + 1} ({found[0]}): {condition[found.start() :].strip()}{hint}"
-    )
+    rest = _cut(condition[found.start() :].strip())
+    return f"Syntax error: failed at position {found.start() + 1} ({found[0]}): {rest}{hint}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _starts(statement: str, conditions: Sequence[str]) -> list[int]:

@@ -282,7 +282,7 @@ def test_a_mistake_in_a_condition_is_told_in_its_own_words(server: Running) -> N
         for path, terms in (("/api/search", {}), ("/api/search", {"terms": [{"id": "1"}]}), ("/api/count", {})):
             reply = server.post(path, {"table": "laion", "where": where, **terms})
             assert (reply.json["error"], path) == (told, path)
-    for where in ("url", "similarity LIKE 3", "x -> 3", "similarity > 'abc'", "url IN (SELECT 1, 2)", "intDiv(1, 0)"):
+    for where in ("url", "similarity LIKE 3", "x -> 3", "similarity > 'abc'", "url IN (SELECT 1, 2)"):
         reply = server.post("/api/search", {"table": "laion", "where": where, "terms": [{"id": "1"}]})
         assert (reply.status, where) == (400, where)
         told = reply.json["error"]
