@@ -88,6 +88,8 @@ function histogram(facet, column) {
   const width = (most - least) / bins.length;
   const edge = (i) => (i === 0 ? least : i === bins.length ? most : Number((least + i * width).toPrecision(7)));
   const shown = (number, up) => (column.kind === 'date' ? new Date((up ? Math.ceil(number) : Math.floor(number)) * 864e5).toISOString().slice(0, 10) : String(number));
+  // what is read is short, what filters is exact
+  const told = (number, up) => (column.kind === 'date' || Number.isInteger(number) ? shown(number, up) : String(Number(number.toPrecision(4))));
   const set = (from, to) => {
     const [low, high] = [Math.min(from, to), Math.max(from, to) + 1];
     const ends = [{ column: column.name, op: 'ge', value: shown(edge(low), false) }, { column: column.name, op: 'le', value: shown(edge(high), true) }];
@@ -96,7 +98,7 @@ function histogram(facet, column) {
   const highest = Math.max(1, ...bins);
   let from = null;
   const bars = bins.map((rows, i) => {
-    const label = `${column.name} from ${shown(edge(i), false)} to ${shown(edge(i + 1), true)}: ${plural(rows, 'row')}`;
+    const label = `${column.name} from ${told(edge(i), false)} to ${told(edge(i + 1), true)}: ${plural(rows, 'row')}`;
     const bar = el('button', { type: 'button', class: 'facet-bar', title: label, 'aria-label': label, onclick: (event) => event.detail === 0 && set(i, i), dataset: { key: `${column.name}#${i}` } });
     bar.style.setProperty('--part', rows / highest);
     bar.addEventListener('pointerdown', (event) => {
@@ -111,5 +113,5 @@ function histogram(facet, column) {
     return bar;
   });
   const free = without(column, ['ge', 'le']).length !== now.filters.length ? el('button', { type: 'button', class: 'link', onclick: () => change({ filters: without(column, ['ge', 'le']) }, 'replace'), dataset: { key: `${column.name}#all` } }, 'all') : null;
-  return [el('div', { class: 'facet-bars', role: 'group', 'aria-label': `Histogram of ${column.name}` }, bars), el('p', { class: 'quiet facet-ends' }, el('span', {}, shown(least, false)), free, el('span', {}, shown(most, true)))];
+  return [el('div', { class: 'facet-bars', role: 'group', 'aria-label': `Histogram of ${column.name}` }, bars), el('p', { class: 'quiet facet-ends' }, el('span', {}, told(least, false)), free, el('span', {}, told(most, true)))];
 }
