@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 
 from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read
@@ -28,6 +29,17 @@ def settings_allow(statements: Iterable[str], settings: Mapping[str, str]) -> bo
     bounded = [value for name, value in given if name == "max_result_rows"]
     enough = all(_is_at_least(value, MOST_ROWS) for value in bounded)
     return enough and all(_is_harmless(name, value) for name, value in given)
+
+
+def written_by_default(statements: Iterable[str], settings: Mapping[str, str]) -> bool:
+    """Whether nothing says how a result is to look. statements: SET and USE, as they were given."""
+    names = itertools.chain(settings, *map(_set_names, statements))
+    return not any(name.startswith("output_format_") for name in names)
+
+
+@lru_cache(maxsize=256)
+def _set_names(statement: str) -> frozenset[str]:
+    return frozenset(name for name, _ in _assignments(read(statement).tokens))
 
 
 def _is_harmless(name: str, value: tuple[Token, ...]) -> bool:

@@ -12,6 +12,7 @@ from clipql.engine.row_writer import written
 from clipql.errors import QueryError
 from clipql.sql.direct import as_select
 from clipql.sql.execution import Direct, Step
+from clipql.sql.harmless import written_by_default
 from clipql.sql.planner import Rewritten
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -30,8 +31,7 @@ class Outputs:
         if answer.types is None:
             return Output(arrow_stream(answer.table), rows=answer.table.num_rows)
         acting, seconds = self._engine.acting, time.perf_counter() - began
-        told = (*acting.settings, *acting.user.statements)
-        if not any("output_format_" in text for text in told):
+        if written_by_default(acting.user.statements, acting.settings):
             data = written(answer.table, answer.types, format, seconds)
             if data is not None:
                 return Output(data, seconds, answer.table.num_rows)
