@@ -23,13 +23,14 @@ SETS = (
 def test_what_is_set_about_results_holds_for_them(tmp_path: Path, given: str, format: str) -> None:
     rows = "SELECT number, concat('a/', toString(number), '\\t'), [number, 1] FROM numbers(2000)"
     with clipql.connect(tmp_path / "db") as db:
-        for table, kind in (("t", "MergeTree ORDER BY id"), ("plain", "Memory")):
-            db.sql(f"CREATE TABLE {table} (id UInt64, name String, v Array(Float32)) ENGINE = {kind}")
-            db.sql(f"INSERT INTO {table} {rows}")
-        db.sql("ALTER TABLE t ADD INDEX near v TYPE ivf('L2Distance')")
-        db.sql("ALTER TABLE t MATERIALIZE INDEX near")
+        for name, kind in (("t", "MergeTree ORDER BY id"), ("plain", "Memory")):
+            db.sql(f"CREATE TABLE {name} (id UInt64, name String, v Array(Float32)) ENGINE = {kind}")
+            db.sql(f"INSERT INTO {name} {rows}")
+        table = db.registry.catalog.table("default", "t")
+        assert table is not None
+        db.indexes.rows.build(table)
         db.sql(given)
         for tail in ("", " SETTINGS output_format_json_quote_64bit_integers = 1"):
-            asked = [ASKED.format(table=table, tail=tail) for table in ("t", "t", "plain")]
+            asked = [ASKED.format(table=each, tail=tail) for each in ("t", "t", "plain")]
             first, again, expected = (db.execute(sql, format=format).output.data for sql in asked)
             assert first == again == expected
