@@ -230,8 +230,9 @@ def _handler(parts: PartServer) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             if head or self.headers["Range"] == "bytes=0-0":
                 return
+            total = 0
             try:
-                total = self.wfile.write(first)
+                total += self.wfile.write(first)
                 while total < 1 << 30:
                     total += self.wfile.write(bytes(1 << 16))
             except OSError:

@@ -494,7 +494,7 @@ def test_what_is_no_part_ends_after_its_first_bytes(
     report = fetch(server, tmp_path)
     assert f"{server.url}{IMAGE} came damaged, twice: " in reasons(report)
     assert seen in reasons(report)
-    assert len(sent) == 2
+    until(lambda: len(sent) == 2, "both answers of the server have ended")
     assert max(sent) < 32 << 20
     assert not list((tmp_path / "out").glob("*/img_emb_0*"))
 
@@ -505,6 +505,7 @@ def test_a_file_whose_size_nobody_tells_ends_where_its_header_says(server: PartS
     endless(server, content, sent)
     report = fetch(server, tmp_path)
     assert f"it goes on after the {len(content):,} bytes that its header announces" in reasons(report)
+    until(lambda: sent, "the server's answer has ended")
     assert max(sent) < 32 << 20
     assert not list((tmp_path / "out").glob("*/img_emb_0*"))
 
@@ -516,6 +517,7 @@ def test_a_file_whose_size_nobody_tells_has_a_largest_size(server: PartServer, t
     report = fetch(server, tmp_path, patience=replace(QUICK, unsized_bytes=1_000_000))
     told = "it goes on after the 1,000,000 bytes that are taken of a file whose size is not told (--max-unsized)"
     assert told in reasons(report)
+    until(lambda: sent, "the server's answer has ended")
     assert max(sent) < 32 << 20
     assert not list((tmp_path / "out").glob("*/img_emb_0*"))
 
