@@ -1,6 +1,6 @@
-"""Run the whole suite: each file or folder of tests in a process of its own, one more at a time than there are cores.
+"""Run the whole suite: each file or folder of tests in a process of its own, two more at a time than there are cores.
 
-Some tests wait (for time-outs, for processes to end), and the one more has the core meanwhile.
+Some tests wait (for time-outs, for processes to end), and the two more have the cores meanwhile.
 
 chDB leaves threads and open files behind for every database that a process has opened and closed; after some hundreds
 of them a single process would run out. With arguments, they go to one pytest as they are.
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
     if arguments:
         return subprocess.call([sys.executable, "-m", "pytest", *arguments])
     began, broken, counts = time.monotonic(), [], {"passed": 0, "failed": 0, "skipped": 0}
-    with place() as folder, ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1) as pool:
+    with place() as folder, ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 2) as pool:
         for done in as_completed([pool.submit(run, unit, folder) for unit in units()]):
             unit, status, output, seconds = done.result()
             for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", output.rstrip().rpartition("\n")[2]):

@@ -16,7 +16,7 @@ from clipql.storage.vectors.metrics import Metric, distances
 SHAPES = [(1, "<f4"), (3, "<f4"), (60, "<f2"), (100, "<f4"), (130, "<f2"), (520, "<f4")]
 
 
-def made(dimension: int, kind: str, scale: float = 1.0, rows: int = 3_000) -> np.ndarray:
+def made(dimension: int, kind: str, scale: float = 1.0, rows: int = 1_500) -> np.ndarray:
     """Clusters of unlike sizes; equal rows, a zero row, and one that is much longer than all others."""
     rng = np.random.default_rng(dimension)
     centres = rng.standard_normal((20, dimension)) * np.linspace(2, 0.2, dimension)
@@ -57,7 +57,7 @@ def test_no_row_within_a_radius_is_ruled_out(
             assert some.tolist() == [r for r in found.tolist() if among[r]]
             assert np.array_equal(found, np.unique(found))
             ruled += len(x) - len(found)
-    assert ruled > (10_000 if dimension > 1 else 0)
+    assert ruled > (5_000 if dimension > 1 else 0)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4, 1e8])

@@ -11,9 +11,9 @@ import pytest
 import clipql
 from clipql.storage.vectors import metrics
 
-ROWS, DIMENSION = 24_000, 24
+ROWS, DIMENSION = 10_000, 24
 DISTANCES = ("cosineDistance", "L2Distance", "L2SquaredDistance", "dotProduct")
-COVERED, DELETED = 22_000, "id % 17 = 3"
+COVERED, DELETED = 8_000, "id % 17 = 3"
 
 
 def made(seed: int, n: int) -> np.ndarray:
@@ -31,14 +31,17 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
     """A table for each distance, with an ivf index, rows newer than that, and deleted ones."""
     x = made(1, ROWS)
     with clipql.connect(tmp_path_factory.mktemp("conditions") / "db") as db:
+        db.sql("CREATE TABLE source (id UInt32, k UInt8, v Array(Float32)) ENGINE = Memory")
+        db.sql("INSERT INTO source VALUES " + ",".join(f"({i},{i % 7},{x[i].tolist()})" for i in range(ROWS)))
         for distance in DISTANCES:
             db.sql(
                 f"CREATE TABLE {distance} (id UInt32, k UInt8, v Array(Float32), INDEX near v TYPE ivf('{distance}')) "
                 "ENGINE = MergeTree ORDER BY id"
             )
             for first, last in ((0, COVERED), (COVERED, ROWS)):
-                values = ",".join(f"({i},{i % 7},{x[i].tolist()})" for i in range(first, last))
-                db.sql(f"INSERT INTO {distance} VALUES {values}")
+                db.sql(f"INSERT INTO {distance} SELECT * FROM source WHERE id >= {first} AND id < {last}")
+                if first == 0:
+                    db.sql(f"ALTER TABLE {distance} MATERIALIZE INDEX near")
             db.sql(f"DELETE FROM {distance} WHERE {DELETED}")
         yield db
 

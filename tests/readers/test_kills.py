@@ -17,7 +17,7 @@ from writing import ROOT
 
 import clipql
 
-KILLS = int(os.environ.get("CLIPQL_KILLS", "24"))
+KILLS = int(os.environ.get("CLIPQL_KILLS", "12"))
 BATCH = 40  # rows that one INSERT brings
 WRITER = """
 import random, sys, clipql

@@ -9,9 +9,11 @@ can be found only if its list is looked into, and one ranking of the lists tells
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,9 @@ from clipql.index.ivf.knobs import Point, Setting
 from clipql.index.ivf.search import IvfIndex
 from clipql.index.ivf.truth import NEIGHBOURS, Neighbours, Truth, settled
 
+T = TypeVar("T")
+R = TypeVar("R")
+AT_ONCE = 16  # searches in one task of a pool
 RESCORES, MOST_RESCORED = (40, 100, 200), 1800
 ENOUGH = 0.998  # no wider setting is measured beyond it,
 WORTH = 0.001  # nor after steps in a row that gained less than this: so many from a recall of GOOD on, and below it
@@ -99,7 +104,7 @@ def _asked(index: IvfIndex, truth: Truth, which: NDArray[np.int64], more: Owned,
         own = distances(more.queries[i], more.rows[i : i + 1])[0]
         return bool(own >= tenth if descending else own <= tenth)
 
-    kept = np.fromiter(pool.map(among_ten, range(len(more.rows))), np.bool_, len(more.rows))
+    kept = np.fromiter(_map(pool, among_ten, range(len(more.rows))), np.bool_, len(more.rows))
     others = _ranks(index, more.queries[kept], more.rows[kept], pool)
     own = np.array([n.own for n in near], np.bool_)
     asked = [(q, n, r) for q, n, r in zip(queries, near, ranks.tolist(), strict=True)]
@@ -118,7 +123,13 @@ def _ranks(
         found = np.flatnonzero(index.ranked(queries[i], MOST_RANKED) == lists[i])
         return int(found[0]) if len(found) else MOST_RANKED
 
-    return np.fromiter(pool.map(rank, range(len(rows))), np.int64, len(rows))
+    return np.fromiter(_map(pool, rank, range(len(rows))), np.int64, len(rows))
+
+
+def _map(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """The results in order. A task of the pool takes several items, as one search may cost less than a task does."""
+    runs = [items[i : i + AT_ONCE] for i in range(0, len(items), AT_ONCE)]
+    return itertools.chain.from_iterable(pool.map(lambda run: [work(item) for item in run], runs))
 
 
 def _grid(lists: int) -> Sequence[int]:
@@ -137,7 +148,7 @@ def _point(index: IvfIndex, asked: _Asked, setting: Setting, pool: ThreadPoolExe
         cost = found.cost.codes_scanned + ROW_COST * found.cost.rows_rescored + KEPT_COST * setting.rescore
         return hits, own and query[1].own, looked, cost
 
-    hits, own, looked, costs = (np.array(column) for column in zip(*pool.map(one, asked.queries), strict=True))
+    hits, own, looked, costs = (np.array(column) for column in zip(*_map(pool, one, asked.queries), strict=True))
     recall = float(hits.sum() / max(1, sum(len(n.others) for _, n, _ in asked.queries)))
     mean = recall
     if len(asked.ranks) >= FEWEST_OWN:
