@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from clipql.sql.outputs import Progress
 from clipql.sql.result_types import ResultTypes
 from clipql.sql.session import Answer, Session
 from clipql.sql.stars import Stars
-from clipql.sql.vector_blocks import VectorBlock, vector_blocks
+from clipql.sql.vector_blocks import VectorBlocks, vector_blocks
 from clipql.storage import catalog, files, places, strays
 from clipql.storage.catalog import Catalog
 from clipql.storage.vectors.metrics import Metric, metric_spelled
@@ -308,10 +308,18 @@ class Database:
 
         return ingest(self, source, table=table, **options)
 
-    def vectors(self, table: str, column: str = "image_embedding", where: str | None = None) -> Iterator[VectorBlock]:
+    def vectors(
+        self,
+        table: str,
+        column: str = "image_embedding",
+        where: str | None = None,
+        *,
+        columns: Sequence[str] = (),
+    ) -> VectorBlocks:
         """The vectors of a column, in blocks that are mapped, with their row numbers; rows that were deleted, or do not
-        meet `where`, are left out. All blocks are of the moment of the call.
+        meet `where`, are left out. All blocks are of the moment of the call. What it gives is an Arrow stream as well.
 
+        columns: plain columns whose values come with each block, as `block.values`.
         Raises UnknownTable, VectorError where there is no such column, QueryError for what `where` cannot be.
         """
         self._check_open()
@@ -319,13 +327,16 @@ class Database:
         found = self._searched(table)
         if column not in found.vectors:
             raise VectorError(f"{found.name} has no vector column {column}; it has {', '.join(found.vectors)}")
+        for name in columns:
+            if name not in found.plain():
+                raise VectorError(f"{found.name} has no plain column {name}; it has {', '.join(found.plain())}")
         database, _, name = table.rpartition(".")
         known = registry.find(database or None, name)
         if known is None:
             raise UnknownTable(f"{table} was dropped meanwhile")
         with registry.gate.reading():
             condition = one_condition(where) if where else None
-            return vector_blocks(registry, indexes.rows, known, column, condition)
+            return vector_blocks(registry, indexes.rows, known, column, condition, columns)
 
     def check(self, *, deep: bool = False, progress: Callable[[str], None] | None = None) -> CheckReport:
         """Whether the database is what was written; see `clipql.check`. Writers wait until it is done."""

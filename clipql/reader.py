@@ -27,7 +27,7 @@ from clipql.sql.outputs import Progress
 from clipql.sql.result_types import ResultTypes
 from clipql.sql.session import Answer, Session
 from clipql.sql.stars import Stars
-from clipql.sql.vector_blocks import VectorBlock
+from clipql.sql.vector_blocks import VectorBlocks
 from clipql.storage import snapshot
 from clipql.storage.snapshot import Snapshot
 from clipql.tables import opening, recover, unopened
@@ -222,10 +222,12 @@ class ReadOnlyDatabase(Database):
         with self._statement():
             return super().search_many(table, **options)
 
-    def vectors(self, table: str, column: str = "image_embedding", where: str | None = None) -> Iterator[VectorBlock]:
+    def vectors(
+        self, table: str, column: str = "image_embedding", where: str | None = None, *, columns: Sequence[str] = ()
+    ) -> VectorBlocks:
         """As `Database.vectors`."""
         with self._statement():
-            return super().vectors(table, column, where)
+            return super().vectors(table, column, where, columns=columns)
 
     def check(self, *, deep: bool = False, progress: Callable[[str], None] | None = None) -> CheckReport:
         """Whether what is read is what was written; see `clipql.check`."""

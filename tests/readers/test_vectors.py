@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import clipql
 from clipql.errors import DatabaseLocked, QueryError, StorageError, UnknownTable, VectorError
 from clipql.reader import ReadOnlyDatabase
 from clipql.sql import vector_blocks
+from clipql.tables.rowfile import RowFiles
 
 CREATE = (
     "CREATE TABLE t (id UInt64, name String, half Array(Float32), whole Array(Float32)) ENGINE = MergeTree ORDER BY id"
@@ -172,3 +174,36 @@ def test_a_training_loop_over_two_workers_sees_each_row_once(folder: Path) -> No
                 seen += rows.tolist()
         assert sorted(seen) == list(range(ROWS))
         assert weights.tolist() == [sum(range(ROWS)), ROWS]
+
+
+def table_of(db: clipql.Database, sql: str) -> dict[str, list[Any]]:
+    """What ClickHouse itself says, by column."""
+    return db.sql(sql + " SETTINGS vector_plan = 0").arrow().to_pydict()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("row_file", [True, False])
+def test_plain_columns_come_with_their_rows(folder: Path, row_file: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not row_file:
+        monkeypatch.setattr(RowFiles, "reader", lambda self, table: None)
+    where = "id % 7 != 2"
+    with clipql.connect(folder, read_only=True) as db:
+        blocks = list(db.vectors("t", "whole", where, columns=["name", "id"]))
+        expected = table_of(db, f"SELECT _row, name, id FROM t WHERE {where} ORDER BY _row")
+        with pytest.raises(VectorError, match="no plain column half; it has id, name"):
+            db.vectors("t", "whole", columns=["half"])
+    found = pa.Table.from_batches([b.arrow() for b in blocks]).to_pydict()
+    assert {n: found[n] for n in ("_row", "name", "id")} == expected
+    assert found["whole"] == [pytest.approx([i + 0.1, 1]) for i in expected["id"]]
+
+
+def test_blocks_are_an_arrow_stream_without_a_copy(folder: Path) -> None:
+    with clipql.connect(folder, read_only=True) as db:
+        table = pa.table(db.vectors("t", "half", "id < 650", columns=["id"]))
+        assert table.schema == pa.schema({"_row": pa.int64(), "id": pa.uint64(), "half": pa.list_(pa.float16(), 2)})
+        assert [x[0] for x in table["half"].to_pylist()] == table["id"].to_pylist() == list(range(650))
+        none = pa.table(db.vectors("t", "half", "id > 9999", columns=["id"]))
+        assert (none.num_rows, none.schema.names) == (0, ["_row", "id", "half"])
+        (first, *_) = db.vectors("t", "half")
+        numbers = pa.record_batch(first)["half"].flatten().to_numpy()
+        assert np.shares_memory(numbers, first.vectors)
+        assert np.shares_memory(np.from_dlpack(first.vectors), first.vectors)
