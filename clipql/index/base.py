@@ -7,6 +7,7 @@ once never disturb each other (scratch memory belongs to the call).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -193,8 +194,10 @@ def within_float32(distances: NDArray[np.float64], k: int) -> int:
 
     A little more than the half unit that Float32 rounds, for a square and its root.
     """
-    kth = distances[k - 1]
-    if np.isnan(kth):
+    kth = float(distances[k - 1])
+    if math.isnan(kth):
         return len(distances)
+    if k < len(distances) and abs(float(distances[k]) - kth) > TIED * abs(kth):  # nearly always
+        return k
     tied: NDArray[np.bool_] = np.abs(distances[k:] - kth) <= TIED * abs(kth)
     return k + (len(tied) if tied.all() else int(np.argmin(tied)))

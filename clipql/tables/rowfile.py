@@ -150,8 +150,8 @@ class RowReader:
 
     def _ask_disk(self, numbers: Sequence[int]) -> None:
         """Have the batches read that are not open yet, side by side."""
-        for number in set(numbers) - self._batches.keys():
-            if self._data is not None:
+        for number in set(numbers):  # less the keys of _batches would be a walk over all of these
+            if number not in self._batches and self._data is not None:
                 place = self._places[number]
                 start = int(place["start"]) // mmap.PAGESIZE * mmap.PAGESIZE
                 self._data.madvise(mmap.MADV_WILLNEED, start, int(place["end"]) - start)
