@@ -1,34 +1,25 @@
 /** The page: starts the parts, and brings what is seen in line with the state after every change. */
 
 import { ApiError, setHooks } from './api.js';
-import { addTerm, drawChips, makeChips } from './chips.js';
-import { drawDetails, makeDetails, openRow } from './details.js';
-import { askFigures } from './counting.js';
-import { askToken, showExport, showHelp, showSql } from './dialogs.js';
-import { button, byId, count, drawIcons, el } from './dom.js';
-import { makeFacets, openFacets } from './facets.js';
-import { searchable } from './filters.js';
 import { drawBelow, takeDead } from './below.js';
-import { drawTheme, turnTheme } from './brightness.js';
+import { addTerm, drawChips, makeChips } from './chips.js';
+import { button, byId, count, drawIcons, el, notice } from './dom.js';
+import { searchable } from './filters.js';
 import { clear, focusTile, makeGrid, revive, rowOf, show, showSkeletons } from './grid.js';
-import { drawMap } from './map.js';
-import { drawPills, openFilters } from './panel.js';
-import { takesWords, withoutModel } from './models.js';
-import { notice } from './notices.js';
+import { fetchAll, later } from './later.js';
 import { AddressAsWords, MissingPicture, bringBack, forget, keep, keyOf, nextPage, results, search } from './results.js';
 import { drawWords, makeSearchBox } from './searchbox.js';
-import { drawFigures } from './status.js';
-import { drawSql, openInSql } from './sql.js';
-import { change, now, parts, takeAddress, watch } from './state.js';
-import { catalog, isPlainTable, loadCatalog, namedIn, sourceOf, tableOf } from './tables.js';
+import { change, now, openRow, parts, takeAddress, toHash, watch } from './state.js';
+import { askFigures, drawFigures } from './status.js';
+import { catalog, isPlainTable, loadCatalog, namedIn, sourceOf, tableOf, takesWords } from './tables.js';
 import { forgetPicture } from './uploads.js';
-import { toHash } from './url.js';
 
 const CALM_MS = 350;
 
 let shownKey = null;
 let skeletons = 0;
 let retry = 0;
+let fetching = 0; // the parts that come later are being fetched
 let said = null; // what the next results are still shown with
 let foundAt = 0; // when the results shown came, on the clock of performance.now()
 
@@ -39,6 +30,16 @@ function tell(text, lasting = false) {
 }
 
 const currentTable = () => tableOf(now);
+
+const details = later(() => import('./details.js'), (part) => part.makeDetails(currentTable));
+const dialogs = later(() => import('./dialogs.js'));
+const panel = later(() => import('./panel.js'));
+const facets = later(() => import('./facets.js'), (part) => part.makeFacets(currentTable));
+const map = later(() => import('./map.js'));
+const sql = later(() => import('./sql.js'));
+const models = later(() => import('./models.js'));
+const brightness = later(() => import('./brightness.js'), (part) => part.drawTheme());
+let sqlSeen = false;
 
 /* ---------- notices ---------- */
 
@@ -68,7 +69,7 @@ function explain(error) {
     tell('A picture that you gave cannot be read, and was left out of the search. PNG, JPEG and WebP can.', true);
   } else if (error.model !== undefined) {
     const state = now;
-    withoutModel(error.model, state, table).then((said) => state === now && notice(...said));
+    models((part) => part.withoutModel(error.model, state, table)).then((said) => said && state === now && notice(...said));
   } else notice(error.message);
   const field = byId('filter-error');
   if (field && error.model === undefined) field.textContent = error.message;
@@ -126,6 +127,7 @@ async function refresh(state, fromAddress = false) {
     foundAt = performance.now();
     show(results.rows, contextOf(state), { more: results.more });
     painted();
+    if (!fetching) fetching = setTimeout(fetchAll, CALM_MS);
     askFigures(state, table, drawStatus);
     window.scrollTo({ top: 0 });
   } catch (error) {
@@ -145,7 +147,7 @@ async function refresh(state, fromAddress = false) {
   grid.setAttribute('aria-busy', 'false');
   drawStatus();
   drawAfter();
-  drawMap(now, currentTable()).then(drawStatus);
+  drawMap();
 }
 
 /** The way back: the results are here still, as far as they had been scrolled. */
@@ -159,7 +161,7 @@ function showAgain(state, table, top) {
   askFigures(state, table, drawStatus);
   drawStatus();
   drawAfter();
-  drawMap(now, currentTable()).then(drawStatus);
+  drawMap();
 }
 
 const contextOf = (state) => ({ table: tableOf(state), safe: state.safe, ranked: parts(state).length > 0 });
@@ -193,6 +195,11 @@ async function more(k) {
 let outdated = false; // the search asked for has failed, and the results shown are those before
 
 const drawStatus = () => drawFigures(outdated);
+
+/** Brings the map in line with the results, where it is open. */
+function drawMap() {
+  if (now.view === 'map') map((part) => part.drawMap(now, currentTable())).then(drawStatus);
+}
 
 const drawAfter = () => drawBelow(currentTable());
 
@@ -247,10 +254,12 @@ function draw(state, before, fromAddress = false) {
   drawControls(state);
   drawWords(state, fromAddress);
   drawChips(state);
-  drawPills(state, tableOf(state));
-  drawDetails(state);
-  drawSql(state, currentTable());
-  if (state.view === 'map') drawMap(state, currentTable()).then(drawStatus);
+  const narrowed = state.filters.length || state.where.trim() || state.model;
+  if (narrowed || !byId('pills').hidden) panel((part) => part.drawPills(now, currentTable()));
+  if (state.row !== null || before.row !== null) details((part) => part.drawDetails(now));
+  sqlSeen ||= state.view === 'sql';
+  if (sqlSeen) sql((part) => part.drawSql(now, currentTable()));
+  drawMap();
   const fetched = state.view === 'pictures' && before.view === 'map'; // the map may have brought more rows
   if ((state.safe !== before.safe || fetched) && results.state && keyOf(state) === shownKey) {
     show(results.rows, contextOf(state), { more: results.more });
@@ -298,6 +307,11 @@ function leaveResults() {
   drawAfter();
 }
 
+/** Opens a statement, with its parameters, in the SQL view. */
+const openInSql = (text, params) => sql((part) => part.openInSql(text, params));
+
+const showHelp = () => dialogs((part) => part.showHelp());
+
 function listen() {
   const go = (view) => (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;
@@ -316,14 +330,14 @@ function listen() {
     byId('column').querySelector('[aria-checked=true]').focus();
   });
   byId('safe').addEventListener('change', (event) => change({ safe: event.target.value }));
-  byId('filters').addEventListener('click', () => openFilters(currentTable()));
-  byId('facets').addEventListener('click', openFacets);
+  byId('filters').addEventListener('click', () => panel((part) => part.openFilters(currentTable())));
+  byId('facets').addEventListener('click', () => facets((part) => part.openFacets()));
   byId('fold').addEventListener('click', () => change({ fold: !now.fold }));
-  byId('show-sql').addEventListener('click', () => showSql(openInSql));
-  byId('export').addEventListener('click', showExport);
+  byId('show-sql').addEventListener('click', () => dialogs((part) => part.showSql(openInSql)));
+  byId('export').addEventListener('click', () => dialogs((part) => part.showExport()));
   byId('help').addEventListener('click', showHelp);
   byId('skip').addEventListener('click', () => focusTile(null));
-  byId('theme').addEventListener('click', turnTheme);
+  byId('theme').addEventListener('click', () => brightness((part) => part.turnTheme()));
   document.addEventListener('keydown', (event) => {
     const writing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
     if (writing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector('dialog[open]')) return;
@@ -354,9 +368,11 @@ function listen() {
 function start() {
   history.scrollRestoration = 'manual'; // the page knows how many rows there were
   drawIcons();
-  drawTheme();
-  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', drawTheme);
-  setHooks({ askToken, busy: (seconds) => notice(seconds ? `The server is busy; asking again in ${Math.ceil(seconds)} s.` : null) });
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => brightness((part) => part.drawTheme()));
+  setHooks({
+    askToken: (refused) => dialogs((part) => part.askToken(refused)),
+    busy: (seconds) => notice(seconds ? `The server is busy; asking again in ${Math.ceil(seconds)} s.` : null),
+  });
   const like = (id) => change({ words: '', weight: 1, terms: [{ kind: 'row', id, weight: 1 }], row: null });
   makeGrid(byId('grid'), {
     open: openRow,
@@ -368,8 +384,6 @@ function start() {
     },
   });
   makeChips(byId('chips'), (id) => rowOf(id, currentTable()), currentTable);
-  makeDetails(currentTable);
-  makeFacets(currentTable);
   makeSearchBox({ tell, toResults: () => focusTile(null) });
   listen();
   watch(draw);

@@ -2,9 +2,11 @@
 
 import { button, byId, el, plural } from './dom.js';
 import { keepPlaces } from './grid.js';
-import { emptyDatabase, nothingFound } from './nothing.js';
+import { later } from './later.js';
 import { results } from './results.js';
 import { catalog } from './tables.js';
+
+const nothing = later(() => import('./nothing.js'));
 
 let dead = 0;
 let allDead = false;
@@ -21,13 +23,20 @@ export function drawBelow(table) {
   shownTable = table;
   const place = byId('after');
   const children = [];
-  if (results.state && !results.rows.length) children.push(nothingFound(results.state, table));
-  else if (catalog.loaded && !catalog.tables.length) children.push(emptyDatabase());
+  if (results.state && !results.rows.length) children.push(soon((part) => part.nothingFound(results.state, table)));
+  else if (catalog.loaded && !catalog.tables.length) children.push(soon((part) => part.emptyDatabase()));
   if (allDead) children.push(el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.'));
   else if (dead > 0) children.push(deadNote());
   if (results.more) children.push(el('p', { class: 'loading' }, el('span', { class: 'spinner', 'aria-hidden': 'true' }), 'More pictures'));
   else if (results.rows.length > 20) children.push(el('p', { class: 'quiet end' }, 'That is all of them.'));
   place.replaceChildren(...children);
+}
+
+/** A place for what a part that may still have to be fetched makes. */
+function soon(make) {
+  const place = el('div', {});
+  nothing((part) => place.replaceWith(make(part)));
+  return place;
 }
 
 /** How many pictures are gone, and what becomes of their places. */

@@ -5,9 +5,9 @@
 
 import { call } from './api.js';
 import { announce, button, el, picture, pictureOf } from './dom.js';
+import { isVeiled } from './filters.js';
 import { change, now, spokenParts } from './state.js';
 import { addressFor } from './uploads.js';
-import { isVeiled } from './veil.js';
 
 const STEP = 0.25;
 const HEAVIEST = 2;

@@ -8,9 +8,9 @@ import { archiveLink } from './dead.js';
 import { copyButton } from './dialogs.js';
 import { announce, button, el, icon, originalOf, picture, pictureOf, webLink } from './dom.js';
 import { factsOf } from './facts.js';
+import { isVeiled, uncover } from './filters.js';
 import { SMALL_PICTURE, focusTile, shownIds } from './grid.js';
 import { change, now } from './state.js';
-import { isVeiled, uncover } from './veil.js';
 
 const LARGE = 768;
 const LONG = 2.4; // a picture so many times as wide as high, or as high as wide, is scrolled rather than made a strip
@@ -73,12 +73,6 @@ function open() {
 function leave() {
   if (history.state?.opened) history.back();
   else change({ row: null }, 'replace');
-}
-
-/** Opens the details of a row, as a step of its own. */
-export function openRow(id) {
-  change({ row: id }, now.row === null ? 'push' : 'replace');
-  history.replaceState({ ...history.state, opened: true }, '');
 }
 
 function go(by) {

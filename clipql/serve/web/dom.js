@@ -146,3 +146,10 @@ export async function copy(text) {
     return done;
   }
 }
+
+/** null takes it away. */
+export function notice(text, ...actions) {
+  const box = byId('notice');
+  box.hidden = text === null;
+  box.replaceChildren(...(text === null ? [] : [el('span', {}, text), ...actions]));
+}

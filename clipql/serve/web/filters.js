@@ -97,3 +97,15 @@ export function isSafe(row, table) {
   if (typeof value === 'number') return value < 0.5;
   return value === 'UNLIKELY';
 }
+
+const uncovered = new Set();
+const keyOf = (row, table) => JSON.stringify([table?.database, table?.name, row.id]);
+
+/**
+ * `safe` is the state's: 'safe' hides such rows in results, but a link may still name one. Before the table is known,
+ * nobody can say that a picture is safe.
+ */
+export const isVeiled = (row, table, safe) => safe !== 'all' && !(table && isSafe(row, table)) && !uncovered.has(keyOf(row, table));
+
+/** Shows this one from now on, until the page is closed. */
+export const uncover = (row, table) => uncovered.add(keyOf(row, table));

@@ -8,11 +8,9 @@
 import { archiveLink, isDead, remember } from './dead.js';
 import { button, count, el, picture, pictureOf, plural } from './dom.js';
 import { factsOf } from './facts.js';
-import { knownColumns } from './filters.js';
+import { isVeiled, knownColumns, uncover } from './filters.js';
 import { makeKeys } from './gridkeys.js';
-import { holdBack } from './gridrows.js';
-import { fillNear, makeWindow, whole } from './gridwindow.js';
-import { isVeiled, uncover } from './veil.js';
+import { fillNear, holdBack, makeWindow, whole } from './gridwindow.js';
 
 export const SMALL_PICTURE = 160; // pixels; enlarged to fill a row, such a picture would only be blurred
 const LONGEST_HINT = 400; // characters of a caption that the browser shows beside the pointer

@@ -1,7 +1,8 @@
 /**
  * Which tiles of the grid have their content in the document: those near the view. The others are empty places of the same
- * size, so that ten thousand cost the browser little. What must stay true: a place is as large empty as full, and the tile
- * that has the focus, or would get it, is never emptied.
+ * size, so that ten thousand cost the browser little. And which of the last row are shown: while more is to come, what is
+ * added to a row that is seen would stretch and move it. What must stay true: a place is as large empty as full, and the
+ * tile that has the focus, or would get it, is never emptied.
  */
 
 const NEAR = 3000; // pixels above and below the view
@@ -71,4 +72,21 @@ export function fillNear() {
   for (let i = first; i < behind; i++) near.add(tiles[i]);
   for (const node of [...full]) if (!near.has(node) && !needed(node)) empty(node);
   for (const node of near) whole(node);
+}
+
+/** Holds the tiles of the last row back, unless it is the only one; with `more` false, all are shown. */
+export function holdBack(list, more) {
+  for (const node of list.querySelectorAll('.held')) node.classList.remove('held');
+  list.classList.remove('going-on');
+  if (!more || list.classList.contains('captions')) return;
+  const last = [];
+  let node = list.lastElementChild;
+  for (; node; node = node.previousElementSibling) {
+    if (!node.checkVisibility()) continue;
+    if (last.length && node.offsetTop !== last[0].offsetTop) break;
+    last.push(node);
+  }
+  if (!node) return;
+  for (const one of last) one.classList.add('held');
+  list.classList.add('going-on');
 }

@@ -5,10 +5,10 @@
 
 import { call } from './api.js';
 import { button, byId, el, picture, pictureOf, plural } from './dom.js';
-import { openRow } from './details.js';
+import { isVeiled } from './filters.js';
 import { makeCanvas } from './mapcanvas.js';
 import { keyOf, nextPage, results } from './results.js';
-import { isVeiled } from './veil.js';
+import { openRow } from './state.js';
 
 const MOST_WAITS = 100; // of 40 ms
 const WANTED = 240; // rows; more than that is a crowd on a screen

@@ -4,12 +4,7 @@ import { call } from './api.js';
 import { copyButton } from './dialogs.js';
 import { button, el } from './dom.js';
 import { change, now } from './state.js';
-
-/** The column that a state searches in. */
-export const columnOf = (state, table) => table?.vectors.find((one) => one.column === state.column) ?? table?.vectors[0] ?? null;
-
-/** Whether it can be searched by words, with its own model or the one chosen. */
-export const takesWords = (state, table) => Boolean(state.model ?? columnOf(state, table)?.words);
+import { columnOf } from './tables.js';
 
 /** The models at hand whose vectors are as long as those of a column; [] where the server cannot say. */
 async function fitting(column) {

@@ -31,3 +31,9 @@ export async function isPlainTable(state) {
   const text = await call('/?default_format=JSONCompact', { body: `EXISTS TABLE ${sourceOf(state)}` }).catch(() => null);
   return Number(text?.data?.[0]?.[0]) === 1;
 }
+
+/** The column that a state searches in. */
+export const columnOf = (state, table) => table?.vectors.find((one) => one.column === state.column) ?? table?.vectors[0] ?? null;
+
+/** Whether it can be searched by words, with its own model or the one chosen. */
+export const takesWords = (state, table) => Boolean(state.model ?? columnOf(state, table)?.words);
