@@ -17,7 +17,7 @@ from clipql.brief import Brief
 from clipql.encode.service import Batch, Encoders
 from clipql.errors import QueryCancelled, QueryError, VectorError
 from clipql.index.base import Candidates
-from clipql.sql import direct
+from clipql.sql import direct, rowwise
 from clipql.sql.calls import find_sources
 from clipql.sql.constants import Constants
 from clipql.sql.encode_calls import Encoded, Encoding
@@ -29,6 +29,7 @@ from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
 from clipql.sql.prepared import Asked, Repeats, prepare
 from clipql.sql.recognise import VectorSelect, recognise
+from clipql.sql.rowwise import RowDistances
 from clipql.sql.settings import SearchOptions
 from clipql.sql.untouched import Untouched, untouched
 from clipql.sql.views import finder
@@ -39,7 +40,7 @@ from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
 BY_DEFAULT = SearchOptions()
-Explained = Plan | JoinPlan | Untouched
+Explained = Plan | JoinPlan | RowDistances | Untouched
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,6 +117,8 @@ class Planner:
             if moved:
                 work.edit(moved)
                 scope = selects[at]
+            if options.plan and self._by_row(scope, work):
+                scope = selects[at]
             join = recognise_join(scope, self._registry.find) if options.plan else None
             if join:
                 self._join(plan_join(join, self._indexes, options), work)
@@ -132,6 +135,8 @@ class Planner:
                     kept = prepare(asked, planned, items, encoded, work.answer, self._registry, sql=text, format=format)
                     if kept:
                         self.repeats.keep(asked, kept)
+        if any(isinstance(step.plan, RowDistances) for step in work.steps):
+            work.edit(rowwise.lazily(work.sql))
         steps = tuple(reversed(work.steps))
         return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer)
 
@@ -145,6 +150,15 @@ class Planner:
             for name, call in encoded.calls.items():
                 message = message.replace(f"{{{name}:Array(Float32)}}", call)
             raise VectorError(message) from error
+
+    def _by_row(self, scope: Scope, work: Work) -> bool:
+        """Have the distances of two columns of a row computed in blocks; whether the statement was edited for that."""
+        found = rowwise.row_distances(scope, self._registry.find)
+        changed = rowwise.edits(found, scope, self._registry, work.params) if found else []
+        if found and changed:
+            work.edit(changed)
+            work.steps.append(Step(found, found.kind, found.why))
+        return bool(changed)
 
     def _join(self, planned: JoinPlan, work: Work) -> None:
         """Search for the pairs of a nearest-neighbour join, and edit the statement to join just those."""
@@ -199,13 +213,16 @@ class Planner:
             if merged:
                 work.edit(merged)
                 scope = selects[at]
+            by_row = rowwise.row_distances(scope, self._registry.find)
             join = recognise_join(scope, self._registry.find)
             select = None if join else recognise(scope, self._registry.find)
             if join:
                 plans.insert(0, plan_join(join, self._indexes, options))
             elif select:
                 plans.insert(0, self._planned(select, constants, options, origins, encoded))
-            elif left := untouched(scope, self._registry.find):
+            if by_row:
+                plans.insert(0, by_row)
+            elif not (join or select) and (left := untouched(scope, self._registry.find)):
                 plans.insert(0, left)
         return plans
 
