@@ -26,7 +26,7 @@ from clipql.storage.catalog import Table, VectorColumn
 from clipql.storage.vectors.metrics import Metric, metric_named
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token
-from clipql.syntax.names import FunctionCall
+from clipql.syntax.names import FunctionCall, lambda_arguments
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
 from clipql.tables.computed import name_of
@@ -95,7 +95,8 @@ def row_distances(scope: Scope, find: FindTable) -> RowDistances | None:
 def in_statement(tokens: Sequence[Token], table: Table, calls: Sequence[FunctionCall]) -> RowDistances | None:
     """The same of calls that stand in an UPDATE or DELETE of a table."""
     own = [c for c in calls if metric_named(c.name) and c.closed and len(c.arguments) == 2]
-    found = tuple(_row_calls(tokens, own, [Source(table, table.name)], False, frozenset()))
+    hidden = lambda_arguments(tokens, 0, len(tokens))
+    found = tuple(_row_calls(tokens, own, [Source(table, table.name)], False, hidden))
     return RowDistances(found) if found else None
 
 
