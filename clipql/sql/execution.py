@@ -29,6 +29,7 @@ from clipql.sql.filters import FilterMemory
 from clipql.sql.harmless import settings_allow
 from clipql.sql.pairs import JoinPlan
 from clipql.sql.plan import ALIAS_COST, FEW_OF_RANGE, LARGEST_RANGE, MOST_DISTANCES, Plan
+from clipql.sql.range_joins import RangeJoinPlan
 from clipql.sql.rowwise import LAZY, RowDistances
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.reading import read
@@ -49,7 +50,7 @@ _OWN_ORDER = frozenset({"FILL", "INTERPOLATE", "ALL", "TIES", "BY"})
 class Step:
     """What was done for one SELECT: the plan, how it ended up (`kind` may be 'as it is' after all), and its cost."""
 
-    plan: Plan | JoinPlan | RowDistances
+    plan: Plan | JoinPlan | RangeJoinPlan | RowDistances
     kind: str
     why: str
     cost: Cost = NO_COST

@@ -17,7 +17,7 @@ from clipql.brief import Brief
 from clipql.encode.service import Batch, Encoders
 from clipql.errors import QueryCancelled, QueryError, VectorError
 from clipql.index.base import Candidates
-from clipql.sql import direct, rowwise
+from clipql.sql import direct, range_joins, rowwise
 from clipql.sql.calls import find_sources
 from clipql.sql.constants import Constants
 from clipql.sql.encode_calls import Encoded, Encoding
@@ -28,6 +28,7 @@ from clipql.sql.joins import edits, recognise_join
 from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
 from clipql.sql.prepared import Asked, Repeats, prepare
+from clipql.sql.range_joins import RangeJoinPlan, RangePairs, plan_range_join, recognise_range_join
 from clipql.sql.recognise import VectorSelect, recognise
 from clipql.sql.rowwise import RowDistances
 from clipql.sql.settings import SearchOptions
@@ -40,7 +41,7 @@ from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
 BY_DEFAULT = SearchOptions()
-Explained = Plan | JoinPlan | RowDistances | Untouched
+Explained = Plan | JoinPlan | RangeJoinPlan | RowDistances | Untouched
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,6 +124,10 @@ class Planner:
             if join:
                 self._join(plan_join(join, self._indexes, options), work)
                 continue
+            pairs = self._range_join(scope, constants) if options.plan else None
+            if pairs:
+                self._within(pairs, work)
+                continue
             select = recognise(scope, self._registry.find) if options.plan else None
             if select:
                 planned = self._planned(select, constants, options, origins, encoded)
@@ -180,6 +185,30 @@ class Planner:
         work.edit(changed)
         work.steps.append(Step(planned, planned.kind, planned.why, cost, found=pairs.num_rows))
 
+    def _range_join(self, scope: Scope, constants: Constants) -> RangeJoinPlan | None:
+        join = recognise_range_join(scope, self._registry.find)
+        return plan_range_join(join, constants) if join else None
+
+    def _within(self, planned: RangeJoinPlan, work: Work) -> None:
+        """Search for the pairs of a range join, and edit the statement to join just those."""
+        settings = read(planned.join.scope.text).settings_in(planned.join.scope)
+        try:
+            name = work.name("pairs")
+            changed = range_joins.edits(planned.join, self._registry, name, work.params)
+            found = RangePairs(self._registry, planned, work.params, settings).find()
+        except QueryCancelled:
+            raise
+        except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
+            work.steps.append(Step(planned, "as it is", "ClickHouse refused a part of it on its own"))
+            return
+        if found is None:
+            work.steps.append(Step(planned, "as it is", "values too large for float32"))
+            return
+        pairs, cost = found
+        work.tables[name] = pairs
+        work.edit(changed)
+        work.steps.append(Step(planned, planned.kind, planned.why, cost, found=pairs.num_rows))
+
     def _answer(
         self,
         planned: Plan,
@@ -215,14 +244,17 @@ class Planner:
                 scope = selects[at]
             by_row = rowwise.row_distances(scope, self._registry.find)
             join = recognise_join(scope, self._registry.find)
-            select = None if join else recognise(scope, self._registry.find)
+            pairs = None if join else self._range_join(scope, constants)
+            select = None if join or pairs else recognise(scope, self._registry.find)
             if join:
                 plans.insert(0, plan_join(join, self._indexes, options))
+            elif pairs:
+                plans.insert(0, pairs)
             elif select:
                 plans.insert(0, self._planned(select, constants, options, origins, encoded))
             if by_row:
                 plans.insert(0, by_row)
-            elif not (join or select) and (left := untouched(scope, self._registry.find)):
+            elif not (join or pairs or select) and (left := untouched(scope, self._registry.find)):
                 plans.insert(0, left)
         return plans
 

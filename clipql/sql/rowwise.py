@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from clipql.brief import short
 from clipql.engine.quoting import quote_name, quote_string
@@ -119,7 +119,8 @@ def computed(call: RowCall, registry: Registry, qualifier: str) -> str:
     """The expression that gives the number of a call. qualifier: of the row's number, with its dot."""
     table = call.source.table
     a, b = (registry.handle(table, c) for c in call.columns)
-    return f"assumeNotNull({NUMBER}({quote_string(name_of(call.metric, (a, b)))}, {qualifier}{ROW}))"
+    # chDB takes the NaN of a function of Python for NULL
+    return f"ifNull({NUMBER}({quote_string(name_of(call.metric, (a, b)))}, {qualifier}{ROW}), toFloat32(nan))"
 
 
 def edits(found: RowDistances, scope: Scope, registry: Registry, params: Mapping[str, Any]) -> list[Edit]:
@@ -131,7 +132,7 @@ def edits(found: RowDistances, scope: Scope, registry: Registry, params: Mapping
         for first, last in items
         if scope.tokens[last - 1].name not in scope.aliases and any(first <= c.first < last for c in found.calls)
     ]
-    names = _names(scope, registry, params) if unnamed else {}
+    names = item_names(scope, registry, params) if unnamed else {}
     left = [] if names or not unnamed else unnamed  # names that cannot be told must not change
     changed = [c for c in found.calls if not any(first <= c.first < last for first, last in left)]
     result = _conditions(scope, changed, texts, registry)
@@ -190,22 +191,38 @@ def _decided(
     first, sign, last = place
     tokens, looked_up = scope.tokens, [(c.start, c.end, texts[c]) for c in calls]
     whole = tokens[first].start, tokens[last - 1].end
-    spelled_out = [
-        (t.start, t.end, f"({scope.text_of(*span)})")
-        for i, t in enumerate(tokens[first:last], first)
-        if (span := scope.aliases.get(t.name or ""))
-        and any(span[0] <= c.first < span[1] for c in calls)
-        and not any(c.first <= i < c.last for c in calls)
-    ]
     sides = [
         edited(scope.text, looked_up, tokens[a].start, tokens[b - 1].end) for a, b in ((first, sign), (sign + 1, last))
     ]
     near = f"abs(({sides[0]}) - ({sides[1]})) <= {slack!r}"
-    original, other = (edited(scope.text, e, *whole) for e in (spelled_out, looked_up))
+    original, other = (edited(scope.text, e, *whole) for e in (spelled_out(scope, first, last, calls), looked_up))
     return (*whole, f"if({near}, {original}, {other})")
 
 
-def _names(scope: Scope, registry: Registry, params: Mapping[str, Any]) -> dict[int, str]:
+class Placed(Protocol):
+    """A call by its first and last token."""
+
+    @property
+    def first(self) -> int:
+        """Its first token."""
+
+    @property
+    def last(self) -> int:
+        """The token after its last."""
+
+
+def spelled_out(scope: Scope, first: int, last: int, calls: Sequence[Placed]) -> list[Edit]:
+    """The edits that put expressions in the place of their names in [first, last), where they hold one of the calls."""
+    return [
+        (t.start, t.end, f"({scope.text_of(*span)})")
+        for i, t in enumerate(scope.tokens[first:last], first)
+        if (span := scope.aliases.get(t.name or ""))
+        and any(span[0] <= c.first < span[1] for c in calls)
+        and not any(c.first <= i < c.last for c in calls)
+    ]
+
+
+def item_names(scope: Scope, registry: Registry, params: Mapping[str, Any]) -> dict[int, str]:
     """Where the items of SELECT end, and the names that ClickHouse gives them; empty where that cannot be told."""
     items, end = scope.items("SELECT"), scope.whole.end
     for clause in ("FORMAT", "SETTINGS", "INTO"):

@@ -43,6 +43,46 @@ def distances_of_rows(metric: Metric, x: NDArray[Any], y: NDArray[Any], out: NDA
             out[odd] = _exact(metric, x[odd].astype(np.float64), y[odd].astype(np.float64))
 
 
+def of_pairs(metric: Metric, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The same in float64. x, y: float32 (n, d), C order. Returns (n,)."""
+    out = np.empty(len(x))
+    _wide(_FORMULA[metric], x, y, out)
+    return np.sqrt(out) if metric is Metric.L2 else out
+
+
+@kernel
+def count_from(scores: NDArray[np.float32], limit: np.float32, counts: NDArray[np.int64]) -> None:
+    """How many of each row of scores are at least a limit, into counts."""
+    for i in range(scores.shape[0]):
+        n = 0
+        for j in range(scores.shape[1]):
+            n += scores[i, j] >= limit
+        counts[i] = n
+
+
+@kernel
+def _wide(formula: int, x: NDArray[np.float32], y: NDArray[np.float32], out: NDArray[np.float64]) -> None:
+    for i in range(x.shape[0]):
+        s, a, b = 0.0, 0.0, 0.0
+        if formula == _L2:
+            for j in range(x.shape[1]):
+                v = np.float64(x[i, j]) - np.float64(y[i, j])
+                s += v * v
+        elif formula == _DOT:
+            for j in range(x.shape[1]):
+                s += np.float64(x[i, j]) * np.float64(y[i, j])
+        else:
+            for j in range(x.shape[1]):
+                v, w = np.float64(x[i, j]), np.float64(y[i, j])
+                s += v * w
+                a += v * v
+                b += w * w
+        if formula != _COSINE:
+            out[i] = s
+        else:
+            out[i] = max(1.0 - s / (np.sqrt(a) * np.sqrt(b)), 0.0) if a > 0 and b > 0 else np.nan
+
+
 def _exact(metric: Metric, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     if metric is Metric.DOT:
         return np.asarray(np.einsum("ij,ij->i", x, y))
@@ -131,3 +171,6 @@ def warm() -> None:
             x.setflags(write=False)
             y.setflags(write=False)
             distances_of_rows(Metric.COSINE, x, y, out)
+    vectors = np.ones((2, 8), np.float32)
+    of_pairs(Metric.COSINE, vectors, vectors)
+    count_from(vectors, np.float32(1), np.empty(2, np.int64))
