@@ -23,6 +23,7 @@ from clipql.index.base import Candidates, Cost
 from clipql.index.flat import Scan, Term, exact
 from clipql.sql import vector_search as search
 from clipql.sql.calls import Call
+from clipql.sql.components import Components
 from clipql.sql.conditions import plain_mask
 from clipql.sql.constants import with_clause
 from clipql.sql.filters import FilterMemory
@@ -50,7 +51,7 @@ _OWN_ORDER = frozenset({"FILL", "INTERPOLATE", "ALL", "TIES", "BY"})
 class Step:
     """What was done for one SELECT: the plan, how it ended up (`kind` may be 'as it is' after all), and its cost."""
 
-    plan: Plan | JoinPlan | RangeJoinPlan | RowDistances
+    plan: Components | Plan | JoinPlan | RangeJoinPlan | RowDistances
     kind: str
     why: str
     cost: Cost = NO_COST

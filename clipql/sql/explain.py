@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clipql.sql.components import Components
 from clipql.sql.pairs import JoinPlan
 from clipql.sql.plan import Plan, Weighted, exact_range
 from clipql.sql.range_joins import RangeJoinPlan
@@ -20,12 +21,14 @@ BY_ROW = 2_500_000
 PAIRS = 100_000_000
 
 
-def describe(plans: Sequence[Plan | JoinPlan | RangeJoinPlan | RowDistances | Untouched]) -> list[str]:
+def describe(plans: Sequence[Components | Plan | JoinPlan | RangeJoinPlan | RowDistances | Untouched]) -> list[str]:
     """The lines that EXPLAIN shows, one search after the other, outer ones first."""
     lines: list[str] = []
     for plan in plans:
         if isinstance(plan, Untouched):
             lines += _untouched(plan)
+        elif isinstance(plan, Components):
+            lines += [f"Connected components of {' '.join(plan.pairs.split())}", "  by: union-find, as the pairs come"]
         elif isinstance(plan, RangeJoinPlan):
             lines += _range_join(plan)
         elif isinstance(plan, RowDistances):

@@ -17,14 +17,16 @@ from clipql.brief import Brief
 from clipql.encode.service import Batch, Encoders
 from clipql.errors import QueryCancelled, QueryError, VectorError
 from clipql.index.base import Candidates
-from clipql.sql import direct, range_joins, rowwise
+from clipql.sql import components, direct, range_joins, rowwise
 from clipql.sql.calls import find_sources
+from clipql.sql.components import Components
 from clipql.sql.constants import Constants
 from clipql.sql.encode_calls import Encoded, Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
 from clipql.sql.identity import Origins
 from clipql.sql.inline import inline
 from clipql.sql.joins import edits, recognise_join
+from clipql.sql.near_any import written_out
 from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
 from clipql.sql.prepared import Asked, Repeats, prepare
@@ -41,7 +43,7 @@ from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
 BY_DEFAULT = SearchOptions()
-Explained = Plan | JoinPlan | RangeJoinPlan | RowDistances | Untouched
+Explained = Components | Plan | JoinPlan | RangeJoinPlan | RowDistances | Untouched
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +102,7 @@ class Planner:
         Inner SELECTs come first, so that an outer one sees the text that will be run. format: of the result, where it
         may be answered from the row file. asked: the statement as it may come again, to be kept.
         """
-        encoded = self.encoding.replace(sql, params)
+        encoded = self.encoding.replace(written_out(sql, self._registry), params)
         work = Work(encoded.sql, dict(encoded.params))
         constants = Constants(self._engine, encoded.params)
         origins = Origins(self._registry.find, encoded.models)
@@ -109,6 +111,8 @@ class Planner:
         for at in reversed(range(selects.count)):
             self._engine.check_cancelled()
             scope = selects[at]
+            if self._components(scope, work):
+                scope = selects[at]
             merged = inline(scope, find) if options.plan else []
             if merged:
                 work.edit(merged)
@@ -155,6 +159,18 @@ class Planner:
             for name, call in encoded.calls.items():
                 message = message.replace(f"{{{name}:Array(Float32)}}", call)
             raise VectorError(message) from error
+
+    def _components(self, scope: Scope, work: Work) -> bool:
+        """Have FROM read the components of pairs, which are united now; whether there were any."""
+        found = components.recognise_components(scope)
+        edits: list[Edit] = []
+        for entry, asked in found:
+            name = work.name("components")
+            work.tables[name] = components.united(self._engine, asked.pairs, work.params, work.tables)
+            work.steps.append(Step(asked, asked.kind, asked.why, found=work.tables[name].num_rows))
+            edits.append(components.edit(scope, entry, name))
+        work.edit(edits)
+        return bool(found)
 
     def _by_row(self, scope: Scope, work: Work) -> bool:
         """Have the distances of two columns of a row computed in blocks; whether the statement was edited for that."""
@@ -230,7 +246,7 @@ class Planner:
 
     def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Explained]:
         """The plan of each SELECT that reads vectors, outer ones first, with nothing searched."""
-        encoded = self.encoding.replace(sql, params, rows=False)
+        encoded = self.encoding.replace(written_out(sql, self._registry), params, rows=False)
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
         plans: list[Explained] = []
         work, find = Work(encoded.sql, {}), finder(self._registry, encoded.params)
@@ -238,6 +254,7 @@ class Planner:
         for at in reversed(range(selects.count)):
             self._engine.check_cancelled()
             scope = selects[at]
+            plans[:0] = [found for _, found in components.recognise_components(scope)]
             merged = inline(scope, find)
             if merged:
                 work.edit(merged)

@@ -108,7 +108,7 @@ def recognise_range_join(scope: Scope, find: FindTable) -> RangeJoin | None:
     """The range join that a SELECT is, or None."""
     sources, _ = find_sources(scope, find)
     conditions = _conditions(scope)
-    if len(sources) != 2 or conditions is None or sources[0].qualifier == sources[1].qualifier or scope.inner_names:
+    if len(sources) != 2 or conditions is None or sources[0].qualifier == sources[1].qualifier:
         return None
     tokens = scope.tokens
     starred = any(
@@ -116,7 +116,8 @@ def recognise_range_join(scope: Scope, find: FindTable) -> RangeJoin | None:
         for i, t in enumerate(tokens[scope.whole.first : scope.whole.last], scope.whole.first)
     )
     found = _calls(scope, sources)
-    if starred or not found:
+    names = {name for _, _, columns in found for pair in columns for name in pair}
+    if starred or not found or names & scope.inner_names:
         return None
     places = {c.first: (i, c.last) for i, (c, _, _) in enumerate(found)}
     parser = Parser(tokens, places, lambda token: scope.aliases.get(token.name or ""))

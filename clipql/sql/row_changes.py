@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryCancelled, QueryError
+from clipql.sql.near_any import written_out
 from clipql.sql.planner import Explained, Planner
 from clipql.sql.rowwise import computed, in_statement
 from clipql.storage.catalog import Table
@@ -44,6 +45,7 @@ def with_rows_found(
     registry: Registry, planner: Planner, sql: str, table: Table, params: Mapping[str, Any]
 ) -> Iterator[str]:
     """The statement to run instead, with what it reads, for as long as the context lasts."""
+    sql = written_out(sql, registry, table)
     tokens = read(sql).words
     places = _conditions(sql, tokens)
     helper: str | None = None
@@ -68,6 +70,7 @@ def with_rows_found(
 
 def plans(planner: Planner, registry: Registry, sql: str, table: Table, params: Mapping[str, Any]) -> list[Explained]:
     """How the rows of a DELETE or UPDATE would be found, and what is computed for them."""
+    sql = written_out(sql, registry, table)
     tokens = read(sql).words
     places = _conditions(sql, tokens)
     found = [p for place in places[:1] for p in planner.plans(_select(registry, sql, table, place), params)]

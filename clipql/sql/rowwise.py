@@ -83,12 +83,15 @@ def row_distances(scope: Scope, find: FindTable) -> RowDistances | None:
     """The distances of two columns of a row that a SELECT itself computes, or None where it has none."""
     calls = [c for c in scope.calls if metric_named(c.name) and c.closed and len(c.arguments) == 2]
     sources, joined = find_sources(scope, find) if calls else ([], False)
-    if not sources or has_outer_join(scope) or len({s.qualifier for s in sources}) < len(sources) or scope.inner_names:
+    if not sources or has_outer_join(scope) or len({s.qualifier for s in sources}) < len(sources):
         return None
     inner = [s.whole for s in read(scope.text).selects if scope.whole.first < s.whole.first < scope.whole.last]
     own = [c for c in calls if not any(i.first <= c.at < i.last for i in inner)]
     hidden = frozenset(scope.aliases) | scope.lambda_arguments
     found = tuple(_row_calls(scope.tokens, own, sources, joined, hidden))
+    names = {name for c in found for name in (c.source.qualifier, *(column.name for column in c.columns))}
+    if names & scope.inner_names:
+        return None
     return RowDistances(found) if found else None
 
 

@@ -183,3 +183,59 @@ def test_pairs_of_a_column_with_itself_are_found_both_ways(monkeypatch: pytest.M
     pairs = [(int(i), int(j)) for f in found for i, j in zip(f.left, f.right, strict=True)]
     every = np.stack([metrics.distances(Metric.COSINE, x.take(np.arange(400)), row) for row in x.take(np.arange(400))])
     assert sorted(pairs) == sorted(zip(*(c.tolist() for c in np.nonzero(every <= 0.2)), strict=True))
+
+
+NEAR_ANY = [
+    ("nearAny(v, (SELECT v FROM evals), 'cosineDistance', 0.1)", "cosineDistance(v, x) < 0.1", "1"),
+    (
+        "nearAny(v, (SELECT e.v FROM evals AS e WHERE e.id > 6), 'L2Distance', {r:Float32} * 9)",
+        "L2Distance(v, x) < 1.35",
+        "id > 6",
+    ),
+    (
+        "NOT nearAny(pictures.v, (SELECT v FROM evals WHERE kind = 'a'), 'dotProduct', 8)",
+        "dotProduct(v, x) > 8",
+        "kind = 'a'",
+    ),
+    (
+        "nearAny(v, (SELECT arrayMap(y -> -y, v) FROM evals), 'L2Distance', 2)",
+        "L2Distance(v, arrayMap(y -> -y, x)) < 2",
+        "1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("condition", "plain", "where"), NEAR_ANY)
+def test_rows_near_any_of_some_vectors_are_those_of_clickhouse(
+    db: clipql.Database, condition: str, plain: str, where: str
+) -> None:
+    wanted = f"arrayExists(x -> {plain}, (SELECT groupArray(v) FROM evals WHERE {where}))"
+    if condition.startswith("NOT"):
+        wanted = f"NOT {wanted}"
+    alone = db.sql(f"SELECT id FROM pictures WHERE {wanted} ORDER BY id SETTINGS vector_plan = 0").rows
+    assert 0 < len(alone) < ROWS * 0.9
+    statement = f"SELECT id FROM pictures WHERE {condition} AND id >= 0 ORDER BY id"
+    found = db.sql(statement, r=0.15)
+    assert found.rows == alone == db.sql(statement + " SETTINGS vector_plan = 0", r=0.15).rows
+    assert ("range join" in [s.kind for s in found.stats.searches]) == ("arrayMap" not in condition)
+    db.sql("CREATE TABLE copy AS SELECT * FROM pictures")
+    try:
+        db.sql(f"DELETE FROM copy WHERE {condition.replace('pictures.', 'copy.')}", r=0.15)
+        kept = "SELECT id FROM pictures WHERE id NOT IN {ids:Array(UInt32)} ORDER BY id"
+        assert db.sql("SELECT id FROM copy ORDER BY id").rows == db.sql(kept, ids=[row[0] for row in alone]).rows
+    finally:
+        db.sql("DROP TABLE copy")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("nearAny(v, (SELECT v FROM evals), 0.1)", "nearAny has 3 arguments"),
+        ("nearAny(kind, (SELECT v FROM evals), 'L2Distance', 0.1)", "kind is not plainly a vector column"),
+        ("nearAny(v, (SELECT v FROM evals), 'manhattan', 0.1)", "'manhattan' is no distance"),
+        ("nearAny(v, [1, 2], 'L2Distance', 0.1)", "not a SELECT in brackets"),
+    ],
+)
+def test_near_any_says_how_it_is_used(db: clipql.Database, call: str, message: str) -> None:
+    with pytest.raises(clipql.ClipqlError, match=message):
+        db.sql(f"SELECT id FROM pictures WHERE {call}")
