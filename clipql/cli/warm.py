@@ -12,7 +12,7 @@ import numpy as np
 
 from clipql.index import ivf
 from clipql.index.rows import ArrayRows
-from clipql.storage.vectors import chosen, kernels
+from clipql.storage.vectors import chosen, kernels, rowwise
 from clipql.storage.vectors.metrics import Metric
 
 
@@ -20,6 +20,7 @@ def warm() -> None:
     """Compile the kernels of the scan and of the ivf index."""
     kernels.warm()
     chosen.warm()
+    rowwise.warm()
     rng = np.random.default_rng(0)
     x, captions = rng.standard_normal((2, 2_000, 64)).astype(np.float16)
     with tempfile.TemporaryDirectory() as folder:

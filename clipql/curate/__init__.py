@@ -1,1 +1,1 @@
-"""Work on whole collections: so far, how well an index finds what the exact scan finds (`evaluate`)."""
+"""Work on whole collections: how well an index finds what the exact scan finds, and near duplicates."""

@@ -110,8 +110,8 @@ def _call(
     if len(arguments) != 2 or any(scope.tokens[first].upper in ("SELECT", "WITH") for first, _ in arguments):
         return None  # a query without brackets is no argument
     for column, other in (arguments, arguments[::-1]):
-        known = _column(scope.tokens, *column, sources, joined, aliases)
-        if known and not _column(scope.tokens, *other, sources, joined, aliases):
+        known = column_named(scope.tokens, *column, sources, joined, aliases)
+        if known and not column_named(scope.tokens, *other, sources, joined, aliases):
             return Call(
                 metric=metric,
                 column=known[0],
@@ -126,7 +126,7 @@ def _call(
     return None
 
 
-def _column(
+def column_named(
     tokens: Sequence[Token], first: int, last: int, sources: list[Source], joined: bool, aliases: frozenset[str]
 ) -> tuple[str, str] | None:
     """The vector column that these tokens name, with its table's qualifier."""
@@ -155,7 +155,7 @@ def find_pairs(scope: Scope, find: FindTable) -> list[tuple[tuple[Table, VectorC
     for call in scope.calls if sources else ():
         if not metric_named(call.name):
             continue
-        columns = [_column(scope.tokens, *a, sources, False, frozenset()) for a in call.arguments]
+        columns = [column_named(scope.tokens, *a, sources, False, frozenset()) for a in call.arguments]
         pair = [
             (source.table, column)
             for known in columns

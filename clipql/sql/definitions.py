@@ -17,8 +17,10 @@ from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index import definition
 from clipql.sql.execution import Step
+from clipql.sql.explain import describe
 from clipql.sql.insert import insert
 from clipql.sql.planner import Planner, Rewritten
+from clipql.sql.row_changes import plans, with_rows_found
 from clipql.sql.safeguard import Ruling
 from clipql.storage.catalog import IndexEntry, Table
 from clipql.syntax.edits import Edit, edited
@@ -29,6 +31,7 @@ from clipql.tables import rewrite, schema
 from clipql.tables.indexes import Indexes, unbuilt
 from clipql.tables.registry import INTERNAL, Registry
 
+_CHANGES = ("ALTER", "DELETE", "UPDATE")  # which may concern the rows that a condition holds for
 Run = Callable[[Rewritten, str, Mapping[str, Any], str, None], tuple[Output, tuple[Step, ...]]]
 Fill = Callable[[Table, Callable[[], int]], int]
 
@@ -170,19 +173,31 @@ class Definitions:
             if statement.verb in ("ALTER", "UPDATE", "TRUNCATE") and not _concerns_index(sql, statement):
                 self._indexes.rows.drop(table)
             try:
-                self._change(sql, statement, table, found, params)
+                if verb in _CHANGES:
+                    with with_rows_found(self._registry, self._planner, sql, table, params) as text:
+                        self._change(text, statement, table, found, params)
+                else:
+                    self._change(sql, statement, table, found, params)
             finally:
                 self._registry.touched([table.id])
         return Output()
 
-    def explained(self, sql: str) -> list[str] | None:
-        """EXPLAIN of an ALTER: what a MATERIALIZE INDEX of ours will take, nothing of another; None of a SELECT."""
+    def explained(self, sql: str, params: Mapping[str, Any]) -> list[str] | None:
+        """EXPLAIN of a change: what a MATERIALIZE INDEX of ours will take, how rows are found by their vectors; nothing
+        of another; None of a SELECT.
+        """
         reading = read(sql)
         statement, tokens = reading.kind, reading.words
         if not isinstance(statement, OnTable):
             return None
         table = self.find(statement.tables[0])
         rest = [t for t in tokens if t.start >= statement.rest]
+        if (
+            table is not None
+            and statement.verb in ("ALTER", "DELETE", "UPDATE")
+            and any(t.upper == "WHERE" for t in rest)
+        ):
+            return describe(plans(self._planner, self._registry, sql, table, params))
         if (
             table is None
             or [t.upper for t in rest[:2]] != ["MATERIALIZE", "INDEX"]

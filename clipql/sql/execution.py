@@ -23,16 +23,19 @@ from clipql.index.base import Candidates, Cost
 from clipql.index.flat import Scan, Term, exact
 from clipql.sql import vector_search as search
 from clipql.sql.calls import Call
+from clipql.sql.components import Components
 from clipql.sql.conditions import plain_mask
 from clipql.sql.constants import with_clause
 from clipql.sql.filters import FilterMemory
 from clipql.sql.harmless import settings_allow
 from clipql.sql.pairs import JoinPlan
 from clipql.sql.plan import ALIAS_COST, FEW_OF_RANGE, LARGEST_RANGE, MOST_DISTANCES, Plan
+from clipql.sql.range_joins import RangeJoinPlan
+from clipql.sql.rowwise import LAZY, RowDistances
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
-from clipql.tables.registry import ROW, Registry
+from clipql.tables.registry import NUMBER, ROW, Registry
 from clipql.tables.rowfile import RowFiles
 
 INLINE = 1_000
@@ -48,7 +51,7 @@ _OWN_ORDER = frozenset({"FILL", "INTERPOLATE", "ALL", "TIES", "BY"})
 class Step:
     """What was done for one SELECT: the plan, how it ended up (`kind` may be 'as it is' after all), and its cost."""
 
-    plan: Plan | JoinPlan
+    plan: Components | Plan | JoinPlan | RangeJoinPlan | RowDistances
     kind: str
     why: str
     cost: Cost = NO_COST
@@ -201,6 +204,8 @@ class Execution:
         sql = f"{prefix}SELECT {select.qualifier_sql}{ROW} FROM {select.scope.body('FROM')} WHERE {text}"
         # what a user SETs to cut a result short must not cut this one
         own = read(select.scope.text).settings_in(select.scope)
+        if NUMBER in text and LAZY not in own:
+            own += f"{', ' if own else ''}{LAZY}"
         sql += f" SETTINGS {own + ', ' if own else ''}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
         rows = self._registry.row_numbers(sql, self._work.params, self._work.tables)
         mask = np.zeros(select.table.rows, np.bool_)

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clipql.sql.components import Components
 from clipql.sql.pairs import JoinPlan
 from clipql.sql.plan import Plan, Weighted, exact_range
+from clipql.sql.range_joins import RangeJoinPlan
+from clipql.sql.rowwise import RowDistances
 from clipql.sql.untouched import Untouched
 from clipql.sql.vector_search import doubt, few
 
 # rows a second that a vector column is read at, as docs/benchmarks.md and `plan.ALIAS_COST` have it: 10 to 16 µs a row
 # through the ALIAS column; 50 ns a row of 512 numbers in the kernels, which read at memory speed
 AS_IT_IS, SCANNED = 60_000, 20_000_000
+# distances of two columns of a row: both at memory speed, and 0.2 µs for ClickHouse to ask for each
+BY_ROW = 2_500_000
+# pairs a second of a range join on two cores
+PAIRS = 100_000_000
 
 
-def describe(plans: Sequence[Plan | JoinPlan | Untouched]) -> list[str]:
+def describe(plans: Sequence[Components | Plan | JoinPlan | RangeJoinPlan | RowDistances | Untouched]) -> list[str]:
     """The lines that EXPLAIN shows, one search after the other, outer ones first."""
     lines: list[str] = []
     for plan in plans:
         if isinstance(plan, Untouched):
             lines += _untouched(plan)
+        elif isinstance(plan, Components):
+            lines += [f"Connected components of {' '.join(plan.pairs.split())}", "  by: union-find, as the pairs come"]
+        elif isinstance(plan, RangeJoinPlan):
+            lines += _range_join(plan)
+        elif isinstance(plan, RowDistances):
+            lines += _by_row(plan)
         else:
             lines += _join(plan) if isinstance(plan, JoinPlan) else _one(plan)
     return lines
@@ -31,8 +44,43 @@ def _untouched(plan: Untouched) -> list[str]:
     return [f"No vector plan: ClickHouse {what}", *tables, f"  as it is, because {plan.why}", _SLOW]
 
 
+def _range_join(plan: RangeJoinPlan) -> list[str]:
+    join = plan.join
+    at = "at least" if join.metric.larger_is_nearer else "at most"
+    lines = [f"Range join ({join.metric.value} {at} {plan.bound:g})"]
+    for side in join.sides:
+        lines.append(f"  rows of: {side.table.full_name} ({side.table.rows:,} rows), {side.column}")
+        if side.filter:
+            lines.append(f"    filter first: {' '.join(side.filter.split())}")
+    pairs = join.left.table.rows * join.right.table.rows
+    if join.left.table is join.right.table and join.left.column == join.right.column:
+        pairs //= 2
+    if join.kept:
+        kept = " AND ".join(" ".join(join.scope.text_of(*place).split()) for place in join.kept)
+        lines.append(f"  pairs must meet: {kept}")
+    return [
+        *lines,
+        f"  exact: products of matrices in slices; {pairs:,} pairs, fewer after a filter",
+        f"  why: {plan.why}",
+        f"  speed: {PAIRS:,} pairs of 512 numbers a second and more: about {pairs / PAIRS:,.0f} s",
+    ]
+
+
+def _by_row(plan: RowDistances) -> list[str]:
+    lines = ["Distances of two columns of each row"]
+    for call in dict.fromkeys((c.metric, c.source.table, c.columns) for c in plan.calls):
+        metric, table, columns = call
+        lines.append(
+            f"  {metric.value}({', '.join(c.name for c in columns)}) of {table.full_name} ({table.rows:,} rows)"
+        )
+    return [*lines, "  in blocks, of the rows that are left when they are asked for", f"  why: {plan.why}", _BY_ROW]
+
+
 _SLOW = f"  speed: about {AS_IT_IS:,} rows a second that it reads vectors of"
 _FAST = f"  speed: memory speed, about {SCANNED:,} vectors of 512 numbers a second; fewer are read with an index"
+
+
+_BY_ROW = f"  speed: about {BY_ROW:,} rows of two vectors of 512 numbers a second"
 
 
 def _join(plan: JoinPlan) -> list[str]:

@@ -21,6 +21,7 @@ from clipql.encode.service import Batch
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, VectorError
 from clipql.sql.planner import Planner
+from clipql.sql.rowwise import LAZY
 from clipql.storage.catalog import Table
 from clipql.syntax.lexer import Token, matching, split_list
 from clipql.syntax.reading import read
@@ -159,7 +160,8 @@ def _from_select(
             f"CAST({quote_name(g)}, {quote_string(wanted[n])}) AS {quote_name(n)}"
             for g, n in zip(given, names, strict=True)
         )
-        text = f"SELECT {', '.join(casts)} FROM ({text})"
+        settings = f" SETTINGS {LAZY}" if LAZY in text else ""
+        text = f"SELECT {', '.join(casts)} FROM ({text}){settings}"
     return _Source((text,), tuple(names), rewritten.params, rewritten.tables, stored, rewritten.batches)
 
 

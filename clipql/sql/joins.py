@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from clipql.brief import Brief
@@ -25,6 +26,7 @@ from clipql.syntax.lexer import Token, matching, split_list
 from clipql.syntax.scopes import Scope
 from clipql.tables.registry import ROW, Registry
 
+NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 PAIRS = "clipql_pairs"  # how the statement calls them
 _CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "ORDER", "LIMIT", "LIMIT 2", "OFFSET", "SETTINGS", "FORMAT"}
 
@@ -85,7 +87,7 @@ def read_join(scope: Scope, find: FindTable) -> NearestJoin | str:
     if limit is None:
         return "it has no LIMIT n BY columns of one table, with n of at most 1,000"
     metric, first, last, descending = ordered
-    columns = _columns(scope, first, last, sources)
+    columns = columns_of(scope, first, last, sources)
     if columns is None:
         return "the arguments of the distance are not a column of each table, with the tables' names before them"
     if descending != metric.larger_is_nearer:
@@ -145,7 +147,7 @@ def _limit_by(scope: Scope, sources: list[Source]) -> tuple[int, str] | None:
     return (k, owners.pop()) if len(owners) == 1 and 1 <= k <= 1000 else None
 
 
-def _columns(scope: Scope, first: int, last: int, sources: list[Source]) -> list[tuple[str, Source, str]] | None:
+def columns_of(scope: Scope, first: int, last: int, sources: list[Source]) -> list[tuple[str, Source, str]] | None:
     """The two `qualifier.column` arguments of a call."""
     found = []
     for a, b in split_list(scope.tokens, first + 2, last - 1):
@@ -168,7 +170,7 @@ def _same_calls(
     for call in scope.calls:
         if not metric_named(call.name):
             continue
-        called = _columns(scope, call.at, call.close + 1, sources)
+        called = columns_of(scope, call.at, call.close + 1, sources)
         if metric_named(call.name) is not metric or called is None or {(q, c) for q, _, c in called} != wanted:
             return None
         item = next(((a, b) for a, b in items if a <= call.at < b), None)
@@ -184,7 +186,7 @@ def _conditions(scope: Scope, qualifiers: tuple[str, ...]) -> dict[str, list[str
     span = scope.clauses.get("WHERE")
     for first, last in conjuncts(scope.tokens, span.first, span.last) if span else []:
         tokens = scope.tokens[first:last]
-        owners = _owners(tokens, qualifiers)
+        owners = condition_owners(tokens, qualifiers)
         if owners is None:
             return None
         text = scope.text[tokens[0].start : tokens[-1].end]
@@ -192,7 +194,7 @@ def _conditions(scope: Scope, qualifiers: tuple[str, ...]) -> dict[str, list[str
     return found
 
 
-def _owners(tokens: Sequence[Token], qualifiers: tuple[str, ...]) -> set[str] | None:
+def condition_owners(tokens: Sequence[Token], qualifiers: tuple[str, ...]) -> set[str] | None:
     """The tables whose columns a condition names, all of them qualified; None otherwise."""
     owners: set[str] = set()
     words = {"AND", "OR", "NOT", "IN", "LIKE", "ILIKE", "BETWEEN", "IS", "NULL", "TRUE", "FALSE"}
@@ -216,20 +218,26 @@ def _owners(tokens: Sequence[Token], qualifiers: tuple[str, ...]) -> set[str] | 
     return owners
 
 
-def from_clause(join: NearestJoin, registry: Registry, pairs: str) -> str:
-    """FROM that reads the pairs in the Arrow table of the name `pairs`, and just their rows."""
+def from_clause(
+    sides: tuple[Side, Side], registry: Registry, pairs: str, vectors: Mapping[str, Sequence[str]] = NOTHING
+) -> str:
+    """FROM that reads the pairs in the Arrow table of the name `pairs`, and just their rows.
+
+    vectors: the vector columns that are read of each side, by its qualifier, besides all other columns.
+    """
 
     def rows(side: Side, key: str) -> str:
         table = registry.physical(side.table)
+        read = ", ".join(["*", *map(quote_name, vectors.get(side.qualifier, ())), ROW])
         return (
-            f"(SELECT *, {ROW} FROM {table} WHERE {ROW} IN (SELECT {key} FROM Python({pairs}))) "
+            f"(SELECT {read} FROM {table} WHERE {ROW} IN (SELECT {key} FROM Python({pairs}))) "
             f"AS {quote_name(side.qualifier)}"
         )
 
-    each, near = quote_name(join.each.qualifier), quote_name(join.near.qualifier)
+    each, near = (quote_name(side.qualifier) for side in sides)
     return (
-        f"Python({pairs}) AS {PAIRS} INNER JOIN {rows(join.each, 'clipql_each')} "
-        f"ON {each}.{ROW} = {PAIRS}.clipql_each INNER JOIN {rows(join.near, 'clipql_near')} "
+        f"Python({pairs}) AS {PAIRS} INNER JOIN {rows(sides[0], 'clipql_each')} "
+        f"ON {each}.{ROW} = {PAIRS}.clipql_each INNER JOIN {rows(sides[1], 'clipql_near')} "
         f"ON {near}.{ROW} = {PAIRS}.clipql_near"
     )
 
@@ -260,7 +268,7 @@ def edits(join: NearestJoin, registry: Registry, pairs: str, params: Mapping[str
     found = [(a, b, f"toFloat32({PAIRS}.clipql_distance)") for a, b in join.calls]
     found += _names(join, registry, params)
     source = scope.clauses["FROM"]
-    found.append((source.start, source.end, from_clause(join, registry, pairs)))
+    found.append((source.start, source.end, from_clause((join.each, join.near), registry, pairs)))
     span = scope.clauses.get("WHERE")
     if span:
         kept = " AND ".join(f"({c})" for c in join.mixed)

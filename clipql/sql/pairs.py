@@ -97,10 +97,10 @@ class PairSearch:
         """Pairs as clipql_each, clipql_near, clipql_distance, and what it took."""
         began = time.perf_counter()
         join = self._join
-        each = self._rows(join.each)
+        each = rows_of(self._registry, join.each, self._params, self._settings)
         if each is None:
             each = np.arange(join.each.table.rows)
-        among = self._rows(join.near)
+        among = rows_of(self._registry, join.near, self._params, self._settings)
         mask = None
         if among is not None:
             mask = np.zeros(join.near.table.rows, np.bool_)
@@ -143,17 +143,6 @@ class PairSearch:
         if len(left) and most:
             yield from self._of_all(left, most, mask)
 
-    def _rows(self, side: Side) -> NDArray[np.int64] | None:
-        """The rows of a side that its conditions let through; None for all there are."""
-        if side.filter is None:
-            alive = self._registry.alive(side.table)
-            return None if alive is None else np.flatnonzero(alive)
-        table = self._registry.physical(side.table)
-        sql = f"SELECT {ROW} FROM {table} AS {quote_name(side.qualifier)} WHERE {side.filter}"
-        sql += f" SETTINGS {self._settings}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
-        rows = self._registry.row_numbers(sql, self._params).astype(np.int64)
-        return np.sort(rows[rows < side.table.rows])
-
     def _nearest(self, each: NDArray[np.int64], k: int, mask: NDArray[np.bool_] | None) -> pa.Table:
         near, distances = [np.empty((0, k), np.int64)], [np.empty((0, k))]
         for at in range(0, len(each), EACH_AT_ONCE):
@@ -171,7 +160,7 @@ class PairSearch:
             distances.append(values)
         rows, values = np.concatenate(near), np.concatenate(distances)
         there = rows >= 0
-        return _as_pairs(np.repeat(each, k).reshape(-1, k)[there], rows[there], values[there])
+        return as_pairs(np.repeat(each, k).reshape(-1, k)[there], rows[there], values[there])
 
     def _by_index(
         self, index: Index, queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None
@@ -210,7 +199,9 @@ class PairSearch:
         """The pairs of rows for which enough meet the conditions on both, and those rows; with `all_there`, of all."""
         if all_there:
             return found, np.unique(found.column("clipql_each").to_numpy().astype(np.int64))
-        sql = f"SELECT {PAIRS}.clipql_each FROM {from_clause(self._join, self._registry, PAIRS)} "
+        sql = (
+            f"SELECT {PAIRS}.clipql_each FROM {from_clause((self._join.each, self._join.near), self._registry, PAIRS)} "
+        )
         met = self._query(f"{sql}WHERE {self._conditions()}", found).column(0).to_numpy()
         rows, counts = np.unique(met.astype(np.int64), return_counts=True)
         enough = rows[counts >= self._join.k]
@@ -230,7 +221,7 @@ class PairSearch:
             bounds = np.searchsorted(owners, part), np.searchsorted(owners, part, side="right")
             queries = self._queries.take(part)
             found = [self._of_rows(queries[i], rows[a:b]) for i, (a, b) in enumerate(zip(*bounds, strict=True))]
-            yield _as_pairs(
+            yield as_pairs(
                 np.repeat(part, [len(r) for r, _ in found]),
                 np.concatenate([r for r, _ in found]),
                 np.concatenate([d for _, d in found]),
@@ -274,7 +265,23 @@ class PairSearch:
         return rows[order], values[order]
 
 
-def _as_pairs(each: NDArray[np.int64], near: NDArray[np.int64], distances: NDArray[np.float64]) -> pa.Table:
+def rows_of(registry: Registry, side: Side, params: Mapping[str, Any], settings: str) -> NDArray[np.int64] | None:
+    """The rows of a side that its conditions let through, ascending; None for all there are.
+
+    settings: those of the statement, with a comma at the end.
+    """
+    if side.filter is None:
+        alive = registry.alive(side.table)
+        return None if alive is None else np.flatnonzero(alive)
+    table = registry.physical(side.table)
+    sql = f"SELECT {ROW} FROM {table} AS {quote_name(side.qualifier)} WHERE {side.filter}"
+    sql += f" SETTINGS {settings}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
+    rows = registry.row_numbers(sql, params).astype(np.int64)
+    return np.sort(rows[rows < side.table.rows])
+
+
+def as_pairs(each: NDArray[Any], near: NDArray[Any], distances: NDArray[Any]) -> pa.Table:
+    """Pairs as a join reads them."""
     return pa.table(
         {
             "clipql_each": arrow_numbers(each.astype(np.uint64)),
@@ -317,7 +324,7 @@ class PairStore:
     def table(self) -> pa.Table:
         """All pairs as one table."""
         if self._writer is None or self._file is None:
-            none = _as_pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+            none = as_pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
             return pa.concat_tables(self._held or [none])
         self._spill()
         self._writer.close()

@@ -17,18 +17,22 @@ from clipql.brief import Brief
 from clipql.encode.service import Batch, Encoders
 from clipql.errors import QueryCancelled, QueryError, VectorError
 from clipql.index.base import Candidates
-from clipql.sql import direct
+from clipql.sql import components, direct, range_joins, rowwise
 from clipql.sql.calls import find_sources
+from clipql.sql.components import Components
 from clipql.sql.constants import Constants
 from clipql.sql.encode_calls import Encoded, Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
 from clipql.sql.identity import Origins
 from clipql.sql.inline import inline
 from clipql.sql.joins import edits, recognise_join
+from clipql.sql.near_any import written_out
 from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
 from clipql.sql.prepared import Asked, Repeats, prepare
+from clipql.sql.range_joins import RangeJoinPlan, RangePairs, plan_range_join, recognise_range_join
 from clipql.sql.recognise import VectorSelect, recognise
+from clipql.sql.rowwise import RowDistances
 from clipql.sql.settings import SearchOptions
 from clipql.sql.untouched import Untouched, untouched
 from clipql.sql.views import finder
@@ -39,7 +43,7 @@ from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
 BY_DEFAULT = SearchOptions()
-Explained = Plan | JoinPlan | Untouched
+Explained = Components | Plan | JoinPlan | RangeJoinPlan | RowDistances | Untouched
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +102,7 @@ class Planner:
         Inner SELECTs come first, so that an outer one sees the text that will be run. format: of the result, where it
         may be answered from the row file. asked: the statement as it may come again, to be kept.
         """
-        encoded = self.encoding.replace(sql, params)
+        encoded = self.encoding.replace(written_out(sql, self._registry), params)
         work = Work(encoded.sql, dict(encoded.params))
         constants = Constants(self._engine, encoded.params)
         origins = Origins(self._registry.find, encoded.models)
@@ -107,6 +111,8 @@ class Planner:
         for at in reversed(range(selects.count)):
             self._engine.check_cancelled()
             scope = selects[at]
+            if self._components(scope, work):
+                scope = selects[at]
             merged = inline(scope, find) if options.plan else []
             if merged:
                 work.edit(merged)
@@ -116,9 +122,15 @@ class Planner:
             if moved:
                 work.edit(moved)
                 scope = selects[at]
+            if options.plan and self._by_row(scope, work):
+                scope = selects[at]
             join = recognise_join(scope, self._registry.find) if options.plan else None
             if join:
                 self._join(plan_join(join, self._indexes, options), work)
+                continue
+            pairs = self._range_join(scope, constants) if options.plan else None
+            if pairs:
+                self._within(pairs, work)
                 continue
             select = recognise(scope, self._registry.find) if options.plan else None
             if select:
@@ -132,6 +144,8 @@ class Planner:
                     kept = prepare(asked, planned, items, encoded, work.answer, self._registry, sql=text, format=format)
                     if kept:
                         self.repeats.keep(asked, kept)
+        if any(isinstance(step.plan, RowDistances) for step in work.steps):
+            work.edit(rowwise.lazily(work.sql))
         steps = tuple(reversed(work.steps))
         return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer)
 
@@ -145,6 +159,27 @@ class Planner:
             for name, call in encoded.calls.items():
                 message = message.replace(f"{{{name}:Array(Float32)}}", call)
             raise VectorError(message) from error
+
+    def _components(self, scope: Scope, work: Work) -> bool:
+        """Have FROM read the components of pairs, which are united now; whether there were any."""
+        found = components.recognise_components(scope)
+        edits: list[Edit] = []
+        for entry, asked in found:
+            name = work.name("components")
+            work.tables[name] = components.united(self._engine, asked.pairs, work.params, work.tables)
+            work.steps.append(Step(asked, asked.kind, asked.why, found=work.tables[name].num_rows))
+            edits.append(components.edit(scope, entry, name))
+        work.edit(edits)
+        return bool(found)
+
+    def _by_row(self, scope: Scope, work: Work) -> bool:
+        """Have the distances of two columns of a row computed in blocks; whether the statement was edited for that."""
+        found = rowwise.row_distances(scope, self._registry.find)
+        changed = rowwise.edits(found, scope, self._registry, work.params) if found else []
+        if found and changed:
+            work.edit(changed)
+            work.steps.append(Step(found, found.kind, found.why))
+        return bool(changed)
 
     def _join(self, planned: JoinPlan, work: Work) -> None:
         """Search for the pairs of a nearest-neighbour join, and edit the statement to join just those."""
@@ -160,6 +195,30 @@ class Planner:
             raise
         except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
             work.steps.append(Step(planned, "as it is", "ClickHouse refused a part of it on its own"))
+            return
+        pairs, cost = found
+        work.tables[name] = pairs
+        work.edit(changed)
+        work.steps.append(Step(planned, planned.kind, planned.why, cost, found=pairs.num_rows))
+
+    def _range_join(self, scope: Scope, constants: Constants) -> RangeJoinPlan | None:
+        join = recognise_range_join(scope, self._registry.find)
+        return plan_range_join(join, constants) if join else None
+
+    def _within(self, planned: RangeJoinPlan, work: Work) -> None:
+        """Search for the pairs of a range join, and edit the statement to join just those."""
+        settings = read(planned.join.scope.text).settings_in(planned.join.scope)
+        try:
+            name = work.name("pairs")
+            changed = range_joins.edits(planned.join, self._registry, name, work.params)
+            found = RangePairs(self._registry, planned, work.params, settings).find()
+        except QueryCancelled:
+            raise
+        except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
+            work.steps.append(Step(planned, "as it is", "ClickHouse refused a part of it on its own"))
+            return
+        if found is None:
+            work.steps.append(Step(planned, "as it is", "values too large for float32"))
             return
         pairs, cost = found
         work.tables[name] = pairs
@@ -187,7 +246,7 @@ class Planner:
 
     def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Explained]:
         """The plan of each SELECT that reads vectors, outer ones first, with nothing searched."""
-        encoded = self.encoding.replace(sql, params, rows=False)
+        encoded = self.encoding.replace(written_out(sql, self._registry), params, rows=False)
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
         plans: list[Explained] = []
         work, find = Work(encoded.sql, {}), finder(self._registry, encoded.params)
@@ -195,17 +254,24 @@ class Planner:
         for at in reversed(range(selects.count)):
             self._engine.check_cancelled()
             scope = selects[at]
+            plans[:0] = [found for _, found in components.recognise_components(scope)]
             merged = inline(scope, find)
             if merged:
                 work.edit(merged)
                 scope = selects[at]
+            by_row = rowwise.row_distances(scope, self._registry.find)
             join = recognise_join(scope, self._registry.find)
-            select = None if join else recognise(scope, self._registry.find)
+            pairs = None if join else self._range_join(scope, constants)
+            select = None if join or pairs else recognise(scope, self._registry.find)
             if join:
                 plans.insert(0, plan_join(join, self._indexes, options))
+            elif pairs:
+                plans.insert(0, pairs)
             elif select:
                 plans.insert(0, self._planned(select, constants, options, origins, encoded))
-            elif left := untouched(scope, self._registry.find):
+            if by_row:
+                plans.insert(0, by_row)
+            elif not (join or pairs or select) and (left := untouched(scope, self._registry.find)):
                 plans.insert(0, left)
         return plans
 

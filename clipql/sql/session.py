@@ -271,7 +271,7 @@ class Session:
         text, own = settings.taken_from(statement.query if isinstance(statement, Explain) else sql)
         options = settings.options({**self.settings, **own}, _ROUTES.get())
         if isinstance(statement, Explain):
-            lines = self._definitions.explained(statement.query)
+            lines = self._definitions.explained(statement.query, params)
             if lines is None and options.plan:
                 lines = explain.describe(self._planner.plans(select_of(text), params, options))
             if not lines:

@@ -28,7 +28,7 @@ class Select:
 
 @dataclass(frozen=True)
 class Explain:
-    """EXPLAIN of a SELECT, INSERT, CREATE or ALTER without further options; `query` is that statement."""
+    """EXPLAIN of a SELECT, or a statement that changes a table, without further options; `query` is that statement."""
 
     query: str
 
@@ -97,7 +97,7 @@ class OnDatabase:
 Kind = Select | Explain | Set | Insert | CreateTable | OnTable | OnDatabase | Other
 
 
-_EXPLAINED = ("SELECT", "WITH", "(", "ALTER", "INSERT", "CREATE")
+_EXPLAINED = ("SELECT", "WITH", "(", "ALTER", "INSERT", "CREATE", "DELETE", "UPDATE")
 
 
 def kind_of(sql: str, tokens: Sequence[Token]) -> Kind:

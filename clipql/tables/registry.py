@@ -25,15 +25,17 @@ from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClipqlError, ReadOnly, UnknownTable
 from clipql.storage import catalog as manifest
-from clipql.storage.catalog import Catalog, Table
+from clipql.storage.catalog import Catalog, Table, VectorColumn
 from clipql.storage.vectors.store import ColumnStore
 from clipql.syntax.reading import read
 from clipql.tables import unopened
+from clipql.tables.computed import Computed
 from clipql.tables.read_write_lock import ReadWriteLock
 
 # holds an empty table of each shape (the columns as the user wrote them) and rows on their way into a table
 INTERNAL = manifest.INTERNAL
 FUNCTION = "_clipql_vector"
+NUMBER = FUNCTION + "_number"  # computed of the vectors of a row, by a name of `computed.name_of`
 ROW = "_row"
 
 
@@ -63,6 +65,7 @@ class Registry:
         self.settling = False  # a snapshot is brought to the last commit: the one change that a reader makes
         self.write_lock, self.gate = threading.RLock(), ReadWriteLock()
         self._stores: dict[str, ColumnStore] = {}
+        self.computed = Computed(self._stores)
         self._alive: dict[str, tuple[int, NDArray[np.bool_] | None]] = {}
         self._versions: dict[str, int] = {}
         self.changes = 0  # statements so far that may have changed what a name or a setting means
@@ -74,6 +77,7 @@ class Registry:
             self.answer()
         if not Registry._registered:
             engine.register(FUNCTION, _vector, ["String", "UInt64"], "String")
+            engine.register(NUMBER, _number, ["String", "UInt64"], "Float32")
             Registry._registered = True
 
     @property
@@ -166,21 +170,28 @@ class Registry:
         """Map the segments of a table, so that its vectors can be read."""
         self._versions[table.id] = self.version(table.id) + 1
         for column in table.columns:
-            handle = f"{table.id}/{column.folder}"
-            folder = self.folder / "vectors" / table.id / column.folder
-            self._stores[handle] = ColumnStore(folder, column, self._stores.get(handle))
+            handle = self.handle(table, column)
+            folder, known = self.folder / "vectors" / table.id / column.folder, self._stores.get(handle)
+            store = self._stores[handle] = ColumnStore(folder, column, known)
+            if known is not None and not store.continues(known):
+                self.computed.forget(table.id)
+
+    def handle(self, table: Table, column: VectorColumn) -> str:
+        """What the SQL functions behind vector columns know a column by."""
+        return f"{table.id}/{column.folder}"
 
     def withdraw(self, id: str) -> None:
         """Forget the stores of a table that is gone."""
         for handle in [h for h in self._stores if h.startswith(f"{id}/")]:
             del self._stores[handle]
+        self.computed.forget(id)
         self._alive.pop(id, None)
 
     def store(self, table: Table, column: str) -> ColumnStore:
         """The mapped vectors of a column."""
         found = table.column(column)
         assert found is not None, "the recogniser only names columns of the table"
-        return self._stores[f"{table.id}/{found.folder}"]
+        return self._stores[self.handle(table, found)]
 
     def vector(self, handle: str, row: int) -> bytes:
         """One vector by its column's handle, as the bytes of an Array(Float32)."""
@@ -276,6 +287,7 @@ class Registry:
     def close(self) -> None:
         """Unmap everything."""
         self._stores.clear()
+        self.computed = Computed(self._stores)
         if Registry._current is self:
             Registry._current = None
 
@@ -285,3 +297,10 @@ def _vector(handle: str, row: int) -> bytes:
     if registry is None:
         raise ClipqlError("no clipql database is open")
     return registry.vector(handle, row)
+
+
+def _number(name: str, row: int) -> float:
+    registry = Registry._current
+    if registry is None:
+        raise ClipqlError("no clipql database is open")
+    return registry.computed.number(name, row)

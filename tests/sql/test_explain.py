@@ -14,8 +14,6 @@ AS_IT_IS = {
     "SELECT * FROM t LIMIT 3": "it reads the vectors themselves, not a distance to a constant vector",
     "SELECT t.id FROM t LEFT JOIN labels AS l ON l.id = t.id "
     "ORDER BY L2Distance(t.image_embedding, {q:Array(Float32)}) LIMIT 3": "it has an outer join, or ARRAY JOIN",
-    "SELECT id FROM t ORDER BY L2Distance(image_embedding, text_embedding) LIMIT 3": "both arguments of a distance are "
-    "columns, and FROM is not two tables as `a, b` or `a CROSS JOIN b`",
     "SELECT a.id, b.id FROM t a, t b ORDER BY L2Distance(a.image_embedding, b.image_embedding) LIMIT 3":
     "both arguments of a distance are columns, and it has no LIMIT n BY columns of one table, with n of at most 1,000",
     "SELECT a.id, count() FROM t a, t b GROUP BY a.id ORDER BY min(L2Distance(a.image_embedding, b.image_embedding))":

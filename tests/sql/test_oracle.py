@@ -21,7 +21,9 @@ def cases() -> list[tuple[str, str]]:
     """Pairs of expected plan and statement."""
     found: list[tuple[str, str]] = []
     expected = ""
-    for block in re.split(r"^-- (?=top-k$|range$|distances$|as it is$)", FIXTURE.read_text(), flags=re.MULTILINE)[1:]:
+    for block in re.split(
+        r"^-- (?=top-k$|range$|distances$|distances of rows$|as it is$)", FIXTURE.read_text(), flags=re.MULTILINE
+    )[1:]:
         expected, _, text = block.partition("\n")
         found += [(expected, s) for s in split_statements(text)]
     return found

@@ -58,6 +58,10 @@ class ColumnStore:
         """Numbers in a vector; 0 while there are none."""
         return self._dimension
 
+    def continues(self, known: ColumnStore) -> bool:
+        """Whether all rows of another store are here, under the same numbers."""
+        return [*known._mapped] == [*self._mapped][: len(known._mapped)]
+
     def blocks(self, first: int = 0, last: int | None = None) -> Sequence[tuple[int, NDArray[Any]]]:
         """Mapped views that cover rows [first, last): pairs of first row and (n, d) array, in order, without gaps."""
         last = self._rows if last is None else min(last, self._rows)

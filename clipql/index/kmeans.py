@@ -1,0 +1,86 @@
+"""k-means by products of matrices: centroids of a sample, and the nearest centroids of every row.
+
+Lloyd, "Least squares quantization in PCM", 1982; a list that loses all of its rows takes half of the largest, as FAISS
+does. What must stay true: memory does not grow with the rows of a column beyond what is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.index.flat import each_core
+from clipql.storage.vectors.bits import kernel
+
+ROWS_AT_ONCE = 8_192
+Floats = NDArray[np.float32]
+
+
+def train(
+    x: Floats, k: int, *, iterations: int = 10, seed: int = 0, check: Callable[[], None] = lambda: None
+) -> Floats:
+    """Centroids, float32 (k, d), of the rows of x, float32 (n, d) with n >= k. check: called between iterations."""
+    rng = np.random.default_rng(seed)
+    centroids = x[rng.choice(len(x), k, replace=False)].copy()
+    for _ in range(iterations):
+        check()
+        lists, _ = nearest(x, centroids, 1)
+        own = lists[:, 0]
+        counts = np.bincount(own, minlength=k)
+        order = np.argsort(own, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        there = counts > 0
+        sums = np.add.reduceat(x[order], starts[there], axis=0, dtype=np.float64)
+        centroids[there] = (sums / counts[there][:, None]).astype(np.float32)
+        for empty in np.flatnonzero(~there):
+            largest = int(np.argmax(counts))
+            centroids[empty] = centroids[largest] * np.float32(1 + 1e-4)
+            centroids[largest] *= np.float32(1 - 1e-4)
+            counts[empty] = counts[largest] = counts[largest] // 2
+    return centroids
+
+
+def nearest(x: Floats, centroids: Floats, n: int) -> tuple[NDArray[np.int32], Floats]:
+    """The n nearest centroids of each row, nearest first, int32 (rows, n), and the squared distances to them."""
+    half = np.einsum("ij,ij->i", centroids, centroids) / np.float32(2)
+    lists, scores = np.empty((len(x), n), np.int32), np.empty((len(x), n), np.float32)
+    for at in range(0, len(x), ROWS_AT_ONCE):
+        part = x[at : at + ROWS_AT_ONCE]
+        products = part @ centroids.T
+        products -= half
+        ours, theirs = lists[at : at + len(part)], scores[at : at + len(part)]
+
+        def some(
+            a: int, b: int, products: Floats = products, ours: NDArray[np.int32] = ours, theirs: Floats = theirs
+        ) -> None:
+            _largest(products[a:b], ours[a:b], theirs[a:b])
+
+        each_core(len(part), some)
+    lengths = np.einsum("ij,ij->i", x, x)
+    return lists, np.maximum(lengths[:, None] - 2 * scores, 0)
+
+
+def _some(scores: Floats, places: NDArray[np.int32], best: Floats, first: int, last: int) -> None:
+    _largest(scores[first:last], places[first:last], best[first:last])
+
+
+@kernel
+def _largest(scores: Floats, places: NDArray[np.int32], best: Floats) -> None:
+    """The largest scores of each row and their places, largest first."""
+    n = places.shape[1]
+    for i in range(scores.shape[0]):
+        for m in range(n):
+            best[i, m] = -np.inf
+            places[i, m] = 0
+        for j in range(scores.shape[1]):
+            s = scores[i, j]
+            if s > best[i, n - 1]:
+                m = n - 1
+                while m > 0 and s > best[i, m - 1]:
+                    best[i, m] = best[i, m - 1]
+                    places[i, m] = places[i, m - 1]
+                    m -= 1
+                best[i, m] = s
+                places[i, m] = j

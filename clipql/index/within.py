@@ -1,0 +1,225 @@
+"""All pairs of rows of two columns that are nearer than a bound, exactly: products of matrices, cut short where bounds
+rule pairs out.
+
+A pair is a candidate where `score(a, b) >= limit`; the score is a product of two rows, each with a few numbers added
+(half its squared length for L2). Where it pays, the product is taken of the leading principal components alone, and the
+rest is bounded by the lengths of what they leave out (Cauchy–Schwarz), which is one more number: so a pair costs 64
+products instead of 512. What must stay true: no pair within the bound is missed; candidates are compared in float64;
+memory does not grow with the rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.index.base import Cost
+from clipql.index.flat import WIDE, each_core
+from clipql.storage.vectors import rowwise
+from clipql.storage.vectors.metrics import Metric
+from clipql.storage.vectors.store import ColumnStore
+
+# rows of the left and the right side compared at once: 64 MB of scores
+LEFT, RIGHT = 1_024, 16_384
+# components that are tried, and the rows of each side that they are chosen by
+COMPONENTS, SAMPLE = (32, 64, 128, 256), 1_024
+# what comparing a candidate costs, in products of whole rows
+CANDIDATE = 40.0
+# of the largest score: what float32 may lose of a product, and of the length that components leave out
+ROUNDING, LENGTHS = 1e-5, 8e-6
+# differences whose squares float32 may take for 0
+VANISHING = 1e-18
+# pairs compared at once
+PAIRS = 8_192
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """The rows of a column that are compared, ascending; None for all of the first `rows`."""
+
+    store: ColumnStore
+    rows: int
+    chosen: Rows | None = None
+
+    def __len__(self) -> int:
+        return self.rows if self.chosen is None else len(self.chosen)
+
+    def numbers(self, first: int, last: int) -> Rows:
+        """The numbers of some of its rows, by their place among them."""
+        return np.arange(first, min(last, len(self))) if self.chosen is None else self.chosen[first:last]
+
+    def vectors(self, first: int, last: int) -> NDArray[np.float32]:
+        """float32 (n, d) copies of these."""
+        return self.store.take(self.numbers(first, last))
+
+
+@dataclass(frozen=True)
+class Found:
+    """Pairs: row numbers int64 (n,) of both sides and float64 (n,) distances. unsure: bool (n,), whether ClickHouse's
+    own rounding could decide the pair another way.
+    """
+
+    left: Rows
+    right: Rows
+    distances: NDArray[np.float64]
+    unsure: NDArray[np.bool_]
+
+
+class PairsWithin:
+    """The pairs of two sides whose distance is at most `bound` (for dotProduct: at least), and those so near to it that
+    rounding decides.
+    """
+
+    def __init__(self, metric: Metric, left: Side, right: Side, bound: float) -> None:
+        self._metric, self._left, self._right, self._bound = metric, left, right, bound
+        self.same = left.store is right.store and left.rows == right.rows and _equal(left.chosen, right.chosen)
+        self._compared = self._candidates = 0
+        self.uses_components = False
+        self._began = time.perf_counter()
+        largest = left.store.largest * right.store.largest
+        self._scale = 1.0 if metric is Metric.COSINE else largest
+        if metric in (Metric.L2, Metric.L2_SQUARED):
+            self._scale += (left.store.largest**2 + right.store.largest**2) / 2
+        self._limit = self._score_of(bound) - ROUNDING * self._scale
+
+    @property
+    def possible(self) -> bool:
+        """Whether float32 holds the products of these numbers."""
+        widest = max(self._left.store.largest, self._right.store.largest)
+        return self._metric is Metric.COSINE or widest < WIDE**0.5
+
+    @property
+    def cost(self) -> Cost:
+        """What it took so far."""
+        seconds = {"search": time.perf_counter() - self._began}
+        return Cost(rows_scanned=self._compared, rows_rescored=self._candidates, seconds=seconds)
+
+    def _score_of(self, bound: float) -> float:
+        """The least score of a pair within the bound."""
+        if self._metric is Metric.COSINE:
+            return 1.0 - bound
+        if self._metric is Metric.DOT:
+            return bound
+        squared = bound * abs(bound) if self._metric is Metric.L2 else bound
+        return -squared / 2
+
+    def find(self, check: Callable[[], None] = lambda: None) -> Iterator[Found]:
+        """The pairs, piece by piece. check: called between the pieces of work, to stop it by an error."""
+        left, right = self._left, self._right
+        if not len(left) or not len(right):
+            return
+        basis = self._basis()
+        self.uses_components = basis is not None
+        scores = np.empty((min(LEFT, len(left)), min(RIGHT, len(right))), np.float32)
+        for b in range(0, len(right), RIGHT):
+            theirs = self._prepared(right.vectors(b, b + RIGHT), basis, right=True)
+            last = min(len(left), b + RIGHT) if self.same else len(left)
+            for a in range(0, last, LEFT):
+                check()
+                ours = self._prepared(left.vectors(a, a + LEFT), basis, right=False)
+                part = scores[: len(ours), : len(theirs)]
+                np.matmul(ours, theirs.T, out=part)
+                self._compared += part.size
+                i, j = candidates(part, self._limit)
+                if self.same:  # each pair once
+                    once = a + i <= b + j
+                    i, j = i[once], j[once]
+                yield from self._decided(left.numbers(a, a + LEFT)[i], right.numbers(b, b + RIGHT)[j])
+
+    def _prepared(
+        self, x: NDArray[np.float32], basis: NDArray[np.float32] | None, *, right: bool
+    ) -> NDArray[np.float32]:
+        """Rows of a side as scores are made of them."""
+        lengths = np.einsum("ij,ij->i", x, x)
+        if self._metric is Metric.COSINE:
+            x, lengths = _units(x, lengths)
+        parts = [x if basis is None else x @ basis]
+        if basis is not None:
+            kept = np.einsum("ij,ij->i", parts[0], parts[0])
+            parts.append(np.sqrt(np.maximum(lengths - kept, 0) + np.float32(LENGTHS) * lengths)[:, None])
+        if self._metric in (Metric.L2, Metric.L2_SQUARED):
+            half, one = -lengths[:, None] / np.float32(2), np.ones((len(x), 1), np.float32)
+            parts += [one, half] if right else [half, one]
+        return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+    def _basis(self) -> NDArray[np.float32] | None:
+        """The principal components that rule most out for what they cost; None where whole products cost least."""
+        d = self._left.store.dimension
+        if d <= 2 * COMPONENTS[0] or len(self._left) * len(self._right) < 50 * SAMPLE**2:
+            return None
+        ours, theirs = (_sample(side) for side in (self._left, self._right))
+        if self._metric is Metric.COSINE:
+            ours, theirs = (_units(x, np.einsum("ij,ij->i", x, x))[0] for x in (ours, theirs))
+        both = np.nan_to_num(np.concatenate([ours, theirs])).astype(np.float64)
+        _, vectors = np.linalg.eigh(both.T @ both)
+        best, least = None, 1.0
+        for m in (m for m in COMPONENTS if m < d):
+            basis = np.ascontiguousarray(vectors[:, ::-1][:, :m], np.float32)
+            scores = self._prepared(ours, basis, right=False) @ self._prepared(theirs, basis, right=True).T
+            cost = (m + 3) / d + CANDIDATE * float(np.mean(scores >= self._limit))
+            if cost < least:
+                best, least = basis, cost
+        return best
+
+    def _decided(self, left: Rows, right: Rows) -> Iterator[Found]:
+        for at in range(0, len(left), PAIRS):
+            i, j = left[at : at + PAIRS], right[at : at + PAIRS]
+            distances = rowwise.of_pairs(self._metric, self._left.store.take(i), self._right.store.take(j))
+            self._candidates += len(i)
+            slack = self._slack()
+            over = self._bound - distances if self._metric is Metric.DOT else distances - self._bound
+            inside = np.flatnonzero(over <= slack)
+            if not len(inside):
+                continue
+            i, j, distances, unsure = i[inside], j[inside], distances[inside], np.abs(over[inside]) <= slack
+            yield Found(i, j, distances, unsure)
+            other = np.flatnonzero(i != j)
+            if self.same and len(other):
+                yield Found(j[other], i[other], distances[other], unsure[other])
+
+    def _slack(self) -> float:
+        """How far ClickHouse's distance may be from ours: it adds float32 numbers up in sixteen sums."""
+        relative = (self._left.store.dimension / 16 + 16) * 2.0**-23
+        if self._metric is Metric.COSINE:
+            return relative
+        if self._metric is Metric.DOT:
+            return relative * self._scale
+        return relative * abs(self._bound) + (VANISHING if self._metric is Metric.L2 else VANISHING**2)
+
+
+def _equal(one: Rows | None, other: Rows | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
+
+
+def _sample(side: Side) -> NDArray[np.float32]:
+    places = np.unique(np.linspace(0, len(side) - 1, SAMPLE).astype(np.int64))
+    return side.store.take(places if side.chosen is None else side.chosen[places])
+
+
+def _units(x: NDArray[np.float32], lengths: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Rows scaled to length 1, whatever their length, and their squared lengths; a row of zeros stays one of NaN."""
+    odd = np.flatnonzero(~((lengths >= 1e-30) & (lengths <= 1e30)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        units = np.asarray(x / np.sqrt(lengths)[:, None], np.float32)
+        if len(odd):
+            long = x[odd].astype(np.float64)
+            units[odd] = long / np.sqrt(np.einsum("ij,ij->i", long, long))[:, None]
+    return units, np.ones(len(x), np.float32)
+
+
+def candidates(scores: NDArray[np.float32], limit: float) -> tuple[Rows, Rows]:
+    """The places of scores that are at least the limit, row by row."""
+    counts, least = np.empty(len(scores), np.int64), np.float32(limit)
+    each_core(len(scores), lambda a, b: rowwise.count_from(scores[a:b], least, counts[a:b]))
+    ends = np.cumsum(counts)
+    i, j = np.repeat(np.arange(len(scores)), counts), np.empty(int(ends[-1]), np.int64)
+    for row in np.flatnonzero(counts):
+        j[ends[row] - counts[row] : ends[row]] = np.flatnonzero(scores[row] >= least)
+    return i, j

@@ -1,0 +1,257 @@
+"""The rule for distances between two vector columns of one row, wherever they are written: they are computed in blocks.
+
+    SELECT domain(url), avg(cosineDistance(image_embedding, text_embedding)) FROM laion GROUP BY 1
+    SELECT domain(url), avg(_clipql_vector_number('cosineDistance a/0 a/1', laion._row)) FROM laion GROUP BY 1
+
+ClickHouse would read both vectors of each row through their ALIAS columns. What must stay true: only what names columns
+of a row for certain is replaced; the columns of the result keep their names; where a condition compares a distance and
+float32 could decide, ClickHouse computes it itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from clipql.brief import short
+from clipql.engine.quoting import quote_name, quote_string
+from clipql.errors import QueryError
+from clipql.index.flat import ROUNDING
+from clipql.sql.affine import Affine, Parser
+from clipql.sql.calls import FindTable, Source, column_named, find_sources, has_outer_join
+from clipql.sql.clauses import conjuncts
+from clipql.sql.plan import NOT_CHOSEN
+from clipql.storage.catalog import Table, VectorColumn
+from clipql.storage.vectors.metrics import Metric, metric_named
+from clipql.syntax.edits import Edit, edited
+from clipql.syntax.lexer import Token
+from clipql.syntax.names import FunctionCall, lambda_arguments
+from clipql.syntax.reading import read
+from clipql.syntax.scopes import Scope
+from clipql.tables.computed import name_of
+from clipql.tables.indexes import Chosen
+from clipql.tables.registry import NUMBER, ROW, Registry
+
+# ClickHouse takes a function of Python for a cheap one, and would call it for every row
+LAZY = "short_circuit_function_evaluation = 'force_enable'"
+_COMPARED = {"<", "<=", ">", ">=", "=", "==", "!=", "<>"}
+
+
+@dataclass(frozen=True)
+class RowCall:
+    """A distance of two columns of `source`, by the places of the call in tokens and in the text."""
+
+    metric: Metric
+    source: Source
+    columns: tuple[VectorColumn, VectorColumn]
+    first: int
+    last: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, repr=False)
+class RowDistances:
+    """A SELECT, or a condition of another statement, that computes distances of two columns of a row."""
+
+    calls: tuple[RowCall, ...]
+    kind: str = "distances of rows"
+    why: str = "both arguments of a distance are columns of one row"
+    chosen: Chosen = NOT_CHOSEN
+
+    def __repr__(self) -> str:
+        return f"RowDistances({self.searched}, why={short(self.why)})"
+
+    @property
+    def table(self) -> Table:
+        """The table whose rows they are of; the first, where there are several."""
+        return self.calls[0].source.table
+
+    @property
+    def searched(self) -> str:
+        """The table and its columns, in words."""
+        return f"{self.table.full_name}: {', '.join(c.name for c in self.columns)}"
+
+    @property
+    def columns(self) -> tuple[VectorColumn, ...]:
+        """The vector columns it reads."""
+        return tuple(dict.fromkeys(c for call in self.calls for c in call.columns))
+
+
+def row_distances(scope: Scope, find: FindTable) -> RowDistances | None:
+    """The distances of two columns of a row that a SELECT itself computes, or None where it has none."""
+    calls = [c for c in scope.calls if metric_named(c.name) and c.closed and len(c.arguments) == 2]
+    sources, joined = find_sources(scope, find) if calls else ([], False)
+    if not sources or has_outer_join(scope) or len({s.qualifier for s in sources}) < len(sources):
+        return None
+    inner = [s.whole for s in read(scope.text).selects if scope.whole.first < s.whole.first < scope.whole.last]
+    own = [c for c in calls if not any(i.first <= c.at < i.last for i in inner)]
+    hidden = frozenset(scope.aliases) | scope.lambda_arguments
+    found = tuple(_row_calls(scope.tokens, own, sources, joined, hidden))
+    names = {name for c in found for name in (c.source.qualifier, *(column.name for column in c.columns))}
+    if names & scope.inner_names:
+        return None
+    return RowDistances(found) if found else None
+
+
+def in_statement(tokens: Sequence[Token], table: Table, calls: Sequence[FunctionCall]) -> RowDistances | None:
+    """The same of calls that stand in an UPDATE or DELETE of a table."""
+    own = [c for c in calls if metric_named(c.name) and c.closed and len(c.arguments) == 2]
+    hidden = lambda_arguments(tokens, 0, len(tokens))
+    found = tuple(_row_calls(tokens, own, [Source(table, table.name)], False, hidden))
+    return RowDistances(found) if found else None
+
+
+def _row_calls(
+    tokens: Sequence[Token], calls: Sequence[FunctionCall], sources: list[Source], joined: bool, hidden: frozenset[str]
+) -> Iterator[RowCall]:
+    for call in calls:
+        metric = metric_named(call.name)
+        named = [column_named(tokens, *a, sources, joined, hidden) for a in call.arguments]
+        if metric is None or named[0] is None or named[1] is None or named[0][1] != named[1][1]:
+            continue
+        source = next(s for s in sources if s.qualifier == named[0][1])
+        a, b = (source.table.column(n[0]) for n in named if n)
+        if a is None or b is None or a.dimension != b.dimension or not a.dimension:
+            continue  # ClickHouse says what is wrong, or that there is nothing
+        yield RowCall(metric, source, (a, b), call.at, call.close + 1, tokens[call.at].start, tokens[call.close].end)
+
+
+def computed(call: RowCall, registry: Registry, qualifier: str) -> str:
+    """The expression that gives the number of a call. qualifier: of the row's number, with its dot."""
+    table = call.source.table
+    a, b = (registry.handle(table, c) for c in call.columns)
+    # chDB takes the NaN of a function of Python for NULL
+    return f"ifNull({NUMBER}({quote_string(name_of(call.metric, (a, b)))}, {qualifier}{ROW}), toFloat32(nan))"
+
+
+def edits(found: RowDistances, scope: Scope, registry: Registry, params: Mapping[str, Any]) -> list[Edit]:
+    """The edits that have a SELECT look its distances up. Raises QueryError where its names cannot be told."""
+    texts = {c: computed(c, registry, quote_name(c.source.qualifier) + ".") for c in found.calls}
+    items = scope.items("SELECT")
+    unnamed = [
+        (first, last)
+        for first, last in items
+        if scope.tokens[last - 1].name not in scope.aliases and any(first <= c.first < last for c in found.calls)
+    ]
+    names = item_names(scope, registry, params) if unnamed else {}
+    left = [] if names or not unnamed else unnamed  # names that cannot be told must not change
+    changed = [c for c in found.calls if not any(first <= c.first < last for first, last in left)]
+    result = _conditions(scope, changed, texts, registry)
+    inside = [(a, b) for a, b, _ in result]
+    result += [(c.start, c.end, texts[c]) for c in changed if not any(a <= c.start < b for a, b in inside)]
+    ends = {scope.tokens[last - 1].end for _, last in unnamed}
+    return result + [(end, end, f" AS {quote_name(name)}") for end, name in names.items() if end in ends]
+
+
+def _conditions(scope: Scope, calls: Sequence[RowCall], texts: Mapping[RowCall, str], registry: Registry) -> list[Edit]:
+    """The edits of conditions that compare a distance: where float32 could decide, ClickHouse computes it."""
+    found: list[Edit] = []
+    places = {c.first: (i, c.last) for i, c in enumerate(calls)}
+    parser = Parser(scope.tokens, places, lambda token: scope.aliases.get(token.name or ""))
+    for clause in ("PREWHERE", "WHERE"):
+        span = scope.clauses.get(clause)
+        for first, last in conjuncts(scope.tokens, span.first, span.last) if span else []:
+            middle = [i for i in range(first, last) if scope.tokens[i].text in _COMPARED]
+            if len(middle) != 1:
+                continue
+            left, right = parser.parse(first, middle[0]), parser.parse(middle[0] + 1, last)
+            form = left if left and left.weights else right
+            other = (middle[0] + 1, last) if form is left else (first, middle[0])
+            if form is None or not form.weights or any(a <= c.first < b for c in calls for a, b in [other]):
+                continue
+            slack = _slack(form, calls, registry)
+            found.append(_decided(scope, (first, middle[0], last), calls, texts, slack))
+    return found
+
+
+def lazily(sql: str) -> list[Edit]:
+    """The edit that has ClickHouse compute what stands in a branch for the rows of that branch alone.
+
+    The settings of a whole statement are those of the last of its SELECTs that stand in no other.
+    """
+    last = next((s for s in reversed(read(sql).selects) if not s.nested), None)
+    if last is None or "short_circuit_function_evaluation" in sql:
+        return []
+    own = last.clauses.get("SETTINGS")
+    if own:
+        return [(own.start, own.start, f"{LAZY}, ")]
+    for clause in ("FORMAT", "INTO"):
+        if clause in last.clauses:
+            start = last.tokens[last.clauses[clause].first - 1].start
+            return [(start, start, f"SETTINGS {LAZY} ")]
+    return [(last.whole.end, last.whole.end, f" SETTINGS {LAZY}")]
+
+
+def _decided(
+    scope: Scope, place: tuple[int, int, int], calls: Sequence[RowCall], texts: Mapping[RowCall, str], slack: float
+) -> Edit:
+    """A comparison, by the numbers where they differ by more than the slack.
+
+    place: its first token, its sign, its end.
+    """
+    first, sign, last = place
+    tokens, looked_up = scope.tokens, [(c.start, c.end, texts[c]) for c in calls]
+    whole = tokens[first].start, tokens[last - 1].end
+    sides = [
+        edited(scope.text, looked_up, tokens[a].start, tokens[b - 1].end) for a, b in ((first, sign), (sign + 1, last))
+    ]
+    near = f"abs(({sides[0]}) - ({sides[1]})) <= {slack!r}"
+    original, other = (edited(scope.text, e, *whole) for e in (spelled_out(scope, first, last, calls), looked_up))
+    return (*whole, f"if({near}, {original}, {other})")
+
+
+class Placed(Protocol):
+    """A call by its first and last token."""
+
+    @property
+    def first(self) -> int:
+        """Its first token."""
+
+    @property
+    def last(self) -> int:
+        """The token after its last."""
+
+
+def spelled_out(scope: Scope, first: int, last: int, calls: Sequence[Placed]) -> list[Edit]:
+    """The edits that put expressions in the place of their names in [first, last), where they hold one of the calls."""
+    return [
+        (t.start, t.end, f"({scope.text_of(*span)})")
+        for i, t in enumerate(scope.tokens[first:last], first)
+        if (span := scope.aliases.get(t.name or ""))
+        and any(span[0] <= c.first < span[1] for c in calls)
+        and not any(c.first <= i < c.last for c in calls)
+    ]
+
+
+def item_names(scope: Scope, registry: Registry, params: Mapping[str, Any]) -> dict[int, str]:
+    """Where the items of SELECT end, and the names that ClickHouse gives them; empty where that cannot be told."""
+    items, end = scope.items("SELECT"), scope.whole.end
+    for clause in ("FORMAT", "SETTINGS", "INTO"):
+        if clause in scope.clauses:
+            end = min(end, scope.tokens[scope.clauses[clause].first - 1].start)
+    if any(t.text == "*" or t.upper == "COLUMNS" for first, _ in items for t in scope.tokens[first : first + 3]):
+        return {}
+    own = scope.withs[:-1] if "WITH" in scope.clauses else scope.withs
+    around = f"SELECT * FROM ({scope.text[scope.whole.start : end]})"
+    text = f"WITH {', '.join(own)} {around}" if own else around
+    try:
+        described = registry.engine.arrow(f"DESCRIBE TABLE ({text})", params=params, user=True)
+    except QueryError:
+        return {}
+    names = described.column(0).to_pylist()
+    ends = [scope.tokens[last - 1].end for _, last in items]
+    return dict(zip(ends, names, strict=True)) if len(names) == len(ends) else {}
+
+
+def _slack(form: Affine, calls: Sequence[RowCall], registry: Registry) -> float:
+    """How far a sum of distances may be off by the rounding of float32, in ours or ClickHouse's."""
+    return sum(abs(weight) * _off(calls[i], registry) for i, weight in form.weights.items())
+
+
+def _off(call: RowCall, registry: Registry) -> float:
+    if call.metric is Metric.COSINE:
+        return ROUNDING
+    a, b = (registry.store(call.source.table, c.name).largest for c in call.columns)
+    return ROUNDING * {Metric.DOT: a * b, Metric.L2: a + b}.get(call.metric, (a + b) ** 2)

@@ -1,0 +1,128 @@
+"""Numbers computed of the vectors of a row, for the SQL function that stands for them in a planned statement.
+
+ClickHouse asks for one row at a time, and mostly for the next one. So a block of rows is computed at once, on all
+cores when rows are read in a run, and kept for as long as there is room. What must stay true: a number depends on its
+name and its row alone, as vectors never change, so the function is right wherever it stands, in a mutation too; memory
+is bounded whatever the rows; a row that is asked for out of turn costs no more than its block.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.errors import ClipqlError
+from clipql.index.flat import each_core
+from clipql.storage.vectors.metrics import Metric
+from clipql.storage.vectors.store import ColumnStore
+
+SHIFT = 10
+BLOCK = 1 << SHIFT
+# blocks computed at once where rows are read in a run, and numbers that are held in all, of 4 bytes
+RUN, HELD = 64, 1 << 24
+# a block that had to go and was computed again so often is of a column that is read in no order: then row by row
+AGAIN = 4
+
+
+def name_of(metric: Metric, handles: tuple[str, str]) -> str:
+    """The name of the distance of two columns. handles: `<table id>/<folder>` of each, as the stores have them."""
+    return f"{metric.value} {handles[0]} {handles[1]}"
+
+
+class _Numbers:
+    """Those of one name, in blocks by their number."""
+
+    def __init__(self, metric: Metric, handles: tuple[str, str]) -> None:
+        self.metric, self.handles = metric, handles
+        self.blocks: dict[int, memoryview] = {}
+        self.computed: dict[int, int] = {}
+        self.runs: dict[int, int] = {}  # how many blocks were computed at once, by the block after them
+
+
+class Computed:
+    """Numbers by name and row. stores: mapped columns by handle, as they are published."""
+
+    def __init__(self, stores: Mapping[str, ColumnStore]) -> None:
+        self._stores = stores
+        self._known: dict[str, _Numbers] = {}
+        self._lock = threading.Lock()
+
+    def number(self, name: str, row: int) -> float:
+        """One number, as a float32. Raises ClipqlError where it has no such name, IndexError beyond the last row."""
+        try:
+            return self._known[name].blocks[row >> SHIFT][row & (BLOCK - 1)]
+        except (KeyError, IndexError):
+            return self._missing(name, row)
+
+    def forget(self, id: str) -> None:
+        """Let go of what was computed of a table."""
+        with self._lock:
+            for name in [n for n in self._known if f" {id}/" in n]:
+                del self._known[name]
+
+    def _missing(self, name: str, row: int) -> float:
+        with self._lock:
+            numbers = self._known.get(name)
+            if numbers is None:
+                metric, *handles = name.split(" ")
+                if any(h not in self._stores for h in handles):
+                    raise ClipqlError(f"there is no vector column for {name}: was its table dropped?")
+                numbers = self._known[name] = _Numbers(Metric(metric), (handles[0], handles[1]))
+            x, y = (self._stores[h] for h in numbers.handles)
+            rows = min(x.rows, y.rows)
+            if row == 0 == rows:  # as DDL tries a function out
+                return float("nan")
+            if not 0 <= row < rows:
+                raise IndexError(f"row {row:,} of {rows:,}")
+            at = row >> SHIFT
+            held = numbers.blocks.get(at)
+            if held is not None and len(held) > row & (BLOCK - 1):  # by another thread, meanwhile
+                return held[row & (BLOCK - 1)]
+            if numbers.computed.get(at, 0) >= AGAIN:
+                return float(self._between(numbers, row, row + 1)[0])
+            return self._run(numbers, at, rows)[row & (BLOCK - 1)]
+
+    def _run(self, numbers: _Numbers, at: int, rows: int) -> memoryview:
+        """Compute a block, and more and more of those after it where blocks are asked for one after the other."""
+        end, most = at + 1, min(2 * numbers.runs.pop(at, 0), RUN)
+        while end < at + most and end << SHIFT < rows and end not in numbers.blocks:
+            end += 1
+        self._make_room(end - at)
+        found = self._between(numbers, at << SHIFT, min(end << SHIFT, rows)).data
+        for block in range(at, end):
+            numbers.blocks[block] = found[(block - at) << SHIFT : (block - at + 1) << SHIFT]
+            numbers.computed[block] = numbers.computed.get(block, 0) + 1
+        numbers.runs[end] = end - at
+        return numbers.blocks[at]
+
+    def _make_room(self, blocks: int) -> None:
+        """Let the oldest blocks go where there would be too many."""
+        excess = sum(len(n.blocks) for n in self._known.values()) + blocks - (HELD >> SHIFT)
+        for numbers in [*self._known.values()] if excess > 0 else []:
+            for block in [*numbers.blocks][: max(0, excess)]:
+                del numbers.blocks[block]
+                excess -= 1
+
+    def _between(self, numbers: _Numbers, first: int, last: int) -> NDArray[np.float32]:
+        """The numbers of rows [first, last), float32."""
+        from clipql.storage.vectors.rowwise import distances_of_rows  # loads the compiler
+
+        x, y = (self._stores[h] for h in numbers.handles)
+        out = np.empty(last - first, np.float32)
+
+        def some(a: int, b: int) -> None:
+            at = a
+            while at < b:  # the segments of two columns need not end at the same rows
+                (_, left), (_, right) = (store.blocks(first + at, first + b)[0] for store in (x, y))
+                n = min(len(left), len(right))
+                distances_of_rows(numbers.metric, left[:n], right[:n], out[at : at + n])
+                at += n
+
+        if len(out) > 4 * BLOCK:
+            each_core(len(out), some)
+        else:
+            some(0, len(out))
+        return out

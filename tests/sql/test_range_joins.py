@@ -1,0 +1,241 @@
+"""Range joins: found by products of matrices, they give the pairs that ClickHouse gives by comparing every pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import clipql
+from clipql.index import within
+from clipql.index.within import PairsWithin, Side
+from clipql.storage.vectors import metrics
+from clipql.storage.vectors.metrics import Metric
+
+ROWS, DIMENSION = 320, 8
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
+    rng = np.random.default_rng(12)
+    pictures = rng.standard_normal((ROWS, DIMENSION)).astype(np.float32)
+    pictures[100:120] = pictures[:20]  # at distance 0
+    pictures[200:220] = pictures[20:40] + 0.02 * rng.standard_normal((20, DIMENSION)).astype(np.float32)
+    pictures[250] = 0
+    evals = np.concatenate([pictures[:12], rng.standard_normal((12, DIMENSION)).astype(np.float32)])
+    with clipql.connect(tmp_path_factory.mktemp("ranges") / "db") as opened:
+        for name, vectors in (("pictures", pictures), ("evals", evals)):
+            opened.sql(f"CREATE TABLE {name} (id UInt32, kind String, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+            values = ", ".join(f"({i}, '{'ab'[i % 2]}', {v.tolist()})" for i, v in enumerate(vectors))
+            opened.sql(f"INSERT INTO {name} VALUES {values}")
+        opened.sql("DELETE FROM pictures WHERE id % 10 = 3")
+        opened.sql("DELETE FROM evals WHERE id = 5")
+        yield opened
+
+
+JOINS = [
+    "SELECT p.id AS x, e.id AS y FROM pictures AS p JOIN evals AS e ON cosineDistance(p.v, e.v) < 0.1",
+    "SELECT p.id, e.id FROM pictures AS p INNER JOIN evals AS e ON L2Distance(e.v, p.v) <= 1.5 WHERE p.kind = 'a'",
+    "SELECT pictures.id, evals.id, L2Distance(pictures.v, evals.v) FROM pictures, evals "  # noqa: ISC004
+    "WHERE L2Distance(pictures.v, evals.v) < 1.5 AND evals.id > 7 AND pictures.kind != evals.kind",
+    "SELECT p.id AS x, e.id AS y, cosineDistance(p.v, e.v) AS d FROM pictures p CROSS JOIN evals e WHERE d < 0.2",
+    "SELECT a.id AS x, b.id AS y FROM pictures a, pictures b WHERE a.id < b.id AND cosineDistance(a.v, b.v) < 0.05",
+    "SELECT a.id AS x, b.id AS y, a.kind AS k FROM pictures AS a JOIN pictures AS b "  # noqa: ISC004
+    "ON L2SquaredDistance(a.v, b.v) < 1 AND a.id < b.id",
+    "SELECT a.id AS x, b.id AS y FROM pictures a JOIN pictures b "  # noqa: ISC004
+    "ON 1 - cosineDistance(a.v, b.v) > 0.9 WHERE a.id != b.id",
+    "SELECT p.id AS x, e.id AS y FROM pictures p JOIN evals e ON dotProduct(p.v, e.v) >= 9",
+    "SELECT e.id AS x, count() AS n, min(cosineDistance(e.v, p.v)) AS d FROM evals e JOIN pictures p "  # noqa: ISC004
+    "ON cosineDistance(e.v, p.v) < {r:Float32} GROUP BY e.id HAVING n > 1",
+    "SELECT DISTINCT p.id FROM pictures p JOIN evals e ON {r:Float32} > cosineDistance(p.v, e.v)",
+    "SELECT count() FROM pictures WHERE id NOT IN "  # noqa: ISC004
+    "(SELECT p.id FROM pictures p JOIN evals e ON cosineDistance(p.v, e.v) < 0.2)",
+    "WITH 0.2 AS r SELECT p.id AS x, length(p.v) AS n, e.v[1] AS y FROM pictures p JOIN evals e "  # noqa: ISC004
+    "ON L2Distance(p.v, e.v) < r * 5 AND cosineDistance(p.v, e.v) < 0.9",
+    "SELECT p.id AS x, e.id AS y, row_number() OVER (PARTITION BY e.id ORDER BY p.id) AS n FROM pictures p, evals e "  # noqa: ISC004
+    "WHERE cosineDistance(p.v, e.v) < 0.1",
+    "SELECT p.id AS x, e.id AS y FROM pictures p JOIN evals e ON cosineDistance(p.v, e.v) < 0",
+    "SELECT a.id AS x, b.id AS y FROM pictures a JOIN pictures b ON L2Distance(a.v, b.v) <= 0",
+]
+
+
+@pytest.mark.parametrize("statement", JOINS)
+def test_a_range_join_gives_the_pairs_of_clickhouse(db: clipql.Database, statement: str) -> None:
+    planned = db.sql(statement, r=0.15)
+    passed = db.sql(statement + " SETTINGS vector_plan = 0", r=0.15)
+    assert "range join" in [s.kind for s in planned.stats.searches]
+    assert planned.columns == passed.columns
+    assert planned.arrow().schema.types == passed.arrow().schema.types
+    assert [round_all(r) for r in sorted(planned.rows)] == [round_all(r) for r in sorted(passed.rows)]
+
+
+def round_all(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(pytest.approx(v, rel=2e-5, abs=2e-6) if isinstance(v, float) else v for v in row)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT p.id AS x, e.id AS y FROM pictures p JOIN evals e ON cosineDistance(p.v, e.v) > 0.1 WHERE p.id < 9",
+        "SELECT e.id AS x, p.id AS y FROM evals e LEFT JOIN pictures p "  # noqa: ISC004
+        "ON p.id = e.id AND cosineDistance(p.v, e.v) < 0.1",
+        "SELECT p.id AS x, e.id AS y FROM pictures p JOIN evals e ON p.id = e.id OR cosineDistance(p.v, e.v) < 0.1",
+    ],
+)
+def test_any_other_join_is_left_to_clickhouse(db: clipql.Database, statement: str) -> None:
+    planned = db.sql(statement)
+    assert "range join" not in [s.kind for s in planned.stats.searches]
+    assert sorted(planned.rows) == sorted(db.sql(statement + " SETTINGS vector_plan = 0").rows)
+
+
+@pytest.mark.parametrize("sign", ["<", "<=", ">", ">="])
+@pytest.mark.parametrize("metric", ["cosineDistance", "L2Distance", "L2SquaredDistance", "dotProduct"])
+def test_a_pair_at_the_bound_is_decided_as_clickhouse_decides(db: clipql.Database, sign: str, metric: str) -> None:
+    near = (sign[0] == ">") == (metric == "dotProduct")
+    call = f"{'' if near else '-'}{metric}(p.v, e.v)"
+    order = "DESC" if metric == "dotProduct" else ""
+    found = db.sql(
+        f"SELECT groupArray(d) FROM (SELECT {metric}(p.v, e.v) AS d FROM pictures p, evals e WHERE p.id > 120 "
+        f"ORDER BY d {order} LIMIT 200) SETTINGS vector_plan = 0"
+    ).rows[0][0]
+    for value in found[::100]:
+        condition = f"{call} {sign} toFloat32({value if near else -value!r})"
+        statement = f"SELECT p.id AS x, e.id AS y FROM pictures p JOIN evals e ON {condition}"
+        planned, passed = db.sql(statement), db.sql(statement + " SETTINGS vector_plan = 0")
+        assert [s.kind for s in planned.stats.searches] == ["range join"]
+        assert sorted(planned.rows) == sorted(passed.rows)
+
+
+def test_a_range_join_is_inserted_and_deleted_by(db: clipql.Database) -> None:
+    db.sql("CREATE TABLE copy AS SELECT * FROM pictures")
+    near = "(SELECT c.id FROM copy c JOIN evals e ON cosineDistance(c.v, e.v) < 0.05)"
+    try:
+        left = db.sql(f"SELECT count() FROM copy WHERE id NOT IN {near} SETTINGS vector_plan = 0").rows
+        db.sql(f"DELETE FROM copy WHERE id IN {near}")
+        assert db.sql("SELECT count() FROM copy").rows == left
+        assert 0 < left[0][0] < ROWS - 20
+        db.sql("CREATE TABLE pairs (a UInt32, b UInt32, d Float32) ENGINE = MergeTree ORDER BY a")
+        pairs = (
+            "SELECT a.id, b.id, L2Distance(a.v, b.v) FROM copy a, copy b WHERE a.id < b.id AND L2Distance(a.v, b.v) < 1"
+        )
+        db.sql(f"INSERT INTO pairs {pairs}")
+        assert db.sql("SELECT count() FROM pairs").rows == [(len(db.sql(f"{pairs} SETTINGS vector_plan = 0")),)]
+    finally:
+        db.sql("DROP TABLE copy")
+        db.sql("DROP TABLE IF EXISTS pairs")
+
+
+def test_explain_tells_of_a_range_join(db: clipql.Database) -> None:
+    told = [r[0] for r in db.sql("EXPLAIN " + JOINS[2]).rows]
+    assert told[0] == "Range join (L2Distance at most 1.5)"
+    assert f"  rows of: default.pictures ({ROWS} rows), v" in told
+    assert "    filter first: (evals.id > 7)" in told
+    assert "  pairs must meet: pictures.kind != evals.kind" in told
+    assert any(f"{ROWS * 24:,} pairs" in line for line in told)
+
+
+def column(x: np.ndarray[Any, Any]) -> Any:
+    """A column of vectors."""
+    largest = float(np.sqrt((x.astype(np.float64) ** 2).sum(1).max()))
+    take = lambda rows: x[rows].astype(np.float32)  # noqa: E731
+    return SimpleNamespace(rows=len(x), dimension=x.shape[1], largest=largest, take=take)
+
+
+@pytest.mark.parametrize("kind", ["clustered", "random", "of lower dimension", "of all lengths"])
+@pytest.mark.parametrize("metric", list(Metric))
+def test_bounds_by_principal_components_miss_no_pair(
+    metric: Metric, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    x, y = rng.standard_normal((2, 240, 96)).astype(np.float32)
+    if kind == "clustered":
+        x, y = (rng.standard_normal((9, 96))[rng.integers(0, 9, 240)] + 0.1 * z for z in (x, y))
+    elif kind == "of lower dimension":
+        x[:, 20:], y[:, 20:] = 0, 0
+    elif kind == "of all lengths":
+        x, y = (z * 10.0 ** rng.integers(-3, 3, (240, 1)) for z in (x, y))
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    monkeypatch.setattr(within, "SAMPLE", 30)
+    monkeypatch.setattr(within, "LEFT", 64)
+    monkeypatch.setattr(within, "RIGHT", 100)
+    every = np.stack([metrics.distances(metric, y, row) for row in x])
+    for share in (0.0005, 0.02):
+        bound = float(np.quantile(every, 1 - share if metric is Metric.DOT else share))
+        search = PairsWithin(metric, Side(column(x), 240), Side(column(y), 240), bound)
+        found = list(search.find())
+        pairs = {(int(i), int(j)) for f in found for i, j in zip(f.left, f.right, strict=True)}
+        wanted = every >= bound if metric is Metric.DOT else every <= bound
+        assert pairs >= set(zip(*(c.tolist() for c in np.nonzero(wanted)), strict=True))
+        assert sum(len(f.left) for f in found) == len(pairs)
+        assert len(pairs) - wanted.sum() <= sum(int(f.unsure.sum()) for f in found)
+        if kind == "of lower dimension" and metric is Metric.COSINE:
+            assert search.uses_components == (share == 0.0005)
+
+
+def test_pairs_of_a_column_with_itself_are_found_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(within, "LEFT", 64)
+    monkeypatch.setattr(within, "RIGHT", 150)
+    x = column(np.random.default_rng(1).standard_normal((400, 6)).astype(np.float32))
+    found = list(PairsWithin(Metric.COSINE, Side(x, 400), Side(x, 400), 0.2).find())
+    pairs = [(int(i), int(j)) for f in found for i, j in zip(f.left, f.right, strict=True)]
+    every = np.stack([metrics.distances(Metric.COSINE, x.take(np.arange(400)), row) for row in x.take(np.arange(400))])
+    assert sorted(pairs) == sorted(zip(*(c.tolist() for c in np.nonzero(every <= 0.2)), strict=True))
+
+
+NEAR_ANY = [
+    ("nearAny(v, (SELECT v FROM evals), 'cosineDistance', 0.1)", "cosineDistance(v, x) < 0.1", "1"),
+    (
+        "nearAny(v, (SELECT e.v FROM evals AS e WHERE e.id > 6), 'L2Distance', {r:Float32} * 9)",
+        "L2Distance(v, x) < 1.35",
+        "id > 6",
+    ),
+    (
+        "NOT nearAny(pictures.v, (SELECT v FROM evals WHERE kind = 'a'), 'dotProduct', 8)",
+        "dotProduct(v, x) > 8",
+        "kind = 'a'",
+    ),
+    (
+        "nearAny(v, (SELECT arrayMap(y -> -y, v) FROM evals), 'L2Distance', 2)",
+        "L2Distance(v, arrayMap(y -> -y, x)) < 2",
+        "1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("condition", "plain", "where"), NEAR_ANY)
+def test_rows_near_any_of_some_vectors_are_those_of_clickhouse(
+    db: clipql.Database, condition: str, plain: str, where: str
+) -> None:
+    wanted = f"arrayExists(x -> {plain}, (SELECT groupArray(v) FROM evals WHERE {where}))"
+    if condition.startswith("NOT"):
+        wanted = f"NOT {wanted}"
+    alone = db.sql(f"SELECT id FROM pictures WHERE {wanted} ORDER BY id SETTINGS vector_plan = 0").rows
+    assert 0 < len(alone) < ROWS * 0.9
+    statement = f"SELECT id FROM pictures WHERE {condition} AND id >= 0 ORDER BY id"
+    found = db.sql(statement, r=0.15)
+    assert found.rows == alone == db.sql(statement + " SETTINGS vector_plan = 0", r=0.15).rows
+    assert ("range join" in [s.kind for s in found.stats.searches]) == ("arrayMap" not in condition)
+    db.sql("CREATE TABLE copy AS SELECT * FROM pictures")
+    try:
+        db.sql(f"DELETE FROM copy WHERE {condition.replace('pictures.', 'copy.')}", r=0.15)
+        kept = "SELECT id FROM pictures WHERE id NOT IN {ids:Array(UInt32)} ORDER BY id"
+        assert db.sql("SELECT id FROM copy ORDER BY id").rows == db.sql(kept, ids=[row[0] for row in alone]).rows
+    finally:
+        db.sql("DROP TABLE copy")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("nearAny(v, (SELECT v FROM evals), 0.1)", "nearAny has 3 arguments"),
+        ("nearAny(kind, (SELECT v FROM evals), 'L2Distance', 0.1)", "kind is not plainly a vector column"),
+        ("nearAny(v, (SELECT v FROM evals), 'manhattan', 0.1)", "'manhattan' is no distance"),
+        ("nearAny(v, [1, 2], 'L2Distance', 0.1)", "not a SELECT in brackets"),
+    ],
+)
+def test_near_any_says_how_it_is_used(db: clipql.Database, call: str, message: str) -> None:
+    with pytest.raises(clipql.ClipqlError, match=message):
+        db.sql(f"SELECT id FROM pictures WHERE {call}")

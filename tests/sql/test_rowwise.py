@@ -1,0 +1,234 @@
+"""Distances of two vector columns of a row: wherever they are written, they give what ClickHouse gives alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import clipql
+from clipql.storage.vectors import metrics, rowwise
+from clipql.storage.vectors.metrics import Metric
+from clipql.tables import computed
+
+ROWS, DIMENSION = 3_000, 8
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
+    rng = np.random.default_rng(5)
+    a = rng.standard_normal((ROWS, DIMENSION)).astype(np.float16).astype(np.float32)
+    b = (a + rng.standard_normal((ROWS, DIMENSION))).astype(np.float32)  # of which float16 would lose digits
+    c = (a + rng.standard_normal((ROWS, DIMENSION))).astype(np.float16).astype(np.float32)
+    c[::9] = 0
+    with clipql.connect(tmp_path_factory.mktemp("rowwise") / "db") as opened:
+        opened.sql(
+            "CREATE TABLE t (id UInt32, url String, k UInt8, score Float32, a Array(Float32), b Array(Float32), "
+            "c Array(Float32)) ENGINE = MergeTree ORDER BY id"
+        )
+        for part in (slice(0, 1_000), slice(1_000, 1_001), slice(1_001, ROWS)):
+            rows = (
+                f"({i}, 'http://{'ab'[i % 2]}.org/{i}', {i % 5}, 0, {a[i].tolist()}, {b[i].tolist()}, {c[i].tolist()})"
+                for i in range(ROWS)[part]
+            )
+            opened.sql("INSERT INTO t VALUES " + ", ".join(rows))
+        opened.sql("DELETE FROM t WHERE id % 11 = 5")
+        opened.sql("CREATE TABLE names (id UInt32, name String) ENGINE = Memory")
+        opened.sql("INSERT INTO names SELECT number * 3, toString(number) FROM numbers(500)")
+        yield opened
+
+
+STATEMENTS = [
+    "SELECT avg(cosineDistance(a, b)), max(L2Distance(a, c)), min(dotProduct(b, c)) FROM t",
+    "SELECT sum(L2SquaredDistance(c, a)) FROM t",
+    "SELECT id, cosineDistance(a, b), L2Distance(t.a, default.t.c) AS l FROM t ORDER BY id",
+    "SELECT id, cosineDistance(a, c) FROM t WHERE k = 1 ORDER BY id",  # NaN, of zero vectors
+    "SELECT domain(url) AS d, count(), round(avg(cosineDistance(a, b)), 3) FROM t GROUP BY d ORDER BY d",
+    "SELECT round(cosineDistance(a, b), 1) AS bin, count() FROM t GROUP BY bin ORDER BY bin",
+    "SELECT cosineDistance(a, b) < 0.2 AS near, count() FROM t GROUP BY near HAVING count() > 3 ORDER BY near",
+    "SELECT id FROM t ORDER BY cosineDistance(a, b) LIMIT 7",
+    "SELECT id, dotProduct(a, b) AS d FROM t WHERE id > 40 ORDER BY d DESC, id LIMIT 7 OFFSET 2",
+    "SELECT id FROM t WHERE distanceL2(a, b) < 2.5 AND k != 2 ORDER BY id",
+    "SELECT id FROM t PREWHERE cosineDistance(a, b) < 0.2 WHERE k = 2 ORDER BY id",
+    "SELECT id, 1 - cosineDistance(a, b) AS similarity FROM t WHERE similarity >= 0.8 ORDER BY id",
+    "SELECT id FROM t WHERE NOT cosineDistance(a, b) > 0.2 OR id = 7 ORDER BY id",
+    "SELECT id FROM t WHERE cosineDistance(a, b) BETWEEN 0.1 AND 0.3 ORDER BY id",
+    "WITH cosineDistance(a, b) AS d SELECT count() FROM t WHERE d < 0.3",
+    "WITH 0.3 AS limit SELECT countIf(cosineDistance(a, b) < limit), quantileExact(0.5)(cosineDistance(b, a)) FROM t",
+    "SELECT count() FROM (SELECT id, cosineDistance(a, b) AS d FROM t) WHERE d < 0.3",
+    "SELECT sum(s) FROM (SELECT sum(cosineDistance(a, b)) AS s FROM t GROUP BY k)",
+    "SELECT * FROM (SELECT id, cosineDistance(a, b) FROM t ORDER BY id LIMIT 3)",
+    "SELECT count() FROM names WHERE id IN (SELECT id FROM t WHERE cosineDistance(a, b) < 0.3)",
+    "SELECT n.name, cosineDistance(t.a, t.b) AS d FROM t INNER JOIN names AS n ON n.id = t.id WHERE d < 0.4 "  # noqa: ISC004
+    "ORDER BY n.name",
+    "SELECT id FROM t WHERE cosineDistance(a, b) < 0.5 ORDER BY L2Distance(a, {q:Array(Float32)}) LIMIT 5",
+    "SELECT id, cosineDistance(a, b) AS d FROM t ORDER BY L2Distance(a, {q:Array(Float32)}) LIMIT 5",
+    "SELECT id FROM t WHERE cosineDistance(a, b) < 0.05 UNION DISTINCT "  # noqa: ISC004
+    "(SELECT id FROM t WHERE cosineDistance(a, c) < 0.1 ORDER BY id)",
+    "SELECT id, rank() OVER (PARTITION BY k ORDER BY cosineDistance(a, b)) AS r FROM t ORDER BY id",
+    "SELECT DISTINCT cosineDistance(a, b) < 0.5 FROM t ORDER BY 1",
+    "SELECT k, argMin(id, cosineDistance(a, b)) FROM t GROUP BY k ORDER BY k LIMIT 3 SETTINGS max_threads = 2",
+]
+
+
+def alike(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=2e-5, abs_tol=2e-5)
+    return bool(one == other)
+
+
+def agree(db: clipql.Database, statement: str) -> list[str]:
+    """Compare with ClickHouse alone, and return the kinds of steps."""
+    given = {"q": np.linspace(-1, 1, DIMENSION).astype(np.float32)}
+    planned = db.sql(statement, **given)
+    alone = " ".join(statement.split(" SETTINGS ")[0:1]) + " SETTINGS vector_plan = 0"
+    passed = db.sql(alone, **given)
+    assert not passed.stats.searches
+    assert planned.arrow().schema == passed.arrow().schema
+    order = sorted if " UNION " in statement else list
+    rows = zip(order(planned.rows), order(passed.rows), strict=True)
+    assert all(alike(x, y) for one, other in rows for x, y in zip(one, other, strict=True)), statement
+    return [s.kind for s in planned.stats.searches]
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_distances_of_rows_are_those_of_clickhouse(db: clipql.Database, statement: str) -> None:
+    assert "distances of rows" in agree(db, statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT id, arrayMap(a -> cosineDistance(a, b), [b]) AS d FROM t ORDER BY id LIMIT 3",
+        "SELECT n.id, cosineDistance(t.a, t.b) AS d FROM names n LEFT JOIN t ON t.id = n.id ORDER BY n.id LIMIT 9",
+        "SELECT b AS a, cosineDistance(a, b) AS d FROM t ORDER BY id LIMIT 3",
+        "SELECT id, cosineDistance(any(a), any(b)) AS d FROM t GROUP BY id ORDER BY id LIMIT 3",
+    ],
+)  # fmt: skip
+def test_what_may_mean_something_else_is_left_to_clickhouse(db: clipql.Database, statement: str) -> None:
+    assert "distances of rows" not in agree(db, statement)
+
+
+def test_vectors_that_are_grouped_by_are_compared_by_clickhouse(db: clipql.Database) -> None:
+    statement = "SELECT cosineDistance(a, b) AS d, count() FROM t GROUP BY a, b ORDER BY d LIMIT 5"
+    agree(db, statement)
+
+
+@pytest.mark.parametrize("sign", ["<", "<=", ">", ">=", "=", "!="])
+@pytest.mark.parametrize("metric", ["cosineDistance", "L2Distance", "L2SquaredDistance", "dotProduct"])
+def test_a_row_at_the_bound_is_decided_as_clickhouse_decides(db: clipql.Database, sign: str, metric: str) -> None:
+    call = f"{metric}(a, b)"
+    at = db.sql(f"SELECT groupArray(d) FROM (SELECT {call} AS d FROM t ORDER BY id LIMIT 20) SETTINGS vector_plan = 0")
+    for value in at.rows[0][0][::3]:
+        for condition in (f"{call} {sign} toFloat32({value!r})", f"toFloat32({value!r}) {sign} {call}"):
+            agree(db, f"SELECT count() FROM t WHERE {condition}")
+        agree(db, f"SELECT count() FROM (SELECT 2 * {call} AS d FROM t WHERE d {sign} 2 * toFloat32({value!r}))")
+
+
+def test_distances_are_written_into_tables(db: clipql.Database) -> None:
+    db.sql("CREATE TABLE copy AS t")
+    try:
+        db.sql(
+            "INSERT INTO copy SELECT id, url, k, cosineDistance(a, b), a, b, c FROM t WHERE cosineDistance(a, b) < 0.5"
+        )
+        wrong = "countIf(abs(score - cosineDistance(a, b)) > 1e-5)"
+        assert db.sql(f"SELECT count() > 100, {wrong} FROM copy SETTINGS vector_plan = 0").rows == [(1, 0)]
+        db.sql("ALTER TABLE copy UPDATE score = 10 + L2Distance(a, b) WHERE cosineDistance(a, b) < 0.2")
+        wrong = (
+            "countIf(abs(score - (if(cosineDistance(a, b) < 0.2, 10 + L2Distance(a, b), cosineDistance(a, b)))) > 1e-4)"
+        )
+        assert db.sql(f"SELECT count() > 100, {wrong} FROM copy SETTINGS vector_plan = 0").rows == [(1, 0)]
+        left = db.sql(
+            "SELECT count() FROM copy WHERE NOT (cosineDistance(a, b) < 0.2 AND k = 3) SETTINGS vector_plan = 0"
+        )
+        db.sql("DELETE FROM copy WHERE cosineDistance(a, b) < 0.2 AND k = 3")
+        assert db.sql("SELECT count() FROM copy").rows == left.rows
+        q = {"q": np.linspace(-1, 1, DIMENSION).astype(np.float32)}
+        left = db.sql(
+            "SELECT count() FROM copy WHERE NOT L2Distance(a, {q:Array(Float32)}) < 4 SETTINGS vector_plan = 0", **q
+        )
+        db.sql("DELETE FROM copy WHERE L2Distance(a, {q:Array(Float32)}) < 4", **q)
+        assert db.sql("SELECT count() FROM copy").rows == left.rows
+        assert left.rows[0][0] > 10
+    finally:
+        db.sql("DROP TABLE copy")
+
+
+def test_rows_that_are_named_in_a_table_of_ours_leave_nothing_behind(db: clipql.Database) -> None:
+    db.sql("CREATE TABLE many AS SELECT id, a, b FROM t")
+    try:
+        db.sql("DELETE FROM many WHERE cosineDistance(a, b) >= 0")
+        assert db.sql("SELECT count() FROM many").rows == [(0,)]
+        helpers = db.sql("SELECT count() FROM system.tables WHERE database = 'clipql_internal' AND name LIKE 'rows %'")
+        assert helpers.rows == [(0,)]
+    finally:
+        db.sql("DROP TABLE many")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT avg(cosineDistance(a, b)) FROM t",
+        "DELETE FROM t WHERE cosineDistance(a, b) < 0.1",
+        "ALTER TABLE t UPDATE score = cosineDistance(a, b) WHERE k = 1",
+    ],
+)
+def test_explain_tells_how_distances_of_rows_are_computed(db: clipql.Database, statement: str) -> None:
+    told = [row[0] for row in db.sql("EXPLAIN " + statement).rows]
+    assert told[0] == "Distances of two columns of each row"
+    assert f"  cosineDistance(a, b) of default.t ({ROWS:,} rows)" in told
+    assert told[-1] == "  speed: about 2,500,000 rows of two vectors of 512 numbers a second"
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("one", [np.float16, np.float32])
+@pytest.mark.parametrize("other", [np.float16, np.float32])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e25])
+def test_kernels_agree_with_the_formula(metric: Metric, one: type, other: type, scale: float) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((50, 33)).astype(one)
+    y = (rng.standard_normal((50, 33)) * (scale if other is np.float32 else 1)).astype(other)
+    x[7] = 0
+    for first, second in ((x, y), (y, x)):
+        out = np.empty(50, np.float32)
+        rowwise.distances_of_rows(metric, first, second, out)
+        expected = [metrics.distances(metric, first[i : i + 1], second[i].astype(np.float64))[0] for i in range(50)]
+        with np.errstate(over="ignore"):
+            rounded = np.array(expected).astype(np.float32)
+        np.testing.assert_allclose(out, rounded, rtol=1e-4, atol=2e-5 * min(1, scale) + 1e-22)
+
+
+def test_memory_is_bounded_whatever_is_asked_for_in_whatever_order(
+    db: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = db.registry.find(None, "t")
+    assert table is not None
+    columns = [db.registry.handle(table, c) for c in table.columns]
+    name = computed.name_of(Metric.L2, (columns[0], columns[1]))
+    monkeypatch.setattr(computed, "HELD", 2 * computed.BLOCK)
+    numbers = computed.Computed(db.registry._stores)
+    x, y = db.registry.store(table, "a"), db.registry.store(table, "b")
+    every = np.arange(ROWS)
+    expected = np.sqrt(((x.take(every).astype(np.float64) - y.take(every)) ** 2).sum(1))
+    for row in (*range(ROWS), *np.random.default_rng(0).permutation(ROWS).tolist()):
+        assert math.isclose(numbers.number(name, row), expected[row], rel_tol=1e-5)
+        assert sum(len(n.blocks) for n in numbers._known.values()) <= 2
+    with pytest.raises(IndexError):
+        numbers.number(name, ROWS)
+
+
+def test_numbers_of_rows_that_were_replaced_are_computed_anew(db: clipql.Database) -> None:
+    db.sql("CREATE TABLE again (id UInt32, a Array(Float32), b Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    try:
+        for value in (1.0, 3.0):
+            db.sql(f"INSERT INTO again VALUES (1, [0, 0], [0, {value}]), (2, [0, 0], [0, {2 * value}])")
+            assert db.sql("SELECT sum(L2Distance(a, b)) FROM again").rows == [(3 * value,)]
+            db.sql("TRUNCATE TABLE again")
+        db.sql("INSERT INTO again VALUES (1, [0], [5])")
+        db.sql("INSERT INTO again VALUES (2, [0], [6])")
+        assert db.sql("SELECT sum(L2Distance(a, b)) FROM again").rows == [(11.0,)]
+    finally:
+        db.sql("DROP TABLE again")
