@@ -313,7 +313,7 @@ class Database:
 
             return ingest_files(self, sources, table=table, **options)
         if options.pop("skip_bad", False):
-            raise IngestError("skip_bad is for files whose rows hold their vectors, and these are LAION parts: leave it out")
+            raise IngestError("skip_bad is for files whose rows hold their vectors; these are LAION parts")
         return ingest(self, source, table=table, **options)
 
     def vectors(self, table: str, column: str = "image_embedding", where: str | None = None) -> Iterator[VectorBlock]:

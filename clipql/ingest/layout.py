@@ -101,7 +101,8 @@ def find_parts(sources: Sequence[str | os.PathLike[str]], numbers: frozenset[int
         wanted = "" if numbers is None else f" with the numbers {', '.join(map(str, sorted(numbers)[:10]))}"
         raise IngestError(
             f"no parts{wanted} in {', '.join(map(str, sources))}: expected metadata_N.parquet with img_emb_N.npy or "
-            "text_emb_N.npy, side by side or in folders metadata/, img_emb/ and text_emb/"
+            "text_emb_N.npy, side by side or in folders metadata/, img_emb/ and text_emb/; or files whose rows hold "
+            "their vectors (.parquet, .arrow, .feather, .jsonl, .csv)"
         )
     return parts
 
@@ -113,7 +114,8 @@ def _parts_of(source: Path, numbers: frozenset[int] | None) -> list[PartFiles]:
         match = _NAME.match(source.name)
         if not match:
             raise IngestError(
-                f"{source} is not named like a file of a part: metadata_N.parquet, img_emb_N.npy or text_emb_N.npy"
+                f"{source} is not named like a file of a part: metadata_N.parquet, img_emb_N.npy or text_emb_N.npy; "
+                "nor like one whose rows hold their vectors: .parquet, .arrow, .feather, .jsonl or .csv"
             )
         folder = (
             source.parent.parent

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clipql.storage.vectors import kernels
 from clipql.storage.vectors.segments import BLOCK_BYTES, LONGEST
 
+_ALIKE = 0.9  # of the lists of a column that are taken for vectors
 _KINDS = "float16, float32, float64 or integers of 8 or 16 bits"
 
 
@@ -58,9 +59,10 @@ def dimension_of(column: pa.Array) -> int | None:
 
 
 def have_one_length(column: pa.Array) -> bool:
-    """Whether the lists that are there are as long as each other, and have more than one number."""
-    lengths = pc.unique(pc.drop_null(pc.list_value_length(column))).to_pylist()
-    return len(lengths) == 1 and lengths[0] > 1
+    """Whether the lists that are there are as long as each other, but for a few, and have more than one number."""
+    lengths = pc.drop_null(pc.list_value_length(column)).to_numpy()
+    found = dimension_of(column) or 0
+    return found > 1 and bool(np.mean(lengths == found) >= _ALIKE)
 
 
 def vectors_of(column: pa.Array, dimension: int) -> Vectors:
