@@ -37,6 +37,8 @@ class Incoming(Brief):
 
 def column_types(engine: Engine, path: Path, schema: pa.Schema) -> dict[str, str]:
     """ClickHouse's types for the columns of a file, by name, in the file's order. Raises IngestError."""
+    if not schema.names:  # ClickHouse takes no file without columns
+        return {}
     # an empty file of the same columns, in the statement itself: file() would take { and * in the path as wildcards
     sink = pa.BufferOutputStream()
     try:
