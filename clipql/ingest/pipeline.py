@@ -305,7 +305,7 @@ class _OnePart:
         path, row, read = self._part.files.metadata, 0, 0
         groups = nested(self._part.schema)
         try:
-            with pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as file:
+            with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(BATCH_ROWS):
                     check_nested(path, batch, read, groups)
                     read, batch = read + batch.num_rows, self._without_gaps(batch, read)

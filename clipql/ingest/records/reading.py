@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from clipql.ingest.layout import DAMAGED
 from clipql.ingest.records.sources import ARROW, JSON, PARQUET, STREAM, TEXT_BLOCK, RecordFile, csv_reader
 from clipql.storage.vectors import segments
 from clipql.storage.vectors.segments import ArrayFile
+
+_LET_GO = 64 << 20  # bytes of a mapped file
 
 
 def read_group(file: RecordFile, group: int, vectors: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
@@ -49,11 +52,12 @@ def read_group(file: RecordFile, group: int, vectors: Sequence[str], rows: int) 
 def _batches(file: RecordFile, group: int, vectors: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
     path = str(file.path)
     if file.form == PARQUET:
-        with pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as parquet:
+        # what is buffered before is a whole row group
+        options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
+        with pq.ParquetFile(path, **options) as parquet:
             yield from parquet.iter_batches(rows, row_groups=[group], use_threads=False)
     elif file.form == ARROW:
-        with pa.memory_map(path) as mapped, pa.ipc.open_file(mapped) as arrow:
-            yield arrow.get_batch(group)
+        yield from _mapped(path, group, rows)
     elif file.form == STREAM:
         with pa.OSFile(path, "rb") as plain, pa.ipc.open_stream(plain) as stream:
             yield from stream
@@ -64,6 +68,18 @@ def _batches(file: RecordFile, group: int, vectors: Sequence[str], rows: int) ->
         with csv_reader(file.path, kinds) as reader:
             for batch in reader:
                 yield _with_parsed(batch, vectors)
+
+
+def _mapped(path: str, group: int, rows: int) -> Iterator[pa.RecordBatch]:
+    """A record batch in pieces; pages that were read are let go, so that one as large as its file takes no memory."""
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    whole = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).get_batch(group)
+    piece = max(1, whole.nbytes // max(1, whole.num_rows)) * rows
+    for number, start in enumerate(range(0, whole.num_rows, rows)):
+        yield whole.slice(start, rows)
+        if number % max(1, _LET_GO // piece) == 0:
+            mapped.madvise(mmap.MADV_DONTNEED)  # which are read once more where they are still in use
 
 
 def _own_fields(file: RecordFile) -> list[pa.Field]:
