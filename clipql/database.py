@@ -19,7 +19,7 @@ from clipql.encode.service import Encoders
 from clipql.engine.embedded import Engine
 from clipql.engine.python_values import needs_types
 from clipql.engine.quoting import quote_name
-from clipql.errors import IngestError, QueryError, UnknownTable, VectorError
+from clipql.errors import QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
 from clipql.sql import old_views
 from clipql.sql.outputs import Progress
@@ -297,24 +297,12 @@ class Database:
         files whose rows hold their vectors: Parquet, Arrow, JSON lines, CSV.
 
         See `clipql.ingest.pipeline.ingest` for the options and what is returned, `clipql.ingest.stream.ingest_from` for
-        those of an address, `clipql.ingest.records.taking.ingest_files` for those of files with vectors.
+        those of an address, `clipql.ingest.records.taking.ingest_files` for those of files with vectors,
+        `clipql.ingest.records.adding.add_column` for those of files that fill a new column of a table (add_column).
         """
-        from clipql.ingest.fetch.source import is_address
-        from clipql.ingest.pipeline import ingest
-        from clipql.ingest.records.sources import are_records
+        from clipql.ingest.routing import take_in
 
-        if isinstance(source, str) and is_address(source):
-            from clipql.ingest.stream import ingest_from
-
-            return ingest_from(self, source, table=table, **options)
-        sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-        if options.get("vector_column") or are_records(sources):
-            from clipql.ingest.records.taking import ingest_files
-
-            return ingest_files(self, sources, table=table, **options)
-        if options.pop("skip_bad", False):
-            raise IngestError("skip_bad is for files whose rows hold their vectors; these are LAION parts")
-        return ingest(self, source, table=table, **options)
+        return take_in(self, source, table, options)
 
     def vectors(self, table: str, column: str = "image_embedding", where: str | None = None) -> Iterator[VectorBlock]:
         """The vectors of a column, in blocks that are mapped, with their row numbers; rows that were deleted, or do not

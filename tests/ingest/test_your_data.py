@@ -29,6 +29,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
     captions = [f"row {i}" for i in range(ROWS)]
     rows = pa.table({"caption": captions, "vector": list(vectors)})
     pq.write_table(rows, folder / "photos.parquet")
+    ids = pa.array(range(ROWS - 1, -1, -1), pa.uint64())
+    pq.write_table(pa.table({"id": ids, "emb": list(vectors)}), folder / "siglip.parquet")
     pq.write_table(pa.table({"image_emb": list(vectors), "text_emb": list(-vectors)}), folder / "two.parquet")
     pa.csv.write_csv(rows.drop_columns("vector"), folder / "rows.csv")
     np.save(folder / "vectors.npy", vectors)

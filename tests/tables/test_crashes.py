@@ -73,6 +73,10 @@ def ingest_one(db: clipql.Database, parts: Path) -> object:
     return db.ingest(parts, table="laion", parts="0")
 
 
+def fill_a_column(db: clipql.Database, parts: Path) -> object:
+    return db.ingest(parts / "rows", table="t", add_column="more", vector_column="v")
+
+
 OPERATIONS = [
     Operation("insert", three_rows, sql("INSERT INTO t " + ROWS.format(3, 4))),
     Operation("insert values", three_rows, sql("INSERT INTO t VALUES (9, 'nine', [9, 1, 2, 3], [9, -1, 0.5])")),
@@ -81,6 +85,7 @@ OPERATIONS = [
     Operation("ingest into a new table", sql(), ingest_one),
     Operation("ingest into a table", ingest_one, ingest),
     Operation("ingest of files with vectors", sql(), ingest_files),
+    Operation("fill a new vector column", three_rows, fill_a_column),
     Operation("create", sql(), sql(TABLE)),
     Operation("create as select", three_rows, sql("CREATE TABLE u ENGINE = MergeTree ORDER BY id AS SELECT * FROM t")),
     Operation("drop", three_rows, sql("DROP TABLE t")),

@@ -45,6 +45,14 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--skip-bad-rows", action="store_true", help="leave out, and count, rows that have no usable vector"
     )
+    group.add_argument(
+        "--add-column",
+        metavar="NAME",
+        help="add a vector column to a table that has rows, with one vector of the files for each, in their order",
+    )
+    group.add_argument(
+        "--by", metavar="COLUMN", help="of --add-column: a column of both, which says which vector is whose"
+    )
     group = made.add_argument_group(
         "parts from elsewhere", "Each is fetched, taken in and freed: all need the room of a few. --parts is needed."
     )
@@ -74,6 +82,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"left out: {printable(row)}", file=sys.stderr)
     if more := report.rows_left_out - len(report.left_out) if report.left_out else 0:
         print(f"left out: {counted(more, 'more row')}", file=sys.stderr)
+    if arguments.add_column:
+        rest = (
+            f"; {counted(report.rows_left_out, 'row')} of the files are not in the table"
+            if report.rows_left_out
+            else ""
+        )
+        print(f"{arguments.add_column} of {arguments.table} has a vector for each of its {report.rows:,} rows{rest}")
+        return 0
     if report.rows_left_out and not report.left_out:
         left = "1 row has" if report.rows_left_out == 1 else f"{report.rows_left_out:,} rows have"
         print(f"{left} an error in place of vectors and {'was' if report.rows_left_out == 1 else 'were'} left out")
@@ -94,6 +110,8 @@ def _take(arguments: argparse.Namespace, db: Database, display: IngestDisplay) -
         "link": arguments.link,
         "vector_column": arguments.vector_column,
         "skip_bad": arguments.skip_bad_rows,
+        "add_column": arguments.add_column,
+        "by": arguments.by,
     }
     report: IngestReport = db.ingest(
         arguments.sources,

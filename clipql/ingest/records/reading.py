@@ -22,16 +22,20 @@ from clipql.storage.vectors.segments import ArrayFile
 _LET_GO = 64 << 20  # bytes of a mapped file
 
 
-def read_group(file: RecordFile, group: int, vectors: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-    """The rows of a group, at most `rows` at a time. vectors: columns that hold vectors, also where they are text.
+def read_group(
+    file: RecordFile, group: int, vectors: Sequence[str], rows: int, only: str | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a group, at most `rows` at a time. vectors: columns that hold vectors, also where they are text;
+    only: a column of the file, where others are not needed.
 
     Raises IngestError, naming the file and the row up to which it could be read.
     """
     own = [v for v in vectors if file.beside is None or v != file.beside_name]
-    beside = _Beside(file.beside, sum(n or 0 for n in file.groups[:group])) if file.beside else None
+    before = sum(n or 0 for n in file.groups[:group])
+    beside = _Beside(file.beside, before) if file.beside and only in (None, file.beside_name) else None
     read = 0
     try:
-        for whole in _batches(file, group, own, rows):
+        for whole in _batches(file, group, own, rows, only):
             for start in range(0, whole.num_rows, rows):
                 batch = whole.slice(start, rows)
                 if beside:
@@ -49,13 +53,16 @@ def read_group(file: RecordFile, group: int, vectors: Sequence[str], rows: int) 
         beside.check_end(file)
 
 
-def _batches(file: RecordFile, group: int, vectors: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+def _batches(
+    file: RecordFile, group: int, vectors: Sequence[str], rows: int, only: str | None
+) -> Iterator[pa.RecordBatch]:
     path = str(file.path)
     if file.form == PARQUET:
         # what is buffered before is a whole row group
         options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
         with pq.ParquetFile(path, **options) as parquet:
-            yield from parquet.iter_batches(rows, row_groups=[group], use_threads=False)
+            columns = None if only is None else [only]
+            yield from parquet.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
     elif file.form == ARROW:
         yield from _mapped(path, group, rows)
     elif file.form == STREAM:
