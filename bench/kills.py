@@ -35,6 +35,7 @@ VERBS = {
     "insert": 6,
     "big insert": 1,
     "ingest": 3,
+    "file": 3,
     "delete": 3,
     "optimise": 1,
     "merge": 1,
@@ -64,7 +65,7 @@ class Model:
     def after(self, step: dict[str, Any]) -> Model:
         """What must be there once a step is done."""
         done = Model(set(self.rows), self.table, self.next, self.part, self.other)
-        if step["verb"] in ("insert", "big insert", "ingest"):
+        if step["verb"] in ("insert", "big insert", "ingest", "file"):
             done.rows |= set(range(step["first"], step["first"] + step["rows"]))
         elif step["verb"] == "delete":
             done.rows = {i for i in self.rows if i % 37 != step["rest"]}
@@ -84,8 +85,9 @@ def plan(model: Model, luck: random.Random) -> dict[str, Any]:
     """The next step."""
     verb = luck.choices(list(VERBS), list(VERBS.values()))[0]
     step: dict[str, Any] = {"verb": verb}
-    if verb in ("insert", "big insert", "ingest"):
-        rows = {"insert": luck.randint(1, 300), "big insert": 60_000, "ingest": luck.randint(50, 2000)}[verb]
+    if verb in ("insert", "big insert", "ingest", "file"):
+        sizes = {"insert": (1, 300), "big insert": (60_000, 60_000), "ingest": (50, 2000), "file": (50, 60_000)}
+        rows = luck.randint(*sizes[verb])
         step |= {"first": model.next, "rows": rows, "part": model.part}
     elif verb == "delete":
         step["rest"] = luck.randrange(37)
@@ -110,6 +112,11 @@ def carry_out(db: clipql.Database, model: Model, step: dict[str, Any], work: Pat
             pa.table({"id": ids, "caption": [str(i) for i in ids]}), work / f"metadata_{step['part']}.parquet"
         )
         db.ingest(work, table=table, parts=str(step["part"]))
+    elif verb == "file":
+        ids = np.arange(step["first"], step["first"] + step["rows"])
+        rows = {"id": ids, "caption": [str(i) for i in ids], "image_embedding": list(vectors(ids))}
+        pq.write_table(pa.table(rows), work / f"rows_{step['part']}.parquet")
+        db.ingest(work / f"rows_{step['part']}.parquet", table=table)
     elif verb == "delete":
         db.sql(f"DELETE FROM {table} WHERE id % 37 = {step['rest']}")
     elif verb == "optimise":

@@ -293,20 +293,16 @@ class Database:
     def ingest(
         self, source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, table: str = "laion", **options: Any
     ) -> Any:
-        """Take LAION parts in, from folders, files, or an address such as 'https://host/laion400m' or 's3://…'.
+        """Take LAION parts in, from folders, files, or an address such as 'https://host/laion400m' or 's3://…', or
+        files whose rows hold their vectors: Parquet, Arrow, JSON lines, CSV.
 
         See `clipql.ingest.pipeline.ingest` for the options and what is returned, `clipql.ingest.stream.ingest_from` for
-        those of an address.
+        those of an address, `clipql.ingest.records.taking.ingest_files` for those of files with vectors,
+        `clipql.ingest.records.adding.add_column` for those of files that fill a new column of a table (add_column).
         """
-        from clipql.ingest.fetch.source import is_address
-        from clipql.ingest.pipeline import ingest
+        from clipql.ingest.routing import take_in
 
-        if isinstance(source, str) and is_address(source):
-            from clipql.ingest.stream import ingest_from
-
-            return ingest_from(self, source, table=table, **options)
-
-        return ingest(self, source, table=table, **options)
+        return take_in(self, source, table, options)
 
     def vectors(
         self,

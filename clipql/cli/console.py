@@ -202,7 +202,8 @@ class IngestDisplay:
         elif progress.finished:
             rows = counted(progress.rows_done - self._at_part, "row")
             what = "already there, skipped" if progress.skipped else rows
-            self._stream.write(f"part {progress.part} ({progress.part_number} of {progress.parts}): {what}\n")
+            which = f"{progress.unit} {progress.part} ({progress.part_number} of {progress.parts})"
+            self._stream.write(f"{which}: {what}\n")
             self._stream.flush()
         if progress.finished:
             self._at_part = progress.rows_done
@@ -245,7 +246,7 @@ class IngestDisplay:
 
     def _bar(self, progress: IngestProgress) -> None:
         taken = progress.rows_done - self._skipped
-        text = f"part {progress.part} ({progress.part_number} of {progress.parts})  {progress.rows_done:,}"
+        text = f"{progress.unit} {progress.part} ({progress.part_number} of {progress.parts})  {progress.rows_done:,}"
         text += f" of {progress.rows_total:,} rows"
         if taken and progress.seconds > 0:
             speed = taken / progress.seconds
@@ -273,8 +274,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-def ingest_summary(rows: int, parts_taken: int, parts_skipped: int, seconds: float) -> str:
+def ingest_summary(rows: int, parts_taken: int, parts_skipped: int, seconds: float, unit: str = "part") -> str:
     """`300,000 rows in 2 parts, 1 skipped, 1.2 s (250,000 rows/s)`."""
     skipped = f", {parts_skipped:,} skipped" if parts_skipped else ""
     took = f"{seconds:.1f} s ({rows / max(seconds, 1e-9):,.0f} rows/s)"
-    return f"{counted(rows, 'row')} in {counted(parts_taken, 'part')}{skipped}, {took}"
+    return f"{counted(rows, 'row')} in {counted(parts_taken, unit)}{skipped}, {took}"

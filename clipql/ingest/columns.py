@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipql.brief import Brief
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import IngestError, QueryError
@@ -21,55 +23,66 @@ from clipql.tables.registry import INTERNAL
 _FLOATS = {"Float32", "Float64", "BFloat16"}
 
 
-def column_types(engine: Engine, part: CheckedPart) -> dict[str, str]:
-    """ClickHouse's types for the columns of a part's metadata, by name, in the file's order."""
+@dataclass(frozen=True, repr=False)
+class Incoming(Brief):
+    """What is compared with a table. name: of all its files together; schema: of the columns that are no vectors;
+    vectors: of each vector column the file and how many numbers a vector has.
+    """
+
+    path: Path
+    name: str
+    schema: pa.Schema
+    vectors: Mapping[str, tuple[Path, int]]
+
+
+def column_types(engine: Engine, path: Path, schema: pa.Schema) -> dict[str, str]:
+    """ClickHouse's types for the columns of a file, by name, in the file's order. Raises IngestError."""
+    if not schema.names:  # ClickHouse takes no file without columns
+        return {}
     # an empty file of the same columns, in the statement itself: file() would take { and * in the path as wildcards
     sink = pa.BufferOutputStream()
     try:
-        pq.write_table(pa.Table.from_batches([], part.schema.remove_metadata()), sink)
+        pq.write_table(pa.Table.from_batches([], schema.remove_metadata()), sink)
     except pa.ArrowException as error:
-        raise IngestError(f"{part.files.metadata}: its columns cannot be taken: {error}") from error
+        raise IngestError(f"{path}: its columns cannot be taken: {error}") from error
     content = sink.getvalue().to_pybytes().hex()
     try:
         found = engine.arrow(
             f"DESCRIBE TABLE format('Parquet', unhex('{content}')) SETTINGS print_pretty_type_names = 0"
         )
     except QueryError as error:
-        raise IngestError(f"{part.files.metadata}: ClickHouse cannot take its columns: {error}") from error
+        raise IngestError(f"{path}: ClickHouse cannot take its columns: {error}") from error
     return dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))
 
 
 def check_parts(engine: Engine, table: Table, parts: Sequence[CheckedPart]) -> None:
     """Compare parts with the table they shall go into, one after the other. Raises IngestError as `check_columns`."""
     for part in parts:
-        check_columns(engine, table, part)
-        columns = (dataclasses.replace(c, dimension=part.vectors[c.name].dimension) for c in table.columns)
-        table = dataclasses.replace(table, columns=tuple(columns))
+        vectors = {name: (array.path, array.dimension) for name, array in part.vectors.items()}
+        table = check_columns(engine, table, Incoming(part.files.metadata, part.files.name, part.schema, vectors))
 
 
-def check_columns(engine: Engine, table: Table, part: CheckedPart) -> None:
-    """Compare a part with the table it shall go into.
+def check_columns(engine: Engine, table: Table, part: Incoming) -> Table:
+    """Compare a part, or a file, with the table it shall go into; returns the table as it is for the next one.
 
     Raises IngestError, naming file and column: a column is missing on either side, has another type, or the vectors
     have another length.
     """
-    path = part.files.metadata
-    given = column_types(engine, part)
+    path = part.path
+    given = column_types(engine, path, part.schema)
     wanted = _columns(engine, table)
     vectors = {c.name: c for c in table.columns}
-    for name, array in part.vectors.items():
+    for name, (file, dimension) in part.vectors.items():
         if name not in vectors:
-            raise IngestError(
-                f"{array.path}: {table.full_name} has no vector column {name}; it has {', '.join(vectors)}"
-            )
+            raise IngestError(f"{file}: {table.full_name} has no vector column {name}; it has {', '.join(vectors)}")
         expected = vectors[name].dimension
-        if expected is not None and array.dimension != expected:
+        if expected is not None and dimension != expected:
             raise IngestError(
-                f"{array.path} has vectors of {array.dimension} numbers; {name} of {table.full_name} holds {expected}"
+                f"{file} has vectors of {dimension} numbers; {name} of {table.full_name} holds {expected}"
             )
     for name in vectors:
         if name not in part.vectors:
-            raise IngestError(f"{part.files.name} has no vectors for {name}, which each row of {table.full_name} needs")
+            raise IngestError(f"{part.name} has no vectors for {name}, which each row of {table.full_name} needs")
     for name, (kind, default) in wanted.items():
         if name in vectors or name in given or default or (name == "id" and kind.startswith(("UInt", "Int"))):
             continue
@@ -86,6 +99,8 @@ def check_columns(engine: Engine, table: Table, part: CheckedPart) -> None:
             )
         if not _fits(kind, wanted[name][0]):
             raise IngestError(f"{path}: column {name} is {kind}; in {table.full_name} it is {wanted[name][0]}")
+    columns = (dataclasses.replace(c, dimension=part.vectors[c.name][1]) for c in table.columns)
+    return dataclasses.replace(table, columns=tuple(columns))
 
 
 def nested(schema: pa.Schema) -> list[list[str]]:

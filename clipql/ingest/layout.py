@@ -74,6 +74,11 @@ class CheckedPart(Brief):
     fetched_from: str | None = None
 
 
+def is_of_part(name: str) -> bool:
+    """Whether a file is named like one of a LAION part."""
+    return _NAME.match(name) is not None
+
+
 def parse_numbers(text: str) -> frozenset[int]:
     """`0-9,12` as numbers. Raises IngestError for anything else."""
     found: set[int] = set()
@@ -96,7 +101,8 @@ def find_parts(sources: Sequence[str | os.PathLike[str]], numbers: frozenset[int
         wanted = "" if numbers is None else f" with the numbers {', '.join(map(str, sorted(numbers)[:10]))}"
         raise IngestError(
             f"no parts{wanted} in {', '.join(map(str, sources))}: expected metadata_N.parquet with img_emb_N.npy or "
-            "text_emb_N.npy, side by side or in folders metadata/, img_emb/ and text_emb/"
+            "text_emb_N.npy, side by side or in folders metadata/, img_emb/ and text_emb/; or files whose rows hold "
+            "their vectors (.parquet, .arrow, .feather, .jsonl, .csv)"
         )
     return parts
 
@@ -108,7 +114,8 @@ def _parts_of(source: Path, numbers: frozenset[int] | None) -> list[PartFiles]:
         match = _NAME.match(source.name)
         if not match:
             raise IngestError(
-                f"{source} is not named like a file of a part: metadata_N.parquet, img_emb_N.npy or text_emb_N.npy"
+                f"{source} is not named like a file of a part: metadata_N.parquet, img_emb_N.npy or text_emb_N.npy; "
+                "nor like one whose rows hold their vectors: .parquet, .arrow, .feather, .jsonl or .csv"
             )
         folder = (
             source.parent.parent
@@ -196,15 +203,15 @@ def check_part(part: PartFiles) -> CheckedPart:
                 f"{array.path} has {array.rows:,} vectors and {part.metadata} has {rows:,} rows: the files of a part "
                 "must have the same number; fetch the shorter one again"
             )
-    _check_names(part.metadata, schema.names)
+    check_names(part.metadata, schema.names)
     model, failed = part_model(part.metadata, schema), rows_without_vectors(schema)
     return CheckedPart(part, rows, vectors, schema, _fingerprint(part), model, failed)
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    """Raise IngestError for a column that a table cannot have, or not beside the others."""
+def check_names(path: Path, names: Sequence[str], used: Sequence[str] = (IMAGE, TEXT, "_row")) -> None:
+    """Raise IngestError for a column that a table cannot have, or not beside the others. used: names of clipql's."""
     for place, name in enumerate(names, 1):
-        if name in (IMAGE, TEXT, "_row"):
+        if name in used:
             raise IngestError(f"{path} has a column {name}, a name that clipql uses: rename it")
         if not name:
             raise IngestError(f"{path}: column {place} of {len(names)} has no name: give it one, or leave it out")

@@ -44,7 +44,9 @@ BATCH_ROWS = 65_536
 
 @dataclass(frozen=True)
 class IngestProgress:
-    """How far a run is: rows over all its parts. finished: this part is committed, or was skipped."""
+    """How far a run is: rows over all its parts. finished: this part is committed, or was skipped. unit: what
+    part_number counts, parts or files.
+    """
 
     part: str
     part_number: int
@@ -54,15 +56,17 @@ class IngestProgress:
     seconds: float
     finished: bool = False
     skipped: bool = False
+    unit: str = "part"
 
 
 @dataclass(frozen=True, repr=False)
 class IngestReport(Brief):
     """What a run took in. rows counts those of the parts taken, not of the skipped ones.
 
-    rows_left_out: of the parts taken, rows that `clipql embed` gave an error and no vectors. lost: of parts from an
-    address, those that could not be had or taken in, with the reason. rows_skipped: of parts in folders that are in
-    the table already, all their rows; with rows and rows_left_out it is what was there.
+    rows_left_out: of the parts taken, rows that have no vectors: those that `clipql embed` gave an error, or those of
+    files that were left out as asked; left_out: which and why, of the first ten of the latter. lost: of parts from an
+    address, those that could not be had or taken in, with the reason. rows_skipped: of what is in the table already,
+    all rows; with rows and rows_left_out it is what was there. unit: what parts are: of files, their row groups.
     """
 
     rows: int
@@ -72,6 +76,8 @@ class IngestReport(Brief):
     rows_left_out: int = 0
     lost: tuple[Lost, ...] = ()
     rows_skipped: int = 0
+    unit: str = "part"
+    left_out: tuple[str, ...] = ()
 
 
 class _Stopped(Exception):
@@ -215,7 +221,7 @@ def new_table(registry: Registry, database: str, name: str, first: CheckedPart) 
             f"{full} is a table without vector columns; name another, or make it with Array(Float32) columns "
             f"{IMAGE} and {TEXT}"
         )
-    types = column_types(registry.engine, first)
+    types = column_types(registry.engine, first.files.metadata, first.schema)
     columns = [f"{quote_name(n)} {t}" for n, t in types.items()]
     if "id" not in types:
         columns.insert(0, "id UInt64")
@@ -299,7 +305,7 @@ class _OnePart:
         path, row, read = self._part.files.metadata, 0, 0
         groups = nested(self._part.schema)
         try:
-            with pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as file:
+            with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(BATCH_ROWS):
                     check_nested(path, batch, read, groups)
                     read, batch = read + batch.num_rows, self._without_gaps(batch, read)
@@ -317,17 +323,24 @@ class _OnePart:
         return batch if self._kept is None else batch.filter(pa.array(self._kept[first : first + batch.num_rows]))
 
     def _first_id(self, registry: Registry, insertion: Insertion) -> int | None:
-        """The id of the part's first row, above all ids there are; None where the part brings its own."""
-        if "id" in self._part.schema.names:
-            return None
-        where = f"table = {quote_string(insertion.table.id)} AND name = 'id' AND default_kind = ''"
-        kind = registry.engine.arrow(f"SELECT type FROM system.columns WHERE database = 'clipql_internal' AND {where}")
-        if not kind.num_rows:
-            return None
-        if self._run._id is not None:
-            given, self._run._id = self._run._id, None
-            return given
-        if not insertion.first:
-            return 0
-        top = registry.engine.scalar(f"SELECT max(id) FROM {registry.physical(insertion.table)}")
-        return max(insertion.first, int(top or 0) + 1)
+        found = next_id(registry, insertion, self._part.schema.names)
+        if found is not None and self._run._id is not None:
+            found, self._run._id = self._run._id, None
+        return found
+
+
+def next_id(registry: Registry, insertion: Insertion, names: Sequence[str]) -> int | None:
+    """The id of the first row that comes, above all ids there are; None where the rows bring their own, or have none.
+
+    names: the columns that come.
+    """
+    if "id" in names:
+        return None
+    where = f"table = {quote_string(insertion.table.id)} AND name = 'id' AND default_kind = ''"
+    kind = registry.engine.arrow(f"SELECT type FROM system.columns WHERE database = 'clipql_internal' AND {where}")
+    if not kind.num_rows:
+        return None
+    if not insertion.first:
+        return 0
+    top = registry.engine.scalar(f"SELECT max(id) FROM {registry.physical(insertion.table)}")
+    return max(insertion.first, int(top or 0) + 1)

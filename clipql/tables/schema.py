@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement, VectorIndexError
 from clipql.index import definition
-from clipql.storage.catalog import IndexEntry, Pending, Table
+from clipql.storage import files
+from clipql.storage.catalog import IndexEntry, Pending, Table, VectorColumn
 from clipql.syntax.lexer import Token, matching, split_list
 from clipql.tables import parts, recover, shape
 from clipql.tables.indexes import Indexes, check_column, unbuilt
@@ -293,9 +294,7 @@ def _added_vectors(registry: Registry, table: Table, named: str | None) -> bool:
     fresh = [c for c in found if c.name == named]
     if not fresh:
         return False
-    taken = {c.folder for c in table.columns}
-    folder = next(f"column-{i}" for i in range(1000) if f"column-{i}" not in taken)
-    added = dataclasses.replace(fresh[0], folder=folder)
+    added = new_column(registry, table, fresh[0].name)
     after = dataclasses.replace(table, columns=(*table.columns, added))
     announced = registry.catalog.pending
     assert announced is not None, "the shape is being altered"
@@ -303,6 +302,32 @@ def _added_vectors(registry: Registry, table: Table, named: str | None) -> bool:
     registry.publish(after)
     registry.engine.run(f"ALTER TABLE {registry.physical(table)} ADD COLUMN {shape.alias_of(table, added)}")
     return True
+
+
+def new_column(registry: Registry, table: Table, name: str) -> VectorColumn:
+    """A vector column that the table does not have yet, with a folder of its own, which is made."""
+    taken = {c.folder for c in table.columns}
+    column = VectorColumn(name, next(f"column-{i}" for i in range(1000) if f"column-{i}" not in taken))
+    files.make_folder(registry.folder / "vectors" / table.id / column.folder)
+    return column
+
+
+def add_filled(registry: Registry, table: Table, column: VectorColumn) -> None:
+    """Add a vector column with its vectors, whose segments lie in its folder, one vector for each row of the table.
+
+    Raises QueryError as ClickHouse does, for instance where there is a column of the name; then nothing has changed.
+    """
+    command = f"ADD COLUMN {quote_name(column.name)} Array(Float32)"
+    with registry.write_lock, registry.gate.writing():
+        recover.settle(registry)
+        files.sync_folder(registry.folder / "vectors" / table.id / column.folder)
+        after = dataclasses.replace(table, columns=(*table.columns, column))
+        with _altering(registry, table, after) as verify:
+            registry.engine.run(f"ALTER TABLE {registry.shape(table)} {command}")
+            verify()
+            registry.publish(after)
+            alias = shape.alias_of(table, column)
+            registry.engine.run(f"ALTER TABLE {registry.physical(table)} ADD COLUMN {alias}")
 
 
 def _alter_vectors(registry: Registry, table: Table, name: str, new_name: str | None) -> None:

@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -140,10 +141,12 @@ class Insertion:
         self._vectors[column].append(segments.segment_of(array, self._end(column), str(array.path)))
         tick(array.rows)
 
-    def add_vectors(self, column: str, block: NDArray[np.float32], row: int) -> None:
-        """Append (n, d) float32 vectors, kept as float16 where that loses nothing; `row` counts within the insert."""
+    def add_vectors(self, column: str, block: NDArray[Any], row: int) -> None:
+        """Append (n, d) float16 or float32 vectors, kept as float16 where that loses nothing; `row` counts within the
+        insert.
+        """
         self._check_dimension(column, block.shape[1], "the insert", row)
-        dtype = "float16" if segments.fits_float16(block) else "float32"
+        dtype = "float16" if block.dtype == np.float16 or segments.fits_float16(block) else "float32"
         opened = self._open.get(column)
         if opened and opened.dtype == "float16" and dtype == "float32":
             self._close(column)  # what is written so far stays float16

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import clipql
 
@@ -26,11 +30,33 @@ class Operation:
         db.sql(self.statement)
 
 
+class FileIngest(Operation):
+    """Takes in a Parquet file whose rows hold their vectors; the statement is ignored."""
+
+    def run(self, db: clipql.Database) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = {"id": pa.array([6, 7], pa.uint64()), "c": ["6", "7"], "v": [[6.0, 1.0, 3.0], [7.0, 1.0, 3.5]]}
+            pq.write_table(pa.table(rows), f"{folder}/rows.parquet")
+            db.ingest(f"{folder}/rows.parquet", table="t")
+
+
+class AddedColumn(Operation):
+    """Fills a new vector column from a Parquet file; the statement is ignored."""
+
+    def run(self, db: clipql.Database) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = {"id": pa.array(range(5, -1, -1), pa.uint64()), "more": [[i, 0.5] for i in range(6)]}
+            pq.write_table(pa.table(rows), f"{folder}/rows.parquet")
+            db.ingest(f"{folder}/rows.parquet", table="t", add_column="more", by="id")
+
+
 FILLED = (TABLE, "INSERT INTO t " + ROWS.format(0, 6))
 INDEXED = (TABLE, "INSERT INTO t " + ROWS.format(0, 1200), "ALTER TABLE t ADD INDEX near v TYPE ivf('L2Distance')")
 OPERATIONS = {
     "insert": Operation(FILLED, "INSERT INTO t " + ROWS.format(6, 4)),
     "first insert": Operation((TABLE,), "INSERT INTO t " + ROWS.format(0, 4)),
+    "file": FileIngest(FILLED, ""),
+    "column": AddedColumn(FILLED, ""),
     "delete": Operation(FILLED, "DELETE FROM t WHERE id % 3 = 1"),
     "optimise": Operation((*FILLED, "DELETE FROM t WHERE id % 3 = 1"), "OPTIMIZE TABLE t FINAL"),
     "index": Operation(INDEXED, "ALTER TABLE t MATERIALIZE INDEX near"),

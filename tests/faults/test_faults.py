@@ -20,7 +20,7 @@ from operations import OPERATIONS
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="the shim below the C library needs Linux and a cc"
 )
-TRIED = ("insert", "first insert", "delete", "optimise", "index", "create", "drop", "rename")
+TRIED = ("insert", "first insert", "file", "column", "delete", "optimise", "index", "create", "drop", "rename")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_rows_survive_where_only_what_posix_promises_is_kept(bench: Bench, opera
     assert counted["after"] >= 1
 
 
-@pytest.mark.parametrize("operation", ["insert", "delete", "optimise", "index", "create", "rename"])
+@pytest.mark.parametrize("operation", ["insert", "file", "column", "delete", "optimise", "index", "create", "rename"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_an_error_of_the_disk_is_told_and_changes_nothing(bench: Bench, operation: str, number: int) -> None:
     """A full disk stays full until the operation has failed; an I/O error comes once. Then the operation succeeds."""

@@ -508,7 +508,7 @@ def test_a_source_without_parts_says_what_is_expected(db: clipql.Database, tmp_p
     with pytest.raises(IngestError, match="no parts with the numbers 5, 6"):
         db.ingest(tmp_path / "laion", parts="5-6")
     with pytest.raises(IngestError, match="is not named like a file of a part"):
-        db.ingest(db.path / "manifest.json")
+        db.ingest(db.path / "lock")
 
 
 def test_a_table_without_vector_columns_is_not_filled(db: clipql.Database, tmp_path: Path) -> None:

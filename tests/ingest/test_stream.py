@@ -307,7 +307,7 @@ def test_the_command_downloads(server: PartServer, run: object, tmp_path: Path) 
     [
         (["--from", "https://h"], "say which parts, such as --parts 0-409"),
         (["folder", "--from", "https://h", "--parts", "0"], "name the one or the other"),
-        ([], "give a folder of parts, or --from and an address"),
+        ([], "give a folder of parts, files with vectors, or --from and an address"),
     ],
 )
 def test_a_command_that_leaves_a_question_open_is_refused(run: object, arguments: list[str], message: str) -> None:

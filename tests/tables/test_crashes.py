@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from crashes import copy_folder, steps
 from parts import make_part, stored, vector_files
@@ -63,8 +65,16 @@ def ingest(db: clipql.Database, parts: Path) -> object:
     return db.ingest(parts, table="laion")
 
 
+def ingest_files(db: clipql.Database, parts: Path) -> object:
+    return db.ingest(parts / "rows", table="rows")
+
+
 def ingest_one(db: clipql.Database, parts: Path) -> object:
     return db.ingest(parts, table="laion", parts="0")
+
+
+def fill_a_column(db: clipql.Database, parts: Path) -> object:
+    return db.ingest(parts / "rows", table="t", add_column="more", vector_column="v")
 
 
 OPERATIONS = [
@@ -74,6 +84,8 @@ OPERATIONS = [
     Operation("insert that merges segments", many_inserts, sql("INSERT INTO t " + ROWS.format(4, 1))),
     Operation("ingest into a new table", sql(), ingest_one),
     Operation("ingest into a table", ingest_one, ingest),
+    Operation("ingest of files with vectors", sql(), ingest_files),
+    Operation("fill a new vector column", three_rows, fill_a_column),
     Operation("create", sql(), sql(TABLE)),
     Operation("create as select", three_rows, sql("CREATE TABLE u ENGINE = MergeTree ORDER BY id AS SELECT * FROM t")),
     Operation("drop", three_rows, sql("DROP TABLE t")),
@@ -116,6 +128,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
     for number in range(2):
         make_part(folder, rows=6, number=number, dimension=4)
+    (folder / "rows").mkdir()
+    rows = pa.table({"caption": ["a", "b", "c"], "v": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.5]]})
+    pq.write_table(rows, folder / "rows" / "a.parquet", row_group_size=2)
     return folder
 
 
@@ -147,7 +162,8 @@ def test_a_crash_at_any_step_leaves_all_or_nothing(
     for step, folder in copies:
         with clipql.connect(folder) as db:
             found = content(db)
-            empty_table = {"laion": (after["laion"][0], [])} if operation.name == "ingest into a new table" else None
+            made = {"ingest into a new table": "laion", "ingest of files with vectors": "rows"}.get(operation.name)
+            empty_table = {made: (after[made][0], [])} if made else None
             if operation.name == "create as select":
                 empty_table = {**before, "u": (after["u"][0], [])}
             assert found in (before, after, empty_table), step

@@ -23,15 +23,36 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         commands,
         shared,
         "ingest",
-        "take LAION parts (img_emb_N.npy, text_emb_N.npy, metadata_N.parquet) "
-        "into a table; a part already there is skipped",
+        "take LAION parts (img_emb_N.npy, text_emb_N.npy, metadata_N.parquet), or files whose rows hold their vectors "
+        "(Parquet, Arrow, JSON lines, CSV), into a table; what is already there is skipped",
         run,
     )
-    made.add_argument("sources", nargs="*", metavar="SOURCE", help="a folder of parts")
+    made.add_argument("sources", nargs="*", metavar="SOURCE", help="folders of parts, or files with vectors")
     made.add_argument("--table", default="laion", metavar="NAME", help="made if it is not there (default: laion)")
     made.add_argument("--parts", metavar="LIST", help="only these, such as 0-9,12")
     made.add_argument("--link", action="store_true", help="use the .npy files where they are instead of copying them")
     made.add_argument("--model", metavar="NAME", help="the model that made the vectors")
+    group = made.add_argument_group(
+        "files with vectors", "Parquet, Arrow and Feather, JSON lines, CSV; a .npy beside a file has its rows' vectors."
+    )
+    group.add_argument(
+        "--vector-column",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a column that holds vectors; again for each (default: those of the table, or lists of one length)",
+    )
+    group.add_argument(
+        "--skip-bad-rows", action="store_true", help="leave out, and count, rows that have no usable vector"
+    )
+    group.add_argument(
+        "--add-column",
+        metavar="NAME",
+        help="add a vector column to a table that has rows, with one vector of the files for each, in their order",
+    )
+    group.add_argument(
+        "--by", metavar="COLUMN", help="of --add-column: a column of both, which says which vector is whose"
+    )
     group = made.add_argument_group(
         "parts from elsewhere", "Each is fetched, taken in and freed: all need the room of a few. --parts is needed."
     )
@@ -49,37 +70,56 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """`clipql ingest`."""
-    from clipql.cli.console import IngestDisplay, counted, ingest_summary
+    from clipql.cli.console import IngestDisplay, counted, ingest_summary, printable
     from clipql.tables.indexes import watching
 
     take = _take if arguments.address is None else _take_from
     with open_database(arguments) as db, IngestDisplay(sys.stderr) as display, watching(display.building):
         report = take(arguments, db, display)
     complain(report.lost)
-    print(ingest_summary(report.rows, report.parts_taken, report.parts_skipped, report.seconds))
-    if report.rows_left_out:
+    print(ingest_summary(report.rows, report.parts_taken, report.parts_skipped, report.seconds, report.unit))
+    for row in report.left_out:
+        print(f"left out: {printable(row)}", file=sys.stderr)
+    if more := report.rows_left_out - len(report.left_out) if report.left_out else 0:
+        print(f"left out: {counted(more, 'more row')}", file=sys.stderr)
+    if arguments.add_column:
+        rest = (
+            f"; {counted(report.rows_left_out, 'row')} of the files are not in the table"
+            if report.rows_left_out
+            else ""
+        )
+        print(f"{arguments.add_column} of {arguments.table} has a vector for each of its {report.rows:,} rows{rest}")
+        return 0
+    if report.rows_left_out and not report.left_out:
         left = "1 row has" if report.rows_left_out == 1 else f"{report.rows_left_out:,} rows have"
         print(f"{left} an error in place of vectors and {'was' if report.rows_left_out == 1 else 'were'} left out")
     if report.rows_left_out or report.rows_skipped:
         there = report.rows + report.rows_left_out + report.rows_skipped
         print(
             f"{counted(there, 'row')} there: {report.rows:,} taken in, {report.rows_left_out:,} left out, "
-            f"{report.rows_skipped:,} in parts skipped"
+            f"{report.rows_skipped:,} in {report.unit}s skipped"
         )
     return 1 if report.lost else 0
 
 
 def _take(arguments: argparse.Namespace, db: Database, display: IngestDisplay) -> IngestReport:
     if not arguments.sources:
-        raise IngestError("no parts are named: give a folder of parts, or --from and an address")
+        raise IngestError("no parts are named: give a folder of parts, files with vectors, or --from and an address")
+    given = {
+        "parts": arguments.parts,
+        "link": arguments.link,
+        "vector_column": arguments.vector_column,
+        "skip_bad": arguments.skip_bad_rows,
+        "add_column": arguments.add_column,
+        "by": arguments.by,
+    }
     report: IngestReport = db.ingest(
         arguments.sources,
         table=arguments.table,
-        parts=arguments.parts,
-        link=arguments.link,
         model=arguments.model,
         progress=display.update,
         foretold=display.foretold,
+        **{name: value for name, value in given.items() if value},
     )
     return report
 

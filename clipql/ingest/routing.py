@@ -1,0 +1,49 @@
+"""What is taken in, and so by which way: LAION parts, files whose rows hold their vectors, or a column's vectors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from clipql.errors import IngestError
+from clipql.ingest.fetch.source import is_address
+from clipql.ingest.pipeline import ingest
+from clipql.ingest.records.adding import add_column
+from clipql.ingest.records.sources import are_records
+from clipql.ingest.records.taking import ingest_files
+from clipql.ingest.stream import ingest_from
+from clipql.tables.open_database import OpenDatabase
+
+_OF_FILES = ("vector_column", "skip_bad")
+_OF_PARTS = ("parts", "link", "first_id", "skip_bad")
+
+
+def take_in(
+    db: OpenDatabase,
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    table: str,
+    options: Mapping[str, Any],
+) -> Any:
+    """Take a source in by the way that it needs. options: of that way. Raises IngestError for those of another."""
+    way: Callable[..., Any] = ingest
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    given = [n for n, v in options.items() if v is not None and v is not False and v not in ([], (), "")]
+    if "by" in given and "add_column" not in given:
+        raise IngestError("by says which vector is whose in a new column: name that too (add_column)")
+    if "add_column" in given:
+        _refuse(given, _OF_PARTS, "a new column, which all rows of the files fill")
+        way = add_column
+    elif isinstance(source, str) and is_address(source):
+        _refuse(given, _OF_FILES, "parts from an address; for files with vectors, download them first")
+        way = ingest_from
+    elif options.get("vector_column") or are_records(sources):
+        way = ingest_files
+    else:
+        _refuse(given, _OF_FILES, "LAION parts, but for files whose rows hold their vectors")
+    return way(db, source, table=table, **options if way is ingest_from else {n: options[n] for n in given})
+
+
+def _refuse(given: Sequence[str], refused: Sequence[str], what: str) -> None:
+    if odd := [n for n in given if n in refused]:
+        raise IngestError(f"{', '.join(odd)} {'is' if len(odd) == 1 else 'are'} not for {what}: leave it out")
