@@ -26,7 +26,7 @@ from clipql.engine import chunks, forks
 from clipql.engine.arrow import Appender
 from clipql.engine.quoting import parameter_texts
 from clipql.engine.translate import CHDB_ERRORS, translate
-from clipql.engine.users import ACTING, Acting, Connection, EngineUser
+from clipql.engine.users import ACTING, JUDGED, Acting, Connection, EngineUser
 from clipql.errors import (
     DatabaseDamaged,
     DatabaseLocked,
@@ -72,7 +72,7 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         # clipql's own queries must not be bent by what a user SETs (a limit, say), so users have their own
-        self._own = EngineUser()
+        self._own = EngineUser([JUDGED])
         self._acting = Acting(EngineUser())
         self._users = [self._own, self._acting.user]
         self._lock = threading.Lock()

@@ -22,6 +22,14 @@ SESSION = (
 )
 
 
+# clipql makes tables of definitions that ClickHouse has judged under the settings of the user who gave them
+JUDGED = (
+    "SET allow_suspicious_low_cardinality_types = 1, allow_suspicious_fixed_string_types = 1, "
+    "allow_suspicious_codecs = 1, allow_suspicious_indices = 1, allow_suspicious_primary_key = 1, "
+    "allow_suspicious_ttl_expressions = 1, allow_suspicious_variant_types = 1, allow_experimental_object_type = 1"
+)
+
+
 class Connection:
     """One chDB connection: how many of the user's SET statements it has seen, and what a request had set besides.
 

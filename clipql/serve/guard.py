@@ -153,6 +153,10 @@ class Guard:
             raise QueryError("Empty query", code=62, name="SYNTAX_ERROR")
         text = text[: tokens[-1].end] if not _has_data(statement) else text
         word = tokens[0].upper
+        if word == "WITH" and write and any(t.upper == "INSERT" for t in tokens):
+            whole = formatting.written(self._query, text)
+            if read(whole).kind != statement and isinstance(read(whole).kind, Insert):
+                return self._check(whole, write)  # ClickHouse writes WITH … INSERT as INSERT … WITH
         if word in _AS_SENT:
             self._tokens.check(tokens)
             self._settings.check_clauses(tokens)
@@ -325,7 +329,7 @@ class Guard:
         check_name(name)
         database, dot, _ = name.partition(".")
         if dot and database.lower() in ("system", INTERNAL):
-            check_table(name)
+            check_table(name, column=True)
         caller = node.parent.parent if node.parent and node.parent.kind == "ExpressionList" else None
         if caller is None or caller.kind != "Function":
             return

@@ -133,6 +133,7 @@ def take_format(sql: str) -> tuple[str, str | None]:
         and tokens[-2].upper == "FORMAT"
         and tokens[-1].kind == "word"
         and tokens[-3].text not in (",", ".")
+        and tokens[-1].upper not in ("ASC", "DESC")
     ) and tokens[0].upper in ("SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "("):
         return sql[: tokens[-2].start].rstrip(), tokens[-1].text
     return sql, None
