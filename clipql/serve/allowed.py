@@ -106,7 +106,7 @@ _BREAKING = re.compile(
     r"|input_format_values_(?:interpret|deduce)|allow_ddl|readonly|log_|send_logs|\A(?:page|select|sort|order|filter)\Z"
 )
 # what of tables is for many servers, or for storage that is shared
-_MANY = re.compile(r"\Areplicated_|shared_merge_tree|zero_copy|table_readonly|\Aremote_fs")
+_MANY = re.compile(r"zero_copy|table_readonly")
 
 
 # functions of which one call can take milliseconds, as it goes through all of an argument that is there once:
