@@ -99,7 +99,7 @@ class Engine:
             self._chdb: Any = _chdb
             try:
                 self._anchor = self._chdb.connect(str(self.folder))  # chDB lives as long as it has a connection
-                self._own.idle.append(self._connect())
+                self._own.idle.append(self._connect(user=False))
             except CHDB_ERRORS as error:
                 raise DatabaseDamaged(
                     f"ClickHouse cannot open {self.folder}, a database's half of rows: {translate(error)}; restore a "
@@ -115,8 +115,8 @@ class Engine:
         if cls._process not in (None, os.getpid()):
             raise DatabaseLocked(forks.REFUSED.format(process=cls._process))
 
-    def _connect(self) -> Connection:
-        return Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}")
+    def _connect(self, *, user: bool = True) -> Connection:
+        return Connection(self._chdb.connect(str(self.folder)), f"clipql-{next(self._names)}", judged=not user)
 
     @property
     def acting(self) -> Acting:
@@ -171,7 +171,7 @@ class Engine:
         with self._lock:
             connection = owner.idle.pop() if owner.idle else None
         if connection is None:
-            connection = self._connect()
+            connection = self._connect(user=user)
         usable = True
         try:
             if user:

@@ -14,7 +14,7 @@ def parameter_texts(sql: str, params: Mapping[str, Any] | None) -> dict[str, str
     """The parameters that a statement names; a query vector that it no longer needs would cost a millisecond."""
     if not params:
         return {}
-    named = set(re.findall(r"\{\s*(\w+)\s*:", sql))
+    named = set(re.findall(r"\{\s*([\w$]+)\s*:", sql))
     return {name: parameter_text(value) for name, value in params.items() if name in named}
 
 

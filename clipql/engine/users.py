@@ -22,18 +22,26 @@ SESSION = (
 )
 
 
+# clipql makes tables of definitions that ClickHouse has judged under the settings of the user who gave them
+JUDGED = (
+    ", allow_suspicious_low_cardinality_types = 1, allow_suspicious_fixed_string_types = 1, "
+    "allow_suspicious_codecs = 1, allow_suspicious_indices = 1, allow_suspicious_primary_key = 1, "
+    "allow_suspicious_ttl_expressions = 1, allow_suspicious_variant_types = 1, allow_experimental_object_type = 1"
+)
+
+
 class Connection:
     """One chDB connection: how many of the user's SET statements it has seen, and what a request had set besides.
 
-    database: the one that a request asked for, None where it is in the user's own. Errors of chDB pass through, for the
-    engine to translate.
+    database: the one that a request asked for, None where it is in the user's own. judged: it is clipql's own.
+    Errors of chDB pass through, for the engine to translate.
     """
 
-    def __init__(self, raw: Any, tag: str) -> None:
+    def __init__(self, raw: Any, tag: str, *, judged: bool = False) -> None:
         self.raw, self.tag, self.seen = raw, tag, 0
         self.settings: dict[str, str] = {}
         self.database: str | None = None
-        raw.query(SESSION + f", log_comment = '{tag}'")
+        raw.query(f"{SESSION}{JUDGED if judged else ''}, log_comment = '{tag}'")
 
     def prepare(self, acting: Acting) -> None:
         """Have the connection be as the request wants it; requests of one client mostly want the same."""

@@ -43,7 +43,8 @@ SYSTEM_TABLES = words(
 ALTERATIONS = words(
     "ADD_COLUMN DROP_COLUMN MODIFY_COLUMN COMMENT_COLUMN RENAME_COLUMN MATERIALIZE_COLUMN MODIFY_ORDER_BY MODIFY_TTL "
     "REMOVE_TTL MATERIALIZE_TTL ADD_INDEX DROP_INDEX MATERIALIZE_INDEX ADD_CONSTRAINT DROP_CONSTRAINT ADD_PROJECTION "
-    "DROP_PROJECTION MATERIALIZE_PROJECTION DELETE UPDATE DROP_PARTITION MODIFY_COMMENT APPLY_DELETED_MASK"
+    "DROP_PROJECTION MATERIALIZE_PROJECTION DELETE UPDATE DROP_PARTITION MODIFY_COMMENT APPLY_DELETED_MASK "
+    "MODIFY_SETTING RESET_SETTING"
 )
 FORMATS = words(
     "TabSeparated TSV TabSeparatedRaw TSVRaw Raw TabSeparatedWithNames TSVWithNames TabSeparatedWithNamesAndTypes "
@@ -62,52 +63,50 @@ FORMATS = words(
 )
 # with a value, what a request may ask for at most is the server's own limit
 CAPPED = words("max_execution_time max_memory_usage max_result_rows max_block_size")
-SETTINGS = words(
-    "max_threads max_insert_block_size max_insert_threads max_rows_to_read max_bytes_to_read "
-    "max_rows_to_group_by max_rows_to_sort max_bytes_to_sort max_rows_in_set max_bytes_in_set max_rows_in_join "
-    "max_bytes_in_join max_rows_in_distinct max_result_bytes max_columns_to_read max_query_size max_ast_depth "
-    "result_overflow_mode read_overflow_mode timeout_overflow_mode group_by_overflow_mode sort_overflow_mode "
-    "set_overflow_mode join_overflow_mode max_bytes_before_external_group_by max_bytes_before_external_sort "
-    "union_default_mode except_default_mode intersect_default_mode extremes limit offset final session_timezone "
-    "join_use_nulls join_algorithm any_join_distinct_right_table_keys joined_subquery_requires_alias "
-    "group_by_use_nulls aggregate_functions_null_for_empty transform_null_in prefer_column_name_to_alias totals_mode "
-    "totals_auto_threshold date_time_input_format date_time_output_format date_time_overflow_behavior "
-    "cast_keep_nullable cast_ipv4_ipv6_default_on_conversion_error format_csv_delimiter "
-    "format_csv_allow_single_quotes format_csv_allow_double_quotes format_csv_null_representation "
-    "format_tsv_null_representation bool_true_representation bool_false_representation "
-    "allow_suspicious_low_cardinality_types allow_experimental_json_type enable_json_type "
-    "allow_experimental_variant_type allow_experimental_dynamic_type allow_experimental_object_type "
-    "allow_experimental_lightweight_delete optimize_read_in_order optimize_move_to_prewhere "
-    "optimize_aggregation_in_order optimize_trivial_count_query insert_null_as_default async_insert "
-    "wait_for_async_insert insert_deduplicate insert_quorum use_client_time_zone flatten_nested "
-    "data_type_default_nullable index_granularity index_granularity_bytes min_compress_block_size "
-    "max_compress_block_size allow_nullable_key ttl_only_drop_parts merge_with_ttl_timeout "
-    "enable_unaligned_array_join low_cardinality_allow_in_native_format cast_string_to_dynamic_use_inference "
-    "output_format_native_encode_types_in_binary_format compile_expressions compile_aggregate_expressions "
-    "use_skip_indexes use_skip_indexes_if_final force_primary_key force_index_by_date optimize_throw_if_noop "
-    "max_subquery_depth min_execution_speed max_execution_speed "
-    "timeout_before_checking_execution_speed count_distinct_optimization use_legacy_to_time "
-    "do_not_merge_across_partitions_select_final apply_mutations_on_fly allow_experimental_time_time64_type "
-    "format_custom_field_delimiter format_custom_row_before_delimiter format_custom_row_after_delimiter "
-    "format_custom_row_between_delimiter format_custom_result_before_delimiter format_custom_result_after_delimiter "
-    "format_custom_escaping_rule format_regexp format_regexp_escaping_rule"
-)
-# those of clients that say nothing about the query, that a single server has no use for, or that it answers itself:
-# every change is waited for
+# those of clients that say nothing about the query, that a single server has no use for, or that it answers itself
 IGNORED = words(
     "cancel_http_readonly_queries_on_client_close send_progress_in_http_headers http_headers_progress_interval_ms "
     "wait_end_of_query buffer_size enable_http_compression http_zlib_compression_level log_queries log_comment "
     "http_write_exception_in_output_format connect_timeout receive_timeout send_timeout http_receive_timeout "
     "http_send_timeout network_compression_method priority send_logs_level add_http_cors_header readonly allow_ddl "
-    "enable_analyzer allow_experimental_analyzer mutations_sync alter_sync lock_acquire_timeout "
-    "http_response_buffer_size insert_deduplication_token select_sequential_consistency skip_unavailable_shards "
+    "lock_acquire_timeout http_response_buffer_size select_sequential_consistency skip_unavailable_shards "
     "optimize_skip_unused_shards distributed_product_mode prefer_localhost_replica load_balancing "
     "async_insert_busy_timeout_ms async_insert_max_data_size database_atomic_wait_for_drop_and_detach_synchronously "
     "max_untracked_memory query_profiler_real_time_period_ns query_profiler_cpu_time_period_ns"
 )
+# Of settings whose value is text, those that only say how data looks or what a thing is called. Any other text may be
+# SQL, a file or an address.
+_TEXTS = words(
+    "bool_true_representation bool_false_representation format_csv_null_representation format_tsv_null_representation "
+    "format_custom_field_delimiter format_custom_row_before_delimiter format_custom_row_after_delimiter "
+    "format_custom_row_between_delimiter format_custom_result_before_delimiter format_custom_result_after_delimiter "
+    "format_regexp format_json_object_each_row_column_for_object_name count_distinct_implementation "
+    "insert_deduplication_token force_optimize_projection_name preferred_optimize_projection_name"
+)
+_TEXT_TYPES = ("String", "Map", "URI")
 _FORMATTING = re.compile(r"(?:in|out)put_format_\w+\Z")
-# such as output_format_schema, the name of a file to be written
-_REACHING = re.compile(r"path|file|schema|url|template|host|disk|storage|python|script|directory")
+# what reaches out: files, addresses, other servers, credentials; such as output_format_schema, a file to be written
+_REACHING = re.compile(
+    r"path|file|schema(?!_inference)|url|template|host|disk|storage|python|pandas|(?<!de)script|director|image"
+    r"|s3|azure|hdfs|iceberg|delta_|data_?lake|paimon|unity|glue_catalog|kafka|rabbitmq|nats_|mongo|materialized_mysql|postgres"
+    r"|odbc|jdbc|redis|ytsaurus|flight|keeper|remote|distributed_cache|named_collection|credential|secret|create_token"
+    r"|backup|restore|ai_function|webassembly|stream_like|http_(?:response_headers|allow)|framing"
+)
+# what makes a promise void. In turn: who asks for how much and what others get; what looks into the process; that a
+# statement is read as the guard reads it; what is there and what was done being told; that a statement ends in time
+_BREAKING = re.compile(
+    r"workload|os_thread|priority|_for_(?:all_|user|server)|replace_running|max_untracked|reserve_memory|overcommit"
+    r"|introspection|debug|profile|perf_events|opentelemetry|trace|jemalloc|definer|security|_engine\Z|cloud_mode"
+    r"|dialect|\Aimplicit|allow_settings_after|max_parser|max_(?:expanded_)?ast_elements|max_analyze|cascades|_plan_force"
+    r"|make_distributed|serialize_query_plan|streaming|(?<!avro_)codec|custom_key|parallel_replicas?_(?:offset|count)|transaction"
+    r"|fuzz|(?<!de)fault|inject(?!ive)|sleep|probability|background|discard|on_first_cancel|asterisk|materialized_columns"
+    r"|query_cache|positional_arguments\Z|order_by_all|global_with|scopes_for_with|analyzer_compat|default_strictness|legacy_column"
+    r"|deleted_mask|patch_part|alter_update_mode|lightweight_delete_mode|nondeterministic_mutations|processlist"
+    r"|hyperscan|recursive_cte|join_order_(?:limit|max)|glob_expansion|regexp_max|base58_max|rand_distribution|range_max"
+    r"|input_format_values_(?:interpret|deduce)|allow_ddl|readonly|log_|send_logs|\A(?:page|select|sort|order|filter)\Z"
+)
+# what of tables is for many servers, or for storage that is shared
+_MANY = re.compile(r"zero_copy|table_readonly")
 
 
 # functions of which one call can take milliseconds, as it goes through all of an argument that is there once:
@@ -148,8 +147,8 @@ def function(name: str) -> bool:
     return False
 
 
-def setting(name: str) -> bool:
-    """Whether a setting of ClickHouse may be given."""
-    if name in SETTINGS or name in CAPPED:
-        return True
-    return bool(_FORMATTING.match(name)) and not _REACHING.search(name) and not name.startswith("input_format_values_")
+def setting(name: str, type: str) -> bool:
+    """Whether a setting that ClickHouse has may be given. type: that of its value, as system.settings names it."""
+    if _REACHING.search(name) or _BREAKING.search(name) or _MANY.search(name):
+        return False
+    return type not in _TEXT_TYPES or name in _TEXTS or _FORMATTING.match(name) is not None

@@ -1,7 +1,9 @@
 """Which settings a statement from the network may have: in SET, in its SETTINGS clauses, and given beside it.
 
-What must stay true: a setting is allowed by its name, with one number or string as its value, however it is spelled;
-a clause that is not understood is refused.
+Every setting that the engine has may be given, but for those that reach out of the process or make a promise of the
+server void (`allowed.setting`), and limits above the server's. What must stay true: a setting has one number or string
+as its value, however it is spelled; one whose value is text is taken by its name alone; a clause that is not understood
+is refused.
 """
 
 from __future__ import annotations
@@ -19,14 +21,18 @@ from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read
 from clipql.syntax.statements import Set
 
+QUOTES = "'\""
+
 
 class Settings:
     """The rules, with a server's limits. Thread-safe."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self._limits = limits
-        names = engine.arrow("SELECT name FROM system.settings UNION ALL SELECT name FROM system.merge_tree_settings")
-        self._known = frozenset(names.column(0).to_pylist())
+        found = engine.arrow(
+            "SELECT name, type FROM system.merge_tree_settings UNION ALL SELECT name, type FROM system.settings"
+        )
+        self._known = dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))
 
     def check_set(self, statement: Set) -> None:
         """Raise QueryError for a SET of what may not be set."""
@@ -35,7 +41,7 @@ class Settings:
                 continue
             if not _is_value(read(value).tokens):
                 raise denied(f"SET {name[:60]}: expected a number or a string")
-            self.check(name, value)
+            self.check(name, value, above=True)
 
     def check_clauses(self, tokens: Sequence[Token]) -> None:
         """Raise QueryError for a statement with a SETTINGS clause of what may not be set."""
@@ -71,37 +77,56 @@ class Settings:
         self.check(name, "".join(t.text for t in tokens[at + 2 : end + 1]))
         return end
 
-    def check(self, name: str, value: str) -> None:
-        """Raise QueryError for a setting that may not be given, or not so large."""
+    def check(self, name: str, value: str, *, above: bool = False) -> None:
+        """Raise QueryError for a setting that may not be given, or not so large.
+
+        above: a limit may be above the server's, as the server's will be put in its place.
+        """
         if name in own_settings.OURS:
             return
-        if not allowed.setting(name):
-            raise QueryError(
-                f"Setting {name[:60]} should not be changed: it is not on this server's list",
-                code=452,
-                name="SETTING_CONSTRAINT_VIOLATION",
+        if name not in self._known:
+            raise QueryError(f"Unknown setting {name[:60]!r}", code=115, name="UNKNOWN_SETTING")
+        if not allowed.setting(name, self._known[name]):
+            raise _violation(
+                f"Setting {name[:60]} should not be changed: for the network it would reach out of the server, or make "
+                "void what the server promises"
             )
-        if name in allowed.CAPPED:
-            self._check_cap(name, value.strip("'\""))
+        if name in allowed.CAPPED and self._capped(name, value) is not None and not above:
+            raise _violation(
+                f"Setting {name} shouldn't be greater than {self._most(name)}: it is {value.strip(QUOTES)[:60]}"
+            )
+        if (why := own_settings.broken(name, value.strip(QUOTES))) is not None:
+            raise _violation(f"Setting {name} should not be {value[:20]}: clipql keeps it at {why}")
 
-    def _check_cap(self, name: str, value: str) -> None:
+    def _most(self, name: str) -> int:
         limits = self._limits
-        most = {
+        return {
             "max_execution_time": limits.seconds,
             "max_memory_usage": limits.memory,
             "max_result_rows": limits.rows,
             "max_block_size": 65_536,
-        }
+        }[name]
+
+    def _capped(self, name: str, value: str) -> str | None:
+        """The server's limit, where a value is above it. Raises QueryError for what is no limit."""
+        most = self._most(name)
         try:
-            good = 0 < float(value) <= most[name]
+            number = float(value.strip(QUOTES))
         except ValueError:
-            good = False
-        if not good:
-            raise QueryError(
-                f"Setting {name} shouldn't be greater than {most[name]}: it is {value[:60]}",
-                code=452,
-                name="SETTING_CONSTRAINT_VIOLATION",
-            )
+            number = -1.0
+        if not 0 < number < float("inf"):
+            raise _violation(f"Setting {name} shouldn't be greater than {most}: it is {value[:60]}")
+        return str(most) if number > most else None
+
+    def within(self, statement: Set) -> str | None:
+        """A SET of limits above the server's as one of the server's own; None where it stands as it is."""
+        changed = dict(statement.assignments)
+        for name, value in statement.assignments:
+            if name in allowed.CAPPED and (most := self._capped(name, value)) is not None:
+                changed[name] = most
+        if changed == dict(statement.assignments):
+            return None
+        return "SET " + ", ".join(f"{name} = {value}" for name, value in changed.items())
 
     def given(self, beside: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
         """Settings given beside a statement, ClickHouse's and clipql's own; those that mean nothing here are left out.
@@ -118,9 +143,20 @@ class Settings:
             if name in own_settings.OURS:
                 ours[name] = own_settings.checked(name, value)
                 continue
+            if name in allowed.CAPPED and (most := self._capped(name, value)) is not None:
+                value = most
             self.check(name, value)
             theirs[name] = value
         return theirs, ours
+
+    def capped(self, beside: Mapping[str, str]) -> dict[str, str]:
+        """Of limits that were given beside a statement above the server's own, those that hold instead."""
+        asked = {name: value for name, value in beside.items() if name in allowed.CAPPED}
+        return {name: most for name, value in asked.items() if (most := self._capped(name, value)) is not None}
+
+
+def _violation(message: str) -> QueryError:
+    return QueryError(message, code=452, name="SETTING_CONSTRAINT_VIOLATION")
 
 
 def _is_value(tokens: Sequence[Token]) -> bool:

@@ -13,7 +13,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -27,13 +27,15 @@ from clipql.serve import clickhouse_request as reading
 from clipql.serve import native_blocks as native
 from clipql.serve.allowed import words
 from clipql.serve.errors import error_code, error_status, error_text
+from clipql.serve.guard import Checked
 from clipql.serve.pool import Busy, Pipe, gone
 from clipql.serve.request_body import Held, content_length
 from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
 from clipql.serve.spelling import check_size, with_identifiers
 from clipql.serve.unpacking import too_large, unpack_blocks
-from clipql.sql.session import Answer
+from clipql.sql import settings as own_settings
+from clipql.sql.session import Answer, Session
 
 LOG = logging.getLogger("clipql.serve")
 # a result is held back to this size, so that an error in its beginning still has a status of its own
@@ -60,7 +62,7 @@ class Call:
     request: Request = field(default_factory=lambda: Request(""))
     acting: Acting | None = None
     kept: Kept | None = None
-    checked: Any = None
+    checked: Checked | None = None
     binding: Mapping[str, Any] = field(default_factory=dict)
     submitted: bool = False
     began: float = field(default_factory=time.perf_counter)
@@ -261,15 +263,16 @@ class ClickHouse:
             answer = future.result()  # raises what went wrong, unless rows went before it
             headers |= {"X-ClickHouse-Summary": replies.summary(answer), **replies.shards(answer)}
             data = b"".join([*held, answer.output.data])
-            if answer.format == "Native" and native.wanted(call.params):
-                data = await asyncio.to_thread(native.versioned, data)
             service.metrics.bytes_sent.inc(len(data))
-            return self._whole(data, headers, compress, answer.format, call)
+            told = call.checked is None or not (call.checked.writes or call.checked.sets)
+            headers |= replies.typed(answer.format) if told else replies.untyped()
+            return self._whole(data, headers, compress, call)
         headers |= {
             "X-ClickHouse-Exception-Tag": (tag := secrets.token_hex(8)),
             "X-ClickHouse-Summary": replies.summary(None),
         }
-        headers |= replies.typed(call.request.format)
+        asked = own_settings.take_format(call.asked.sql)[1] or call.request.format
+        headers |= replies.typed(asked)
         stream = self._stream(call, pipe, future, held, tag)
         if compress:
             headers["Content-Encoding"] = compress
@@ -277,8 +280,7 @@ class ClickHouse:
         return StreamingResponse(packed, headers=headers)
 
     @staticmethod
-    def _whole(data: bytes, headers: dict[str, str], compress: str, format: str, call: Call) -> Response:
-        headers |= replies.typed(format)
+    def _whole(data: bytes, headers: dict[str, str], compress: str, call: Call) -> Response:
         if compress:
             headers["Content-Encoding"] = compress
         packer = compression.compressor(compress, call.params.get("compress") == "1")
@@ -340,6 +342,7 @@ class ClickHouse:
         call.request.sql = with_identifiers(call.asked.sql, call.binding)
         with service.engine.act(acting):
             checked = service.guard.check(call.request.sql, write=call.request.write and service.options.write)
+            call.checked = checked
             if checked.kills is not None:
                 return self._kill(checked.kills, call)
             alone = call.kept is None and checked.sets
@@ -352,15 +355,35 @@ class ClickHouse:
                 own = session or service.database.session()
                 return own.load(checked.sql, call.asked.format, [call.asked.data])
             if not alone:
-                whole = native.wanted(call.params)  # its blocks are gone through first
                 with external.given(service, call.tables, session or service.database.session()):
-                    return service.run_checked(checked, call.request, session, None if whole else sink)
+                    return self._run(checked, call, session, sink)
         user = service.new_user()  # what is SET without a session holds for nothing else
         try:
             with service.engine.act(service.acting(user, call.request)):
                 return service.run_checked(checked, call.request)
         finally:
             service.engine.forget(user)
+
+    def _run(self, checked: Checked, call: Call, session: Session | None, sink: Callable[[bytes], None]) -> Answer:
+        service, version = self._service, native.version(call.params)
+        text, format = own_settings.take_format(checked.sql)
+        if not version or (format or call.request.format) != "Native" or checked.writes:
+            return service.run_checked(checked, call.request, session, sink)
+
+        def zones() -> dict[int, str]:
+            # DESCRIBE names what Native leaves out
+            try:
+                described = service.run_checked(replace(checked, sql=f"DESCRIBE ({text})"), asking, session)
+            except ClipqlError:
+                return {}  # such as SHOW, which is no SELECT
+            types = described.output.arrow().column("type").to_pylist()
+            return {place: type for place, type in enumerate(types) if type.startswith("DateTime(")}
+
+        asking = replace(call.request, format="ArrowStream")
+        blocks = native.Blocks(version, zones)
+        answer = service.run_checked(checked, call.request, session, lambda piece: sink(blocks.of(piece)))
+        output = answer.output
+        return replace(answer, output=replace(output, data=blocks.of(output.data, rows=output.rows)))
 
     def _kill(self, query_id: str, call: Call) -> Answer:
         found = self._running.get(query_id)

@@ -8,6 +8,7 @@ from typing import Any
 
 from clipql.engine.quoting import EscapedText
 from clipql.errors import QueryError
+from clipql.serve.inline_values import MOST_BYTES, as_select
 from clipql.syntax import statements
 from clipql.syntax.reading import read
 
@@ -32,6 +33,8 @@ def take_apart(query: str, body: bytes) -> Asked:
     whole = query.encode() + (b"\n" if body else b"") + body if query else body
     # a byte a character, so that places are places in the bytes
     head = whole[:HEAD].decode("latin-1")
+    begin = _insert_after_with(head)
+    whole, head = whole[begin:], head[begin:]
     inserts = re.match(r"(?:\s|--|#|/)*INSERT\b", head, re.I)
     statement, tokens = (read(head).kind, read(head).words) if inserts else (None, ())
     if not isinstance(statement, statements.Insert) or statement.source not in ("VALUES", "FORMAT"):
@@ -41,7 +44,24 @@ def take_apart(query: str, body: bytes) -> Asked:
     format = "Values" if statement.source == "VALUES" else head[tokens[after + 1].start : end]
     blank = re.compile(rb"[ \t\r\f]*\n?").match(whole, end)
     data = whole[blank.end() if blank else end :]
-    return Asked(_utf8(whole[:end]), data.rstrip(b"; \t\r\n") if format == "Values" else data, format)
+    if format == "Values":
+        data = data.rstrip(b"; \t\r\n")
+        rows = as_select(_utf8(data)) if len(data) <= MOST_BYTES else None
+        if rows is not None:
+            return Asked(f"{_utf8(whole[: statement.body])} {rows}")
+    return Asked(_utf8(whole[:end]), data, format)
+
+
+def _insert_after_with(head: str) -> int:
+    """The place of the INSERT in `WITH … INSERT … VALUES` or FORMAT, whose data knows nothing of the WITH; else 0."""
+    if not re.match(r"\s*WITH\b", head, re.I) or not re.search(r"\bINSERT\b", head, re.I):
+        return 0
+    for token in read(head).tokens:
+        if token.upper == "INSERT":
+            inner = read(head[token.start :]).kind
+            if isinstance(inner, statements.Insert) and inner.source in ("VALUES", "FORMAT"):
+                return token.start
+    return 0
 
 
 def _utf8(data: bytes) -> str:

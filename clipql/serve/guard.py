@@ -72,7 +72,8 @@ _CALLERS = ("array", "map", "group")
 @dataclass(frozen=True)
 class Checked:
     """A statement that may run. sql: its text without comments. sets: SET or USE. writes: changes data.
-    slow: calls what gets small blocks. kills: the query's id that KILL QUERY names."""
+    slow: calls what gets small blocks. kills: the query's id that KILL QUERY names. capped: a SET of limits above the
+    server's, which hold instead."""
 
     sql: str
     word: str
@@ -81,6 +82,7 @@ class Checked:
     temporary: bool = False
     slow: bool = False
     kills: str | None = None
+    capped: bool = False
 
 
 class Guard:
@@ -151,6 +153,10 @@ class Guard:
             raise QueryError("Empty query", code=62, name="SYNTAX_ERROR")
         text = text[: tokens[-1].end] if not _has_data(statement) else text
         word = tokens[0].upper
+        if word == "WITH" and write and any(t.upper == "INSERT" for t in tokens):
+            whole = formatting.written(self._query, text)
+            if read(whole).kind != statement and isinstance(read(whole).kind, Insert):
+                return self._check(whole, write)  # ClickHouse writes WITH … INSERT as INSERT … WITH
         if word in _AS_SENT:
             self._tokens.check(tokens)
             self._settings.check_clauses(tokens)
@@ -164,8 +170,8 @@ class Guard:
         if word == "KILL":
             return Checked(text, word, kills=killed(tokens)), None
         if word in ("SET", "USE"):
-            self._check_set(statement)
-            return Checked(text, word, sets=True), None
+            limited = self._check_set(statement)
+            return Checked(limited or text, word, sets=True, capped=limited is not None), None
         temporary = word == "CREATE" and any(t.upper in ("TEMPORARY", "TEMP") for t in tokens[:4])
         if word == "CREATE":
             check_create(tokens)
@@ -211,12 +217,18 @@ class Guard:
         if any(t.kind == "error" for t in tokens) or (word not in _SELECTING and tokens[0].upper == "SELECT"):
             raise denied("ClickHouse writes this statement in a way that is not understood")
 
-    def _check_set(self, statement: statements.Kind) -> None:
+    def _check_set(self, statement: statements.Kind) -> str | None:
+        """The statement to run instead, where it asks for more than the server's limits."""
         if not isinstance(statement, Set):
             raise denied("SET is run as SET name = value")
         if statement.database is not None:
             self.check_database(statement.database)
         self._settings.check_set(statement)
+        return self._settings.within(statement)
+
+    def capped(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Limits that hold instead of those given beside a statement, as `Settings.capped`."""
+        return self._settings.capped(given)
 
     def settings(self, given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
         """Settings given beside a statement, as `Settings.given`."""
@@ -317,7 +329,7 @@ class Guard:
         check_name(name)
         database, dot, _ = name.partition(".")
         if dot and database.lower() in ("system", INTERNAL):
-            check_table(name)
+            check_table(name, column=True)
         caller = node.parent.parent if node.parent and node.parent.kind == "ExpressionList" else None
         if caller is None or caller.kind != "Function":
             return

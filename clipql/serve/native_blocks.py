@@ -1,20 +1,22 @@
-"""Native as newer clients want it, who send `client_protocol_version`: clickhouse-go, and Grafana by it.
+"""Native as clients want it who send `client_protocol_version`: clickhouse-connect, clickhouse-go, and Grafana by it.
 
-They expect before each block what sort of block it is, and in each column whether its serialization is a special one.
-chDB writes neither, so its blocks are read here for where their columns begin. What must stay true: only bytes are put
-in between, never changed; a type whose size is not known is refused, not guessed.
+They expect before each block what sort of block it is, in the type of a DateTime its time zone, and newer ones in
+each column whether its serialization is a special one. chDB writes none of these, so its blocks are read here for where
+their columns begin. What must stay true: only bytes are put in between and types of DateTime changed; where columns
+must be told apart, a type whose size is not known is refused, not guessed.
 https://clickhouse.com/docs/interfaces/formats/Native, https://clickhouse.com/docs/native-protocol/server
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from clipql.errors import QueryError
 
-# from this version on a column says whether its serialization is special; before, clients tell by what they get
-CUSTOM_SERIALIZATION = 54454
+# from these versions on a DateTime says its time zone, and a column whether its serialization is special
+TIME_ZONES, CUSTOM_SERIALIZATION = 54337, 54454
+_PLAIN_TIME = b"\x08DateTime"
 # field 1, no overflow; field 2, bucket -1; the end
 _INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
 _SIZES = {
@@ -37,43 +39,72 @@ _SHAPES = {
 _HAS_KEYS = 1 << 9  # in the first word of a LowCardinality column: keys of its own follow
 
 
-def wanted(params: Mapping[str, str]) -> bool:
-    """Whether a request's parameters ask for it."""
-    version = params.get("client_protocol_version", "")
-    return version.isascii() and version.isdigit() and int(version[:9]) >= CUSTOM_SERIALIZATION
+def version(params: Mapping[str, str]) -> int:
+    """The version that a request's parameters ask for; 0 where they ask for none."""
+    text = params.get("client_protocol_version", "")
+    return int(text[:9]) if text.isascii() and text.isdigit() else 0
 
 
-def versioned(data: bytes) -> bytes:
-    """Blocks of Native as of version 54454 on. Raises QueryError for a column of a type that is not known here."""
-    reader = _Reader(data)
-    try:
-        made = _versioned(data, reader)
-        if reader.at == len(data):
-            return made
-    except (IndexError, struct.error, ValueError):
-        pass  # read past the end
-    raise QueryError(
-        f"Native of {len(data):,} bytes ends at {reader.at:,} as it is read", code=33, name="CANNOT_READ_ALL_DATA"
-    )
+class Blocks:
+    """Blocks of Native as a version has them.
 
+    zones: gives the types of the columns of the result, such as DateTime('Asia/Tokyo'), by their places from 0; it is
+    asked once, when there is a column of type DateTime.
+    """
 
-def _versioned(data: bytes, reader: _Reader) -> bytes:
-    out: list[bytes] = []
-    while reader.at < len(data):
-        begin = reader.at
-        columns, rows = reader.number(), reader.number()
-        out += (_INFO, data[begin : reader.at])
-        for _ in range(columns):
+    def __init__(self, version: int, zones: Callable[[], Mapping[int, str]]) -> None:
+        self._version, self._zones = version, zones
+        self._known: Mapping[int, str] | None = None
+
+    def of(self, data: bytes, *, rows: int | None = None) -> bytes:
+        """Whole blocks. rows: where it is known how many there are. Raises QueryError for types that are not known.
+
+        A single block is not gone through where nothing changes in it.
+        """
+        if not data:
+            return data
+        zones = self._zones_of(data)
+        simple = self._version < CUSTOM_SERIALIZATION and not zones
+        if simple and (rows is None or _Reader(data).first() == rows):
+            return _INFO + data
+        reader = _Reader(data)
+        try:
+            made = self._versioned(data, reader, zones)
+            if reader.at == len(data):
+                return made
+        except (IndexError, struct.error, ValueError):
+            pass  # read past the end
+        raise QueryError(
+            f"Native of {len(data):,} bytes ends at {reader.at:,} as it is read", code=33, name="CANNOT_READ_ALL_DATA"
+        )
+
+    def _zones_of(self, data: bytes) -> Mapping[int, str]:
+        if self._version < TIME_ZONES or _PLAIN_TIME not in data:
+            return {}
+        if self._known is None:
+            self._known = self._zones()
+        return self._known
+
+    def _versioned(self, data: bytes, reader: _Reader, zones: Mapping[int, str]) -> bytes:
+        out: list[bytes] = []
+        plain = b"\x00" if self._version >= CUSTOM_SERIALIZATION else b""
+        while reader.at < len(data):
             begin = reader.at
-            reader.text()
-            type = reader.text().decode()
-            out += (data[begin : reader.at], b"\x00")
-            begin = reader.at
-            if rows:
-                reader.prefix(type)
-                reader.column(type, rows)
-            out.append(data[begin : reader.at])
-    return b"".join(out)
+            columns, rows = reader.number(), reader.number()
+            out += (_INFO, data[begin : reader.at])
+            for place in range(columns):
+                begin = reader.at
+                reader.text()
+                named = reader.at
+                type = reader.text().decode()
+                told = zones.get(place, type).encode() if type == "DateTime" else b""
+                out += (data[begin:named], bytes([len(told)]) + told if told else data[named : reader.at], plain)
+                begin = reader.at
+                if rows:
+                    reader.prefix(type)
+                    reader.column(type, rows)
+                out.append(data[begin : reader.at])
+        return b"".join(out)
 
 
 class _Reader:
@@ -81,6 +112,11 @@ class _Reader:
 
     def __init__(self, data: bytes) -> None:
         self._data, self.at = data, 0
+
+    def first(self) -> int:
+        """The rows of the first block."""
+        self.number()
+        return self.number()
 
     def number(self) -> int:
         """A number of variable length."""

@@ -31,6 +31,11 @@ def typed(format: str) -> dict[str, str]:
     return {"Content-Type": MEDIA.get(format, "text/plain; charset=UTF-8"), "X-ClickHouse-Format": format}
 
 
+def untyped() -> dict[str, str]:
+    """The headers of a statement that gives no rows: clients tell by them that there is no result."""
+    return {"Content-Type": "text/plain; charset=UTF-8"}
+
+
 def shards(answer: Answer) -> dict[str, str]:
     """X-Clipql-Shards, of an answer that not all shards had a part in."""
     return {"X-Clipql-Shards": answer.shards} if answer.shards else {}

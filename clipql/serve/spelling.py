@@ -52,7 +52,7 @@ def cleaned(sql: str) -> str:
     odd = not sql.isascii() or _CONTROL.search(sql) is not None
     for token in read(sql).tokens:
         gap = sql[at : token.start]
-        parts.append(gap if gap.isspace() or not gap else _blank(gap))
+        parts.append(gap if (gap.isspace() and gap.isascii()) or not gap else _blank(gap))
         if odd and token.kind not in ("string", "quoted") and (not token.text.isascii() or _CONTROL.search(token.text)):
             raise QueryError(
                 f"{token.text[:20]!r} at position {_byte(sql, token.start)}: outside strings and quoted names, "

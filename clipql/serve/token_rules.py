@@ -18,7 +18,18 @@ from clipql.syntax.lexer import Token, matching
 from clipql.tables.registry import INTERNAL
 from clipql.tables.shape import ORDER_INDEX
 
-_FORBIDDEN_WORDS = words("OUTFILE INFILE")
+_FILES = (("INTO", "OUTFILE"), ("FROM", "INFILE"))
+_ASKING = words("SELECT WITH FROM ( INSERT DELETE UPDATE")
+# what stands before an operand and after it, where a clause may not begin: a name that is spelled so would have to be
+# followed by a function's name that is one of these words
+_SIGNS_BEFORE = words(", ( [ . = == != <> < > <= >= + - / || ? :")
+_WORDS_BEFORE = words(
+    "AS SELECT DISTINCT BY WHERE PREWHERE HAVING ON AND OR NOT LIKE ILIKE IN BETWEEN WHEN THEN ELSE CASE WITH"
+)
+_WORDS_AFTER = words(
+    "FROM AS AND OR LIKE ILIKE IN NOT BETWEEN IS ASC DESC WHERE PREWHERE GROUP ORDER HAVING LIMIT OFFSET UNION "
+    "SETTINGS FORMAT SELECT THEN ELSE END WHEN"
+)
 _DEFINING = words("CREATE ALTER REPLACE")
 _LITERALS = words("number string vector")
 
@@ -70,10 +81,14 @@ class TokenRules:
             raise QueryError(f"Substitution `{unset}` is not set", code=456, name="UNKNOWN_QUERY_PARAMETER")
 
 
-def check_table(name: str) -> None:
-    """Raise QueryError for a table, with its database where that is said, that is not read for the network."""
+def check_table(name: str, *, column: bool = False) -> None:
+    """Raise QueryError for a table, with its database where that is said, that is not read for the network.
+
+    column: what follows the table's name is one of its columns.
+    """
     database, dot, table = name.partition(".")
     check_table_name(name)
+    table = table.partition(".")[0] if column else table
     if dot and database.lower() == "system" and table.lower() not in allowed.SYSTEM_TABLES:
         raise denied(f"{name[:60]} is not read for the network")
     if database.lower() == INTERNAL:
@@ -82,15 +97,15 @@ def check_table(name: str) -> None:
 
 def _check_word(tokens: Sequence[Token], at: int) -> None:
     word = tokens[at].upper
-    if word in _FORBIDDEN_WORDS and not _is_operand(tokens, at):
+    if (tokens[at - 1].upper if at else "", word) in _FILES:
         raise denied(f"{word} is not run for the network")
-    if word == "APPLY":
+    if word == "APPLY" and not _is_operand(tokens, at):
         _check_apply(tokens, at)
     elif word == "FORMAT" and _is_format(tokens, at) and tokens[at + 1].name not in allowed.FORMATS:
         raise QueryError(f"Unknown format {tokens[at + 1].text[:60]}", code=73, name="UNKNOWN_FORMAT")
     elif word == "CLUSTER" and _is_cluster(tokens, at):
         raise denied("ON CLUSTER is not run for the network")
-    elif word == "ENGINE":
+    elif word == "ENGINE" and tokens[0].upper not in _ASKING and not _is_operand(tokens, at):
         _check_engine(tokens, at)
 
 
@@ -172,10 +187,12 @@ def killed(tokens: Sequence[Token]) -> str:
 
 
 def _is_operand(tokens: Sequence[Token], at: int) -> bool:
-    """Whether a word is a name here: quoted, after a dot, or between brackets and commas as columns are."""
-    before = tokens[at - 1].text if at else ""
-    after = tokens[at + 1].text if at + 1 < len(tokens) else ""
-    return before == "." or (before in ("(", ",") and after in (")", ","))
+    """Whether a word is a name for certain: nothing but an operand may stand between what is before and after it."""
+    before = tokens[at - 1] if at else None
+    after = tokens[at + 1] if at + 1 < len(tokens) else None
+    if before is None or not (before.text in _SIGNS_BEFORE or before.upper in _WORDS_BEFORE):
+        return False
+    return after is None or after.upper in _WORDS_AFTER or (after.kind == "symbol" and after.text != "(")
 
 
 def _is_parameter(tokens: Sequence[Token], at: int) -> bool:
@@ -194,5 +211,7 @@ def _is_format(tokens: Sequence[Token], at: int) -> bool:
     """Whether FORMAT opens a clause here."""
     if at + 1 >= len(tokens) or tokens[at + 1].name is None or (at and tokens[at - 1].text in (",", ".", "(")):
         return False
+    if tokens[at + 1].upper in _WORDS_AFTER:
+        return False  # no format is called so
     after = tokens[at + 2] if at + 2 < len(tokens) else None
     return after is None or after.upper in ("SETTINGS", "INTO", "FORMAT") or tokens[0].upper == "INSERT"

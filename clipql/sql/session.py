@@ -309,8 +309,8 @@ class Session:
                 self.params[name.removeprefix("param_")] = _parameter(text)
             elif name in settings.OURS:
                 self.settings[name] = settings.checked(name, text)
-            elif name in settings.KEPT:
-                raise QueryError(f"{name} cannot be SET: clipql keeps it at {settings.KEPT[name]}")
+            elif (why := settings.broken(name, text)) is not None:
+                raise QueryError(f"{name} cannot be SET to {text[:20]}: clipql keeps it at {why}")
             else:
                 theirs.append(f"{name} = {text}")
         if theirs:

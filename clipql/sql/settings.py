@@ -23,12 +23,14 @@ OURS: Mapping[str, str] = {
     "hnsw_candidate_list_size_for_search": "breadth of the search in an hnsw index (ef)",
     "shards_partial": "1: answer without the shards that are lost, and say how many answered; 0: that is an error",
 }
-# what clipql relies on, and so keeps from SET
-KEPT: Mapping[str, str] = {
-    "mutations_sync": "1, so that a DELETE that has returned is done",
-    "lightweight_deletes_sync": "2, so that a DELETE that has returned is done",
-    "asterisk_include_alias_columns": "1, so that * gives vector columns",
-    "insert_allow_materialized_columns": "1, so that rows get their numbers",
+# what clipql relies on, and so keeps at one of the values that come first: what it is kept at, and why
+KEPT: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "mutations_sync": (("1", "2", "3"), "1, so that a DELETE that has returned is done"),
+    "lightweight_deletes_sync": (("2", "1", "3"), "2, so that a DELETE that has returned is done"),
+    "asterisk_include_alias_columns": (("1", "true"), "1, so that * gives vector columns"),
+    "insert_allow_materialized_columns": (("1", "true"), "1, so that rows get their numbers"),
+    "enable_analyzer": (("1", "true"), "1, as clipql reads statements as the analyzer does"),
+    "allow_experimental_analyzer": (("1", "true"), "1, as clipql reads statements as the analyzer does"),
 }
 _SWITCHES = ("vector_plan", "vector_index", "shards_partial")
 
@@ -44,6 +46,12 @@ class SearchOptions:
     index: bool = True
     knobs: Mapping[str, str] = field(default_factory=dict)
     routes: Sequence[Route] = ()
+
+
+def broken(name: str, value: str) -> str | None:
+    """What clipql keeps a setting at, and why, where it has another value; None where all is well."""
+    values, kept = KEPT.get(name, ((), ""))
+    return kept if values and value.strip("'\"").lower() not in values else None
 
 
 def options(given: Mapping[str, str], routes: Sequence[Route] = ()) -> SearchOptions:
@@ -125,6 +133,7 @@ def take_format(sql: str) -> tuple[str, str | None]:
         and tokens[-2].upper == "FORMAT"
         and tokens[-1].kind == "word"
         and tokens[-3].text not in (",", ".")
+        and tokens[-1].upper not in ("ASC", "DESC")
     ) and tokens[0].upper in ("SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "("):
         return sql[: tokens[-2].start].rstrip(), tokens[-1].text
     return sql, None

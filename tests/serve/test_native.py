@@ -11,6 +11,13 @@ from tests.serve.conftest import Running
 
 INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
 NEW = "54485"
+
+
+def versioned(data: bytes) -> bytes:
+    """Blocks as of version 54485."""
+    return native.Blocks(54485, dict).of(data)
+
+
 LAST = b"\x01z\x06String"  # the column after the one that is looked at
 
 
@@ -21,7 +28,7 @@ def test_each_block_says_what_it_is_and_each_column_that_it_is_plain(server: Run
     expected = INFO + b"\x02\x01\x01a\x05UInt8\x00\x07\x01b\x06String\x00\x01x"
     assert server.sql(sql, default_format="Native", client_protocol_version=NEW).body == expected
     assert server.sql(sql + " FORMAT Native", client_protocol_version=NEW).body == expected
-    assert server.sql(sql, default_format="Native", client_protocol_version="54405").body == plain.body
+    assert server.sql(sql, default_format="Native", client_protocol_version="54405").body == INFO + plain.body
     packed = server.sql(sql, default_format="Native", client_protocol_version=NEW, compress="1")
     assert unpacking.unpack_blocks(packed.body, 1 << 20) == expected
     assert server.sql(sql, default_format="CSV", client_protocol_version=NEW).text == '7,"x"\n'
@@ -64,9 +71,27 @@ def test_many_blocks_and_a_table_with_vectors(server: Running) -> None:
 
 def test_what_is_not_understood_is_refused() -> None:
     with pytest.raises(QueryError, match="a column of type Variant") as caught:
-        native.versioned(b"\x01\x01\x01a\x14Variant(Int8, Array)\x01")
+        versioned(b"\x01\x01\x01a\x14Variant(Int8, Array)\x01")
     assert caught.value.code == 48
     for broken in (b"\x01\x01\x01a\x05UInt8", b"\x01\x01\x01a\x06String\x05x", b"\x01\x01\x09a"):
         with pytest.raises(QueryError, match="ends at"):
-            native.versioned(broken)
-    assert native.versioned(b"") == b""
+            versioned(broken)
+    assert versioned(b"") == b""
+
+
+def test_a_time_zone_stands_in_the_type_from_its_version_on(server: Running) -> None:
+    sql = "SELECT 'x' AS s, toDateTime(1, 'Asia/Tokyo') AS a, toDateTime(2) AS b, toDateTime(3, 'UTC') AS c"
+    given = {"default_format": "Native"}
+    plain = server.sql(sql, **given).body
+    zoned = plain.replace(b"a\x08DateTime", b"a\x16DateTime('Asia/Tokyo')").replace(
+        b"c\x08DateTime", b"c\x0fDateTime('UTC')"
+    )
+    assert server.sql(sql, client_protocol_version="54336", **given).body == INFO + plain
+    assert server.sql(sql, client_protocol_version="54337", **given).body == INFO + zoned
+    assert server.sql(sql + " FORMAT Native", client_protocol_version="54405").body == INFO + zoned
+
+
+def test_blocks_of_types_that_cannot_be_told_apart_are_still_sent_to_those_who_need_no_more(server: Running) -> None:
+    sql = "SELECT '{\"a\": 1}'::JSON AS j, 1::Dynamic AS d"
+    given = {"default_format": "Native"}
+    assert server.sql(sql, client_protocol_version="54405", **given).body == INFO + server.sql(sql, **given).body
