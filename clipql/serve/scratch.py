@@ -74,8 +74,8 @@ def opened(folder: Path, *, locked: bool = False) -> Iterator[Scratch]:
     with files.translated(parent, "making"):
         parent.mkdir(exist_ok=True)
         places.sweep(parent, PREFIX)
-        found = Scratch(Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)))
-        held = places.locked(found.folder)
+        place = places.Place(parent, PREFIX)
+        found = Scratch(place.folder)
         for each in (found.empty, found.temporary, found.engine):
             each.mkdir()
     before, directory = os.getcwd(), os.environ.get("TMPDIR")
@@ -90,9 +90,7 @@ def opened(folder: Path, *, locked: bool = False) -> Iterator[Scratch]:
         if directory is not None:
             os.environ["TMPDIR"] = directory
         tempfile.tempdir = None
-        shutil.rmtree(found.folder, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        place.release()
 
 
 def is_settled(folder: Path) -> bool:

@@ -11,9 +11,10 @@ import os
 import socket
 from collections.abc import Iterator
 
-# letters. To a process: a client's connection, a fellow's, a query that shall end. From it: it is ready, it cannot
-# start and why, a connection that the writer shall have, a query that another process (one byte) shall end
-CLIENT, FELLOW, KILL, READY, FAILED = b"c", b"f", b"k", b"r", b"e"
+# letters. To a process: it may open the database, a client's connection, a fellow's, a query that shall end. From it:
+# it is ready, it cannot start and why, a connection that the writer shall have, a query that another process (one
+# byte) shall end
+GO, CLIENT, FELLOW, KILL, READY, FAILED = b"g", b"c", b"f", b"k", b"r", b"e"
 _LONGEST = 1 << 16
 # bytes of a message that is sent: what is longer is cut, as a query's id never is
 _MOST = 1 << 13
@@ -65,6 +66,14 @@ class Channel:
                 yield None
                 return
             yield data[:1], data[1:], brought
+
+    def wait(self, letter: bytes) -> bool:
+        """Wait for a message that brings nothing; whether it has come, before the other side was gone."""
+        self.socket.setblocking(True)
+        try:
+            return self.socket.recv(_LONGEST)[:1] == letter
+        finally:
+            self.socket.setblocking(False)
 
     def close(self) -> None:
         """Let the other side know."""

@@ -23,6 +23,7 @@ from clipql.serve import sandbox, scratch
 from clipql.serve.limits import Options
 from clipql.serve.logs import log_to_stderr
 from clipql.serve.picture_files import Helper
+from clipql.serve.workers import channel as letters
 from clipql.serve.workers.board import Board
 from clipql.serve.workers.channel import Channel
 from clipql.serve.workers.supervisor import WRITER, Supervisor
@@ -74,7 +75,7 @@ class Fleet:
             with scratch.opened(self.folder, locked=True) as own, ExitStack() as held:
                 self._walled(number, channel, board, lock, figures, own, held)
         except ClipqlError as error:
-            channel.send(b"e", str(error).encode())
+            channel.send(letters.FAILED, str(error).encode())
             return 1
         return 0
 
@@ -109,6 +110,8 @@ class Fleet:
 
         prometheus.write_into(str(figures), number)
         member = Member(number, board, channel, str(figures))
+        if number != WRITER and not channel.wait(letters.GO):
+            raise ServerError("the server's first process is gone")
         engine = own.engine if apart else None
         opened = (
             ReadOnlyDatabase(folder, model=self.model)

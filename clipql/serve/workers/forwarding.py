@@ -28,8 +28,8 @@ _OF_CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"expect",
 # bytes read at once; seconds that a connection is kept, less than the writer keeps it
 PIECE, KEPT_SECONDS = 1 << 16, 10.0
 _GONE = (
-    b"the process that writes is being restarted, so nobody can say whether the statement was carried out: try again "
-    b"in a second\n"
+    b"the process that writes is being restarted: try again in a second; whether a statement that writes was carried "
+    b"out is not known\n"
 )
 
 

@@ -150,14 +150,25 @@ class Member(Fellows):
 
     def worker(self, app: Any, follower: Follower | None) -> Any:
         """The application of a worker around that of a server. follower: None where nothing is ever written."""
-        return _Worker(app, Forwarding(self._channel), follower)
+        return _Worker(self.number, app, Forwarding(self._channel), follower)
 
 
 class _Worker:
     """ASGI: answers what only reads, and passes the rest on."""
 
-    def __init__(self, app: Any, forward: Forwarding, follower: Follower | None) -> None:
-        self._app, self._forward, self._follower = app, forward, follower
+    def __init__(self, number: int, app: Any, forward: Forwarding, follower: Follower | None) -> None:
+        self._name = (b"x-clipql-worker", b"%d" % number)
+        self._served, self._forward, self._follower = app, forward, follower
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer here, and say so."""
+
+        async def told(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], self._name]
+            await send(message)
+
+        await self._served(scope, receive, told)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")

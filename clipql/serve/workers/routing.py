@@ -20,6 +20,7 @@ from clipql.syntax.statements import Select
 HEAD = 1 << 16
 _SELECT = re.compile(r"\s*SELECT\b", re.IGNORECASE)
 _WITH = re.compile(r"\s*WITH\b", re.IGNORECASE)
+_INSERT = re.compile(r"INSERT", re.IGNORECASE)  # WITH may stand before it as well
 # words that tell of what differs from process to process, or may name a table that is not written out
 _ELSEWHERE = re.compile(r"system|information_schema|clipql|identifier", re.IGNORECASE)
 # how a statement may name a table other than by its name
@@ -78,6 +79,7 @@ def keeps_to_writer(query_string: bytes, headers: Iterable[tuple[bytes, bytes]])
 
 def only_reads(text: str, elsewhere: Elsewhere) -> bool:
     """Whether a statement is a SELECT over tables in files."""
-    if _SELECT.match(text) is None and not (_WITH.match(text) and isinstance(read(text).kind, Select)):
-        return False
-    return not (_ELSEWHERE.search(text) or elsewhere.may_be_named(text))
+    selects = _SELECT.match(text) or (
+        _WITH.match(text) and not _INSERT.search(text) and isinstance(read(text).kind, Select)
+    )
+    return bool(selects) and not (_ELSEWHERE.search(text) or elsewhere.may_be_named(text))

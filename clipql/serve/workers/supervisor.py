@@ -82,6 +82,7 @@ class Supervisor:
         self._accepting, self._last_ready = False, float("inf")
         self._closing: list[tuple[float, socket.socket]] = []
         self._failed = False
+        self._settled = False  # the writer has brought the database in order, which the others open then
 
     def run(self, ready: Callable[[], None]) -> int:
         """Start all, supervise them until SIGTERM or SIGINT, and end them; the exit status.
@@ -138,17 +139,9 @@ class Supervisor:
     # starting
 
     def _start_due(self) -> None:
-        """The writer first: it brings the database in order that others take snapshots of."""
-        if self._stops:
-            return
         for slot in self._slots:
-            if slot.now is None and slot.next <= time.monotonic():
+            if not self._stops and slot.now is None and slot.next <= time.monotonic():
                 self._start(slot)
-            if slot.number == WRITER and not (slot.now and slot.now.ready) and not self._was_ready():
-                return
-
-    def _was_ready(self) -> bool:
-        return any(slot.now for slot in self._slots[1:])
 
     def _start(self, slot: Slot) -> None:
         ours, theirs = letters.pair()
@@ -167,6 +160,8 @@ class Supervisor:
                 os._exit(status)
         theirs.close()
         slot.now = Started(pid, ours, time.monotonic())
+        if self._settled:
+            ours.send(letters.GO)
         self._selector.register(ours, selectors.EVENT_READ, slot)
 
     def _become_child(self, parent: int) -> None:
@@ -219,8 +214,8 @@ class Supervisor:
             self._give(made)
 
     def _give(self, made: socket.socket) -> None:
-        """Hand a connection to whom it burdens least."""
-        for slot, started in sorted(self._ready(), key=lambda each: self._open(*each)):
+        """Hand a connection to whom it burdens least; of those that have as many, to whom has had the fewest."""
+        for slot, started in sorted(self._ready(), key=lambda each: (self._open(*each), each[1].given)):
             if started.channel.send(letters.CLIENT, given=made):
                 started.given += 1
                 self._board.put(slot.number, numbers.GIVEN, started.given)
@@ -249,6 +244,11 @@ class Supervisor:
             letter, rest, brought = message
             if letter == letters.READY:
                 started.ready = True
+                if not self._settled:
+                    self._settled = True
+                    for each in self._slots:
+                        if each.now is not None and each is not slot:
+                            each.now.channel.send(letters.GO)
             elif letter == letters.FAILED:
                 slot.said = rest.decode("utf-8", "replace")
             elif letter == letters.FELLOW and brought is not None:
