@@ -66,12 +66,19 @@ class Database:
 
     _result_types: ResultTypes | None = None
 
-    def __init__(self, path: str | os.PathLike[str], *, model: str | None = None, engine: Path | None = None) -> None:
-        """engine: the folder of ClickHouse, where it is not the one in the database's."""
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        engine: Path | None = None,
+        lock: int | None = None,
+    ) -> None:
+        """engine: the folder of ClickHouse, where it is not the one in the database's. lock: `FolderLock.shared`."""
         Engine.refuse_fork()
         self.path = Path(path).absolute()
         catalog.prepare(self.path)
-        self._lock = files.FolderLock(self.path)
+        self._lock = files.FolderLock(self.path, lock)
         self._closed, self._process = False, os.getpid()
         try:
             strays.refuse(self.path)

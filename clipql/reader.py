@@ -62,6 +62,7 @@ class ReadOnlyDatabase(Database):
         self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
         self._taken = snapshot.take(moment or self.path, self.path)
         self._opened: Snapshot | None = None  # the one in which ClickHouse is open, where that is an earlier one
+        self.opened: Callable[[], None] | None = None  # called when ClickHouse has been opened anew
         self._untouched = False  # ClickHouse has what the snapshot had: no change was taken back in it
         try:
             folder, found = self._taken.folder, self._taken.catalog
@@ -91,6 +92,8 @@ class ReadOnlyDatabase(Database):
             self.encoders.register(engine)
             old_views.put_in_order(registry, Stars(registry))
             engine.run("SYSTEM STOP MERGES")
+            if self.opened is not None and not engine.started:
+                self.opened()
         finally:
             registry.settling = False
 
@@ -106,10 +109,15 @@ class ReadOnlyDatabase(Database):
         """The number of the commit that is seen, which is a greater one after each commit."""
         return self._registry.catalog.serial
 
-    def refresh(self) -> bool:
+    @property
+    def closed(self) -> bool:
+        """Whether it answers no more."""
+        return self._closed
+
+    def refresh(self, *, patience: float | None = None) -> bool:
         """Move to the last commit; whether there is a later one than was seen. Waits for the statements that run.
 
-        Raises QueryError inside `with db.snapshot()`.
+        patience: raise TimeoutError where they run for so many seconds. Raises QueryError inside `with db.snapshot()`.
         """
         self._check_open()
         if self._depth:
@@ -118,7 +126,12 @@ class ReadOnlyDatabase(Database):
             if snapshot.state(self.path) == self._taken.state:
                 return False
             later = snapshot.take(self.path)
-            with self._moment.writing():
+            with contextlib.ExitStack() as alone:
+                try:
+                    alone.enter_context(self._moment.writing(patience))
+                except TimeoutError:
+                    later.release()
+                    raise
                 before, self._taken = self._taken, later
                 try:
                     recover.verify_vectors(later.folder, later.catalog, before.catalog)

@@ -14,6 +14,7 @@ from clipql.database import Database
 from clipql.serve.access_control import AccessControl
 from clipql.serve.api import Api
 from clipql.serve.clickhouse import ClickHouse
+from clipql.serve.fellows import Fellows
 from clipql.serve.limits import Options
 from clipql.serve.service import Service
 from clipql.serve.web_files import WebFiles
@@ -25,9 +26,9 @@ def pages() -> Path:
     return web / "dist" if (web / "dist" / "index.html").is_file() else web
 
 
-def make_app(database: Database, options: Options) -> tuple[AccessControl, Service]:
+def make_app(database: Database, options: Options, fellows: Fellows) -> tuple[AccessControl, Service]:
     """The ASGI application of an open database, and what it works with. Close the service before the database."""
-    service = Service(database, options)
+    service = Service(database, options, fellows)
     clickhouse = ClickHouse(service)
     files = WebFiles(pages())
 

@@ -65,6 +65,7 @@ class Call:
     checked: Checked | None = None
     binding: Mapping[str, Any] = field(default_factory=dict)
     submitted: bool = False
+    writes: bool = False
     began: float = field(default_factory=time.perf_counter)
     code: int = 0
 
@@ -79,7 +80,7 @@ class ClickHouse:
         )
         found = service.engine.arrow("SELECT version(), timezone()")
         self.version, self.timezone = (str(column[0].as_py()) for column in found.columns)
-        self._running: dict[str, Acting] = {}
+        self._running = service.running
 
     async def ping(self, request: HttpRequest) -> Response:
         """`/ping`."""
@@ -203,8 +204,7 @@ class ClickHouse:
         if call.kept is not None:
             self._sessions.release(call.kept)
             call.kept = None
-        if self._running.get(call.query_id) is call.acting:
-            self._running.pop(call.query_id, None)
+        self._running.remove(call.query_id, call.acting)
 
     async def _read(self, request: HttpRequest, call: Call) -> None:
         """The statement and its data, from `query=` and the body."""
@@ -240,7 +240,7 @@ class ClickHouse:
         service = self._service
         pipe = Pipe(service.options.limits.stall)
         assert call.acting is not None
-        self._running[call.query_id] = call.acting
+        self._running.add(call.query_id, call.acting)
         future = service.pool.submit(lambda: self._carried_out(call, pipe.put), call.acting, lambda: self._leave(call))
         call.submitted = True
         watch = asyncio.ensure_future(gone(request))
@@ -333,6 +333,8 @@ class ClickHouse:
         try:
             return self._carry_out(call, sink)
         finally:
+            if call.writes:
+                self._service.fellows.wrote()
             if call.alone is not None:
                 self._service.engine.forget(call.alone)
 
@@ -343,6 +345,7 @@ class ClickHouse:
         with service.engine.act(acting):
             checked = service.guard.check(call.request.sql, write=call.request.write and service.options.write)
             call.checked = checked
+            call.writes = checked.writes
             if checked.kills is not None:
                 return self._kill(checked.kills, call)
             alone = call.kept is None and checked.sets
@@ -386,12 +389,10 @@ class ClickHouse:
         return replace(answer, output=replace(output, data=blocks.of(output.data, rows=output.rows)))
 
     def _kill(self, query_id: str, call: Call) -> Answer:
-        found = self._running.get(query_id)
-        if found is not None and found is not call.acting:
-            self._service.pool.stop_soon(found)
-        status = "waiting" if found is not None else "no such query"
+        found = self._running.kill(query_id, call.acting)
+        status = "waiting" if found else "no such query"
         sql = f"SELECT '{status}' AS kill_status, {{id:String}} AS query_id, 'default' AS user" + (
-            "" if found is not None else " WHERE 0"
+            "" if found else " WHERE 0"
         )
         output = self._service.engine.query(sql, call.request.format, params={"id": query_id}, user=False)
         return Answer(output, call.request.format, 0.0)

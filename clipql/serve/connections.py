@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -35,8 +36,9 @@ _SAID = {
 class Connections:
     """All connections of a server, those that wait for the longest first."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, lost: Callable[[], None] = lambda: None) -> None:
+        """lost: called when one is no more."""
+        self.limits, self.lost = limits, lost
         self.all: dict[Connection, None] = {}
 
     def add(self, made: Connection) -> None:
@@ -91,6 +93,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._among.all.pop(self, None)
+        self._among.lost()
         if self._tick is not None:
             self._tick.cancel()
         self.pipeline.clear()

@@ -19,6 +19,7 @@ from starlette.requests import Request
 
 from clipql.engine.users import Acting
 from clipql.errors import ClipqlError, QueryCancelled
+from clipql.serve.fellows import Fellows
 from clipql.serve.limits import Limits
 
 LOG = logging.getLogger("clipql.serve")
@@ -27,6 +28,8 @@ T = TypeVar("T")
 FIRST_WORD, GIVEN_UP = 0.3, 1.0
 # seconds after which a query that was cancelled, and runs, is cancelled again
 AGAIN = 0.25
+# seconds after which what waits for other processes of the server looks again
+TURN = 0.01
 
 
 class Busy(Exception):
@@ -57,9 +60,17 @@ class Pool:
     before its turn leaves it at once, with what it holds.
     """
 
-    def __init__(self, limits: Limits, cancel: Callable[[Acting], None]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        cancel: Callable[[Acting], None],
+        fellows: Fellows,
+        moment: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        """fellows: whose requests count too. moment: what a request's work is done in."""
         self._running, self._most = limits.running, limits.running + limits.waiting
         self._seconds, self._cancel = limits.seconds, cancel
+        self._fellows, self._moment = fellows, moment
         self._threads = ThreadPoolExecutor(limits.running, "clipql-serve")
         self._cancellers = ThreadPoolExecutor(4, "clipql-cancel")
         self._all: dict[int, _Job] = {}
@@ -67,12 +78,14 @@ class Pool:
         self._stopping: set[int] = set()
         self._work: set[Future[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._look: asyncio.TimerHandle | None = None
         self.taken = 0
 
     def check(self) -> None:
         """Raise Busy where a request would be refused, before its body is read."""
-        if self.taken >= self._most:
-            raise Busy(f"{self.taken} requests are running or waiting, as many as may: try again in a second")
+        taken = self.taken + self._fellows.others_taken(self.taken)
+        if taken >= self._most:
+            raise Busy(f"{taken} requests are running or waiting, as many as may: try again in a second")
 
     def submit(
         self, work: Callable[[], T], acting: Acting, ended: Callable[[], None] = lambda: None
@@ -84,15 +97,28 @@ class Pool:
         """
         self.check()
         self.taken += 1
+        self._fellows.others_taken(self.taken)
         self._loop = asyncio.get_running_loop()
         outer: asyncio.Future[T] = self._loop.create_future()
         job = _Job(work, acting, ended, outer)
         self._all[id(acting)] = job
-        if len(self._work) < self._running:
-            self._start(job)
-        else:
-            self._queue[id(acting)] = job
+        self._queue[id(acting)] = job
+        self._start_next()
         return outer
+
+    def _start_next(self) -> None:
+        """Start what waits, as far as all processes together may."""
+        while self._queue:
+            if self._fellows.start(self._running):
+                self._start(self._queue.pop(next(iter(self._queue))))
+                continue
+            if not self._work and self._look is None and self._loop is not None:  # nothing of ours will end
+                self._look = self._loop.call_later(TURN, self._look_again)
+            return
+
+    def _look_again(self) -> None:
+        self._look = None
+        self._start_next()
 
     def _start(self, job: _Job) -> None:
         acting, loop = job.acting, job.outer.get_loop()
@@ -110,7 +136,8 @@ class Pool:
                 raise acting.stopped()
             loop.call_soon_threadsafe(begin)
             try:
-                found = job.work()
+                with self._moment():
+                    found = job.work()
             except ClipqlError as error:
                 if acting.cancelled:  # whatever it was stopped by
                     raise acting.stopped() from error
@@ -121,6 +148,7 @@ class Pool:
 
         def done(inner: asyncio.Future[Any]) -> None:
             self._work.discard(working)
+            self._fellows.finish()
             self._ended(job)
             error = None if inner.cancelled() else inner.exception()
             if inner.cancelled():
@@ -129,8 +157,7 @@ class Pool:
                 job.fail(error)
             elif not job.outer.done():
                 job.outer.set_result(inner.result())
-            if self._queue and len(self._work) < self._running:
-                self._start(self._queue.pop(next(iter(self._queue))))
+            self._start_next()
 
         working = self._threads.submit(run)
         self._work.add(working)
@@ -138,6 +165,7 @@ class Pool:
 
     def _ended(self, job: _Job) -> None:
         self.taken -= 1
+        self._fellows.others_taken(self.taken)
         self._all.pop(id(job.acting), None)
         for timer in job.timers:
             timer.cancel()

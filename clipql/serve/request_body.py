@@ -15,6 +15,7 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from clipql.serve import unpacking
+from clipql.serve.fellows import Fellows
 from clipql.serve.limits import Limits
 from clipql.serve.pool import Busy
 from clipql.serve.unpacking import too_large
@@ -44,20 +45,23 @@ class Held:
 class Bodies:
     """The bodies of all requests of a server."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, fellows: Fellows) -> None:
         self._most, self.held = max(limits.bodies, limits.body), 0
+        self._fellows = fellows
         self._lock = threading.Lock()
         self._readers = ThreadPoolExecutor(READERS, "clipql-read")
 
     def count(self, size: int) -> None:
         """Add to what is held. Raises Busy."""
         with self._lock:
-            if size > 0 and self.held + size > self._most:
+            held = self.held + self._fellows.others_bodies(self.held)
+            if size > 0 and held + size > self._most:
                 raise Busy(
-                    f"the bodies of all requests together may have {self._most:,} bytes, and {self.held:,} are held: "
+                    f"the bodies of all requests together may have {self._most:,} bytes, and {held:,} are held: "
                     "try again in a second"
                 )
             self.held += size
+            self._fellows.others_bodies(self.held)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """The result of work on a body, done off the event loop."""

@@ -102,13 +102,20 @@ def of_models(names: Iterable[str | None]) -> tuple[Path, ...]:
     return _distinct(found)
 
 
-def of_server(folder: Path, scratch: Scratch, known: Catalog, model: str | None, *, write: bool) -> Plan:
-    """The plan of a server over a database folder, of what its manifest names, with its place for temporary files."""
+def of_server(
+    folder: Path, scratch: Scratch, known: Catalog, model: str | None, *, write: bool, also: tuple[Path, ...] = ()
+) -> Plan:
+    """The plan of a server over a database folder, of what its manifest names, with its place for temporary files.
+
+    also: folders that it may write besides.
+    """
     columns = [c for t in known.tables for c in t.columns]
     linked = [Path(s.file) for c in columns for s in c.segments if s.linked]
     named = of_models({model, *(c.model for c in columns)})
     written = (folder,) if write else (folder / "lock", scratch.temporary, scratch.engine)
-    return Plan(_distinct([*base(), *named, *linked, folder, scratch.folder]), (*_WRITTEN, *written), (scratch.parent,))
+    return Plan(
+        _distinct([*base(), *named, *linked, folder, scratch.folder]), (*_WRITTEN, *written, *also), (scratch.parent,)
+    )
 
 
 def of_pictures(roots: tuple[Path, ...] | None) -> Plan:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from clipql.storage import catalog, files, places, strays
 
-_PREFIX = "serve-"
+PREFIX = "serve-"
 # of the engine's folder: what it writes while it only reads; everything else is linked
 _ENGINES_OWN = ("status", "tmp", "user_defined", "metadata_dropped")
 
@@ -60,20 +60,22 @@ class Scratch:
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator[Scratch]:
+def opened(folder: Path, *, locked: bool = False) -> Iterator[Scratch]:
     """A place in a database folder, which is made if it is not there; the process works in it, with its TMPDIR.
 
-    Raises NotADatabase, DatabaseLocked, DatabaseDamaged or StorageError.
+    locked: another process of the same server has the folder's lock. Raises NotADatabase, DatabaseLocked,
+    DatabaseDamaged or StorageError.
     """
     catalog.prepare(folder)
-    files.FolderLock(folder).release()  # says it now, where another process has it or it cannot be written
+    if not locked:
+        files.FolderLock(folder).release()  # says it now, where another process has it or it cannot be written
     strays.refuse(folder)
     parent = folder / strays.SCRATCH
     with files.translated(parent, "making"):
         parent.mkdir(exist_ok=True)
-        places.sweep(parent, _PREFIX)
-        found = Scratch(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
-        held = places.locked(found.folder)
+        places.sweep(parent, PREFIX)
+        place = places.Place(parent, PREFIX)
+        found = Scratch(place.folder)
         for each in (found.empty, found.temporary, found.engine):
             each.mkdir()
     before, directory = os.getcwd(), os.environ.get("TMPDIR")
@@ -88,9 +90,7 @@ def opened(folder: Path) -> Iterator[Scratch]:
         if directory is not None:
             os.environ["TMPDIR"] = directory
         tempfile.tempdir = None
-        shutil.rmtree(found.folder, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        place.release()
 
 
 def is_settled(folder: Path) -> bool:

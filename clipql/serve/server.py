@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from clipql.database import Database
 from clipql.errors import ClipqlError
+from clipql.reader import ReadOnlyDatabase
 from clipql.serve.app import make_app
 from clipql.serve.connections import Connection, Connections
+from clipql.serve.fellows import Fellows
 from clipql.serve.limits import Options
 from clipql.serve.service import Service
+from clipql.serve.workers.member import Member
 from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
@@ -33,37 +36,14 @@ END_SECONDS, CLOSE_SECONDS = 1, 15
 SWITCH_SECONDS = 0.0005
 
 
-class _Lines(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
-
-
-def log_to_stderr(level: str) -> None:
-    """Send the server's logs to standard error, as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
-    for name in ("clipql.serve", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level.upper() if name == "clipql.serve" else logging.WARNING)
-
-
 class Server(uvicorn.Server):
     """uvicorn that tells when it is ready, and leaves signals to `serve`: what runs at the end has its grace."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, ready: Callable[[], None], member: Member | None = None
+    ) -> None:
         super().__init__(config)
-        self._service, self._ready = service, ready
+        self._service, self._ready, self._member = service, ready, member
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -71,7 +51,26 @@ class Server(uvicorn.Server):
         sandbox = self._service.options.sandbox.sentence
         LOG.info("started", extra={"fields": {"version": __version__, "pid": os.getpid(), "sandbox": sandbox}})
         self._loop = asyncio.get_running_loop()
+        if self._member is not None:
+            self._attach(self._member)
         self._ready()
+
+    def _attach(self, member: Member) -> None:
+        """Take the connections that the supervisor hands over: clients', and those of other processes."""
+        limits = self._service.options.limits
+        clients = Connections(member.limits(limits), member.closed)
+        # what a client may take is watched by the process that it is connected to
+        fellows = Connections(replace(limits, connections=1 << 20, head_seconds=600, stall=600, pace=1))
+
+        def protocol(among: Connections) -> asyncio.Protocol:
+            return Connection(among, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+        member.attach(self._service.running, partial(protocol, clients), partial(protocol, fellows), self.stop)
+
+    def stop_soon(self) -> None:
+        """`stop`, from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.stop)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace = asyncio.get_running_loop().call_later(self._service.options.limits.grace, self._service.pool.stop_all)
@@ -114,14 +113,27 @@ def _warm(database: Database) -> None:
         database.encoders.texts(["a picture"], database.encoders.usual(database.registry.catalog.tables))
 
 
-def serve(database: Database, bound: socket.socket, options: Options, ready: Callable[[], None]) -> None:
+def serve(
+    database: Database,
+    bound: socket.socket | None,
+    options: Options,
+    ready: Callable[[], None],
+    member: Member | None = None,
+) -> None:
     """Serve an open database on a bound socket until SIGTERM or SIGINT, then close it.
 
     What runs then has its grace; a second signal ends the process at once.
 
-    ready: called once requests are taken.
+    ready: called once requests are taken. member: of a server of many processes, which is given its connections.
     """
-    app, service = make_app(database, options)
+    app: Any
+    app, service = make_app(database, options, member or Fellows())
+    follower = None
+    if member is not None and not member.writes:
+        if isinstance(database, ReadOnlyDatabase):
+            follower = member.follower(database, lambda: server.stop_soon())
+            follower.start()
+        app = member.worker(app, follower)
     config = uvicorn.Config(
         app,
         http=partial(Connection, Connections(options.limits)),  # type: ignore[arg-type]
@@ -135,7 +147,7 @@ def serve(database: Database, bound: socket.socket, options: Options, ready: Cal
         timeout_graceful_shutdown=options.limits.grace + END_SECONDS,
         backlog=256,  # as many are accepted at once, before the oldest make room
     )
-    server = Server(config, service, ready)
+    server = Server(config, service, ready, member)
 
     def stop(number: int, frame: FrameType | None) -> None:
         LOG.info("stopping", extra={"fields": {"signal": signal.Signals(number).name}})
@@ -146,15 +158,19 @@ def serve(database: Database, bound: socket.socket, options: Options, ready: Cal
     threading.Thread(target=_warm, args=(database,), daemon=True).start()
     # threads that read long statements take turns: the event loop, which waits for each of them, answers others in time
     sys.setswitchinterval(SWITCH_SECONDS)
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    signals = (signal.SIGTERM, signal.SIGINT) if member is None else (signal.SIGTERM,)
+    before = {number: signal.signal(number, stop) for number in signals}
     try:
-        server.run(sockets=[bound])
+        server.run(sockets=[bound] if bound is not None else [])
     finally:
+        if follower is not None:
+            follower.stop()
         if not service.close(END_SECONDS):
             LOG.error("ended while a query still ran")
             os._exit(1)
         database.close()
-        bound.close()
+        if bound is not None:
+            bound.close()
         for number, handler in before.items():
             signal.signal(number, handler)
         LOG.info("stopped")

@@ -6,8 +6,9 @@ runs on connections whose limits are set; so does every piece of SQL that a requ
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,10 @@ from clipql.database import Database
 from clipql.engine.embedded import Engine
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import UnknownTable, VectorError
+from clipql.reader import ReadOnlyDatabase
 from clipql.serve import allowed
 from clipql.serve.column_roles import Roles
+from clipql.serve.fellows import Fellows, Running
 from clipql.serve.foreign import detach, foreign
 from clipql.serve.guard import Checked, Guard
 from clipql.serve.limits import Options
@@ -46,14 +49,19 @@ class Request:
 class Service:
     """The database as the network may use it."""
 
-    def __init__(self, database: Database, options: Options) -> None:
+    def __init__(self, database: Database, options: Options, fellows: Fellows) -> None:
         self.database, self.options = database, options
         self.registry = database.registry
         self.engine: Engine = database.registry.engine
         self.guard = Guard(database.registry, database.encoders, options)
         self._leave_out_foreign()
-        self.pool, self.bodies = Pool(options.limits, self.engine.cancel), Bodies(options.limits)
-        self.metrics = Metrics(self.registry, database.encoders, lambda: self.pool.taken)
+        moment: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        if isinstance(database, ReadOnlyDatabase):
+            moment, database.opened = database.snapshot, self._leave_out_foreign
+        self.fellows, self.bodies = fellows, Bodies(options.limits, fellows)
+        self.pool = Pool(options.limits, self.engine.cancel, fellows, moment)
+        self.running = Running(fellows, self.pool.stop_soon)
+        self.metrics = Metrics(self.registry, database.encoders, self._taken, fellows.metrics)
         self.everyone = self.new_user()
         self.roles = Roles(self.registry)
         database.encoders.files = False
@@ -66,6 +74,10 @@ class Service:
             LOG.warning("left out", extra={"fields": {"object": str(each), "why": each.why}})
         self.guard.leave_out(found)
         detach(self.engine, [f for f in found if f.table], vectors)
+
+    def _taken(self) -> int:
+        """Requests that run or wait, in all processes."""
+        return self.pool.taken + self.fellows.others_taken(self.pool.taken)
 
     def new_user(self) -> EngineUser:
         """Someone new, with the server's limits on what is run for them."""

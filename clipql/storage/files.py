@@ -287,7 +287,12 @@ class FolderLock:
     The lock file names the holder, so that whoever is refused can be told.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, held: int | None = None) -> None:
+        """held: a handle by which another process of the same server, which made this one, has the lock."""
+        if held is not None:
+            self._handle = os.dup(held)
+            _held.add(self)
+            return
         path = folder / "lock"
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
@@ -316,6 +321,10 @@ class FolderLock:
         _held.add(self)
         command = " ".join(os.path.basename(a) if i == 0 else a for i, a in enumerate(sys.argv))[:300]
         os.pwrite(self._handle, f"process {os.getpid()} ({command or 'python'})".encode(), 0)
+
+    def shared(self) -> int:
+        """A handle for `held`, which keeps the lock until it is closed; a fork keeps it too."""
+        return os.dup(self._handle)
 
     def release(self) -> None:
         """Let go of the folder; harmless when called twice."""

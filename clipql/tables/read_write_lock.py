@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 
@@ -34,8 +35,12 @@ class ReadWriteLock:
                 self._changed.notify_all()
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the gate alone. A thread that is reading must not ask for this."""
+    def writing(self, seconds: float | None = None) -> Iterator[None]:
+        """Hold the gate alone. A thread that is reading must not ask for this.
+
+        seconds: raise TimeoutError where others have it for longer.
+        """
+        end = None if seconds is None else time.monotonic() + seconds
         me = threading.get_ident()
         with self._changed:
             if self._writer == me:
@@ -45,7 +50,11 @@ class ReadWriteLock:
                 self._waiting += 1
                 try:
                     while self._writer is not None or any(reader != me for reader in self._readers):
-                        self._changed.wait()
+                        left = None if end is None else end - time.monotonic()
+                        if left is not None and left <= 0:
+                            self._changed.notify_all()  # those that this one held up
+                            raise TimeoutError
+                        self._changed.wait(left)
                 finally:
                     self._waiting -= 1
                 self._writer = me

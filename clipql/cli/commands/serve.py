@@ -58,6 +58,13 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="have the kernel close other files, programs and the network: as far as it can, wholly or not at all "
         "(default: auto)",
     )
+    made.add_argument(
+        "--workers",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="processes that answer what reads, beside one that writes (default: 1, one process that does both)",
+    )
     ray = made.add_argument_group("over many machines (pip install 'clipql[ray]')")
     ray.add_argument("--ray", metavar="ADDRESS", help="serve shards in the Ray at host:port; local starts one here")
     ray.add_argument(
@@ -134,7 +141,7 @@ def _cluster(arguments: argparse.Namespace) -> Database:
     return database
 
 
-def _in_folder(arguments: argparse.Namespace, bound: socket.socket, options: Options, model: str | None) -> None:
+def _in_folder(arguments: argparse.Namespace, bound: socket.socket, options: Options, model: str | None) -> int:
     """Serve a folder, behind the kernel's wall: it goes up before the engine and all that has threads is loaded."""
     folder = Path(place(getattr(arguments, "db", None))).absolute()
     mode, write = arguments.sandbox, options.write
@@ -143,6 +150,14 @@ def _in_folder(arguments: argparse.Namespace, bound: socket.socket, options: Opt
             f"there is no database at {folder}, and a server that only reads makes none: name another with --db, make "
             "one with `clipql ingest`, or give --write"
         )
+    if arguments.workers > 1:
+        if not write and not scratch.is_settled(folder):
+            with scratch.opened(folder) as own:
+                scratch.in_child(lambda: _settle(folder, own, model, mode))
+        from clipql.serve.workers.fleet import Fleet
+
+        fleet = Fleet(folder, arguments.workers, options, model, mode, arguments.log_level)
+        return fleet.serve(bound, _ready(folder, bound, arguments.host))
     with scratch.opened(folder) as own, ExitStack() as held:
         if not write and not scratch.is_settled(folder):
             scratch.in_child(lambda: _settle(folder, own, model, mode))
@@ -158,12 +173,14 @@ def _in_folder(arguments: argparse.Namespace, bound: socket.socket, options: Opt
         options = replace(options, opener=helper, sandbox=sandbox.apply(plan, mode))
         from clipql.database import Database
         from clipql.serve import server
+        from clipql.serve.logs import log_to_stderr
 
-        server.log_to_stderr(arguments.log_level)
+        log_to_stderr(arguments.log_level)
         with Database(folder, model=model, engine=own.engine if apart else None) as database:
             if apart:
                 database.registry.engine.run("SYSTEM STOP MERGES")  # they could not write
             server.serve(database, bound, options, _ready(folder, bound, arguments.host))
+    return 0
 
 
 def _settle(folder: Path, own: scratch.Scratch, model: str | None, mode: str) -> None:
@@ -174,17 +191,21 @@ def _settle(folder: Path, own: scratch.Scratch, model: str | None, mode: str) ->
     Database(folder, model=model).close()
 
 
-def _over_shards(arguments: argparse.Namespace, bound: socket.socket, options: Options) -> None:
+def _over_shards(arguments: argparse.Namespace, bound: socket.socket, options: Options) -> int:
+    if arguments.workers > 1:
+        raise ServerError("--workers: with --ray, the processes are Ray's; leave it out")
     if arguments.sandbox == "require":
         raise ServerError("--sandbox require: Ray's connections and processes lie outside of it; leave it out")
     from clipql.serve import server
+    from clipql.serve.logs import log_to_stderr
 
-    server.log_to_stderr(arguments.log_level)
+    log_to_stderr(arguments.log_level)
     database = _cluster(arguments)
     try:
         server.serve(database, bound, options, _ready(database.path, bound, arguments.host))
     finally:
         database.close()
+    return 0
 
 
 def _ready(served: Path, bound: socket.socket, host: str) -> Callable[[], None]:
@@ -218,8 +239,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = Options(token, arguments.write, tuple(arguments.allow_host), pictures, limits)
     with listening.bind(arguments.host, arguments.port) as bound:
         if arguments.ray:
-            _over_shards(arguments, bound, options)
+            status = _over_shards(arguments, bound, options)
         else:
-            _in_folder(arguments, bound, options, _absolute(arguments.model))
+            status = _in_folder(arguments, bound, options, _absolute(arguments.model))
     sys.stdout.flush()
-    return 0
+    return status

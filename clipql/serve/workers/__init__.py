@@ -1,0 +1,1 @@
+"""A server of many processes: one writes, the others answer what reads; see `supervisor.py`."""

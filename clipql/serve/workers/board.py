@@ -1,0 +1,86 @@
+"""What the processes of a server write down for each other, in memory that they share.
+
+A row belongs to one process, which alone writes it; when that has died, the supervisor clears it. So no count is lost
+with a process that was killed, and no lock is held by one. What must stay true: each number is written as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+
+# the numbers of a row, then the hashes of the ids of queries that run
+BEAT, RUNNING, TAKEN, BODIES, GIVEN, CLOSED, READY, _NUMBERS = range(8)
+QUERIES = 1 << 10
+_ROW = _NUMBERS + QUERIES
+
+
+class Board:
+    """The memory; it is made before the processes. written: grows with each statement that wrote, before its client is
+    told."""
+
+    def __init__(self, members: int) -> None:
+        self.members = members
+        self._map = mmap.mmap(-1, 8 * (1 + members * _ROW))
+        self._at = memoryview(self._map).cast("q")
+
+    @property
+    def written(self) -> int:
+        """The number of the last statement that wrote and is, or will be, acknowledged."""
+        return self._at[0]
+
+    @written.setter
+    def written(self, number: int) -> None:
+        self._at[0] = number
+
+    def get(self, member: int, what: int) -> int:
+        """A number of a process."""
+        return self._at[1 + member * _ROW + what]
+
+    def put(self, member: int, what: int, number: int) -> None:
+        """Write down a number; only the process itself does, or the supervisor when it is dead."""
+        self._at[1 + member * _ROW + what] = number
+
+    def add(self, member: int, what: int, number: int) -> None:
+        """The same, with what is there."""
+        self._at[1 + member * _ROW + what] += number
+
+    def sum(self, what: int, but: int | None = None) -> int:
+        """Of all processes, or of all but one."""
+        return sum(self.get(member, what) for member in range(self.members) if member != but)
+
+    def clear(self, member: int) -> None:
+        """Nothing is of a process that has died."""
+        start = 1 + member * _ROW
+        for at in range(start, start + _ROW):
+            self._at[at] = 0
+
+    def note(self, member: int, query_id: str) -> int | None:
+        """Write down that a query runs; the place, to be given to `forget`, or None where there is no room."""
+        start = 1 + member * _ROW + _NUMBERS
+        for place in range(QUERIES):
+            if not self._at[start + place]:
+                self._at[start + place] = _hash(query_id)
+                return place
+        return None
+
+    def forget(self, member: int, place: int) -> None:
+        """The query there has ended."""
+        self._at[1 + member * _ROW + _NUMBERS + place] = 0
+
+    def who_runs(self, query_id: str, but: int) -> int | None:
+        """The process, but for one, that runs a query of this id."""
+        wanted = _hash(query_id).to_bytes(8, "little", signed=True)
+        for member in range(self.members):
+            start = 8 * (1 + member * _ROW + _NUMBERS)
+            found = self._map.find(wanted, start, start + 8 * QUERIES)
+            while found >= 0 and found % 8:
+                found = self._map.find(wanted, found + 1, start + 8 * QUERIES)
+            if member != but and found >= 0:
+                return member
+        return None
+
+
+def _hash(query_id: str) -> int:
+    digest = hashlib.blake2b(query_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True) or 1

@@ -1,0 +1,121 @@
+"""What the processes of a server share, and what a worker answers itself."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from clipql.serve.limits import Limits
+from clipql.serve.workers import board as numbers
+from clipql.serve.workers import channel as letters
+from clipql.serve.workers.board import QUERIES, Board
+from clipql.serve.workers.member import Member
+from clipql.serve.workers.routing import Elsewhere, keeps_to_writer, only_reads, statement
+
+NOWHERE = Elsewhere()
+IN_MEMORY = Elsewhere.of(
+    [{"name": "m", "engine": "Memory"}, {"name": "v", "engine": "View"}, {"name": "t", "engine": "MergeTree"}]
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["SELECT 1", " select\n2", "WITH 1 AS x SELECT x", "SELECT * FROM laion WHERE id IN (SELECT n FROM numbers(3))"],
+)
+def test_a_worker_answers_what_reads_files(text: str) -> None:
+    assert only_reads(text, NOWHERE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["INSERT INTO t SELECT 1", "DROP TABLE t", "SET x = 1", "USE d", "SHOW TABLES", "KILL QUERY WHERE query_id = 'x'",
+     "EXPLAIN SELECT 1", "SELECT * FROM System.parts", "SELECT 1 FROM {t:Identifier}", "SELECT * FROM clipql.indexes",
+     "(SELECT 1)", "", "SELECTED", "WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x", "-- a\nSELECT 1"],
+)  # fmt: skip
+def test_the_writer_answers_everything_else(text: str) -> None:
+    assert not only_reads(text, NOWHERE)
+
+
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [("SELECT 1", True), ("SELECT * FROM t", True), ("SELECT * FROM m", False), ("SELECT * FROM v", False),
+     ("SELECT * FROM d.`m`", False), ('SELECT * FROM "\\x6d"', False), ("SELECT joinGet('t', 'a', 1)", False)],
+)  # fmt: skip
+def test_what_may_name_a_table_in_memory_is_for_the_writer(text: str, here: bool) -> None:
+    found = Elsewhere(frozenset({"m", "v"}))
+    assert found == IN_MEMORY
+    # names of a letter are found in every word: others tell them apart
+    longer = Elsewhere(frozenset({name * 9 for name in found.names}))
+    for name in found.names:
+        text = text.replace(f" {name}", f" {name * 9}").replace(f"`{name}`", f"`{name * 9}`")
+    assert only_reads(text, longer) is here
+
+
+def test_a_statement_is_put_together_from_the_address_and_the_body() -> None:
+    assert statement(b"a=1&query=SELECT+1%2C2", b"") == "SELECT 1,2"
+    assert statement(b"query=INSERT+INTO+t+FORMAT+CSV", b"1\n") == "INSERT INTO t FORMAT CSV\n1\n"
+    assert statement(b"", b"SELECT 1") == "SELECT 1"
+    assert statement(b"", b"\xff") is None
+    assert statement(b"quer%79=DROP", b"") is None
+    assert statement(b"%73ession_id=x", b"SELECT 1") is None
+
+
+def test_what_needs_a_session_or_is_packed_is_for_the_writer() -> None:
+    assert keeps_to_writer(b"session_id=x", [])
+    assert keeps_to_writer(b"decompress=1", [])
+    assert keeps_to_writer(b"", [(b"content-type", b"Multipart/form-data; boundary=x")])
+    assert keeps_to_writer(b"", [(b"content-encoding", b"gzip")])
+    assert not keeps_to_writer(b"query=SELECT+1", [(b"content-type", b"text/plain")])
+
+
+def members(count: int) -> tuple[Board, list[Member]]:
+    """Processes that share a board, in one, whose supervisor is gone."""
+    board, (ours, theirs) = Board(count), letters.pair()
+    ours.close()
+    theirs.close()
+    return board, [Member(number, board, theirs, "") for number in range(count)]
+
+
+def test_limits_hold_for_all_processes_and_one_that_died_holds_nothing() -> None:
+    board, (a, b, c) = members(3)
+    assert [a.start(3), b.start(3), c.start(3), a.start(3)] == [True, True, True, False]
+    b.finish()
+    assert a.start(3)
+    board.clear(0)  # it was killed
+    assert [b.start(3), b.start(3), b.start(3)] == [True, True, False]
+    assert b.others_taken(5) == 0
+    assert c.others_taken(2) == 5
+    assert a.others_bodies(100) == 0
+    assert c.others_bodies(0) == 100
+    assert a.limits(Limits(connections=7)).connections == 4
+
+
+def test_a_query_id_is_known_to_all_until_it_ends() -> None:
+    board, (a, b) = members(2)
+    a.began("same")
+    assert (a.runs("same"), b.runs("same"), b.runs("other")) == (False, True, False)
+    a.ended("same")
+    assert not b.runs("same")
+    for n in range(QUERIES + 1):
+        a.began(str(n))
+    assert b.runs(str(QUERIES - 1))
+    board.clear(0)
+    assert not b.runs("5")
+    assert board.get(0, numbers.RUNNING) == 0
+
+
+def test_a_channel_carries_messages_and_tells_of_the_end() -> None:
+    ours, theirs = letters.pair()
+    assert ours.send(letters.KILL, b"x")
+    with socket.socket() as given:
+        assert ours.send(letters.CLIENT, given=given)
+    (one, two) = list(theirs.receive())
+    assert one == (letters.KILL, b"x", None)
+    assert two is not None
+    assert two[2] is not None
+    two[2].close()
+    ours.close()
+    assert list(theirs.receive()) == [None]
+    assert not theirs.send(letters.READY)
+    theirs.close()
