@@ -17,11 +17,13 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from clipql.serve.limits import Options
 
 COOKIE = "clipql_token"
+# clip-retrieval's routes, which its browser front asks from a site of its own
+SHARED = ("/knn-service", "/metadata", "/indices-list")
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob: http: https:; "
@@ -44,6 +46,7 @@ class AccessControl:
 
     def __init__(self, app: Any, options: Options) -> None:
         self._app = app
+        self._origins = frozenset(origin.rstrip("/").lower() for origin in options.origins)
         self._names = {"localhost", socket.gethostname().lower(), *(h.lower() for h in options.hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,21 +54,38 @@ class AccessControl:
             await self._app(scope, receive, send)
             return
 
+        request = Request(scope)
+        origin = request.headers.get("origin", "")
+        shared = self._shared(request, origin)
+
         async def send_guarded(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if shared:
+                    headers["Access-Control-Allow-Origin"] = origin
+                    headers["Vary"] = "Origin"
             await send(message)
 
-        refused = self._refused(Request(scope))
+        refused: Response | None = self._refused(request, shared=shared)
+        if refused is None and shared and request.method == "OPTIONS":
+            allowed = {"Methods": "GET, POST", "Headers": "content-type, authorization", "Max-Age": "600"}
+            answer = {f"Access-Control-{'' if n == 'Max-Age' else 'Allow-'}{n}": value for n, value in allowed.items()}
+            refused = Response(status_code=204, headers=answer)
         app = self._app if refused is None else refused
         await app(scope, receive, send_guarded)
 
-    def _refused(self, request: Request) -> JSONResponse | None:
+    def _shared(self, request: Request, origin: str) -> bool:
+        """Whether a site that the owner named asks for what such sites may ask for."""
+        return origin.lower() in self._origins and request.url.path in SHARED
+
+    def _refused(self, request: Request, *, shared: bool) -> JSONResponse | None:
         host = request.headers.get("host", "")
         if not self._known(host):
             return _refusal(421, f"this server does not go by the name {host[:100]!r}: start it with --allow-host")
+        if shared:
+            return None
         origin = request.headers.get("origin")
         try:
             site = urlsplit(origin or "").netloc.lower()

@@ -55,13 +55,13 @@ class Api:
         self._service = service
         options = service.options
         opener = options.opener or options.picture_folders(service.database.path)
-        self._results = SearchResults(service)
+        self.results = SearchResults(service)
         self._by_chance, self._of_columns = Chance(service), Facets(service)
         self._thumbnails = Thumbnails(opener, options.limits.pixels)
 
     def routes(self) -> list[Route]:
         """All routes."""
-        guarded = self._guarded
+        guarded = self.guarded
         return [
             Route("/healthz", self._health),
             Route("/api/status", guarded(self._status)),
@@ -82,7 +82,7 @@ class Api:
             Route("/api/complete", guarded(self._complete)),
         ]
 
-    def _guarded(self, handler: Body, *, public: bool = False) -> Body:
+    def guarded(self, handler: Body, *, public: bool = False) -> Body:
         """With the token asked for, unless it is public, and errors as JSON."""
 
         async def handle(request: HttpRequest) -> Response:
@@ -126,7 +126,7 @@ class Api:
 
         return handle
 
-    async def _in_thread(self, request: HttpRequest, work: Callable[[], T], acting: Acting | None = None) -> T:
+    async def in_thread(self, request: HttpRequest, work: Callable[[], T], acting: Acting | None = None) -> T:
         """Work in the pool, for everybody's user unless somebody acts; cancelled when the client goes."""
         service = self._service
         acting = acting or service.acting()
@@ -178,7 +178,7 @@ class Api:
         return response
 
     async def _tables(self, request: HttpRequest) -> Response:
-        return JSONResponse(await self._in_thread(request, self._describe_tables))
+        return JSONResponse(await self.in_thread(request, self._describe_tables))
 
     def _describe_tables(self) -> dict[str, Any]:
         service = self._service
@@ -227,12 +227,12 @@ class Api:
     async def _search(self, request: HttpRequest) -> Response:
         given, uploads = await self._search_body(request)
         asked = Search.read(given, uploads, self._service.options.limits)
-        return await self._in_thread(request, lambda: self._results.answer(asked))
+        return await self.in_thread(request, lambda: self.results.answer(asked))
 
     async def _search_body(self, request: HttpRequest) -> tuple[Any, dict[str, bytes]]:
         limits = self._service.options.limits
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            return await self._json(request), {}
+            return await self.json_of(request), {}
         self._service.pool.check()
         length = content_length(request)
         if length is None or length > limits.body:
@@ -247,7 +247,7 @@ class Api:
             uploads = {n: await v.read() for n, v in form.items() if isinstance(v, UploadFile)}
         return await self._service.bodies.in_thread(lambda: search.parsed(query)), uploads
 
-    async def _json(self, request: HttpRequest) -> Any:
+    async def json_of(self, request: HttpRequest) -> Any:
         """The request's JSON. Raises QueryError, Busy."""
         service = self._service
         service.pool.check()
@@ -256,21 +256,21 @@ class Api:
         return await service.bodies.in_thread(lambda: search.parsed(body))
 
     async def _models(self, request: HttpRequest) -> Response:
-        return JSONResponse({"models": await self._in_thread(request, models)})
+        return JSONResponse({"models": await self.in_thread(request, models)})
 
     async def _count(self, request: HttpRequest) -> Response:
-        asked = Counted.read(await self._json(request))
-        return JSONResponse(await self._in_thread(request, lambda: counts(self._service, asked)))
+        asked = Counted.read(await self.json_of(request))
+        return JSONResponse(await self.in_thread(request, lambda: counts(self._service, asked)))
 
     async def _facets(self, request: HttpRequest) -> Response:
-        asked = Counted.read(await self._json(request))
-        return JSONResponse(await self._in_thread(request, lambda: self._of_columns.of(asked)))
+        asked = Counted.read(await self.json_of(request))
+        return JSONResponse(await self.in_thread(request, lambda: self._of_columns.of(asked)))
 
     async def _chance(self, request: HttpRequest) -> Response:
-        given = await self._json(request)
+        given = await self.json_of(request)
         search.check_keys(given, {"database", "table", "column", "model"})
         names = {name: search.text(given, name) for name in ("database", "table", "column", "model")}
-        return await self._in_thread(request, lambda: self._reached_by_chance(names))
+        return await self.in_thread(request, lambda: self._reached_by_chance(names))
 
     def _reached_by_chance(self, given: Mapping[str, str | None]) -> Response:
         table = self._service.table(given["database"], given["table"] or "")
@@ -279,16 +279,21 @@ class Api:
 
     # rows and their pictures
 
+    def small_picture(self, name: str, size: int) -> bytes:
+        """The picture in a file that a row names, as WebP of at most so many pixels a side. Raises PictureError."""
+        with self._thumbnails.open(name) as file:
+            return self._thumbnails.make(file, size)
+
     async def _row(self, request: HttpRequest) -> Response:
-        return await self._in_thread(request, lambda: self._one_row(request.path_params))
+        return await self.in_thread(request, lambda: self._one_row(request.path_params))
 
     def _one_row(self, path: Mapping[str, str]) -> Response:
         table = self._service.table(path["database"], path["table"])
         roles = self._service.roles[table]
-        found = self._results.read_row(table, roles.plain, search.row_number(path["id"]))
+        found = self.results.read_row(table, roles.plain, search.row_number(path["id"]))
         if found is None:
             return _error(404, f"{table.full_name} has no row {path['id'][:20]}")
-        shown = self._results.shown(table, roles, found)
+        shown = self.results.shown(table, roles, found)
         return JSONResponse({k: shown[k] for k in ("id", "caption", "picture", "thumbnail", "values")})
 
     async def _thumbnail(self, request: HttpRequest) -> Response:
@@ -296,10 +301,10 @@ class Api:
         if not size.isascii() or not size.isdigit() or len(size) > 6 or not SIZES[0] <= int(size) <= SIZES[1]:
             raise search.wrong(f"size: expected a whole number from {SIZES[0]} to {SIZES[1]}")
         seen = request.headers.get("if-none-match", "")
-        return await self._in_thread(request, lambda: self._drawn(request.path_params, int(size), seen))
+        return await self.in_thread(request, lambda: self._drawn(request.path_params, int(size), seen))
 
     async def _original(self, request: HttpRequest) -> Response:
-        return await self._in_thread(request, lambda: self._whole(request.path_params))
+        return await self.in_thread(request, lambda: self._whole(request.path_params))
 
     def _whole(self, path: Mapping[str, str]) -> Response:
         try:
@@ -315,7 +320,7 @@ class Api:
         """The name of the file that a row of a path names. Raises PictureError."""
         table = self._service.table(path["database"], path["table"])
         roles = self._service.roles[table]
-        row = self._results.read_row(table, (roles.file,), search.row_number(path["id"])) if roles.file else None
+        row = self.results.read_row(table, (roles.file,), search.row_number(path["id"])) if roles.file else None
         if row is None or roles.file is None:
             raise PictureError("there is no such row with a picture's file")
         return str(row[roles.file] or "")
@@ -333,18 +338,18 @@ class Api:
         return Response(data, media_type="image/webp", headers=headers)
 
     async def _map(self, request: HttpRequest) -> Response:
-        given = await self._json(request)
+        given = await self.json_of(request)
         search.check_keys(given, {"database", "table", "column", "ids"})
         ids = given.get("ids")
         if not isinstance(ids, list) or len(ids) > MAP_ROWS or not all(isinstance(i, str) for i in ids):
             raise search.wrong(f"ids: expected a list of at most {MAP_ROWS:,} ids")
         names = {name: search.text(given, name) for name in ("database", "table", "column")}
-        return await self._in_thread(request, lambda: self._projected(names, ids))
+        return await self.in_thread(request, lambda: self._projected(names, ids))
 
     def _projected(self, given: Mapping[str, str | None], ids: list[str]) -> Response:
         table = self._service.table(given.get("database"), given.get("table") or "")
         column = self._service.column(table, given.get("column"))
-        rows = self._results.rows_there(table, [search.row_number(i) for i in ids])
+        rows = self.results.rows_there(table, [search.row_number(i) for i in ids])
         if not rows:
             return JSONResponse({"points": []})
         places = projected(self._service.registry.store(table, column.name).take(np.array(rows, np.int64)))
@@ -352,7 +357,7 @@ class Api:
         return JSONResponse({"points": [{"id": str(r), "x": round(x, 4), "y": round(y, 4)} for r, (x, y) in points]})
 
     async def _explain(self, request: HttpRequest) -> Response:
-        given = await self._json(request)
+        given = await self.json_of(request)
         search.check_keys(given, {"sql", "database", "params"})
         sql, params = search.text(given, "sql"), given.get("params") or {}
         if sql is None:
@@ -362,13 +367,13 @@ class Api:
         asked = Request(f"{_EXPLAIN}{sql}", params, database=search.text(given, "database"))
         acting = self._service.acting(None, asked)
         try:
-            answer = await self._in_thread(request, lambda: self._service.run(asked, acting), acting)
+            answer = await self.in_thread(request, lambda: self._service.run(asked, acting), acting)
         except QueryError as error:
             raise without_prefix(error, _EXPLAIN) from error.__cause__
         return JSONResponse({"plan": [str(v) for v in answer.output.arrow().column(0).to_pylist()]})
 
     async def _complete(self, request: HttpRequest) -> Response:
-        return JSONResponse(await self._in_thread(request, self._completions))
+        return JSONResponse(await self.in_thread(request, self._completions))
 
     def _completions(self) -> dict[str, list[str]]:
         from clipql.serve import allowed

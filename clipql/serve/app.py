@@ -14,6 +14,7 @@ from clipql.database import Database
 from clipql.serve.access_control import AccessControl
 from clipql.serve.api import Api
 from clipql.serve.clickhouse import ClickHouse
+from clipql.serve.clip_retrieval import ClipRetrieval
 from clipql.serve.fellows import Fellows
 from clipql.serve.limits import Options
 from clipql.serve.service import Service
@@ -30,7 +31,7 @@ def make_app(database: Database, options: Options, fellows: Fellows) -> tuple[Ac
     """The ASGI application of an open database, and what it works with. Close the service before the database."""
     service = Service(database, options, fellows)
     clickhouse = ClickHouse(service)
-    files = WebFiles(pages())
+    files, api = WebFiles(pages()), Api(service)
 
     async def front(request: Request) -> Response:
         wants_page = "text/html" in request.headers.get("accept", "") and "query" not in request.query_params
@@ -46,7 +47,8 @@ def make_app(database: Database, options: Options, fellows: Fellows) -> tuple[Ac
             Route("/", front, methods=["GET", "HEAD", "POST"]),
             Route("/ping", clickhouse.ping),
             Route("/replicas_status", clickhouse.replicas),
-            *Api(service).routes(),
+            *api.routes(),
+            *ClipRetrieval(service, api).routes(),
             Route("/static/{name}", files.static),
         ],
         exception_handlers={404: missing},

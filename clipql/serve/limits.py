@@ -48,7 +48,8 @@ class Options:
     """What a server is told at its start. token: None where none is asked for. hosts: names it goes by, besides
     addresses and localhost. pictures: folders whose pictures it may show small; None for any that a row names.
     folder: what relative paths in rows are relative to. sandbox: what of the kernel protects the process. opener: who
-    opens pictures, where the process itself may not."""
+    opens pictures, where the process itself may not. origins: sites whose pages may ask what clip-retrieval's front
+    asks."""
 
     token: str | None = None
     write: bool = False
@@ -58,6 +59,7 @@ class Options:
     folder: Path = field(default_factory=Path.cwd)
     sandbox: State = field(default_factory=State)
     opener: PictureFiles | None = None
+    origins: tuple[str, ...] = ()
 
     def picture_folders(self, database: Path) -> Folders:
         """Where pictures of rows may lie: of a database that the network writes, only in folders that were named."""

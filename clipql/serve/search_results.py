@@ -82,6 +82,19 @@ class SearchResults:
             }
         )
 
+    def records(self, asked: Search) -> list[dict[str, Any]]:
+        """The rows of a search by its terms, nearest first, as `shown` has them. Raises ClipqlError."""
+        service = self._service
+        table = service.table(asked.database, asked.table)
+        column = service.column(table, asked.column)
+        roles = service.roles[table]
+        model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
+        vectors = [self._vector(term, table, column.name, model) for term in asked.terms]
+        made = search.statement(asked, table, column, roles, search.mixed(vectors, [t.weight for t in asked.terms]))
+        answer = service.run(Request(made.sql, made.params, "ArrowStream"), service.engine.acting)
+        page = self._page(asked, table, column.name, answer.output.arrow(), roles.types)[0]
+        return [self.shown(table, roles, row) for row in page]
+
     def _vector(self, term: search.Term, table: Table, column: str, model: str | None) -> NDArray[np.float32]:
         service = self._service
         if term.vector is not None:

@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 
 from clipql.engine.embedded import Output
-from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index import definition
 from clipql.sql.execution import Step
@@ -263,15 +262,7 @@ class Definitions:
                 raise QueryError(f"{table.full_name} has {rows:,} rows, so DROP TABLE IF EMPTY does not drop it")
 
     def _show_create(self, table: Table, format: str) -> Output:
-        shape = str(self._engine.scalar(f"SHOW CREATE TABLE {self._registry.shape(table)}"))
-        lines = shape.split("\n")
-        lines[0] = f"CREATE TABLE {table.full_name}"
-        end = lines.index(")")
-        for entry in table.indexes:
-            lines[end - 1] += ","
-            lines.insert(end, f"    INDEX {quote_name(entry.name)} {quote_name(entry.column)} {entry.definition}")
-            end += 1
-        shown = pa.table({"statement": ["\n".join(lines)]})
+        shown = pa.table({"statement": [self._indexes.statement(table)]})
         return self._engine.query("SELECT statement FROM Python(shown)", format, tables={"shown": shown}, user=True)
 
     def find(self, name: TableName | None) -> Table | None:

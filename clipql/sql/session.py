@@ -30,6 +30,7 @@ from clipql.sql.definitions import Definitions
 from clipql.sql.execution import Step
 from clipql.sql.harmless import settings_allow
 from clipql.sql.insert import insert, load
+from clipql.sql.introspection import Introspection
 from clipql.sql.outputs import Outputs, Progress, Sink
 from clipql.sql.planner import Planner
 from clipql.sql.prepared import Asked, Repeats
@@ -74,6 +75,7 @@ class Session:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
         self._planner, self._stars = Planner(registry, indexes, encoders, repeats), Stars(registry)
         self._safeguard, self._outputs = Safeguard(registry), Outputs(registry.engine)
+        self._introspection = Introspection(registry, indexes)
         self._definitions = Definitions(registry, indexes, self._planner, self._fill, self._outputs.run)
         self.params: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
@@ -219,6 +221,9 @@ class Session:
             )
         if statement.word == "CREATE":
             self._check_view(sql)
+        shown = self._introspection.show(sql, read(sql).words, format) if statement.word == "SHOW" else None
+        if shown is not None:
+            return shown
         return self._engine.query(sql, format, params=params, progress=progress, user=True)
 
     def _note_temporary(self, tokens: Sequence[Token]) -> None:
@@ -246,7 +251,10 @@ class Session:
     # reading
 
     def _listed(self, sql: str) -> tuple[str, dict[str, pa.Table]]:
-        """The statement with `clipql.indexes` as the table that it stands for."""
+        """The statement with `clipql.indexes` and ClickHouse's tables about tables as what they stand for."""
+        sql, shown = self._introspection.shown(sql)
+        if "clipql" not in sql:
+            return sql, shown
         tokens = read(sql).words
         sql = edited(
             sql,
@@ -256,7 +264,7 @@ class Session:
                 if (a.name, dot.text, b.name) == ("clipql", ".", "indexes")
             ],
         )
-        return sql, {"clipql_indexes": self._indexes.listing()} if "clipql_indexes" in sql else {}
+        return sql, {**shown, "clipql_indexes": self._indexes.listing()} if "clipql_indexes" in sql else shown
 
     def _read(
         self,
@@ -275,7 +283,7 @@ class Session:
             if lines is None and options.plan:
                 lines = explain.describe(self._planner.plans(select_of(text), params, options))
             if not lines:
-                text, listing = self._listed(text) if "clipql" in text else (text, {})
+                text, listing = self._listed(text)
                 return self._engine.query(f"EXPLAIN {text}", format, params=params, tables=listing, user=True), ()
             table = pa.table({"explain": lines})
             return self._engine.query(
@@ -283,7 +291,7 @@ class Session:
             ), ()
         began = time.perf_counter()
         with self._registry.gate.reading():
-            text, listing = self._listed(text) if "clipql" in text else (text, {})
+            text, listing = self._listed(text)
             acting = self._engine.acting
             direct = settings_allow(acting.user.statements, acting.settings)
             rewritten = self._planner.rewrite(

@@ -22,6 +22,7 @@ import pyarrow as pa
 import xxhash
 
 from clipql.brief import Brief
+from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, DiskFull, IndexWarning, StorageError, VectorError, VectorIndexError
 from clipql.index import folder as index_folder
 from clipql.index import kinds
@@ -313,6 +314,18 @@ class Indexes:
                 "state": pa.array([self._state(t, i) for t, i in rows], text),
             }
         )
+
+    def statement(self, table: Table) -> str:
+        """CREATE TABLE as its user gave it, vector indexes and all."""
+        shape = str(self.registry.engine.scalar(f"SHOW CREATE TABLE {self.registry.shape(table)}"))
+        lines = shape.split("\n")
+        lines[0] = f"CREATE TABLE {table.full_name}"
+        end = lines.index(")")
+        for entry in table.indexes:
+            lines[end - 1] += ","
+            lines.insert(end, f"    INDEX {quote_name(entry.name)} {quote_name(entry.column)} {entry.definition}")
+            end += 1
+        return "\n".join(lines)
 
     def _state(self, table: Table, entry: IndexEntry) -> str:
         if entry.kind == "flat":

@@ -40,6 +40,13 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--allow-host", action="append", default=[], metavar="NAME", help="a name that the server goes by"
     )
     made.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a site whose pages may ask what clip-retrieval's front asks, as https://front.example",
+    )
+    made.add_argument(
         "--pictures",
         action="append",
         default=[],
@@ -236,7 +243,9 @@ def run(arguments: argparse.Namespace) -> int:
         grace=arguments.grace,
     )
     pictures = tuple(p.absolute() for p in arguments.pictures) or None
-    options = Options(token, arguments.write, tuple(arguments.allow_host), pictures, limits)
+    options = Options(
+        token, arguments.write, tuple(arguments.allow_host), pictures, limits, origins=tuple(arguments.allow_origin)
+    )
     with listening.bind(arguments.host, arguments.port) as bound:
         if arguments.ray:
             status = _over_shards(arguments, bound, options)
