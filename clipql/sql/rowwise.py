@@ -122,7 +122,9 @@ def _row_calls(
     tokens: Sequence[Token], calls: Sequence[FunctionCall], sources: list[Source], joined: bool, hidden: frozenset[str]
 ) -> Iterator[RowCall]:
     for call in calls:
-        metric = metric_named(call.name)
+        metric, telling = metric_named(call.name), _tells(tokens, call)
+        if call.name in _TELLING and not telling:
+            continue
         arguments = [(a + 1 if tokens[a].upper == "DISTINCT" else a, b) for a, b in call.arguments]
         named = [known for a in arguments if (known := column_named(tokens, *a, sources, joined, hidden))]
         if len(named) < len(arguments) or len({qualifier for _, qualifier in named}) != 1:
@@ -131,8 +133,8 @@ def _row_calls(
         columns = tuple(c for name, _ in named if (c := source.table.column(name)))
         if len({c.dimension for c in columns}) != 1 or not columns[0].dimension:
             continue  # ClickHouse says what is wrong, or that there is nothing
-        first, last = (call.at, call.close + 1) if call.name not in _TELLING else arguments[0]
-        function = metric.value if metric else _DISTINCT if call.name in _TELLING else call.name
+        first, last = (call.at, call.close + 1) if not telling else arguments[0]
+        function = metric.value if metric else _DISTINCT if telling else call.name
         yield RowCall(function, source, columns, first, last, tokens[first].start, tokens[last - 1].end)
 
 
@@ -143,6 +145,12 @@ def _may_be(call: FunctionCall) -> bool:
     if metric_named(call.name):
         return len(call.arguments) == 2
     return len(call.arguments) == 1 and (call.name in _OF_ONE or call.name in _TELLING)
+
+
+def _tells(tokens: Sequence[Token], call: FunctionCall) -> bool:
+    """Whether it only tells vectors from each other: `count` does so with DISTINCT."""
+    first = call.arguments[0][0]
+    return call.name in _TELLING and (call.name != "count" or tokens[first].upper == "DISTINCT")
 
 
 def computed(call: RowCall, registry: Registry, qualifier: str) -> str:
@@ -188,18 +196,18 @@ def _conditions(scope: Scope, calls: Sequence[RowCall], texts: Mapping[RowCall, 
     for clause in ("PREWHERE", "WHERE"):
         span = scope.clauses.get(clause)
         for first, last in conjuncts(scope.tokens, span.first, span.last) if span else []:
-            middle = [i for i in range(first, last) if scope.tokens[i].text in _COMPARED]
-            if len(middle) != 1:
+            sides = _sides(scope, first, last)
+            forms = [parser.parse(*side) for side in sides]
+            weighted = [form for form in forms if form and form.weights]
+            held = [side for side in sides for c in calls if side[0] <= c.first < side[1]]
+            if not sides or len(weighted) != 1 or any(side != sides[forms.index(weighted[0])] for side in held):
                 continue
-            left, right = parser.parse(first, middle[0]), parser.parse(middle[0] + 1, last)
-            form = left if left and left.weights else right
-            other = (middle[0] + 1, last) if form is left else (first, middle[0])
-            if form is None or not form.weights or any(a <= c.first < b for c in calls for a, b in [other]):
-                continue
+            form = weighted[0]
             slack = _slack(form, calls, registry)
             if not slack:
                 continue  # the same as ClickHouse's to the last bit
-            found.append(_decided(scope, (first, middle[0], last), calls, texts, slack))
+            others = [side for side, of in zip(sides, forms, strict=True) if of is not form]
+            found.append(_decided(scope, (first, last), (sides[forms.index(form)], *others), calls, texts, slack))
     return found
 
 
@@ -221,22 +229,36 @@ def lazily(sql: str) -> list[Edit]:
     return [(last.whole.end, last.whole.end, f" SETTINGS {LAZY}")]
 
 
+def _sides(scope: Scope, first: int, last: int) -> list[tuple[int, int]]:
+    """What a comparison compares, or BETWEEN; nothing where it is another condition."""
+    words = [t.upper or t.text for t in scope.tokens[first:last]]
+    signs = [i for i, t in enumerate(scope.tokens[first:last], first) if t.text in _COMPARED]
+    if len(signs) == 1 and "BETWEEN" not in words:
+        return [(first, signs[0]), (signs[0] + 1, last)]
+    if signs or words.count("BETWEEN") != 1 or words.count("AND") != 1 or "NOT" in words:
+        return []
+    between, joined = first + words.index("BETWEEN"), first + words.index("AND")
+    return [(first, between), (between + 1, joined), (joined + 1, last)] if first < between < joined else []
+
+
 def _decided(
-    scope: Scope, place: tuple[int, int, int], calls: Sequence[RowCall], texts: Mapping[RowCall, str], slack: float
+    scope: Scope,
+    place: tuple[int, int],
+    sides: Sequence[tuple[int, int]],
+    calls: Sequence[RowCall],
+    texts: Mapping[RowCall, str],
+    slack: float,
 ) -> Edit:
     """A comparison, by the numbers where they differ by more than the slack.
 
-    place: its first token, its sign, its end.
+    place: its first and last token. sides: the numbers, then what they are compared with.
     """
-    first, sign, last = place
     tokens, looked_up = scope.tokens, [(c.start, c.end, texts[c]) for c in calls]
-    whole = tokens[first].start, tokens[last - 1].end
-    sides = [
-        edited(scope.text, looked_up, tokens[a].start, tokens[b - 1].end) for a, b in ((first, sign), (sign + 1, last))
-    ]
-    near = f"abs(({sides[0]}) - ({sides[1]})) <= {slack!r}"
-    original, other = (edited(scope.text, e, *whole) for e in (spelled_out(scope, first, last, calls), looked_up))
-    return (*whole, f"if({near}, {original}, {other})")
+    whole = tokens[place[0]].start, tokens[place[1] - 1].end
+    number, *others = (edited(scope.text, looked_up, tokens[a].start, tokens[b - 1].end) for a, b in sides)
+    near = " OR ".join(f"abs(({number}) - ({other})) <= {slack!r}" for other in others)
+    own, other = spelled_out(scope, *place, calls), looked_up
+    return (*whole, f"if({near}, {edited(scope.text, own, *whole)}, {edited(scope.text, other, *whole)})")
 
 
 class Placed(Protocol):

@@ -48,6 +48,7 @@ STATEMENTS = [
     "SELECT id, cityHash64(a), cityHash64(b) AS h, cityHash64(t.c) % 7 FROM t ORDER BY id",
     "SELECT cityHash64(c) AS h, count() AS n, min(id) FROM t GROUP BY h HAVING n > 1 ORDER BY n DESC",
     "SELECT uniqExact(a), uniqExact(c), count(DISTINCT c), countDistinct(b) FROM t",
+    "SELECT count(a), count(DISTINCT a) FROM t",
     "SELECT k, uniqExact(c) AS n FROM t GROUP BY k ORDER BY n, k",
     "SELECT avg(cosineDistance(a, b)), max(L2Distance(a, c)), min(dotProduct(b, c)) FROM t",
     "SELECT sum(L2SquaredDistance(c, a)) FROM t",
@@ -129,9 +130,10 @@ def test_vectors_that_are_grouped_by_are_compared_by_clickhouse(db: clipql.Datab
 def test_a_row_at_the_bound_is_decided_as_clickhouse_decides(db: clipql.Database, sign: str, metric: str) -> None:
     call = f"{metric}(a, b)"
     at = db.sql(f"SELECT groupArray(d) FROM (SELECT {call} AS d FROM t ORDER BY id LIMIT 20) SETTINGS vector_plan = 0")
-    for value in at.rows[0][0][::3]:
+    for value in at.rows[0][0][::5]:
         for condition in (f"{call} {sign} toFloat32({value!r})", f"toFloat32({value!r}) {sign} {call}"):
             agree(db, f"SELECT count() FROM t WHERE {condition}")
+        agree(db, f"SELECT count() FROM t WHERE {call} BETWEEN toFloat32({value!r}) AND 3")
         agree(db, f"SELECT count() FROM (SELECT 2 * {call} AS d FROM t WHERE d {sign} 2 * toFloat32({value!r}))")
 
 
