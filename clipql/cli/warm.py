@@ -12,7 +12,7 @@ import numpy as np
 
 from clipql.index import ivf
 from clipql.index.rows import ArrayRows
-from clipql.storage.vectors import chosen, kernels, rowwise
+from clipql.storage.vectors import chosen, kernels, row_numbers, rowwise
 from clipql.storage.vectors.metrics import Metric
 
 
@@ -21,6 +21,7 @@ def warm() -> None:
     kernels.warm()
     chosen.warm()
     rowwise.warm()
+    row_numbers.warm()
     rng = np.random.default_rng(0)
     x, captions = rng.standard_normal((2, 2_000, 64)).astype(np.float16)
     with tempfile.TemporaryDirectory() as folder:

@@ -20,11 +20,11 @@ from clipql.storage.vectors.metrics import Metric
 
 Progress = Callable[[str, int, int], None]
 # so many pairs are all compared
-FEW_PAIRS = 2_000_000_000
+FEW_PAIRS = 500_000_000
 # of the components that rows are dealt by, the rows that these are learnt from, and the rows of a list
-COMPONENTS, LEARNT, PER_LIST, MOST_LISTS = 64, 65_536, 400, 8_192
+COMPONENTS, LEARNT, PER_LIST, MOST_LISTS = 64, 65_536, 256, 8_192
 # lists that a row may be looked for in, and the sample rows that choose how many: until there are enough true pairs
-DEPTHS, SAMPLE, SAMPLES, ENOUGH = (1, 2, 4, 8, 16), 512, 16, 2_000
+DEPTHS, SAMPLE, SAMPLES, ENOUGH = (1, 2, 4, 8, 16), 512, 16, 1_000
 ROWS_AT_ONCE = 16_384
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -102,11 +102,12 @@ class NearDuplicates:
         places = np.sort(rng.choice(n, min(n, LEARNT), replace=False))
         sample = self._prepared(places)
         mean = sample.mean(0)
-        _, vectors = np.linalg.eigh(np.cov((sample - mean).T.astype(np.float32)).astype(np.float64))
+        sample -= mean
+        _, vectors = np.linalg.eigh((sample.T @ sample).astype(np.float64))
         basis = np.ascontiguousarray(vectors[:, ::-1][:, :COMPONENTS], np.float32)
         self.check()
         k = min(_lists(n), len(places) // 8)
-        centroids = kmeans.train((sample - mean) @ basis, k, check=self.check)
+        centroids = kmeans.train(sample @ basis, k, check=self.check)
         lists = np.empty((n, min(DEPTHS[-1], k)), np.int32)
         for at in range(0, n, ROWS_AT_ONCE):
             self.check()

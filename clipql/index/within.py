@@ -108,6 +108,15 @@ class PairsWithin:
         squared = bound * abs(bound) if self._metric is Metric.L2 else bound
         return -squared / 2
 
+    @property
+    def expected(self) -> float:
+        """How many pairs are about to be found, by sample rows of both sides."""
+        ours, theirs = (_sample(side) for side in (self._left, self._right))
+        if not len(ours) or not len(theirs):
+            return 0.0
+        scores = self._prepared(ours, None, right=False) @ self._prepared(theirs, None, right=True).T
+        return float(np.mean(scores >= self._limit)) * len(self._left) * len(self._right)
+
     def find(self, check: Callable[[], None] = lambda: None) -> Iterator[Found]:
         """The pairs, piece by piece. check: called between the pieces of work, to stop it by an error."""
         left, right = self._left, self._right
@@ -199,7 +208,7 @@ def _equal(one: Rows | None, other: Rows | None) -> bool:
 
 
 def _sample(side: Side) -> NDArray[np.float32]:
-    places = np.unique(np.linspace(0, len(side) - 1, SAMPLE).astype(np.int64))
+    places = np.unique(np.linspace(0, len(side) - 1, SAMPLE).astype(np.int64)) if len(side) else np.empty(0, np.int64)
     return side.store.take(places if side.chosen is None else side.chosen[places])
 
 

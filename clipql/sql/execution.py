@@ -35,7 +35,7 @@ from clipql.sql.rowwise import LAZY, RowDistances
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
-from clipql.tables.registry import NUMBER, ROW, Registry
+from clipql.tables.registry import FUNCTION, ROW, Registry
 from clipql.tables.rowfile import RowFiles
 
 INLINE = 1_000
@@ -204,7 +204,7 @@ class Execution:
         sql = f"{prefix}SELECT {select.qualifier_sql}{ROW} FROM {select.scope.body('FROM')} WHERE {text}"
         # what a user SETs to cut a result short must not cut this one
         own = read(select.scope.text).settings_in(select.scope)
-        if NUMBER in text and LAZY not in own:
+        if FUNCTION in text and LAZY not in own:
             own += f"{', ' if own else ''}{LAZY}"
         sql += f" SETTINGS {own + ', ' if own else ''}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
         rows = self._registry.row_numbers(sql, self._work.params, self._work.tables)

@@ -67,12 +67,10 @@ def _range_join(plan: RangeJoinPlan) -> list[str]:
 
 
 def _by_row(plan: RowDistances) -> list[str]:
-    lines = ["Distances of two columns of each row"]
-    for call in dict.fromkeys((c.metric, c.source.table, c.columns) for c in plan.calls):
-        metric, table, columns = call
-        lines.append(
-            f"  {metric.value}({', '.join(c.name for c in columns)}) of {table.full_name} ({table.rows:,} rows)"
-        )
+    lines = ["Numbers of the vectors of each row"]
+    for function, table, columns in dict.fromkeys((c.function, c.source.table, c.columns) for c in plan.calls):
+        named = ", ".join(c.name for c in columns)
+        lines.append(f"  {function}({named}) of {table.full_name} ({table.rows:,} rows)")
     return [*lines, "  in blocks, of the rows that are left when they are asked for", f"  why: {plan.why}", _BY_ROW]
 
 

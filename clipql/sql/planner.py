@@ -217,8 +217,8 @@ class Planner:
         except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
             work.steps.append(Step(planned, "as it is", "ClickHouse refused a part of it on its own"))
             return
-        if found is None:
-            work.steps.append(Step(planned, "as it is", "values too large for float32"))
+        if isinstance(found, str):
+            work.steps.append(Step(planned, "as it is", found))
             return
         pairs, cost = found
         work.tables[name] = pairs

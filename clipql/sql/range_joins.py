@@ -39,6 +39,8 @@ from clipql.tables.indexes import Chosen
 from clipql.tables.registry import Registry
 
 _BELOW, _ABOVE = {"<", "<="}, {">", ">="}
+# pairs that are held in a file, at 24 bytes each; a statement of more is ClickHouse's, which holds none
+MOST_PAIRS = 500_000_000
 # what may stand between the two tables, and whether ON follows
 _BETWEEN = {(",",): False, ("CROSS", "JOIN"): False, ("JOIN",): True, ("INNER", "JOIN"): True}
 
@@ -228,12 +230,14 @@ class RangePairs:
         self._registry, self._plan, self._join, self._params = registry, plan, plan.join, params
         self._settings = f"{settings}, " if settings else ""
 
-    def find(self) -> tuple[pa.Table, Cost] | None:
-        """Pairs as clipql_each, clipql_near, clipql_distance, and what it took; None for numbers beyond float32."""
+    def find(self) -> tuple[pa.Table, Cost] | str:
+        """Pairs as clipql_each, clipql_near, clipql_distance, and what it took; or why they are not searched for."""
         left, right = (self._rows(side) for side in self._join.sides)
         search = PairsWithin(self._join.metric, left, right, self._plan.bound)
         if not search.possible:
-            return None
+            return "values too large for float32"
+        if len(left) * len(right) > MOST_PAIRS and search.expected > MOST_PAIRS:
+            return f"about {search.expected:.0e} pairs are within the bound, more than is held"
         held = PairStore(self._registry.folder)
         for found in search.find(self._registry.engine.check_cancelled):
             sure = ~found.unsure

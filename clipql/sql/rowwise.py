@@ -1,4 +1,4 @@
-"""The rule for distances between two vector columns of one row, wherever they are written: they are computed in blocks.
+"""The rule for numbers computed of the vectors of one row, wherever they are written: they are computed in blocks.
 
     SELECT domain(url), avg(cosineDistance(image_embedding, text_embedding)) FROM laion GROUP BY 1
     SELECT domain(url), avg(_clipql_vector_number('cosineDistance a/0 a/1', laion._row)) FROM laion GROUP BY 1
@@ -10,6 +10,7 @@ float32 could decide, ClickHouse computes it itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,20 +32,34 @@ from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
 from clipql.tables.computed import name_of
 from clipql.tables.indexes import Chosen
-from clipql.tables.registry import NUMBER, ROW, Registry
+from clipql.tables.registry import NUMBERS, ROW, Registry
 
 # ClickHouse takes a function of Python for a cheap one, and would call it for every row
+SECOND_HASH = "secondHash64"  # of `row_numbers`, which loads the compiler
 LAZY = "short_circuit_function_evaluation = 'force_enable'"
+# what tells vectors from each other and nothing more, and how it is called here
+_TELLING, _DISTINCT = ("uniqExact", "count", "countDistinct"), "uniqExact"
+# functions of one vector by the type of their value, and those that give it to the last bit
+_FLOATS = "arrayMin arrayMax L1Norm normL1 L2Norm normL2 LinfNorm normLinf L2SquaredNorm normL2Squared"
+_OF_ONE = {
+    **dict.fromkeys(_FLOATS.split(), "Float32"),
+    **dict.fromkeys(("arraySum", "arrayAvg"), "Float64"),
+    **dict.fromkeys(("cityHash64", SECOND_HASH), "UInt64"),
+}
+_EXACT = {"arrayMin", "arrayMax", "LinfNorm", "normLinf", "cityHash64", _DISTINCT}
 _COMPARED = {"<", "<=", ">", ">=", "=", "==", "!=", "<>"}
 
 
 @dataclass(frozen=True)
 class RowCall:
-    """A distance of two columns of `source`, by the places of the call in tokens and in the text."""
+    """A distance of two columns of `source`, or another function of one, by its places in tokens and in the text.
 
-    metric: Metric
+    function: as `computed.name_of` takes it; 'uniqExact' for what only tells vectors from each other.
+    """
+
+    function: str
     source: Source
-    columns: tuple[VectorColumn, VectorColumn]
+    columns: tuple[VectorColumn, ...]
     first: int
     last: int
     start: int
@@ -53,11 +68,11 @@ class RowCall:
 
 @dataclass(frozen=True, repr=False)
 class RowDistances:
-    """A SELECT, or a condition of another statement, that computes distances of two columns of a row."""
+    """A SELECT, or a condition of another statement, that computes numbers of the vectors of a row."""
 
     calls: tuple[RowCall, ...]
-    kind: str = "distances of rows"
-    why: str = "both arguments of a distance are columns of one row"
+    kind: str = "numbers of rows"
+    why: str = "a distance of two columns of one row, or a function of one column"
     chosen: Chosen = NOT_CHOSEN
 
     def __repr__(self) -> str:
@@ -81,7 +96,7 @@ class RowDistances:
 
 def row_distances(scope: Scope, find: FindTable) -> RowDistances | None:
     """The distances of two columns of a row that a SELECT itself computes, or None where it has none."""
-    calls = [c for c in scope.calls if metric_named(c.name) and c.closed and len(c.arguments) == 2]
+    calls = [c for c in scope.calls if _may_be(c)]
     sources, joined = find_sources(scope, find) if calls else ([], False)
     if not sources or has_outer_join(scope) or len({s.qualifier for s in sources}) < len(sources):
         return None
@@ -97,7 +112,7 @@ def row_distances(scope: Scope, find: FindTable) -> RowDistances | None:
 
 def in_statement(tokens: Sequence[Token], table: Table, calls: Sequence[FunctionCall]) -> RowDistances | None:
     """The same of calls that stand in an UPDATE or DELETE of a table."""
-    own = [c for c in calls if metric_named(c.name) and c.closed and len(c.arguments) == 2]
+    own = [c for c in calls if _may_be(c)]
     hidden = lambda_arguments(tokens, 0, len(tokens))
     found = tuple(_row_calls(tokens, own, [Source(table, table.name)], False, hidden))
     return RowDistances(found) if found else None
@@ -107,23 +122,51 @@ def _row_calls(
     tokens: Sequence[Token], calls: Sequence[FunctionCall], sources: list[Source], joined: bool, hidden: frozenset[str]
 ) -> Iterator[RowCall]:
     for call in calls:
-        metric = metric_named(call.name)
-        named = [column_named(tokens, *a, sources, joined, hidden) for a in call.arguments]
-        if metric is None or named[0] is None or named[1] is None or named[0][1] != named[1][1]:
+        metric, telling = metric_named(call.name), _tells(tokens, call)
+        if call.name in _TELLING and not telling:
+            continue
+        arguments = [(a + 1 if tokens[a].upper == "DISTINCT" else a, b) for a, b in call.arguments]
+        named = [known for a in arguments if (known := column_named(tokens, *a, sources, joined, hidden))]
+        if len(named) < len(arguments) or len({qualifier for _, qualifier in named}) != 1:
             continue
         source = next(s for s in sources if s.qualifier == named[0][1])
-        a, b = (source.table.column(n[0]) for n in named if n)
-        if a is None or b is None or a.dimension != b.dimension or not a.dimension:
+        columns = tuple(c for name, _ in named if (c := source.table.column(name)))
+        if len({c.dimension for c in columns}) != 1 or not columns[0].dimension:
             continue  # ClickHouse says what is wrong, or that there is nothing
-        yield RowCall(metric, source, (a, b), call.at, call.close + 1, tokens[call.at].start, tokens[call.close].end)
+        first, last = (call.at, call.close + 1) if not telling else arguments[0]
+        function = metric.value if metric else _DISTINCT if telling else call.name
+        yield RowCall(function, source, columns, first, last, tokens[first].start, tokens[last - 1].end)
+
+
+def _may_be(call: FunctionCall) -> bool:
+    """Whether a call has the name and the number of arguments of what is computed here."""
+    if not call.closed:
+        return False
+    if metric_named(call.name):
+        return len(call.arguments) == 2
+    return len(call.arguments) == 1 and (call.name in _OF_ONE or call.name in _TELLING)
+
+
+def _tells(tokens: Sequence[Token], call: FunctionCall) -> bool:
+    """Whether it only tells vectors from each other: `count` does so with DISTINCT."""
+    first = call.arguments[0][0]
+    return call.name in _TELLING and (call.name != "count" or tokens[first].upper == "DISTINCT")
 
 
 def computed(call: RowCall, registry: Registry, qualifier: str) -> str:
     """The expression that gives the number of a call. qualifier: of the row's number, with its dot."""
-    table = call.source.table
-    a, b = (registry.handle(table, c) for c in call.columns)
-    # chDB takes the NaN of a function of Python for NULL
-    return f"ifNull({NUMBER}({quote_string(name_of(call.metric, (a, b)))}, {qualifier}{ROW}), toFloat32(nan))"
+    handles = [registry.handle(call.source.table, c) for c in call.columns]
+    if call.function == _DISTINCT:
+        return ", ".join(_looked_up(f, handles, qualifier) for f in ("cityHash64", SECOND_HASH))
+    return _looked_up(call.function, handles, qualifier)
+
+
+def _looked_up(function: str, handles: Sequence[str], qualifier: str) -> str:
+    kind = _OF_ONE.get(function, "Float32")
+    text = f"{NUMBERS[kind]}({quote_string(name_of(function, handles))}, {qualifier}{ROW})"
+    if kind == "UInt64":
+        return f"assumeNotNull({text})"
+    return f"ifNull({text}, to{kind}(nan))"  # chDB takes the NaN of a function of Python for NULL
 
 
 def edits(found: RowDistances, scope: Scope, registry: Registry, params: Mapping[str, Any]) -> list[Edit]:
@@ -153,16 +196,18 @@ def _conditions(scope: Scope, calls: Sequence[RowCall], texts: Mapping[RowCall, 
     for clause in ("PREWHERE", "WHERE"):
         span = scope.clauses.get(clause)
         for first, last in conjuncts(scope.tokens, span.first, span.last) if span else []:
-            middle = [i for i in range(first, last) if scope.tokens[i].text in _COMPARED]
-            if len(middle) != 1:
+            sides = _sides(scope, first, last)
+            forms = [parser.parse(*side) for side in sides]
+            weighted = [form for form in forms if form and form.weights]
+            held = [side for side in sides for c in calls if side[0] <= c.first < side[1]]
+            if not sides or len(weighted) != 1 or any(side != sides[forms.index(weighted[0])] for side in held):
                 continue
-            left, right = parser.parse(first, middle[0]), parser.parse(middle[0] + 1, last)
-            form = left if left and left.weights else right
-            other = (middle[0] + 1, last) if form is left else (first, middle[0])
-            if form is None or not form.weights or any(a <= c.first < b for c in calls for a, b in [other]):
-                continue
+            form = weighted[0]
             slack = _slack(form, calls, registry)
-            found.append(_decided(scope, (first, middle[0], last), calls, texts, slack))
+            if not slack:
+                continue  # the same as ClickHouse's to the last bit
+            others = [side for side, of in zip(sides, forms, strict=True) if of is not form]
+            found.append(_decided(scope, (first, last), (sides[forms.index(form)], *others), calls, texts, slack))
     return found
 
 
@@ -184,22 +229,36 @@ def lazily(sql: str) -> list[Edit]:
     return [(last.whole.end, last.whole.end, f" SETTINGS {LAZY}")]
 
 
+def _sides(scope: Scope, first: int, last: int) -> list[tuple[int, int]]:
+    """What a comparison compares, or BETWEEN; nothing where it is another condition."""
+    words = [t.upper or t.text for t in scope.tokens[first:last]]
+    signs = [i for i, t in enumerate(scope.tokens[first:last], first) if t.text in _COMPARED]
+    if len(signs) == 1 and "BETWEEN" not in words:
+        return [(first, signs[0]), (signs[0] + 1, last)]
+    if signs or words.count("BETWEEN") != 1 or words.count("AND") != 1 or "NOT" in words:
+        return []
+    between, joined = first + words.index("BETWEEN"), first + words.index("AND")
+    return [(first, between), (between + 1, joined), (joined + 1, last)] if first < between < joined else []
+
+
 def _decided(
-    scope: Scope, place: tuple[int, int, int], calls: Sequence[RowCall], texts: Mapping[RowCall, str], slack: float
+    scope: Scope,
+    place: tuple[int, int],
+    sides: Sequence[tuple[int, int]],
+    calls: Sequence[RowCall],
+    texts: Mapping[RowCall, str],
+    slack: float,
 ) -> Edit:
     """A comparison, by the numbers where they differ by more than the slack.
 
-    place: its first token, its sign, its end.
+    place: its first and last token. sides: the numbers, then what they are compared with.
     """
-    first, sign, last = place
     tokens, looked_up = scope.tokens, [(c.start, c.end, texts[c]) for c in calls]
-    whole = tokens[first].start, tokens[last - 1].end
-    sides = [
-        edited(scope.text, looked_up, tokens[a].start, tokens[b - 1].end) for a, b in ((first, sign), (sign + 1, last))
-    ]
-    near = f"abs(({sides[0]}) - ({sides[1]})) <= {slack!r}"
-    original, other = (edited(scope.text, e, *whole) for e in (spelled_out(scope, first, last, calls), looked_up))
-    return (*whole, f"if({near}, {original}, {other})")
+    whole = tokens[place[0]].start, tokens[place[1] - 1].end
+    number, *others = (edited(scope.text, looked_up, tokens[a].start, tokens[b - 1].end) for a, b in sides)
+    near = " OR ".join(f"abs(({number}) - ({other})) <= {slack!r}" for other in others)
+    own, other = spelled_out(scope, *place, calls), looked_up
+    return (*whole, f"if({near}, {edited(scope.text, own, *whole)}, {edited(scope.text, other, *whole)})")
 
 
 class Placed(Protocol):
@@ -251,7 +310,14 @@ def _slack(form: Affine, calls: Sequence[RowCall], registry: Registry) -> float:
 
 
 def _off(call: RowCall, registry: Registry) -> float:
-    if call.metric is Metric.COSINE:
+    """How far one of them may be off."""
+    if call.function in _EXACT:
+        return 0.0
+    if call.function == Metric.COSINE.value:
         return ROUNDING
-    a, b = (registry.store(call.source.table, c.name).largest for c in call.columns)
-    return ROUNDING * {Metric.DOT: a * b, Metric.L2: a + b}.get(call.metric, (a + b) ** 2)
+    largest = [registry.store(call.source.table, c.name).largest for c in call.columns]
+    total = sum(largest)
+    if call.function in _OF_ONE:  # of d numbers, whose sum is at most the root of d times their length
+        size = total**2 if "Squared" in call.function else total * math.sqrt(call.columns[0].dimension or 1)
+        return (1e-12 if _OF_ONE[call.function] == "Float64" else ROUNDING) * size
+    return ROUNDING * {Metric.DOT.value: math.prod(largest), Metric.L2.value: total}.get(call.function, total**2)

@@ -9,7 +9,8 @@ is bounded whatever the rows; a row that is asked for out of turn costs no more 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,22 +22,25 @@ from clipql.storage.vectors.store import ColumnStore
 
 SHIFT = 10
 BLOCK = 1 << SHIFT
-# blocks computed at once where rows are read in a run, and numbers that are held in all, of 4 bytes
+# blocks computed at once where rows are read in a run, and numbers that are held in all, of at most 8 bytes
 RUN, HELD = 64, 1 << 24
 # a block that had to go and was computed again so often is of a column that is read in no order: then row by row
 AGAIN = 4
 
 
-def name_of(metric: Metric, handles: tuple[str, str]) -> str:
-    """The name of the distance of two columns. handles: `<table id>/<folder>` of each, as the stores have them."""
-    return f"{metric.value} {handles[0]} {handles[1]}"
+def name_of(function: str, handles: Sequence[str]) -> str:
+    """The name of a distance of two columns, or of a function of one in `row_numbers.FUNCTIONS`.
+
+    handles: `<table id>/<folder>` of each, as the stores have them.
+    """
+    return " ".join((function, *handles))
 
 
 class _Numbers:
     """Those of one name, in blocks by their number."""
 
-    def __init__(self, metric: Metric, handles: tuple[str, str]) -> None:
-        self.metric, self.handles = metric, handles
+    def __init__(self, function: str, handles: Sequence[str]) -> None:
+        self.function, self.handles = function, handles
         self.blocks: dict[int, memoryview] = {}
         self.computed: dict[int, int] = {}
         self.runs: dict[int, int] = {}  # how many blocks were computed at once, by the block after them
@@ -50,8 +54,8 @@ class Computed:
         self._known: dict[str, _Numbers] = {}
         self._lock = threading.Lock()
 
-    def number(self, name: str, row: int) -> float:
-        """One number, as a float32. Raises ClipqlError where it has no such name, IndexError beyond the last row."""
+    def number(self, name: str, row: int) -> Any:
+        """One number. Raises ClipqlError where it has no such name, IndexError beyond the last row."""
         try:
             return self._known[name].blocks[row >> SHIFT][row & (BLOCK - 1)]
         except (KeyError, IndexError):
@@ -63,18 +67,17 @@ class Computed:
             for name in [n for n in self._known if f" {id}/" in n]:
                 del self._known[name]
 
-    def _missing(self, name: str, row: int) -> float:
+    def _missing(self, name: str, row: int) -> Any:
         with self._lock:
             numbers = self._known.get(name)
             if numbers is None:
-                metric, *handles = name.split(" ")
+                function, *handles = name.split(" ")
                 if any(h not in self._stores for h in handles):
                     raise ClipqlError(f"there is no vector column for {name}: was its table dropped?")
-                numbers = self._known[name] = _Numbers(Metric(metric), (handles[0], handles[1]))
-            x, y = (self._stores[h] for h in numbers.handles)
-            rows = min(x.rows, y.rows)
+                numbers = self._known[name] = _Numbers(function, handles)
+            rows = min(self._stores[h].rows for h in numbers.handles)
             if row == 0 == rows:  # as DDL tries a function out
-                return float("nan")
+                return 0
             if not 0 <= row < rows:
                 raise IndexError(f"row {row:,} of {rows:,}")
             at = row >> SHIFT
@@ -82,7 +85,7 @@ class Computed:
             if held is not None and len(held) > row & (BLOCK - 1):  # by another thread, meanwhile
                 return held[row & (BLOCK - 1)]
             if numbers.computed.get(at, 0) >= AGAIN:
-                return float(self._between(numbers, row, row + 1)[0])
+                return self._between(numbers, row, row + 1)[0].item()
             return self._run(numbers, at, rows)[row & (BLOCK - 1)]
 
     def _run(self, numbers: _Numbers, at: int, rows: int) -> memoryview:
@@ -106,19 +109,24 @@ class Computed:
                 del numbers.blocks[block]
                 excess -= 1
 
-    def _between(self, numbers: _Numbers, first: int, last: int) -> NDArray[np.float32]:
-        """The numbers of rows [first, last), float32."""
-        from clipql.storage.vectors.rowwise import distances_of_rows  # loads the compiler
+    def _between(self, numbers: _Numbers, first: int, last: int) -> NDArray[Any]:
+        """The numbers of rows [first, last)."""
+        # which load the compiler
+        from clipql.storage.vectors import row_numbers, rowwise
 
-        x, y = (self._stores[h] for h in numbers.handles)
-        out = np.empty(last - first, np.float32)
+        stores, one = [self._stores[h] for h in numbers.handles], row_numbers.FUNCTIONS.get(numbers.function)
+        out = np.empty(last - first, one.dtype if one else np.float32)
 
         def some(a: int, b: int) -> None:
             at = a
             while at < b:  # the segments of two columns need not end at the same rows
-                (_, left), (_, right) = (store.blocks(first + at, first + b)[0] for store in (x, y))
-                n = min(len(left), len(right))
-                distances_of_rows(numbers.metric, left[:n], right[:n], out[at : at + n])
+                blocks = [store.blocks(first + at, first + b)[0][1] for store in stores]
+                n = min(map(len, blocks))
+                if one:
+                    row_numbers.of_rows(numbers.function, blocks[0], out[at : at + n])
+                else:
+                    x, y = (block[:n] for block in blocks)
+                    rowwise.distances_of_rows(Metric(numbers.function), x, y, out[at : at + n])
                 at += n
 
         if len(out) > 4 * BLOCK:

@@ -35,7 +35,8 @@ from clipql.tables.read_write_lock import ReadWriteLock
 # holds an empty table of each shape (the columns as the user wrote them) and rows on their way into a table
 INTERNAL = manifest.INTERNAL
 FUNCTION = "_clipql_vector"
-NUMBER = FUNCTION + "_number"  # computed of the vectors of a row, by a name of `computed.name_of`
+# computed of the vectors of a row, by a name of `computed.name_of`: the functions for each type of the value
+NUMBERS = {"Float32": FUNCTION + "_number", "Float64": FUNCTION + "_wide_number", "UInt64": FUNCTION + "_whole_number"}
 ROW = "_row"
 
 
@@ -77,7 +78,8 @@ class Registry:
             self.answer()
         if not Registry._registered:
             engine.register(FUNCTION, _vector, ["String", "UInt64"], "String")
-            engine.register(NUMBER, _number, ["String", "UInt64"], "Float32")
+            for kind, name in NUMBERS.items():
+                engine.register(name, _whole if kind == "UInt64" else _number, ["String", "UInt64"], kind)
             Registry._registered = True
 
     @property
@@ -299,8 +301,12 @@ def _vector(handle: str, row: int) -> bytes:
     return registry.vector(handle, row)
 
 
-def _number(name: str, row: int) -> float:
+def _number(name: str, row: int) -> Any:
     registry = Registry._current
     if registry is None:
         raise ClipqlError("no clipql database is open")
     return registry.computed.number(name, row)
+
+
+def _whole(name: str, row: int) -> int:
+    return int(_number(name, row))

@@ -22,7 +22,7 @@ def cases() -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     expected = ""
     for block in re.split(
-        r"^-- (?=top-k$|range$|distances$|distances of rows$|as it is$)", FIXTURE.read_text(), flags=re.MULTILINE
+        r"^-- (?=top-k$|range$|distances$|numbers of rows$|as it is$)", FIXTURE.read_text(), flags=re.MULTILINE
     )[1:]:
         expected, _, text = block.partition("\n")
         found += [(expected, s) for s in split_statements(text)]

@@ -12,6 +12,7 @@ import pytest
 import clipql
 from clipql.index import within
 from clipql.index.within import PairsWithin, Side
+from clipql.sql import range_joins
 from clipql.storage.vectors import metrics
 from clipql.storage.vectors.metrics import Metric
 
@@ -107,6 +108,17 @@ def test_a_pair_at_the_bound_is_decided_as_clickhouse_decides(db: clipql.Databas
         planned, passed = db.sql(statement), db.sql(statement + " SETTINGS vector_plan = 0")
         assert [s.kind for s in planned.stats.searches] == ["range join"]
         assert sorted(planned.rows) == sorted(passed.rows)
+
+
+def test_a_bound_that_rules_nothing_out_is_left_to_clickhouse(
+    db: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(range_joins, "MOST_PAIRS", 3_000)
+    statement = "SELECT count() FROM pictures p JOIN evals e ON cosineDistance(p.v, e.v) < {}"
+    wide, narrow = db.sql(statement.format(1.9)), db.sql(statement.format(0.05))
+    assert [s.kind for s in (*wide.stats.searches, *narrow.stats.searches)] == ["as it is", "range join"]
+    assert "pairs are within the bound" in wide.stats.searches[0].why
+    assert wide.rows == db.sql(statement.format(1.9) + " SETTINGS vector_plan = 0").rows
 
 
 def test_a_range_join_is_inserted_and_deleted_by(db: clipql.Database) -> None:

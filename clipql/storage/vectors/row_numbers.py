@@ -1,0 +1,123 @@
+"""Numbers of a vector by itself, for many rows at once, as ClickHouse's functions give them: sums, norms, hashes.
+
+What must stay true: a function gives the type and, but for the rounding of sums, the value that ClickHouse gives for an
+Array(Float32); a hash is the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numba import uint64
+from numpy.typing import NDArray
+
+from clipql.storage.vectors.bits import kernel
+
+# rows widened at once, which stay in the cache
+AT_ONCE = 512
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RowNumber:
+    """A function of a vector: the type of its value, and what gives it for float32 (n, d) rows."""
+
+    dtype: type[np.generic]
+    of: Callable[[Floats], NDArray[Any]]
+
+
+def _wide(x: Floats) -> NDArray[np.float64]:
+    return x.astype(np.float64)
+
+
+def _city(x: Floats) -> NDArray[np.uint64]:
+    out = np.empty(len(x), np.uint64)
+    _hash(np.ascontiguousarray(x).view(np.uint32), np.uint64(0x4CF2D2BAAE6DA887), out)
+    return out
+
+
+def _other(x: Floats) -> NDArray[np.uint64]:
+    """Another hash, which together with the first makes 128 bits."""
+    out = np.empty(len(x), np.uint64)
+    _hash(np.ascontiguousarray(x).view(np.uint32), np.uint64(0x9E3779B97F4A7C15), out)
+    return out
+
+
+_L2 = RowNumber(np.float32, lambda x: np.sqrt((_wide(x) ** 2).sum(1)))
+_L1 = RowNumber(np.float32, lambda x: np.abs(_wide(x)).sum(1))
+_LINF = RowNumber(np.float32, lambda x: np.abs(x).max(1))
+_SQUARED = RowNumber(np.float32, lambda x: (_wide(x) ** 2).sum(1))
+SECOND_HASH = "secondHash64"
+FUNCTIONS: Mapping[str, RowNumber] = MappingProxyType(
+    {
+        "arraySum": RowNumber(np.float64, lambda x: _wide(x).sum(1)),
+        "arrayAvg": RowNumber(np.float64, lambda x: _wide(x).mean(1)),
+        "arrayMin": RowNumber(np.float32, lambda x: x.min(1)),
+        "arrayMax": RowNumber(np.float32, lambda x: x.max(1)),
+        "L1Norm": _L1,
+        "normL1": _L1,
+        "L2Norm": _L2,
+        "normL2": _L2,
+        "LinfNorm": _LINF,
+        "normLinf": _LINF,
+        "L2SquaredNorm": _SQUARED,
+        "normL2Squared": _SQUARED,
+        "cityHash64": RowNumber(np.uint64, _city),
+        SECOND_HASH: RowNumber(np.uint64, _other),
+    }
+)
+
+
+def of_rows(function: str, x: NDArray[Any], out: NDArray[Any]) -> None:
+    """The number of each row into out, (n,) of the function's dtype. x: (n, d) float16 or float32."""
+    number = FUNCTIONS[function]
+    for at in range(0, len(x), AT_ONCE):
+        part = x[at : at + AT_ONCE].astype(np.float32)
+        with np.errstate(over="ignore"):
+            out[at : at + len(part)] = number.of(part)
+
+
+@kernel
+def _mixed(x: Any, salt: Any) -> Any:
+    """ClickHouse's intHash64: the finaliser of MurmurHash3, salted."""
+    x ^= salt
+    x ^= x >> uint64(33)
+    x *= uint64(0xFF51AFD7ED558CCD)
+    x ^= x >> uint64(33)
+    x *= uint64(0xC4CEB9FE1A85EC53)
+    return x ^ (x >> uint64(33))
+
+
+@kernel
+def _joined(low: Any, high: Any) -> Any:
+    """Hash128to64 of CityHash 1.0.2."""
+    k = uint64(0x9DDFEA08EB382D69)
+    a = (low ^ high) * k
+    a ^= a >> uint64(47)
+    b = (high ^ a) * k
+    b ^= b >> uint64(47)
+    return b * k
+
+
+@kernel
+def _hash(bits: NDArray[np.uint32], salt: Any, out: NDArray[np.uint64]) -> None:
+    """The hash of an array of float32, by their bits: as ClickHouse's cityHash64 has it, with its salt.
+
+    Column by column for a few rows at a time, as each step of a row waits for the one before.
+    """
+    for first in range(0, bits.shape[0], 8):
+        last = min(first + 8, bits.shape[0])
+        for i in range(first, last):
+            out[i] = _mixed(uint64(bits.shape[1]), salt)
+        for j in range(bits.shape[1]):
+            for i in range(first, last):
+                out[i] = _joined(out[i], _mixed(uint64(bits[i, j]), salt))
+
+
+def warm() -> None:
+    """Compile the hash."""
+    of_rows("cityHash64", np.ones((2, 8), np.float32), np.empty(2, np.uint64))
