@@ -18,18 +18,18 @@ from clipql.encode.base import Picture, as_picture
 from clipql.encode.service import Encoders
 from clipql.engine.embedded import Engine
 from clipql.engine.python_values import needs_types
-from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
 from clipql.sql import old_views
+from clipql.sql.hybrid import words_column
 from clipql.sql.outputs import Progress
 from clipql.sql.result_types import ResultTypes
+from clipql.sql.search_text import one_condition, search_text
 from clipql.sql.session import Answer, Session
 from clipql.sql.stars import Stars
 from clipql.sql.vector_blocks import VectorBlocks, vector_blocks
 from clipql.storage import catalog, files, places, strays
 from clipql.storage.catalog import Catalog
-from clipql.storage.vectors.metrics import Metric, metric_spelled
 from clipql.syntax.lexer import split_statements
 from clipql.syntax.reading import read
 from clipql.tables import opening, recover
@@ -40,22 +40,18 @@ if TYPE_CHECKING:
     from clipql.care.backup import BackupReport
     from clipql.care.report import CheckReport
 
-# what a search is by, as SQL over the parameter `query`
-QUERIES = {
-    "vector": "{query:Array(Float32)}",
-    "text": "encode_text({query:String})",
-    "image": "encode_image({query:String})",
-}
-
 
 @dataclass(frozen=True)
 class Searched:
-    """A table that is searched: its name, how FROM names it, its vector columns, and what gives its other columns."""
+    """A table that is searched: its name, how FROM names it, its vector columns, what gives its other columns, and what
+    those with a text index; None where words are not searched.
+    """
 
     name: str
     source: str
     vectors: tuple[str, ...]
     plain: Callable[[], list[str]]
+    indexed: Callable[[], list[str]] | None = None
 
 
 class Database:
@@ -181,13 +177,16 @@ class Database:
         columns: Sequence[str] | None = None,
         distance: str = "cosineDistance",
         recall: float | None = None,
+        hybrid: bool = False,
+        words: str | None = None,
     ) -> Result:
         """The k rows of a table nearest to words, a picture or a vector, nearest first, with their distance last.
 
         image: a path or the bytes of a picture; vector: (d,) numbers; where: a SQL condition on the table's columns;
         columns: what to return, by default all that are not vectors; distance: any of ClickHouse's; recall: what an
-        index must reach, 0.95 unless given. Raises UnknownTable, VectorError, EncodeError, or QueryError where not
-        just one of text, image and vector is given.
+        index must reach, 0.95 unless given. hybrid: look for the words of `text` in the column `words`, too, by default
+        the one with a text index or `caption`, and rank by both (see `clipql.sql.hybrid`). Raises UnknownTable,
+        VectorError, EncodeError, or QueryError where not just one of text, image and vector is given.
         """
         given = [name for name, v in (("text", text), ("image", image), ("vector", vector)) if v is not None]
         if len(given) != 1:
@@ -206,6 +205,8 @@ class Database:
             columns=columns,
             distance=distance,
             recall=recall,
+            hybrid=hybrid,
+            words=words,
         )
         return self.sql(statement, query=vector if vector is not None else query)
 
@@ -255,24 +256,23 @@ class Database:
         columns: Sequence[str] | None = None,
         distance: str = "cosineDistance",
         recall: float | None = None,
+        hybrid: bool = False,
+        words: str | None = None,
     ) -> str:
         """The statement that `search` runs; its parameter `query` is a vector, a text, or an image's path (`by`)."""
         known = self._searched(table)
         if column not in known.vectors:
             raise VectorError(f"{known.name} has no vector column {column}; it has {', '.join(known.vectors)}")
-        metric = metric_spelled(distance)
-        if metric is None:
-            raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in Metric)}")
-        if not isinstance(k, int) or k < 1:
-            raise QueryError(f"k = {k!r}: expected a whole number of at least 1")
         shown = list(columns) if columns is not None else known.plain()
-        listed = ", ".join(
-            [*map(quote_name, shown), f"{metric.value}({quote_name(column)}, {QUERIES[by]}) AS distance"]
-        )
-        condition = f" WHERE ({one_condition(where)}\n)" if where else ""
-        way = " DESC" if metric.larger_is_nearer else ""
-        asked = f" SETTINGS recall = {recall}" if recall is not None else ""
-        return f"SELECT {listed} FROM {known.source}{condition} ORDER BY distance{way} LIMIT {k}{asked}"
+        worded = self._words(known, words) if hybrid or words is not None else None
+        return search_text(known.source, shown, column=column, by=by, k=k, where=where, distance=distance,
+                           recall=recall, words=worded)  # fmt: skip
+
+    def _words(self, known: Searched, named: str | None) -> str:
+        """The column whose words a hybrid search looks for. Raises QueryError."""
+        if known.indexed is None:
+            raise QueryError(f"{known.name} lies in shards, which are not searched by words: leave hybrid out")
+        return words_column(known.indexed(), known.plain(), named)
 
     def _searched(self, table: str) -> Searched:
         """A table that is searched. Raises UnknownTable."""
@@ -282,7 +282,18 @@ class Database:
             tables = ", ".join(t.full_name for t in self._registry.catalog.tables) or f"none in {self.path} yet"
             raise UnknownTable(f"there is no table {table} with vector columns; there are: {tables}")
         vectors, plain = tuple(c.name for c in known.columns), partial(self._plain_columns, known.id)
-        return Searched(known.full_name, self._registry.physical(known), vectors, plain)
+        indexed = partial(self._worded_columns, known.id)
+        return Searched(known.full_name, self._registry.physical(known), vectors, plain, indexed)
+
+    def _worded_columns(self, id: str) -> list[str]:
+        """The columns with a text index of ClickHouse's."""
+        found = self._engine.arrow(
+            f"SELECT expr FROM system.data_skipping_indices WHERE database = '{INTERNAL}' AND table = {{id:String}} "
+            "AND type = 'text'",
+            params={"id": id},
+        )
+        named = {t.name for expr in found.column(0).to_pylist() for t in read(expr).tokens}
+        return [name for name in self._plain_columns(id) if name in named]
 
     def _plain_columns(self, id: str) -> list[str]:
         table, state = self._registry.catalog.by_id(id), (self._registry.catalog.serial, self._registry.changes)
@@ -383,19 +394,6 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def one_condition(where: str) -> str:
-    """A condition as it is. Raises QueryError for a text that would end it, or the statement, before its end."""
-    depth = 0
-    for token in read(where).tokens:
-        if token.kind == "symbol" and token.text in "()":
-            depth += 1 if token.text == "(" else -1
-        if depth < 0 or token.kind == "error" or (token.kind == "symbol" and token.text == ";"):
-            raise QueryError(f"where = {where!r}: expected one condition; {token.text[:20]} at {token.start} ends it")
-    if depth:
-        raise QueryError(f"where = {where!r}: expected one condition; a bracket is not closed")
-    return where
 
 
 def _open(path: Path, engine: Engine, found: Catalog) -> Registry:

@@ -22,7 +22,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.database import QUERIES, Database, one_condition
+from clipql.database import Database
 from clipql.encode import pictures
 from clipql.encode.base import Picture
 from clipql.engine.arrays import with_numbers
@@ -31,9 +31,10 @@ from clipql.engine.quoting import parameter_text, quote_name
 from clipql.engine.translate import translate
 from clipql.errors import ClipqlError, QueryError, ServerError
 from clipql.result import Result, Stats
+from clipql.sql.hybrid import words_column
 from clipql.sql.outputs import Progress
+from clipql.sql.search_text import search_text
 from clipql.sql.session import Answer
-from clipql.storage.vectors.metrics import Metric, metric_spelled
 
 SECONDS = 600
 SESSION_SECONDS = 3600
@@ -145,17 +146,21 @@ class RemoteDatabase(Database):
         columns: Sequence[str] | None = None,
         distance: str = "cosineDistance",
         recall: float | None = None,
+        hybrid: bool = False,
+        words: str | None = None,
     ) -> Result:
         """As `Database.search`; a picture is read here and sent, and compared by cosineDistance."""
         given = [name for name, v in (("text", text), ("image", image), ("vector", vector)) if v is not None]
         if len(given) != 1:
             raise QueryError(f"search got {' and '.join(given) or 'nothing to look for'}: give text, image or vector")
         if image is not None:
+            if hybrid or words is not None:
+                raise QueryError("a hybrid search is by words as well as by meaning, this one by image: give text")
             if distance != "cosineDistance":
                 raise QueryError(f"distance = {distance}: a server compares pictures by cosineDistance")
             return self._search_by_picture(image, table, k, where, column, columns, recall)
         statement = self.search_sql(table, by=given[0], k=k, where=where, column=column, columns=columns,
-                                    distance=distance, recall=recall)  # fmt: skip
+                                    distance=distance, recall=recall, hybrid=hybrid, words=words)  # fmt: skip
         return self.sql(statement, query=vector if vector is not None else text)
 
     def search_many(
@@ -217,27 +222,21 @@ class RemoteDatabase(Database):
         columns: Sequence[str] | None = None,
         distance: str = "cosineDistance",
         recall: float | None = None,
+        hybrid: bool = False,
+        words: str | None = None,
     ) -> str:
         """As `Database.search_sql`; a server reads no picture by its path."""
         if by == "image":
             raise QueryError("a server reads no files for queries: use search(image=…), which sends the picture")
-        metric = metric_spelled(distance)
-        if metric is None:
-            raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in Metric)}")
-        if not isinstance(k, int) or k < 1:
-            raise QueryError(f"k = {k!r}: expected a whole number of at least 1")
         database, _, name = table.rpartition(".")
         source = f"{quote_name(database)}.{quote_name(name)}" if database else quote_name(name)
-        if columns is None:
+        if columns is None or hybrid or words is not None:
             rows = self.sql(f"DESCRIBE TABLE {source}").rows
-            columns = [str(r[0]) for r in rows if r[1] != "Array(Float32)"]
-        listed = ", ".join(
-            [*map(quote_name, columns), f"{metric.value}({quote_name(column)}, {QUERIES[by]}) AS distance"]
-        )
-        condition = f" WHERE ({one_condition(where)}\n)" if where else ""
-        way = " DESC" if metric.larger_is_nearer else ""
-        asked = f" SETTINGS recall = {recall}" if recall is not None else ""
-        return f"SELECT {listed} FROM {source}{condition} ORDER BY distance{way} LIMIT {k}{asked}"
+            plain = [str(r[0]) for r in rows if r[1] != "Array(Float32)"]
+            columns = plain if columns is None else columns
+            words = words_column([], plain, words) if hybrid or words is not None else None
+        return search_text(source, columns, column=column, by=by, k=k, where=where, distance=distance,
+                           recall=recall, words=words)  # fmt: skip
 
     def tables(self) -> list[dict[str, Any]]:
         """The tables with vectors, as `GET /api/tables` describes them."""

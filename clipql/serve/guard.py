@@ -32,6 +32,7 @@ from clipql.serve.limits import Options
 from clipql.serve.spelling import check_bytes, check_name, check_size, check_table_name, cleaned, denied
 from clipql.serve.token_rules import TokenRules, check_create, check_table, killed
 from clipql.sql import settings as own_settings
+from clipql.sql.words import BM25
 from clipql.syntax import statements
 from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read
@@ -97,8 +98,8 @@ class Guard:
             "UNION ALL SELECT lower(name), false FROM system.table_functions"
         ).to_pylist()
         # a function that was made in this database may bear a name that looks allowed
-        refused = {n["name"] for n in names if n["made"] or not allowed.function(n["name"])} - {TEXT, IMAGE}
-        self._tokens = TokenRules(refused - allowed.TABLE_FUNCTIONS - {TEXT, IMAGE})
+        refused = {n["name"] for n in names if n["made"] or not allowed.function(n["name"])} - {TEXT, IMAGE, BM25}
+        self._tokens = TokenRules(refused - allowed.TABLE_FUNCTIONS - {TEXT, IMAGE, BM25})
         self._refused_values = refused | {TEXT, IMAGE}
         self._settings = Settings(self._engine, options.limits)
         # a few lines are not worth threads of their own, which take longer than the lines
@@ -310,7 +311,7 @@ class Guard:
             return
         elif name in (TEXT, IMAGE):
             self._check_encoding(node)
-        elif not allowed.function(name):
+        elif not allowed.function(name) and name != BM25:
             raise denied(f"{name[:60]}() is not called for the network")
 
     def _check_encoding(self, node: syntax_tree.Node) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.database import one_condition
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ModelError, PictureError, QueryError
 from clipql.serve.allowed import words
 from clipql.serve.column_roles import ColumnRoles
 from clipql.serve.limits import Limits
+from clipql.sql.search_text import one_condition
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import ROW
 

@@ -141,7 +141,7 @@ class _Replacement:
         """The edits that replace one call, and name the column that it would have named."""
         scope = next((s for s in reversed(read(sql).selects) if s.whole.first <= call.first < s.whole.last), None)
         start, end = tokens[call.first].start, tokens[call.last - 1].end
-        edits = _naming(sql, tokens, scope, call)
+        edits = naming(sql, tokens, scope, call.first, call.last)
         vector = self.constant(sql, tokens, call, model, scope)
         if vector is not None:
             name = self._parameter(sql, tokens, call, vector, model)
@@ -351,17 +351,17 @@ def _aliases(scope: Scope) -> dict[str, str]:
     return {n: _text(scope.text, scope.tokens, span) for n, span in scope.aliases.items()}
 
 
-def _naming(sql: str, tokens: Sequence[Token], scope: Scope | None, call: _Call) -> list[Edit]:
-    """The edit that gives an item of SELECT without a name the one it would have."""
+def naming(sql: str, tokens: Sequence[Token], scope: Scope | None, begin: int, end: int) -> list[Edit]:
+    """The edit that gives an item of SELECT without a name the one it would have; begin, end: of a call in it."""
     span = scope.clauses.get("SELECT") if scope else None
-    if scope is None or span is None or not span.first <= call.first < span.last:
+    if scope is None or span is None or not span.first <= begin < span.last:
         return []
     for first, last in split_list(tokens, span.first, span.last):
-        if not first <= call.first < last:
+        if not first <= begin < last:
             continue
         if tokens[first].upper in ("DISTINCT", "ALL") and first + 1 < last:
             first += 1
-        if tokens[last - 1].name in _aliases(scope) and call.last < last:
+        if tokens[last - 1].name in _aliases(scope) and end < last:
             return []
         return [(tokens[last - 1].end, tokens[last - 1].end, f" AS {quote_name(_text(sql, tokens, (first, last)))}")]
     return []

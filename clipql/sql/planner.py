@@ -36,6 +36,7 @@ from clipql.sql.rowwise import RowDistances
 from clipql.sql.settings import SearchOptions
 from clipql.sql.untouched import Untouched, untouched
 from clipql.sql.views import finder
+from clipql.sql.words import Words
 from clipql.syntax.edits import Edit
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
@@ -86,6 +87,7 @@ class Planner:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
         self.repeats = repeats or Repeats(registry, indexes, encoders)
         self._memory = self.repeats.memory
+        self.words = Words(registry)
         self.encoding = Encoding(registry.engine, encoders, registry.find, lambda: registry.catalog.tables)
 
     def rewrite(
@@ -102,7 +104,9 @@ class Planner:
         Inner SELECTs come first, so that an outer one sees the text that will be run. format: of the result, where it
         may be answered from the row file. asked: the statement as it may come again, to be kept.
         """
-        encoded = self.encoding.replace(written_out(sql, self._registry), params)
+        scored = self.words.replace(sql, params)
+        asked = asked if scored == sql else None  # what words weigh changes with the rows
+        encoded = self.encoding.replace(written_out(scored, self._registry), params)
         work = Work(encoded.sql, dict(encoded.params))
         constants = Constants(self._engine, encoded.params)
         origins = Origins(self._registry.find, encoded.models)
@@ -246,7 +250,9 @@ class Planner:
 
     def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Explained]:
         """The plan of each SELECT that reads vectors, outer ones first, with nothing searched."""
-        encoded = self.encoding.replace(written_out(sql, self._registry), params, rows=False)
+        encoded = self.encoding.replace(
+            written_out(self.words.replace(sql, params), self._registry), params, rows=False
+        )
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
         plans: list[Explained] = []
         work, find = Work(encoded.sql, {}), finder(self._registry, encoded.params)

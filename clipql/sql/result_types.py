@@ -12,6 +12,7 @@ from typing import Any
 from clipql.engine.arrays import with_numbers
 from clipql.errors import ClipqlError
 from clipql.sql.settings import take_format, taken_from
+from clipql.sql.words import stood_in
 from clipql.storage.catalog import Catalog
 from clipql.syntax.reading import read
 from clipql.syntax.recent import Recent
@@ -48,7 +49,7 @@ class ResultTypes:
         try:
             # of the engine, not of the session, to which anything but a SELECT is a change
             found = engine.arrow(
-                f"DESCRIBE TABLE ({text}\n) SETTINGS print_pretty_type_names = 0",
+                f"DESCRIBE TABLE ({stood_in(text)}\n) SETTINGS print_pretty_type_names = 0",
                 params=with_numbers(statement, params),
                 user=True,
             )

@@ -312,9 +312,10 @@ def new_column(registry: Registry, table: Table, name: str) -> VectorColumn:
     return column
 
 
-def add_filled(registry: Registry, table: Table, column: VectorColumn) -> None:
+def add_filled(registry: Registry, table: Table, column: VectorColumn, *, replaces: bool = False) -> None:
     """Add a vector column with its vectors, whose segments lie in its folder, one vector for each row of the table.
 
+    replaces: it takes the place of an Array(Float32) column of its name that ClickHouse has, and whose values go.
     Raises QueryError as ClickHouse does, for instance where there is a column of the name; then nothing has changed.
     """
     command = f"ADD COLUMN {quote_name(column.name)} Array(Float32)"
@@ -322,12 +323,15 @@ def add_filled(registry: Registry, table: Table, column: VectorColumn) -> None:
         recover.settle(registry)
         files.sync_folder(registry.folder / "vectors" / table.id / column.folder)
         after = dataclasses.replace(table, columns=(*table.columns, column))
+        if replaces:
+            shape.check_computed(registry.engine, after)
         with _altering(registry, table, after) as verify:
-            registry.engine.run(f"ALTER TABLE {registry.shape(table)} {command}")
-            verify()
+            if not replaces:
+                registry.engine.run(f"ALTER TABLE {registry.shape(table)} {command}")
+                verify()
             registry.publish(after)
-            alias = shape.alias_of(table, column)
-            registry.engine.run(f"ALTER TABLE {registry.physical(table)} ADD COLUMN {alias}")
+            verb, alias = "MODIFY" if replaces else "ADD", shape.alias_of(table, column)
+            registry.engine.run(f"ALTER TABLE {registry.physical(table)} {verb} COLUMN {alias}")
 
 
 def _alter_vectors(registry: Registry, table: Table, name: str, new_name: str | None) -> None:

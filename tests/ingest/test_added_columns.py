@@ -104,6 +104,28 @@ def test_rows_that_were_deleted_take_no_vector_in_row_order(
     assert stored(shared, table) == {i: v.tolist() for i, v in zip(left, values, strict=True)}
 
 
+def test_a_column_that_alter_added_is_filled_in_its_place(shared: clipql.Database, table: str, tmp_path: Path) -> None:
+    shared.sql(f"ALTER TABLE {table} ADD COLUMN siglip Array(Float32) AFTER id, ADD COLUMN plain Array(Float32)")
+    shared.sql(f"INSERT INTO {table} (id, url, v) VALUES ({ROWS}, 'later', [40, 1])")
+    assert set(map(tuple, stored(shared, table).values())) == {()}
+    shared.sql(f"ALTER TABLE {table} UPDATE plain = [1, 2] WHERE id = 3")
+    values = matrix(ROWS + 1)
+    path = write(tmp_path / "a.parquet", values, id=np.arange(ROWS + 1)[::-1])
+    with pytest.raises(IngestError, match="has a column plain, with values in 1 rows: name another, or drop that one"):
+        shared.ingest(path, table=table, add_column="plain", vector_column="siglip")
+    add(shared, table, path, by="id", model="m")
+    assert stored(shared, table) == {i: values[ROWS - i].tolist() for i in range(ROWS + 1)}
+    assert [r[0] for r in shared.sql(f"DESCRIBE TABLE {table}").rows] == ["id", "siglip", "url", "v", "plain"]
+    assert shared.sql(f"SELECT * FROM {table} WHERE id = 3").rows == [
+        (3, values[ROWS - 3].tolist(), "u3", [3, 1], [1, 2])
+    ]
+    assert shared.registry.find(None, table).column("siglip").model == "m"
+    found = shared.sql(
+        f"SELECT id, url FROM {table} ORDER BY L2Distance(siglip, {{q:Array(Float32)}}) LIMIT 1", q=values[0]
+    )
+    assert (found.rows, found.stats.searches[0].kind) == ([(ROWS, "later")], "top-k")
+
+
 def test_a_npy_beside_keys_fills_a_column_too(shared: clipql.Database, table: str, tmp_path: Path) -> None:
     ids, values = np.arange(ROWS)[::-1], matrix()
     pa.csv.write_csv(pa.table({"id": ids}), tmp_path / "ids.csv")

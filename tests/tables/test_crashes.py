@@ -73,6 +73,11 @@ def ingest_one(db: clipql.Database, parts: Path) -> object:
     return db.ingest(parts, table="laion", parts="0")
 
 
+def added_column(db: clipql.Database, parts: Path) -> None:
+    three_rows(db, parts)
+    db.sql("ALTER TABLE t ADD COLUMN more Array(Float32)")
+
+
 def fill_a_column(db: clipql.Database, parts: Path) -> object:
     return db.ingest(parts / "rows", table="t", add_column="more", vector_column="v")
 
@@ -86,6 +91,7 @@ OPERATIONS = [
     Operation("ingest into a table", ingest_one, ingest),
     Operation("ingest of files with vectors", sql(), ingest_files),
     Operation("fill a new vector column", three_rows, fill_a_column),
+    Operation("fill an added column", added_column, fill_a_column),
     Operation("create", sql(), sql(TABLE)),
     Operation("create as select", three_rows, sql("CREATE TABLE u ENGINE = MergeTree ORDER BY id AS SELECT * FROM t")),
     Operation("drop", three_rows, sql("DROP TABLE t")),

@@ -24,6 +24,10 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     made.add_argument("--columns", metavar="LIST", help="columns to print (default: all but the vectors)")
     made.add_argument("--distance", default="cosineDistance", metavar="NAME", help="(default: cosineDistance)")
     made.add_argument("--recall", type=float, metavar="R", help="what an index must reach (default: 0.95)")
+    made.add_argument("--hybrid", action="store_true", help="look for the words themselves, too, and rank by both")
+    made.add_argument(
+        "--words", metavar="NAME", help="of --hybrid: the column (default: the one with a text index, or caption)"
+    )
     made.add_argument("--model", metavar="NAME", help="model of the words or the picture (default: the column's own)")
     made.add_argument("--format", metavar="NAME", help=FORMATS)
 
@@ -49,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             columns=[c.strip() for c in arguments.columns.split(",")] if arguments.columns else None,
             distance=arguments.distance,
             recall=arguments.recall,
+            **({"hybrid": arguments.hybrid, "words": arguments.words} if arguments.hybrid or arguments.words else {}),
         )
         print_answer(db, statement, {"query": query}, arguments.format)
     return 0

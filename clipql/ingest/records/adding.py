@@ -27,7 +27,7 @@ from clipql.ingest.records.sources import RecordFile, find_files
 from clipql.storage import files
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.storage.vectors.scattered import ScatteredSegment
-from clipql.tables import recover, schema
+from clipql.tables import recover, schema, shape
 from clipql.tables.open_database import OpenDatabase
 from clipql.tables.registry import Registry
 
@@ -48,11 +48,12 @@ def add_column(
 ) -> IngestReport:
     """Add a vector column to a table that has rows, with the vectors of files, one for each row.
 
-    add_column: its name. by: a column that both the files and the table have, whose values say which vector is whose;
-    without it, the vectors are those of the table's rows in their order. vector_column: the column of the files that
-    holds the vectors, by default the only one that looks so. model: what made them, remembered with the column.
-    Raises IngestError, and leaves the table as it was, where a row would have no vector or two, or a vector is not
-    usable. In the report, rows_left_out are rows of the files that the table does not have.
+    add_column: its name, or that of an Array(Float32) column that is empty in each row. by: a column that both the
+    files and the table have, whose values say which vector is whose; without it, the vectors are those of the table's
+    rows in their order. vector_column: the column of the files that holds the vectors, by default the only one that
+    looks so. model: what made them, remembered with the column. Raises IngestError, and leaves the table as it was,
+    where a row would have no vector or two, or a vector is not usable. In the report, rows_left_out are rows of the
+    files that the table does not have.
     """
     began = time.perf_counter()
     registry = db.registry
@@ -67,12 +68,13 @@ def add_column(
         if known is None:
             there = ", ".join(t.full_name for t in registry.catalog.tables) or "none yet"
             raise UnknownTable(f"there is no table {table} to add a column to; there are: {there}")
-        _check_new(registry, known, add_column)
+        empty = _is_empty(registry, known, add_column)
         found = find_files(sources, named or [add_column])
         filling = _Filling(registry, known, found, _column_of(found, named, add_column), by, progress, began)
         column = schema.new_column(registry, known, add_column)
         try:
-            schema.add_filled(registry, known, dataclasses.replace(filling.fill(column), model=model))
+            filled = dataclasses.replace(filling.fill(column), model=model)
+            schema.add_filled(registry, known, filled, replaces=empty)
         finally:
             recover.sweep(registry)
     seconds = time.perf_counter() - began
@@ -82,14 +84,24 @@ def add_column(
     return IngestReport(filling.filled, groups, 0, seconds, filling.beyond, unit=unit)
 
 
-def _check_new(registry: Registry, table: Table, name: str) -> None:
-    """Raise IngestError for a column that is there."""
+def _is_empty(registry: Registry, table: Table, name: str) -> bool:
+    """Whether the column is there, as ALTER TABLE … ADD COLUMN made it, with an empty array in each row; False where
+    there is none of the name. Raises IngestError for another column.
+    """
     columns = registry.engine.arrow(f"DESCRIBE TABLE {registry.shape(table)}").column(0).to_pylist()
-    if name in columns or name == "_row":
-        raise IngestError(
-            f"{table.full_name} has a column {name}: name another, or drop that one first, by ALTER TABLE "
-            f"{table.full_name} DROP COLUMN {quote_name(name)}"
-        )
+    if name not in columns and name != "_row":
+        return False
+    may_be = {c.name for c in shape.vector_columns(registry.engine, table.id) or ()} - {c.name for c in table.columns}
+    given = 0
+    if name in may_be:
+        given = registry.engine.scalar(f"SELECT countIf(notEmpty({quote_name(name)})) FROM {registry.physical(table)}")
+        if not given:
+            return True
+    why = f", with values in {given:,} rows" if given else ""
+    raise IngestError(
+        f"{table.full_name} has a column {name}{why}: name another, or drop that one first, by ALTER TABLE "
+        f"{table.full_name} DROP COLUMN {quote_name(name)}"
+    )
 
 
 def _column_of(found: Sequence[RecordFile], named: Sequence[str], add_column: str) -> str:
