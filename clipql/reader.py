@@ -177,6 +177,12 @@ class ReadOnlyDatabase(Database):
         with self._statement():
             yield
 
+    @contextlib.contextmanager
+    def snapshot_now(self) -> Iterator[bool]:
+        """As `snapshot` of a reader that does not follow, without waiting for a refresh: whether it is held."""
+        with self._moment.reading_now() as held:
+            yield held and not self._closed
+
     @property
     def _depth(self) -> int:
         return int(getattr(self._inside, "depth", 0))

@@ -32,6 +32,7 @@ from clipql.serve.pool import Busy, Pipe, gone
 from clipql.serve.request_body import Held, content_length
 from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
+from clipql.serve.short_way import ShortWay
 from clipql.serve.spelling import check_size, with_identifiers
 from clipql.serve.unpacking import too_large, unpack_blocks
 from clipql.sql import settings as own_settings
@@ -80,7 +81,7 @@ class ClickHouse:
         )
         found = service.engine.arrow("SELECT version(), timezone()")
         self.version, self.timezone = (str(column[0].as_py()) for column in found.columns)
-        self._running = service.running
+        self._running, self._short = service.running, ShortWay(service)
 
     async def ping(self, request: HttpRequest) -> Response:
         """`/ping`."""
@@ -238,6 +239,11 @@ class ClickHouse:
 
     async def _start(self, request: HttpRequest, call: Call) -> Response:
         service = self._service
+        answer = self._at_once(call)
+        if answer is not None:
+            self._leave(call)
+            compress = replies.encoding(request, call.params)
+            return self._answered(answer, answer.output.data, self._headers(call), compress, call)
         pipe = Pipe(service.options.limits.stall)
         assert call.acting is not None
         self._running.add(call.query_id, call.acting)
@@ -261,12 +267,8 @@ class ClickHouse:
         compress = replies.encoding(request, call.params)
         if ended:
             answer = future.result()  # raises what went wrong, unless rows went before it
-            headers |= {"X-ClickHouse-Summary": replies.summary(answer), **replies.shards(answer)}
             data = b"".join([*held, answer.output.data])
-            service.metrics.bytes_sent.inc(len(data))
-            told = call.checked is None or not (call.checked.writes or call.checked.sets)
-            headers |= replies.typed(answer.format) if told else replies.untyped()
-            return self._whole(data, headers, compress, call)
+            return self._answered(answer, data, headers, compress, call)
         headers |= {
             "X-ClickHouse-Exception-Tag": (tag := secrets.token_hex(8)),
             "X-ClickHouse-Summary": replies.summary(None),
@@ -278,6 +280,25 @@ class ClickHouse:
             headers["Content-Encoding"] = compress
         packed = compression.packed(stream, compression.compressor(compress, call.params.get("compress") == "1"))
         return StreamingResponse(packed, headers=headers)
+
+    def _at_once(self, call: Call) -> Answer | None:
+        """The answer to what is short work; None for anything else."""
+        if call.kept or call.alone or call.acting is None or call.asked.data is not None or call.tables:
+            return None
+        sql = with_identifiers(call.asked.sql, call.binding)
+        if native.version(call.params) or len(sql) > SHORT:
+            return None
+        own = self._service.guard.settings(call.request.settings)[1]
+        write = call.request.write and self._service.options.write
+        return self._short.answer(sql, call.request.params, call.request.format, call.acting, own, write=write)
+
+    def _answered(self, answer: Answer, data: bytes, headers: dict[str, str], compress: str, call: Call) -> Response:
+        """The response to a statement whose result is there as a whole."""
+        headers |= {"X-ClickHouse-Summary": replies.summary(answer), **replies.shards(answer)}
+        self._service.metrics.bytes_sent.inc(len(data))
+        told = call.checked is None or not (call.checked.writes or call.checked.sets)
+        headers |= replies.typed(answer.format) if told else replies.untyped()
+        return self._whole(data, headers, compress, call)
 
     @staticmethod
     def _whole(data: bytes, headers: dict[str, str], compress: str, call: Call) -> Response:

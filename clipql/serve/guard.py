@@ -121,6 +121,15 @@ class Guard:
             f"additional_table_filters = {visible.filters(self._tokens.left_out.values())}"
         )
 
+    def remembered(self, sql: str, *, write: bool) -> Checked | None:
+        """As `check`, of a statement that was passed before; None where it was not. Nothing is run for it."""
+        shape = skeleton(sql)
+        known = self._known.find((shape.key, write))
+        if known is None:
+            return None
+        check_bytes(sql, self._limits)
+        return replace(known[0], sql=known[1].filled(shape.literals))
+
     def check(self, sql: str, *, write: bool) -> Checked:
         """What a statement is, and its text to run. Raises QueryError (ACCESS_DENIED, READONLY, a syntax error)."""
         shape = skeleton(sql)

@@ -56,8 +56,10 @@ class Service:
         self.guard = Guard(database.registry, database.encoders, options)
         self._leave_out_foreign()
         moment: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        self.moment_now: Callable[[], contextlib.AbstractContextManager[bool]] = lambda: contextlib.nullcontext(True)
         if isinstance(database, ReadOnlyDatabase):
             moment, database.opened = database.snapshot, self._leave_out_foreign
+            self.moment_now = database.snapshot_now
         self.fellows, self.bodies = fellows, Bodies(options.limits, fellows)
         self.pool = Pool(options.limits, self.engine.cancel, fellows, moment)
         self.running = Running(fellows, self.pool.stop_soon)

@@ -28,11 +28,28 @@ class ReadWriteLock:
         try:
             yield
         finally:
-            with self._changed:
-                self._readers[me] -= 1
-                if not self._readers[me]:
-                    del self._readers[me]
-                self._changed.notify_all()
+            self._left(me)
+
+    @contextlib.contextmanager
+    def reading_now(self) -> Iterator[bool]:
+        """As `reading`, without waiting: whether it is held."""
+        me = threading.get_ident()
+        with self._changed:
+            held = me in self._readers or self._writer == me or (self._writer is None and not self._waiting)
+            if held:
+                self._readers[me] = self._readers.get(me, 0) + 1
+        try:
+            yield held
+        finally:
+            if held:
+                self._left(me)
+
+    def _left(self, me: int) -> None:
+        with self._changed:
+            self._readers[me] -= 1
+            if not self._readers[me]:
+                del self._readers[me]
+            self._changed.notify_all()
 
     @contextlib.contextmanager
     def writing(self, seconds: float | None = None) -> Iterator[None]:
