@@ -13,7 +13,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -22,9 +22,8 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import ClipqlError, QueryError
-from clipql.serve import access_control, compression, external, replies
+from clipql.serve import access_control, compression, external, native_answers, replies, told
 from clipql.serve import clickhouse_request as reading
-from clipql.serve import native_blocks as native
 from clipql.serve.allowed import words
 from clipql.serve.errors import error_code, error_status, error_text
 from clipql.serve.guard import Checked
@@ -33,9 +32,10 @@ from clipql.serve.request_body import Held, content_length
 from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
 from clipql.serve.spelling import check_size, with_identifiers
+from clipql.serve.told import Told
 from clipql.serve.unpacking import too_large, unpack_blocks
 from clipql.sql import settings as own_settings
-from clipql.sql.session import Answer, Session
+from clipql.sql.session import Answer
 
 LOG = logging.getLogger("clipql.serve")
 # a result is held back to this size, so that an error in its beginning still has a status of its own
@@ -80,6 +80,8 @@ class ClickHouse:
         found = service.engine.arrow("SELECT version(), timezone()")
         self.version, self.timezone = (str(column[0].as_py()) for column in found.columns)
         self._running: dict[str, Acting] = {}
+        self._texts: dict[str, tuple[str, float]] = {}
+        self._told = Told(service.options.write, lambda: [(id, *said) for id, said in self._texts.copy().items()])
 
     async def ping(self, request: HttpRequest) -> Response:
         """`/ping`."""
@@ -129,6 +131,9 @@ class ClickHouse:
         seconds = time.perf_counter() - call.began
         self._service.metrics.requests.labels("clickhouse", str(status)).inc()
         self._service.metrics.took("clickhouse", seconds)
+        if call.submitted:
+            database, began = call.request.database or "default", time.time() - seconds
+            self._told.ended(told.Asked(call.query_id, call.asked.sql, database, began, seconds, call.code))
         fields = {"query_id": call.query_id, "status": status, "seconds": round(seconds, 6)}
         code = {"code": call.code} if call.code else {}
         LOG.info("query", extra={"fields": {**fields, **code, "sql": call.asked.sql[:500]}})
@@ -147,6 +152,13 @@ class ClickHouse:
             "X-ClickHouse-Server-Display-Name": "clipql",
             "X-ClickHouse-Timezone": self.timezone,
         }
+
+    def _capped(self, call: Call) -> dict[str, str]:
+        """X-Clipql-Capped, where limits hold that are lower than those that were asked for."""
+        found = self._service.guard.capped(call.request.settings)
+        if call.checked is not None and call.checked.capped:
+            found["SET"] = call.checked.sql
+        return {"X-Clipql-Capped": replies.header(", ".join(f"{n}={v}" for n, v in found.items()))} if found else {}
 
     # from the request to a statement
 
@@ -205,6 +217,7 @@ class ClickHouse:
             call.kept = None
         if self._running.get(call.query_id) is call.acting:
             self._running.pop(call.query_id, None)
+            self._texts.pop(call.query_id, None)
 
     async def _read(self, request: HttpRequest, call: Call) -> None:
         """The statement and its data, from `query=` and the body."""
@@ -241,6 +254,7 @@ class ClickHouse:
         pipe = Pipe(service.options.limits.stall)
         assert call.acting is not None
         self._running[call.query_id] = call.acting
+        self._texts[call.query_id] = (call.asked.sql, time.time())
         future = service.pool.submit(lambda: self._carried_out(call, pipe.put), call.acting, lambda: self._leave(call))
         call.submitted = True
         watch = asyncio.ensure_future(gone(request))
@@ -257,7 +271,7 @@ class ClickHouse:
             raise
         finally:
             watch.cancel()
-        headers = self._headers(call)
+        headers = {**self._headers(call), **self._capped(call)}
         compress = replies.encoding(request, call.params)
         if ended:
             answer = future.result()  # raises what went wrong, unless rows went before it
@@ -339,7 +353,7 @@ class ClickHouse:
     def _carry_out(self, call: Call, sink: Callable[[bytes], None]) -> Answer:
         service, acting = self._service, call.acting
         assert acting is not None
-        call.request.sql = with_identifiers(call.asked.sql, call.binding)
+        call.request.sql = with_identifiers(self._told.rewritten(call.asked.sql), call.binding)
         with service.engine.act(acting):
             checked = service.guard.check(call.request.sql, write=call.request.write and service.options.write)
             call.checked = checked
@@ -356,34 +370,13 @@ class ClickHouse:
                 return own.load(checked.sql, call.asked.format, [call.asked.data])
             if not alone:
                 with external.given(service, call.tables, session or service.database.session()):
-                    return self._run(checked, call, session, sink)
+                    return native_answers.run(service, checked, call.request, call.params, session, sink)
         user = service.new_user()  # what is SET without a session holds for nothing else
         try:
             with service.engine.act(service.acting(user, call.request)):
                 return service.run_checked(checked, call.request)
         finally:
             service.engine.forget(user)
-
-    def _run(self, checked: Checked, call: Call, session: Session | None, sink: Callable[[bytes], None]) -> Answer:
-        service, version = self._service, native.version(call.params)
-        text, format = own_settings.take_format(checked.sql)
-        if not version or (format or call.request.format) != "Native" or checked.writes:
-            return service.run_checked(checked, call.request, session, sink)
-
-        def zones() -> dict[int, str]:
-            # DESCRIBE names what Native leaves out
-            try:
-                described = service.run_checked(replace(checked, sql=f"DESCRIBE ({text})"), asking, session)
-            except ClipqlError:
-                return {}  # such as SHOW, which is no SELECT
-            types = described.output.arrow().column("type").to_pylist()
-            return {place: type for place, type in enumerate(types) if type.startswith("DateTime(")}
-
-        asking = replace(call.request, format="ArrowStream")
-        blocks = native.Blocks(version, zones)
-        answer = service.run_checked(checked, call.request, session, lambda piece: sink(blocks.of(piece)))
-        output = answer.output
-        return replace(answer, output=replace(output, data=blocks.of(output.data, rows=output.rows)))
 
     def _kill(self, query_id: str, call: Call) -> Answer:
         found = self._running.get(query_id)
