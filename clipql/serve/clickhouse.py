@@ -358,7 +358,7 @@ class ClickHouse:
             checked = service.guard.check(call.request.sql, write=call.request.write and service.options.write)
             call.checked = checked
             if checked.kills is not None:
-                return self._kill(checked.kills, call)
+                return self._kill(checked.kills, call, stop=not checked.tests)
             alone = call.kept is None and checked.sets
             if call.kept is None and checked.temporary:
                 raise QueryError(
@@ -378,16 +378,17 @@ class ClickHouse:
         finally:
             service.engine.forget(user)
 
-    def _kill(self, query_id: str, call: Call) -> Answer:
+    def _kill(self, query_id: str, call: Call, *, stop: bool) -> Answer:
         found = self._running.get(query_id)
-        if found is not None and found is not call.acting:
+        if stop and found is not None and found is not call.acting:
             self._service.pool.stop_soon(found)
         status = "waiting" if found is not None else "no such query"
         sql = f"SELECT '{status}' AS kill_status, {{id:String}} AS query_id, 'default' AS user" + (
             "" if found is not None else " WHERE 0"
         )
-        output = self._service.engine.query(sql, call.request.format, params={"id": query_id}, user=False)
-        return Answer(output, call.request.format, 0.0)
+        format = own_settings.take_format(f"SELECT {call.asked.sql}")[1] or call.request.format
+        output = self._service.engine.query(sql, format, params={"id": query_id}, user=False)
+        return Answer(output, format, 0.0)
 
 
 def _parameters(request: HttpRequest) -> dict[str, str]:
