@@ -72,7 +72,8 @@ IGNORED = words(
     "lock_acquire_timeout http_response_buffer_size select_sequential_consistency skip_unavailable_shards "
     "optimize_skip_unused_shards distributed_product_mode prefer_localhost_replica load_balancing "
     "async_insert_busy_timeout_ms async_insert_max_data_size database_atomic_wait_for_drop_and_detach_synchronously "
-    "max_untracked_memory query_profiler_real_time_period_ns query_profiler_cpu_time_period_ns"
+    "max_untracked_memory query_profiler_real_time_period_ns query_profiler_cpu_time_period_ns enable_analyzer "
+    "allow_experimental_analyzer"
 )
 # Of settings whose value is text, those that only say how data looks or what a thing is called. Any other text may be
 # SQL, a file or an address.

@@ -13,7 +13,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -22,21 +22,22 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import ClipqlError, QueryError
-from clipql.serve import access_control, compression, external, replies
+from clipql.serve import access_control, compression, external, native_answers, replies, told
 from clipql.serve import clickhouse_request as reading
-from clipql.serve import native_blocks as native
 from clipql.serve.allowed import words
 from clipql.serve.errors import error_code, error_status, error_text
 from clipql.serve.guard import Checked
+from clipql.serve.native_blocks import version as native_version
 from clipql.serve.pool import Busy, Pipe, gone
 from clipql.serve.request_body import Held, content_length
 from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
 from clipql.serve.short_way import ShortWay
 from clipql.serve.spelling import check_size, with_identifiers
+from clipql.serve.told import Told
 from clipql.serve.unpacking import too_large, unpack_blocks
 from clipql.sql import settings as own_settings
-from clipql.sql.session import Answer, Session
+from clipql.sql.session import Answer
 
 LOG = logging.getLogger("clipql.serve")
 # a result is held back to this size, so that an error in its beginning still has a status of its own
@@ -82,6 +83,8 @@ class ClickHouse:
         found = service.engine.arrow("SELECT version(), timezone()")
         self.version, self.timezone = (str(column[0].as_py()) for column in found.columns)
         self._running, self._short = service.running, ShortWay(service)
+        self._texts: dict[str, tuple[str, float]] = {}
+        self._told = Told(service.options.write, lambda: [(id, *said) for id, said in self._texts.copy().items()])
 
     async def ping(self, request: HttpRequest) -> Response:
         """`/ping`."""
@@ -131,6 +134,9 @@ class ClickHouse:
         seconds = time.perf_counter() - call.began
         self._service.metrics.requests.labels("clickhouse", str(status)).inc()
         self._service.metrics.took("clickhouse", seconds)
+        if call.submitted:
+            database, began = call.request.database or "default", time.time() - seconds
+            self._told.ended(told.Asked(call.query_id, call.asked.sql, database, began, seconds, call.code))
         fields = {"query_id": call.query_id, "status": status, "seconds": round(seconds, 6)}
         code = {"code": call.code} if call.code else {}
         LOG.info("query", extra={"fields": {**fields, **code, "sql": call.asked.sql[:500]}})
@@ -149,6 +155,13 @@ class ClickHouse:
             "X-ClickHouse-Server-Display-Name": "clipql",
             "X-ClickHouse-Timezone": self.timezone,
         }
+
+    def _capped(self, call: Call) -> dict[str, str]:
+        """X-Clipql-Capped, where limits hold that are lower than those that were asked for."""
+        found = self._service.guard.capped(call.request.settings)
+        if call.checked is not None and call.checked.capped:
+            found["SET"] = call.checked.sql
+        return {"X-Clipql-Capped": replies.header(", ".join(f"{n}={v}" for n, v in found.items()))} if found else {}
 
     # from the request to a statement
 
@@ -205,7 +218,8 @@ class ClickHouse:
         if call.kept is not None:
             self._sessions.release(call.kept)
             call.kept = None
-        self._running.remove(call.query_id, call.acting)
+        if self._running.remove(call.query_id, call.acting):
+            self._texts.pop(call.query_id, None)
 
     async def _read(self, request: HttpRequest, call: Call) -> None:
         """The statement and its data, from `query=` and the body."""
@@ -247,6 +261,7 @@ class ClickHouse:
         pipe = Pipe(service.options.limits.stall)
         assert call.acting is not None
         self._running.add(call.query_id, call.acting)
+        self._texts[call.query_id] = (call.asked.sql, time.time())
         future = service.pool.submit(lambda: self._carried_out(call, pipe.put), call.acting, lambda: self._leave(call))
         call.submitted = True
         watch = asyncio.ensure_future(gone(request))
@@ -263,7 +278,7 @@ class ClickHouse:
             raise
         finally:
             watch.cancel()
-        headers = self._headers(call)
+        headers = {**self._headers(call), **self._capped(call)}
         compress = replies.encoding(request, call.params)
         if ended:
             answer = future.result()  # raises what went wrong, unless rows went before it
@@ -286,7 +301,7 @@ class ClickHouse:
         if call.kept or call.alone or call.acting is None or call.asked.data is not None or call.tables:
             return None
         sql = with_identifiers(call.asked.sql, call.binding)
-        if native.version(call.params) or len(sql) > SHORT:
+        if native_version(call.params) or len(sql) > SHORT:
             return None
         own = self._service.guard.settings(call.request.settings)[1]
         write = call.request.write and self._service.options.write
@@ -362,13 +377,13 @@ class ClickHouse:
     def _carry_out(self, call: Call, sink: Callable[[bytes], None]) -> Answer:
         service, acting = self._service, call.acting
         assert acting is not None
-        call.request.sql = with_identifiers(call.asked.sql, call.binding)
+        call.request.sql = with_identifiers(self._told.rewritten(call.asked.sql), call.binding)
         with service.engine.act(acting):
             checked = service.guard.check(call.request.sql, write=call.request.write and service.options.write)
             call.checked = checked
             call.writes = checked.writes
             if checked.kills is not None:
-                return self._kill(checked.kills, call)
+                return self._kill(checked.kills, call, stop=not checked.tests)
             alone = call.kept is None and checked.sets
             if call.kept is None and checked.temporary:
                 raise QueryError(
@@ -380,7 +395,7 @@ class ClickHouse:
                 return own.load(checked.sql, call.asked.format, [call.asked.data])
             if not alone:
                 with external.given(service, call.tables, session or service.database.session()):
-                    return self._run(checked, call, session, sink)
+                    return native_answers.run(service, checked, call.request, call.params, session, sink)
         user = service.new_user()  # what is SET without a session holds for nothing else
         try:
             with service.engine.act(service.acting(user, call.request)):
@@ -388,35 +403,15 @@ class ClickHouse:
         finally:
             service.engine.forget(user)
 
-    def _run(self, checked: Checked, call: Call, session: Session | None, sink: Callable[[bytes], None]) -> Answer:
-        service, version = self._service, native.version(call.params)
-        text, format = own_settings.take_format(checked.sql)
-        if not version or (format or call.request.format) != "Native" or checked.writes:
-            return service.run_checked(checked, call.request, session, sink)
-
-        def zones() -> dict[int, str]:
-            # DESCRIBE names what Native leaves out
-            try:
-                described = service.run_checked(replace(checked, sql=f"DESCRIBE ({text})"), asking, session)
-            except ClipqlError:
-                return {}  # such as SHOW, which is no SELECT
-            types = described.output.arrow().column("type").to_pylist()
-            return {place: type for place, type in enumerate(types) if type.startswith("DateTime(")}
-
-        asking = replace(call.request, format="ArrowStream")
-        blocks = native.Blocks(version, zones)
-        answer = service.run_checked(checked, call.request, session, lambda piece: sink(blocks.of(piece)))
-        output = answer.output
-        return replace(answer, output=replace(output, data=blocks.of(output.data, rows=output.rows)))
-
-    def _kill(self, query_id: str, call: Call) -> Answer:
-        found = self._running.kill(query_id, call.acting)
+    def _kill(self, query_id: str, call: Call, *, stop: bool) -> Answer:
+        found = self._running.kill(query_id, call.acting) if stop else query_id in self._running
         status = "waiting" if found else "no such query"
         sql = f"SELECT '{status}' AS kill_status, {{id:String}} AS query_id, 'default' AS user" + (
             "" if found else " WHERE 0"
         )
-        output = self._service.engine.query(sql, call.request.format, params={"id": query_id}, user=False)
-        return Answer(output, call.request.format, 0.0)
+        format = own_settings.take_format(f"SELECT {call.asked.sql}")[1] or call.request.format
+        output = self._service.engine.query(sql, format, params={"id": query_id}, user=False)
+        return Answer(output, format, 0.0)
 
 
 def _parameters(request: HttpRequest) -> dict[str, str]:

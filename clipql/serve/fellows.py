@@ -74,12 +74,14 @@ class Running:
             self._here[query_id] = acting
             self._fellows.began(query_id)
 
-    def remove(self, query_id: str, acting: Acting | None) -> None:
-        """It has ended; harmless where it never began."""
+    def remove(self, query_id: str, acting: Acting | None) -> bool:
+        """It has ended; whether it had begun."""
         with self._lock:
-            if acting is not None and self._here.get(query_id) is acting:
-                del self._here[query_id]
-                self._fellows.ended(query_id)
+            if acting is None or self._here.get(query_id) is not acting:
+                return False
+            del self._here[query_id]
+            self._fellows.ended(query_id)
+            return True
 
     def kill_here(self, query_id: str, but: Acting | None = None) -> bool:
         """Stop a query of this process; whether one runs. but: whose wish it is."""

@@ -73,7 +73,8 @@ _CALLERS = ("array", "map", "group")
 @dataclass(frozen=True)
 class Checked:
     """A statement that may run. sql: its text without comments. sets: SET or USE. writes: changes data.
-    slow: calls what gets small blocks. kills: the query's id that KILL QUERY names. capped: a SET of limits above the
+    slow: calls what gets small blocks. kills: the query's id that KILL QUERY names; tests:
+    which is not stopped. capped: a SET of limits above the
     server's, which hold instead."""
 
     sql: str
@@ -83,6 +84,7 @@ class Checked:
     temporary: bool = False
     slow: bool = False
     kills: str | None = None
+    tests: bool = False
     capped: bool = False
 
 
@@ -178,7 +180,8 @@ class Guard:
             raise denied(f"{word or tokens[0].text[:30]} statements are not run for the network")
         writes = word in _WRITES
         if word == "KILL":
-            return Checked(text, word, kills=killed(tokens)), None
+            id, tests = killed(tokens)
+            return Checked(text, word, kills=id, tests=tests), None
         if word in ("SET", "USE"):
             limited = self._check_set(statement)
             return Checked(limited or text, word, sets=True, capped=limited is not None), None

@@ -74,7 +74,9 @@ class TokenRules:
         before = tokens[at - 1] if at else None
         if lowered == "system" and following == "." and at + 2 < len(tokens) and (before is None or before.text != "."):
             check_table(f"system.{tokens[at + 2].name or ''}")
-            if before is not None and before.upper == "AS" and tokens[0].upper in _DEFINING:
+            # a copy of the columns has an engine of its own
+            engine = tokens[at + 3].upper if at + 3 < len(tokens) else ""
+            if before is not None and before.upper == "AS" and tokens[0].upper in _DEFINING and engine != "ENGINE":
                 raise denied("a table like one of ClickHouse's own is not made for the network")
         if name.upper() == "IDENTIFIER" and _is_parameter(tokens, at):
             unset = tokens[at - 2].text[:60]
@@ -176,14 +178,19 @@ def check_create(tokens: Sequence[Token]) -> None:
             raise denied("CREATE DATABASE is run with a name alone, or with ENGINE = Atomic")
 
 
-def killed(tokens: Sequence[Token]) -> str:
-    """The query's id in KILL QUERY WHERE query_id = '…' [SYNC | ASYNC]. Raises QueryError for any other KILL."""
+def killed(tokens: Sequence[Token]) -> tuple[str, bool]:
+    """The query's id in KILL QUERY WHERE query_id = '…' [SYNC | ASYNC | TEST], and whether it is only looked for.
+
+    Raises QueryError for any other KILL.
+    """
+    if len(tokens) > 7 and tokens[-2].upper == "FORMAT":
+        tokens = tokens[:-2]
     words = [t.upper or t.text for t in tokens]
     shape = ["KILL", "QUERY", "WHERE", "QUERY_ID", "="]
     good = words[:5] == shape and len(tokens) in (6, 7) and tokens[5].kind == "string"
-    if not good or (len(tokens) == 7 and words[6] not in ("SYNC", "ASYNC")):
+    if not good or (len(tokens) == 7 and words[6] not in ("SYNC", "ASYNC", "TEST")):
         raise denied("KILL is run as KILL QUERY WHERE query_id = '…'")
-    return (tokens[5].value or b"").decode("utf-8", "replace")
+    return (tokens[5].value or b"").decode("utf-8", "replace"), words[-1] == "TEST"
 
 
 def _is_operand(tokens: Sequence[Token], at: int) -> bool:
