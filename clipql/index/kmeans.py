@@ -24,6 +24,7 @@ def train(
     """Centroids, float32 (k, d), of the rows of x, float32 (n, d) with n >= k. check: called between iterations."""
     rng = np.random.default_rng(seed)
     centroids = x[rng.choice(len(x), k, replace=False)].copy()
+    apart = np.where(np.arange(x.shape[1]) % 2, 1e-4, -1e-4).astype(np.float32)  # in every other direction
     for _ in range(iterations):
         check()
         lists, _ = nearest(x, centroids, 1)
@@ -36,8 +37,8 @@ def train(
         centroids[there] = (sums / counts[there][:, None]).astype(np.float32)
         for empty in np.flatnonzero(~there):
             largest = int(np.argmax(counts))
-            centroids[empty] = centroids[largest] * np.float32(1 + 1e-4)
-            centroids[largest] *= np.float32(1 - 1e-4)
+            centroids[empty] = centroids[largest] * (1 + apart)
+            centroids[largest] *= 1 - apart
             counts[empty] = counts[largest] = counts[largest] // 2
     return centroids
 

@@ -20,7 +20,7 @@ from clipql.brief import Brief, short
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
 from clipql.index.base import Cost
-from clipql.index.within import Found, PairsWithin
+from clipql.index.within import PairsWithin
 from clipql.index.within import Side as Rows
 from clipql.sql.affine import Parser
 from clipql.sql.calls import FindTable, Source, find_sources
@@ -41,6 +41,8 @@ from clipql.tables.registry import Registry
 _BELOW, _ABOVE = {"<", "<="}, {">", ">="}
 # pairs that are held in a file, at 24 bytes each; a statement of more is ClickHouse's, which holds none
 MOST_PAIRS = 500_000_000
+# pairs that ClickHouse decides in one query
+DECIDED_AT_ONCE = 50_000
 # what may stand between the two tables, and whether ON follows
 _BETWEEN = {(",",): False, ("CROSS", "JOIN"): False, ("JOIN",): True, ("INNER", "JOIN"): True}
 
@@ -239,12 +241,16 @@ class RangePairs:
         if len(left) * len(right) > MOST_PAIRS and search.expected > MOST_PAIRS:
             return f"about {search.expected:.0e} pairs are within the bound, more than is held"
         held = PairStore(self._registry.folder)
+        unsure: list[pa.Table] = []
         for found in search.find(self._registry.engine.check_cancelled):
-            sure = ~found.unsure
-            if not sure.all():
-                held.add(self._decided(found))
-            if sure.any():
-                held.add(as_pairs(found.left[sure], found.right[sure], found.distances[sure]))
+            pairs = as_pairs(found.left, found.right, found.distances)
+            held.add(pairs.filter(pa.array(~found.unsure)))
+            unsure.append(pairs.filter(pa.array(found.unsure)))
+            if sum(map(len, unsure)) > DECIDED_AT_ONCE:
+                held.add(self._decided(pa.concat_tables(unsure)))
+                unsure.clear()
+        if any(map(len, unsure)):
+            held.add(self._decided(pa.concat_tables(unsure)))
         return held.table(), search.cost
 
     def _rows(self, side: Side) -> Rows:
@@ -252,11 +258,9 @@ class RangePairs:
         chosen = rows_of(self._registry, side, self._params, self._settings)
         return Rows(store, side.table.rows, chosen)
 
-    def _decided(self, found: Found) -> pa.Table:
-        """Those of the unsure pairs that ClickHouse takes."""
+    def _decided(self, pairs: pa.Table) -> pa.Table:
+        """Those of the pairs that ClickHouse takes."""
         scope = self._join.scope
-        unsure = found.unsure
-        pairs = as_pairs(found.left[unsure], found.right[unsure], found.distances[unsure])
         aliases = {n: scope.text_of(*span) for n, span in scope.aliases.items()}
         text = edited(
             scope.text,

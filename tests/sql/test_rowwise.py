@@ -49,6 +49,10 @@ STATEMENTS = [
     "SELECT cityHash64(c) AS h, count() AS n, min(id) FROM t GROUP BY h HAVING n > 1 ORDER BY n DESC",
     "SELECT uniqExact(a), uniqExact(c), count(DISTINCT c), countDistinct(b) FROM t",
     "SELECT count(a), count(DISTINCT a) FROM t",
+    "SELECT k, avgForEach(a) AS mean, sumForEach(b), length(minForEach(c)) FROM t GROUP BY k ORDER BY k",
+    "SELECT avgForEach(a)[3], maxForEach(b), L2Norm(avgForEach(c)) FROM t WHERE id % 3 = 1",
+    "SELECT avgForEach(a), sumForEach(a) FROM t WHERE id > 1000000",
+    "WITH (SELECT avgForEach(a) FROM t) AS mean SELECT id FROM t ORDER BY L2Distance(a, mean) DESC LIMIT 5",
     "SELECT k, uniqExact(c) AS n FROM t GROUP BY k ORDER BY n, k",
     "SELECT avg(cosineDistance(a, b)), max(L2Distance(a, c)), min(dotProduct(b, c)) FROM t",
     "SELECT sum(L2SquaredDistance(c, a)) FROM t",
@@ -83,6 +87,8 @@ STATEMENTS = [
 
 
 def alike(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(alike, one, other))
     if isinstance(one, float) and isinstance(other, float):
         return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=2e-5, abs_tol=2e-5)
     return bool(one == other)
