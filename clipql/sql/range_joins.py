@@ -285,7 +285,7 @@ def edits(join: RangeJoin, registry: Registry, pairs: str, params: Mapping[str, 
     """
     scope = join.scope
     source, where = scope.clauses["FROM"], [scope.clauses[c] for c in ("PREWHERE", "WHERE") if c in scope.clauses]
-    known = [(c.start, c.end, f"toFloat32({PAIRS}.clipql_distance)") for c in join.calls]
+    known = [(c.start, c.end, f"toFloat32(assumeNotNull({PAIRS}.clipql_distance))") for c in join.calls]
     replaced = [source, *where]
     found = [
         e for e, c in zip(known, join.calls, strict=True) if not any(s.first <= c.first < s.last for s in replaced)
