@@ -25,6 +25,7 @@ from clipql.errors import QueryCancelled, QueryError
 from clipql.sql.near_any import written_out
 from clipql.sql.planner import Explained, Planner
 from clipql.sql.rowwise import computed, in_statement
+from clipql.sql.settings import SearchOptions
 from clipql.storage.catalog import Table
 from clipql.syntax import names as syntax_names
 from clipql.syntax.edits import Edit, edited
@@ -42,16 +43,19 @@ Place = tuple[int, int]  # of tokens, [first, last)
 
 @contextlib.contextmanager
 def with_rows_found(
-    registry: Registry, planner: Planner, sql: str, table: Table, params: Mapping[str, Any]
+    registry: Registry, planner: Planner, sql: str, table: Table, params: Mapping[str, Any], options: SearchOptions
 ) -> Iterator[str]:
     """The statement to run instead, with what it reads, for as long as the context lasts."""
     sql = written_out(sql, registry, table)
+    if not options.plan:
+        yield sql
+        return
     tokens = read(sql).words
     places = _conditions(sql, tokens)
     helper: str | None = None
     edits: list[Edit] = []
     condition = places[0] if len(places) == 1 and _is_about_vectors(tokens, places[0], table) else None
-    rows = _rows(registry, planner, sql, table, condition, params) if condition else None
+    rows = _rows(registry, planner, sql, table, condition, params, options) if condition else None
     try:
         if condition and rows is not None:
             if len(rows) <= INLINE:
@@ -105,12 +109,18 @@ def _select(registry: Registry, sql: str, table: Table, place: Place) -> str:
 
 
 def _rows(
-    registry: Registry, planner: Planner, sql: str, table: Table, place: Place, params: Mapping[str, Any]
+    registry: Registry,
+    planner: Planner,
+    sql: str,
+    table: Table,
+    place: Place,
+    params: Mapping[str, Any],
+    options: SearchOptions,
 ) -> NDArray[np.uint64] | None:
     """The numbers of the rows that a condition holds for; None where no search finds them sooner."""
     try:
         with registry.gate.reading():
-            planned = planner.rewrite(_select(registry, sql, table, place), params)
+            planned = planner.rewrite(_select(registry, sql, table, place), params, options)
             if all(step.kind == "as it is" for step in planned.steps):
                 return None
             return registry.row_numbers(planned.sql, planned.params, planned.tables)

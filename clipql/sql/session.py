@@ -196,7 +196,8 @@ class Session:
             output = self._definitions.on_database(sql, statement)
         elif isinstance(statement, OnTable):
             sql, own = settings.take_format(sql)
-            output = self._definitions.on_table(sql, statement, given, own or format)
+            options = settings.options(self.settings)
+            output = self._definitions.on_table(sql, statement, given, own or format, options)
         else:
             sql, own = settings.take_format(sql)
             output = self._definitions.changing(

@@ -172,6 +172,21 @@ def test_distances_are_written_into_tables(db: clipql.Database) -> None:
         db.sql("DROP TABLE copy")
 
 
+def test_a_delete_is_left_to_clickhouse_where_nothing_is_to_be_planned(db: clipql.Database) -> None:
+    left = []
+    for plan in (0, 1):
+        db.sql("CREATE TABLE copy AS SELECT * FROM t")
+        try:
+            db.sql(f"SET vector_plan = {plan}")
+            db.sql("DELETE FROM copy WHERE cosineDistance(a, b) < 0.2 OR L2Norm(c) > 3")
+            left.append(db.sql("SELECT id FROM copy ORDER BY id").rows)
+        finally:
+            db.sql("SET vector_plan = 1")
+            db.sql("DROP TABLE copy")
+    assert left[0] == left[1]
+    assert 100 < len(left[0]) < ROWS - 300
+
+
 def test_rows_that_are_named_in_a_table_of_ours_leave_nothing_behind(db: clipql.Database) -> None:
     db.sql("CREATE TABLE many AS SELECT id, a, b FROM t")
     try:
