@@ -84,10 +84,10 @@ def plans(planner: Planner, registry: Registry, sql: str, table: Table, params: 
 
 def _conditions(sql: str, tokens: Sequence[Token]) -> list[Place]:
     """The conditions that stand after WHERE, those in SELECTs aside."""
-    inner = [s.whole for s in read(sql).selects]
+    inner, ranges = [s.whole for s in read(sql).selects], _row_by_row(tokens)
     found: list[Place] = []
     for at, token in enumerate(tokens):
-        if token.upper != "WHERE" or any(s.first <= at < s.last for s in inner):
+        if token.upper != "WHERE" or not _inside(ranges, at) or any(s.first <= at < s.last for s in inner):
             continue
         end = at + 1
         while end < len(tokens) and tokens[end].upper not in (")", "SETTINGS"):
@@ -142,8 +142,25 @@ def _fill(registry: Registry, helper: str, rows: NDArray[np.uint64]) -> None:
 def _own_calls(sql: str, tokens: Sequence[Token], without: Place | None) -> list[syntax_names.FunctionCall]:
     """The calls outside the SELECTs of a statement, and outside one place of it."""
     inner = [(s.whole.first, s.whole.last) for s in read(sql).selects] + ([without] if without else [])
-    calls = syntax_names.calls_in(tokens, 0, len(tokens))
+    calls = [c for a, b in _row_by_row(tokens) for c in syntax_names.calls_in(tokens, a, b)]
     return [c for c in calls if not any(first <= c.at < last for first, last in inner)]
+
+
+def _row_by_row(tokens: Sequence[Token]) -> list[Place]:
+    """What of a statement is evaluated for rows that are there: all but definitions, as ALTER has them too."""
+    if tokens[0].upper != "ALTER":
+        return [(0, len(tokens))]
+    found: list[Place] = []
+    for at, token in enumerate(tokens):
+        if token.upper in ("UPDATE", "DELETE") and tokens[at - 1].text in ("(", ",") and not _inside(found, at):
+            found.append((at, matching(tokens, at - 1) if tokens[at - 1].text == "(" else len(tokens)))
+        elif token.upper in ("UPDATE", "DELETE") and at in (3, 5):  # after the table's name
+            found.append((at, len(tokens)))
+    return found
+
+
+def _inside(places: Sequence[Place], at: int) -> bool:
+    return any(a <= at < b for a, b in places)
 
 
 def _assigned(registry: Registry, sql: str, tokens: Sequence[Token], table: Table, without: Place | None) -> list[Edit]:

@@ -172,6 +172,25 @@ def test_distances_are_written_into_tables(db: clipql.Database) -> None:
         db.sql("DROP TABLE copy")
 
 
+def test_definitions_keep_their_words(db: clipql.Database) -> None:
+    db.sql(
+        "CREATE TABLE kept (id UInt32, d DateTime, a Array(Float32), b Array(Float32)) ENGINE = MergeTree ORDER BY id"
+    )
+    try:
+        db.sql("INSERT INTO kept VALUES (1, now(), [1, 2], [2, 1])")
+        for change in (
+            "ADD COLUMN n Float32 DEFAULT L2Norm(a)",
+            "MODIFY TTL d + INTERVAL 1 DAY DELETE WHERE L2Norm(a) > 0",
+        ):
+            with pytest.raises(clipql.ClipqlError):
+                db.sql(f"ALTER TABLE kept {change}")
+        assert "_clipql" not in db.sql("SHOW CREATE TABLE kept").rows[0][0]
+        db.sql("ALTER TABLE kept ADD COLUMN n Float32, UPDATE id = 7 WHERE L2Norm(a) > L2Norm(b) - 1")
+        assert db.sql("SELECT id FROM kept").rows == [(7,)]
+    finally:
+        db.sql("DROP TABLE kept")
+
+
 def test_a_delete_is_left_to_clickhouse_where_nothing_is_to_be_planned(db: clipql.Database) -> None:
     left = []
     for plan in (0, 1):
