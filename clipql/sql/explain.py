@@ -16,7 +16,7 @@ from clipql.sql.vector_search import doubt, few
 # through the ALIAS column; 50 ns a row of 512 numbers in the kernels, which read at memory speed
 AS_IT_IS, SCANNED = 60_000, 20_000_000
 # distances of two columns of a row: both at memory speed, and 0.2 µs for ClickHouse to ask for each
-BY_ROW = 2_500_000
+BY_ROW = 2_000_000
 # pairs a second of a range join on two cores
 PAIRS = 100_000_000
 

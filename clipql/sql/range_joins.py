@@ -33,10 +33,11 @@ from clipql.sql.rowwise import item_names, spelled_out
 from clipql.storage.catalog import VectorColumn
 from clipql.storage.vectors.metrics import Metric, metric_named
 from clipql.syntax.edits import Edit, edited
+from clipql.syntax.lexer import matching
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
 from clipql.tables.indexes import Chosen
-from clipql.tables.registry import Registry
+from clipql.tables.registry import ROW, Registry
 
 _BELOW, _ABOVE = {"<", "<="}, {">", ">="}
 # pairs that are held in a file, at 24 bytes each; a statement of more is ClickHouse's, which holds none
@@ -207,13 +208,23 @@ def _parted(
     own: dict[str, list[str]] = {s.qualifier: [] for s in sources}
     kept: list[tuple[int, int]] = []
     for first, last in conditions:
-        owners = condition_owners(scope.tokens[first:last], tuple(own))
+        owners = _owner_of_rows(scope, first, last) & own.keys() or condition_owners(
+            scope.tokens[first:last], tuple(own)
+        )
         if owners is not None and len(owners) == 1:
             own[owners.pop()].append(scope.text_of(first, last))
         else:
             kept.append((first, last))
     left, right = (Side(s.table, s.qualifier, named[s.qualifier], tuple(own[s.qualifier])) for s in sources)
     return (left, right), tuple(kept)
+
+
+def _owner_of_rows(scope: Scope, first: int, last: int) -> set[str]:
+    """The table of a condition `t._row IN (SELECT …)`, as nearAny is written out with."""
+    words = [t.name or t.text for t in scope.tokens[first : first + 5]]
+    if words[1:3] == [".", ROW] and words[3:5] == ["IN", "("] and matching(scope.tokens, first + 4) == last - 1:
+        return {words[0]}
+    return set()
 
 
 def plan_range_join(join: RangeJoin, constants: Constants) -> RangeJoinPlan | None:

@@ -149,6 +149,13 @@ def test_explain_tells_of_a_range_join(db: clipql.Database) -> None:
     assert any(f"{ROWS * 24:,} pairs" in line for line in told)
 
 
+def test_the_vectors_of_near_any_are_chosen_first(db: clipql.Database) -> None:
+    told = db.sql(
+        "EXPLAIN SELECT id FROM pictures WHERE nearAny(v, (SELECT v FROM evals WHERE id < 3), 'L2Distance', 1)"
+    )
+    assert "    filter first: (clipql_any._row IN (SELECT _row FROM evals WHERE id < 3))" in [r[0] for r in told.rows]
+
+
 def column(x: np.ndarray[Any, Any]) -> Any:
     """A column of vectors."""
     largest = float(np.sqrt((x.astype(np.float64) ** 2).sum(1).max()))
