@@ -229,6 +229,6 @@ def candidates(scores: NDArray[np.float32], limit: float) -> tuple[Rows, Rows]:
     each_core(len(scores), lambda a, b: rowwise.count_from(scores[a:b], least, counts[a:b]))
     ends = np.cumsum(counts)
     i, j = np.repeat(np.arange(len(scores)), counts), np.empty(int(ends[-1]), np.int64)
-    for row in np.flatnonzero(counts):
-        j[ends[row] - counts[row] : ends[row]] = np.flatnonzero(scores[row] >= least)
+    if len(j):
+        each_core(len(scores), lambda a, b: rowwise.places_from(scores[a:b], least, counts[a:b], ends[a:b], j))
     return i, j
