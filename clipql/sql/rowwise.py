@@ -53,7 +53,7 @@ MOST_GROUPED = 1 << 26
 _COMPARED = {"<", "<=", ">", ">=", "=", "==", "!=", "<>"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowCall:
     """A distance of two columns of `source`, or another function of one, by its places in tokens and in the text.
 

@@ -106,7 +106,7 @@ OTHER_GROUPS = [
 
 @pytest.mark.parametrize("statement", [*GROUPS, *OTHER_GROUPS])
 def test_the_nearest_of_each_group_is_that_of_clickhouse(db: clipql.Database, statement: str) -> None:
-    planned, passed = db.sql(statement), db.sql(statement + " SETTINGS vector_plan = 0")
+    planned, passed = db.sql(statement + " SETTINGS recall = 1"), db.sql(statement + " SETTINGS vector_plan = 0")
     assert ([s.kind for s in planned.stats.searches] == ["nearest join"]) == (statement in GROUPS)
     assert planned.arrow().schema == passed.arrow().schema
     rows = zip(sorted(planned.rows), sorted(passed.rows), strict=True)

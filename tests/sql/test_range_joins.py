@@ -34,6 +34,8 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
             opened.sql(f"INSERT INTO {name} VALUES {values}")
         opened.sql("DELETE FROM pictures WHERE id % 10 = 3")
         opened.sql("DELETE FROM evals WHERE id = 5")
+        opened.sql("ALTER TABLE pictures ADD INDEX i v TYPE ivf('cosineDistance')")
+        opened.sql("ALTER TABLE pictures MATERIALIZE INDEX i")
         yield opened
 
 

@@ -36,6 +36,8 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
             )
             opened.sql("INSERT INTO t VALUES " + ", ".join(rows))
         opened.sql("DELETE FROM t WHERE id % 11 = 5")
+        opened.sql("ALTER TABLE t ADD INDEX i a TYPE ivf('L2Distance')")
+        opened.sql("ALTER TABLE t MATERIALIZE INDEX i")
         opened.sql("CREATE TABLE names (id UInt32, name String) ENGINE = Memory")
         opened.sql("INSERT INTO names SELECT number * 3, toString(number) FROM numbers(500)")
         yield opened
