@@ -73,7 +73,7 @@ class Session:
         """repeats: of another session on the same database, to be shared."""
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
         self._planner, self._stars = Planner(registry, indexes, encoders, repeats), Stars(registry)
-        self._safeguard, self._outputs = Safeguard(registry), Outputs(registry.engine)
+        self._safeguard, self._outputs = Safeguard(registry), Outputs(registry)
         self._definitions = Definitions(registry, indexes, self._planner, self._fill, self._outputs.run)
         self.params: dict[str, Any] = {}
         self.settings: dict[str, str] = {}

@@ -255,6 +255,7 @@ def test_rows_near_any_of_some_vectors_are_those_of_clickhouse(
         ("nearAny(kind, (SELECT v FROM evals), 'L2Distance', 0.1)", "kind is not plainly a vector column"),
         ("nearAny(v, (SELECT v FROM evals), 'manhattan', 0.1)", "'manhattan' is no distance"),
         ("nearAny(v, [1, 2], 'L2Distance', 0.1)", "not a SELECT in brackets"),
+        ("nearAny(v, (SELECT v FROM evals), 'L2Distance', 0.1) AND nothing > 3", "nothing"),
     ],
 )
 def test_near_any_says_how_it_is_used(db: clipql.Database, call: str, message: str) -> None:
