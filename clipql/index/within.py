@@ -94,6 +94,12 @@ class PairsWithin:
         return self._metric is Metric.COSINE or widest < WIDE**0.5
 
     @property
+    def progress(self) -> tuple[int, int]:
+        """Pairs compared so far, and in all."""
+        total = len(self._left) * len(self._right)
+        return self._compared, total // 2 if self.same else total
+
+    @property
     def cost(self) -> Cost:
         """What it took so far."""
         seconds = {"search": time.perf_counter() - self._began}

@@ -36,12 +36,14 @@ from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import matching
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
-from clipql.tables.indexes import Chosen
+from clipql.tables.indexes import Chosen, reported
 from clipql.tables.registry import ROW, Registry
 
 _BELOW, _ABOVE = {"<", "<="}, {">", ">="}
 # pairs that are held in a file, at 24 bytes each; a statement of more is ClickHouse's, which holds none
 MOST_PAIRS = 500_000_000
+# what a long search is told of by
+STAGE = "pairs compared"
 # pairs that ClickHouse decides in one query
 DECIDED_AT_ONCE = 50_000
 # what may stand between the two tables, and whether ON follows
@@ -253,7 +255,12 @@ class RangePairs:
             return f"about {search.expected:.0e} pairs are within the bound, more than is held"
         held = PairStore(self._registry.folder)
         unsure: list[pa.Table] = []
-        for found in search.find(self._registry.engine.check_cancelled):
+
+        def check() -> None:
+            self._registry.engine.check_cancelled()
+            reported(STAGE, *search.progress)
+
+        for found in search.find(check):
             pairs = as_pairs(found.left, found.right, found.distances)
             held.add(pairs.filter(pa.array(~found.unsure)))
             unsure.append(pairs.filter(pa.array(found.unsure)))

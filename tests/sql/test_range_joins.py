@@ -142,6 +142,28 @@ def test_a_range_join_is_inserted_and_deleted_by(db: clipql.Database) -> None:
         db.sql("DROP TABLE IF EXISTS pairs")
 
 
+def test_a_range_join_tells_how_far_it_is_and_can_be_stopped(
+    db: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(within, "LEFT", 50)
+    told: list[tuple[int, int]] = []
+
+    def progress(latest: Any) -> None:
+        if latest.get("stage") == range_joins.STAGE:
+            told.append((latest["read_rows"], latest["total_rows_to_read"]))
+            if len(told) > 9:
+                raise KeyboardInterrupt
+
+    db.session().execute(JOINS[0], progress=progress)
+    assert told == sorted(told)
+    assert 3 <= len(told) <= 9
+    assert all(done < total == 288 * 23 for done, total in told)
+    told *= 4
+    with pytest.raises(KeyboardInterrupt):
+        db.session().execute(JOINS[0], progress=progress)
+    assert len(db.sql(JOINS[0])) > 0
+
+
 def test_explain_tells_of_a_range_join(db: clipql.Database) -> None:
     told = [r[0] for r in db.sql("EXPLAIN " + JOINS[2]).rows]
     assert told[0] == "Range join (L2Distance at most 1.5)"
