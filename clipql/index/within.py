@@ -120,8 +120,16 @@ class PairsWithin:
         ours, theirs = (_sample(side) for side in (self._left, self._right))
         if not len(ours) or not len(theirs):
             return 0.0
-        scores = self._prepared(ours, None, right=False) @ self._prepared(theirs, None, right=True).T
-        return float(np.mean(scores >= self._limit)) * len(self._left) * len(self._right)
+        return self._share(ours, theirs, None) * len(self._left) * len(self._right)
+
+    def _share(
+        self, ours: NDArray[np.float32], theirs: NDArray[np.float32], basis: NDArray[np.float32] | None
+    ) -> float:
+        """The share of pairs of sample rows that are candidates; no row with itself, where both sides are the same."""
+        scores = self._prepared(ours, basis, right=False) @ self._prepared(theirs, basis, right=True).T
+        if self.same:
+            np.fill_diagonal(scores, -np.inf)
+        return float(np.mean(scores >= self._limit))
 
     def find(self, check: Callable[[], None] = lambda: None) -> Iterator[Found]:
         """The pairs, piece by piece. check: called between the pieces of work, to stop it by an error."""
@@ -175,8 +183,7 @@ class PairsWithin:
         best, least = None, 1.0
         for m in (m for m in COMPONENTS if m < d):
             basis = np.ascontiguousarray(vectors[:, ::-1][:, :m], np.float32)
-            scores = self._prepared(ours, basis, right=False) @ self._prepared(theirs, basis, right=True).T
-            cost = (m + 3) / d + CANDIDATE * float(np.mean(scores >= self._limit))
+            cost = (m + 3) / d + CANDIDATE * self._share(ours, theirs, basis)
             if cost < least:
                 best, least = basis, cost
         return best

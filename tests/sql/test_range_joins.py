@@ -218,6 +218,15 @@ def test_bounds_by_principal_components_miss_no_pair(
             assert search.uses_components == (share == 0.0005)
 
 
+def test_rows_are_not_expected_to_be_near_because_each_is_near_itself() -> None:
+    x = column(np.random.default_rng(1).standard_normal((900, 24)).astype(np.float32))
+    search = PairsWithin(Metric.COSINE, Side(x, 900), Side(x, 900), 0.01)
+    assert search.expected == 0
+    assert sum(len(f.left) for f in search.find()) == 900
+    wide = PairsWithin(Metric.COSINE, Side(x, 900), Side(x, 900), 1.0)
+    assert 0.4 * 900**2 < wide.expected < 0.6 * 900**2
+
+
 def test_pairs_of_a_column_with_itself_are_found_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(within, "LEFT", 64)
     monkeypatch.setattr(within, "RIGHT", 150)
