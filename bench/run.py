@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from bench import (
     cluster,
+    curation,
     encode_speed,
     encode_sql,
     exact,
@@ -37,6 +38,7 @@ COMPARISONS: dict[str, Callable[[int], Comparison]] = {
     "tutorial": tutorial.compare,
     "memory": ingest.memory,
     "start": start.compare,
+    "curation": curation.compare,
 }
 # an hour more, so only when they are named
 LONG: dict[str, Callable[[int], Comparison]] = {

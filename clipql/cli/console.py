@@ -162,7 +162,9 @@ class QueryProgress:
             text = f"{_SPINNER[ticks % len(_SPINNER)]} Progress: {seconds:.1f} s"
             done, total = int(latest.get("read_rows", 0)), int(latest.get("total_rows_to_read", 0))
             if latest.get("stage"):
-                text += f", building the index: {latest['stage']} {readable(done)} of {readable(total)}"
+                stage = latest["stage"]
+                doing = stage if stage.startswith("pairs") else f"building the index: {stage}"
+                text += f", {doing} {readable(done)} of {readable(total)}"
             elif done:
                 text += ", " + Work(done, int(latest.get("read_bytes", 0))).speed(seconds)
             self._line.show(text, min(done / total, 0.99) if total and done else None)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from clipql.cli.commands import (
     care,
     cluster,
+    cluster_rows,
     dedup,
     demo,
     download,
@@ -90,7 +91,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"clipql {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", title="commands")
     for each in (
-        sql, ingest, download, embed, search, recall, serve, care, export, dedup, cluster, demo, model, udf,
+        sql, ingest, download, embed, search, recall, dedup, cluster_rows, serve, care, export, cluster, demo, model,
+        udf,
     ):  # fmt: skip
         each.add(commands, shared)
     return top

@@ -1,1 +1,1 @@
-"""Work on whole collections: how well an index finds what the exact scan finds, and near duplicates."""
+"""Work on whole collections: how well an index finds what the exact scan finds, near duplicates, clusters."""

@@ -17,7 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.brief import Brief
-from clipql.errors import ClipqlError, UnknownTable, VectorError
+from clipql.curate.tables import chosen_rows, known_column, refuse_existing, write_rows
+from clipql.errors import ClipqlError, VectorError
 from clipql.index import near_duplicates
 from clipql.index.near_duplicates import NearDuplicates
 from clipql.index.unite import Union
@@ -28,7 +29,6 @@ from clipql.tables.registry import ROW
 
 if TYPE_CHECKING:
     from clipql.database import Database
-    from clipql.storage.catalog import Table
     from clipql.storage.vectors.store import ColumnStore
 
 # pairs of rows a second, of 512 numbers on two cores, for a forecast
@@ -63,7 +63,7 @@ class Forecast(Brief):
 
 def forecast(db: Database, table: str, column: str, rows: int | None = None) -> Forecast:
     """A forecast for a table, or for one of so many rows like it. Raises UnknownTable or VectorError."""
-    known, store = _known(db, table, column)
+    known, store = known_column(db, table, column)
     n = known.rows if rows is None else rows
     told = near_duplicates.forecast(n, store.dimension or 512, PAIRS_A_SECOND)
     return Forecast(n, told["pairs"], told["seconds"], told["bytes"])
@@ -91,19 +91,18 @@ def dedup(
     to find, 1 for a comparison of all. Raises UnknownTable, VectorError, QueryError or ClipqlError.
     """
     began = time.perf_counter()
-    known, store = _known(db, table, column)
+    known, store = known_column(db, table, column)
     measured, chooses = metric_spelled(metric), _KEEP.match(keep)
     if measured is None:
         raise VectorError(f"{metric} is no distance; known are {', '.join(m.value for m in Metric)}")
     if chooses is None:
         raise ClipqlError(f"keep is {keep!r}; expected max(expression) or min(expression), as max(similarity)")
-    if db.registry.engine.scalar(f"EXISTS TABLE {into}"):
-        raise ClipqlError(f"{into} is there already: DROP it first, or name another table")
+    refuse_existing(db, into)
     engine, physical = db.registry.engine, db.registry.physical(known)
     # which tells what is wrong with them
     engine.query(f"DESCRIBE TABLE (SELECT {id} AS clipql_id, {chooses[2]} AS clipql_key FROM {physical})", user=True)
     with db.registry.gate.reading():
-        side = Side(store, known.rows, _chosen(db, known, where))
+        side = Side(store, known.rows, chosen_rows(db, known, where))
         if not PairsWithin(measured, side, side, within).possible:
             raise VectorError(f"{column} of {table} holds numbers too large for this search")
         search = NearDuplicates(measured, side, within, recall, progress, engine.check_cancelled)
@@ -121,46 +120,12 @@ def dedup(
                 "distance": pa.array(_distances(store, measured, rows, kept[groups]).astype(np.float32)),
             }
         )
-        _write(db, physical, members, id, into)
+        write_rows(db, physical, members, id, into)
     db.registry.changes += 1
     db.registry.announce()
     count = len(kept)
     seconds = time.perf_counter() - began
     return Duplicates(len(side), count, len(rows) - count, seconds, search.recall, search.checked)
-
-
-def _write(db: Database, physical: str, members: pa.Table, id: str, into: str) -> None:
-    """Make the table of the answer, or leave nothing of it."""
-    columns = ", ".join(f"assumeNotNull(m.`{name}`) AS `{name}`" for name in ("group", "kept", "distance"))
-    ids = f"SELECT {id} AS id, {ROW} FROM {physical} WHERE {ROW} IN (SELECT row FROM Python(members))"
-    sql = (
-        f"CREATE TABLE {into} ENGINE = MergeTree ORDER BY (`group`, id) SETTINGS allow_nullable_key = 1 AS "
-        f"SELECT t.id AS id, {columns} FROM Python(members) AS m INNER JOIN ({ids}) AS t ON t.{ROW} = m.row"
-    )
-    try:
-        db.registry.engine.query(sql, "Null", tables={"members": members}, user=True)
-    except BaseException:
-        db.registry.engine.run(f"DROP TABLE IF EXISTS {into} SYNC", user=True)
-        raise
-
-
-def _known(db: Database, table: str, column: str) -> tuple[Table, ColumnStore]:
-    database, _, name = table.rpartition(".")
-    known = db.registry.find(database or None, name)
-    if known is None:
-        raise UnknownTable(f"there is no table {table} with vector columns")
-    if known.column(column) is None:
-        raise VectorError(f"{table} has no vector column {column}; it has {', '.join(c.name for c in known.columns)}")
-    return known, db.registry.store(known, column)
-
-
-def _chosen(db: Database, table: Table, where: str | None) -> NDArray[np.int64] | None:
-    """The rows that are looked at, ascending; None for all."""
-    if where is None:
-        alive = db.registry.alive(table)
-        return None if alive is None else np.flatnonzero(alive)
-    rows = db.registry.row_numbers(f"SELECT {ROW} FROM {db.registry.physical(table)} WHERE ({where}\n)", {})
-    return np.sort(rows[rows < table.rows]).astype(np.int64)
 
 
 def _grouped(components: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

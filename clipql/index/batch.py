@@ -7,16 +7,18 @@ the k-th are decided in float64, and a query for which that cannot be told is sc
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.index.flat import WIDE, Scan, Term
-from clipql.storage.vectors import kernels, metrics
+from clipql.index.flat import WIDE, Scan, Term, each_core
+from clipql.index.largest import largest_of_rows
+from clipql.storage.vectors import kernels, metrics, rowwise
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
-ROWS_AT_ONCE, QUERIES_AT_ONCE = 8_192, 512
+ROWS_AT_ONCE, QUERIES_AT_ONCE, PAIRS_AT_ONCE = 8_192, 512, 8_192
 SPARE = 24  # candidates beyond the k-th, so that rounding seldom decides
 # relative to the largest terms that a float32 score is made of
 ROUNDING = 4e-6
@@ -41,19 +43,45 @@ def nearest_each(
     distances = np.full((len(queries), k), np.inf)
     for a in range(0, len(queries), QUERIES_AT_ONCE):
         part = slice(a, min(len(queries), a + QUERIES_AT_ONCE))
-        chosen, unsure = _candidates(store, metric, queries[part], k, among, first, stopped)
-        for i, candidates in enumerate(chosen):
-            query = queries[a + i].astype(np.float64)
-            if unsure[i]:
-                weight = -1.0 if metric.larger_is_nearer else 1.0
-                found = Scan([Term(store, metric, query, weight)], store.rows, among, first=first).nearest(k)
-                candidates = found.rows.astype(np.int64)
+        found, taken, unsure = _candidates(store, metric, queries[part], k, among, first, stopped)
+        for i in np.flatnonzero(unsure):
+            query, weight = queries[a + i].astype(np.float64), -1.0 if metric.larger_is_nearer else 1.0
+            scanned = Scan([Term(store, metric, query, weight)], store.rows, among, first=first).nearest(k)
+            candidates = scanned.rows.astype(np.int64)
             values = metrics.distances(metric, store.take(candidates), query)
             keys = np.where(np.isnan(values), np.inf, -values if metric.larger_is_nearer else values)
             order = np.lexsort((candidates, keys))[:k]
             rows[a + i, : len(order)] = candidates[order]
             distances[a + i, : len(order)] = values[order]
+        taken[unsure] = False
+        owners, places = np.nonzero(taken)
+        candidates = found[owners, places]
+        values = _distances(store, metric, queries[part], owners, candidates)
+        keys = np.where(np.isnan(values), np.inf, -values if metric.larger_is_nearer else values)
+        order = np.lexsort((candidates, keys, owners))
+        rank = np.arange(len(order)) - np.searchsorted(owners, owners)  # among those of one query
+        order, rank = order[rank < k], rank[rank < k]
+        rows[a + owners[order], rank], distances[a + owners[order], rank] = candidates[order], values[order]
     return rows, distances
+
+
+def _distances(
+    store: ColumnStore,
+    metric: Metric,
+    queries: NDArray[np.float32],
+    owners: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """The distance of each of these rows to its query, in float64."""
+    out = np.empty(len(rows))
+
+    def some(first: int, last: int) -> None:
+        for at in range(first, last, PAIRS_AT_ONCE):
+            pairs = slice(at, min(last, at + PAIRS_AT_ONCE))
+            out[pairs] = rowwise.of_pairs(metric, queries[owners[pairs]], store.take(rows[pairs]))
+
+    each_core(len(rows), some)
+    return out
 
 
 def _candidates(
@@ -64,11 +92,11 @@ def _candidates(
     among: NDArray[np.bool_] | None,
     first: int,
     stopped: Callable[[], bool],
-) -> tuple[list[NDArray[np.int64]], NDArray[np.bool_]]:
-    """Rows that hold the k nearest of each query, and whether that is unsure."""
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Rows for each query, (queries, n), which of them hold its k nearest, and for which queries that is unsure."""
     n, keep = len(queries), k + SPARE
     if metric is not Metric.COSINE and max(store.largest, float(np.abs(queries).max(initial=0))) > WIDE**0.5:
-        return [np.empty(0, np.int64)] * n, np.ones(n, np.bool_)
+        return np.empty((n, 0), np.int64), np.empty((n, 0), np.bool_), np.ones(n, np.bool_)
     sides = _unit(queries) if metric is Metric.COSINE else queries
     best = np.full((n, 0), -np.inf, np.float32)
     found = np.empty((n, 0), np.int64)
@@ -76,7 +104,7 @@ def _candidates(
     for start, block in store.blocks(first, store.rows):
         for at in range(0, len(block), ROWS_AT_ONCE):
             if stopped():
-                return [np.empty(0, np.int64)] * n, np.zeros(n, np.bool_)
+                return np.empty((n, 0), np.int64), np.empty((n, 0), np.bool_), np.zeros(n, np.bool_)
             x = block[at : at + ROWS_AT_ONCE].astype(np.float32)
             numbers = np.arange(start + at, start + at + len(x))
             if among is not None:
@@ -92,22 +120,24 @@ def _candidates(
             best, kept = _first(best, keep)
             found = np.take_along_axis(found, kept, axis=1)
     if best.shape[1] <= k:
-        return [found[i] for i in range(n)], _nan(best)
+        return found, np.ones(found.shape, np.bool_), _nan(best)
     ordered = -np.sort(-best, axis=1)
     margin = 2 * ROUNDING * largest
     close = np.asarray(ordered[:, -1] >= ordered[:, k - 1] - margin) if best.shape[1] == keep else np.zeros(n, np.bool_)
     if largest < SMALL:
         close[:] = True
     unsure = np.logical_or(_nan(best), close)
-    return [found[i][best[i] >= ordered[i, k - 1] - margin] for i in range(n)], unsure
+    return found, best >= ordered[:, k - 1 : k] - margin, unsure
 
 
-def _first(scores: NDArray[np.float32], keep: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _first(scores: NDArray[np.float32], keep: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
     """The `keep` largest scores of each query, in no order, and their places."""
     if scores.shape[1] <= keep:
         return scores, np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    places = np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
-    return np.take_along_axis(scores, places, axis=1), places
+    places, best = np.empty((len(scores), keep), np.int32), np.empty((len(scores), keep), np.float32)
+    largest_of_rows(scores, places, best)
+    best[np.isneginf(best)] = np.nan  # fewer are numbers
+    return best, places
 
 
 def _scores(metric: Metric, queries: NDArray[np.float32], x: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:

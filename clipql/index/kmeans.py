@@ -11,8 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.index.flat import each_core
-from clipql.storage.vectors.bits import kernel
+from clipql.index.largest import largest_of_rows
 
 ROWS_AT_ONCE = 8_192
 Floats = NDArray[np.float32]
@@ -24,6 +23,7 @@ def train(
     """Centroids, float32 (k, d), of the rows of x, float32 (n, d) with n >= k. check: called between iterations."""
     rng = np.random.default_rng(seed)
     centroids = x[rng.choice(len(x), k, replace=False)].copy()
+    apart = np.where(np.arange(x.shape[1]) % 2, 1e-4, -1e-4).astype(np.float32)  # in every other direction
     for _ in range(iterations):
         check()
         lists, _ = nearest(x, centroids, 1)
@@ -36,8 +36,8 @@ def train(
         centroids[there] = (sums / counts[there][:, None]).astype(np.float32)
         for empty in np.flatnonzero(~there):
             largest = int(np.argmax(counts))
-            centroids[empty] = centroids[largest] * np.float32(1 + 1e-4)
-            centroids[largest] *= np.float32(1 - 1e-4)
+            centroids[empty] = centroids[largest] * (1 + apart)
+            centroids[largest] *= 1 - apart
             counts[empty] = counts[largest] = counts[largest] // 2
     return centroids
 
@@ -51,36 +51,6 @@ def nearest(x: Floats, centroids: Floats, n: int) -> tuple[NDArray[np.int32], Fl
         products = part @ centroids.T
         products -= half
         ours, theirs = lists[at : at + len(part)], scores[at : at + len(part)]
-
-        def some(
-            a: int, b: int, products: Floats = products, ours: NDArray[np.int32] = ours, theirs: Floats = theirs
-        ) -> None:
-            _largest(products[a:b], ours[a:b], theirs[a:b])
-
-        each_core(len(part), some)
+        largest_of_rows(products, ours, theirs)
     lengths = np.einsum("ij,ij->i", x, x)
     return lists, np.maximum(lengths[:, None] - 2 * scores, 0)
-
-
-def _some(scores: Floats, places: NDArray[np.int32], best: Floats, first: int, last: int) -> None:
-    _largest(scores[first:last], places[first:last], best[first:last])
-
-
-@kernel
-def _largest(scores: Floats, places: NDArray[np.int32], best: Floats) -> None:
-    """The largest scores of each row and their places, largest first."""
-    n = places.shape[1]
-    for i in range(scores.shape[0]):
-        for m in range(n):
-            best[i, m] = -np.inf
-            places[i, m] = 0
-        for j in range(scores.shape[1]):
-            s = scores[i, j]
-            if s > best[i, n - 1]:
-                m = n - 1
-                while m > 0 and s > best[i, m - 1]:
-                    best[i, m] = best[i, m - 1]
-                    places[i, m] = places[i, m - 1]
-                    m -= 1
-                best[i, m] = s
-                places[i, m] = j

@@ -94,6 +94,12 @@ class PairsWithin:
         return self._metric is Metric.COSINE or widest < WIDE**0.5
 
     @property
+    def progress(self) -> tuple[int, int]:
+        """Pairs compared so far, and in all."""
+        total = len(self._left) * len(self._right)
+        return self._compared, total // 2 if self.same else total
+
+    @property
     def cost(self) -> Cost:
         """What it took so far."""
         seconds = {"search": time.perf_counter() - self._began}
@@ -114,8 +120,16 @@ class PairsWithin:
         ours, theirs = (_sample(side) for side in (self._left, self._right))
         if not len(ours) or not len(theirs):
             return 0.0
-        scores = self._prepared(ours, None, right=False) @ self._prepared(theirs, None, right=True).T
-        return float(np.mean(scores >= self._limit)) * len(self._left) * len(self._right)
+        return self._share(ours, theirs, None) * len(self._left) * len(self._right)
+
+    def _share(
+        self, ours: NDArray[np.float32], theirs: NDArray[np.float32], basis: NDArray[np.float32] | None
+    ) -> float:
+        """The share of pairs of sample rows that are candidates; no row with itself, where both sides are the same."""
+        scores = self._prepared(ours, basis, right=False) @ self._prepared(theirs, basis, right=True).T
+        if self.same:
+            np.fill_diagonal(scores, -np.inf)
+        return float(np.mean(scores >= self._limit))
 
     def find(self, check: Callable[[], None] = lambda: None) -> Iterator[Found]:
         """The pairs, piece by piece. check: called between the pieces of work, to stop it by an error."""
@@ -169,8 +183,7 @@ class PairsWithin:
         best, least = None, 1.0
         for m in (m for m in COMPONENTS if m < d):
             basis = np.ascontiguousarray(vectors[:, ::-1][:, :m], np.float32)
-            scores = self._prepared(ours, basis, right=False) @ self._prepared(theirs, basis, right=True).T
-            cost = (m + 3) / d + CANDIDATE * float(np.mean(scores >= self._limit))
+            cost = (m + 3) / d + CANDIDATE * self._share(ours, theirs, basis)
             if cost < least:
                 best, least = basis, cost
         return best
@@ -229,6 +242,6 @@ def candidates(scores: NDArray[np.float32], limit: float) -> tuple[Rows, Rows]:
     each_core(len(scores), lambda a, b: rowwise.count_from(scores[a:b], least, counts[a:b]))
     ends = np.cumsum(counts)
     i, j = np.repeat(np.arange(len(scores)), counts), np.empty(int(ends[-1]), np.int64)
-    for row in np.flatnonzero(counts):
-        j[ends[row] - counts[row] : ends[row]] = np.flatnonzero(scores[row] >= least)
+    if len(j):
+        each_core(len(scores), lambda a, b: rowwise.places_from(scores[a:b], least, counts[a:b], ends[a:b], j))
     return i, j

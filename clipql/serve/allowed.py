@@ -23,7 +23,7 @@ def words(text: str) -> frozenset[str]:
 
 TABLE_FUNCTIONS = words(
     "numbers numbers_mt zeros zeros_mt primes values generaterandom generateseries generate_series null view "
-    "sqlstandardvalues"
+    "sqlstandardvalues connectedcomponents"
 )
 ENGINES = words(
     "mergetree replacingmergetree summingmergetree aggregatingmergetree collapsingmergetree "

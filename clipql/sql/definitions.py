@@ -21,6 +21,7 @@ from clipql.sql.insert import insert
 from clipql.sql.planner import Planner, Rewritten
 from clipql.sql.row_changes import plans, with_rows_found
 from clipql.sql.safeguard import Ruling
+from clipql.sql.settings import SearchOptions
 from clipql.storage.catalog import IndexEntry, Table
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import split_list
@@ -153,7 +154,9 @@ class Definitions:
             return definition
         return f"{head[:-2]}EMPTY AS {definition[select:]}"
 
-    def on_table(self, sql: str, statement: OnTable, params: Mapping[str, Any], format: str) -> Output:
+    def on_table(
+        self, sql: str, statement: OnTable, params: Mapping[str, Any], format: str, options: SearchOptions
+    ) -> Output:
         found = [self.find(name) for name in statement.tables]
         ours = [t for t in found if t is not None]
         if statement.verb == "SHOW DATABASES":
@@ -173,7 +176,7 @@ class Definitions:
                 self._indexes.rows.drop(table)
             try:
                 if verb in _CHANGES:
-                    with with_rows_found(self._registry, self._planner, sql, table, params) as text:
+                    with with_rows_found(self._registry, self._planner, sql, table, params, options) as text:
                         self._change(text, statement, table, found, params)
                 else:
                     self._change(sql, statement, table, found, params)

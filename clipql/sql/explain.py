@@ -16,7 +16,7 @@ from clipql.sql.vector_search import doubt, few
 # through the ALIAS column; 50 ns a row of 512 numbers in the kernels, which read at memory speed
 AS_IT_IS, SCANNED = 60_000, 20_000_000
 # distances of two columns of a row: both at memory speed, and 0.2 µs for ClickHouse to ask for each
-BY_ROW = 2_500_000
+BY_ROW = 2_000_000
 # pairs a second of a range join on two cores
 PAIRS = 100_000_000
 
@@ -68,9 +68,10 @@ def _range_join(plan: RangeJoinPlan) -> list[str]:
 
 def _by_row(plan: RowDistances) -> list[str]:
     lines = ["Numbers of the vectors of each row"]
-    for function, table, columns in dict.fromkeys((c.function, c.source.table, c.columns) for c in plan.calls):
-        named = ", ".join(c.name for c in columns)
-        lines.append(f"  {function}({named}) of {table.full_name} ({table.rows:,} rows)")
+    for call in plan.calls:
+        table, named = call.source.table, ", ".join(c.name for c in call.columns)
+        lines.append(f"  {call.function}({named}) of {table.full_name} ({table.rows:,} rows)")
+    lines = [*dict.fromkeys(lines)]
     return [*lines, "  in blocks, of the rows that are left when they are asked for", f"  why: {plan.why}", _BY_ROW]
 
 

@@ -19,6 +19,7 @@ from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
 from clipql.sql.calls import FindTable, Source, find_pairs, find_sources
 from clipql.sql.clauses import conjuncts
+from clipql.sql.rowwise import item_names
 from clipql.storage.catalog import Table
 from clipql.storage.vectors.metrics import Metric, metric_named
 from clipql.syntax.edits import Edit
@@ -60,6 +61,7 @@ class NearestJoin(Brief):
     k: int
     mixed: tuple[str, ...]
     calls: tuple[tuple[int, int], ...]
+    why: str = "sorted by a distance of two columns, with LIMIT n BY"
 
 
 def recognise_join(scope: Scope, find: FindTable) -> NearestJoin | None:
@@ -99,7 +101,7 @@ def read_join(scope: Scope, find: FindTable) -> NearestJoin | str:
     calls = _same_calls(scope, metric, columns, sources)
     if calls is None:
         return "it computes another distance too, or one without an alias"
-    parted = _conditions(scope, tuple(sides))
+    parted = parted_conditions(scope, tuple(sides))
     if parted is None:
         return "its WHERE has a distance, a SELECT, or a column without its table's name"
     other = next(q for q in sides if q != owner)
@@ -180,7 +182,7 @@ def _same_calls(
     return tuple(found)
 
 
-def _conditions(scope: Scope, qualifiers: tuple[str, ...]) -> dict[str, list[str]] | None:
+def parted_conditions(scope: Scope, qualifiers: tuple[str, ...]) -> dict[str, list[str]] | None:
     """WHERE by the table it concerns, '' for both; None where that cannot be told."""
     found: dict[str, list[str]] = {q: [] for q in (*qualifiers, "")}
     span = scope.clauses.get("WHERE")
@@ -245,18 +247,12 @@ def from_clause(
 def _names(join: NearestJoin, registry: Registry, params: Mapping[str, Any]) -> list[Edit]:
     """The edits that keep the names of items without an alias, which ClickHouse gives by what else there is in FROM."""
     scope = join.scope
-    head = scope.text[scope.whole.start : scope.clauses["FROM"].end]
-    described = registry.engine.arrow(f"DESCRIBE TABLE ({head})", params=params, user=True)
-    names = described.column(0).to_pylist()
-    named = scope.aliases
-    ends = [b - 1 for _, b in scope.items("SELECT")]
-    if len(names) != len(ends):
-        raise QueryError(f"SELECT has {len(ends)} items and gives {len(names)} columns")
-    return [
-        (scope.tokens[end].end, scope.tokens[end].end, f" AS {quote_name(name)}")
-        for end, name in zip(ends, names, strict=True)
-        if scope.tokens[end].name not in named
-    ]
+    ends = [scope.tokens[b - 1] for _, b in scope.items("SELECT")]
+    unnamed = {token.end for token in ends if token.name not in scope.aliases}
+    names = item_names(scope, registry, params) if unnamed else {}
+    if unnamed and not names:
+        raise QueryError("the names of the columns of a join cannot be told")
+    return [(end, end, f" AS {quote_name(name)}") for end, name in names.items() if end in unnamed]
 
 
 def edits(join: NearestJoin, registry: Registry, pairs: str, params: Mapping[str, Any]) -> list[Edit]:
@@ -265,7 +261,7 @@ def edits(join: NearestJoin, registry: Registry, pairs: str, params: Mapping[str
     Raises QueryError where the names cannot be told.
     """
     scope = join.scope
-    found = [(a, b, f"toFloat32({PAIRS}.clipql_distance)") for a, b in join.calls]
+    found = [(a, b, f"toFloat32(assumeNotNull({PAIRS}.clipql_distance))") for a, b in join.calls]
     found += _names(join, registry, params)
     source = scope.clauses["FROM"]
     found.append((source.start, source.end, from_clause((join.each, join.near), registry, pairs)))

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from clipql.engine.arrow import arrow_stream
-from clipql.engine.embedded import Engine, Output
+from clipql.engine.embedded import Output
 from clipql.engine.row_writer import written
 from clipql.errors import QueryError
+from clipql.sql.components import NAME as CONNECTED
 from clipql.sql.direct import as_select
 from clipql.sql.execution import Direct, Step
 from clipql.sql.harmless import written_by_default
+from clipql.sql.near_any import written_out
 from clipql.sql.planner import Rewritten
+from clipql.tables.registry import Registry
 
 Progress = Callable[[Mapping[str, Any]], None]
 # takes a result piece by piece
@@ -23,8 +26,8 @@ Sink = Callable[[bytes], None]
 class Outputs:
     """Makes them, as whoever acts."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, registry: Registry) -> None:
+        self._registry, self._engine = registry, registry.engine
 
     def answered(self, answer: Direct, format: str, began: float) -> Output:
         """A result that the row file gave."""
@@ -59,7 +62,8 @@ class Outputs:
             )
             return output, planned.steps
         except QueryError:
-            if planned.sql == original:
+            original = written_out(original, self._registry)
+            if planned.sql == original or CONNECTED in original:  # which ClickHouse does not know
                 raise
         # an error is reported in terms of what the user wrote; should that succeed, it is the answer
         output = self._engine.query(original, format, params=params, progress=progress, user=True)

@@ -52,7 +52,7 @@ class JoinPlan:
     chosen: Chosen
     knobs: Mapping[str, float] = field(default_factory=dict)
     kind: str = "nearest join"
-    why: str = "sorted by a distance of two columns, with LIMIT n BY"
+    why: str = ""
 
     def __repr__(self) -> str:
         return f"JoinPlan({self.kind!r}, {self.searched}, why={short(self.why)})"
@@ -77,10 +77,10 @@ def plan_join(join: NearestJoin, indexes: Indexes, options: SearchOptions) -> Jo
         why = f"the two columns hold {each.dimension} and {near.dimension} numbers"
         return JoinPlan(join, Chosen(None, None, ""), kind="as it is", why=why)
     if not options.index:
-        return JoinPlan(join, Chosen(None, None, "vector_index = 0"))
+        return JoinPlan(join, Chosen(None, None, "vector_index = 0"), why=join.why)
     chosen = indexes.choose(join.near.table, join.near.column, join.metric)
     knobs = kinds.knobs_for(chosen.entry, options.knobs) if chosen.index and chosen.entry else {}
-    return JoinPlan(join, chosen, knobs)
+    return JoinPlan(join, chosen, knobs, why=join.why)
 
 
 class PairSearch:

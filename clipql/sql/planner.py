@@ -25,8 +25,9 @@ from clipql.sql.encode_calls import Encoded, Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
 from clipql.sql.identity import Origins
 from clipql.sql.inline import inline
-from clipql.sql.joins import edits, recognise_join
+from clipql.sql.joins import NearestJoin, edits, recognise_join
 from clipql.sql.near_any import written_out
+from clipql.sql.nearest_groups import recognise_nearest_groups
 from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
 from clipql.sql.prepared import Asked, Repeats, prepare
@@ -128,7 +129,7 @@ class Planner:
                 scope = selects[at]
             if options.plan and self._by_row(scope, work):
                 scope = selects[at]
-            join = recognise_join(scope, self._registry.find) if options.plan else None
+            join = self._nearest_join(scope) if options.plan else None
             if join:
                 self._join(plan_join(join, self._indexes, options), work)
                 continue
@@ -205,6 +206,10 @@ class Planner:
         work.edit(changed)
         work.steps.append(Step(planned, planned.kind, planned.why, cost, found=pairs.num_rows))
 
+    def _nearest_join(self, scope: Scope) -> NearestJoin | None:
+        find = self._registry.find
+        return recognise_join(scope, find) or recognise_nearest_groups(scope, find)
+
     def _range_join(self, scope: Scope, constants: Constants) -> RangeJoinPlan | None:
         join = recognise_range_join(scope, self._registry.find)
         return plan_range_join(join, constants) if join else None
@@ -266,7 +271,7 @@ class Planner:
                 work.edit(merged)
                 scope = selects[at]
             by_row = rowwise.row_distances(scope, self._registry.find)
-            join = recognise_join(scope, self._registry.find)
+            join = self._nearest_join(scope)
             pairs = None if join else self._range_join(scope, constants)
             select = None if join or pairs else recognise(scope, self._registry.find)
             if join:

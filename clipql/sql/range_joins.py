@@ -20,7 +20,7 @@ from clipql.brief import Brief, short
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
 from clipql.index.base import Cost
-from clipql.index.within import Found, PairsWithin
+from clipql.index.within import PairsWithin
 from clipql.index.within import Side as Rows
 from clipql.sql.affine import Parser
 from clipql.sql.calls import FindTable, Source, find_sources
@@ -33,14 +33,19 @@ from clipql.sql.rowwise import item_names, spelled_out
 from clipql.storage.catalog import VectorColumn
 from clipql.storage.vectors.metrics import Metric, metric_named
 from clipql.syntax.edits import Edit, edited
+from clipql.syntax.lexer import matching
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
-from clipql.tables.indexes import Chosen
-from clipql.tables.registry import Registry
+from clipql.tables.indexes import Chosen, reported
+from clipql.tables.registry import ROW, Registry
 
 _BELOW, _ABOVE = {"<", "<="}, {">", ">="}
 # pairs that are held in a file, at 24 bytes each; a statement of more is ClickHouse's, which holds none
 MOST_PAIRS = 500_000_000
+# what a long search is told of by
+STAGE = "pairs compared"
+# pairs that ClickHouse decides in one query
+DECIDED_AT_ONCE = 50_000
 # what may stand between the two tables, and whether ON follows
 _BETWEEN = {(",",): False, ("CROSS", "JOIN"): False, ("JOIN",): True, ("INNER", "JOIN"): True}
 
@@ -205,13 +210,23 @@ def _parted(
     own: dict[str, list[str]] = {s.qualifier: [] for s in sources}
     kept: list[tuple[int, int]] = []
     for first, last in conditions:
-        owners = condition_owners(scope.tokens[first:last], tuple(own))
+        owners = _owner_of_rows(scope, first, last) & own.keys() or condition_owners(
+            scope.tokens[first:last], tuple(own)
+        )
         if owners is not None and len(owners) == 1:
             own[owners.pop()].append(scope.text_of(first, last))
         else:
             kept.append((first, last))
     left, right = (Side(s.table, s.qualifier, named[s.qualifier], tuple(own[s.qualifier])) for s in sources)
     return (left, right), tuple(kept)
+
+
+def _owner_of_rows(scope: Scope, first: int, last: int) -> set[str]:
+    """The table of a condition `t._row IN (SELECT …)`, as nearAny is written out with."""
+    words = [t.name or t.text for t in scope.tokens[first : first + 5]]
+    if words[1:3] == [".", ROW] and words[3:5] == ["IN", "("] and matching(scope.tokens, first + 4) == last - 1:
+        return {words[0]}
+    return set()
 
 
 def plan_range_join(join: RangeJoin, constants: Constants) -> RangeJoinPlan | None:
@@ -239,12 +254,21 @@ class RangePairs:
         if len(left) * len(right) > MOST_PAIRS and search.expected > MOST_PAIRS:
             return f"about {search.expected:.0e} pairs are within the bound, more than is held"
         held = PairStore(self._registry.folder)
-        for found in search.find(self._registry.engine.check_cancelled):
-            sure = ~found.unsure
-            if not sure.all():
-                held.add(self._decided(found))
-            if sure.any():
-                held.add(as_pairs(found.left[sure], found.right[sure], found.distances[sure]))
+        unsure: list[pa.Table] = []
+
+        def check() -> None:
+            self._registry.engine.check_cancelled()
+            reported(STAGE, *search.progress)
+
+        for found in search.find(check):
+            pairs = as_pairs(found.left, found.right, found.distances)
+            held.add(pairs.filter(pa.array(~found.unsure)))
+            unsure.append(pairs.filter(pa.array(found.unsure)))
+            if sum(map(len, unsure)) > DECIDED_AT_ONCE:
+                held.add(self._decided(pa.concat_tables(unsure)))
+                unsure.clear()
+        if any(map(len, unsure)):
+            held.add(self._decided(pa.concat_tables(unsure)))
         return held.table(), search.cost
 
     def _rows(self, side: Side) -> Rows:
@@ -252,11 +276,9 @@ class RangePairs:
         chosen = rows_of(self._registry, side, self._params, self._settings)
         return Rows(store, side.table.rows, chosen)
 
-    def _decided(self, found: Found) -> pa.Table:
-        """Those of the unsure pairs that ClickHouse takes."""
+    def _decided(self, pairs: pa.Table) -> pa.Table:
+        """Those of the pairs that ClickHouse takes."""
         scope = self._join.scope
-        unsure = found.unsure
-        pairs = as_pairs(found.left[unsure], found.right[unsure], found.distances[unsure])
         aliases = {n: scope.text_of(*span) for n, span in scope.aliases.items()}
         text = edited(
             scope.text,
@@ -281,7 +303,7 @@ def edits(join: RangeJoin, registry: Registry, pairs: str, params: Mapping[str, 
     """
     scope = join.scope
     source, where = scope.clauses["FROM"], [scope.clauses[c] for c in ("PREWHERE", "WHERE") if c in scope.clauses]
-    known = [(c.start, c.end, f"toFloat32({PAIRS}.clipql_distance)") for c in join.calls]
+    known = [(c.start, c.end, f"toFloat32(assumeNotNull({PAIRS}.clipql_distance))") for c in join.calls]
     replaced = [source, *where]
     found = [
         e for e, c in zip(known, join.calls, strict=True) if not any(s.first <= c.first < s.last for s in replaced)

@@ -25,6 +25,7 @@ from clipql.errors import QueryCancelled, QueryError
 from clipql.sql.near_any import written_out
 from clipql.sql.planner import Explained, Planner
 from clipql.sql.rowwise import computed, in_statement
+from clipql.sql.settings import SearchOptions
 from clipql.storage.catalog import Table
 from clipql.syntax import names as syntax_names
 from clipql.syntax.edits import Edit, edited
@@ -42,16 +43,19 @@ Place = tuple[int, int]  # of tokens, [first, last)
 
 @contextlib.contextmanager
 def with_rows_found(
-    registry: Registry, planner: Planner, sql: str, table: Table, params: Mapping[str, Any]
+    registry: Registry, planner: Planner, sql: str, table: Table, params: Mapping[str, Any], options: SearchOptions
 ) -> Iterator[str]:
     """The statement to run instead, with what it reads, for as long as the context lasts."""
     sql = written_out(sql, registry, table)
+    if not options.plan:
+        yield sql
+        return
     tokens = read(sql).words
     places = _conditions(sql, tokens)
     helper: str | None = None
     edits: list[Edit] = []
     condition = places[0] if len(places) == 1 and _is_about_vectors(tokens, places[0], table) else None
-    rows = _rows(registry, planner, sql, table, condition, params) if condition else None
+    rows = _rows(registry, planner, sql, table, condition, params, options) if condition else None
     try:
         if condition and rows is not None:
             if len(rows) <= INLINE:
@@ -80,10 +84,10 @@ def plans(planner: Planner, registry: Registry, sql: str, table: Table, params: 
 
 def _conditions(sql: str, tokens: Sequence[Token]) -> list[Place]:
     """The conditions that stand after WHERE, those in SELECTs aside."""
-    inner = [s.whole for s in read(sql).selects]
+    inner, ranges = [s.whole for s in read(sql).selects], _row_by_row(tokens)
     found: list[Place] = []
     for at, token in enumerate(tokens):
-        if token.upper != "WHERE" or any(s.first <= at < s.last for s in inner):
+        if token.upper != "WHERE" or not _inside(ranges, at) or any(s.first <= at < s.last for s in inner):
             continue
         end = at + 1
         while end < len(tokens) and tokens[end].upper not in (")", "SETTINGS"):
@@ -105,12 +109,18 @@ def _select(registry: Registry, sql: str, table: Table, place: Place) -> str:
 
 
 def _rows(
-    registry: Registry, planner: Planner, sql: str, table: Table, place: Place, params: Mapping[str, Any]
+    registry: Registry,
+    planner: Planner,
+    sql: str,
+    table: Table,
+    place: Place,
+    params: Mapping[str, Any],
+    options: SearchOptions,
 ) -> NDArray[np.uint64] | None:
     """The numbers of the rows that a condition holds for; None where no search finds them sooner."""
     try:
         with registry.gate.reading():
-            planned = planner.rewrite(_select(registry, sql, table, place), params)
+            planned = planner.rewrite(_select(registry, sql, table, place), params, options)
             if all(step.kind == "as it is" for step in planned.steps):
                 return None
             return registry.row_numbers(planned.sql, planned.params, planned.tables)
@@ -132,8 +142,25 @@ def _fill(registry: Registry, helper: str, rows: NDArray[np.uint64]) -> None:
 def _own_calls(sql: str, tokens: Sequence[Token], without: Place | None) -> list[syntax_names.FunctionCall]:
     """The calls outside the SELECTs of a statement, and outside one place of it."""
     inner = [(s.whole.first, s.whole.last) for s in read(sql).selects] + ([without] if without else [])
-    calls = syntax_names.calls_in(tokens, 0, len(tokens))
+    calls = [c for a, b in _row_by_row(tokens) for c in syntax_names.calls_in(tokens, a, b)]
     return [c for c in calls if not any(first <= c.at < last for first, last in inner)]
+
+
+def _row_by_row(tokens: Sequence[Token]) -> list[Place]:
+    """What of a statement is evaluated for rows that are there: all but definitions, as ALTER has them too."""
+    if tokens[0].upper != "ALTER":
+        return [(0, len(tokens))]
+    found: list[Place] = []
+    for at, token in enumerate(tokens):
+        if token.upper in ("UPDATE", "DELETE") and tokens[at - 1].text in ("(", ",") and not _inside(found, at):
+            found.append((at, matching(tokens, at - 1) if tokens[at - 1].text == "(" else len(tokens)))
+        elif token.upper in ("UPDATE", "DELETE") and at in (3, 5):  # after the table's name
+            found.append((at, len(tokens)))
+    return found
+
+
+def _inside(places: Sequence[Place], at: int) -> bool:
+    return any(a <= at < b for a, b in places)
 
 
 def _assigned(registry: Registry, sql: str, tokens: Sequence[Token], table: Table, without: Place | None) -> list[Edit]:

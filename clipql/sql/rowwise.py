@@ -32,7 +32,7 @@ from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
 from clipql.tables.computed import name_of
 from clipql.tables.indexes import Chosen
-from clipql.tables.registry import NUMBERS, ROW, Registry
+from clipql.tables.registry import GROUPED, NUMBERS, ROW, Registry
 
 # ClickHouse takes a function of Python for a cheap one, and would call it for every row
 SECOND_HASH = "secondHash64"  # of `row_numbers`, which loads the compiler
@@ -47,10 +47,13 @@ _OF_ONE = {
     **dict.fromkeys(("cityHash64", SECOND_HASH), "UInt64"),
 }
 _EXACT = {"arrayMin", "arrayMax", "LinfNorm", "normLinf", "cityHash64", _DISTINCT}
+# of the vectors of a group, by the type of the numbers of the array; and the most rows that may be named for one
+_OF_GROUP = {"sumForEach": "Float64", "avgForEach": "Float64", "minForEach": "Float32", "maxForEach": "Float32"}
+MOST_GROUPED = 1 << 26
 _COMPARED = {"<", "<=", ">", ">=", "=", "==", "!=", "<>"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowCall:
     """A distance of two columns of `source`, or another function of one, by its places in tokens and in the text.
 
@@ -123,7 +126,8 @@ def _row_calls(
 ) -> Iterator[RowCall]:
     for call in calls:
         metric, telling = metric_named(call.name), _tells(tokens, call)
-        if call.name in _TELLING and not telling:
+        over = tokens[call.close + 1].upper in ("OVER", "FILTER") if call.close + 1 < len(tokens) else False
+        if (call.name in _TELLING and not telling) or (call.name in _OF_GROUP and over):
             continue
         arguments = [(a + 1 if tokens[a].upper == "DISTINCT" else a, b) for a, b in call.arguments]
         named = [known for a in arguments if (known := column_named(tokens, *a, sources, joined, hidden))]
@@ -133,6 +137,8 @@ def _row_calls(
         columns = tuple(c for name, _ in named if (c := source.table.column(name)))
         if len({c.dimension for c in columns}) != 1 or not columns[0].dimension:
             continue  # ClickHouse says what is wrong, or that there is nothing
+        if call.name in _OF_GROUP and (source.table.rows > MOST_GROUPED or tokens[call.at + 2].upper == "DISTINCT"):
+            continue
         first, last = (call.at, call.close + 1) if not telling else arguments[0]
         function = metric.value if metric else _DISTINCT if telling else call.name
         yield RowCall(function, source, columns, first, last, tokens[first].start, tokens[last - 1].end)
@@ -144,7 +150,7 @@ def _may_be(call: FunctionCall) -> bool:
         return False
     if metric_named(call.name):
         return len(call.arguments) == 2
-    return len(call.arguments) == 1 and (call.name in _OF_ONE or call.name in _TELLING)
+    return len(call.arguments) == 1 and call.name in {*_OF_ONE, *_OF_GROUP, *_TELLING}
 
 
 def _tells(tokens: Sequence[Token], call: FunctionCall) -> bool:
@@ -158,6 +164,10 @@ def computed(call: RowCall, registry: Registry, qualifier: str) -> str:
     handles = [registry.handle(call.source.table, c) for c in call.columns]
     if call.function == _DISTINCT:
         return ", ".join(_looked_up(f, handles, qualifier) for f in ("cityHash64", SECOND_HASH))
+    if call.function in _OF_GROUP:
+        rows = f"base64Encode(reinterpretAsString(groupArray({qualifier}{ROW})))"
+        text = f"assumeNotNull({GROUPED}({quote_string(name_of(call.function, handles))}, {rows}))"
+        return f"reinterpret({text}, 'Array({_OF_GROUP[call.function]})')"
     return _looked_up(call.function, handles, qualifier)
 
 

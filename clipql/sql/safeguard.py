@@ -15,6 +15,8 @@ from typing import Any
 from clipql.engine import formatting
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, UnsupportedStatement
+from clipql.sql.components import NAME as CONNECTED
+from clipql.sql.near_any import NAME as NEAR_ANY
 from clipql.storage.catalog import Table
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token, matching
@@ -29,6 +31,10 @@ _PAST_TEMPORARY = {"RENAME", "EXCHANGE", "DELETE", "UPDATE"}
 # engines that pass on to another table what is done to theirs
 _PASSING = {"ALIAS", "BUFFER"}
 _BY_INSERT = "rows come into a table with vectors by INSERT INTO it, not through a view or another table"
+
+
+# functions that are written out by the planner, in small letters
+_OWN = (NEAR_ANY.lower(), CONNECTED.lower())
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class Safeguard:
             self._check_internal(_until_data(head))
         if word not in _CHANGES and word != "EXECUTE" and not any(t.upper == "PARALLEL" for t in head):
             return Ruling(sql)
-        if not self._registry.catalog.tables and "_clipql" not in sql and INTERNAL not in sql:
+        ours = ("_clipql", INTERNAL, *_OWN)
+        if not self._registry.catalog.tables and not any(name in sql.lower() for name in ours):
             return Ruling(sql)
         text = self._written(sql)
         if text is None:
@@ -189,7 +196,7 @@ class Safeguard:
 
     def _check_function(self, tokens: Sequence[Token], at: int) -> None:
         named = _path(tokens, _past_conditions(tokens, at + 1))
-        if named and named[1].lower().startswith(FUNCTION.lower()):
+        if named and (named[1].lower().startswith(FUNCTION.lower()) or named[1].lower() in _OWN):
             raise UnsupportedStatement(f"the function {named[1]} is clipql's own: take another name")
 
     def _check_index(self, verb: str, tokens: Sequence[Token], at: int) -> None:

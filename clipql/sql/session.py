@@ -75,7 +75,7 @@ class Session:
         """repeats: of another session on the same database, to be shared."""
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
         self._planner, self._stars = Planner(registry, indexes, encoders, repeats), Stars(registry)
-        self._safeguard, self._outputs = Safeguard(registry), Outputs(registry.engine)
+        self._safeguard, self._outputs = Safeguard(registry), Outputs(registry)
         self._introspection = Introspection(registry, indexes)
         self._definitions = Definitions(registry, indexes, self._planner, self._fill, self._outputs.run)
         self.params: dict[str, Any] = {}
@@ -219,7 +219,8 @@ class Session:
             output = self._definitions.on_database(sql, statement)
         elif isinstance(statement, OnTable):
             sql, own = settings.take_format(sql)
-            output = self._definitions.on_table(sql, statement, given, own or format)
+            options = settings.options(self.settings)
+            output = self._definitions.on_table(sql, statement, given, own or format, options)
         else:
             sql, own = settings.take_format(sql)
             output = self._definitions.changing(

@@ -8,6 +8,7 @@ is bounded whatever the rows; a row that is asked for out of turn costs no more 
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +25,8 @@ SHIFT = 10
 BLOCK = 1 << SHIFT
 # blocks computed at once where rows are read in a run, and numbers that are held in all, of at most 8 bytes
 RUN, HELD = 64, 1 << 24
+# rows of a group that are read at once
+GROUP = 4_096
 # a block that had to go and was computed again so often is of a column that is read in no order: then row by row
 AGAIN = 4
 
@@ -60,6 +63,20 @@ class Computed:
             return self._known[name].blocks[row >> SHIFT][row & (BLOCK - 1)]
         except (KeyError, IndexError):
             return self._missing(name, row)
+
+    def grouped(self, name: str, rows: str) -> bytes:
+        """What a group of rows is made to, as the bytes of its numbers. rows: their numbers, uint64 in base64."""
+        from clipql.storage.vectors import row_numbers  # loads the compiler
+
+        function, handle = name.split(" ")
+        if handle not in self._stores:
+            raise ClipqlError(f"there is no vector column for {name}: was its table dropped?")
+        store = self._stores[handle]
+        numbers = np.sort(np.frombuffer(base64.b64decode(rows), np.uint64).astype(np.int64))
+        if not store.rows:  # as DDL tries a function out
+            return b""
+        parts = (store.take(numbers[at : at + GROUP]) for at in range(0, len(numbers), GROUP))
+        return bytes(row_numbers.of_group(function, parts).tobytes())
 
     def forget(self, id: str) -> None:
         """Let go of what was computed of a table."""

@@ -51,12 +51,19 @@ class Chosen(Brief):
 
 @contextlib.contextmanager
 def watching(progress: Progress) -> Iterator[None]:
-    """Have the builds that this thread starts reported as (stage, done, total)."""
+    """Have the builds, and other long work, that this thread starts reported as (stage, done, total)."""
     before = _watcher.set(progress)
     try:
         yield
     finally:
         _watcher.reset(before)
+
+
+def reported(stage: str, done: int, total: int) -> None:
+    """Tell whoever watches this thread's work."""
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher(stage, done, total)
 
 
 class Indexes:

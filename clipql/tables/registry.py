@@ -36,6 +36,7 @@ from clipql.tables.read_write_lock import ReadWriteLock
 INTERNAL = manifest.INTERNAL
 FUNCTION = "_clipql_vector"
 # computed of the vectors of a row, by a name of `computed.name_of`: the functions for each type of the value
+GROUPED = FUNCTION + "_grouped"  # computed of the vectors of a group of rows
 NUMBERS = {"Float32": FUNCTION + "_number", "Float64": FUNCTION + "_wide_number", "UInt64": FUNCTION + "_whole_number"}
 ROW = "_row"
 
@@ -78,6 +79,7 @@ class Registry:
             self.answer()
         if not Registry._registered:
             engine.register(FUNCTION, _vector, ["String", "UInt64"], "String")
+            engine.register(GROUPED, _grouped, ["String", "String"], "String")
             for kind, name in NUMBERS.items():
                 engine.register(name, _whole if kind == "UInt64" else _number, ["String", "UInt64"], kind)
             Registry._registered = True
@@ -310,3 +312,10 @@ def _number(name: str, row: int) -> Any:
 
 def _whole(name: str, row: int) -> int:
     return int(_number(name, row))
+
+
+def _grouped(name: str, rows: str) -> bytes:
+    registry = Registry._current
+    if registry is None:
+        raise ClipqlError("no clipql database is open")
+    return registry.computed.grouped(name, rows)

@@ -76,8 +76,15 @@ def test_near_duplicates_are_grouped_in_one_statement(db: clipql.Database) -> No
         ("connectedComponents((SELECT number, 'a' FROM numbers(3)))", "expected two of one type"),
         ("connectedComponents((SELECT 1, NULL UNION ALL SELECT 1, 2))", "expected two of one type|holds NULL"),
         ("connectedComponents(numbers(3))", "a SELECT of pairs in brackets"),
+        ("connectedComponents((SELECT number, number FROM numbers(3))) WHERE nothing = 1", "nothing"),
     ],
 )
 def test_what_is_no_pairs_is_refused_by_name(db: clipql.Database, call: str, message: str) -> None:
     with pytest.raises(clipql.ClipqlError, match=message):
         db.sql(f"SELECT * FROM {call}")
+
+
+@pytest.mark.parametrize("name", ["nearAny", "connectedComponents", "_clipql_vector_number"])
+def test_a_function_of_our_names_is_not_made(db: clipql.Database, name: str) -> None:
+    with pytest.raises(clipql.ClipqlError, match="is clipql's own: take another name"):
+        db.sql(f"CREATE FUNCTION {name} AS (a, b) -> a + b")

@@ -83,6 +83,40 @@ def test_any_other_join_is_left_to_clickhouse(db: clipql.Database, statement: st
     assert as_sets(planned) == as_sets(db.sql(statement + " SETTINGS vector_plan = 0"))
 
 
+GROUPS = [
+    "SELECT p.id, argMin(w.id, cosineDistance(p.v, w.v)) AS found FROM pictures AS p, words AS w GROUP BY p.id",
+    "SELECT p.id AS i, argMin(w.kind, L2Distance(p.v, w.v)), min(L2Distance(p.v, w.v)) AS d, any(p.kind) "  # noqa: ISC004
+    "FROM pictures p CROSS JOIN words w WHERE w.id > 3 GROUP BY p.id ORDER BY p.id LIMIT 50",
+    "SELECT p.id, p.kind, argMax(w.id, dotProduct(w.v, p.v)) AS found FROM words w JOIN pictures p ON 1 = 1 "  # noqa: ISC004
+    "GROUP BY p.id, p.kind",
+    "SELECT p.kind, argMin(w.id, L2Distance(p.v, w.v)) AS found, 1 - min(L2Distance(p.v, w.v)) AS d "  # noqa: ISC004
+    "FROM pictures p INNER JOIN words w ON true WHERE p.id != w.id GROUP BY p.kind",
+    "SELECT found, count() FROM (SELECT p.id, argMin(w.id, cosineDistance(p.v, w.v)) AS found "  # noqa: ISC004
+    "FROM pictures p, words w GROUP BY p.id) GROUP BY found",
+]
+OTHER_GROUPS = [
+    "SELECT p.id, argMin(w.id, cosineDistance(p.v, w.v)) AS found, count() FROM pictures p, words w GROUP BY p.id",
+    "SELECT p.id, argMax(w.id, cosineDistance(p.v, w.v)) AS found FROM pictures p, words w GROUP BY p.id",
+    "SELECT w.id, any(p.id) > 0, min(cosineDistance(p.v, w.v)) AS d FROM pictures p, words w GROUP BY w.id",
+    "SELECT p.kind, w.kind, min(cosineDistance(p.v, w.v)) AS d FROM pictures p, words w GROUP BY p.kind, w.kind",
+    "SELECT p.id, argMin(w.id, cosineDistance(p.v, w.v)) AS found FROM pictures p, words w GROUP BY p.id "  # noqa: ISC004
+    "HAVING count() > 3",
+]
+
+
+@pytest.mark.parametrize("statement", [*GROUPS, *OTHER_GROUPS])
+def test_the_nearest_of_each_group_is_that_of_clickhouse(db: clipql.Database, statement: str) -> None:
+    planned, passed = db.sql(statement + " SETTINGS recall = 1"), db.sql(statement + " SETTINGS vector_plan = 0")
+    assert ([s.kind for s in planned.stats.searches] == ["nearest join"]) == (statement in GROUPS)
+    assert planned.arrow().schema == passed.arrow().schema
+    rows = zip(sorted(planned.rows), sorted(passed.rows), strict=True)
+    assert all(
+        a == (pytest.approx(b, rel=1e-5) if isinstance(b, float) else b)
+        for x, y in rows
+        for a, b in zip(x, y, strict=True)
+    )
+
+
 UNLIKE_A_JOIN = "FROM words AS w CROSS JOIN pictures AS p WHERE w.id < 3 ORDER BY L2Distance(p.v, w.v) LIMIT 2 BY w.id"
 
 

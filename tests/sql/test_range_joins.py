@@ -34,6 +34,8 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
             opened.sql(f"INSERT INTO {name} VALUES {values}")
         opened.sql("DELETE FROM pictures WHERE id % 10 = 3")
         opened.sql("DELETE FROM evals WHERE id = 5")
+        opened.sql("ALTER TABLE pictures ADD INDEX i v TYPE ivf('cosineDistance')")
+        opened.sql("ALTER TABLE pictures MATERIALIZE INDEX i")
         yield opened
 
 
@@ -69,7 +71,7 @@ def test_a_range_join_gives_the_pairs_of_clickhouse(db: clipql.Database, stateme
     passed = db.sql(statement + " SETTINGS vector_plan = 0", r=0.15)
     assert "range join" in [s.kind for s in planned.stats.searches]
     assert planned.columns == passed.columns
-    assert planned.arrow().schema.types == passed.arrow().schema.types
+    assert planned.arrow().schema == passed.arrow().schema
     assert [round_all(r) for r in sorted(planned.rows)] == [round_all(r) for r in sorted(passed.rows)]
 
 
@@ -140,6 +142,28 @@ def test_a_range_join_is_inserted_and_deleted_by(db: clipql.Database) -> None:
         db.sql("DROP TABLE IF EXISTS pairs")
 
 
+def test_a_range_join_tells_how_far_it_is_and_can_be_stopped(
+    db: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(within, "LEFT", 50)
+    told: list[tuple[int, int]] = []
+
+    def progress(latest: Any) -> None:
+        if latest.get("stage") == range_joins.STAGE:
+            told.append((latest["read_rows"], latest["total_rows_to_read"]))
+            if len(told) > 9:
+                raise KeyboardInterrupt
+
+    db.session().execute(JOINS[0], progress=progress)
+    assert told == sorted(told)
+    assert 3 <= len(told) <= 9
+    assert all(done < total == 288 * 23 for done, total in told)
+    told *= 4
+    with pytest.raises(KeyboardInterrupt):
+        db.session().execute(JOINS[0], progress=progress)
+    assert len(db.sql(JOINS[0])) > 0
+
+
 def test_explain_tells_of_a_range_join(db: clipql.Database) -> None:
     told = [r[0] for r in db.sql("EXPLAIN " + JOINS[2]).rows]
     assert told[0] == "Range join (L2Distance at most 1.5)"
@@ -147,6 +171,13 @@ def test_explain_tells_of_a_range_join(db: clipql.Database) -> None:
     assert "    filter first: (evals.id > 7)" in told
     assert "  pairs must meet: pictures.kind != evals.kind" in told
     assert any(f"{ROWS * 24:,} pairs" in line for line in told)
+
+
+def test_the_vectors_of_near_any_are_chosen_first(db: clipql.Database) -> None:
+    told = db.sql(
+        "EXPLAIN SELECT id FROM pictures WHERE nearAny(v, (SELECT v FROM evals WHERE id < 3), 'L2Distance', 1)"
+    )
+    assert "    filter first: (clipql_any._row IN (SELECT _row FROM evals WHERE id < 3))" in [r[0] for r in told.rows]
 
 
 def column(x: np.ndarray[Any, Any]) -> Any:
@@ -185,6 +216,15 @@ def test_bounds_by_principal_components_miss_no_pair(
         assert len(pairs) - wanted.sum() <= sum(int(f.unsure.sum()) for f in found)
         if kind == "of lower dimension" and metric is Metric.COSINE:
             assert search.uses_components == (share == 0.0005)
+
+
+def test_rows_are_not_expected_to_be_near_because_each_is_near_itself() -> None:
+    x = column(np.random.default_rng(1).standard_normal((900, 24)).astype(np.float32))
+    search = PairsWithin(Metric.COSINE, Side(x, 900), Side(x, 900), 0.01)
+    assert search.expected == 0
+    assert sum(len(f.left) for f in search.find()) == 900
+    wide = PairsWithin(Metric.COSINE, Side(x, 900), Side(x, 900), 1.0)
+    assert 0.4 * 900**2 < wide.expected < 0.6 * 900**2
 
 
 def test_pairs_of_a_column_with_itself_are_found_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +286,7 @@ def test_rows_near_any_of_some_vectors_are_those_of_clickhouse(
         ("nearAny(kind, (SELECT v FROM evals), 'L2Distance', 0.1)", "kind is not plainly a vector column"),
         ("nearAny(v, (SELECT v FROM evals), 'manhattan', 0.1)", "'manhattan' is no distance"),
         ("nearAny(v, [1, 2], 'L2Distance', 0.1)", "not a SELECT in brackets"),
+        ("nearAny(v, (SELECT v FROM evals), 'L2Distance', 0.1) AND nothing > 3", "nothing"),
     ],
 )
 def test_near_any_says_how_it_is_used(db: clipql.Database, call: str, message: str) -> None:

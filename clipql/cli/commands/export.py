@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from clipql.cli.commands.common import command, open_database
@@ -14,12 +15,17 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         commands,
         shared,
         "export",
-        "send a table with its vectors to a ClickHouse server; goes on where it stopped",
+        "send a table with its vectors to a ClickHouse server, or write it as parts; goes on where it stopped",
         run,
     )
     made.add_argument(
-        "target", metavar="URL", help="clickhouse://user:password@host:port/database.table (or $CLICKHOUSE_PASSWORD)"
+        "target",
+        metavar="TARGET",
+        help="clickhouse://user:password@host:port/database.table (or $CLICKHOUSE_PASSWORD); with --as, a folder",
     )
+    made.add_argument("--as", dest="form", choices=["laion"], help="LAION parts: .npy and Parquet, line by line")
+    made.add_argument("--where", metavar="CONDITION", help="with --as: these rows only")
+    made.add_argument("--rows-per-part", type=int, default=1_000_000, metavar="N", help="(default: 1,000,000)")
     made.add_argument("--table", default="laion", metavar="NAME", help="(default: laion)")
     made.add_argument(
         "--indexes", action="store_true", help="make the table there with vector_similarity indexes (slower to fill)"
@@ -37,9 +43,29 @@ def run(arguments: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             print(f"\r{done:,} of {total:,} rows", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
+    if arguments.form:
+        return _parts(arguments, progress)
     with open_database(arguments) as db:
         report = export(db, arguments.table, arguments.target, indexes=arguments.indexes, progress=progress)
     print(f"{report.rows:,} rows are there, {report.sent:,} of them sent now; count and hash agree")
+    return 0
+
+
+def _parts(arguments: argparse.Namespace, progress: Callable[[int, int], None]) -> int:
+    from clipql.curate.parts import export_parts
+
+    with open_database(arguments) as db:
+        made = export_parts(
+            db,
+            arguments.table,
+            arguments.target,
+            where=arguments.where,
+            rows_per_part=arguments.rows_per_part,
+            progress=progress,
+        )
+    print(
+        f"{made.rows:,} rows are in {arguments.target}, in {made.parts:,} parts, {made.written:,} of them written now"
+    )
     return 0
 
 

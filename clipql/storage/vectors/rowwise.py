@@ -61,6 +61,27 @@ def count_from(scores: NDArray[np.float32], limit: np.float32, counts: NDArray[n
 
 
 @kernel
+def places_from(
+    scores: NDArray[np.float32],
+    limit: np.float32,
+    counts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    out: NDArray[np.int64],
+) -> None:
+    """The places of the scores that are at least a limit, row after row into out.
+
+    counts: how many each row has; ends: the place in out after its last.
+    """
+    for i in range(scores.shape[0]):
+        n, j = ends[i] - counts[i], 0
+        while n < ends[i]:
+            if scores[i, j] >= limit:
+                out[n] = j
+                n += 1
+            j += 1
+
+
+@kernel
 def _wide(formula: int, x: NDArray[np.float32], y: NDArray[np.float32], out: NDArray[np.float64]) -> None:
     for i in range(x.shape[0]):
         s, a, b = 0.0, 0.0, 0.0
@@ -174,3 +195,4 @@ def warm() -> None:
     vectors = np.ones((2, 8), np.float32)
     of_pairs(Metric.COSINE, vectors, vectors)
     count_from(vectors, np.float32(1), np.empty(2, np.int64))
+    places_from(vectors, np.float32(1), np.array([8, 8]), np.array([8, 16]), np.empty(16, np.int64))

@@ -1,0 +1,189 @@
+"""A table, or some of its rows, as LAION parts: vectors in `.npy`, metadata in Parquet, line by line the same rows.
+
+    OUT/img_emb/img_emb_0.npy         image_embedding, float16 where it is stored so; text_emb likewise
+    OUT/metadata/metadata_0.parquet   the other columns
+    OUT/manifest.json                 what was asked for, and rows and SHA-256 of each file that is whole
+
+What must stay true: row i of every file of a part is the same row; a file that the manifest lists is whole; going on
+where an export stopped gives what one run gives; memory does not grow with the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from clipql.brief import Brief
+from clipql.curate.tables import chosen_rows
+from clipql.engine.arrow import arrow_numbers
+from clipql.engine.quoting import quote_name
+from clipql.errors import ClipqlError, StorageError, UnknownTable
+from clipql.storage import files
+from clipql.tables.registry import ROW
+from clipql.tables.shape import insertable
+
+if TYPE_CHECKING:
+    from clipql.database import Database
+    from clipql.storage.catalog import Table
+    from clipql.storage.vectors.store import ColumnStore
+
+MANIFEST = "manifest.json"
+FOLDERS = {"image_embedding": "img_emb", "text_embedding": "text_emb"}
+ROWS_AT_ONCE = 8_192
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, repr=False)
+class Exported(Brief):
+    """rows and parts of the whole export; written: the parts that this run wrote."""
+
+    rows: int
+    parts: int
+    written: int
+    seconds: float
+
+
+def export_parts(
+    db: Database,
+    table: str,
+    folder: str | os.PathLike[str],
+    *,
+    where: str | None = None,
+    rows_per_part: int = 1_000_000,
+    progress: Progress = lambda done, total: None,
+) -> Exported:
+    """Write the rows that meet a condition, in the order of their numbers; parts that are whole already are kept.
+
+    Raises UnknownTable, QueryError, ClipqlError where the folder holds another export, StorageError.
+    """
+    began, out = time.perf_counter(), Path(folder)
+    database, _, name = table.rpartition(".")
+    known = db.registry.find(database or None, name)
+    if known is None:
+        raise UnknownTable(f"there is no table {table} with vector columns")
+    if rows_per_part < 1:
+        raise ClipqlError(f"{rows_per_part} rows a part; expected at least 1")
+    with db.registry.gate.reading(), files.translated(out, "writing an export to"):
+        chosen = chosen_rows(db, known, where)
+        rows = np.arange(known.rows) if chosen is None else chosen
+        asked = {
+            "table": known.full_name,
+            "where": where,
+            "rows": len(rows),
+            "rows_per_part": rows_per_part,
+            "of": f"{known.id} {xxhash.xxh3_64_hexdigest(rows.astype(np.uint64).tobytes())}",
+        }
+        manifest = _begun(out, asked)
+        written, parts = 0, max(1, -(-len(rows) // rows_per_part))
+        for number in range(parts):
+            db.registry.engine.check_cancelled()
+            progress(number * rows_per_part, len(rows))
+            if number < len(manifest["parts"]) and _is_whole(out, manifest["parts"][number]):
+                continue
+            part = _written(db, known, rows[number * rows_per_part : (number + 1) * rows_per_part], out, number)
+            manifest["parts"][number : number + 1] = [part]
+            files.replace(out / MANIFEST, json.dumps(manifest, indent=1).encode())
+            written += 1
+    return Exported(len(rows), parts, written, time.perf_counter() - began)
+
+
+def _begun(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """The manifest as it is, of the same export, or a new one."""
+    files.make_folder(out)
+    try:
+        found = json.loads((out / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        if any(out.iterdir()):
+            raise ClipqlError(f"{out} is not empty, and holds no export: use another folder") from None
+        return {**asked, "parts": []}
+    except ValueError as error:
+        raise ClipqlError(f"{out / MANIFEST} cannot be read ({error}): use another folder") from error
+    if not isinstance(found, dict) or {k: found.get(k) for k in asked} != asked:
+        raise ClipqlError(f"{out} holds an export of other rows, or of the table as it was: use another folder")
+    return found
+
+
+def _is_whole(out: Path, part: dict[str, Any]) -> bool:
+    """Whether the files of a part are there, by their sizes."""
+    return all(
+        (out / name).is_file() and (out / name).stat().st_size == f["bytes"] for name, f in part["files"].items()
+    )
+
+
+def _written(db: Database, table: Table, rows: NDArray[Any], out: Path, number: int) -> dict[str, Any]:
+    made: list[Path] = []
+    for column in table.columns:
+        folder = FOLDERS.get(column.name, column.name)
+        made.append(out / folder / f"{folder}_{number}.npy")
+        halves = all(s.dtype == "float16" for s in column.segments)
+        kind = np.dtype("<f2" if halves else "<f4")
+        with _new_file(made[-1]) as file:
+            for piece in _vectors(db.registry.store(table, column.name), rows, kind, column.dimension or 0):
+                files.write_all(file, piece)
+    made.append(out / "metadata" / f"metadata_{number}.parquet")
+    with _new_file(made[-1]) as file:
+        _metadata(db, table, rows, file)
+    return {
+        "rows": len(rows),
+        "files": {
+            path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in made
+        },
+    }
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that has its name once it is whole and on the disk, in a folder that is made for it."""
+    files.make_folder(path.parent)
+    with files.new_file(path) as file:
+        yield file
+    files.sync_folder(path.parent)
+
+
+def _vectors(store: ColumnStore, rows: NDArray[Any], kind: np.dtype[Any], dimension: int) -> Iterator[bytes]:
+    """A `.npy` file of the vectors of these rows."""
+    header = {"descr": kind.str, "fortran_order": False, "shape": (len(rows), dimension)}
+    head = pa.BufferOutputStream()
+    np.lib.format.write_array_header_1_0(head, header)
+    yield head.getvalue().to_pybytes()
+    for at in range(0, len(rows), ROWS_AT_ONCE):
+        yield store.take(rows[at : at + ROWS_AT_ONCE]).astype(kind).tobytes()
+
+
+def _metadata(db: Database, table: Table, rows: NDArray[Any], file: BinaryIO) -> None:
+    """The columns that are no vectors. Raises StorageError where rows of ClickHouse's are missing."""
+    stored = [n for n, _ in insertable(db.registry.engine, table) if table.column(n) is None]
+    select = f"SELECT {', '.join(map(quote_name, stored))} FROM {db.registry.physical(table)}"
+    chosen = pa.table({"r": arrow_numbers(rows.astype(np.uint64))})
+    sql = f"{select} WHERE {ROW} IN (SELECT r FROM Python(chosen)) ORDER BY {ROW}"
+    writer, count = None, 0
+    try:
+        for batch in db.registry.engine.stream(sql, tables={"chosen": chosen}):
+            writer = writer or pq.ParquetWriter(file, batch.schema, compression="zstd")
+            writer.write_batch(batch)
+            count += batch.num_rows
+        if writer is None:
+            writer = pq.ParquetWriter(file, db.registry.engine.arrow(f"{select} LIMIT 0").schema)
+    finally:
+        if writer is not None:
+            writer.close()
+    if count != len(rows):
+        raise StorageError(f"{table.full_name} gave {count:,} rows of {len(rows):,}; run `clipql check`")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
