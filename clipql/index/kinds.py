@@ -58,6 +58,22 @@ def build(
     raise VectorIndexError(f"index {entry.name}: a {entry.kind} index has nothing to build")
 
 
+def can_grow(entry: IndexEntry, folder: Path) -> bool:
+    """Whether rows that come later can be added to an index."""
+    if entry.kind != "ivf":
+        return False
+    from clipql.index import ivf
+
+    return ivf.can_grow(folder)
+
+
+def grow(entry: IndexEntry, folder: Path, place: Path, vectors: Vectors, progress: Progress) -> Index:
+    """Write an index with the rows that came since, in another folder; see `clipql.index.ivf.grow`."""
+    from clipql.index import ivf
+
+    return ivf.grow(folder, place, vectors, progress=progress)
+
+
 def forecast(entry: IndexEntry, vectors: Vectors, folder: Path) -> str:
     """What building an index will take, in words. folder: where."""
     if entry.kind != "ivf":

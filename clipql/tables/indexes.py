@@ -31,6 +31,7 @@ from clipql.storage import files
 from clipql.storage.catalog import IndexEntry, Table
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
+from clipql.tables import growing
 from clipql.tables.registry import Registry
 from clipql.tables.rowfile import RowFiles
 
@@ -38,6 +39,8 @@ Progress = Callable[[str, int, int], None]
 _watcher: ContextVar[Progress | None] = ContextVar("clipql_build_watcher", default=None)
 # rows that came since the build are scanned exactly: so many cost as much as the search itself
 UNCOVERED = 20_000
+# so many are added to an index of any size, and no more are left to be scanned
+FEWEST_ADDED, MOST_SCANNED = 4_096, 262_144
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -146,14 +149,17 @@ class Indexes:
         files.remove(self.registry.folder / "index" / table.id / unfinished(entry))
 
     def after_insert(self, table_id: str, progress: Progress | None = None) -> None:
-        """Build the indexes that cover less than half of a table, or none of it."""
+        """Build the indexes that were learnt from less than half of a table, or none of it; add rows to the others."""
         table = self.registry.catalog.by_id(table_id)
         for entry in table.indexes if table else ():
             assert table is not None, "it has indexes"
-            if behind(entry, table.rows):
-                # the rows are in, so the insert has succeeded; a search without the index is slower, not wrong
-                with self._noted(table, entry):
+            # the rows are in, so the insert has succeeded; a search without the index is slower, not wrong
+            with self._noted(table, entry):
+                late = lags(entry, table.rows)
+                if behind(entry, table.rows, self._learned(table, entry) if late else entry.rows):
                     self.build(table, entry.name, progress)
+                elif late and kinds.can_grow(entry, self.folder(entry)):
+                    self.grow(table, entry.name, progress)
 
     @contextlib.contextmanager
     def _noted(self, table: Table, entry: IndexEntry) -> Iterator[None]:
@@ -206,6 +212,46 @@ class Indexes:
             self.forget(entry)
             self.rows.build(table)
         _warn(table, built, index)
+
+    def _learned(self, table: Table, entry: IndexEntry) -> int:
+        """The rows that an index was built from, before others were added to it."""
+        opened = self._open(table, entry) if entry.kind == "ivf" and entry.folder else None
+        return int(getattr(opened, "learned_rows", entry.rows))
+
+    def grow(self, table: Table, name: str, progress: Progress | None = None) -> None:
+        """Add the rows that came since to the lists of an index; build it anew where it finds less by that than it did.
+
+        Raises VectorIndexError, DatabaseDamaged or DiskFull.
+        """
+        registry = self.registry
+        with registry.write_lock:
+            table = registry.catalog.by_id(table.id) or table
+            entry = _entry(table, name)
+            learned = self._learned(table, entry)
+            while entry.rows < table.rows:
+                folder = f"{table.id}/{_file_name(entry)}-{registry.catalog.serial}"
+                place, store = registry.folder / "index" / folder, registry.store(table, entry.column)
+                began, told = time.perf_counter(), progress or _watcher.get() or (lambda stage, done, total: None)
+                with files.translated(place, "building"):
+                    index = kinds.grow(entry, self.folder(entry), place, store, told)
+                tenths = [10 * rows // max(1, learned) for rows in (entry.rows, index.rows_covered)]
+                if tenths[0] < tenths[1] and growing.falls(index, store, self.captions(table, entry), entry):
+                    files.remove(place)
+                    self.build(table, name, progress)
+                    return
+                grown = dataclasses.replace(
+                    entry,
+                    folder=folder,
+                    rows=index.rows_covered,
+                    seconds=round(entry.seconds + time.perf_counter() - began, 3),
+                    bytes=sum(f.stat().st_size for f in place.rglob("*") if f.is_file()),
+                )
+                table = table.with_index(grown)
+                registry.save(registry.catalog.with_table(table))
+                with self._lock:
+                    self._opened[folder] = index
+                self.forget(entry)
+                entry = grown
 
     def forecast(self, table: Table, name: str) -> list[str]:
         """What building an index will take, as EXPLAIN shows it."""
@@ -352,9 +398,19 @@ def _warn(table: Table, entry: IndexEntry, index: Index) -> None:
         warnings.warn(text, IndexWarning, stacklevel=3)
 
 
-def behind(entry: IndexEntry, rows: int) -> bool:
-    """Whether an index covers less than half of so many rows, and the others are enough to be worth it."""
-    return entry.kind != "flat" and rows - entry.rows > max(UNCOVERED, entry.rows)
+def behind(entry: IndexEntry, rows: int, learned: int | None = None) -> bool:
+    """Whether an index was learnt from less than half of so many rows, and the others are enough to be worth it.
+
+    learned: rows that it was built from, where others were added to it since.
+    """
+    learned = entry.rows if learned is None else learned
+    return entry.kind != "flat" and rows - learned > max(UNCOVERED, learned)
+
+
+def lags(entry: IndexEntry, rows: int) -> bool:
+    """Whether the rows that an index does not cover are worth being added to it, which rewrites its files."""
+    enough = min(max(FEWEST_ADDED, entry.rows // 100), MOST_SCANNED)
+    return entry.folder is not None and rows - entry.rows >= enough
 
 
 def unfinished(entry: IndexEntry) -> str:

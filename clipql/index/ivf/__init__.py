@@ -3,6 +3,7 @@
 from clipql.index.folder import verify
 from clipql.index.ivf.build import build, lists_for, lists_for_shards
 from clipql.index.ivf.forecast import Forecast, forecast
+from clipql.index.ivf.growth import can_grow, grow
 from clipql.index.ivf.learn import sample_for
 from clipql.index.ivf.model import FILES as MODEL_FILES
 from clipql.index.ivf.model import Model, identity_of, open_model
@@ -18,7 +19,9 @@ __all__ = [
     "Model",
     "Router",
     "build",
+    "can_grow",
     "forecast",
+    "grow",
     "identity_of",
     "lists_for",
     "lists_for_shards",

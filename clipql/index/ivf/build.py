@@ -29,7 +29,7 @@ from clipql.index.ivf.forecast import check_room, forecast
 from clipql.index.ivf.geometry import Floats, Space, Workers, fitted_space, unit_rows
 from clipql.index.ivf.knobs import Curves
 from clipql.index.ivf.learn import FEWEST_ROWS, learn, spread
-from clipql.index.ivf.model import Model, coder_arrays, scale_told
+from clipql.index.ivf.model import Model, coder_arrays, own_coder_arrays, scale_told
 from clipql.index.ivf.place import KEPT, Progressed, beginning, lay_out, limits, place, record
 from clipql.index.ivf.ranges import SPAN
 from clipql.index.ivf.routing import Followed, buckets_for
@@ -287,7 +287,7 @@ class _Job:
             SPAN: spanned(coder)[0],
             "mean": space.mean,
             **(self.model.ranking if self.model else self._ranking(space, lists, done, followed)),
-            **(coder_arrays(coder) if self.shared else {}),
+            **(coder_arrays(coder) if self.shared else own_coder_arrays(coder)),
         }
         for name, array in small.items():
             self.folder.save(name, array)
@@ -340,6 +340,7 @@ class _Job:
             "metric": self.metric.value,
             "dimension": self.vectors.dimension,
             "rows": self.rows,
+            "learned_rows": self.rows,
             "parameters": {
                 "lists": known.lists.count,
                 "parents": len(known.lists.parents),

@@ -27,6 +27,8 @@ from clipql.storage.vectors.metrics import Metric
 
 # what rows are coded by, beyond what a search needs
 CODER = ("coder_rows", "coder_bits", "coder_step")
+# before the names of those arrays in an index that keeps no model for others
+OWN = "own_"
 LEARNED = ("mean", "parents", "edges", "list_small", "list_unit", "turn", "word_block", "word_weight", "shape")
 RANKING = ("list_codes", "list_scale", "list_bias", "list_spread", "list_turn", "list_word_block", "list_word_weight")
 FILES = (META, *(f"{name}.npy" for name in (*CODER, *LEARNED, *RANKING)))
@@ -54,6 +56,11 @@ def identity_of(meta: Mapping[str, Any]) -> str:
 def coder_arrays(coder: Coder) -> Mapping[str, NDArray[Any]]:
     """What is kept of a coder so that others may code rows as it does."""
     return dict(zip(CODER, (coder.rows, coder.bits, coder.step), strict=True))
+
+
+def own_coder_arrays(coder: Coder) -> Mapping[str, NDArray[Any]]:
+    """The same of an index that has no model for others, so that it can code rows that come later."""
+    return {f"{OWN}{name}": array for name, array in coder_arrays(coder).items()}
 
 
 def open_model(folder: Path) -> Model:

@@ -84,19 +84,14 @@ def place(
     """Deal all rows from `so_far` on. reached(row) is called with each chunk; keep(progressed) after each part."""
     assign, limit = Assigner(lists, workers), limits(lists, vectors.rows)
     counts, energy, square = so_far.counts.copy(), so_far.energy.copy(), so_far.square.copy()
-    kind, told, bounds = record(coder), so_far, Bounds(coder)
+    told, bounds = so_far, Bounds(coder)
     for first, block in chunks(vectors, vectors.rows, CHUNK, so_far.next):
         y, good = space.rows(block, workers)
         truth.add(first, y, good)
         owner = np.where(good, assign(y), -1)
         if followed is not None:
             followed.add(first, block, owner)
-        records = np.zeros(len(y), kind)
-        records["row"], records["list"] = np.arange(first, first + len(y), dtype=np.uint32), owner
-        records["bias"] = np.einsum("ij,ij->i", y, y) * np.float32(-0.5)
-        workers.each(len(y), lambda a, b, y=y, o=owner: _residuals(y[a:b], o[a:b], lists.small, lists.scale))  # type: ignore[misc]
-        code, scale, length = coder.encode(y, workers)
-        records["code"], records["scale"], records["bound"] = code, scale, bounds.of(y, code, scale, workers)
+        records, length = records_of(first, y, owner, lists, coder, bounds, workers)
         _add_up(owner, length, records["bias"], counts, energy, square)
         buckets.add(np.where(good, np.searchsorted(limit, owner, side="right") - 1, len(buckets) - 1), records)
         end = first + len(y)
@@ -107,6 +102,21 @@ def place(
             told = Progressed(end, sizes, more, counts, energy, square, truth.score, truth.rows)
             keep(told)
     return told
+
+
+def records_of(
+    first: int, y: Floats, owner: NDArray[np.int64], lists: Lists, coder: Coder, bounds: Bounds, workers: Workers
+) -> tuple[NDArray[Any], Floats]:
+    """The records of rows that follow each other from `first` on, and |z|² of each. y: (n, d), which become residuals;
+    owner: (n,), the list of each, -1 for none.
+    """
+    records = np.zeros(len(y), record(coder))
+    records["row"], records["list"] = np.arange(first, first + len(y), dtype=np.uint32), owner
+    records["bias"] = np.einsum("ij,ij->i", y, y) * np.float32(-0.5)
+    workers.each(len(y), lambda a, b: _residuals(y[a:b], owner[a:b], lists.small, lists.scale))
+    code, scale, length = coder.encode(y, workers)
+    records["code"], records["scale"], records["bound"] = code, scale, bounds.of(y, code, scale, workers)
+    return records, length
 
 
 def lay_out(

@@ -58,6 +58,7 @@ class IvfIndex:
         self._space = space_of(meta, arrays.mean)
         self._error = float(meta["code_error"])
         self._rows = int(meta["rows"])
+        self._learned = int(meta.get("learned_rows", self._rows))
         self._seconds = float(meta.get("build_seconds", 0.0))
         self._curves = Curves.from_meta(meta)
         self._table, self._blocks = _table(vectors, self._rows)
@@ -73,6 +74,11 @@ class IvfIndex:
     @property
     def rows_covered(self) -> int:
         return self._rows
+
+    @property
+    def learned_rows(self) -> int:
+        """Rows that its lists were learnt from; those that came later were added to these lists."""
+        return self._learned
 
     @property
     def lists(self) -> int:
@@ -338,7 +344,9 @@ class IvfIndex:
         if "nprobe" in knobs and "rescore" in knobs:
             return Setting(int(knobs["nprobe"]), int(knobs["rescore"]))
         picked = self._curves.setting(kind, recall, self.lists)
-        return Setting(int(knobs.get("nprobe", picked.nprobe)), int(knobs.get("rescore", picked.rescore)))
+        # measured when lists had fewer rows: as many more seem to be as near as the k-th
+        compared = round(picked.rescore * max(1.0, self._rows / max(1, self._learned)))
+        return Setting(int(knobs.get("nprobe", picked.nprobe)), int(knobs.get("rescore", compared)))
 
 
 def ranked_lists(arrays: kernels.Arrays, v: Floats, nprobe: int) -> NDArray[np.int32]:

@@ -1,0 +1,182 @@
+"""New rows go into the lists that an index has: found as those of a fresh build, and none lost, doubled or moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from test_ivf import Blocks, World, make_world, recall, truth
+
+import clipql
+from clipql.errors import VectorIndexError
+from clipql.index.folder import read, write_meta
+from clipql.index.ivf import IvfIndex, build, can_grow, grow, growth, open_index, open_model, verify
+from clipql.index.ivf.search import arrays_of
+from clipql.storage.vectors.metrics import Metric
+from clipql.tables import growing as check_of_growth
+from clipql.tables import indexes
+
+METRICS = [Metric.L2, Metric.COSINE]
+FIRST = 2_000
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world(3_200)
+
+
+def first(vectors: Blocks, rows: int = FIRST) -> Blocks:
+    return Blocks(tuple(block for _, block in vectors.blocks(0, rows)))
+
+
+@dataclass(frozen=True)
+class Grown:
+    """An index of 2,000 rows, and the one that 1,200 were added to in three steps."""
+
+    base: IvfIndex
+    index: IvfIndex
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=METRICS, ids=lambda m: m.name)
+def grown(world: World, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Grown:
+    folder = tmp_path_factory.mktemp("grown")
+    base = build(first(world.images), request.param, folder / "0", queries=first(world.captions), seed=3, shared=True)
+    for step, rows in enumerate((2_001, 2_600, 3_200)):
+        grow(folder / str(step), folder / str(step + 1), first(world.images, rows), threads=1 + step)
+        verify(folder / str(step + 1))
+    return Grown(base, open_index(folder / "3", world.images), folder)
+
+
+def test_rows_that_came_later_are_found_about_as_well(world: World, grown: Grown) -> None:
+    assert (grown.index.rows_covered, grown.index.learned_rows) == (3_200, FIRST)
+    assert grown.index.model == grown.base.model
+    for queries in (world.image_queries, world.text_queries):
+        before = recall(grown.base, first(world.images), queries)
+        assert recall(grown.index, world.images, queries) >= before - 0.08  # from 2,000 rows little is learnt
+
+
+def test_every_row_is_in_the_list_that_a_build_would_put_it_in(world: World, grown: Grown, tmp_path: Path) -> None:
+    """The oracle is the pass of a build over all rows with what the first build learnt."""
+    model = open_model(grown.folder / "0")
+    wanted = build(world.images, grown.index.metric, tmp_path / "all", queries=world.captions, model=model)
+    one, other = _by_row(grown.index), _by_row(wanted)
+    assert np.array_equal(one["start"], other["start"])
+    assert np.array_equal(grown.index.lists_of(np.arange(3_200)), wanted.lists_of(np.arange(3_200)))
+    assert np.mean(one["codes"] == other["codes"]) > 0.999  # products of other sizes round otherwise
+    for name in ("rows", "scale", "bias"):
+        assert np.allclose(one[name], other[name], rtol=1e-4)
+
+
+def _by_row(index: IvfIndex) -> dict[str, NDArray[Any]]:
+    arrays = index._arrays
+    order = np.argsort(arrays.rows[: int(arrays.start[-1])])
+    found = {"rows": arrays.rows, "codes": arrays.codes, "scale": arrays.scale, "bias": arrays.bias}
+    return {name: a[order] if len(a) else a for name, a in found.items()} | {"start": arrays.start}
+
+
+def test_no_row_within_a_radius_is_ruled_out(world: World, grown: Grown) -> None:
+    index, everything = grown.index, np.arange(3_200)
+    for query in world.image_queries[:10]:
+        nearest = truth(index.metric, world.images, query, 20)
+        radius = float(index.distances(query, np.array(nearest[-1:]))[0])
+        possible = index.within(query, radius)
+        ruled_out = np.setdiff1d(everything, possible if possible is not None else everything)
+        assert not set(nearest) & set(ruled_out.tolist())
+
+
+def test_rows_that_lie_apart_stay_apart_and_are_found(world: World, tmp_path: Path) -> None:
+    odd = np.concatenate([world.images.take(np.arange(3_000)), np.zeros((2, 64), np.float32), np.full((1, 64), 1e7)])
+    vectors = Blocks((odd.astype(np.float32),))
+    build(first(vectors), Metric.L2, tmp_path / "a")
+    found = grow(tmp_path / "a", tmp_path / "b", vectors)
+    assert 3_002 in found.apart.tolist()
+    assert found.search(np.full(64, 9e6, np.float32), 1).rows.tolist() == [3_002]
+    assert 3_000 in found.search(np.zeros(64, np.float32), 3).rows.tolist()
+
+
+def test_a_growth_takes_a_bounded_number_of_rows(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "MOST_AT_ONCE", 700)
+    monkeypatch.setattr(growth, "_COPIED", 100)
+    build(first(world.images), Metric.L2, tmp_path / "a")
+    assert grow(tmp_path / "a", tmp_path / "b", world.images).rows_covered == 2_700
+    arrays = arrays_of(tmp_path / "b")
+    assert np.array_equal(np.sort(arrays.rows), np.arange(2_700))
+
+
+def test_an_index_without_its_coder_is_not_grown(world: World, tmp_path: Path) -> None:
+    build(first(world.images), Metric.L2, tmp_path / "a")
+    meta = read(tmp_path / "a")
+    kept = {name: told for name, told in meta["files"].items() if not name.startswith("own_")}
+    write_meta(tmp_path / "a", {**{n: v for n, v in meta.items() if n != "hash"}, "files": kept})
+    assert not can_grow(tmp_path / "a")
+    with pytest.raises(VectorIndexError, match="keeps no coder, so no rows can be added to it: build it anew"):
+        grow(tmp_path / "a", tmp_path / "b", world.images)
+
+
+# in a table
+
+
+VECTOR = "arrayMap(i -> toFloat32(sin(number * (i + 1) * 0.37) + number % 7), range(16))"
+ROWS = f"SELECT number, {VECTOR} FROM numbers({{}}, {{}})"
+
+
+def covered(db: clipql.Database) -> list[tuple[int, int]]:
+    return db.sql("SELECT rows, rows_covered FROM clipql.indexes").rows
+
+
+@pytest.fixture
+def table(db: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> clipql.Database:
+    monkeypatch.setattr(indexes, "FEWEST_ADDED", 300)
+    monkeypatch.setattr(indexes, "UNCOVERED", 2_000)
+    index = "INDEX near v TYPE ivf('L2Distance')"
+    db.sql(f"CREATE TABLE t (id UInt64, v Array(Float32), {index}) ENGINE = MergeTree ORDER BY id")
+    db.sql("INSERT INTO t " + ROWS.format(0, 3_000))
+    return db
+
+
+def nearest(db: clipql.Database, id: int, more: str = "") -> list[tuple[int, ...]]:
+    query = db.sql(f"SELECT v FROM t WHERE id = {id}").rows[0][0]
+    order = f"SELECT id FROM t ORDER BY L2Distance(v, {{q:Array(Float32)}}), id LIMIT 5{more}"
+    return db.sql(order, q=query).rows
+
+
+def test_an_insert_adds_its_rows_to_the_index_once_they_are_worth_it(table: clipql.Database) -> None:
+    assert covered(table) == [(3_000, 3_000)]
+    table.sql("INSERT INTO t " + ROWS.format(3_000, 200))
+    assert covered(table) == [(3_200, 3_000)]
+    table.sql("INSERT INTO t " + ROWS.format(3_200, 200))
+    assert covered(table) == [(3_400, 3_400)]
+    for id in (5, 3_100, 3_399):
+        assert nearest(table, id) == nearest(table, id, " SETTINGS vector_index = 0")
+    assert len(list((table.path / "index").glob("*/*"))) == 1
+    assert table.check(deep=True).findings == ()
+
+
+def test_lists_are_learnt_anew_once_the_table_has_doubled(table: clipql.Database) -> None:
+    for at in range(3_000, 6_000, 1_500):
+        table.sql("INSERT INTO t " + ROWS.format(at, 1_500))
+    [entry] = table.registry.find(None, "t").indexes
+    assert table.indexes._learned(table.registry.find(None, "t"), entry) == 3_000
+    table.sql("INSERT INTO t " + ROWS.format(6_000, 400))
+    [entry] = table.registry.find(None, "t").indexes
+    assert table.indexes._learned(table.registry.find(None, "t"), entry) == entry.rows == 6_400
+
+
+def test_lists_are_learnt_anew_where_recall_falls(table: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_of_growth, "FALL", -1.0)
+    table.sql("INSERT INTO t " + ROWS.format(3_000, 400))
+    [entry] = table.registry.find(None, "t").indexes
+    assert table.indexes._learned(table.registry.find(None, "t"), entry) == entry.rows == 3_400
+
+
+def test_deleted_rows_stay_deleted_in_a_grown_index(table: clipql.Database) -> None:
+    table.sql("DELETE FROM t WHERE id IN (3, 2999)")
+    table.sql("INSERT INTO t " + ROWS.format(3_000, 400))
+    assert covered(table) == [(3_400, 3_400)]
+    for id in (2, 3_001):
+        assert nearest(table, id) == nearest(table, id, " SETTINGS vector_index = 0")
