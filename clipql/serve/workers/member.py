@@ -7,7 +7,6 @@ answers what only reads, and passes the rest on.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable, MutableMapping
@@ -213,8 +212,3 @@ class _Worker:
         text = None if more else statement(query_string, head)
         here = text is not None and only_reads(text, self._elsewhere) and self._is_current()
         await (self._app if here else self._forward)(scope, again, send)
-
-
-def processes(asked: int | None) -> int:
-    """The workers of a server: as many as asked for, else as many as there are cores, up to 8."""
-    return asked if asked is not None else min(8, len(os.sched_getaffinity(0)))

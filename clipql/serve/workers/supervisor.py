@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from clipql.errors import ServerError
+from clipql.serve import logs
 from clipql.serve.workers import board as numbers
 from clipql.serve.workers import channel as letters
 from clipql.serve.workers.board import Board
@@ -154,7 +155,10 @@ class Supervisor:
             try:
                 ours.close()
                 self._become_child(parent)
+                logs.name_process(_name(slot.number))
                 status = self._work(slot.number, theirs)
+            except BaseException:
+                LOG.exception("a process cannot go on")
             finally:
                 logging.shutdown()
                 os._exit(status)
@@ -280,7 +284,8 @@ class Supervisor:
             slot.now = None
             code = os.waitstatus_to_exitcode(status)
             if self._stops:
-                self._failed = self._failed or code != 0
+                # one that was just starting has no handler yet
+                self._failed = self._failed or code not in (0, -signal.SIGTERM)
                 continue
             if not told and not started.ready:
                 raise ServerError(slot.said or f"a process of the server ended with status {code} before it was ready")
