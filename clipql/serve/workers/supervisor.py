@@ -22,8 +22,9 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clipql.errors import ServerError
 from clipql.serve import logs
@@ -48,13 +49,15 @@ _BUSY = (
 
 @dataclass
 class Started:
-    """A process that runs. given: connections that it was handed."""
+    """A process that runs. given: connections that it was handed. unread: those that it has not taken yet, which
+    another one is handed should it die."""
 
     pid: int
     channel: Channel
     began: float
     ready: bool = False
     given: int = 0
+    unread: deque[socket.socket] = field(default_factory=deque)
 
 
 @dataclass
@@ -219,11 +222,10 @@ class Supervisor:
 
     def _give(self, made: socket.socket) -> None:
         """Hand a connection to whom it burdens least; of those that have as many, to whom has had the fewest."""
-        for slot, started in sorted(self._ready(), key=lambda each: (self._open(*each), each[1].given)):
+        for _, started in sorted(self._ready(), key=lambda each: (self._open(*each), each[1].given)):
             if started.channel.send(letters.CLIENT, given=made):
                 started.given += 1
-                self._board.put(slot.number, numbers.GIVEN, started.given)
-                made.close()
+                started.unread.append(made)
                 return
         with contextlib.suppress(OSError):
             made.setblocking(False)
@@ -253,6 +255,8 @@ class Supervisor:
                     for each in self._slots:
                         if each.now is not None and each is not slot:
                             each.now.channel.send(letters.GO)
+            elif letter == letters.TAKEN and started.unread:
+                started.unread.popleft().close()
             elif letter == letters.FAILED:
                 slot.said = rest.decode("utf-8", "replace")
             elif letter == letters.FELLOW and brought is not None:
@@ -282,6 +286,8 @@ class Supervisor:
             started.channel.close()
             self._board.clear(slot.number)
             slot.now = None
+            for made in started.unread:
+                self._give(made)
             code = os.waitstatus_to_exitcode(status)
             if self._stops:
                 # one that was just starting has no handler yet
@@ -342,6 +348,8 @@ class Supervisor:
                     os.kill(slot.now.pid, signal.SIGKILL)
                     os.waitpid(slot.now.pid, 0)
                 slot.now.channel.close()
+                for made in slot.now.unread:
+                    made.close()
                 slot.now = None
         for _, made in self._closing:
             made.close()
