@@ -160,6 +160,8 @@ class Supervisor:
                 self._become_child(parent)
                 logs.name_process(_name(slot.number))
                 status = self._work(slot.number, theirs)
+            except SystemExit:
+                status = 0
             except BaseException:
                 LOG.exception("a process cannot go on")
             finally:
@@ -178,7 +180,7 @@ class Supervisor:
         if os.getppid() != parent:
             os._exit(1)
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until it serves: it takes its places away
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor says what it means
         for key in list(self._selector.get_map().values()):
@@ -290,8 +292,10 @@ class Supervisor:
                 self._give(made)
             code = os.waitstatus_to_exitcode(status)
             if self._stops:
-                # one that was just starting has no handler yet
-                self._failed = self._failed or code not in (0, -signal.SIGTERM)
+                if code not in (0, -signal.SIGTERM):  # one that has just been forked has no handler yet
+                    self._failed = True
+                    fields = {"process": _name(slot.number), "pid": pid, "status": code, "said": slot.said}
+                    LOG.error("a process did not end in order", extra={"fields": fields})
                 continue
             if not told and not started.ready:
                 raise ServerError(slot.said or f"a process of the server ended with status {code} before it was ready")
