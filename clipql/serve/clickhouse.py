@@ -51,6 +51,10 @@ _OWN = words(
 )
 
 
+# statements after which a session is as it was before
+_LEAVE_NOTHING = words("SELECT WITH SHOW DESCRIBE DESC EXISTS EXPLAIN INSERT KILL")
+
+
 @dataclass
 class Call:
     """One request, taken apart. held: what its body takes. alone: its user, where there is one of its own."""
@@ -78,7 +82,11 @@ class ClickHouse:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._sessions = Sessions(
-            service.engine, service.new_user, service.database.session, service.options.limits.sessions
+            service.engine,
+            service.new_user,
+            service.database.session,
+            service.options.limits.sessions,
+            service.fellows,
         )
         found = service.engine.arrow("SELECT version(), timezone()")
         self.version, self.timezone = (str(column[0].as_py()) for column in found.columns)
@@ -382,6 +390,8 @@ class ClickHouse:
             checked = service.guard.check(call.request.sql, write=call.request.write and service.options.write)
             call.checked = checked
             call.writes = checked.writes
+            if call.kept is not None and checked.word not in _LEAVE_NOTHING:
+                self._sessions.keeps(call.kept)
             if checked.kills is not None:
                 return self._kill(checked.kills, call, stop=not checked.tests)
             alone = call.kept is None and checked.sets

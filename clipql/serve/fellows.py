@@ -11,6 +11,16 @@ from collections.abc import Callable
 from clipql.engine.users import Acting
 
 
+def session_runs(id: str) -> str:
+    """What stands among the ids of queries while a statement of a session runs."""
+    return f"\0runs {id}"
+
+
+def session_kept(id: str) -> str:
+    """What stands there while something is kept in it."""
+    return f"\0kept {id}"
+
+
 class Fellows:
     """The processes of a server, seen from one that is alone; `workers/member.py` has one that is not."""
 

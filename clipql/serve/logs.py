@@ -7,6 +7,14 @@ import logging
 import sys
 import time
 
+# which of a server's processes this is, where there are many
+_PROCESS: dict[str, str] = {}
+
+
+def name_process(name: str) -> None:
+    """Have each line of this process bear its name."""
+    _PROCESS["process"] = name
+
 
 class _Lines(logging.Formatter):
     """One JSON object a line."""
@@ -16,6 +24,7 @@ class _Lines(logging.Formatter):
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
+            **_PROCESS,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

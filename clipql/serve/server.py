@@ -65,7 +65,11 @@ class Server(uvicorn.Server):
         def protocol(among: Connections) -> asyncio.Protocol:
             return Connection(among, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
-        member.attach(self._service.running, partial(protocol, clients), partial(protocol, fellows), self.stop)
+        member.attach(self._service.running, partial(protocol, clients), partial(protocol, fellows), self._orphaned)
+
+    def _orphaned(self) -> None:
+        if not self.should_exit:
+            self.stop()
 
     def stop_soon(self) -> None:
         """`stop`, from any thread."""

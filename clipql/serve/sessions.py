@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from clipql.engine.embedded import Engine
 from clipql.engine.users import EngineUser
 from clipql.errors import QueryError
+from clipql.serve.fellows import Fellows, session_kept, session_runs
 from clipql.sql.session import Session
 
 LONGEST_SECONDS, DEFAULT_SECONDS = 3600, 60
@@ -21,12 +22,17 @@ LONGEST_SECONDS, DEFAULT_SECONDS = 3600, 60
 
 @dataclass
 class Kept:
-    """A session: its user in the engine, its own parameters and settings, and when it ends unless it is used."""
+    """A session: its user in the engine, its own parameters and settings, and when it ends unless it is used.
 
+    keeps: whether a statement may have left something in it.
+    """
+
+    id: str
     user: EngineUser
     session: Session
     timeout: float
     ends: float = 0.0
+    keeps: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -34,8 +40,14 @@ class Sessions:
     """All sessions of a server."""
 
     def __init__(
-        self, engine: Engine, new_user: Callable[[], EngineUser], new_session: Callable[[], Session], most: int
+        self,
+        engine: Engine,
+        new_user: Callable[[], EngineUser],
+        new_session: Callable[[], Session],
+        most: int,
+        fellows: Fellows,
     ) -> None:
+        self._fellows = fellows
         self._engine, self._new_user, self._new_session, self._most = engine, new_user, new_session, most
         self._kept: dict[str, Kept] = {}
         self._lock = threading.Lock()
@@ -58,23 +70,40 @@ class Sessions:
                         code=202,
                         name="TOO_MANY_SIMULTANEOUS_QUERIES",
                     )
-                kept = self._kept[id] = Kept(self._new_user(), self._new_session(), seconds)
+                kept = self._kept[id] = Kept(id, self._new_user(), self._new_session(), seconds)
             if not kept.lock.acquire(blocking=False):
-                raise QueryError("Session is locked by a concurrent client", code=373, name="SESSION_IS_LOCKED")
+                raise _locked()
+            self._fellows.began(session_runs(id))
+            if self._fellows.runs(session_runs(id)):
+                self.release(kept)
+                raise _locked()
             kept.timeout = seconds
             return kept
 
     def release(self, kept: Kept) -> None:
         """The statement is done."""
+        self._fellows.ended(session_runs(kept.id))
         kept.ends = time.monotonic() + kept.timeout
         kept.lock.release()
+
+    def keeps(self, kept: Kept) -> None:
+        """A statement of a session, which runs, may leave something in it."""
+        if not kept.keeps:
+            kept.keeps = True
+            self._fellows.began(session_kept(kept.id))
 
     def _sweep(self) -> None:
         now = time.monotonic()
         for id, kept in list(self._kept.items()):
             if kept.ends and kept.ends < now and not kept.lock.locked():
                 del self._kept[id]
+                if kept.keeps:
+                    self._fellows.ended(session_kept(id))
                 self._engine.forget(kept.user)
+
+
+def _locked() -> QueryError:
+    return QueryError("Session is locked by a concurrent client", code=373, name="SESSION_IS_LOCKED")
 
 
 def _timeout(text: str | None) -> float:

@@ -16,7 +16,7 @@ from clipql.sql.session import Answer
 from clipql.syntax.recent import Recent
 
 # seconds: of one answer, by the clock and of the processor, beyond which it goes the long way; for how long it does
-LONG, WORK, AWHILE = 0.25, 0.02, 10.0
+LONG, WORK, AWHILE = 0.25, 0.02, 1.0
 
 
 class ShortWay:

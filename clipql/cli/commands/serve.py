@@ -67,10 +67,11 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     made.add_argument(
         "--workers",
-        type=_positive,
+        type=_workers,
         default=1,
         metavar="N",
-        help="processes that answer what reads, beside one that writes (default: 1, one process that does both)",
+        help="processes that answer what reads, beside one that writes; auto is one a core, up to 8 (default: 1, one "
+        "process that does both)",
     )
     ray = made.add_argument_group("over many machines (pip install 'clipql[ray]')")
     ray.add_argument("--ray", metavar="ADDRESS", help="serve shards in the Ray at host:port; local starts one here")
@@ -111,6 +112,13 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
     return int(text)
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(8, cores)
+    return _positive(text)
 
 
 def _absolute(model: str | None) -> str | None:

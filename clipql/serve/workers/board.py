@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import sys
 
-# the numbers of a row, then the hashes of the ids of queries that run
-BEAT, RUNNING, TAKEN, BODIES, GIVEN, CLOSED, READY, _NUMBERS = range(8)
-QUERIES = 1 << 10
+# the numbers of a row, then the hashes of the ids of queries that run, and of sessions. FULL: not all had room
+BEAT, RUNNING, TAKEN, BODIES, CLOSED, FULL, _NUMBERS = range(7)
+QUERIES = 1 << 11
 _ROW = _NUMBERS + QUERIES
 
 
@@ -57,12 +58,12 @@ class Board:
 
     def note(self, member: int, query_id: str) -> int | None:
         """Write down that a query runs; the place, to be given to `forget`, or None where there is no room."""
-        start = 1 + member * _ROW + _NUMBERS
-        for place in range(QUERIES):
-            if not self._at[start + place]:
-                self._at[start + place] = _hash(query_id)
-                return place
-        return None
+        place = self._place(member, 0)
+        if place is None:
+            self.put(member, FULL, 1)
+        else:
+            self._at[1 + member * _ROW + _NUMBERS + place] = _hash(query_id)
+        return place
 
     def forget(self, member: int, place: int) -> None:
         """The query there has ended."""
@@ -70,15 +71,18 @@ class Board:
 
     def who_runs(self, query_id: str, but: int) -> int | None:
         """The process, but for one, that runs a query of this id."""
-        wanted = _hash(query_id).to_bytes(8, "little", signed=True)
-        for member in range(self.members):
-            start = 8 * (1 + member * _ROW + _NUMBERS)
-            found = self._map.find(wanted, start, start + 8 * QUERIES)
-            while found >= 0 and found % 8:
-                found = self._map.find(wanted, found + 1, start + 8 * QUERIES)
-            if member != but and found >= 0:
-                return member
-        return None
+        wanted = _hash(query_id)
+        others = (member for member in range(self.members) if member != but)
+        return next((member for member in others if self._place(member, wanted) is not None), None)
+
+    def _place(self, member: int, wanted: int) -> int | None:
+        """Where a number stands among the hashes of a process."""
+        start = 8 * (1 + member * _ROW + _NUMBERS)
+        end, value = start + 8 * QUERIES, wanted.to_bytes(8, sys.byteorder, signed=True)
+        found = self._map.find(value, start, end)
+        while found >= 0 and found % 8:
+            found = self._map.find(value, found + 1, end)
+        return (found - start) // 8 if found >= 0 else None
 
 
 def _hash(query_id: str) -> int:

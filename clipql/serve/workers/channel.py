@@ -12,9 +12,9 @@ import socket
 from collections.abc import Iterator
 
 # letters. To a process: it may open the database, a client's connection, a fellow's, a query that shall end. From it:
-# it is ready, it cannot start and why, a connection that the writer shall have, a query that another process (one
-# byte) shall end
-GO, CLIENT, FELLOW, KILL, READY, FAILED = b"g", b"c", b"f", b"k", b"r", b"e"
+# it is ready, it cannot start and why, it has a client's connection, a connection that the writer shall have, a query
+# that another process (one byte) shall end
+GO, CLIENT, FELLOW, KILL, READY, FAILED, TAKEN = b"g", b"c", b"f", b"k", b"r", b"e", b"t"
 _LONGEST = 1 << 16
 # bytes of a message that is sent: what is longer is cut, as a query's id never is
 _MOST = 1 << 13

@@ -65,6 +65,8 @@ class Fleet:
                 return Supervisor(bound, self.workers, board, work, self.options.limits.grace).run(ready)
             finally:
                 place.release()
+                for prefix in (places.READER, scratch.PREFIX):  # of processes that were killed
+                    places.sweep(self.folder / strays.SCRATCH, prefix)
         finally:
             os.close(lock)
             own.release()

@@ -7,10 +7,10 @@ answers what only reads, and passes the rest on.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable, MutableMapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from clipql.serve.workers.channel import Channel
 from clipql.serve.workers.following import Follower
 from clipql.serve.workers.forwarding import Forwarding, Receive, Scope, Send
 from clipql.serve.workers.routing import HEAD, Elsewhere, keeps_to_writer, only_reads, statement
+from clipql.serve.workers.stateless import Stateless, named
 from clipql.serve.workers.supervisor import WRITER
 
 # seconds between two signs of life
@@ -119,6 +120,8 @@ class Member(Fellows):
                 elif brought is not None:
                     brought.setblocking(False)
                     protocol = client if letter == letters.CLIENT else fellow
+                    if letter == letters.CLIENT:
+                        self._channel.send(letters.TAKEN)
                     task = asyncio.ensure_future(loop.connect_accepted_socket(protocol, brought))
                     self._tasks.add(task)
                     task.add_done_callback(self._connected)
@@ -150,13 +153,17 @@ class Member(Fellows):
 
     def worker(self, app: Any, follower: Follower | None) -> Any:
         """The application of a worker around that of a server. follower: None where nothing is ever written."""
-        return _Worker(self.number, app, Forwarding(self._channel), follower)
+        sessions = Stateless(self._board, self.number)
+        return _Worker(self.number, app, Forwarding(self._channel), follower, sessions)
 
 
 class _Worker:
     """ASGI: answers what only reads, and passes the rest on."""
 
-    def __init__(self, number: int, app: Any, forward: Forwarding, follower: Follower | None) -> None:
+    def __init__(
+        self, number: int, app: Any, forward: Forwarding, follower: Follower | None, sessions: Stateless
+    ) -> None:
+        self._sessions = sessions
         self._name = (b"x-clipql-worker", b"%d" % number)
         self._served, self._forward, self._follower = app, forward, follower
 
@@ -212,9 +219,12 @@ class _Worker:
 
         text = None if more else statement(query_string, head)
         here = text is not None and only_reads(text, self._elsewhere) and self._is_current()
-        await (self._app if here else self._forward)(scope, again, send)
-
-
-def processes(asked: int | None) -> int:
-    """The workers of a server: as many as asked for, else as many as there are cores, up to 8."""
-    return asked if asked is not None else min(8, len(os.sched_getaffinity(0)))
+        if not here or b"session_" not in query_string:
+            await (self._app if here else self._forward)(scope, again, send)
+            return
+        session = named(query_string)
+        with self._sessions.running(session) if session is not None else nullcontext(False) as free:
+            if free and session is not None:
+                await self._app({**scope, "query_string": session.rest}, again, send)
+        if not free:
+            await self._forward(scope, again, send)

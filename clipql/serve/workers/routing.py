@@ -26,7 +26,7 @@ _ELSEWHERE = re.compile(r"system|information_schema|clipql|identifier", re.IGNOR
 # how a statement may name a table other than by its name
 _VEILED = re.compile(r"\\|merge|loop|joinget|dictget|_table", re.IGNORECASE)
 # parameters of the protocol that only the writer understands, as `name=` in an address
-_KEPT = (b"session_id=", b"decompress=")
+_KEPT = (b"decompress=",)
 
 
 @dataclass(frozen=True)

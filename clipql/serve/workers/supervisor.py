@@ -22,10 +22,12 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clipql.errors import ServerError
+from clipql.serve import logs
 from clipql.serve.workers import board as numbers
 from clipql.serve.workers import channel as letters
 from clipql.serve.workers.board import Board
@@ -47,13 +49,15 @@ _BUSY = (
 
 @dataclass
 class Started:
-    """A process that runs. given: connections that it was handed."""
+    """A process that runs. given: connections that it was handed. unread: those that it has not taken yet, which
+    another one is handed should it die."""
 
     pid: int
     channel: Channel
     began: float
     ready: bool = False
     given: int = 0
+    unread: deque[socket.socket] = field(default_factory=deque)
 
 
 @dataclass
@@ -154,7 +158,12 @@ class Supervisor:
             try:
                 ours.close()
                 self._become_child(parent)
+                logs.name_process(_name(slot.number))
                 status = self._work(slot.number, theirs)
+            except SystemExit:
+                status = 0
+            except BaseException:
+                LOG.exception("a process cannot go on")
             finally:
                 logging.shutdown()
                 os._exit(status)
@@ -171,7 +180,7 @@ class Supervisor:
         if os.getppid() != parent:
             os._exit(1)
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until it serves: it takes its places away
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor says what it means
         for key in list(self._selector.get_map().values()):
@@ -215,11 +224,10 @@ class Supervisor:
 
     def _give(self, made: socket.socket) -> None:
         """Hand a connection to whom it burdens least; of those that have as many, to whom has had the fewest."""
-        for slot, started in sorted(self._ready(), key=lambda each: (self._open(*each), each[1].given)):
+        for _, started in sorted(self._ready(), key=lambda each: (self._open(*each), each[1].given)):
             if started.channel.send(letters.CLIENT, given=made):
                 started.given += 1
-                self._board.put(slot.number, numbers.GIVEN, started.given)
-                made.close()
+                started.unread.append(made)
                 return
         with contextlib.suppress(OSError):
             made.setblocking(False)
@@ -249,6 +257,8 @@ class Supervisor:
                     for each in self._slots:
                         if each.now is not None and each is not slot:
                             each.now.channel.send(letters.GO)
+            elif letter == letters.TAKEN and started.unread:
+                started.unread.popleft().close()
             elif letter == letters.FAILED:
                 slot.said = rest.decode("utf-8", "replace")
             elif letter == letters.FELLOW and brought is not None:
@@ -278,9 +288,14 @@ class Supervisor:
             started.channel.close()
             self._board.clear(slot.number)
             slot.now = None
+            for made in started.unread:
+                self._give(made)
             code = os.waitstatus_to_exitcode(status)
             if self._stops:
-                self._failed = self._failed or code != 0
+                if code not in (0, -signal.SIGTERM):  # one that has just been forked has no handler yet
+                    self._failed = True
+                    fields = {"process": _name(slot.number), "pid": pid, "status": code, "said": slot.said}
+                    LOG.error("a process did not end in order", extra={"fields": fields})
                 continue
             if not told and not started.ready:
                 raise ServerError(slot.said or f"a process of the server ended with status {code} before it was ready")
@@ -337,6 +352,8 @@ class Supervisor:
                     os.kill(slot.now.pid, signal.SIGKILL)
                     os.waitpid(slot.now.pid, 0)
                 slot.now.channel.close()
+                for made in slot.now.unread:
+                    made.close()
                 slot.now = None
         for _, made in self._closing:
             made.close()

@@ -42,6 +42,11 @@ def workers(server: Running) -> list[int]:
     return [pid for pid in children(server.process.pid) if pid != first]
 
 
+def resident(pid: int) -> int:
+    """The bytes of memory that a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
 def _opened(pid: int, server: Running) -> bool:
     status = os.path.realpath(server.folder / "test.db/engine/status")
     with contextlib.suppress(OSError):

@@ -6,12 +6,14 @@ import socket
 
 import pytest
 
+from clipql.serve.fellows import session_kept, session_runs
 from clipql.serve.limits import Limits
 from clipql.serve.workers import board as numbers
 from clipql.serve.workers import channel as letters
 from clipql.serve.workers.board import QUERIES, Board
 from clipql.serve.workers.member import Member
 from clipql.serve.workers.routing import Elsewhere, keeps_to_writer, only_reads, statement
+from clipql.serve.workers.stateless import Named, Stateless, named
 
 NOWHERE = Elsewhere()
 IN_MEMORY = Elsewhere.of(
@@ -61,12 +63,47 @@ def test_a_statement_is_put_together_from_the_address_and_the_body() -> None:
     assert statement(b"%73ession_id=x", b"SELECT 1") is None
 
 
-def test_what_needs_a_session_or_is_packed_is_for_the_writer() -> None:
-    assert keeps_to_writer(b"session_id=x", [])
+def test_what_is_packed_is_for_the_writer() -> None:
     assert keeps_to_writer(b"decompress=1", [])
     assert keeps_to_writer(b"", [(b"content-type", b"Multipart/form-data; boundary=x")])
     assert keeps_to_writer(b"", [(b"content-encoding", b"gzip")])
     assert not keeps_to_writer(b"query=SELECT+1", [(b"content-type", b"text/plain")])
+
+
+def test_a_session_is_read_from_an_address() -> None:
+    assert named(b"query=SELECT+1&session_id=a%20b&session_timeout=9") == Named("a b", 9, b"query=SELECT+1")
+    assert named(b"session_id=x") == Named("x", 60, b"")
+    assert named(b"session_id=x&session_check=0") == Named("x", 60, b"")
+    for odd in (b"", b"session_timeout=5", b"session_id=x&session_check=1", b"session_id=x&session_timeout=3601",
+                b"session_id=x&session_timeout=a", b"session_id=x&session_id=y"):  # fmt: skip
+        assert named(odd) is None
+
+
+def test_a_worker_runs_a_session_that_has_kept_nothing_and_runs_nothing_else() -> None:
+    board, (writer, a, _) = members(3)
+    ours, theirs = Stateless(board, 1), Stateless(board, 2)
+    session = Named("x", 60, b"")
+
+    def may(of: Stateless) -> bool:
+        with of.running(session) as free:
+            return free
+
+    assert [may(ours), may(ours), may(theirs), may(theirs)] == [False, True, False, True]  # the writer is told first
+    with ours.running(session) as free:
+        assert free
+        assert writer.runs(session_runs("x"))
+        assert [may(ours), may(theirs)] == [False, False]
+    writer.began(session_runs("x"))
+    assert not may(ours)
+    writer.ended(session_runs("x"))
+    assert may(ours)
+    writer.began(session_kept("x"))
+    assert not may(ours)
+    writer.ended(session_kept("x"))
+    for n in range(QUERIES + 1):
+        writer.began(str(n))  # there is no room to say what is kept
+    assert not may(ours)
+    assert not a.runs("none")
 
 
 def members(count: int) -> tuple[Board, list[Member]]:
