@@ -28,7 +28,7 @@ def take_in(
     """Take a source in by the way that it needs. options: of that way. Raises IngestError for those of another."""
     way: Callable[..., Any] = ingest
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    given = [n for n, v in options.items() if v is not None and v is not False and v not in ([], (), "")]
+    given = [n for n, v in options.items() if v is not None and v is not False and v not in ([], ())]
     if "by" in given and "add_column" not in given:
         raise IngestError("by says which vector is whose in a new column: name that too (add_column)")
     if "add_column" in given:
