@@ -17,7 +17,7 @@ from clipql.cluster.training import Draw
 from clipql.errors import ClipqlError, ReplicaUnavailable, StorageError, VectorError, VectorIndexError
 from clipql.index import ivf, kinds
 from clipql.storage.catalog import IndexEntry
-from clipql.tables.indexes import behind
+from clipql.tables.index_entries import behind
 
 # what was learnt of so many times fewer rows is learnt again
 OUTGROWN = 2

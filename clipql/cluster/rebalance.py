@@ -22,7 +22,7 @@ from clipql.cluster.replica import ReplicaInfo
 from clipql.cluster.shard_map import ShardedTable, ShardMap, ShardPart
 from clipql.errors import ClipqlError, ClusterError, ReplicaDamaged, ReplicaUnavailable
 from clipql.storage.catalog import IndexEntry
-from clipql.tables.indexes import recall_text
+from clipql.tables.index_entries import recall_text
 from clipql.version import __version__
 
 STATUS_SECONDS = 10.0

@@ -28,7 +28,8 @@ from clipql.syntax.lexer import split_list
 from clipql.syntax.reading import read
 from clipql.syntax.statements import CreateTable, Insert, OnDatabase, OnTable, TableName
 from clipql.tables import rewrite, schema
-from clipql.tables.indexes import Indexes, unbuilt
+from clipql.tables.index_entries import unbuilt
+from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 
 _CHANGES = ("ALTER", "DELETE", "UPDATE")  # which may concern the rows that a condition holds for

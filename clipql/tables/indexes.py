@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import threading
 import time
@@ -16,10 +15,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from urllib.parse import quote
 
 import pyarrow as pa
-import xxhash
 
 from clipql.brief import Brief
 from clipql.engine.quoting import quote_name
@@ -32,15 +29,25 @@ from clipql.storage.catalog import IndexEntry, Table
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 from clipql.tables import growing
+from clipql.tables.index_entries import (
+    behind,
+    check_column,
+    check_dimension,
+    entry_of,
+    file_name,
+    identity,
+    lags,
+    measured_recall,
+    recall_text,
+    same_order,
+    unbuilt,
+    unfinished,
+)
 from clipql.tables.registry import Registry
 from clipql.tables.rowfile import RowFiles
 
 Progress = Callable[[str, int, int], None]
 _watcher: ContextVar[Progress | None] = ContextVar("clipql_build_watcher", default=None)
-# rows that came since the build are scanned exactly: so many cost as much as the search itself
-UNCOVERED = 20_000
-# so many are added to an index of any size, and no more are left to be scanned
-FEWEST_ADDED, MOST_SCANNED = 4_096, 262_144
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -88,7 +95,7 @@ class Indexes:
         of_column = [i for i in table.indexes if i.column == column]
         if not of_column:
             return Chosen(None, None, "no index on the column")
-        fitting = [i for i in of_column if _same_order(Metric(i.metric), metric)]
+        fitting = [i for i in of_column if same_order(Metric(i.metric), metric)]
         if not fitting:
             others = ", ".join(f"{i.name} is by {i.metric}" for i in of_column)
             return Chosen(None, None, f"{others}, the query by {metric.value}")
@@ -177,11 +184,11 @@ class Indexes:
         registry = self.registry
         with registry.write_lock:
             table = registry.catalog.by_id(table.id) or table
-            entry = _entry(table, name)
+            entry = entry_of(table, name)
             if entry.kind == "flat" or table.rows < kinds.FEWEST_ROWS:
                 return
-            _check_dimension(table, entry)
-            folder = f"{table.id}/{_file_name(entry)}-{registry.catalog.serial}"
+            check_dimension(table, entry)
+            folder = f"{table.id}/{file_name(entry)}-{registry.catalog.serial}"
             place = registry.folder / "index" / folder
             files.make_folder(place.parent)
             began = time.perf_counter()
@@ -194,7 +201,7 @@ class Indexes:
                     queries=self.captions(table, entry),
                     progress=progress or _watcher.get() or (lambda stage, done, total: None),
                     work=work,
-                    identity=_identity(table, entry),
+                    identity=identity(table, entry),
                     model=model,
                 )
             built = dataclasses.replace(
@@ -226,10 +233,10 @@ class Indexes:
         registry = self.registry
         with registry.write_lock:
             table = registry.catalog.by_id(table.id) or table
-            entry = _entry(table, name)
+            entry = entry_of(table, name)
             learned = self._learned(table, entry)
             while entry.rows < table.rows:
-                folder = f"{table.id}/{_file_name(entry)}-{registry.catalog.serial}"
+                folder = f"{table.id}/{file_name(entry)}-{registry.catalog.serial}"
                 place, store = registry.folder / "index" / folder, registry.store(table, entry.column)
                 began, told = time.perf_counter(), progress or _watcher.get() or (lambda stage, done, total: None)
                 with files.translated(place, "building"):
@@ -255,7 +262,7 @@ class Indexes:
 
     def forecast(self, table: Table, name: str) -> list[str]:
         """What building an index will take, as EXPLAIN shows it."""
-        entry = _entry(table, name)
+        entry = entry_of(table, name)
         title = f"Build of the index {entry.name} of {table.full_name} ({entry.kind}, {table.rows:,} rows)"
         if entry.kind == "flat" or table.rows < kinds.FEWEST_ROWS:
             return [title, "  nothing is built: the rows are scanned"]
@@ -271,7 +278,7 @@ class Indexes:
         registry = self.registry
         with registry.write_lock:
             table = registry.catalog.by_id(table.id) or table
-            entry = _entry(table, built.name)
+            entry = entry_of(table, built.name)
             if (entry.column, entry.kind, entry.metric) != (built.column, built.kind, built.metric):
                 raise VectorIndexError(
                     f"index {entry.name} of {table.full_name} is {entry.kind} by {entry.metric} on {entry.column}; the "
@@ -281,7 +288,7 @@ class Indexes:
                 raise VectorIndexError(
                     f"index {entry.name} covers {built.rows:,} rows, and {table.full_name} has {table.rows:,} here"
                 )
-            folder = f"{table.id}/{_file_name(entry)}-{registry.catalog.serial}"
+            folder = f"{table.id}/{file_name(entry)}-{registry.catalog.serial}"
             place = registry.folder / "index" / folder
             coming = place.with_name(f".{place.name}.new")
             files.remove(coming)
@@ -320,7 +327,7 @@ class Indexes:
 
     def drop(self, table: Table, name: str) -> None:
         """Remove an index."""
-        entry = _entry(table, name)
+        entry = entry_of(table, name)
         kept = tuple(i for i in table.indexes if i.name != name)
         self.registry.save(self.registry.catalog.with_table(dataclasses.replace(table, indexes=kept)))
         self.forget(entry)
@@ -328,7 +335,7 @@ class Indexes:
 
     def clear(self, table: Table, name: str) -> None:
         """Remove what was built of an index and keep its definition."""
-        entry = _entry(table, name)
+        entry = entry_of(table, name)
         bare = next(i for i in unbuilt(table) if i.name == name)
         self.registry.save(self.registry.catalog.with_table(table.with_index(bare)))
         self.forget(entry)
@@ -398,31 +405,6 @@ def _warn(table: Table, entry: IndexEntry, index: Index) -> None:
         warnings.warn(text, IndexWarning, stacklevel=3)
 
 
-def behind(entry: IndexEntry, rows: int, learned: int | None = None) -> bool:
-    """Whether an index was learnt from less than half of so many rows, and the others are enough to be worth it.
-
-    learned: rows that it was built from, where others were added to it since.
-    """
-    learned = entry.rows if learned is None else learned
-    return entry.kind != "flat" and rows - learned > max(UNCOVERED, learned)
-
-
-def lags(entry: IndexEntry, rows: int) -> bool:
-    """Whether the rows that an index does not cover are worth being added to it, which rewrites its files."""
-    enough = min(max(FEWEST_ADDED, entry.rows // 100), MOST_SCANNED)
-    return entry.folder is not None and rows - entry.rows >= enough
-
-
-def unfinished(entry: IndexEntry) -> str:
-    """The folder, beside those of built indexes, in which an index is being built."""
-    return f".{_file_name(entry)}.building"
-
-
-def _file_name(entry: IndexEntry) -> str:
-    """The name of an index as a part of a file's: a name may hold anything."""
-    return quote(entry.name, safe="")
-
-
 @contextlib.contextmanager
 def _kept_told(table: Table, entry: IndexEntry, work: Path) -> Iterator[None]:
     """Have the error of a full disk say what became of the build, where it is kept."""
@@ -435,59 +417,3 @@ def _kept_told(table: Table, entry: IndexEntry, work: Path) -> Iterator[None]:
         raise DiskFull(
             f"{error}. The build is kept as far as it came: ALTER TABLE {name} goes on with it, CLEAR INDEX removes it"
         ) from error
-
-
-def _identity(table: Table, entry: IndexEntry) -> str:
-    """Changes whenever the vectors that an index is built from do: the hashes of their segments."""
-    columns = [c for c in (table.column(entry.column), table.column("text_embedding")) if c]
-    told = [[(s.first, s.rows, s.hash) for s in c.segments] for c in columns]
-    return xxhash.xxh3_64_hexdigest(json.dumps([table.rows, entry.options, told]).encode())
-
-
-def unbuilt(table: Table) -> tuple[IndexEntry, ...]:
-    """The definitions of a table's indexes, without what was built."""
-    return tuple(dataclasses.replace(i, folder=None, rows=0, seconds=0.0, bytes=0, recall={}) for i in table.indexes)
-
-
-def measured_recall(index: Index) -> dict[str, float]:
-    """The recall of 10 that an index measured at its build at its default setting, by kind of query."""
-    measured = getattr(index, "measured_recall", None)
-    return dict(measured()) if callable(measured) else {}
-
-
-def check_column(table: Table, entry: IndexEntry) -> None:
-    """Raise VectorIndexError where an index is on a column that is no vector column, or of another dimension."""
-    if table.column(entry.column) is None:
-        raise VectorIndexError(
-            f"index {entry.name}: {entry.column} is no vector column of {table.full_name}; "
-            f"those are {', '.join(c.name for c in table.columns)}"
-        )
-    _check_dimension(table, entry)
-
-
-def _check_dimension(table: Table, entry: IndexEntry) -> None:
-    column, announced = table.column(entry.column), entry.options.get("dimension")
-    if column and column.dimension and announced and announced != column.dimension:
-        raise VectorIndexError(
-            f"index {entry.name} is for vectors of {announced} numbers; {entry.column} of {table.full_name} holds "
-            f"{column.dimension}"
-        )
-
-
-def _entry(table: Table, name: str) -> IndexEntry:
-    entry = table.index(name)
-    if entry is None:
-        known = ", ".join(i.name for i in table.indexes) or "none"
-        raise VectorIndexError(f"{table.full_name} has no vector index {name}; it has {known}")
-    return entry
-
-
-def _same_order(a: Metric, b: Metric) -> bool:
-    """Whether two metrics sort rows alike: L2Distance and its square do."""
-    squares = {Metric.L2, Metric.L2_SQUARED}
-    return a is b or (a in squares and b in squares)
-
-
-def recall_text(entry: IndexEntry) -> str:
-    """The recall measured at the build, by kind of query, as `clipql.indexes` shows it."""
-    return ", ".join(f"{kind} {value:.3f}" for kind, value in entry.recall.items())

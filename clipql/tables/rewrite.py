@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from clipql.engine.quoting import quote_name
 from clipql.storage.catalog import Pending, Table
 from clipql.tables import parts, recover, schema, shape
-from clipql.tables.indexes import Indexes, unbuilt
+from clipql.tables.index_entries import unbuilt
+from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, ROW, Registry
 from clipql.tables.writer import Insertion
 

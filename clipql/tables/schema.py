@@ -19,7 +19,8 @@ from clipql.storage import files
 from clipql.storage.catalog import IndexEntry, Pending, Table, VectorColumn
 from clipql.syntax.lexer import Token, matching, split_list
 from clipql.tables import parts, recover, shape
-from clipql.tables.indexes import Indexes, check_column, unbuilt
+from clipql.tables.index_entries import check_column, unbuilt
+from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 
 Made = TypeVar("Made")

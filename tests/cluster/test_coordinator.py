@@ -20,7 +20,7 @@ from clipql.cluster.shard_transfer import PartFile
 from clipql.cluster.training import Draw
 from clipql.errors import ClusterError, DiskFull, IngestError, ReplicaDamaged, ReplicaUnavailable, VectorIndexError
 from clipql.storage.catalog import IndexEntry
-from clipql.tables.indexes import behind
+from clipql.tables.index_entries import behind
 
 NODES = ("a", "b", "c", "d")
 NEAR = IndexEntry("near", "image_embedding", "ivf", "cosineDistance", "ivf")

@@ -18,7 +18,7 @@ from clipql.index.ivf import IvfIndex, build, can_grow, grow, growth, open_index
 from clipql.index.ivf.search import arrays_of
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables import growing as check_of_growth
-from clipql.tables import indexes
+from clipql.tables import index_entries
 
 METRICS = [Metric.L2, Metric.COSINE]
 FIRST = 2_000
@@ -131,8 +131,8 @@ def covered(db: clipql.Database) -> list[tuple[int, int]]:
 
 @pytest.fixture
 def table(db: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> clipql.Database:
-    monkeypatch.setattr(indexes, "FEWEST_ADDED", 300)
-    monkeypatch.setattr(indexes, "UNCOVERED", 2_000)
+    monkeypatch.setattr(index_entries, "FEWEST_ADDED", 300)
+    monkeypatch.setattr(index_entries, "UNCOVERED", 2_000)
     index = "INDEX near v TYPE ivf('L2Distance')"
     db.sql(f"CREATE TABLE t (id UInt64, v Array(Float32), {index}) ENGINE = MergeTree ORDER BY id")
     db.sql("INSERT INTO t " + ROWS.format(0, 3_000))
