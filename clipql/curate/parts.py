@@ -108,7 +108,11 @@ def _begun(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     except FileNotFoundError:
         if any(out.iterdir()):
             raise ClipqlError(f"{out} is not empty, and holds no export: use another folder") from None
-        return {**asked, "parts": []}
+        begun = {**asked, "parts": []}
+        files.replace(
+            out / MANIFEST, json.dumps(begun, indent=1).encode()
+        )  # so that a first part that is cut off is ours
+        return begun
     except ValueError as error:
         raise ClipqlError(f"{out / MANIFEST} cannot be read ({error}): use another folder") from error
     if not isinstance(found, dict) or {k: found.get(k) for k in asked} != asked:
