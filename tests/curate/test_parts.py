@@ -101,6 +101,23 @@ def test_an_export_that_was_killed_in_its_first_part_goes_on(
     assert files(tmp_path / "out") == files(tmp_path / "at once")
 
 
+def test_an_export_does_not_go_on_where_values_have_changed_since(place: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with clipql.connect(place) as db:
+        with pytest.raises(KeyboardInterrupt):
+            export_parts(db, "laion", tmp_path / "out", rows_per_part=300, progress=stop)
+        db.sql("ALTER TABLE laion UPDATE note = 'new' WHERE id % 3 = 1 SETTINGS mutations_sync = 1")
+        with pytest.raises(clipql.ClipqlError, match="of the table as it was"):
+            export_parts(db, "laion", tmp_path / "out", rows_per_part=300)
+        with pytest.raises(KeyboardInterrupt):
+            export_parts(db, "laion", tmp_path / "again", rows_per_part=300, progress=stop)
+    with clipql.connect(place) as db:  # which changes nothing
+        assert export_parts(db, "laion", tmp_path / "again", rows_per_part=300).written > 0
+
+
 def test_what_cannot_be_exported_is_refused(place: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
