@@ -108,6 +108,14 @@ def test_a_target_of_another_length_is_refused_with_both(laion: clipql.Database,
     assert "v of default.laion holds 2 numbers; the query vector" in str(caught.value)
 
 
+def test_a_vector_of_numbers_of_several_types_is_refused_or_cast(laion: clipql.Database) -> None:
+    insert = "INSERT INTO laion (id, w, v) SELECT number, number, {v} FROM numbers(7, 1)"
+    with pytest.raises(clipql.errors.VectorError, match="numbers of several types"):
+        laion.sql(insert.replace("{v}", "[number, 1.5]"))
+    laion.sql(insert.replace("{v}", "CAST([number, 1.5], 'Array(Float32)')"))
+    assert laion.sql("SELECT v FROM laion WHERE id = 7").rows == [([7, 1.5],)]
+
+
 def test_a_search_without_its_parameter_says_which_is_missing(laion: clipql.Database) -> None:
     with pytest.raises(clipql.errors.QueryError) as caught:
         laion.sql("SELECT id FROM laion ORDER BY L2Distance(v, {target:Array(Float32)}) LIMIT 1")

@@ -146,12 +146,17 @@ def _kept(
     if not len(rows):
         return kept
     members = pa.table({"row": pa.array(rows.astype(np.uint64)), "group": pa.array(groups.astype(np.uint64))})
-    arg = "argMax(t.r, (t.k, -toInt64(t.r)))" if which == "max" else "argMin(t.r, (t.k, t.r))"
-    values = (
-        f"SELECT {ROW} AS r, {by} AS k FROM {physical} WHERE {ROW} IN (SELECT row FROM Python(members)) "
-        "AND isNotNull(k) AND NOT isNaN(toFloat64OrDefault(toString(k)))"
+    # an alias hides a column of its name, so these are names that no column has
+    arg = (
+        f"argMax(t.{ROW}, (t.clipql_key, -toInt64(t.{ROW})))"
+        if which == "max"
+        else f"argMin(t.{ROW}, (t.clipql_key, t.{ROW}))"
     )
-    sql = f"SELECT m.`group`, {arg} FROM Python(members) AS m INNER JOIN ({values}) AS t ON t.r = m.row GROUP BY 1"
+    values = f"SELECT {ROW}, {by} AS clipql_key FROM {physical} WHERE {ROW} IN (SELECT row FROM Python(members))"
+    sql = (
+        f"SELECT m.`group`, {arg} FROM Python(members) AS m INNER JOIN ({values}) AS t ON t.{ROW} = m.row "
+        "WHERE t.clipql_key = t.clipql_key GROUP BY 1"  # which is not so of NULL and NaN
+    )
     chosen = db.registry.engine.query(sql, tables={"members": members}, user=True).arrow()
     kept[chosen.column(0).to_numpy().astype(np.int64)] = chosen.column(1).to_numpy().astype(np.int64)
     return kept

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from clipql.brief import Brief
 from clipql.curate.tables import chosen_rows
 from clipql.engine.arrow import arrow_numbers
-from clipql.engine.quoting import quote_name
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClipqlError, StorageError, UnknownTable
 from clipql.storage import files
 from clipql.tables.registry import ROW
@@ -84,7 +84,7 @@ def export_parts(
             "where": where,
             "rows": len(rows),
             "rows_per_part": rows_per_part,
-            "of": f"{known.id} {xxhash.xxh3_64_hexdigest(rows.astype(np.uint64).tobytes())}",
+            "of": f"{known.id} {xxhash.xxh3_64_hexdigest(rows.astype(np.uint64).tobytes())} {_values(db, known)}",
         }
         manifest = _begun(out, asked)
         written, parts = 0, max(1, -(-len(rows) // rows_per_part))
@@ -100,6 +100,15 @@ def export_parts(
     return Exported(len(rows), parts, written, time.perf_counter() - began)
 
 
+def _values(db: Database, table: Table) -> str:
+    """What changes when values of rows that are there do: the columns, and the last mutation."""
+    engine = db.registry.engine
+    columns = json.dumps(sorted(n for n, _ in insertable(engine, table)))
+    named = f"database = {quote_string(table.database)} AND table = {quote_string(table.name)}"
+    last = engine.scalar(f"SELECT max(arrayMax(block_numbers.number)) FROM system.mutations WHERE {named}")
+    return f"{xxhash.xxh3_64_hexdigest(columns.encode())} {int(last or 0)}"
+
+
 def _begun(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """The manifest as it is, of the same export, or a new one."""
     files.make_folder(out)
@@ -108,7 +117,11 @@ def _begun(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     except FileNotFoundError:
         if any(out.iterdir()):
             raise ClipqlError(f"{out} is not empty, and holds no export: use another folder") from None
-        return {**asked, "parts": []}
+        begun = {**asked, "parts": []}
+        files.replace(
+            out / MANIFEST, json.dumps(begun, indent=1).encode()
+        )  # so that a first part that is cut off is ours
+        return begun
     except ValueError as error:
         raise ClipqlError(f"{out / MANIFEST} cannot be read ({error}): use another folder") from error
     if not isinstance(found, dict) or {k: found.get(k) for k in asked} != asked:

@@ -305,5 +305,9 @@ def _matrix(table: Table, name: str, column: pa.Array, row: int) -> NDArray[np.f
             f"{name} of {table.full_name} holds {expected or 'at least 1'} numbers; row {row + int(wrong[0]):,} of the "
             f"insert has {int(lengths[wrong[0]])}"
         )
+    if pa.types.is_union(column.type.value_type):  # [number, 1.5] is an Array(Variant(Float64, UInt64))
+        raise VectorError(
+            f"{name} of {table.full_name} is given numbers of several types: make it CAST(…, 'Array(Float32)')"
+        )
     values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     return values.reshape(len(lengths), expected) if len(lengths) else np.empty((0, max(expected, 1)), np.float32)

@@ -38,6 +38,7 @@ from clipql.sql.read_only import reads, refuse
 from clipql.sql.safeguard import Safeguard, with_names
 from clipql.sql.short import is_short
 from clipql.sql.stars import Stars
+from clipql.sql.words import telling_where
 from clipql.storage.catalog import Table
 from clipql.syntax.edits import edited
 from clipql.syntax.lexer import Token, string_value
@@ -214,18 +215,21 @@ class Session:
         elif isinstance(statement, Set):
             output = self._set(sql, statement)
         elif isinstance(statement, CreateTable):
-            output, rows = self._definitions.create(sql, statement, given)
+            with telling_where():
+                output, rows = self._definitions.create(sql, statement, given)
         elif isinstance(statement, OnDatabase):
             output = self._definitions.on_database(sql, statement)
         elif isinstance(statement, OnTable):
             sql, own = settings.take_format(sql)
             options = settings.options(self.settings)
-            output = self._definitions.on_table(sql, statement, given, own or format, options)
+            with telling_where():
+                output = self._definitions.on_table(sql, statement, given, own or format, options)
         else:
             sql, own = settings.take_format(sql)
-            output = self._definitions.changing(
-                ruling, partial(self._pass, sql, statement, given, own or format, progress)
-            )
+            with telling_where():
+                output = self._definitions.changing(
+                    ruling, partial(self._pass, sql, statement, given, own or format, progress)
+                )
         if not isinstance(statement, (Select, Explain, Insert)):
             self._registry.changes += 1
         if not reads(statement):

@@ -1,8 +1,9 @@
 """bm25(column, 'words') in a statement: how well a text answers words, as ClickHouse's own functions compute it.
 
 A call becomes an expression over the tokens of the text, with the weight of each word in the whole table as a constant;
-`bm25(…) > 0` becomes hasAnyTokens(…), which a text index of ClickHouse answers. What must stay true: the words of a
-query and of a text are told apart and folded by the same functions; what is remembered of a table is of its state now.
+`bm25(…) > 0` becomes hasAnyTokens(…), 0 for NULL, which a text index of ClickHouse answers. What must stay true: the
+words of a query and of a text are told apart and folded by the same functions; what is remembered of a table is of its
+state now.
 
     score = sum of ln(1 + (N - n + 0.5) / (n + 0.5)) * f * (k1 + 1) / (f + k1 * (1 - b + b * length / mean length))
 
@@ -12,9 +13,10 @@ Zaragoza, The Probabilistic Relevance Framework, 2009, with Lucene's weight, whi
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +94,8 @@ class Words:
         start = tokens[call.first].start
         if call.positive is not None and len(set(words)) <= _MOST_TOKENS:
             asked = ", ".join(map(quote_string, dict.fromkeys(words)))
-            condition = f"hasAnyTokens({fold.indexed(text)}, [{asked}])" if words else "0"
+            # ClickHouse says NULL of a text that is NULL, whose score is 0, and its index answers through ifNull
+            condition = f"ifNull(hasAnyTokens({fold.indexed(text)}, [{asked}]), 0)" if words else "0"
             return [
                 (start, tokens[call.positive - 1].end, condition),
                 *naming(sql, tokens, scope, call.first, call.positive),
@@ -178,6 +181,20 @@ def _expression(text: str, weighed: _Weighed) -> str:
         norm = f"{K1} * ({1 - B} + {B} * length(clipql_d) / {max(weighed.mean, 1e-9)!r})"
         parts.append(f"{times * weight * (K1 + 1)!r} * {found} / ({found} + {norm})")
     return f"arrayMap(clipql_d -> {' + '.join(parts)}, [tokens({text})])[1]" if parts else "toFloat64(0)"
+
+
+@contextlib.contextmanager
+def telling_where() -> Iterator[None]:
+    """For a statement in which calls are not replaced: ClickHouse's error for one says where they may stand."""
+    try:
+        yield
+    except QueryError as error:
+        if f"Function with name `{BM25}`" not in str(error):
+            raise
+        raise QueryError(
+            f"{_USAGE} is computed in SELECT and INSERT … SELECT, and not in other statements: insert the keys of the "
+            "rows that it finds into a table, and name that table here"
+        ) from error
 
 
 def stood_in(sql: str) -> str:

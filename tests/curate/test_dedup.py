@@ -85,6 +85,22 @@ def test_planted_duplicates_are_grouped(db: clipql.Database, monkeypatch: pytest
         db.sql("DROP TABLE dups")
 
 
+@pytest.mark.parametrize(
+    ("keep", "best"),
+    [("max(r)", 1), ("min(k + 1)", 1), ("max(t)", 2), ("min(`group`)", 0), ("max(row)", 2), ("max(m)", 0)],
+)
+def test_columns_of_any_name_and_type_choose_the_row_that_is_kept(db: clipql.Database, keep: str, best: int) -> None:
+    columns = "id UInt8, r Int32, k Int32, t String, `group` Int32, row Int32, m Nullable(Float64)"
+    db.sql(f"CREATE TABLE d ({columns}, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    db.sql(
+        "INSERT INTO d VALUES (0, 5, 5, 'a', 1, 1, 0.5, [1, 0]), (1, 9, 1, 'b', 2, 2, NULL, [1, 0]), "
+        "(2, 1, 9, 'nan', 3, 3, nan, [1, 0])"
+    )
+    dedup(db, "d", column="v", within=0.05, keep=keep, into="o")
+    assert db.sql("SELECT id FROM o WHERE kept").rows == [(best,)]
+    db.sql("DROP TABLE d; DROP TABLE o")
+
+
 def test_the_first_row_is_kept_where_nothing_chooses(db: clipql.Database) -> None:
     try:
         dedup(db, "t", column="v", within=1e-4, into="dups", where="id < 1900 AND score >= 0")

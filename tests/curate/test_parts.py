@@ -14,6 +14,7 @@ import pytest
 import clipql
 from clipql import synthetic
 from clipql.cli.entry import main
+from clipql.curate import parts
 from clipql.curate.parts import export_parts
 
 ROWS = 700
@@ -81,6 +82,40 @@ def test_an_export_of_some_rows_goes_on_where_it_stopped(place: Path, tmp_path: 
         assert sorted(i.as_py() for i in ids) == [row[0] for row in expected]
         with pytest.raises(clipql.ClipqlError, match="holds an export of other rows"):
             export_parts(db, "laion", tmp_path / "out", where="width > 301", rows_per_part=100)
+
+
+def test_an_export_that_was_killed_in_its_first_part_goes_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with clipql.connect(place) as db:
+        with monkeypatch.context() as patch:
+            patch.setattr(parts, "_metadata", killed)
+            with pytest.raises(KeyboardInterrupt):
+                export_parts(db, "laion", tmp_path / "out")
+        assert list((tmp_path / "out").rglob("*.npy"))
+        assert export_parts(db, "laion", tmp_path / "out").written == 1
+        export_parts(db, "laion", tmp_path / "at once")
+    assert files(tmp_path / "out") == files(tmp_path / "at once")
+
+
+def test_an_export_does_not_go_on_where_values_have_changed_since(place: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with clipql.connect(place) as db:
+        with pytest.raises(KeyboardInterrupt):
+            export_parts(db, "laion", tmp_path / "out", rows_per_part=300, progress=stop)
+        db.sql("ALTER TABLE laion UPDATE note = 'new' WHERE id % 3 = 1 SETTINGS mutations_sync = 1")
+        with pytest.raises(clipql.ClipqlError, match="of the table as it was"):
+            export_parts(db, "laion", tmp_path / "out", rows_per_part=300)
+        with pytest.raises(KeyboardInterrupt):
+            export_parts(db, "laion", tmp_path / "again", rows_per_part=300, progress=stop)
+    with clipql.connect(place) as db:  # which changes nothing
+        assert export_parts(db, "laion", tmp_path / "again", rows_per_part=300).written > 0
 
 
 def test_what_cannot_be_exported_is_refused(place: Path, tmp_path: Path) -> None:

@@ -318,6 +318,18 @@ def test_a_damaged_file_is_named(
         shared.ingest(tmp_path / name, table=table, vector_column="emb")
 
 
+def test_files_without_a_row_are_refused_where_nothing_says_the_dimension(
+    shared: clipql.Database, table: str, tmp_path: Path
+) -> None:
+    pq.write_table(rows_of(matrix())[:0], tmp_path / "a.parquet")
+    before = state(shared)
+    with pytest.raises(IngestError, match="no file of these has a row, so how many numbers a vector of emb has"):
+        shared.ingest(tmp_path, table=table, vector_column="emb")
+    assert state(shared) == before
+    pq.write_table(rows_of(matrix()), tmp_path / "b.parquet")
+    assert shared.ingest(tmp_path, table=table, vector_column="emb").rows == ROWS
+
+
 def test_all_files_are_compared_with_the_table_before_the_first_is_taken(
     shared: clipql.Database, table: str, tmp_path: Path
 ) -> None:

@@ -152,6 +152,42 @@ def test_what_cannot_be_scored_is_refused(shared: clipql.Database, table: str, s
         shared.sql(sql.format(t=table))
 
 
+def test_a_text_that_is_null_has_no_words_wherever_the_condition_stands(shared: clipql.Database) -> None:
+    index = "INDEX words caption TYPE text(tokenizer = 'splitByNonAlpha')"
+    shared.sql(
+        f"CREATE OR REPLACE TABLE nulls (id UInt8, caption Nullable(String), {index}) ENGINE = MergeTree ORDER BY id"
+    )
+    shared.sql("INSERT INTO nulls VALUES (0, 'red'), (1, 'blue'), (2, NULL)")
+    for condition, ids in (
+        ("bm25(caption, 'red') > 0", [0]),
+        ("NOT bm25(caption, 'red') > 0", [1, 2]),
+        ("NOT (id < 9 AND bm25(caption, 'red') > 0)", [1, 2]),
+        ("(bm25(caption, 'red') > 0) = 0", [1, 2]),
+    ):
+        assert [r[0] for r in shared.sql(f"SELECT id FROM nulls WHERE {condition} ORDER BY id").rows] == ids
+    shown = "EXPLAIN indexes = 1 SELECT id FROM nulls WHERE ifNull(hasAnyTokens(caption, ['green']), 0)"
+    assert any("Granules: 0" in line for (line,) in shared.sql(shown).rows)
+    shared.sql("DROP TABLE nulls")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM {t} WHERE bm25(caption, 'red') > 0",
+        "ALTER TABLE {t} UPDATE caption = '' WHERE id IN (SELECT id FROM {t} WHERE bm25(caption, 'red') > 0)",
+        "CREATE VIEW red AS SELECT id, bm25(caption, 'red') AS score FROM {t}",
+        "CREATE TABLE red ENGINE = MergeTree ORDER BY id AS SELECT id, bm25(caption, 'red') AS score FROM {t}",
+    ],
+)
+def test_statements_in_which_it_cannot_stand_say_where_it_can(
+    shared: clipql.Database, texts: list[str], sql: str
+) -> None:
+    table = fill(shared, texts[:20])
+    with pytest.raises(QueryError, match="is computed in SELECT and INSERT"):
+        shared.sql(sql.format(t=table))
+    assert shared.sql(f"SELECT count() FROM {table}").rows == [(20,)]
+
+
 # hybrid search
 
 

@@ -151,7 +151,8 @@ def _open(path: Path, beside: Path | None, names: Sequence[str]) -> RecordFile:
     try:
         found = _OPENERS[form](path)
     except DAMAGED as error:
-        raise IngestError(f"{path} is not a whole file of {_NAMES[form]} ({error}); fetch it again") from error
+        told = f"{path} is not a whole file of {_NAMES[form]} ({error}); mend it, or fetch it again"
+        raise IngestError(told) from error
     samples = [layout.sample_of(path), layout.sample_of(beside) if beside else None]
     found = dataclasses.replace(found, digest=layout.fingerprint_of(samples))
     if beside is not None:

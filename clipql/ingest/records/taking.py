@@ -173,6 +173,12 @@ class _Run:
             table = check_columns(self._registry.engine, table, file)
             for name, (_, dimension) in file.vectors.items():
                 self._dimensions.setdefault(name, dimension)
+        for name in dict.fromkeys(n for own in self._vectors.values() for n in own):
+            if name not in self._dimensions:
+                raise IngestError(
+                    f"no file of these has a row, so how many numbers a vector of {name} has is not known: name files "
+                    "that have rows"
+                )
         there, folder = _taken(table), self._registry.folder
         needed = sum(g.file.bytes[g.index] for g in self._groups if (g.file.digest, g.index) not in there)
         free = shutil.disk_usage(folder).free
