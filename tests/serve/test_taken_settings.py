@@ -16,7 +16,7 @@ def test_each_setting_that_is_taken_from_the_network_is_one_that_somebody_has_lo
     known = set(TAKEN.read_text().split())
     assert len(known) > 1_000
     assert sorted(taken - known) == [], (
-        "the engine has settings that nobody has looked at. Does one reach out of the server, change how a statement is "
-        "read, or make a limit void? Then refuse it in clipql/serve/allowed.py; otherwise add it to taken_settings.txt"
+        "the engine has settings that nobody has looked at. Does one reach out of the server, change how a statement "
+        "is read, or make a limit void? Then refuse it in clipql/serve/allowed.py; else add it to taken_settings.txt"
     )
     assert sorted(known - taken) == [], "no longer taken, or no longer there: take it out of taken_settings.txt"
