@@ -108,6 +108,11 @@ class Line:
         self.stream.flush()
         self._shown = True
 
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Show how far a stage of some work is, where there is a terminal."""
+        if self.live:
+            self.show(f"{name}: {done:,} of {total:,}", done / max(1, total))
+
     def clear(self) -> None:
         """Take the line away."""
         if self._shown:

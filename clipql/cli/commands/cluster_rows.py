@@ -32,12 +32,10 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """`clipql cluster-rows`."""
+    from clipql.cli.console import Line
     from clipql.curate.clusters import cluster_rows
 
-    def progress(stage: str, done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{stage}: {done:,} of {total:,}", end="", file=sys.stderr, flush=True)
-
+    line = Line(sys.stderr)
     with open_database(arguments) as db:
         made = cluster_rows(
             db,
@@ -50,9 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
             id=arguments.id,
             where=arguments.where,
             iterations=arguments.iterations,
-            progress=progress,
+            progress=line.stage,
         )
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
+    line.clear()
     print(f"{made.rows:,} rows in {made.k:,} clusters, mean squared distance {made.inertia:.4g}; {made.seconds:.1f} s")
     return 0

@@ -41,16 +41,14 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """`clipql dedup`."""
+    from clipql.cli.console import Line
     from clipql.curate.dedup import dedup, forecast
     from clipql.errors import ClipqlError
 
     if not arguments.into and not arguments.forecast:
         raise ClipqlError("name the table to make: --into dups")
 
-    def progress(stage: str, done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{stage}: {done:,} of {total:,}", end="", file=sys.stderr, flush=True)
-
+    line = Line(sys.stderr)
     with open_database(arguments) as db:
         if arguments.forecast:
             told = forecast(db, arguments.table, arguments.column, arguments.rows)
@@ -68,10 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
             id=arguments.id,
             where=arguments.where,
             recall=arguments.recall,
-            progress=progress,
+            progress=line.stage,
         )
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
+    line.clear()
     sure = (
         "all pairs were compared"
         if not found.checked
