@@ -122,11 +122,13 @@ class Database:
         output = answer.output
         stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards)
         if answer.format == "ArrowStream":
-            table, types = answer.output.arrow(), {}
-            if self._result_types is not None and needs_types(table.schema):
-                types = dict(self._result_types.of(statement, params))
-            return Result(table, stats, types=types)
+            table = answer.output.arrow()
+            return Result(table, stats, types=self._types(statement, params) if needs_types(table.schema) else {})
         return Result(pa.table({}), stats, answer.output.data)
+
+    def _types(self, statement: str, params: Mapping[str, Any]) -> Mapping[str, str]:
+        """ClickHouse's types of what a statement returns, by name; none where they are not told."""
+        return {} if self._result_types is None else self._result_types.of(statement, params)
 
     def sql_many(self, text: str, params: Sequence[Mapping[str, Any]], /) -> list[Result]:
         """Run one statement for each of some sets of parameters, and return the results in their order.

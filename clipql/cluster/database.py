@@ -43,6 +43,7 @@ from clipql.ingest.forecast import IngestForecast
 from clipql.ingest.layout import check_part, find_parts, parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport
 from clipql.result import Result, Stats
+from clipql.sql.result_types import ResultTypes
 
 DATA = "~/.local/share/clipql-cluster"
 LOOK_SECONDS, LEAVE_SECONDS = 1.0, 5.0
@@ -171,6 +172,7 @@ class ClusterDatabase(Database):
         shape = one_shape(found)
         if known is None or (known.listed, known.unlisted) != (shape.listed, shape.unlisted):
             declare(self._registry.engine, shape)
+            self._result_types = ResultTypes(self._registry)  # what is remembered is of the columns as they were
         self._known[table.full_name] = shape
 
     def _from_any(self, shard: int, method: str, *arguments: Any) -> Any:

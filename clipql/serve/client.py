@@ -33,6 +33,7 @@ from clipql.errors import ClipqlError, QueryError, ServerError
 from clipql.result import Result, Stats
 from clipql.sql.hybrid import words_column
 from clipql.sql.outputs import Progress
+from clipql.sql.result_types import describing, told
 from clipql.sql.search_text import search_text
 from clipql.sql.session import Answer
 
@@ -57,7 +58,7 @@ class RemoteDatabase(Database):
         self._id = uuid.uuid4().hex
         self._talking = threading.Lock()
         self._connection: http.client.HTTPConnection | None = None
-        self._closed = False
+        self._closed, self._timezone = False, "UTC"
         try:
             self.execute("SELECT 1", format="Null")
         except BaseException:
@@ -83,6 +84,7 @@ class RemoteDatabase(Database):
         else:
             body, kind = _form({"query": statement, **given})
             reply, data = self._post("/?" + urlencode(query), body, kind)
+        self._timezone = reply.headers.get("X-ClickHouse-Timezone") or self._timezone
         summary = json.loads(reply.headers.get("X-ClickHouse-Summary") or "{}")
         elapsed = int(summary.get("elapsed_ns", 0)) / 1e9
         output = Output(data, elapsed, 0, int(summary.get("read_rows", 0)), int(summary.get("read_bytes", 0)))
@@ -92,6 +94,17 @@ class RemoteDatabase(Database):
 
     def _answer(self, statement: str, params: Mapping[str, Any]) -> Answer:
         return self.execute(statement, params)
+
+    def _types(self, statement: str, params: Mapping[str, Any]) -> Mapping[str, str]:
+        """Asked in the same session each time, as somebody else may have changed the definitions."""
+        question = describing(statement)
+        if question is None:
+            return {}
+        try:
+            answer = self.execute(question, params)
+        except QueryError:
+            return {}
+        return told(answer.output.arrow(), self._timezone)
 
     def _post(self, target: str, body: bytes, kind: str = "text/plain") -> tuple[http.client.HTTPResponse, bytes]:
         headers = {"Content-Type": kind, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}

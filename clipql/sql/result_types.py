@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from clipql.engine.arrays import with_numbers
 from clipql.errors import ClipqlError
 from clipql.sql.settings import take_format, taken_from
@@ -42,19 +44,28 @@ class ResultTypes:
         return self._known.keep(key, (catalog, changes, self._ask(statement, params)))[2]
 
     def _ask(self, statement: str, params: Mapping[str, Any]) -> dict[str, str]:
-        if not isinstance(read(statement).kind, Select):
+        question = describing(statement)
+        if question is None:
             return {}
-        text, _ = taken_from(take_format(respelled(statement, list))[0])
         engine = self._registry.engine
         try:
             # of the engine, not of the session, to which anything but a SELECT is a change
-            found = engine.arrow(
-                f"DESCRIBE TABLE ({stood_in(text)}\n) SETTINGS print_pretty_type_names = 0",
-                params=with_numbers(statement, params),
-                user=True,
-            )
+            found = engine.arrow(question, params=with_numbers(statement, params), user=True)
         except ClipqlError:
             return {}
-        zone = f"DateTime('{engine.scalar('SELECT timezone()')}')"
-        kinds = [_DATETIME.sub(lambda m: zone if m[0] == "DateTime" else m[0], t) for t in found.column(1).to_pylist()]
-        return dict(zip(found.column(0).to_pylist(), kinds, strict=True))
+        return told(found, str(engine.scalar("SELECT timezone()")))
+
+
+def describing(statement: str) -> str | None:
+    """The statement that tells the types of what a SELECT returns; None for anything but a SELECT."""
+    if not isinstance(read(statement).kind, Select):
+        return None
+    text, _ = taken_from(take_format(respelled(statement, list))[0])
+    return f"DESCRIBE TABLE ({stood_in(text)}\n) SETTINGS print_pretty_type_names = 0"
+
+
+def told(found: pa.Table, timezone: str) -> dict[str, str]:
+    """The types by the columns' names, of what DESCRIBE gave; a DateTime without a time zone has the server's."""
+    zone = f"DateTime('{timezone}')"
+    kinds = [_DATETIME.sub(lambda m: zone if m[0] == "DateTime" else m[0], t) for t in found.column(1).to_pylist()]
+    return dict(zip(found.column(0).to_pylist(), kinds, strict=True))

@@ -25,6 +25,7 @@ STATEMENTS = [
     "SELECT count(), sum(length(caption)), min(id), max(id), any(caption), uniqExact(url) FROM laion",
     "SELECT NSFW, count(), groupArray(id) FROM laion GROUP BY NSFW ORDER BY NSFW",
     "SELECT url FROM laion LIMIT 5 OFFSET 60",
+    "SELECT toDateTime(id, 'UTC') AS at, toIPv4('1.2.3.4') AS ip, (1, 'a') AS t FROM laion ORDER BY at LIMIT 3",
 ]
 
 

@@ -23,6 +23,7 @@ from clipql.serve.picture_files import Folders
 from tests.parts import vectors
 from tests.patience import LAST_NET_SECONDS
 from tests.serve.conftest import ROWS, TOKEN, Running
+from tests.sql.test_python_types import VALUES, same
 
 FIRST = vectors(ROWS, 16, 0)  # the image vectors of the table laion
 
@@ -466,6 +467,20 @@ def test_a_server_is_used_like_a_folder(server: Running) -> None:
                 db.search("laion", image=nothing)
         with pytest.raises(ServerError, match="run it where the server runs"):
             db.ingest("somewhere")
+
+
+def test_a_value_of_each_type_comes_from_a_server_as_from_a_folder(server: Running) -> None:
+    with clipql.connect(server.url) as db:
+        for expression, (expected, _) in VALUES.items():
+            assert same(db.sql(f"SELECT {expression} AS x, 1 AS n").rows[0][0], expected), expression
+        db.sql("CREATE TABLE moods (mood Enum8('dull' = 1), v Array(Float32)) ENGINE = MergeTree ORDER BY tuple()")
+        db.sql("INSERT INTO moods VALUES ('dull', [1, 0])")
+        near = "SELECT mood FROM moods ORDER BY L2Distance(v, [0, 1]) LIMIT 1"
+        assert db.sql(near).rows == [("dull",)]
+        with clipql.connect(server.url) as other:
+            other.sql("ALTER TABLE moods MODIFY COLUMN mood Enum8('grey' = 1)")
+        assert db.sql(near).rows == [("grey",)]
+        db.sql("DROP TABLE moods")
 
 
 def test_a_server_that_is_not_there_or_wants_a_token_is_told(reader: Running) -> None:
