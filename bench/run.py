@@ -15,6 +15,7 @@ from collections.abc import Callable
 from bench import (
     cluster,
     curation,
+    dimensions,
     encode_speed,
     encode_sql,
     exact,
@@ -47,6 +48,7 @@ LONG: dict[str, Callable[[int], Comparison]] = {
     "index-sql": index.compare_sql,
     "filters": index.compare_filters,
     "growth": index.compare_growth,
+    "dimensions": dimensions.compare,
     "encode-text": encode_speed.text,
     "encode-pictures": encode_speed.pictures,
     "encode-sql": encode_sql.compare,
