@@ -12,6 +12,7 @@ from clipql.index import ivf
 from clipql.index.ivf import ranges as ranges_module
 from clipql.index.rows import ArrayRows
 from clipql.storage.vectors.metrics import Metric, distances
+from tests.cases import crossed
 
 SHAPES = [(1, "<f4"), (3, "<f4"), (60, "<f2"), (100, "<f4"), (130, "<f2"), (520, "<f4")]
 
@@ -33,11 +34,11 @@ def queries(x: np.ndarray) -> list[np.ndarray]:
     return list(np.concatenate([x[[0, 11]], near, size * rng.standard_normal((2, d))]).astype(np.float32))
 
 
-@pytest.mark.parametrize("metric", list(Metric))
-@pytest.mark.parametrize(("dimension", "kind"), SHAPES)
+@pytest.mark.parametrize(("metric", "shape"), crossed(list(Metric), SHAPES, every=5))
 def test_no_row_within_a_radius_is_ruled_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: Metric, dimension: int, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: Metric, shape: tuple[int, str]
 ) -> None:
+    dimension, kind = shape
     monkeypatch.setattr(ranges_module, "ENOUGH", 1e9)  # also where a scan would cost less
     x = made(dimension, kind)
     asked = ArrayRows(x[:, ::-1] + np.float32(0.5)) if kind == "<f2" else None

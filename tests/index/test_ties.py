@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import clipql
+from tests.cases import crossed
 
 ROWS, COVERED, DIMENSION, EQUAL = 12_000, 11_500, 16, 50
 DISTANCES = {"cosineDistance": "ASC", "L2Distance": "ASC", "dotProduct": "DESC"}
@@ -67,11 +68,11 @@ def asked(
     return [i for (i,) in found.rows]
 
 
-@pytest.mark.parametrize(("kind", "distance"), TABLES)
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize(("table", "number"), crossed(TABLES, [0, 1, 2], every=2))
 def test_further_columns_decide_over_all_rows_that_tie(
-    db: clipql.Database, world: tuple[np.ndarray, np.ndarray, np.ndarray], kind: str, distance: str, number: int
+    db: clipql.Database, world: tuple[np.ndarray, np.ndarray, np.ndarray], table: tuple[str, str], number: int
 ) -> None:
+    kind, distance = table
     x, group, ids = world
     q = x[group == number][0]
     alive = np.sort(ids[(group == number) & (ids % 10 != 7)])
@@ -83,11 +84,11 @@ def test_further_columns_decide_over_all_rows_that_tie(
         assert (len(found), found[: len(alive) - n // 3]) == (n, mixed[n // 3 : n // 3 + n])
 
 
-@pytest.mark.parametrize(("kind", "distance"), TABLES)
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize(("table", "number"), crossed(TABLES, [0, 1, 2], every=2))
 def test_without_further_columns_ties_are_in_row_order_whatever_the_limit(
-    db: clipql.Database, world: tuple[np.ndarray, np.ndarray, np.ndarray], kind: str, distance: str, number: int
+    db: clipql.Database, world: tuple[np.ndarray, np.ndarray, np.ndarray], table: tuple[str, str], number: int
 ) -> None:
+    kind, distance = table
     x, group, ids = world
     q = x[group == number][0]
     alive = [int(i) for i in ids[group == number] if i % 10 != 7]
@@ -104,38 +105,35 @@ def queries(x: np.ndarray) -> np.ndarray:
     return np.concatenate([near, rng.standard_normal((2, DIMENSION))]).astype(np.float32)
 
 
-@pytest.mark.parametrize(("kind", "distance"), TABLES)
-@pytest.mark.parametrize("more", ["", ", id % 5, id DESC"])
+@pytest.mark.parametrize(("table", "more"), crossed(TABLES, ["", ", id % 5, id DESC"], every=3))
 def test_a_smaller_limit_gives_the_first_rows_of_a_larger_one(
-    db: clipql.Database, world: tuple[np.ndarray, np.ndarray, np.ndarray], kind: str, distance: str, more: str
+    db: clipql.Database, world: tuple[np.ndarray, np.ndarray, np.ndarray], table: tuple[str, str], more: str
 ) -> None:
+    kind, distance = table
     for q in queries(world[0]):
         lists = {n: asked(db, kind, distance, q, f"LIMIT {n}", more) for n in LIMITS}
         assert {n: len(found) for n, found in lists.items()} == {n: n for n in lists}
         assert lists == {n: lists[LIMITS[-1]][:n] for n in lists}
 
 
-@pytest.mark.parametrize(("kind", "distance"), TABLES)
-@pytest.mark.parametrize(
-    ("size", "more", "where"),
-    [
-        (7, "", "1"),
-        (40, ", id DESC", "1"),
-        (300, "", "1"),
-        (40, "", "id % 3 != 1"),
-        (20, ", id", "id % 7 = 1"),
-        (20, "", "L2Distance(v, {q:Array(Float32)}) > 0.1 OR id % 3 = 1"),
-    ],
-)
+PAGES = [
+    (7, "", "1"),
+    (40, ", id DESC", "1"),
+    (300, "", "1"),
+    (40, "", "id % 3 != 1"),
+    (20, ", id", "id % 7 = 1"),
+    (20, "", "L2Distance(v, {q:Array(Float32)}) > 0.1 OR id % 3 = 1"),
+]
+
+
+@pytest.mark.parametrize(("table", "page"), crossed(TABLES, PAGES, every=5))
 def test_pages_never_repeat_a_row(
     db: clipql.Database,
     world: tuple[np.ndarray, np.ndarray, np.ndarray],
-    kind: str,
-    distance: str,
-    size: int,
-    more: str,
-    where: str,
+    table: tuple[str, str],
+    page: tuple[int, str, str],
 ) -> None:
+    (kind, distance), (size, more, where) = table, page
     for q in queries(world[0])[::3]:
         starts = [*range(0, 20 * size, size), *range(50 * size, 54 * size, size)]
         pages = [asked(db, kind, distance, q, f"LIMIT {size} OFFSET {s}", more, where) for s in starts if s < 9_000]

@@ -15,6 +15,7 @@ import pytest
 
 import clipql
 from clipql.errors import ClipqlError, QueryError, VectorError
+from tests.cases import crossed
 
 DISTANCES = ("L2Distance", "L2SquaredDistance", "cosineDistance", "dotProduct")
 STATEMENTS = {
@@ -68,8 +69,7 @@ def agree(ours: clipql.Result, theirs: clipql.Result) -> None:
     np.testing.assert_allclose([r[1] for r in ours.rows], [r[1] for r in theirs.rows], rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("kind", TAKEN + LONG)
+@pytest.mark.parametrize(("kind", "distance"), crossed(TAKEN + LONG, DISTANCES, every=3))
 def test_what_clickhouse_takes_gives_what_it_gives(db: clipql.Database, kind: str, distance: str) -> None:
     for vector, value in forms(kind):
         for plan, statement in STATEMENTS.items():
