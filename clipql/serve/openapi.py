@@ -119,6 +119,7 @@ def _search(options: Options) -> dict[str, Any]:
         "sql": _TEXT,
         "params": {"type": "object"},
         "plan": _NAMES,
+        "exact": {"type": "boolean"},
         "more": {"type": "boolean"},
         "ms": {"type": "object"},
     }

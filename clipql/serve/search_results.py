@@ -77,6 +77,7 @@ class SearchResults:
                 "sql": made.shown,
                 "params": params,
                 "plan": explain.describe([s.plan for s in answer.steps]),
+                "exact": not any(explain.by_index(s.plan) for s in answer.steps),
                 "more": more,
                 "ms": {k: round(v * 1000, 2) for k, v in seconds.items()},
             }

@@ -141,6 +141,13 @@ def _one(plan: Plan) -> list[str]:
     return lines
 
 
+def by_index(plan: object) -> bool:
+    """Whether an index answers, which may miss rows; else all are compared."""
+    return (
+        isinstance(plan, Plan) and plan.kind in ("top-k", "range") and plan.chosen.index is not None and not doubt(plan)
+    )
+
+
 def _index(plan: Plan) -> str:
     entry, index = plan.chosen.entry, plan.chosen.index
     if entry is None or index is None:

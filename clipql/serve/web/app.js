@@ -7,7 +7,7 @@ import { button, byId, count, drawIcons, el, notice } from './dom.js';
 import { searchable } from './filters.js';
 import { clear, focusTile, makeGrid, revive, rowOf, show, showSkeletons } from './grid.js';
 import { fetchAll, later } from './later.js';
-import { AddressAsWords, MissingPicture, bringBack, forget, keep, keyOf, nextPage, results, search } from './results.js';
+import { AddressAsWords, MissingPicture, bringBack, forget, goesOn, keep, keyOf, nextPage, results, search, shownRows, similarityOf } from './results.js';
 import { drawWords, makeSearchBox } from './searchbox.js';
 import { change, now, openRow, parts, takeAddress, toHash, watch } from './state.js';
 import { askFigures, drawFigures } from './status.js';
@@ -20,6 +20,7 @@ let shownKey = null;
 let skeletons = 0;
 let retry = 0;
 let fetching = 0; // the parts that come later are being fetched
+let fetched = false; // and are there
 let said = null; // what the next results are still shown with
 let foundAt = 0; // when the results shown came, on the clock of performance.now()
 
@@ -37,6 +38,7 @@ const panel = later(() => import('./panel.js'));
 const facets = later(() => import('./facets.js'), (part) => part.makeFacets(currentTable));
 const map = later(() => import('./map.js'));
 const sql = later(() => import('./sql.js'));
+const trust = later(() => import('./trust.js'), (part) => part.makeTrust(drawStatus));
 const models = later(() => import('./models.js'));
 const brightness = later(() => import('./brightness.js'), (part) => part.drawTheme());
 let sqlSeen = false;
@@ -125,9 +127,9 @@ async function refresh(state, fromAddress = false) {
     const error = byId('filter-error');
     if (error) error.textContent = '';
     foundAt = performance.now();
-    show(results.rows, contextOf(state), { more: results.more });
+    show(shownRows(), contextOf(state), { more: goesOn() });
     painted();
-    if (!fetching) fetching = setTimeout(fetchAll, CALM_MS);
+    if (!fetching) fetching = setTimeout(fetchRest, CALM_MS);
     askFigures(state, table, drawStatus);
     window.scrollTo({ top: 0 });
   } catch (error) {
@@ -156,7 +158,7 @@ function showAgain(state, table, top) {
   outdated = false;
   byId('grid').classList.remove('stale');
   byId('grid').setAttribute('aria-busy', 'false');
-  show(results.rows, contextOf(state), { more: results.more });
+  show(shownRows(), contextOf(state), { more: goesOn() });
   window.scrollTo({ top });
   askFigures(state, table, drawStatus);
   drawStatus();
@@ -164,7 +166,7 @@ function showAgain(state, table, top) {
   drawMap();
 }
 
-const contextOf = (state) => ({ table: tableOf(state), safe: state.safe, ranked: parts(state).length > 0 });
+const contextOf = (state) => ({ table: tableOf(state), safe: state.safe, ranked: parts(state).length > 0, best: similarityOf(results.rows[0]) });
 
 /** How long after the last key its results were on the screen, for whoever measures it. */
 function painted() {
@@ -176,11 +178,13 @@ function painted() {
 }
 
 async function more(k) {
+  if (!goesOn()) return false;
   const before = results.state;
   try {
     const rows = await nextPage(k);
     if (!rows || before === null || before !== results.state) return false;
-    show(rows, contextOf(results.state), { append: true, more: results.more });
+    const near = new Set(shownRows());
+    show(rows.filter((row) => near.has(row)), contextOf(results.state), { append: true, more: goesOn() });
     drawStatus();
     drawAfter();
     return rows.length > 0;
@@ -194,7 +198,18 @@ async function more(k) {
 
 let outdated = false; // the search asked for has failed, and the results shown are those before
 
-const drawStatus = () => drawFigures(outdated);
+const showHow = () => dialogs((part) => part.showSql(openInSql));
+
+function drawStatus() {
+  drawFigures(outdated, showHow);
+  if (fetched || now.cut !== null) trust((part) => part.drawTrust(outdated));
+}
+
+async function fetchRest() {
+  await fetchAll();
+  fetched = true;
+  drawStatus();
+}
 
 /** Brings the map in line with the results, where it is open. */
 function drawMap() {
@@ -261,8 +276,8 @@ function draw(state, before, fromAddress = false) {
   if (sqlSeen) sql((part) => part.drawSql(now, currentTable()));
   drawMap();
   const fetched = state.view === 'pictures' && before.view === 'map'; // the map may have brought more rows
-  if ((state.safe !== before.safe || fetched) && results.state && keyOf(state) === shownKey) {
-    show(results.rows, contextOf(state), { more: results.more });
+  if ((state.safe !== before.safe || state.cut !== before.cut || fetched) && results.state && keyOf(state) === shownKey) {
+    show(shownRows(), contextOf(state), { more: goesOn() });
     drawStatus();
     drawAfter();
   }
@@ -333,7 +348,7 @@ function listen() {
   byId('filters').addEventListener('click', () => panel((part) => part.openFilters(currentTable())));
   byId('facets').addEventListener('click', () => facets((part) => part.openFacets()));
   byId('fold').addEventListener('click', () => change({ fold: !now.fold }));
-  byId('show-sql').addEventListener('click', () => dialogs((part) => part.showSql(openInSql)));
+  byId('show-sql').addEventListener('click', showHow);
   byId('export').addEventListener('click', () => dialogs((part) => part.showExport()));
   byId('help').addEventListener('click', showHelp);
   byId('skip').addEventListener('click', () => focusTile(null));
@@ -358,7 +373,7 @@ function listen() {
       const early = CALM_MS - (performance.now() - foundAt);
       if (early > 0) await new Promise((resolve) => setTimeout(resolve, early));
       else await more();
-      setTimeout(() => seen.observe(byId('after')), results.more ? 30 : CALM_MS);
+      setTimeout(() => seen.observe(byId('after')), goesOn() ? 30 : CALM_MS);
     },
     { rootMargin: '1200px' },
   );

@@ -3,7 +3,7 @@
 import { button, byId, el, plural } from './dom.js';
 import { keepPlaces } from './grid.js';
 import { later } from './later.js';
-import { results } from './results.js';
+import { goesOn, results, shownRows } from './results.js';
 import { catalog } from './tables.js';
 
 const nothing = later(() => import('./nothing.js'));
@@ -27,8 +27,8 @@ export function drawBelow(table) {
   else if (catalog.loaded && !catalog.tables.length) children.push(soon((part) => part.emptyDatabase()));
   if (allDead) children.push(el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.'));
   else if (dead > 0) children.push(deadNote());
-  if (results.more) children.push(el('p', { class: 'loading' }, el('span', { class: 'spinner', 'aria-hidden': 'true' }), 'More pictures'));
-  else if (results.rows.length > 20) children.push(el('p', { class: 'quiet end' }, 'That is all of them.'));
+  if (goesOn()) children.push(el('p', { class: 'loading' }, el('span', { class: 'spinner', 'aria-hidden': 'true' }), 'More pictures'));
+  else if (shownRows().length > 20) children.push(el('p', { class: 'quiet end' }, 'That is all of them.'));
   place.replaceChildren(...children);
 }
 

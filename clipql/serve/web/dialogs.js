@@ -3,7 +3,8 @@
 import { ApiError } from './api.js';
 import { announce, button, copy, count, el } from './dom.js';
 import { laidOut } from './highlight.js';
-import { distinct, download, mostInFile, results } from './results.js';
+import { distinct, download, goesOn, mostInFile, results, shownRows } from './results.js';
+import { now } from './state.js';
 
 /** Opens a dialog with a title and a way out; it is gone once closed. `style`: 'middle', 'side' or 'large'. */
 export function openDialog(title, content, { style = 'middle', onclose } = {}) {
@@ -71,8 +72,8 @@ export function showSql(edit) {
 export function showExport() {
   if (!results.state) return;
   const many = el('select', { 'aria-label': 'Rows' });
-  const shown = results.rows.length;
-  const rounded = (results.more ? [100, 1000, 10000] : []).filter((n) => n !== shown && n <= mostInFile());
+  const shown = shownRows().length;
+  const rounded = (goesOn() && now.cut === null ? [100, 1000, 10000] : []).filter((n) => n !== shown && n <= mostInFile());
   for (const n of [shown, ...rounded].filter((n) => n > 0)) many.append(el('option', { value: n }, n === shown ? `the ${count(distinct())} shown` : `the first ${count(n)}`));
   const once = results.state.fold ? el('p', { class: 'quiet' }, 'Of rows that are almost the same, the file has the first.') : null;
   const said = el('p', { class: 'quiet', role: 'status' });

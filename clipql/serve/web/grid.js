@@ -32,7 +32,7 @@ let goesOn = false; // more rows are to come
 let list = null;
 let act = null;
 let tools = null;
-let view = { table: null, safe: 'safe', ranked: false };
+let view = { table: null, safe: 'safe', ranked: false, best: null };
 
 /** `actions`: open(id), like(id), add(id, weight), deadChanged(count, all): whether none of the pictures loads. */
 export function makeGrid(node, actions) {
@@ -169,10 +169,17 @@ function settleLayout() {
   fillNear();
 }
 
+/** How similar a row is beside the best one, 0 to 1, as the length of a bar. */
+function measure(node, row) {
+  const share = view.best > 0 && typeof row.distance === 'number' ? (1 - row.distance) / view.best : 0;
+  node.style.setProperty('--share', Math.max(0, Math.min(1, share)).toFixed(3));
+}
+
 function tileFor(row) {
   const known = tiles.get(row.id);
   if (known) {
     known.row = row;
+    measure(known.node, row);
     whole(known.node);
     known.node.querySelector('.facts').replaceWith(factsOf(row, view.table, view.ranked));
     if (known.dead) markDead(known);
@@ -194,6 +201,7 @@ function tileFor(row) {
   const tile = { row, node, image, source, dead: false, loaded: false, shape: null, tries: 0 };
   tiles.set(row.id, tile);
   whole(node);
+  measure(node, row);
   node.draggable = true;
   node.addEventListener('dragstart', (event) => event.dataTransfer.setData('application/x-clipql-row', row.id));
   node.style.setProperty('--shape', clamp(shapes.get(source) ?? shapeOf(row) ?? 1));

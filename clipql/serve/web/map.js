@@ -7,7 +7,7 @@ import { call } from './api.js';
 import { button, byId, el, picture, pictureOf, plural } from './dom.js';
 import { isVeiled } from './filters.js';
 import { makeCanvas } from './mapcanvas.js';
-import { keyOf, nextPage, results } from './results.js';
+import { goesOn, keyOf, nextPage, results, shownRows } from './results.js';
 import { openRow } from './state.js';
 
 const MOST_WAITS = 100; // of 40 ms
@@ -58,7 +58,7 @@ function mark(id) {
 export async function drawMap(state, table) {
   if (state.view !== 'map' || !results.state || !table) return;
   if (!canvas) build();
-  const key = keyOf(results.state) + state.safe;
+  const key = keyOf(results.state) + state.safe + state.cut;
   if (key === drawnKey) {
     canvas.resize();
     return;
@@ -67,14 +67,14 @@ export async function drawMap(state, table) {
   said.textContent = 'Collecting pictures…';
   let waits = 0;
   try {
-    while (results.more && results.rows.length < WANTED && drawnKey === key) {
+    while (goesOn() && results.rows.length < WANTED && drawnKey === key) {
       const fresh = await nextPage(WANTED - results.rows.length);
       if (fresh?.length === 0) break;
       // a page was on its way already, asked for by the grid; or a search is, which will draw the map anew
       if (fresh === null && waits++ > MOST_WAITS) return;
       if (fresh === null) await new Promise((resolve) => setTimeout(resolve, 40));
     }
-    const rows = results.rows.slice(0, WANTED);
+    const rows = shownRows().slice(0, WANTED);
     if (drawnKey !== key) return;
     if (!rows.length) {
       said.textContent = 'There are no results to map.';

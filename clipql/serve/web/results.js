@@ -6,7 +6,7 @@
 import { ApiError, call, send } from './api.js';
 import { webAddress } from './dom.js';
 import { whereOf } from './filters.js';
-import { parts } from './state.js';
+import { now, parts } from './state.js';
 import { catalog } from './tables.js';
 import { pictureFor } from './uploads.js';
 
@@ -16,7 +16,7 @@ const KEPT_SEARCHES = 10;
 const NEAR_DUPLICATE = 0.96; // cosine of two pictures that a person would call the same
 
 /** What is known of the search shown. `rows` holds every row received once, in order. */
-export const results = { rows: [], offset: 0, more: false, sql: '', params: {}, plan: [], ms: null, state: null, table: null };
+export const results = { rows: [], offset: 0, more: false, sql: '', params: {}, plan: [], exact: true, ms: null, state: null, table: null };
 
 const seen = new Set();
 const kept = new Map(); // a search's key → its results and how far they were scrolled, for the way back
@@ -114,7 +114,7 @@ export async function nextPage(k = MORE) {
     const fresh = unseen(reply.rows);
     results.rows.push(...fresh);
     results.offset += reply.rows.length;
-    takeRest({ ...reply, sql: results.sql, params: results.params, plan: results.plan, ms: results.ms });
+    takeRest({ ...reply, sql: results.sql, params: results.params, plan: results.plan, exact: results.exact, ms: results.ms });
     if (reply.rows.length === 0) results.more = false;
     return fresh;
   } catch (error) {
@@ -150,19 +150,30 @@ export function forget() {
   controller?.abort();
   answered = controller = new AbortController();
   seen.clear();
-  Object.assign(results, { rows: [], offset: 0, more: false, sql: '', params: {}, plan: [], ms: null, state: null, table: null });
+  Object.assign(results, { rows: [], offset: 0, more: false, sql: '', params: {}, plan: [], exact: true, ms: null, state: null, table: null });
 }
 
 function unseen(rows) {
   return rows.filter((row) => !seen.has(row.id) && seen.add(row.id));
 }
 
-function takeRest({ more, sql, params, plan, ms }) {
-  Object.assign(results, { more: Boolean(more), sql: sql ?? '', params: params ?? {}, plan: plan ?? [], ms: ms ?? null });
+function takeRest({ more, sql, params, plan, exact, ms }) {
+  Object.assign(results, { more: Boolean(more), sql: sql ?? '', params: params ?? {}, plan: plan ?? [], exact: exact ?? true, ms: ms ?? null });
 }
 
+/** The similarity of a row to what is searched for, or null where nothing is. */
+export const similarityOf = (row) => (results.state && parts(results.state).length && typeof row?.distance === 'number' ? 1 - row.distance : null);
+
+const within = (row) => now.cut === null || (similarityOf(row) ?? 1) >= now.cut;
+
+/** The rows that are as similar as the cut-off asks: as they come nearest first, the first of them. */
+export const shownRows = () => results.rows.filter(within);
+
+/** Whether rows to come may be shown. */
+export const goesOn = () => results.more && (!results.rows.length || within(results.rows.at(-1)));
+
 /** How many of the rows are not almost the same as one before them. */
-export const distinct = () => results.rows.filter((row) => row.duplicate_of === null).length;
+export const distinct = () => shownRows().filter((row) => row.duplicate_of === null).length;
 
 /** The most rows that a file of the search shown may have; folding compares every two of them. */
 export const mostInFile = () => (results.state?.fold ? catalog.most.search : catalog.most.file);

@@ -7,11 +7,11 @@
 import { call } from './api.js';
 import { announce, button, byId, count, plural } from './dom.js';
 import { whereOf } from './filters.js';
-import { distinct, results } from './results.js';
-import { change, parts } from './state.js';
+import { distinct, goesOn, results, shownRows } from './results.js';
+import { change, now, parts } from './state.js';
 
-/** `outdated`: what is shown is not what was asked for, so no figure is true of it. */
-export function drawFigures(outdated) {
+/** `outdated`: what is shown is not what was asked for, so no figure is true of it. `showHow()`: how it was searched. */
+export function drawFigures(outdated, showHow) {
   const place = byId('status');
   for (const id of ['show-sql', 'export']) byId(id).disabled = !results.state || outdated;
   if (!results.state || outdated) {
@@ -21,18 +21,25 @@ export function drawFigures(outdated) {
   }
   drawWeak(results.state, results.table, results.rows);
   const time = results.ms?.total;
-  const alike = results.rows.length - distinct();
+  const alike = shownRows().length - distinct();
+  const more = goesOn();
+  const near = now.cut !== null && parts(results.state).length ? ` of similarity ${now.cut.toFixed(3)} or more` : '';
   const counts = countsOf(results.state, results.table);
-  const total = results.more && counts ? `first ${count(distinct())} of ${plural(counts.matching, 'picture')}` : `${results.more ? 'first ' : ''}${plural(distinct(), 'picture')}`;
+  const total = more && counts && !near ? `first ${count(distinct())} of ${plural(counts.matching, 'picture')}` : `${more ? 'first ' : ''}${plural(distinct(), 'picture')}${near}`;
   const words = `${total}${alike ? `, ${count(alike)} more almost like them` : ''}`;
   const hidden = counts?.hidden ? `${count(counts.hidden)} hidden by Safe` : null;
   const look = () => change({ safe: 'blur' });
   place.replaceChildren(
     words,
     ...(hidden ? [' · ', button(hidden, { text: hidden, class: 'link', title: 'Show them, blurred', onclick: look })] : []),
-    typeof time === 'number' ? ` · ${time < 10 ? time.toFixed(1) : Math.round(time)} ms` : '',
+    ...(typeof time === 'number' ? [' · ', took(time, showHow)] : []),
   );
   announce([results.rows.length ? words : 'No pictures found', hidden, byId('weak').textContent].filter(Boolean).join('. '));
+}
+
+function took(time, showHow) {
+  const text = `${time < 10 ? time.toFixed(1) : Math.round(time)} ms`;
+  return button(`${text}: how it was searched`, { text, class: 'link', title: 'How it was searched', onclick: showHow });
 }
 
 const CALM_MS = 400; // measuring chance takes many searches: only while nobody types

@@ -40,10 +40,14 @@ def painted(page: Page) -> None:
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
 
 
-def answer(page: Page, *terms: str | dict[str, Any], table: str = "emoji", **rest: Any) -> list[str]:
+def answer(
+    page: Page, *terms: str | dict[str, Any], table: str = "emoji", url: str | None = None, **rest: Any
+) -> list[str]:
     """The ids that the server itself gives for words, or for terms as the API takes them."""
     asked = {"table": table, "terms": [{"text": t} if isinstance(t, str) else t for t in terms], **rest}
-    reply = page.request.post(f"{page.url.partition('#')[0]}api/search", data=asked, timeout=1000 * LAST_NET_SECONDS)
+    reply = page.request.post(
+        f"{url or page.url.partition('#')[0]}api/search", data=asked, timeout=1000 * LAST_NET_SECONDS
+    )
     assert reply.ok, reply.text()
     return [row["id"] for row in reply.json()["rows"]]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from browser_data import EMOJI, WEB
-from browser_steps import painted, search, settled, until
+from browser_steps import answer, ids, painted, search, settled, until
 from browser_support import Served
 from playwright.sync_api import Page, Route, expect
 
@@ -41,6 +41,50 @@ def test_the_first_of_many_pictures_are_told_as_such(open_page: Callable[..., Pa
     page.route("**/api/search", hold_later_pages)
     page.goto(f"{served.address}#pictures?table=emoji")
     expect(page.locator("#status")).to_contain_text(f"first 40 of {EMOJI} pictures")
+
+
+def test_what_an_index_found_is_checked_exactly_in_the_background(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    def as_by_an_index(route: Route) -> None:
+        reply = route.fetch()
+        found = json.loads(reply.text())
+        exact = json.loads(route.request.post_data or "{}")["exact"]
+        rows = found["rows"] if exact else [row for row in found["rows"] if row["id"] != missed]
+        route.fulfill(response=reply, json={**found, "rows": rows, "exact": exact})
+
+    page = open_page(f"{served.address}healthz")
+    missed = answer(page, "cat", k=40, url=served.address)[3]
+    page.route("**/api/search", as_by_an_index)
+    page.goto(f"{served.address}#pictures?table=emoji&q=cat")
+    trust = page.locator("#trust")
+    expect(trust).to_contain_text("checked exactly: 39 of 40")
+    assert missed not in ids(page)
+    page.get_by_role("button", name="Show the exact ones").click()
+    expect(page.locator(f".tile[data-id='{missed}']")).to_be_visible()
+    expect(trust).to_contain_text("exact")
+    expect(trust).not_to_contain_text("checked")
+
+
+def test_a_cut_off_leaves_out_what_is_less_similar_and_is_in_the_address(
+    open_page: Callable[..., Page], page: Page
+) -> None:
+    search(page, "cat")
+    reply = page.request.post(
+        f"{page.url.partition('#')[0]}api/search", data={"table": "emoji", "terms": [{"text": "cat"}], "k": 40}
+    )
+    similar = [round(1 - row["distance"], 6) for row in reply.json()["rows"]]
+    cut = round(sum(similar[4:6]) / 2, 3)
+    near = [s for s in similar if s >= cut]
+    page.get_by_label("Least similarity shown").evaluate(
+        "(input, cut) => { input.step = 'any'; input.value = cut; input.dispatchEvent(new Event('input')); }", cut
+    )
+    expect(page.locator("#status")).to_contain_text(f"{len(near)} pictures of similarity {cut:.3f} or more")
+    assert len(ids(page)) == len(near)
+    other = open_page(page.url)
+    expect(other.locator("#status")).to_contain_text(f"{len(near)} pictures of similarity {cut:.3f} or more")
+    page.get_by_role("button", name="how it was searched").click()
+    expect(page.get_by_role("dialog")).to_contain_text("How it is searched")
 
 
 def test_figures_that_are_late_or_lost_hold_nothing_up(open_page: Callable[..., Page], served: Served) -> None:
