@@ -38,6 +38,8 @@ const panel = later(() => import('./panel.js'));
 const facets = later(() => import('./facets.js'), (part) => part.makeFacets(currentTable));
 const map = later(() => import('./map.js'));
 const sql = later(() => import('./sql.js'));
+const selection = later(() => import('./selection.js'), (part) => part.makeSelection(byId('grid'), currentTable, (id) => rowOf(id, currentTable()), beginAnew));
+let picking = false;
 const trust = later(() => import('./trust.js'), (part) => part.makeTrust(drawStatus));
 const models = later(() => import('./models.js'));
 const brightness = later(() => import('./brightness.js'), (part) => part.drawTheme());
@@ -393,6 +395,11 @@ function start() {
     open: openRow,
     like,
     add: (id, weight) => addTerm({ kind: 'row', id, weight }),
+    pick: (id, range) => {
+      picking = true;
+      selection((part) => part.pick(id, range));
+    },
+    shown: () => picking && selection((part) => part.mark()),
     deadChanged: (n, all) => {
       takeDead(n, all);
       drawAfter();

@@ -34,7 +34,7 @@ let act = null;
 let tools = null;
 let view = { table: null, safe: 'safe', ranked: false, best: null };
 
-/** `actions`: open(id), like(id), add(id, weight), deadChanged(count, all): whether none of the pictures loads. */
+/** `actions`: open(id), like(id), add(id, weight), pick(id, range), shown(), deadChanged(count, all): whether none of the pictures loads. */
 export function makeGrid(node, actions) {
   list = node;
   act = actions;
@@ -83,6 +83,7 @@ export function show(rows, context, { append = false, more = false } = {}) {
   settleSoon();
   tellDead();
   if (!list.querySelector('.tile[data-current]')) setCurrent(list.firstElementChild);
+  act.shown();
 }
 
 /** Forgets a tile; a picture still on its way must not keep those of the next search waiting. */
@@ -189,7 +190,7 @@ function tileFor(row) {
   }
   const source = pictureOf(row);
   const image = picture(null, row.caption || 'Picture without a caption');
-  const open = el('button', { type: 'button', class: 'open', tabindex: -1, onclick: () => press(row.id) }, image);
+  const open = el('button', { type: 'button', class: 'open', tabindex: -1, onclick: (event) => press(row.id, event) }, image);
   const node = el(
     'li',
     { class: 'tile', dataset: { id: row.id } },
@@ -356,9 +357,12 @@ function veil(tile) {
   else open.removeAttribute('aria-label');
 }
 
-function press(id) {
+function press(id, event) {
   const tile = tiles.get(id);
-  if (tile?.node.classList.contains('veiled')) {
+  // a click picks while others are picked; a key opens, as it has one for picking
+  const picking = event.ctrlKey || event.metaKey || event.shiftKey || (event.detail > 0 && list.classList.contains('picking'));
+  if (picking) act.pick(id, event.shiftKey);
+  else if (tile?.node.classList.contains('veiled')) {
     uncover(tile.row, view.table);
     veil(tile);
   } else act.open(id);
@@ -371,6 +375,7 @@ function makeTools() {
   return el(
     'div',
     { class: 'actions' },
+    one('Pick', 'pick', () => act.pick(id(), false)),
     one('More like this', 'like', () => act.like(id())),
     one('Add to the search', 'plus', () => act.add(id(), 1)),
     one('Take away from the search', 'minus', () => act.add(id(), -0.5)),

@@ -45,6 +45,8 @@ function onKey(event, list, act) {
       const first = list.querySelector('.tile[data-id]:not(.left)');
       if (first) whole(first).querySelector('.open')?.focus();
     },
+    x: () => act.pick(id, false),
+    X: () => act.pick(id, true),
     m: () => act.like(id),
     '+': () => act.add(id, 1),
     '-': () => act.add(id, -0.5),

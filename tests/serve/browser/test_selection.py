@@ -1,0 +1,105 @@
+"""Picking pictures, and what the tray does with them, on a server that writes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from browser_steps import ids, meanwhile, settled
+from browser_support import Served, Web, serve
+from playwright.sync_api import Page, expect
+
+import clipql
+
+ROWS = 12
+
+
+@pytest.fixture(scope="module")
+def writing(tmp_path_factory: pytest.TempPathFactory, web: Web) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("writing")
+    with clipql.connect(folder / "some.db") as db:
+        db.sql("CREATE TABLE t (url String, caption String, v Array(Float32)) ENGINE = MergeTree ORDER BY tuple()")
+        rows = [(f"{web.address}/gone/{i}.png", f"it's \\ {i}", [float(i), 1.0]) for i in range(ROWS)]
+        table = pa.table({name: [r[at] for r in rows] for at, name in enumerate(("url", "caption", "v"))})
+        pq.write_table(table, folder / "rows.parquet")
+        db.sql(f"INSERT INTO t SELECT * FROM file('{folder / 'rows.parquet'}')")
+    with serve(folder / "some.db", folder / "log", "--write") as running:
+        yield running
+
+
+def rows(page: Page, sql: str) -> str:
+    reply = page.request.post(f"{page.url.partition('#')[0]}?wait_end_of_query=1", data=sql)
+    assert reply.ok, reply.text()
+    return reply.text().strip()
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page], writing: Served) -> Page:
+    opened = open_page(f"{writing.address}#pictures?table=t")
+    settled(opened)
+    return opened
+
+
+def test_pictures_are_picked_by_key_click_and_range_and_saved_with_their_vectors(page: Page, tmp_path: Path) -> None:
+    tiles = page.locator(".tile[data-id] .open")
+    tiles.nth(1).focus()
+    page.keyboard.press("x")
+    expect(page.locator(".tray-count")).to_have_text("1 picked")
+    tiles.nth(4).click(modifiers=["Shift"])
+    tiles.nth(2).click()  # while others are picked a click is enough, and takes the pick back
+    expect(page.locator(".tray-count")).to_have_text("3 picked")
+    expect(page.locator(".tile.picked")).to_have_count(3)
+    shown = ids(page) or page.eval_on_selector_all(".tile[data-id]", "all => all.map(t => t.dataset.id)")
+    picked = [int(shown[i]) for i in (1, 3, 4)]
+
+    page.get_by_role("button", name="Save", exact=True).click()
+    with page.expect_download() as parquet:
+        page.get_by_role("button", name="Parquet").click()
+    found = pq.read_table(io.BytesIO(Path(parquet.value.path()).read_bytes()))
+    assert sorted(v[0] for v in found["v"].to_pylist()) == sorted(map(float, picked))
+    with page.expect_download() as listed:
+        page.get_by_role("button", name="As a list").click()
+    addresses = Path(listed.value.path()).read_text().split()
+    assert [int(a.rpartition("/")[2].removesuffix(".png")) for a in addresses] == picked
+
+
+def test_what_is_picked_is_tagged_saved_as_a_table_and_deleted_unless_taken_back(page: Page) -> None:
+    page.locator(".tile[data-id] .open").first.focus()
+    page.keyboard.press("x")
+    page.get_by_role("button", name="Tag", exact=True).click()
+    page.get_by_label("A word for them").fill("it's")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("1 picture tagged")
+    assert rows(page, "SELECT count() FROM t WHERE has(tags, 'it\\'s')") == "1"
+    page.keyboard.press("Escape")
+
+    page.get_by_role("button", name="Save as a table").click()
+    page.get_by_label("Its name").fill("my picks")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("The table my picks has 1 row")
+    assert rows(page, "SELECT count(), any(length(v)) FROM `my picks`") == "1\t2"
+    page.keyboard.press("Escape")
+
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.get_by_label("Deleting")).to_contain_text("1 picture will be deleted from t")
+    page.get_by_role("button", name="Undo").click()
+    assert rows(page, "SELECT count() FROM t") == str(ROWS)
+    page.locator(".tile[data-id] .open").first.focus()
+    page.keyboard.press("x")
+    page.get_by_role("button", name="Delete", exact=True).click()
+    meanwhile(page, lambda: rows(page, "SELECT count() FROM t") == str(ROWS - 1), "the row is deleted")
+
+
+def test_a_row_that_has_another_number_by_now_is_left_alone(page: Page) -> None:
+    before = int(rows(page, "SELECT count() FROM t"))
+    page.locator(".tile[data-id] .open").nth(5).focus()
+    page.keyboard.press("x")
+    rows(page, "DELETE FROM t WHERE _row = (SELECT min(_row) FROM t)")
+    rows(page, "OPTIMIZE TABLE t FINAL")  # numbers the rows anew
+    page.get_by_role("button", name="Delete", exact=True).click()
+    meanwhile(page, lambda: page.get_by_label("Deleting").count() == 0, "it was carried out")
+    assert int(rows(page, "SELECT count() FROM t")) == before - 1
