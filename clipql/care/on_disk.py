@@ -59,13 +59,14 @@ def _check_column(folder: Path, table: Table, column: VectorColumn, tally: Tally
                 "manifest", table.full_name, f"{column.name} lacks the vectors of rows {end:,} to {segment.first - 1:,}"
             )
         end = segment.end
-        if segment.dimension != column.dimension:
+        if segment.dimension != column.dimension and not segment.hollow:
             tally.add(
                 "segment",
                 table.full_name,
                 f"{segment.file} holds {segment.dimension} numbers a vector, {column.name} has {column.dimension}",
             )
-        tally.reading(place / segment.file)
+        for name in filter(None, (segment.file, segment.there)):
+            tally.reading(place / name)
         try:
             segments.verify(place, segment)
             if deep:

@@ -12,11 +12,13 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clipql.brief import Brief
 from clipql.engine.quoting import quote_name
@@ -314,6 +316,15 @@ class Indexes:
         if column is None or own is None or entry.column == "text_embedding" or column.dimension != own.dimension:
             return None
         return self.registry.store(table, "text_embedding")
+
+    def revised(self, table: Table, touched: Mapping[str, NDArray[np.int64] | None]) -> Table:
+        """A table as it shall be once rows of these columns have other vectors: what was built of the older ones goes.
+
+        touched: their numbers, ascending; None for all of a column.
+        """
+        bare = {i.name: i for i in unbuilt(table)}
+        indexes = tuple(bare[i.name] if i.column in touched and i.kind != "flat" else i for i in table.indexes)
+        return dataclasses.replace(table, indexes=indexes)
 
     def add(self, table: Table, entry: IndexEntry, *, if_not_exists: bool = False) -> None:
         """Define an index; it is built by MATERIALIZE INDEX, OPTIMIZE TABLE, or when enough rows come."""
