@@ -130,6 +130,29 @@ class Revision:
         self._indexes.sweep()
 
 
+def fill_new(
+    registry: Registry,
+    table: Table,
+    column: VectorColumn,
+    fill: Callable[[Callable[[NDArray[np.int64], NDArray[Any]], None], int | None], None],
+) -> VectorColumn:
+    """A column that a table does not have yet, with vectors for its rows; optional where some have none.
+
+    fill: is given what takes rows and their vectors, as `Revision.put` does, and the numbers of a vector, None.
+    """
+    bare = dataclasses.replace(column, segments=(presence.hollow(0, table.rows),) if table.rows else ())
+    folder = registry.folder / "vectors" / table.id / column.folder
+    filling = _Column(bare, folder, registry.catalog.serial, lambda first, last: (), None)
+    try:
+        fill(lambda rows, block: filling.put(rows, block, None, table), None)
+        filled = filling.finish()
+    except BaseException:
+        filling.abandon(set())
+        raise
+    alive, given = registry.alive(table), filling.touched
+    return dataclasses.replace(filled, optional=not bool((given if alive is None else given | ~alive).all()))
+
+
 class _Column:
     """The segments of one column that are being written anew."""
 
@@ -195,6 +218,8 @@ class _Column:
             if known is not None:
                 there = known.there
                 known.close()
+            elif old.hollow:
+                there = np.zeros(old.rows, np.bool_)
             elif self._there is None:
                 there = np.ones(old.rows, np.bool_)
             else:
