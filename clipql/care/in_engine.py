@@ -124,7 +124,7 @@ def _check_searches(db: OpenDatabase, table: Table, entry: IndexEntry, sample: i
     """Queries by stored vectors. Raises ClipqlError for a wrong distance, or where too many rows are missed."""
     registry = db.registry
     store, metric = registry.store(table, entry.column), Metric(entry.metric)
-    index = kinds.open_index(entry, db.indexes.folder(entry), store)
+    index = kinds.changing(kinds.open_index(entry, db.indexes.folder(entry), store), store, entry.changed)
     if index.rows_covered != entry.rows:
         raise ClipqlError(f"it covers {index.rows_covered:,} rows, the manifest says {entry.rows:,}")
     there = None if store.there is None else store.there[: entry.rows]

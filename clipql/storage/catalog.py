@@ -23,7 +23,7 @@ NAME = "manifest.json"
 # ClickHouse's database of what is clipql's own: shapes of tables, and tables that are only being made
 INTERNAL = "clipql_internal"
 # fields that came with format 2
-_LATER = ("absent", "there", "there_hash", "optional")
+_LATER = ("absent", "there", "there_hash", "optional", "changed")
 # what may lie in the folder of a database that was not finished being made
 _OWN = ("lock", "tmp", NAME + ".tmp")
 
@@ -92,6 +92,11 @@ class VectorColumn(Brief):
         """How many of its rows have no vector, those that were deleted among them."""
         return sum(s.absent for s in self.segments)
 
+    @property
+    def absence(self) -> str:
+        """The same in words; empty where every row has a vector."""
+        return f"{self.absent:,} of {self.rows:,} rows have no vector" if self.absent else ""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -109,6 +114,7 @@ class IndexEntry:
 
     definition: the text from TYPE on, as it was written. options: the kind's own, by name. folder: within `index/`,
     None until it is built. rows: how many it covers. recall: of 10, by kind of query, as measured at the build.
+    changed: rows that were given another vector since it was built, ascending.
     """
 
     name: str
@@ -122,6 +128,7 @@ class IndexEntry:
     seconds: float = 0.0
     bytes: int = 0
     recall: Mapping[str, float] = field(default_factory=dict)
+    changed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,7 +253,8 @@ def _format(catalog: Catalog) -> int:
     tables = [*catalog.tables, *(t for t in changing if t)]
     if catalog.pending and catalog.pending.kind == "vectors":
         return FORMAT
-    return FORMAT if any(c.optional or c.absent for t in tables for c in t.columns) else 1
+    lacking = any(c.optional or c.absent for t in tables for c in t.columns)
+    return FORMAT if lacking or any(i.changed for t in tables for i in t.indexes) else 1
 
 
 def _plain(value: Any) -> Any:
@@ -320,7 +328,7 @@ def _check_names(table: Table) -> None:
         if segment.linked and (not path.is_absolute() or ".." in path.parts or "\0" in segment.file):
             raise ValueError(f"{segment.file!r} is no address of a linked file")
     numbers = [table.rows, *(n for s in segments for n in (s.first, s.rows, s.dimension, s.offset, s.absent))]
-    numbers += [n for r in rows for n in (r.rows, r.bytes)] + [i.rows for i in table.indexes]
+    numbers += [n for r in rows for n in (r.rows, r.bytes)] + [n for i in table.indexes for n in (i.rows, *i.changed)]
     if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
         raise ValueError(f"a number of table {table.full_name} is none")
 
@@ -346,7 +354,7 @@ def _catalog(d: Mapping[str, Any]) -> Catalog:
 
 def _table(d: Mapping[str, Any]) -> Table:
     columns = tuple(VectorColumn(**{**c, "segments": tuple(Segment(**s) for s in c["segments"])}) for c in d["columns"])
-    indexes = tuple(IndexEntry(**i) for i in d.get("indexes", ()))
+    indexes = tuple(IndexEntry(**{**i, "changed": tuple(i.get("changed", ()))}) for i in d.get("indexes", ()))
     parts = tuple(Part(**p) for p in d["parts"])
     rows = d.get("row_file")
     # those of older versions have no listing: what is derived need not be read, it can be made again

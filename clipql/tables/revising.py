@@ -127,7 +127,9 @@ class Revision:
         with registry.gate.writing():
             registry.save(registry.catalog.with_pending(Pending("vectors", before, after)))
             recover.settle(registry)
+        self._indexes.reopen(before)
         self._indexes.sweep()
+        self._indexes.after_insert(before.id)
 
 
 def fill_new(

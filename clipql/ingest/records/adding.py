@@ -79,7 +79,6 @@ def add_column(
             with Revision(registry, db.indexes, known) as revision:
                 filling.fill(partial(revision.put, add_column), column.dimension)
                 revision.commit({add_column: model} if model and filling.filled else None)
-            db.indexes.after_insert(known.id)
         else:
             fresh = schema.new_column(registry, known, add_column)
             try:
@@ -101,7 +100,7 @@ def _fillable(table: Table, name: str) -> VectorColumn | None:
         return column
     raise IngestError(
         f"{table.full_name} has a column {name}, in which each row has a vector: name another, or drop that one first, "
-        f"by ALTER TABLE {table.full_name} DROP COLUMN {quote_name(name)}; ALTER TABLE … UPDATE gives rows other vectors"
+        f"by ALTER TABLE {table.full_name} DROP COLUMN {quote_name(name)}; ALTER TABLE … UPDATE gives rows others"
     )
 
 
