@@ -26,7 +26,7 @@ def laion(db: clipql.Database) -> clipql.Database:
         ("DETACH TABLE laion", "vectors lie outside ClickHouse"),
         ("DETACH DATABASE default", "holds default.laion"),
         ("ALTER TABLE laion MODIFY COLUMN v Array(Float64)", "v is a vector column"),
-        ("ALTER TABLE laion UPDATE v = [0, 0] WHERE id = 1", "vectors are not updated in place"),
+        ("ALTER TABLE laion UPDATE v = [0, 0], w = 1 WHERE id = 1", "update vectors in one statement"),
         ("ALTER TABLE laion FREEZE", "moves rows without their vectors"),
         ("CREATE TABLE clipql_internal.t (v Array(Float32)) ENGINE = MergeTree ORDER BY tuple()", "is clipql's own"),
         ("DROP DATABASE clipql_internal", "is clipql's own"),

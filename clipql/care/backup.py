@@ -161,7 +161,9 @@ def _hold(db: OpenDatabase, stage: Path, *, keep_links: bool) -> Catalog:
     with files.translated(stage, "linking into"):
         for table, column, old, new in _segment_pairs(registry.catalog, found):
             folder = registry.folder / "vectors" / table / column
-            _link(folder / old.file, stage / "vectors" / table / column / new.file)
+            for name, copy in ((old.file, new.file), (old.there, new.there)):
+                if name:
+                    _link(folder / name, stage / "vectors" / table / column / copy)
         for top, names in (
             ("index", [i.folder for t in found.tables for i in t.indexes if i.folder]),
             ("rows", [t.row_file.folder for t in found.tables if t.row_file]),

@@ -137,4 +137,5 @@ def _report(folder: Path, found: Catalog, tally: Tally, began: float, *, deep: b
         seconds=time.perf_counter() - began,
         findings=tuple(tally.findings),
         held=places.held(folder),
+        notes=tuple(f"{t.full_name}, {c.name}: {c.absence}" for t in found.tables for c in t.columns if c.absent),
     )

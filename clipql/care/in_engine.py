@@ -124,20 +124,24 @@ def _check_searches(db: OpenDatabase, table: Table, entry: IndexEntry, sample: i
     """Queries by stored vectors. Raises ClipqlError for a wrong distance, or where too many rows are missed."""
     registry = db.registry
     store, metric = registry.store(table, entry.column), Metric(entry.metric)
-    index = kinds.open_index(entry, db.indexes.folder(entry), store)
+    index = kinds.changing(kinds.open_index(entry, db.indexes.folder(entry), store), store, entry.changed)
     if index.rows_covered != entry.rows:
         raise ClipqlError(f"it covers {index.rows_covered:,} rows, the manifest says {entry.rows:,}")
-    rows = np.unique(np.linspace(0, entry.rows - 1, sample).astype(np.int64))
+    there = None if store.there is None else store.there[: entry.rows]
+    rows = np.arange(entry.rows) if there is None else np.flatnonzero(there)
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows))).astype(np.int64))]
     found = expected = 0
     for query in store.take(rows):
-        best = index.search(query, 10)
+        best = index.search(query, 10, among=there)
         distances = metrics.distances(metric, store.take(best.rows.astype(np.int64)), query)
         if not np.allclose(distances, best.distances, rtol=1e-4, atol=1e-4, equal_nan=True):
             raise ClipqlError("a distance that it gives is not that of the row's vector")
         if len(np.unique(best.rows)) != len(best.rows):
             raise ClipqlError("it gives a row twice")
         nearest = Scan(
-            [Term(store, metric, query.astype(np.float64), -1.0 if metric.larger_is_nearer else 1.0)], entry.rows
+            [Term(store, metric, query.astype(np.float64), -1.0 if metric.larger_is_nearer else 1.0)],
+            entry.rows,
+            there,
         )
         limit = np.sort(nearest.nearest(10).distances)[:10]
         keys = np.sort(-distances if metric.larger_is_nearer else distances)

@@ -59,13 +59,14 @@ def _check_column(folder: Path, table: Table, column: VectorColumn, tally: Tally
                 "manifest", table.full_name, f"{column.name} lacks the vectors of rows {end:,} to {segment.first - 1:,}"
             )
         end = segment.end
-        if segment.dimension != column.dimension:
+        if segment.dimension != column.dimension and not segment.hollow:
             tally.add(
                 "segment",
                 table.full_name,
                 f"{segment.file} holds {segment.dimension} numbers a vector, {column.name} has {column.dimension}",
             )
-        tally.reading(place / segment.file)
+        for name in filter(None, (segment.file, segment.there)):
+            tally.reading(place / name)
         try:
             segments.verify(place, segment)
             if deep:
@@ -103,11 +104,12 @@ def _check_index(folder: Path, table: Table, entry: IndexEntry, tally: Tally, *,
     try:
         index_folder.verify(place)
         meta = index_folder.read_meta(place)
-        if meta.get("rows", entry.rows) != entry.rows:
-            raise ClipqlError(f"{place} covers {meta.get('rows'):,} rows, the manifest says {entry.rows:,}")
+        rows = meta.get("rows", entry.rows)
+        if meta.get("covered", rows) != entry.rows:
+            raise ClipqlError(f"{place} covers {rows:,} rows, the manifest says {entry.rows:,}")
         for name in ("rows.npy",) if deep else ():
             if name in meta["files"]:
-                _check_permutation(place / name, entry.rows)
+                _check_permutation(place / name, rows)
     except (ClipqlError, OSError, ValueError, TypeError) as error:
         tally.add("index", table.full_name, f"{entry.name}: {error}", rebuild_index(table, entry))
 

@@ -34,7 +34,7 @@ class Finding(Brief):
 @dataclass(frozen=True, repr=False)
 class CheckReport(Brief):
     """What was checked, and what of it is damaged. bytes: of the files that were read and hashed. held: what snapshots
-    of readers hold.
+    of readers hold. notes: what is as it shall be and may be worth knowing, such as rows without vectors.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class CheckReport(Brief):
     seconds: float
     findings: tuple[Finding, ...]
     held: Held | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def damaged(self) -> bool:
@@ -58,7 +59,7 @@ class CheckReport(Brief):
             f"read in {self.seconds:.1f} s"
         )
         end = f"; damaged: {len(self.findings)}" if self.damaged else "; nothing is damaged"
-        lines = [*map(str, self.findings), whole + end]
+        lines = [*map(str, self.findings), whole + end, *self.notes]
         if self.held and self.held.snapshots:
             who = "snapshot of a reader holds" if self.held.snapshots == 1 else "snapshots of readers hold"
             lines.append(f"{self.held.snapshots} {who} {self.held.bytes / 1e6:,.1f} MB that nothing else needs")

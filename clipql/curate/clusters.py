@@ -72,7 +72,7 @@ def cluster_rows(
     engine, physical = db.registry.engine, db.registry.physical(known)
     engine.query(f"DESCRIBE TABLE (SELECT {id} AS clipql_id FROM {physical})", user=True)  # tells what is wrong with it
     with db.registry.gate.reading():
-        side = Side(store, known.rows, chosen_rows(db, known, where))
+        side = Side(store, known.rows, chosen_rows(db, known, where, column))
         if not 1 <= k <= len(side):
             raise ClipqlError(f"{k:,} clusters of {len(side):,} rows; expected 1 to as many as there are rows")
         trained = _trained(side, k, metric, iterations, seed, engine.check_cancelled, progress)

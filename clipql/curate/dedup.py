@@ -102,7 +102,7 @@ def dedup(
     # which tells what is wrong with them
     engine.query(f"DESCRIBE TABLE (SELECT {id} AS clipql_id, {chooses[2]} AS clipql_key FROM {physical})", user=True)
     with db.registry.gate.reading():
-        side = Side(store, known.rows, chosen_rows(db, known, where))
+        side = Side(store, known.rows, chosen_rows(db, known, where, column))
         if not PairsWithin(measured, side, side, within).possible:
             raise VectorError(f"{column} of {table} holds numbers too large for this search")
         search = NearDuplicates(measured, side, within, recall, progress, engine.check_cancelled)

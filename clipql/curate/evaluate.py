@@ -92,7 +92,7 @@ def evaluate(
     vectors = np.asarray(queries, np.float32)
     if vectors.ndim != 2 or vectors.shape[1] != store.dimension or not len(vectors):
         raise VectorError(f"queries have shape {vectors.shape}; {column} of {table} holds {store.dimension} numbers")
-    alive = db.registry.alive(known)
+    alive = db.registry.present(known, [column])
     total = len(vectors) * (1 + sum(len(SETTINGS[e.kind]) for e in entries))
     done = 0
     truths: dict[Metric, list[set[int]]] = {}

@@ -52,10 +52,14 @@ def known_column(db: Database, table: str, column: str) -> tuple[Table, ColumnSt
     return known, db.registry.store(known, column)
 
 
-def chosen_rows(db: Database, table: Table, where: str | None) -> NDArray[np.int64] | None:
-    """The rows that are looked at, ascending; None for all."""
+def chosen_rows(db: Database, table: Table, where: str | None, column: str | None = None) -> NDArray[np.int64] | None:
+    """The rows that are looked at, ascending; None for all. column: the rows have a vector in it."""
+    columns = [column] if column else []
     if where is None:
-        alive = db.registry.alive(table)
-        return None if alive is None else np.flatnonzero(alive)
+        there = db.registry.present(table, columns)
+        return None if there is None else np.flatnonzero(there)
     rows = db.registry.row_numbers(f"SELECT {ROW} FROM {db.registry.physical(table)} WHERE ({where}\n)", {})
-    return np.sort(rows[rows < table.rows]).astype(np.int64)
+    found = np.zeros(table.rows, np.bool_)
+    found[rows[rows < table.rows]] = True
+    present = db.registry.present(table, columns, found)
+    return np.flatnonzero(found if present is None else present)

@@ -107,6 +107,17 @@ class NewFolder:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def add(folder: Path, name: str, array: NDArray[Any], more: Mapping[str, object]) -> None:
+    """Add an array, as `name`.npy, and more of what meta.json says to a folder that nothing refers to yet."""
+    meta, path = read_meta(folder), folder / f"{name}.npy"
+    with open(path, "wb") as file:
+        np.save(file, array)
+    told = {"size": path.stat().st_size, "xxh3": _hash(path), "head": _head_hash(path)}
+    write_meta(folder, {**meta, **more, "files": {**meta["files"], path.name: told}})
+    for each in (path, folder / META, folder):
+        _sync(each)
+
+
 def write_meta(folder: Path, meta: Mapping[str, object]) -> None:
     (folder / META).write_text(json.dumps({**meta, "hash": _meta_hash(meta)}, indent=1) + "\n", "utf-8")
 

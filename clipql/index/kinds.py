@@ -6,12 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clipql.errors import DatabaseDamaged, VectorIndexError
+from clipql.index import partial
 from clipql.index.base import Index, Route, Vectors
 from clipql.storage.catalog import IndexEntry
 from clipql.storage.vectors.metrics import Metric
 
 Progress = Callable[[str, int, int], None]
+_NONE = np.empty(0, np.int64)
 # below this many rows an exact scan is as fast as any index
 FEWEST_ROWS = 1_000
 # the search settings of ClickHouse's documentation, and ours, by the kind that knows them
@@ -34,11 +39,49 @@ def build(
     identity: str,
     model: Path | None = None,
 ) -> Index:
-    """Build an index of an entry's kind in a folder that is there in full afterwards, or not at all.
+    """Build an index of an entry's kind, over the rows that have a vector, in a folder that is there in full
+    afterwards, or not at all.
 
     work, identity: where a build may go on that was cut off, and of what it must be. model: the folder of what was
     learnt for it elsewhere, for an ivf index.
     """
+    there: NDArray[np.bool_] | None = getattr(vectors, "there", None)
+    if there is not None:
+        numbers = np.flatnonzero(there)
+        paired = getattr(queries, "there", None)
+        if queries is not None and paired is not None and not paired[numbers].all():
+            queries = None
+        dense = partial.Dense(vectors, numbers)
+        inner = _built(
+            entry, dense, folder, queries and partial.Dense(queries, numbers), progress, work, identity, model
+        )
+        partial.note(folder, numbers, vectors.rows)
+        return partial.PartialIndex(inner, vectors, vectors.rows, numbers, _NONE)
+    if getattr(queries, "there", None) is not None:
+        queries = None
+    return _built(entry, vectors, folder, queries, progress, work, identity, model)
+
+
+def changing(index: Index, vectors: Vectors, changed: Sequence[int]) -> Index:
+    """An index of a column in which these rows were given other vectors since it was built."""
+    if not changed:
+        return index
+    rows = np.asarray(changed, np.int64)
+    if isinstance(index, partial.PartialIndex):
+        return index.changing(vectors, rows)
+    return partial.PartialIndex(index, vectors, index.rows_covered, None, rows)
+
+
+def _built(
+    entry: IndexEntry,
+    vectors: Vectors,
+    folder: Path,
+    queries: Vectors | None,
+    progress: Progress,
+    work: Path,
+    identity: str,
+    model: Path | None,
+) -> Index:
     metric = Metric(entry.metric)
     if entry.kind == "ivf":
         from clipql.index import ivf
@@ -64,7 +107,7 @@ def can_grow(entry: IndexEntry, folder: Path) -> bool:
         return False
     from clipql.index import ivf
 
-    return ivf.can_grow(folder)
+    return not entry.changed and partial.noted(folder) is None and ivf.can_grow(folder)
 
 
 def grow(entry: IndexEntry, folder: Path, place: Path, vectors: Vectors, progress: Progress) -> Index:
@@ -87,7 +130,11 @@ def forecast(entry: IndexEntry, vectors: Vectors, folder: Path) -> str:
 def open_index(entry: IndexEntry, folder: Path, vectors: Vectors) -> Index:
     """Open what `build` made. Raises DatabaseDamaged, naming the file, where it is not as it was written."""
     try:
-        return _opened(entry, folder, vectors)
+        known = partial.noted(folder)
+        if known is None:
+            return _opened(entry, folder, vectors)
+        inner = _opened(entry, folder, partial.Dense(vectors, known[0]))
+        return partial.PartialIndex(inner, vectors, known[1], known[0], _NONE)
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         # right hashes over what no build writes
         raise DatabaseDamaged(f"{folder} does not open as an index ({error!r}); rebuild the index") from error
@@ -114,7 +161,7 @@ def routed(index: Index, routes: Sequence[Route]) -> Index:
     if index.kind == "ivf" and routes:
         from clipql.index import ivf
 
-        assert isinstance(index, ivf.IvfIndex)
+        assert isinstance(index, (ivf.IvfIndex, partial.PartialIndex))
         return index.routed(routes)
     return index
 

@@ -80,8 +80,8 @@ def check_columns(engine: Engine, table: Table, part: Incoming) -> Table:
             raise IngestError(
                 f"{file} has vectors of {dimension} numbers; {name} of {table.full_name} holds {expected}"
             )
-    for name in vectors:
-        if name not in part.vectors:
+    for name, column in vectors.items():
+        if name not in part.vectors and not column.optional:
             raise IngestError(f"{part.name} has no vectors for {name}, which each row of {table.full_name} needs")
     for name, (kind, default) in wanted.items():
         if name in vectors or name in given or default or (name == "id" and kind.startswith(("UInt", "Int"))):
@@ -99,7 +99,10 @@ def check_columns(engine: Engine, table: Table, part: Incoming) -> Table:
             )
         if not _fits(kind, wanted[name][0]):
             raise IngestError(f"{path}: column {name} is {kind}; in {table.full_name} it is {wanted[name][0]}")
-    columns = (dataclasses.replace(c, dimension=part.vectors[c.name][1]) for c in table.columns)
+    columns = (
+        dataclasses.replace(c, dimension=part.vectors[c.name][1]) if c.name in part.vectors else c
+        for c in table.columns
+    )
     return dataclasses.replace(table, columns=tuple(columns))
 
 

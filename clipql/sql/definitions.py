@@ -17,12 +17,13 @@ from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index import definition
 from clipql.sql.execution import Step
 from clipql.sql.explain import describe
-from clipql.sql.insert import insert
+from clipql.sql.insert import insert, star
+from clipql.sql.passed_on import passed_on
 from clipql.sql.planner import Planner, Rewritten
 from clipql.sql.row_changes import plans, with_rows_found
 from clipql.sql.safeguard import Ruling
 from clipql.sql.settings import SearchOptions
-from clipql.storage.catalog import IndexEntry, Table
+from clipql.storage.catalog import IndexEntry, Table, VectorColumn
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import split_list
 from clipql.syntax.reading import read
@@ -31,6 +32,7 @@ from clipql.tables import rewrite, schema
 from clipql.tables.index_entries import unbuilt
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
+from clipql.tables.vector_updates import changes_only_vectors
 
 _CHANGES = ("ALTER", "DELETE", "UPDATE")  # which may concern the rows that a condition holds for
 Run = Callable[[Rewritten, str, Mapping[str, Any], str, None], tuple[Output, tuple[Step, ...]]]
@@ -86,6 +88,7 @@ class Definitions:
             return schema.give_way(self._registry, replaced, make) if replaced else make()
         rows = None
         try:
+            table = self._knowing(table, like, sql[statement.select :] if statement.select is not None else None)
             if select is not None:
                 into = Insert(name, None, "SELECT", 0, "")
                 rows = self._fill(table, partial(insert, self._registry, self._planner, table, select, into, params))
@@ -95,6 +98,27 @@ class Definitions:
             schema.drop_if_there(self._registry, table)
             raise
         return Output(rows=rows or 0), rows
+
+    def _knowing(self, table: Table, like: Table | None, select: str | None) -> Table:
+        """A table that was made of another one, or of a SELECT, with what is known of the columns that it has of it:
+        what made their vectors, and whether rows may come without.
+        """
+        registry = self._registry
+        known: dict[str, VectorColumn] = {c.name: c for c in like.columns} if like else {}
+        if select is not None:
+            names = star(registry, table)
+            given = passed_on(select, registry.find, partial(star, registry))
+            known = {names[at]: column for at, (_, column) in given.items() if at < len(names)}
+        columns = tuple(
+            dataclasses.replace(c, model=known[c.name].model, optional=known[c.name].optional) if c.name in known else c
+            for c in table.columns
+        )
+        if columns == table.columns:
+            return table
+        with registry.write_lock:
+            table = dataclasses.replace(registry.current(table), columns=columns)
+            registry.save(registry.catalog.with_table(table))
+        return table
 
     def _passed_create(self, sql: str, statement: CreateTable, params: Mapping[str, Any]) -> tuple[Output, int | None]:
         """A table that is ClickHouse's alone; its SELECT may still search one of ours."""
@@ -173,7 +197,7 @@ class Definitions:
             text = f"DESCRIBE TABLE {self._registry.shape(table)} {sql[statement.rest :]}"
             return self._engine.query(text, format, params=params, user=True)
         with self._registry.write_lock:
-            if statement.verb in ("ALTER", "UPDATE", "TRUNCATE") and not _concerns_index(sql, statement):
+            if statement.verb in ("ALTER", "UPDATE", "TRUNCATE") and not _leaves_rows(sql, statement, table):
                 self._indexes.rows.drop(table)
             try:
                 if verb in _CHANGES:
@@ -231,7 +255,7 @@ class Definitions:
         elif verb == "TRUNCATE":
             schema.truncate(registry, table)
         elif verb in ("DELETE", "UPDATE"):
-            schema.delete(registry, table, sql, params)
+            schema.delete(registry, self._indexes, table, sql, params)
         elif verb == "OPTIMIZE":
             final = any(t.upper == "FINAL" for t in read(sql).words)
             rewrite.optimize(registry, self._indexes, table, sql, final=final)
@@ -273,9 +297,13 @@ class Definitions:
         return self._registry.find(name.database, name.name) if name else None
 
 
-def _concerns_index(sql: str, statement: OnTable) -> bool:
-    """Whether an ALTER does nothing but define, build or drop indexes, which changes no row."""
+def _leaves_rows(sql: str, statement: OnTable, table: Table) -> bool:
+    """Whether a change does nothing but update vectors, or define, build or drop indexes: MergeTree's rows stay."""
+    if statement.verb == "UPDATE":
+        return changes_only_vectors(table, read(sql).words)
     tokens = read(sql[statement.rest :]).tokens
+    if changes_only_vectors(table, tokens):
+        return True
     changes = split_list(tokens, 0, len(tokens))
     return bool(changes) and all(
         b - a > 2 and tokens[a].upper in ("ADD", "DROP", "CLEAR", "MATERIALIZE") and tokens[a + 1].upper == "INDEX"

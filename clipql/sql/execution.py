@@ -129,6 +129,8 @@ class Execution:
             self._left_as_it_is(self._plan.why)
 
     def _step(self, kind: str, why: str, cost: Cost = NO_COST, found: int = 0) -> None:
+        absences = "; ".join(f"{c.name}: {c.absence}" for c in self._plan.columns if c.absent)
+        why = f"{why}; {absences}" if absences else why
         self._work.steps.append(Step(self._plan, kind, why, cost, self._filtered, found))
 
     def _terms(self) -> list[Term]:
@@ -153,14 +155,32 @@ class Execution:
         return among, self._filtered
 
     def _among(self) -> NDArray[np.bool_] | None:
-        """The rows that may be in the answer: those that the filter lets through, or those that are there."""
+        """The rows that may be in the answer: those that the filter lets through, or those that are there, as far as
+        they have a vector.
+        """
+        among = None if self._plan.filter is None else self._matching()
+        among = self._registry.present(self._select.table, self._searched, among)
+        if self._filtered is not None:
+            assert among is not None, "a filter gives a mask"
+            self._filtered = min(self._filtered, int(np.count_nonzero(among)) if self._absent else self._filtered)
+        return among
+
+    @property
+    def _searched(self) -> set[str]:
+        return {t.call.column for t in self._plan.terms}
+
+    @property
+    def _absent(self) -> bool:
+        """Whether rows of the table have no vector in a column whose distances are asked for."""
         table = self._select.table
-        if self._plan.filter is None:
-            return self._registry.alive(table)
-        return self._matching()
+        return any(self._registry.store(table, c.column).there is not None for c in self._select.calls)
 
     def _matching(self) -> NDArray[np.bool_]:
         """The rows that the filter lets through, bool (table.rows,), and their number in `_filtered`."""
+        mask, self._filtered = self._matching_mask()
+        return mask
+
+    def _matching_mask(self) -> tuple[NDArray[np.bool_], int]:
         select = self._select
         text = self._plan.filter or "1"
         prefix = with_clause(text, select.scope.withs, select.aliases)
@@ -172,8 +192,7 @@ class Execution:
         if known is None:
             known = (self._evaluated(text) if alone else None) or self._look(prefix, text)
             self._memory.put(key, *known)
-        mask, self._filtered = known
-        return mask
+        return known
 
     def _evaluated(self, text: str) -> tuple[NDArray[np.bool_], int] | None:
         """The same without ClickHouse, where the condition is plain and its columns lie beside the row file."""
@@ -224,8 +243,9 @@ class Execution:
 
     def _range(self) -> None:
         rows = self._select.table.rows
-        among = None if self._select.joined else self._among()
-        most = max(LARGEST_RANGE, rows // FEW_OF_RANGE) if rows <= MOST_DISTANCES else rows
+        joined, table = self._select.joined, self._select.table
+        among = self._among() if not joined else self._registry.present(table, self._searched) if self._absent else None
+        most = max(LARGEST_RANGE, rows // FEW_OF_RANGE) if rows <= MOST_DISTANCES and not self._absent else rows
         doubt = search.doubt(self._plan)
         found = search.within(self._plan, self._terms(), among, most, doubt)
         if isinstance(found, int):
@@ -324,6 +344,9 @@ class Execution:
 
     def _distances(self, why: str) -> None:
         select = self._select
+        if self._absent and not self._all_present():
+            self._left_as_it_is(f"rows have no vector; {why}")
+            return
         if self._too_wide():
             self._left_as_it_is(f"values too large for float32; {why}")
             return
@@ -344,6 +367,14 @@ class Execution:
         self._work.edit(edits)
         scanned = select.table.rows * len(texts)
         self._step("distances", why, Cost(rows_scanned=scanned, seconds={"scan": time.perf_counter() - began}))
+
+    def _all_present(self) -> bool:
+        """Whether the condition leaves only rows that have the vectors whose distances are asked for."""
+        if self._plan.filter is None or self._select.joined:
+            return False
+        mask, _ = self._matching_mask()
+        found = self._registry.present(self._select.table, {c.column for c in self._select.calls}, mask)
+        return np.array_equal(mask, mask if found is None else found)
 
     def _too_wide(self) -> bool:
         """Whether distances may leave float32, in which they are handed over."""

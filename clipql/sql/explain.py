@@ -117,7 +117,8 @@ def _one(plan: Plan) -> list[str]:
         column = table.column(name)
         if column:
             stored = ", ".join(dict.fromkeys(s.dtype for s in column.segments)) or "empty"
-            lines.append(f"  column: {name} ({column.dimension or '?'} numbers, {stored})")
+            lacking = f"; {column.absence}" if column.absent else ""
+            lines.append(f"  column: {name} ({column.dimension or '?'} numbers, {stored}{lacking})")
     if plan.terms:
         lines.append(f"  smallest: {_formula(plan.terms)}")
     if plan.kind == "range":
@@ -161,7 +162,8 @@ def _index(plan: Plan) -> str:
     newer = f"; {tail:,} newer rows are scanned" if tail else ""
     exact = plan.kind == "range" and exact_range(plan.knobs)
     compared = "; exact: rows that its codes do not rule out are compared" if exact else ""
-    return f"{entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''}){compared}{newer}"
+    others = f"; {len(entry.changed):,} rows with other vectors are compared" if entry.changed else ""
+    return f"{entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''}){compared}{newer}{others}"
 
 
 def _formula(terms: Sequence[Weighted]) -> str:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from clipql.encode.names import canonical
 from clipql.encode.service import Batch
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, VectorError
+from clipql.sql.passed_on import check_models, passed_on
 from clipql.sql.planner import Planner
 from clipql.sql.rowwise import LAZY
 from clipql.storage.catalog import Table
@@ -28,6 +28,7 @@ from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
 from clipql.syntax.statements import Insert
 from clipql.tables import shape
+from clipql.tables.list_columns import as_matrix, check_there
 from clipql.tables.registry import INTERNAL, ROW, Registry
 from clipql.tables.writer import Insertion
 
@@ -66,8 +67,13 @@ def insert(
     table = registry.current(table)
     names, types = _filled(registry, table, statement)
     if statement.source == "SELECT":
+        given = passed_on(sql[statement.body :], registry.find, partial(star, registry))
+        origins = {names[at]: o for at, o in given.items() if at < len(names) and table.column(names[at])}
+        check_models(table, origins, canonical)
         source = _from_select(registry, planner, table, sql[statement.body :], names, types, params)
-        return _store(registry, table, source)
+        fresh = {c.name for c in table.columns if c.rows == c.absent}
+        models = {name: c.model for name, (_, c) in origins.items() if c.model and name in fresh}
+        return _store(registry, table, source, models)
     infile = _from_infile(registry, table, sql, statement, names, types) if statement.source == "INFILE" else None
     if infile:
         return _store(registry, table, infile)
@@ -95,7 +101,7 @@ def _filled(registry: Registry, table: Table, statement: Insert) -> tuple[tuple[
         if name not in types:
             raise QueryError(f"{table.full_name} has no column {name} to insert into; it has {', '.join(types)}")
     for column in table.columns:
-        if column.name not in names:
+        if column.name not in names and not column.optional:
             raise VectorError(
                 f"{table.full_name} needs a vector in {column.name} for each row; the INSERT names {', '.join(names)}"
             )
@@ -264,10 +270,15 @@ def _has_numpy_scalars(path: str) -> bool:
         return b"np.float" in file.read(1 << 20)
 
 
-def _store(registry: Registry, table: Table, source: _Source) -> int:
+def star(registry: Registry, table: Table) -> list[str]:
+    """What the star of a table stands for, where its columns are in order."""
+    return [name for name, _ in shape.insertable(registry.engine, table)]
+
+
+def _store(registry: Registry, table: Table, source: _Source, models: Mapping[str, str] | None = None) -> int:
     with Insertion(registry, table.id) as insertion:
         insertion.add_rows(_without_vectors(registry, insertion, source))
-        insertion.commit()
+        insertion.commit(models=models)
         return insertion.rows
 
 
@@ -282,32 +293,16 @@ def _without_vectors(registry: Registry, insertion: Insertion, source: _Source) 
             column = block.column(source.names.index(name))
             if name in source.stored:
                 origin, original = source.stored[name]
-                found = registry.store(origin, original).take(column.to_numpy(zero_copy_only=False))
+                numbers, store = column.to_numpy(zero_copy_only=False), registry.store(origin, original)
+                found, there = store.take(numbers), None if store.there is None else store.there[numbers]
+                if there is not None:
+                    check_there(insertion.table, name, there, row)
             else:
-                found = _matrix(insertion.table, name, column, row)
+                found, there = as_matrix(insertion.table, name, column, row)
             if len(found):
-                insertion.add_vectors(name, found, row)
+                insertion.add_vectors(name, found, row, there)
         row += block.num_rows
         if others:
             yield pa.RecordBatch.from_arrays([block.column(i) for i in others], [source.names[i] for i in others])
         else:  # a batch without columns would have no length
             yield pa.RecordBatch.from_arrays([pa.nulls(block.num_rows, pa.uint64())], [ROW])
-
-
-def _matrix(table: Table, name: str, column: pa.Array, row: int) -> NDArray[np.float32]:
-    """A list column as float32 (n, d). Raises VectorError where a list is not as long as the column's vectors."""
-    lengths = np.asarray(column.value_lengths())
-    known = table.column(name)
-    expected = (known.dimension if known else None) or (int(lengths[0]) if len(lengths) else 0)
-    wrong = np.flatnonzero(lengths != expected) if expected else np.arange(len(lengths))
-    if len(wrong):
-        raise VectorError(
-            f"{name} of {table.full_name} holds {expected or 'at least 1'} numbers; row {row + int(wrong[0]):,} of the "
-            f"insert has {int(lengths[wrong[0]])}"
-        )
-    if pa.types.is_union(column.type.value_type):  # [number, 1.5] is an Array(Variant(Float64, UInt64))
-        raise VectorError(
-            f"{name} of {table.full_name} is given numbers of several types: make it CAST(…, 'Array(Float32)')"
-        )
-    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    return values.reshape(len(lengths), expected) if len(lengths) else np.empty((0, max(expected, 1)), np.float32)

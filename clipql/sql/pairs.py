@@ -266,18 +266,20 @@ class PairSearch:
 
 
 def rows_of(registry: Registry, side: Side, params: Mapping[str, Any], settings: str) -> NDArray[np.int64] | None:
-    """The rows of a side that its conditions let through, ascending; None for all there are.
+    """The rows of a side with a vector that its conditions let through, ascending; None for all there are.
 
     settings: those of the statement, with a comma at the end.
     """
     if side.filter is None:
-        alive = registry.alive(side.table)
-        return None if alive is None else np.flatnonzero(alive)
+        present = registry.present(side.table, [side.column])
+        return None if present is None else np.flatnonzero(present)
     table = registry.physical(side.table)
     sql = f"SELECT {ROW} FROM {table} AS {quote_name(side.qualifier)} WHERE {side.filter}"
     sql += f" SETTINGS {settings}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
     rows = registry.row_numbers(sql, params).astype(np.int64)
-    return np.sort(rows[rows < side.table.rows])
+    there = registry.store(side.table, side.column).there
+    rows = np.sort(rows[rows < side.table.rows])
+    return rows if there is None else rows[there[rows]]
 
 
 def as_pairs(each: NDArray[Any], near: NDArray[Any], distances: NDArray[Any]) -> pa.Table:

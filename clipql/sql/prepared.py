@@ -198,7 +198,7 @@ class Repeats:
             column = plan.select.table.column(call.column)
             if vector is None or column is None:
                 return None
-            if len(vector.values) != column.dimension:
+            if column.dimension is not None and len(vector.values) != column.dimension:
                 raise VectorError(
                     f"{call.column} of {plan.select.table.full_name} holds {column.dimension} numbers; the query "
                     f"vector has {len(vector.values)}"

@@ -30,7 +30,7 @@ from clipql.syntax.lexer import Token
 from clipql.syntax.names import FunctionCall, lambda_arguments
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
-from clipql.tables.computed import name_of
+from clipql.tables.computed import LENGTH, name_of
 from clipql.tables.indexes import Chosen
 from clipql.tables.registry import GROUPED, NUMBERS, ROW, Registry
 
@@ -44,9 +44,11 @@ _FLOATS = "arrayMin arrayMax L1Norm normL1 L2Norm normL2 LinfNorm normLinf L2Squ
 _OF_ONE = {
     **dict.fromkeys(_FLOATS.split(), "Float32"),
     **dict.fromkeys(("arraySum", "arrayAvg"), "Float64"),
-    **dict.fromkeys(("cityHash64", SECOND_HASH), "UInt64"),
+    **dict.fromkeys(("cityHash64", SECOND_HASH, LENGTH), "UInt64"),
 }
-_EXACT = {"arrayMin", "arrayMax", "LinfNorm", "normLinf", "cityHash64", _DISTINCT}
+# which tell rows that have a vector from those that have none: what is put behind the length
+_OF_LENGTH = {"length": "", "notEmpty": " > 0", "empty": " = 0"}
+_EXACT = {"arrayMin", "arrayMax", "LinfNorm", "normLinf", "cityHash64", _DISTINCT, *_OF_LENGTH}
 # of the vectors of a group, by the type of the numbers of the array; and the most rows that may be named for one
 _OF_GROUP = {"sumForEach": "Float64", "avgForEach": "Float64", "minForEach": "Float32", "maxForEach": "Float32"}
 MOST_GROUPED = 1 << 26
@@ -135,7 +137,9 @@ def _row_calls(
             continue
         source = next(s for s in sources if s.qualifier == named[0][1])
         columns = tuple(c for name, _ in named if (c := source.table.column(name)))
-        if len({c.dimension for c in columns}) != 1 or not columns[0].dimension:
+        if any(c.absent for c in columns) if call.name not in _OF_LENGTH else source.table.rows == 0:
+            continue  # of an empty array ClickHouse has its own numbers
+        if len({c.dimension for c in columns}) != 1 or not (columns[0].dimension or call.name in _OF_LENGTH):
             continue  # ClickHouse says what is wrong, or that there is nothing
         if call.name in _OF_GROUP and (source.table.rows > MOST_GROUPED or tokens[call.at + 2].upper == "DISTINCT"):
             continue
@@ -150,7 +154,7 @@ def _may_be(call: FunctionCall) -> bool:
         return False
     if metric_named(call.name):
         return len(call.arguments) == 2
-    return len(call.arguments) == 1 and call.name in {*_OF_ONE, *_OF_GROUP, *_TELLING}
+    return len(call.arguments) == 1 and call.name in {*_OF_ONE, *_OF_GROUP, *_TELLING, *_OF_LENGTH}
 
 
 def _tells(tokens: Sequence[Token], call: FunctionCall) -> bool:
@@ -172,6 +176,9 @@ def computed(call: RowCall, registry: Registry, qualifier: str) -> str:
 
 
 def _looked_up(function: str, handles: Sequence[str], qualifier: str) -> str:
+    if function in _OF_LENGTH:
+        number = _looked_up(LENGTH, handles, qualifier)
+        return f"({number}{_OF_LENGTH[function]})" if _OF_LENGTH[function] else number
     kind = _OF_ONE.get(function, "Float32")
     text = f"{NUMBERS[kind]}({quote_string(name_of(function, handles))}, {qualifier}{ROW})"
     if kind == "UInt64":

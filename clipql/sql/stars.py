@@ -114,6 +114,8 @@ class Stars:
         columns = self.columns(table)
         vectors = [c for c in columns if table.column(c)]
         kinds = self._kinds(table)
+        if vectors != [c.name for c in table.columns]:  # one was added in front of another
+            return False
         return columns[len(columns) - len(vectors) :] == tuple(vectors) and "ALIAS" not in kinds
 
     def _kinds(self, table: Table) -> tuple[str, ...]:

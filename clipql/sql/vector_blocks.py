@@ -88,6 +88,7 @@ def vector_blocks(
     """
     wanted = registry.alive(table) if where is None else _meeting(registry, row_files, table, where)
     values = _values(registry, row_files, table, columns) if columns else lambda rows: {}
+    wanted = registry.present(table, [column], wanted)
     store = registry.store(table, column)
     mapped = store.blocks(0, table.rows)
 

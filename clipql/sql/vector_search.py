@@ -46,6 +46,8 @@ def nearest(
     doubtful: the plan's `doubt`.
     """
     rows, index = plan.select.table.rows, None if doubtful else plan.chosen.index
+    if among is not None and not among.any():  # no vector may be there to tell how many numbers it has
+        return Candidates(np.empty(0, np.uint64), np.empty(0))
     if among is not None and filtered is not None and filtered <= few(plan):
         return Scan(terms, rows).nearest_of(np.flatnonzero(among), plan.k)
     if index is None:
@@ -126,6 +128,8 @@ def within(
     doubtful: the plan's `doubt`.
     """
     index = plan.chosen.index
+    if among is not None and not among.any():
+        return Candidates(np.empty(0, np.uint64), np.empty(0))
     if index is not None and exact_range(plan.knobs):
         found = _ruled(plan, index, terms[0], among, most)
         if found is not None:

@@ -18,10 +18,12 @@ from clipql.brief import Brief
 from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase
 from clipql.storage import files, strays
 
-FORMAT = 1
+FORMAT = 2  # 1 where no row lacks a vector, which older versions read
 NAME = "manifest.json"
 # ClickHouse's database of what is clipql's own: shapes of tables, and tables that are only being made
 INTERNAL = "clipql_internal"
+# fields that came with format 2
+_LATER = ("absent", "there", "there_hash", "optional", "changed")
 # what may lie in the folder of a database that was not finished being made
 _OWN = ("lock", "tmp", NAME + ".tmp")
 
@@ -33,6 +35,8 @@ class Segment:
     file: the name within the column's folder, or an absolute path where `linked`. first: row number of its first
     row. offset: bytes before the first vector. dtype: 'float16' or 'float32', C order, little-endian.
     largest: an upper bound of the vectors' Euclidean norms. hash: xxh3-64 of the vectors' bytes.
+    absent: how many of its rows have no vector; the file has zeros for them. there: the file, beside it, whose bits
+    tell which rows have one, with its hash; none where all have. Where none has, there is no file at all.
     """
 
     file: str
@@ -44,6 +48,19 @@ class Segment:
     largest: float
     hash: str
     linked: bool = False
+    absent: int = 0
+    there: str = ""
+    there_hash: str = ""
+
+    @property
+    def hollow(self) -> bool:
+        """Whether none of its rows has a vector."""
+        return self.absent == self.rows > 0
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of its own files, which lie in its column's folder."""
+        return tuple(name for name in (self.file, self.there) if name and not (self.linked and name == self.file))
 
     @property
     def end(self) -> int:
@@ -53,18 +70,32 @@ class Segment:
 
 @dataclass(frozen=True, repr=False)
 class VectorColumn(Brief):
-    """A vector column: `dimension` is None until the first rows fix it; `model` filled it, where that is known."""
+    """A vector column: `dimension` is None until the first vectors fix it; `model` filled it, where that is known.
+
+    optional: rows may come without a vector, as the column was added to a table that had rows.
+    """
 
     name: str
     folder: str
     dimension: int | None = None
     model: str | None = None
     segments: tuple[Segment, ...] = ()
+    optional: bool = False
 
     @property
     def rows(self) -> int:
         """Rows in its segments."""
         return self.segments[-1].end if self.segments else 0
+
+    @property
+    def absent(self) -> int:
+        """How many of its rows have no vector, those that were deleted among them."""
+        return sum(s.absent for s in self.segments)
+
+    @property
+    def absence(self) -> str:
+        """The same in words; empty where every row has a vector."""
+        return f"{self.absent:,} of {self.rows:,} rows have no vector" if self.absent else ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +114,7 @@ class IndexEntry:
 
     definition: the text from TYPE on, as it was written. options: the kind's own, by name. folder: within `index/`,
     None until it is built. rows: how many it covers. recall: of 10, by kind of query, as measured at the build.
+    changed: rows that were given another vector since it was built, ascending.
     """
 
     name: str
@@ -96,6 +128,7 @@ class IndexEntry:
     seconds: float = 0.0
     bytes: int = 0
     recall: Mapping[str, float] = field(default_factory=dict)
+    changed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,9 +181,9 @@ class Table(Brief):
 class Pending(Brief):
     """A change under way, written before its first step and cleared after its last, so that open can finish it.
 
-    kind: 'insert', 'create', 'drop', 'replace', 'truncate', 'rename', 'alter' or 'rewrite'. before / after: the table
-    as it was and as it shall be (None where it does not exist then). definitions: for 'alter', the shape and the
-    physical table as they were, as CREATE statements.
+    kind: 'insert', 'create', 'drop', 'replace', 'truncate', 'rename', 'alter', 'rewrite' or 'vectors'. before / after:
+    the table as it was and as it shall be (None where it does not exist then). definitions: for 'alter', the shape and
+    the physical table as they were, as CREATE statements.
     """
 
     kind: str
@@ -210,9 +243,30 @@ def save(folder: Path, catalog: Catalog) -> None:
 
 def encoded(catalog: Catalog) -> bytes:
     """The content of a manifest."""
-    body = json.dumps(dataclasses.asdict(catalog), ensure_ascii=False, separators=(",", ":"))
-    document = {"clipql": "manifest", "format": FORMAT, "hash": _hash(body), "catalog": body}
+    body = json.dumps(_plain(catalog), ensure_ascii=False, separators=(",", ":"))
+    document = {"clipql": "manifest", "format": _format(catalog), "hash": _hash(body), "catalog": body}
     return json.dumps(document, ensure_ascii=False).encode()
+
+
+def _format(catalog: Catalog) -> int:
+    changing = (catalog.pending.before, catalog.pending.after) if catalog.pending else ()
+    tables = [*catalog.tables, *(t for t in changing if t)]
+    if catalog.pending and catalog.pending.kind == "vectors":
+        return FORMAT
+    lacking = any(c.optional or c.absent for t in tables for c in t.columns)
+    return FORMAT if lacking or any(i.changed for t in tables for i in t.indexes) else 1
+
+
+def _plain(value: Any) -> Any:
+    """A value of the catalog as JSON has it; what an older version does not know is left out where it says nothing."""
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {k: _plain(v) for k, v in fields.items() if k not in _LATER or v}
 
 
 def load(folder: Path) -> Catalog:
@@ -263,7 +317,9 @@ def _check_names(table: Table) -> None:
     if any(len(place) != 2 for place in places):
         raise ValueError(f"an index of table {table.full_name} has no folder of a table")
     names += [part for place in places for part in place]
-    names += [s.file for s in segments if not s.linked]
+    names += [name for s in segments for name in s.files]
+    if any(not s.file and not s.hollow for s in segments):
+        raise ValueError(f"a segment of table {table.full_name} has no file")
     for name in names:
         if not strays.is_name(name):
             raise ValueError(f"{name!r} is no name of a file in table {table.full_name}")
@@ -271,8 +327,8 @@ def _check_names(table: Table) -> None:
         path = Path(segment.file)
         if segment.linked and (not path.is_absolute() or ".." in path.parts or "\0" in segment.file):
             raise ValueError(f"{segment.file!r} is no address of a linked file")
-    numbers = [table.rows, *(n for s in segments for n in (s.first, s.rows, s.dimension, s.offset))]
-    numbers += [n for r in rows for n in (r.rows, r.bytes)] + [i.rows for i in table.indexes]
+    numbers = [table.rows, *(n for s in segments for n in (s.first, s.rows, s.dimension, s.offset, s.absent))]
+    numbers += [n for r in rows for n in (r.rows, r.bytes)] + [n for i in table.indexes for n in (i.rows, *i.changed)]
     if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
         raise ValueError(f"a number of table {table.full_name} is none")
 
@@ -298,7 +354,7 @@ def _catalog(d: Mapping[str, Any]) -> Catalog:
 
 def _table(d: Mapping[str, Any]) -> Table:
     columns = tuple(VectorColumn(**{**c, "segments": tuple(Segment(**s) for s in c["segments"])}) for c in d["columns"])
-    indexes = tuple(IndexEntry(**i) for i in d.get("indexes", ()))
+    indexes = tuple(IndexEntry(**{**i, "changed": tuple(i.get("changed", ()))}) for i in d.get("indexes", ()))
     parts = tuple(Part(**p) for p in d["parts"])
     rows = d.get("row_file")
     # those of older versions have no listing: what is derived need not be read, it can be made again

@@ -181,7 +181,7 @@ def _link_moment(source: Path, place: Path, found: Catalog, names: Names) -> Non
 def _folders(source: Path, table: Table) -> Iterator[tuple[Path, list[str], bool]]:
     """The folders of a table outside ClickHouse, files that must be in them, and whether all others count too."""
     for column in table.columns:
-        yield source / "vectors" / table.id / column.folder, [s.file for s in column.segments if not s.linked], False
+        yield source / "vectors" / table.id / column.folder, [n for s in column.segments for n in s.files], False
     if table.row_file:
         yield source / "rows" / table.row_file.folder, [table.row_file.listing], True
     for index in table.indexes:

@@ -31,6 +31,9 @@ GROUP = 4_096
 AGAIN = 4
 
 
+LENGTH = "numbers"  # of a row's vector: none where it has no vector
+
+
 def name_of(function: str, handles: Sequence[str]) -> str:
     """The name of a distance of two columns, or of a function of one in `row_numbers.FUNCTIONS`.
 
@@ -132,6 +135,9 @@ class Computed:
         from clipql.storage.vectors import row_numbers, rowwise
 
         stores, one = [self._stores[h] for h in numbers.handles], row_numbers.FUNCTIONS.get(numbers.function)
+        if numbers.function == LENGTH:
+            lengths = np.full(last - first, stores[0].dimension, np.uint64)
+            return lengths if stores[0].there is None else lengths * stores[0].there[first:last]
         out = np.empty(last - first, one.dtype if one else np.float32)
 
         def some(a: int, b: int) -> None:

@@ -18,6 +18,8 @@ from clipql.storage.vectors.metrics import Metric
 
 # rows that came since the build are scanned exactly: so many cost as much as the search itself
 UNCOVERED = 20_000
+# so many rows with other vectors than an index knows are compared beside it; with more it is built anew
+MOST_CHANGED = 4_096
 # so many are added to an index of any size, and no more are left to be scanned
 FEWEST_ADDED, MOST_SCANNED = 4_096, 262_144
 
@@ -50,13 +52,15 @@ def file_name(entry: IndexEntry) -> str:
 def identity(table: Table, entry: IndexEntry) -> str:
     """Changes whenever the vectors that an index is built from do: the hashes of their segments."""
     columns = [c for c in (table.column(entry.column), table.column("text_embedding")) if c]
-    told = [[(s.first, s.rows, s.hash) for s in c.segments] for c in columns]
+    told = [[(s.first, s.rows, s.hash, s.absent, s.there_hash) for s in c.segments] for c in columns]
     return xxhash.xxh3_64_hexdigest(json.dumps([table.rows, entry.options, told]).encode())
 
 
 def unbuilt(table: Table) -> tuple[IndexEntry, ...]:
     """The definitions of a table's indexes, without what was built."""
-    return tuple(dataclasses.replace(i, folder=None, rows=0, seconds=0.0, bytes=0, recall={}) for i in table.indexes)
+    return tuple(
+        dataclasses.replace(i, folder=None, rows=0, seconds=0.0, bytes=0, recall={}, changed=()) for i in table.indexes
+    )
 
 
 def measured_recall(index: Index) -> dict[str, float]:

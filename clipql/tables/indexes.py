@@ -12,11 +12,13 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clipql.brief import Brief
 from clipql.engine.quoting import quote_name
@@ -30,6 +32,7 @@ from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 from clipql.tables import growing
 from clipql.tables.index_entries import (
+    MOST_CHANGED,
     behind,
     check_column,
     check_dimension,
@@ -116,7 +119,8 @@ class Indexes:
             if isinstance(opened, ClipqlError):
                 why = f"{entry.name} is out of use: {opened}"
                 continue
-            return Chosen(opened, entry, "")
+            store = self.registry.store(table, column)
+            return Chosen(kinds.changing(opened, store, entry.changed), entry, "")
         return Chosen(None, None, why)
 
     def _open(self, table: Table, entry: IndexEntry) -> Index | ClipqlError:
@@ -165,7 +169,7 @@ class Indexes:
                 late = lags(entry, table.rows)
                 if behind(entry, table.rows, self._learned(table, entry) if late else entry.rows):
                     self.build(table, entry.name, progress)
-                elif late and kinds.can_grow(entry, self.folder(entry)):
+                elif late and not self._absent(table, entry) and kinds.can_grow(entry, self.folder(entry)):
                     self.grow(table, entry.name, progress)
 
     @contextlib.contextmanager
@@ -185,7 +189,7 @@ class Indexes:
         with registry.write_lock:
             table = registry.catalog.by_id(table.id) or table
             entry = entry_of(table, name)
-            if entry.kind == "flat" or table.rows < kinds.FEWEST_ROWS:
+            if entry.kind == "flat" or self._present(table, entry) < kinds.FEWEST_ROWS:
                 return
             check_dimension(table, entry)
             folder = f"{table.id}/{file_name(entry)}-{registry.catalog.serial}"
@@ -211,6 +215,7 @@ class Indexes:
                 seconds=round(time.perf_counter() - began, 3),
                 bytes=sum(f.stat().st_size for f in place.rglob("*") if f.is_file()),
                 recall=measured_recall(index),
+                changed=(),
             )
             registry.save(registry.catalog.with_table(table.with_index(built)))
             self._failures.pop((table.id, entry.name), None)
@@ -260,11 +265,19 @@ class Indexes:
                 self.forget(entry)
                 entry = grown
 
+    def _absent(self, table: Table, entry: IndexEntry) -> int:
+        """How many rows have no vector for an index."""
+        column = table.column(entry.column)
+        return column.absent if column else 0
+
+    def _present(self, table: Table, entry: IndexEntry) -> int:
+        return table.rows - self._absent(table, entry)
+
     def forecast(self, table: Table, name: str) -> list[str]:
         """What building an index will take, as EXPLAIN shows it."""
         entry = entry_of(table, name)
         title = f"Build of the index {entry.name} of {table.full_name} ({entry.kind}, {table.rows:,} rows)"
-        if entry.kind == "flat" or table.rows < kinds.FEWEST_ROWS:
+        if entry.kind == "flat" or self._present(table, entry) < kinds.FEWEST_ROWS:
             return [title, "  nothing is built: the rows are scanned"]
         told = kinds.forecast(entry, self.registry.store(table, entry.column), self.registry.folder)
         return [title, f"  takes: {told}"]
@@ -314,6 +327,29 @@ class Indexes:
         if column is None or own is None or entry.column == "text_embedding" or column.dimension != own.dimension:
             return None
         return self.registry.store(table, "text_embedding")
+
+    def revised(self, table: Table, touched: Mapping[str, NDArray[np.int64] | None]) -> Table:
+        """A table as it shall be once rows of these columns have other vectors: what was built of the older ones goes.
+
+        touched: their numbers, ascending; None for all of a column.
+        """
+        bare = {i.name: i for i in unbuilt(table)}
+        indexes: list[IndexEntry] = []
+        for entry in table.indexes:
+            rows = touched.get(entry.column)
+            if entry.column in touched and entry.folder is not None:
+                own = np.union1d(entry.changed, rows[rows < entry.rows]) if rows is not None else None
+                few = own is not None and len(own) <= min(MOST_CHANGED, entry.rows // 4)
+                changed = tuple(own.astype(int).tolist()) if own is not None and few else ()
+                entry = dataclasses.replace(entry, changed=changed) if few else bare[entry.name]
+            indexes.append(entry)
+        return dataclasses.replace(table, indexes=tuple(indexes))
+
+    def reopen(self, table: Table) -> None:
+        """Open the indexes of a table anew when they are next needed: they map vectors that have gone."""
+        with self._lock:
+            for entry in table.indexes:
+                self._opened.pop(entry.folder or "", None)
 
     def add(self, table: Table, entry: IndexEntry, *, if_not_exists: bool = False) -> None:
         """Define an index; it is built by MATERIALIZE INDEX, OPTIMIZE TABLE, or when enough rows come."""
@@ -372,6 +408,8 @@ class Indexes:
                 "build_seconds": pa.array([i.seconds for _, i in rows], pa.float64()),
                 "recall": pa.array([recall_text(i) for _, i in rows], text),
                 "state": pa.array([self._state(t, i) for t, i in rows], text),
+                "rows_without_vector": pa.array([self._absent(t, i) for t, i in rows], pa.uint64()),
+                "rows_changed": pa.array([len(i.changed) for _, i in rows], pa.uint64()),
             }
         )
 
@@ -392,7 +430,7 @@ class Indexes:
             return "exact scan"
         if entry.folder is None:
             failed = self._failures.get((table.id, entry.name))
-            few = table.rows < kinds.FEWEST_ROWS
+            few = self._present(table, entry) < kinds.FEWEST_ROWS
             return "too few rows, exact scan" if few else f"not built: {failed}" if failed else "not built"
         opened = self._open(table, entry)
         return f"damaged: {opened}" if isinstance(opened, ClipqlError) else opened.standing()

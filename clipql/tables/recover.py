@@ -39,6 +39,7 @@ def settle(registry: Registry) -> None:
         "rename": _rename,
         "alter": _alter,
         "rewrite": _rewrite,
+        "vectors": _vectors,
     }
     finish[pending.kind](registry, pending)
 
@@ -150,7 +151,7 @@ def sweep(registry: Registry) -> None:
         if table is None:
             files.remove(Path(folder.path))
             continue
-        kept = {(c.folder, s.file) for c in table.columns for s in c.segments}
+        kept = {(c.folder, name) for c in table.columns for s in c.segments for name in s.files}
         for column in files.entries(Path(folder.path)):
             for file in files.entries(Path(column.path)):
                 if (column.name, file.name) not in kept:
@@ -207,11 +208,29 @@ def _insert(registry: Registry, pending: Pending) -> None:
     kept, other = (after, before) if whole else (before, after)
     registry.publish(kept)
     _done(registry, kept)
-    known = {s for c in kept.columns for s in c.segments}
+    _remove_segments(registry, other, kept)
+
+
+def _vectors(registry: Registry, pending: Pending) -> None:
+    """Rows were given other vectors, all of which were synced before that was announced."""
+    before, after = pending.before, pending.after
+    assert before is not None and after is not None, "a change of vectors has a table before and after"
+    folder = registry.table_folder(after)
+    whole = all((folder / c.folder / name).exists() for c in after.columns for s in c.segments for name in s.files)
+    kept, other = (after, before) if whole else (before, after)
+    registry.touched([kept.id])
+    registry.publish(kept)
+    _done(registry, kept)
+    _remove_segments(registry, other, kept)
+
+
+def _remove_segments(registry: Registry, other: Table, kept: Table) -> None:
+    """Remove the files of one state of a table that another does not have."""
+    known = {(c.folder, name) for c in kept.columns for s in c.segments for name in s.files}
     for column in other.columns:
-        for segment in column.segments:
-            if segment not in known and not segment.linked:
-                files.remove(registry.column_folder(other, column.name) / segment.file)
+        for name in (name for s in column.segments for name in s.files):
+            if (column.folder, name) not in known:
+                files.remove(registry.folder / "vectors" / other.id / column.folder / name)
 
 
 def _create(registry: Registry, pending: Pending) -> None:

@@ -256,6 +256,28 @@ class Registry:
         grown[:rows] = mask[: table.rows]
         return grown
 
+    def present(
+        self, table: Table, columns: Iterable[str], among: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.bool_] | None:
+        """Those of some rows, bool (table.rows,), that have a vector in each of the columns; None for all.
+
+        among: the rows, by default those that are there.
+        """
+        found = self.alive(table) if among is None else among
+        for column in columns:
+            there = self.store(table, column).there
+            if there is not None:
+                found = there[: table.rows] if found is None else found & there[: table.rows]
+        return found
+
+    def absent(self, table: Table, column: str) -> int:
+        """How many rows that are there have no vector in a column."""
+        there, alive = self.store(table, column).there, self.alive(table)
+        if there is None:
+            return 0
+        lacking = ~there[: table.rows]
+        return int(np.count_nonzero(lacking if alive is None else lacking & alive))
+
     def _look(self, table: Table) -> tuple[int, NDArray[np.bool_] | None]:
         name, rows = self.physical(table), table.rows
         if self.reads_of and unopened.all_there(self.folder / "engine", table):

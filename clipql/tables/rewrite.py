@@ -77,7 +77,9 @@ def _copy_rows(registry: Registry, table: Table, fresh: Table, rows: NDArray[np.
         for column in table.columns:
             store, step = registry.store(table, column.name), max(1, (8 << 20) // (4 * max(column.dimension or 1, 1)))
             for at in range(0, len(rows), step):
-                insertion.add_vectors(column.name, store.take(rows[at : at + step]), at)
+                part = rows[at : at + step]
+                there = None if store.there is None else store.there[part]
+                insertion.add_vectors(column.name, store.take(part), at, there)
         names = ", ".join(quote_name(n) for n, _ in shape.insertable(registry.engine, table) if table.column(n) is None)
         # MATERIALIZED columns are computed again, which gives what they were unless their expression changed since
         insertion.add_rows(registry.engine.stream(f"SELECT {names} FROM {registry.physical(table)} ORDER BY {ROW}"))

@@ -17,11 +17,14 @@ from clipql.errors import UnsupportedStatement, VectorIndexError
 from clipql.index import definition
 from clipql.storage import files
 from clipql.storage.catalog import IndexEntry, Pending, Table, VectorColumn
+from clipql.storage.vectors import presence
 from clipql.syntax.lexer import Token, matching, split_list
-from clipql.tables import parts, recover, shape
+from clipql.syntax.reading import read
+from clipql.tables import parts, recover, shape, vector_updates
 from clipql.tables.index_entries import check_column, unbuilt
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
+from clipql.tables.revising import Revision
 
 Made = TypeVar("Made")
 # parts of ALTER that only touch rows: the shape has none
@@ -161,7 +164,7 @@ def alter(
             if not _alter_index(indexes, table, list(tokens), a, b, sql):
                 command = sql[tokens[a].start : tokens[b - 1].end]
                 after = f" {sql[tokens[tail].start : tokens[-1].end]}" if tail < len(tokens) else ""
-                _alter_one(registry, table, list(tokens[a:b]), command, after, params)
+                _alter_one(registry, indexes, table, list(tokens[a:b]), command, after, params, sql)
             table = registry.catalog.by_id(table.id) or table
 
 
@@ -209,7 +212,14 @@ def _has_plain_index(registry: Registry, table: Table, name: str) -> bool:
 
 
 def _alter_one(
-    registry: Registry, table: Table, tokens: Sequence[Token], command: str, after: str, params: Mapping[str, Any]
+    registry: Registry,
+    indexes: Indexes,
+    table: Table,
+    tokens: Sequence[Token],
+    command: str,
+    after: str,
+    params: Mapping[str, Any],
+    sql: str,
 ) -> None:
     words = [t.upper for t in tokens]
     verb = words[0]
@@ -222,15 +232,13 @@ def _alter_one(
             f"ALTER TABLE … {verb} moves rows without their vectors, so it is refused on {table.full_name}; "
             "use INSERT INTO … SELECT"
         )
-    if verb == "UPDATE":
-        changed = next((n for n in _assigned(tokens) if table.column(n)), None)
-        if changed:
-            raise UnsupportedStatement(
-                f"{changed} is a vector column and vectors are not updated in place: insert the row anew and delete "
-                "the old one"
-            )
+    if verb == "UPDATE" and vector_updates.update(registry, indexes, table, tokens, sql, params):
+        return
     if column and verb == "CLEAR":
-        raise UnsupportedStatement(f"{column.name} is a vector column, and a vector cannot be empty: delete the rows")
+        vector_updates.check_clear(tokens, column.name)
+        with Revision(registry, indexes, table) as revision:
+            revision.clear(column.name)
+        return
     if verb in _ROW_CHANGES or " ".join(words[:2]) in _ROW_CHANGES:
         with _mutating(registry, table):
             run(f"{on_physical} {command}{after}")
@@ -247,18 +255,8 @@ def _alter_one(
         run(f"{on_shape} {command}{after}")
         verify()
         shape.check_computed(registry.engine, table)
-        if not (verb == "ADD" and not table.rows and _added_vectors(registry, table, named)):
+        if not (verb == "ADD" and _added_vectors(registry, table, named)):
             run(f"{on_physical} {command}{after}")
-
-
-def _assigned(tokens: Sequence[Token]) -> list[str]:
-    """The columns that UPDATE assigns to."""
-    ends = (i for i, t in enumerate(tokens) if t.upper == "WHERE")
-    return [
-        tokens[a].name or ""
-        for a, b in split_list(tokens, 1, next(ends, len(tokens)))
-        if b - a > 2 and tokens[a + 1].text == "="
-    ]
 
 
 @contextlib.contextmanager
@@ -290,12 +288,14 @@ def _named_column(tokens: Sequence[Token]) -> str | None:
 
 
 def _added_vectors(registry: Registry, table: Table, named: str | None) -> bool:
-    """A new Array(Float32) column of a table without rows becomes a vector column."""
+    """A new Array(Float32) column becomes a vector column; where the table has rows, they have no vector yet."""
     found = shape.vector_columns(registry.engine, table.id) or ()
     fresh = [c for c in found if c.name == named]
     if not fresh:
         return False
     added = new_column(registry, table, fresh[0].name)
+    if table.rows:
+        added = dataclasses.replace(added, segments=(presence.hollow(0, table.rows),), optional=True)
     after = dataclasses.replace(table, columns=(*table.columns, added))
     announced = registry.catalog.pending
     assert announced is not None, "the shape is being altered"
@@ -360,11 +360,13 @@ def _alter_vectors(registry: Registry, table: Table, name: str, new_name: str | 
     recover.sweep(registry)
 
 
-def delete(registry: Registry, table: Table, statement: str, params: Mapping[str, Any]) -> None:
-    """DELETE FROM, or a lightweight UPDATE: ClickHouse's, with the planner told to look again."""
+def delete(registry: Registry, indexes: Indexes, table: Table, statement: str, params: Mapping[str, Any]) -> None:
+    """DELETE FROM, or a lightweight UPDATE: ClickHouse's, with the planner told to look again; vectors are ours."""
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
         table = registry.current(table)
+        if vector_updates.update(registry, indexes, table, read(statement).words, statement, params):
+            return
         with _mutating(registry, table):
             registry.engine.run(statement, params=params, user=True)
 

@@ -28,7 +28,7 @@ from clipql.engine.quoting import quote_name
 from clipql.errors import DiskFull, QueryError, VectorError
 from clipql.storage import files
 from clipql.storage.catalog import Part, Pending, Segment, Table, VectorColumn
-from clipql.storage.vectors import segments
+from clipql.storage.vectors import presence, segments
 from clipql.storage.vectors.segments import ArrayFile, SegmentWriter
 from clipql.tables import parts as mergetree
 from clipql.tables import recover, shape
@@ -49,6 +49,9 @@ class _OpenSegment:
     writer: SegmentWriter
     dtype: str
     dimension: int
+    path: Path
+    there: list[NDArray[np.bool_] | None]
+    rows: list[int]
 
 
 class Insertion:
@@ -104,12 +107,13 @@ class Insertion:
         """Segment files of ours that no row needs: neither a committed one nor one that a half-done commit may keep."""
         pending = self._registry.catalog.pending
         kept = [self._registry.catalog.by_id(self._id), pending.after if pending else None]
-        known = {s.file for t in kept if t for c in t.columns for s in c.segments}
+        known = {name for t in kept if t for c in t.columns for s in c.segments for name in s.files}
         return [
-            self._registry.column_folder(self.table, column) / s.file
+            self._registry.column_folder(self.table, column) / name
             for column, found in self._vectors.items()
             for s in found
-            if not s.linked and s.file not in known
+            for name in s.files
+            if name not in known
         ]
 
     @property
@@ -141,10 +145,15 @@ class Insertion:
         self._vectors[column].append(segments.segment_of(array, self._end(column), str(array.path)))
         tick(array.rows)
 
-    def add_vectors(self, column: str, block: NDArray[Any], row: int) -> None:
+    def add_vectors(self, column: str, block: NDArray[Any], row: int, there: NDArray[np.bool_] | None = None) -> None:
         """Append (n, d) float16 or float32 vectors, kept as float16 where that loses nothing; `row` counts within the
         insert.
+
+        there: bool (n,), which rows have a vector, the others being zeros; only of a column that is optional.
         """
+        if there is not None and not there.any():
+            self.add_none(column, len(block))
+            return
         self._check_dimension(column, block.shape[1], "the insert", row)
         dtype = "float16" if block.dtype == np.float16 or segments.fits_float16(block) else "float32"
         opened = self._open.get(column)
@@ -156,14 +165,30 @@ class Insertion:
             with contextlib.ExitStack() as stack:
                 file = stack.enter_context(files.new_file(path))
                 writer = SegmentWriter(file, path, self._end(column), block.shape[1], dtype)
-                opened = self._open[column] = _OpenSegment(stack.pop_all(), writer, dtype, block.shape[1])
+                opened = self._open[column] = _OpenSegment(stack.pop_all(), writer, dtype, block.shape[1], path, [], [])
         opened.writer.append(block, f"column {column}", row)
+        opened.there.append(there)
+        opened.rows.append(len(block))
+
+    def add_none(self, column: str, rows: int) -> None:
+        """Append rows without a vector, to a column that is optional."""
+        if not rows:
+            return
+        if column in self._open:
+            self._close(column)
+        found, at = self._vectors[column], self._end(column)
+        if found and found[-1].hollow:
+            at, rows = found[-1].first, rows + found.pop().rows
+        found.append(presence.hollow(at, rows))
 
     def _close(self, column: str) -> None:
         opened = self._open.pop(column)
         with opened.stack:
             segment = opened.writer.finish()
+        there = presence.joined(opened.there, opened.rows)
         self._vectors[column].append(segment)
+        if there is not None:
+            self._vectors[column][-1] = presence.write(opened.path.parent, segment, there)
 
     def _end(self, column: str) -> int:
         """The row number that the column's next vector gets."""
@@ -176,8 +201,8 @@ class Insertion:
     def _check_dimension(self, column: str, found: int, where: str, row: int) -> None:
         known = self.table.column(column)
         expected = known.dimension if known else None
-        if expected is None and self._vectors[column]:
-            expected = self._vectors[column][0].dimension
+        if expected is None:
+            expected = next((s.dimension for s in self._vectors[column] if s.dimension), None)
         if expected is None and column in self._open:
             expected = self._open[column].dimension
         if expected is not None and expected != found:
@@ -244,7 +269,9 @@ class Insertion:
             self._close(name)
         for column in self.table.columns:
             got = sum(s.rows for s in self._vectors[column.name])
-            if got != self._rows:
+            if not got and column.optional:
+                self.add_none(column.name, self._rows)
+            elif got != self._rows:
                 raise VectorError(
                     f"{column.name} of {self.table.full_name}: {got:,} vectors came for {self._rows:,} rows; "
                     "each row needs one"
@@ -334,19 +361,22 @@ class Insertion:
         away: list[Path] = []
         for column in self.table.columns:
             added = self._vectors[column.name]
-            kept, merged = self._merge_small(column, (*column.segments, *added))
+            dimension = column.dimension or next((s.dimension for s in added if s.dimension), None)
+            kept, merged = self._merge_small(column, presence.joined_hollow((*column.segments, *added)), dimension or 0)
             away += merged
             columns.append(
                 dataclasses.replace(
                     column,
-                    dimension=column.dimension or added[0].dimension,
+                    dimension=dimension,
                     segments=kept,
                     model=column.model or models.get(column.name),
                 )
             )
         return tuple(columns), away
 
-    def _merge_small(self, column: VectorColumn, run: tuple[Segment, ...]) -> tuple[tuple[Segment, ...], list[Path]]:
+    def _merge_small(
+        self, column: VectorColumn, run: tuple[Segment, ...], dimension: int
+    ) -> tuple[tuple[Segment, ...], list[Path]]:
         """Many small inserts would make many small files: join those at the end once there are enough of them."""
         first = len(run)
         rows = 0
@@ -362,10 +392,13 @@ class Insertion:
         dtype = "float16" if all(s.dtype == "float16" for s in tail) else "float32"
         path = folder / f"{tail[0].first:012d}-{self._registry.catalog.serial}-{next(self._serial)}.npy"
         with files.new_file(path) as file:
-            writer = SegmentWriter(file, path, tail[0].first, tail[0].dimension, dtype)
+            writer = SegmentWriter(file, path, tail[0].first, dimension, dtype)
             for segment in tail:
-                writer.append(segments.map_segment(folder, segment), str(folder / segment.file), 0)
+                writer.append(segments.map_segment(folder, segment, dimension), str(folder / segment.file), 0)
             joined = writer.finish()
+        there = presence.joined([presence.read(folder, s) for s in tail], [s.rows for s in tail])
+        if there is not None:
+            joined = presence.write(folder, joined, there)
         files.sync_folder(folder)
         self._vectors[column.name].append(joined)
-        return (*run[:first], joined), [folder / s.file for s in tail]
+        return (*run[:first], joined), [folder / name for s in tail for name in s.files]

@@ -234,8 +234,9 @@ def test_a_vector_column_is_added_to_a_table_without_rows(db: clipql.Database) -
     assert (result.columns, result.rows) == (("id", "w", "caption", "v"), [(1, [1.0, 2.0, 3.0], "one", [4.0])])
 
 
-def test_an_array_column_added_to_a_table_with_rows_is_a_plain_column(t: clipql.Database) -> None:
+def test_an_array_column_added_to_a_table_with_rows_is_a_vector_column_that_they_lack(t: clipql.Database) -> None:
     t.sql("ALTER TABLE t ADD COLUMN w Array(Float32)")
+    assert [c.name for c in t.registry.catalog.tables[0].columns] == ["v", "w"]
     t.sql("INSERT INTO t VALUES (4, 'four', [9, 9], [1, 2, 3])")
     assert rows(t, "SELECT w FROM t ORDER BY id") == [([],), ([],), ([],), ([1.0, 2.0, 3.0],)]
     t.sql("DELETE FROM t WHERE id = 1")
@@ -245,9 +246,10 @@ def test_an_array_column_added_to_a_table_with_rows_is_a_plain_column(t: clipql.
 
 REFUSED = [
     (
-        "ALTER TABLE t UPDATE v = [1, 2] WHERE id = 1",
-        "v is a vector column and vectors are not updated in place: insert the row anew",
+        "ALTER TABLE t UPDATE v = [1, 2], caption = 'x' WHERE id = 1",
+        "v of default.t lies outside ClickHouse: update vectors in one statement, and other columns in another",
     ),
+    ("ALTER TABLE t CLEAR COLUMN v IN PARTITION tuple()", "v is a vector column: clear all of it, or set it to"),
     (
         "ALTER TABLE t MODIFY COLUMN v Array(Float64)",
         "v is a vector column; it can be renamed or dropped, not modified",
@@ -288,7 +290,7 @@ WRONG = [
     "ALTER TABLE t UPDATE caption = nothing WHERE 1",
     "ALTER TABLE t DELETE WHERE nothing = 1",
     "ALTER TABLE t DROP COLUMN _row",
-    "ALTER TABLE t CLEAR COLUMN v",
+    "ALTER TABLE t UPDATE v = [] WHERE id = 1",
     "ALTER TABLE t UPDATE _row = 0 WHERE 1",
 ]
 

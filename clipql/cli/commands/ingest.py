@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     take = _take if arguments.address is None else _take_from
     with open_database(arguments) as db, IngestDisplay(sys.stderr) as display, watching(display.building):
         report = take(arguments, db, display)
+        lacking = _lacking(db, arguments) if arguments.add_column else (0, 0)
     complain(report.lost)
     print(ingest_summary(report.rows, report.parts_taken, report.parts_skipped, report.seconds, report.unit))
     for row in report.left_out:
@@ -88,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             if report.rows_left_out
             else ""
         )
-        print(f"{arguments.add_column} of {arguments.table} has a vector for each of its {report.rows:,} rows{rest}")
+        print(f"{arguments.add_column} of {arguments.table} {_filled(lacking, report.rows)}{rest}")
         return 0
     if report.rows_left_out and not report.left_out:
         left = "1 row has" if report.rows_left_out == 1 else f"{report.rows_left_out:,} rows have"
@@ -100,6 +101,23 @@ def run(arguments: argparse.Namespace) -> int:
             f"{report.rows_skipped:,} in {report.unit}s skipped"
         )
     return 1 if report.lost else 0
+
+
+def _lacking(db: Database, arguments: argparse.Namespace) -> tuple[int, int]:
+    """How many rows of the table that is filled have no vector in the column, and how many it has."""
+    database, _, name = arguments.table.rpartition(".")
+    known = db.registry.find(database or None, name)
+    if known is None:
+        return 0, 0
+    alive = db.registry.alive(known)
+    return db.registry.absent(known, arguments.add_column), known.rows if alive is None else int(alive.sum())
+
+
+def _filled(lacking: tuple[int, int], rows: int) -> str:
+    absent, there = lacking
+    if not absent:
+        return f"has a vector for each of its {there:,} rows"
+    return f"got {rows:,} vectors; {absent:,} of {there:,} rows have no vector"
 
 
 def _take(arguments: argparse.Namespace, db: Database, display: IngestDisplay) -> IngestReport:

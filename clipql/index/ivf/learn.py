@@ -46,6 +46,10 @@ def chunks(
     vectors: Vectors, rows: int, size: int = CHUNK, first: int = 0
 ) -> Iterator[tuple[int, NDArray[np.floating]]]:
     """Stored rows [first, rows) in order, at most `size` at a time; the next are read from the disk meanwhile."""
+    gathered = getattr(vectors, "gathered", None)  # of a column some of whose rows have no vector
+    if gathered is not None:
+        yield from gathered(first, rows, size)
+        return
     found = [
         (start + a, block[a : min(a + size, rows - start)])
         for start, block in vectors.blocks(first, rows)

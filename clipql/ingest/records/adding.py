@@ -1,7 +1,7 @@
-"""`clipql ingest --add-column`: a vector column for a table that has rows, filled from files in one step.
+"""`clipql ingest --add-column`: a vector column for a table that has rows, filled from files, for some rows or all.
 
-What must stay true: each row of the table gets one vector, its own, or the column does not come about; the rows do not
-change meanwhile.
+What must stay true: a row gets its own vector or none; a run changes all rows that it has vectors for, or nothing; the
+rows do not change meanwhile.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipql.encode.names import canonical
 from clipql.engine.quoting import quote_name
 from clipql.errors import IngestError, UnknownTable
 from clipql.ingest.pipeline import IngestProgress, IngestReport
@@ -24,14 +25,14 @@ from clipql.ingest.records.columns import first_rows, vector_columns
 from clipql.ingest.records.places import places_by
 from clipql.ingest.records.reading import read_group
 from clipql.ingest.records.sources import RecordFile, find_files
-from clipql.storage import files
 from clipql.storage.catalog import Table, VectorColumn
-from clipql.storage.vectors.scattered import ScatteredSegment
 from clipql.tables import recover, schema, shape
 from clipql.tables.open_database import OpenDatabase
 from clipql.tables.registry import Registry
+from clipql.tables.revising import Revision, fill_new
 
 _ROWS = 4_096
+Put = Callable[[NDArray[np.int64], NDArray[Any]], None]
 
 
 def add_column(
@@ -46,14 +47,15 @@ def add_column(
     progress: Callable[[IngestProgress], None] | None = None,
     foretold: object = None,
 ) -> IngestReport:
-    """Add a vector column to a table that has rows, with the vectors of files, one for each row.
+    """Add a vector column to a table that has rows, with the vectors of files, or fill one whose rows may lack them.
 
-    add_column: its name, or that of an Array(Float32) column that is empty in each row. by: a column that both the
-    files and the table have, whose values say which vector is whose; without it, the vectors are those of the table's
-    rows in their order. vector_column: the column of the files that holds the vectors, by default the only one that
-    looks so. model: what made them, remembered with the column. Raises IngestError, and leaves the table as it was,
-    where a row would have no vector or two, or a vector is not usable. In the report, rows_left_out are rows of the
-    files that the table does not have.
+    add_column: its name. A column that ALTER TABLE … ADD COLUMN made, or a run before this one, gets the vectors of
+    these files in the place of what their rows have; other rows keep theirs. by: a column that both the files and the
+    table have, whose values say which vector is whose; without it, the vectors are those of the table's rows in their
+    order, one for each. NULL and an empty list are no vector. vector_column: the column of the files that holds the
+    vectors, by default the only one that looks so. model: what made them, remembered with the column. Raises
+    IngestError, and leaves the table as it was, where a row would have two vectors, or a vector is not usable. In the
+    report, rows are those that got a vector, and rows_left_out rows of the files that the table does not have.
     """
     began = time.perf_counter()
     registry = db.registry
@@ -68,20 +70,48 @@ def add_column(
         if known is None:
             there = ", ".join(t.full_name for t in registry.catalog.tables) or "none yet"
             raise UnknownTable(f"there is no table {table} to add a column to; there are: {there}")
-        empty = _is_empty(registry, known, add_column)
+        column = _fillable(known, add_column)
+        empty = False if column else _is_empty(registry, known, add_column)
         found = find_files(sources, named or [add_column])
         filling = _Filling(registry, known, found, _column_of(found, named, add_column), by, progress, began)
-        column = schema.new_column(registry, known, add_column)
-        try:
-            filled = dataclasses.replace(filling.fill(column), model=model)
-            schema.add_filled(registry, known, filled, replaces=empty)
-        finally:
-            recover.sweep(registry)
+        if column:
+            _check_model(known, column, model)
+            with Revision(registry, db.indexes, known) as revision:
+                filling.fill(partial(revision.put, add_column), column.dimension)
+                revision.commit({add_column: model} if model and filling.filled else None)
+        else:
+            fresh = schema.new_column(registry, known, add_column)
+            try:
+                filled = dataclasses.replace(fill_new(registry, known, fresh, filling.fill), model=model)
+                schema.add_filled(registry, known, filled, replaces=empty)
+            finally:
+                recover.sweep(registry)
     seconds = time.perf_counter() - began
     groups = sum(len(f.groups) for f in found)
     units = {f.unit for f in found}
     unit = units.pop() if len(units) == 1 else "row group"
     return IngestReport(filling.filled, groups, 0, seconds, filling.beyond, unit=unit)
+
+
+def _fillable(table: Table, name: str) -> VectorColumn | None:
+    """The column, if the table has it and its rows may lack vectors. Raises IngestError for one that needs them all."""
+    column = table.column(name)
+    if column is None or column.optional:
+        return column
+    raise IngestError(
+        f"{table.full_name} has a column {name}, in which each row has a vector: name another, or drop that one first, "
+        f"by ALTER TABLE {table.full_name} DROP COLUMN {quote_name(name)}; ALTER TABLE … UPDATE gives rows others"
+    )
+
+
+def _check_model(table: Table, column: VectorColumn, model: str | None) -> None:
+    """Raise IngestError where vectors of another model are there."""
+    known = column.model if column.absent < column.rows else None
+    if known and model and canonical(known) != canonical(model):
+        raise IngestError(
+            f"{column.name} of {table.full_name} was filled by the model {known}, and --model says {model}: vectors of "
+            "two models cannot be compared, name another column"
+        )
 
 
 def _is_empty(registry: Registry, table: Table, name: str) -> bool:
@@ -142,36 +172,35 @@ class _Filling:
         self._rows = np.arange(table.rows, dtype=np.int64) if alive is None else np.flatnonzero(alive)
         self.filled = self.beyond = 0
 
-    def fill(self, column: VectorColumn) -> VectorColumn:
-        """Write the segment, and return the column with it."""
-        dimension, dtype = self._kind()
+    def fill(self, put: Put, known: int | None) -> None:
+        """Give each row of the table that the files have a vector for its own. known: how many numbers it must have."""
+        dimension = self._dimension()
+        if known is not None and known != dimension:
+            raise IngestError(
+                f"{self._files[0].path} has vectors of {dimension} numbers; the column of {self._table.full_name} "
+                f"holds {known}"
+            )
         if self._by is not None:
             places = places_by(self._registry, self._table, self._rows, self._files, self._by)
         else:
             self._check_count()
             places = self._rows
         self.beyond = int((places < 0).sum())
-        folder = self._registry.folder / "vectors" / self._table.id / column.folder
-        path = folder / f"{0:012d}-{self._registry.catalog.serial}-0.npy"
         at = 0
-        with files.new_file(path) as file:
-            segment = ScatteredSegment(file, path, self._table.rows, dimension, dtype)
-            for block in self._blocks(dimension):
-                if at + len(block) > len(places):
-                    raise IngestError(self._counted(f"more than {len(places):,}"))
-                own = places[at : at + len(block)]
-                there = own >= 0
-                segment.put(own[there], block if there.all() else block[there])
-                at += len(block)
-            if at != len(places):
-                raise IngestError(self._counted(f"{at:,}"))
-            written = segment.finish()
-        self.filled = len(self._rows)
-        return dataclasses.replace(column, dimension=dimension, segments=(written,))
+        for block, given in self._blocks(dimension):
+            if at + len(block) > len(places):
+                raise IngestError(self._counted(f"more than {len(places):,}"))
+            own = places[at : at + len(block)]
+            there = own >= 0 if given is None else (own >= 0) & given
+            put(own[there], block if there.all() else block[there])
+            self.filled += int(np.count_nonzero(there))
+            at += len(block)
+        if at != len(places):
+            raise IngestError(self._counted(f"{at:,}"))
 
-    def _kind(self) -> tuple[int, str]:
-        """How many numbers a vector has, and what holds them. Raises IngestError."""
-        dimension, halves = None, True
+    def _dimension(self) -> int:
+        """How many numbers a vector has. Raises IngestError."""
+        dimension = None
         for file in self._files:
             if self._column not in file.schema.names:
                 raise IngestError(f"{file.path} has no column {self._column}; it has {', '.join(file.schema.names)}")
@@ -184,10 +213,10 @@ class _Filling:
             own = vectors.dimension_of(seen.column(self._column))
             if own is not None and dimension not in (None, own):
                 raise IngestError(f"{file.path} has vectors of {own} numbers; the files before it have {dimension}")
-            dimension, halves = dimension or own, halves and bool(pa.types.is_float16(kind.value_type))
+            dimension = dimension or own
         if not dimension:
             raise IngestError(f"there is no vector in {self._column} of {', '.join(str(f.path) for f in self._files)}")
-        return dimension, "float16" if halves else "float32"
+        return dimension
 
     def _check_count(self) -> None:
         if all(None not in f.groups for f in self._files):
@@ -201,7 +230,8 @@ class _Filling:
             "says which vector is whose (--by id) there must be one for each row, in their order"
         )
 
-    def _blocks(self, dimension: int) -> Iterator[NDArray[Any]]:
+    def _blocks(self, dimension: int) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None]]:
+        """Vectors of rows that follow each other, and which of these have one; None for all."""
         done = 0
         for number, file in enumerate(self._files, 1):
             for group in range(len(file.groups)):
@@ -209,14 +239,16 @@ class _Filling:
                 for batch in read_group(file, group, [self._column], _ROWS, self._own_column(file)):
                     column = batch.column(self._column)
                     found = vectors.vectors_of(column, dimension)
-                    if found.bad is not None:
-                        row = int(np.flatnonzero(found.bad)[0])
+                    none = vectors.absent(column) if found.bad is not None else None
+                    wrong = found.bad & ~none if found.bad is not None and none is not None else None
+                    if wrong is not None and wrong.any():
+                        row = int(np.flatnonzero(wrong)[0])
                         why = vectors.what_is_wrong(column, row, dimension)
                         raise IngestError(
-                            f"{file.where(group, first + row)} {why} in {self._column}; each row of "
-                            f"{self._table.full_name} needs a vector: mend the file"
+                            f"{file.where(group, first + row)} {why} in {self._column}: mend the file, or put NULL for "
+                            "what has no vector"
                         )
-                    yield found.values
+                    yield found.values, None if none is None else ~none
                     first, done = first + batch.num_rows, done + batch.num_rows
                     self._tell(file, number, done)
         self._tell(self._files[-1], len(self._files), done, finished=True)

@@ -25,7 +25,7 @@ def places_by(
 ) -> NDArray[np.int64]:
     """The row numbers of a table for the rows of files, in their order; -1 where the table has no such row.
 
-    rows: those that are there. Raises IngestError where a value is there twice, or a row of the table has none.
+    rows: those that are there. Raises IngestError where a value is there twice, or the table has none of them.
     """
     own = _keys_of_table(registry, table, by)
     given = pa.chunked_array([_cast(k, own.type, f, by, table) for f in files for k in _keys_of_file(f, by)], own.type)
@@ -33,11 +33,10 @@ def places_by(
     found = pc.index_in(given, value_set=own)
     known = found.drop_null() if isinstance(found, pa.ChunkedArray) else found
     _check_once(given.filter(pc.is_valid(found)), "the files", by)
-    if len(known) != len(own):
-        missing = own.filter(pc.invert(pc.is_in(own, value_set=given.combine_chunks())))
+    if not len(known) and len(given):
         raise IngestError(
-            f"{len(missing):,} of {len(own):,} rows of {table.full_name} have no vector in the files, such as that "
-            f"with {by} = {short(missing[0].as_py())}: each row needs one"
+            f"{table.full_name} has none of the {len(given):,} values of {by} in the files, such as "
+            f"{short(given[0].as_py())}: name a column whose values are the same in both"
         )
     at = pc.fill_null(found, -1).to_numpy().astype(np.int64)
     places: NDArray[np.int64] = np.where(at < 0, -1, rows[at]) if len(rows) else np.full(len(at), -1, np.int64)

@@ -28,6 +28,15 @@ class Vectors:
     bad: NDArray[np.bool_] | None
 
 
+def absent(column: pa.Array) -> NDArray[np.bool_]:
+    """Which rows of a batch are said to have no vector, bool (n,): those of NULL, and of a list without numbers."""
+    missing = column.is_null().to_numpy(zero_copy_only=False)
+    if not pa.types.is_fixed_size_list(column.type):
+        missing = missing | (np.diff(column.offsets.to_numpy()) == 0)
+    found: NDArray[np.bool_] = missing
+    return found
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Whether values of a type are lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

@@ -46,6 +46,10 @@ class ScatteredSegment:
         else:
             self._vectors[rows] = block
 
+    def copy(self, other: ScatteredSegment) -> None:
+        """Begin with all that another segment, of as many rows, has by now."""
+        self._vectors[:] = other._vectors
+
     def finish(self) -> Segment:
         """Write everything, read it once more, and describe the segment. Raises VectorError for NaN or infinity."""
         with files.translated(self._path, "writing"):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from clipql.errors import DatabaseDamaged, StorageError, VectorError
 from clipql.storage import files
 from clipql.storage.catalog import Segment
-from clipql.storage.vectors import forms
+from clipql.storage.vectors import forms, presence
 
 HEADER = 128
 # numbers of a vector: a header that says more is taken to be damaged
@@ -34,6 +34,8 @@ UNREADABLE = (
     ArithmeticError, EOFError, LookupError, MemoryError, OSError, RecursionError, SyntaxError, TokenError, TypeError,
     ValueError,
 )  # fmt: skip
+# zeros that are mapped need no room
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
 # what fits the second-level cache is checked, hashed and written two to four times faster than what does not
 BLOCK_BYTES = 1 << 20
 # columns are read in long pieces
@@ -287,11 +289,14 @@ def segment_of(array: ArrayFile, first: int, where: str) -> Segment:
     )
 
 
-def map_segment(folder: Path, segment: Segment) -> NDArray[Any]:
+def map_segment(folder: Path, segment: Segment, dimension: int | None = None) -> NDArray[Any]:
     """The vectors of a segment, memory-mapped: read-only (rows, dimension).
 
-    Raises DatabaseDamaged, naming the file, where it is missing, cut short or has another shape than the manifest says.
+    dimension: of the zeros that a segment without vectors has, which take no memory while they are only read. Raises
+    DatabaseDamaged, naming the file, where it is missing, cut short or has another shape than the manifest says.
     """
+    if segment.hollow:
+        return _zeros(segment.rows, segment.dimension if dimension is None else dimension, np.dtype(segment.dtype))
     path = folder / segment.file
     try:
         found = read_header(path, follow=False)
@@ -312,8 +317,19 @@ def map_segment(folder: Path, segment: Segment) -> NDArray[Any]:
     return np.frombuffer(mapped, found.dtype, count, found.offset).reshape(segment.rows, segment.dimension)
 
 
+def _zeros(rows: int, dimension: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    size = rows * dimension * dtype.itemsize
+    if not size:
+        return np.empty((rows, dimension), dtype)
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE, prot=mmap.PROT_READ)
+    return np.frombuffer(mapped, dtype, rows * dimension).reshape(rows, dimension)
+
+
 def verify(folder: Path, segment: Segment) -> None:
     """Read a whole segment and compare its hash. Raises DatabaseDamaged, naming the file."""
+    presence.read(folder, segment)
+    if segment.hollow:
+        return
     block = map_segment(folder, segment)
     found = xxhash.xxh3_64(_bytes(block)).hexdigest()
     if found != segment.hash:

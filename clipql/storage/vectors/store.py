@@ -17,22 +17,26 @@ from numpy.typing import NDArray
 from clipql.engine import memory
 from clipql.errors import DatabaseDamaged
 from clipql.storage.catalog import Segment, VectorColumn
-from clipql.storage.vectors import segments
+from clipql.storage.vectors import presence, segments
 from clipql.storage.vectors.metrics import Metric
 
 _Piece = tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]
 
 
 class ColumnStore:
-    """The mapped segments of a vector column. Rows are float16 or float32, as stored.
+    """The mapped segments of a vector column. Rows are float16 or float32, as stored; those without a vector are zeros.
 
+    there: bool (rows,), which rows have a vector; None for all.
     Raises DatabaseDamaged, naming the file, where a segment is not what the manifest says.
     """
 
     def __init__(self, folder: Path, column: VectorColumn, known: ColumnStore | None = None) -> None:
         shared: Mapping[Segment, NDArray[Any]] = known._mapped if known else {}
         self._mapped: dict[Segment, NDArray[Any]] = {
-            s: shared[s] if s in shared else segments.map_segment(folder, s) for s in column.segments
+            s: shared[s]
+            if s in shared and not (s.hollow and shared[s].shape[1] != (column.dimension or 0))
+            else segments.map_segment(folder, s, column.dimension or 0)
+            for s in column.segments
         }
         self._arrays = list(self._mapped.values())
         self._firsts = [s.first for s in column.segments]
@@ -45,8 +49,21 @@ class ColumnStore:
             end = segment.end
         self._rows = end
         self._dimension = column.dimension or 0
-        self._on_disk = memory.on_disk(sum(a.nbytes for a in self._arrays))
+        self._on_disk = memory.on_disk(sum(a.nbytes for s, a in self._mapped.items() if s.file))
+        self.there = self._there(folder, column, known)
         self.largest = max((s.largest for s in column.segments), default=0.0)
+
+    def _there(self, folder: Path, column: VectorColumn, known: ColumnStore | None) -> NDArray[np.bool_] | None:
+        """Which rows have a vector, bool (rows,); None for all."""
+        if not column.absent:
+            return None
+        if known is not None and known.there is not None and [*known._mapped] == [*self._mapped]:
+            return known.there
+        found = [presence.read(folder, s) for s in column.segments]
+        there = presence.joined(found, [s.rows for s in column.segments])
+        assert there is not None, "some segment lacks vectors"
+        there.setflags(write=False)
+        return there
 
     @property
     def rows(self) -> int:
@@ -113,10 +130,14 @@ class ColumnStore:
             yield places, array, wanted
 
     def vector_bytes(self, row: int) -> bytes:
-        """One vector as the bytes of an Array(Float32); none for row 0 of an empty column, which DDL tries out."""
+        """One vector as the bytes of an Array(Float32), none where the row has no vector; none for row 0 of an empty
+        column, which DDL tries out.
+        """
         if row == 0 == self._rows:
             return b""
         if not 0 <= row < self._rows:
             raise IndexError(f"row {row:,} of {self._rows:,}")
+        if self.there is not None and not self.there[row]:
+            return b""
         at = bisect_right(self._firsts, row) - 1
         return bytes(self._arrays[at][row - self._firsts[at]].astype(np.float32).tobytes())
