@@ -30,22 +30,16 @@ from clipql.syntax.lexer import Token
 from clipql.syntax.names import FunctionCall, lambda_arguments
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
-from clipql.tables.computed import name_of
+from clipql.tables.computed import OF_ONE, SECOND_HASH, name_of
 from clipql.tables.indexes import Chosen
-from clipql.tables.registry import GROUPED, NUMBERS, ROW, Registry
+from clipql.tables.registry import GROUPED, ROW, Registry
+from clipql.tables.vector_expressions import looked_up
 
 # ClickHouse takes a function of Python for a cheap one, and would call it for every row
-SECOND_HASH = "secondHash64"  # of `row_numbers`, which loads the compiler
 LAZY = "short_circuit_function_evaluation = 'force_enable'"
 # what tells vectors from each other and nothing more, and how it is called here
 _TELLING, _DISTINCT = ("uniqExact", "count", "countDistinct"), "uniqExact"
-# functions of one vector by the type of their value, and those that give it to the last bit
-_FLOATS = "arrayMin arrayMax L1Norm normL1 L2Norm normL2 LinfNorm normLinf L2SquaredNorm normL2Squared"
-_OF_ONE = {
-    **dict.fromkeys(_FLOATS.split(), "Float32"),
-    **dict.fromkeys(("arraySum", "arrayAvg"), "Float64"),
-    **dict.fromkeys(("cityHash64", SECOND_HASH), "UInt64"),
-}
+# those that give their value to the last bit
 _EXACT = {"arrayMin", "arrayMax", "LinfNorm", "normLinf", "cityHash64", _DISTINCT}
 # of the vectors of a group, by the type of the numbers of the array; and the most rows that may be named for one
 _OF_GROUP = {"sumForEach": "Float64", "avgForEach": "Float64", "minForEach": "Float32", "maxForEach": "Float32"}
@@ -150,7 +144,7 @@ def _may_be(call: FunctionCall) -> bool:
         return False
     if metric_named(call.name):
         return len(call.arguments) == 2
-    return len(call.arguments) == 1 and call.name in {*_OF_ONE, *_OF_GROUP, *_TELLING}
+    return len(call.arguments) == 1 and call.name in {*OF_ONE, *_OF_GROUP, *_TELLING}
 
 
 def _tells(tokens: Sequence[Token], call: FunctionCall) -> bool:
@@ -163,20 +157,12 @@ def computed(call: RowCall, registry: Registry, qualifier: str) -> str:
     """The expression that gives the number of a call. qualifier: of the row's number, with its dot."""
     handles = [registry.handle(call.source.table, c) for c in call.columns]
     if call.function == _DISTINCT:
-        return ", ".join(_looked_up(f, handles, qualifier) for f in ("cityHash64", SECOND_HASH))
+        return ", ".join(looked_up(f, handles, qualifier) for f in ("cityHash64", SECOND_HASH))
     if call.function in _OF_GROUP:
         rows = f"base64Encode(reinterpretAsString(groupArray({qualifier}{ROW})))"
         text = f"assumeNotNull({GROUPED}({quote_string(name_of(call.function, handles))}, {rows}))"
         return f"reinterpret({text}, 'Array({_OF_GROUP[call.function]})')"
-    return _looked_up(call.function, handles, qualifier)
-
-
-def _looked_up(function: str, handles: Sequence[str], qualifier: str) -> str:
-    kind = _OF_ONE.get(function, "Float32")
-    text = f"{NUMBERS[kind]}({quote_string(name_of(function, handles))}, {qualifier}{ROW})"
-    if kind == "UInt64":
-        return f"assumeNotNull({text})"
-    return f"ifNull({text}, to{kind}(nan))"  # chDB takes the NaN of a function of Python for NULL
+    return looked_up(call.function, handles, qualifier)
 
 
 def edits(found: RowDistances, scope: Scope, registry: Registry, params: Mapping[str, Any]) -> list[Edit]:
@@ -327,7 +313,7 @@ def _off(call: RowCall, registry: Registry) -> float:
         return ROUNDING
     largest = [registry.store(call.source.table, c.name).largest for c in call.columns]
     total = sum(largest)
-    if call.function in _OF_ONE:  # of d numbers, whose sum is at most the root of d times their length
+    if call.function in OF_ONE:  # of d numbers, whose sum is at most the root of d times their length
         size = total**2 if "Squared" in call.function else total * math.sqrt(call.columns[0].dimension or 1)
-        return (1e-12 if _OF_ONE[call.function] == "Float64" else ROUNDING) * size
+        return (1e-12 if OF_ONE[call.function] == "Float64" else ROUNDING) * size
     return ROUNDING * {Metric.DOT.value: math.prod(largest), Metric.L2.value: total}.get(call.function, total**2)

@@ -29,6 +29,14 @@ RUN, HELD = 64, 1 << 24
 GROUP = 4_096
 # a block that had to go and was computed again so often is of a column that is read in no order: then row by row
 AGAIN = 4
+# functions of one vector by the type of their value
+_FLOATS = "arrayMin arrayMax L1Norm normL1 L2Norm normL2 LinfNorm normLinf L2SquaredNorm normL2Squared"
+SECOND_HASH = "secondHash64"  # of `row_numbers`, which loads the compiler
+OF_ONE = {
+    **dict.fromkeys(_FLOATS.split(), "Float32"),
+    **dict.fromkeys(("arraySum", "arrayAvg"), "Float64"),
+    **dict.fromkeys(("cityHash64", SECOND_HASH), "UInt64"),
+}
 
 
 def name_of(function: str, handles: Sequence[str]) -> str:
@@ -93,6 +101,9 @@ class Computed:
                     raise ClipqlError(f"there is no vector column for {name}: was its table dropped?")
                 numbers = self._known[name] = _Numbers(function, handles)
             rows = min(self._stores[h].rows for h in numbers.handles)
+            lengths = {self._stores[h].dimension for h in numbers.handles if rows}
+            if len(lengths) > 1:
+                raise ClipqlError(f"{numbers.function} of vectors of {' and '.join(map(str, sorted(lengths)))} numbers")
             if row == 0 == rows:  # as DDL tries a function out
                 return 0
             if not 0 <= row < rows:

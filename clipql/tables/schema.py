@@ -22,6 +22,7 @@ from clipql.tables import parts, recover, shape
 from clipql.tables.index_entries import check_column, unbuilt
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
+from clipql.tables.vector_expressions import anew, by_row, fill, reading
 
 Made = TypeVar("Made")
 # parts of ALTER that only touch rows: the shape has none
@@ -231,6 +232,8 @@ def _alter_one(
             )
     if column and verb == "CLEAR":
         raise UnsupportedStatement(f"{column.name} is a vector column, and a vector cannot be empty: delete the rows")
+    if verb == "CLEAR" and named in reading(registry.engine, table):
+        command = anew(registry.engine, table, named or "")
     if verb in _ROW_CHANGES or " ".join(words[:2]) in _ROW_CHANGES:
         with _mutating(registry, table):
             run(f"{on_physical} {command}{after}")
@@ -248,7 +251,8 @@ def _alter_one(
         verify()
         shape.check_computed(registry.engine, table)
         if not (verb == "ADD" and not table.rows and _added_vectors(registry, table, named)):
-            run(f"{on_physical} {command}{after}")
+            run(f"{on_physical} {by_row(registry.engine, table, command)}{after}")
+            fill(registry, table)
 
 
 def _assigned(tokens: Sequence[Token]) -> list[str]:
@@ -326,6 +330,7 @@ def add_filled(registry: Registry, table: Table, column: VectorColumn, *, replac
         after = dataclasses.replace(table, columns=(*table.columns, column))
         if replaces:
             shape.check_computed(registry.engine, after)
+            shape.check_unread(registry.engine, table, after)
         with _altering(registry, table, after) as verify:
             if not replaces:
                 registry.engine.run(f"ALTER TABLE {registry.shape(table)} {command}")
