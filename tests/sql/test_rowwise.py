@@ -181,7 +181,7 @@ def test_definitions_keep_their_words(db: clipql.Database) -> None:
     try:
         db.sql("INSERT INTO kept VALUES (1, now(), [1, 2], [2, 1])")
         for change in (
-            "ADD COLUMN n Float32 DEFAULT L2Norm(a)",
+            "ADD INDEX n L2Norm(a) TYPE minmax",
             "MODIFY TTL d + INTERVAL 1 DAY DELETE WHERE L2Norm(a) > 0",
         ):
             with pytest.raises(clipql.ClipqlError):
