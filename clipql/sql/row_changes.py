@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryCancelled, QueryError
+from clipql.sql.heads import with_heads
 from clipql.sql.near_any import written_out
 from clipql.sql.planner import Explained, Planner
 from clipql.sql.rowwise import computed, in_statement
@@ -46,7 +47,8 @@ def with_rows_found(
     registry: Registry, planner: Planner, sql: str, table: Table, params: Mapping[str, Any], options: SearchOptions
 ) -> Iterator[str]:
     """The statement to run instead, with what it reads, for as long as the context lasts."""
-    sql = written_out(sql, registry, table)
+    headed = with_heads(sql, registry, params, table, plan=options.plan)  # whose heads are held until the end
+    sql = written_out(headed.sql, registry, table)
     if not options.plan:
         yield sql
         return
@@ -74,12 +76,13 @@ def with_rows_found(
 
 def plans(planner: Planner, registry: Registry, sql: str, table: Table, params: Mapping[str, Any]) -> list[Explained]:
     """How the rows of a DELETE or UPDATE would be found, and what is computed for them."""
-    sql = written_out(sql, registry, table)
+    headed = with_heads(sql, registry, params, table)
+    sql = written_out(headed.sql, registry, table)
     tokens = read(sql).words
     places = _conditions(sql, tokens)
     found = [p for place in places[:1] for p in planner.plans(_select(registry, sql, table, place), params)]
     whole = in_statement(tokens, table, _own_calls(sql, tokens, places[0] if places else None))
-    return [*found, *([whole] if whole else [])]
+    return [*headed.plans, *found, *([whole] if whole else [])]
 
 
 def _conditions(sql: str, tokens: Sequence[Token]) -> list[Place]:

@@ -11,6 +11,7 @@ float32 could decide, ClickHouse computes it itself.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from clipql.syntax.lexer import Token
 from clipql.syntax.names import FunctionCall, lambda_arguments
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
-from clipql.tables.computed import OF_ONE, SECOND_HASH, name_of
+from clipql.tables.computed import ELEMENT, OF_ONE, SECOND_HASH, name_of
 from clipql.tables.indexes import Chosen
 from clipql.tables.registry import GROUPED, ROW, Registry
 from clipql.tables.vector_expressions import looked_up
@@ -94,13 +95,18 @@ class RowDistances:
 def row_distances(scope: Scope, find: FindTable) -> RowDistances | None:
     """The distances of two columns of a row that a SELECT itself computes, or None where it has none."""
     calls = [c for c in scope.calls if _may_be(c)]
-    sources, joined = find_sources(scope, find) if calls else ([], False)
+    elements = any(t.kind == "vector" for t in scope.tokens)
+    sources, joined = find_sources(scope, find) if calls or elements else ([], False)
     if not sources or has_outer_join(scope) or len({s.qualifier for s in sources}) < len(sources):
         return None
     inner = [s.whole for s in read(scope.text).selects if scope.whole.first < s.whole.first < scope.whole.last]
     own = [c for c in calls if not any(i.first <= c.at < i.last for i in inner)]
     hidden = frozenset(scope.aliases) | scope.lambda_arguments
     found = tuple(_row_calls(scope.tokens, own, sources, joined, hidden))
+    if elements:
+        whole = range(scope.whole.first, scope.whole.last)
+        places = [i for i in whole if not any(a.first <= i < a.last for a in inner)]
+        found += tuple(_elements(scope.tokens, places, sources, joined, hidden))
     names = {name for c in found for name in (c.source.qualifier, *(column.name for column in c.columns))}
     if names & scope.inner_names:
         return None
@@ -136,6 +142,26 @@ def _row_calls(
         first, last = (call.at, call.close + 1) if not telling else arguments[0]
         function = metric.value if metric else _DISTINCT if telling else call.name
         yield RowCall(function, source, columns, first, last, tokens[first].start, tokens[last - 1].end)
+
+
+def _elements(
+    tokens: Sequence[Token], places: Sequence[int], sources: list[Source], joined: bool, hidden: frozenset[str]
+) -> Iterator[RowCall]:
+    """Numbers of a vector by their place, as in v[17] and t.v[-1]."""
+    for at in places:
+        index = tokens[at].text.strip("[] ") if tokens[at].kind == "vector" else ""
+        if not re.fullmatch(r"-?[1-9]\d{0,8}", index):
+            continue
+        first = at - 1
+        while first >= 2 and tokens[first - 1].text == ".":
+            first -= 2
+        known = column_named(tokens, first, at, sources, joined, hidden)
+        source = next((s for s in sources if known and s.qualifier == known[1]), None)
+        column = source.table.column(known[0]) if known and source else None
+        size, place = (column.dimension or 0) if column else 0, int(index)
+        if source and column and abs(place) <= size:
+            function = f"{ELEMENT}{place - 1 if place > 0 else size + place}"
+            yield RowCall(function, source, (column,), first, at + 1, tokens[first].start, tokens[at].end)
 
 
 def _may_be(call: FunctionCall) -> bool:
@@ -307,7 +333,7 @@ def _slack(form: Affine, calls: Sequence[RowCall], registry: Registry) -> float:
 
 def _off(call: RowCall, registry: Registry) -> float:
     """How far one of them may be off."""
-    if call.function in _EXACT:
+    if call.function in _EXACT or call.function.startswith(ELEMENT):
         return 0.0
     if call.function == Metric.COSINE.value:
         return ROUNDING
