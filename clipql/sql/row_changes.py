@@ -54,24 +54,29 @@ def with_rows_found(
         return
     tokens = read(sql).words
     places = _conditions(sql, tokens)
-    helper: str | None = None
     edits: list[Edit] = []
     condition = places[0] if len(places) == 1 and _is_about_vectors(tokens, places[0], table) else None
     rows = _rows(registry, planner, sql, table, condition, params, options) if condition else None
-    try:
+    with contextlib.ExitStack() as stack:
         if condition and rows is not None:
-            if len(rows) <= INLINE:
-                text = f"{ROW} IN ({', '.join(map(str, rows.tolist()))})" if len(rows) else "0"
-            else:
-                helper = f"{INTERNAL}.{quote_name(f'rows {next(_serial)} of {table.id}')}"
-                _fill(registry, helper, rows)
-                text = f"{ROW} IN (SELECT r FROM {helper})"
+            text = stack.enter_context(naming(registry, table, rows))
             edits.append((tokens[condition[0]].start, tokens[condition[1] - 1].end, text))
         edits += _assigned(registry, sql, tokens, table, condition if edits else None)
         yield edited(sql, edits)
+
+
+@contextlib.contextmanager
+def naming(registry: Registry, table: Table, rows: NDArray[np.uint64]) -> Iterator[str]:
+    """A condition that holds for rows by their numbers, for as long as the context lasts."""
+    if len(rows) <= INLINE:
+        yield f"{ROW} IN ({', '.join(map(str, rows.tolist()))})" if len(rows) else "0"
+        return
+    helper = f"{INTERNAL}.{quote_name(f'rows {next(_serial)} of {table.id}')}"
+    try:
+        _fill(registry, helper, rows)
+        yield f"{ROW} IN (SELECT r FROM {helper})"
     finally:
-        if helper:
-            registry.engine.run(f"DROP TABLE IF EXISTS {helper} SYNC")
+        registry.engine.run(f"DROP TABLE IF EXISTS {helper} SYNC")
 
 
 def plans(planner: Planner, registry: Registry, sql: str, table: Table, params: Mapping[str, Any]) -> list[Explained]:
