@@ -20,6 +20,7 @@ from clipql.cli.commands import (
     demo,
     download,
     embed,
+    evaluate,
     export,
     ingest,
     model,
@@ -27,6 +28,7 @@ from clipql.cli.commands import (
     search,
     serve,
     sql,
+    takedown,
     udf,
 )
 from clipql.cli.commands.common import Command, database_options, open_database
@@ -91,8 +93,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"clipql {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", title="commands")
     for each in (
-        sql, ingest, download, embed, search, recall, dedup, cluster_rows, serve, care, export, cluster, demo, model,
-        udf,
+        sql, ingest, download, embed, search, recall, evaluate, dedup, cluster_rows, takedown, serve, care, export,
+        cluster, demo, model, udf,
     ):  # fmt: skip
         each.add(commands, shared)
     return top

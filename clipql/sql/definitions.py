@@ -15,6 +15,7 @@ import pyarrow as pa
 from clipql.engine.embedded import Output
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index import definition
+from clipql.sql import heads
 from clipql.sql.execution import Step
 from clipql.sql.explain import describe
 from clipql.sql.insert import insert, star
@@ -177,7 +178,7 @@ class Definitions:
         assert head.upper().endswith("AS"), "the reader found AS before the SELECT"
         if head[:-2].rstrip().upper().endswith("EMPTY"):
             return definition
-        return f"{head[:-2]}EMPTY AS {definition[select:]}"
+        return f"{head[:-2]}EMPTY AS {heads.written_out(definition[select:])}"
 
     def on_table(
         self, sql: str, statement: OnTable, params: Mapping[str, Any], format: str, options: SearchOptions

@@ -23,6 +23,7 @@ from clipql.sql.passed_on import check_models, passed_on
 from clipql.sql.planner import Planner
 from clipql.sql.rowwise import LAZY
 from clipql.storage.catalog import Table
+from clipql.storage.vectors.heads import Head
 from clipql.syntax.lexer import Token, matching, split_list
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
@@ -49,7 +50,7 @@ class _Source:
     """Queries, one after the other, whose columns are the table's by position.
 
     stored: for a vector column whose vectors another table already stores, that table and column; the query then
-    gives the row number in its place. batches: vectors that its rows will ask for, held until they have.
+    gives the row number in its place. batches, heads: what its rows will ask for, held until they have.
     """
 
     queries: tuple[str, ...]
@@ -58,6 +59,7 @@ class _Source:
     tables: Mapping[str, pa.Table]
     stored: Mapping[str, tuple[Table, str]]
     batches: tuple[Batch, ...] = ()
+    heads: tuple[Head, ...] = ()
 
 
 def insert(
@@ -168,7 +170,8 @@ def _from_select(
         )
         settings = f" SETTINGS {LAZY}" if LAZY in text else ""
         text = f"SELECT {', '.join(casts)} FROM ({text}){settings}"
-    return _Source((text,), tuple(names), rewritten.params, rewritten.tables, stored, rewritten.batches)
+    held = rewritten.batches, rewritten.heads
+    return _Source((text,), tuple(names), rewritten.params, rewritten.tables, stored, *held)
 
 
 def _stored_vectors(registry: Registry, select: str, names: Sequence[str]) -> tuple[str, dict[int, tuple[Table, str]]]:

@@ -10,6 +10,7 @@ from clipql.engine.arrow import arrow_stream
 from clipql.engine.embedded import Output
 from clipql.engine.row_writer import written
 from clipql.errors import QueryError
+from clipql.sql import heads
 from clipql.sql.components import NAME as CONNECTED
 from clipql.sql.direct import as_select
 from clipql.sql.execution import Direct, Step
@@ -62,7 +63,7 @@ class Outputs:
             )
             return output, planned.steps
         except QueryError:
-            original = written_out(original, self._registry)
+            original = written_out(heads.written_out(original), self._registry)
             if planned.sql == original or CONNECTED in original:  # which ClickHouse does not know
                 raise
         # an error is reported in terms of what the user wrote; should that succeed, it is the answer

@@ -23,6 +23,7 @@ from clipql.sql.components import Components
 from clipql.sql.constants import Constants
 from clipql.sql.encode_calls import Encoded, Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
+from clipql.sql.heads import with_heads
 from clipql.sql.identity import Origins
 from clipql.sql.inline import inline
 from clipql.sql.joins import NearestJoin, edits, recognise_join
@@ -38,6 +39,7 @@ from clipql.sql.settings import SearchOptions
 from clipql.sql.untouched import Untouched, untouched
 from clipql.sql.views import finder
 from clipql.sql.words import Words
+from clipql.storage.vectors.heads import Head
 from clipql.syntax.edits import Edit
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
@@ -52,7 +54,7 @@ Explained = Components | Plan | JoinPlan | RangeJoinPlan | RowDistances | Untouc
 class Rewritten(Brief):
     """A statement as ClickHouse shall run it, with the parameters and Arrow tables that it needs besides the user's.
 
-    batches: vectors that its rows will ask for; they go when this does. answer: all of the result, where the row file
+    batches, heads: what its rows will ask for; they go when this does. answer: all of the result, where the row file
     gave it; sql is then what the user wrote.
     """
 
@@ -62,6 +64,7 @@ class Rewritten(Brief):
     steps: tuple[Step, ...]
     batches: tuple[Batch, ...] = ()
     answer: Direct | None = None
+    heads: tuple[Head, ...] = ()
 
 
 class _Selects:
@@ -107,8 +110,11 @@ class Planner:
         """
         scored = self.words.replace(sql, params)
         asked = asked if scored == sql else None  # what words weigh changes with the rows
-        encoded = self.encoding.replace(written_out(scored, self._registry), params)
+        headed = with_heads(scored, self._registry, params, plan=options.plan)
+        asked = asked if headed.sql == sql else None
+        encoded = self.encoding.replace(written_out(headed.sql, self._registry), headed.params)
         work = Work(encoded.sql, dict(encoded.params))
+        work.steps += [Step(found, found.kind, found.why) for found in headed.plans]
         constants = Constants(self._engine, encoded.params)
         origins = Origins(self._registry.find, encoded.models)
         find = finder(self._registry, encoded.params)
@@ -152,7 +158,7 @@ class Planner:
         if any(isinstance(step.plan, RowDistances) for step in work.steps):
             work.edit(rowwise.lazily(work.sql))
         steps = tuple(reversed(work.steps))
-        return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer)
+        return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer, headed.heads)
 
     def _planned(
         self, select: VectorSelect, constants: Constants, options: SearchOptions, origins: Origins, encoded: Encoded
@@ -255,11 +261,10 @@ class Planner:
 
     def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Explained]:
         """The plan of each SELECT that reads vectors, outer ones first, with nothing searched."""
-        encoded = self.encoding.replace(
-            written_out(self.words.replace(sql, params), self._registry), params, rows=False
-        )
+        headed = with_heads(self.words.replace(sql, params), self._registry, params)
+        encoded = self.encoding.replace(written_out(headed.sql, self._registry), headed.params, rows=False)
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
-        plans: list[Explained] = []
+        plans: list[Explained] = [*headed.plans]
         work, find = Work(encoded.sql, {}), finder(self._registry, encoded.params)
         selects = _Selects(work)
         for at in reversed(range(selects.count)):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryCancelled, QueryError
+from clipql.sql.heads import with_heads
 from clipql.sql.near_any import written_out
 from clipql.sql.planner import Explained, Planner
 from clipql.sql.rowwise import computed, in_statement
@@ -46,40 +47,47 @@ def with_rows_found(
     registry: Registry, planner: Planner, sql: str, table: Table, params: Mapping[str, Any], options: SearchOptions
 ) -> Iterator[str]:
     """The statement to run instead, with what it reads, for as long as the context lasts."""
-    sql = written_out(sql, registry, table)
+    headed = with_heads(sql, registry, params, table, plan=options.plan)  # whose heads are held until the end
+    sql = written_out(headed.sql, registry, table)
     if not options.plan:
         yield sql
         return
     tokens = read(sql).words
     places = _conditions(sql, tokens)
-    helper: str | None = None
     edits: list[Edit] = []
     condition = places[0] if len(places) == 1 and _is_about_vectors(tokens, places[0], table) else None
     rows = _rows(registry, planner, sql, table, condition, params, options) if condition else None
-    try:
+    with contextlib.ExitStack() as stack:
         if condition and rows is not None:
-            if len(rows) <= INLINE:
-                text = f"{ROW} IN ({', '.join(map(str, rows.tolist()))})" if len(rows) else "0"
-            else:
-                helper = f"{INTERNAL}.{quote_name(f'rows {next(_serial)} of {table.id}')}"
-                _fill(registry, helper, rows)
-                text = f"{ROW} IN (SELECT r FROM {helper})"
+            text = stack.enter_context(naming(registry, table, rows))
             edits.append((tokens[condition[0]].start, tokens[condition[1] - 1].end, text))
         edits += _assigned(registry, sql, tokens, table, condition if edits else None)
         yield edited(sql, edits)
+
+
+@contextlib.contextmanager
+def naming(registry: Registry, table: Table, rows: NDArray[np.uint64]) -> Iterator[str]:
+    """A condition that holds for rows by their numbers, for as long as the context lasts."""
+    if len(rows) <= INLINE:
+        yield f"{ROW} IN ({', '.join(map(str, rows.tolist()))})" if len(rows) else "0"
+        return
+    helper = f"{INTERNAL}.{quote_name(f'rows {next(_serial)} of {table.id}')}"
+    try:
+        _fill(registry, helper, rows)
+        yield f"{ROW} IN (SELECT r FROM {helper})"
     finally:
-        if helper:
-            registry.engine.run(f"DROP TABLE IF EXISTS {helper} SYNC")
+        registry.engine.run(f"DROP TABLE IF EXISTS {helper} SYNC")
 
 
 def plans(planner: Planner, registry: Registry, sql: str, table: Table, params: Mapping[str, Any]) -> list[Explained]:
     """How the rows of a DELETE or UPDATE would be found, and what is computed for them."""
-    sql = written_out(sql, registry, table)
+    headed = with_heads(sql, registry, params, table)
+    sql = written_out(headed.sql, registry, table)
     tokens = read(sql).words
     places = _conditions(sql, tokens)
     found = [p for place in places[:1] for p in planner.plans(_select(registry, sql, table, place), params)]
     whole = in_statement(tokens, table, _own_calls(sql, tokens, places[0] if places else None))
-    return [*found, *([whole] if whole else [])]
+    return [*headed.plans, *found, *([whole] if whole else [])]
 
 
 def _conditions(sql: str, tokens: Sequence[Token]) -> list[Place]:

@@ -11,6 +11,7 @@ float32 could decide, ClickHouse computes it itself.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,24 +31,18 @@ from clipql.syntax.lexer import Token
 from clipql.syntax.names import FunctionCall, lambda_arguments
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
-from clipql.tables.computed import LENGTH, name_of
+from clipql.tables.computed import ELEMENT, LENGTH, OF_ONE, SECOND_HASH, name_of
 from clipql.tables.indexes import Chosen
-from clipql.tables.registry import GROUPED, NUMBERS, ROW, Registry
+from clipql.tables.registry import GROUPED, ROW, Registry
+from clipql.tables.vector_expressions import looked_up
 
 # ClickHouse takes a function of Python for a cheap one, and would call it for every row
-SECOND_HASH = "secondHash64"  # of `row_numbers`, which loads the compiler
 LAZY = "short_circuit_function_evaluation = 'force_enable'"
 # what tells vectors from each other and nothing more, and how it is called here
 _TELLING, _DISTINCT = ("uniqExact", "count", "countDistinct"), "uniqExact"
-# functions of one vector by the type of their value, and those that give it to the last bit
-_FLOATS = "arrayMin arrayMax L1Norm normL1 L2Norm normL2 LinfNorm normLinf L2SquaredNorm normL2Squared"
-_OF_ONE = {
-    **dict.fromkeys(_FLOATS.split(), "Float32"),
-    **dict.fromkeys(("arraySum", "arrayAvg"), "Float64"),
-    **dict.fromkeys(("cityHash64", SECOND_HASH, LENGTH), "UInt64"),
-}
 # which tell rows that have a vector from those that have none: what is put behind the length
 _OF_LENGTH = {"length": "", "notEmpty": " > 0", "empty": " = 0"}
+# those that give their value to the last bit
 _EXACT = {"arrayMin", "arrayMax", "LinfNorm", "normLinf", "cityHash64", _DISTINCT, *_OF_LENGTH}
 # of the vectors of a group, by the type of the numbers of the array; and the most rows that may be named for one
 _OF_GROUP = {"sumForEach": "Float64", "avgForEach": "Float64", "minForEach": "Float32", "maxForEach": "Float32"}
@@ -102,13 +97,18 @@ class RowDistances:
 def row_distances(scope: Scope, find: FindTable) -> RowDistances | None:
     """The distances of two columns of a row that a SELECT itself computes, or None where it has none."""
     calls = [c for c in scope.calls if _may_be(c)]
-    sources, joined = find_sources(scope, find) if calls else ([], False)
+    elements = any(t.kind == "vector" for t in scope.tokens)
+    sources, joined = find_sources(scope, find) if calls or elements else ([], False)
     if not sources or has_outer_join(scope) or len({s.qualifier for s in sources}) < len(sources):
         return None
     inner = [s.whole for s in read(scope.text).selects if scope.whole.first < s.whole.first < scope.whole.last]
     own = [c for c in calls if not any(i.first <= c.at < i.last for i in inner)]
     hidden = frozenset(scope.aliases) | scope.lambda_arguments
     found = tuple(_row_calls(scope.tokens, own, sources, joined, hidden))
+    if elements:
+        whole = range(scope.whole.first, scope.whole.last)
+        places = [i for i in whole if not any(a.first <= i < a.last for a in inner)]
+        found += tuple(_elements(scope.tokens, places, sources, joined, hidden))
     names = {name for c in found for name in (c.source.qualifier, *(column.name for column in c.columns))}
     if names & scope.inner_names:
         return None
@@ -148,13 +148,33 @@ def _row_calls(
         yield RowCall(function, source, columns, first, last, tokens[first].start, tokens[last - 1].end)
 
 
+def _elements(
+    tokens: Sequence[Token], places: Sequence[int], sources: list[Source], joined: bool, hidden: frozenset[str]
+) -> Iterator[RowCall]:
+    """Numbers of a vector by their place, as in v[17] and t.v[-1]."""
+    for at in places:
+        index = tokens[at].text.strip("[] ") if tokens[at].kind == "vector" else ""
+        if not re.fullmatch(r"-?[1-9]\d{0,8}", index):
+            continue
+        first = at - 1
+        while first >= 2 and tokens[first - 1].text == ".":
+            first -= 2
+        known = column_named(tokens, first, at, sources, joined, hidden)
+        source = next((s for s in sources if known and s.qualifier == known[1]), None)
+        column = source.table.column(known[0]) if known and source else None
+        size, place = (column.dimension or 0) if column else 0, int(index)
+        if source and column and abs(place) <= size:
+            function = f"{ELEMENT}{place - 1 if place > 0 else size + place}"
+            yield RowCall(function, source, (column,), first, at + 1, tokens[first].start, tokens[at].end)
+
+
 def _may_be(call: FunctionCall) -> bool:
     """Whether a call has the name and the number of arguments of what is computed here."""
     if not call.closed:
         return False
     if metric_named(call.name):
         return len(call.arguments) == 2
-    return len(call.arguments) == 1 and call.name in {*_OF_ONE, *_OF_GROUP, *_TELLING, *_OF_LENGTH}
+    return len(call.arguments) == 1 and call.name in {*OF_ONE, *_OF_GROUP, *_TELLING, *_OF_LENGTH}
 
 
 def _tells(tokens: Sequence[Token], call: FunctionCall) -> bool:
@@ -167,23 +187,15 @@ def computed(call: RowCall, registry: Registry, qualifier: str) -> str:
     """The expression that gives the number of a call. qualifier: of the row's number, with its dot."""
     handles = [registry.handle(call.source.table, c) for c in call.columns]
     if call.function == _DISTINCT:
-        return ", ".join(_looked_up(f, handles, qualifier) for f in ("cityHash64", SECOND_HASH))
+        return ", ".join(looked_up(f, handles, qualifier) for f in ("cityHash64", SECOND_HASH))
     if call.function in _OF_GROUP:
         rows = f"base64Encode(reinterpretAsString(groupArray({qualifier}{ROW})))"
         text = f"assumeNotNull({GROUPED}({quote_string(name_of(call.function, handles))}, {rows}))"
         return f"reinterpret({text}, 'Array({_OF_GROUP[call.function]})')"
-    return _looked_up(call.function, handles, qualifier)
-
-
-def _looked_up(function: str, handles: Sequence[str], qualifier: str) -> str:
-    if function in _OF_LENGTH:
-        number = _looked_up(LENGTH, handles, qualifier)
-        return f"({number}{_OF_LENGTH[function]})" if _OF_LENGTH[function] else number
-    kind = _OF_ONE.get(function, "Float32")
-    text = f"{NUMBERS[kind]}({quote_string(name_of(function, handles))}, {qualifier}{ROW})"
-    if kind == "UInt64":
-        return f"assumeNotNull({text})"
-    return f"ifNull({text}, to{kind}(nan))"  # chDB takes the NaN of a function of Python for NULL
+    if call.function in _OF_LENGTH:
+        number = looked_up(LENGTH, handles, qualifier)
+        return f"({number}{_OF_LENGTH[call.function]})" if _OF_LENGTH[call.function] else number
+    return looked_up(call.function, handles, qualifier)
 
 
 def edits(found: RowDistances, scope: Scope, registry: Registry, params: Mapping[str, Any]) -> list[Edit]:
@@ -328,13 +340,13 @@ def _slack(form: Affine, calls: Sequence[RowCall], registry: Registry) -> float:
 
 def _off(call: RowCall, registry: Registry) -> float:
     """How far one of them may be off."""
-    if call.function in _EXACT:
+    if call.function in _EXACT or call.function.startswith(ELEMENT):
         return 0.0
     if call.function == Metric.COSINE.value:
         return ROUNDING
     largest = [registry.store(call.source.table, c.name).largest for c in call.columns]
     total = sum(largest)
-    if call.function in _OF_ONE:  # of d numbers, whose sum is at most the root of d times their length
+    if call.function in OF_ONE:  # of d numbers, whose sum is at most the root of d times their length
         size = total**2 if "Squared" in call.function else total * math.sqrt(call.columns[0].dimension or 1)
-        return (1e-12 if _OF_ONE[call.function] == "Float64" else ROUNDING) * size
+        return (1e-12 if OF_ONE[call.function] == "Float64" else ROUNDING) * size
     return ROUNDING * {Metric.DOT.value: math.prod(largest), Metric.L2.value: total}.get(call.function, total**2)

@@ -16,6 +16,7 @@ from clipql.engine import formatting
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.sql.components import NAME as CONNECTED
+from clipql.sql.heads import NAMES as HEADS
 from clipql.sql.near_any import NAME as NEAR_ANY
 from clipql.storage.catalog import Table
 from clipql.syntax.edits import Edit, edited
@@ -34,7 +35,7 @@ _BY_INSERT = "rows come into a table with vectors by INSERT INTO it, not through
 
 
 # functions that are written out by the planner, in small letters
-_OWN = (NEAR_ANY.lower(), CONNECTED.lower())
+_OWN = (NEAR_ANY.lower(), CONNECTED.lower(), *(name.lower() for name in HEADS))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from clipql.errors import ClipqlError
 from clipql.index.flat import each_core
+from clipql.storage.vectors.heads import Head
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
@@ -27,11 +29,20 @@ BLOCK = 1 << SHIFT
 RUN, HELD = 64, 1 << 24
 # rows of a group that are read at once
 GROUP = 4_096
+# rows of a head that are multiplied at once, and the multiplications a row from which a product has all cores
+AT_ONCE, SMALL = 1_024, 32_768
 # a block that had to go and was computed again so often is of a column that is read in no order: then row by row
 AGAIN = 4
-
-
 LENGTH = "numbers"  # of a row's vector: none where it has no vector
+ELEMENT = "element:"  # before the place of a number in its vector, from 0
+# functions of one vector by the type of their value
+_FLOATS = "arrayMin arrayMax L1Norm normL1 L2Norm normL2 LinfNorm normLinf L2SquaredNorm normL2Squared"
+SECOND_HASH = "secondHash64"  # of `row_numbers`, which loads the compiler
+OF_ONE = {
+    **dict.fromkeys(_FLOATS.split(), "Float32"),
+    **dict.fromkeys(("arraySum", "arrayAvg"), "Float64"),
+    **dict.fromkeys(("cityHash64", SECOND_HASH, LENGTH), "UInt64"),
+}
 
 
 def name_of(function: str, handles: Sequence[str]) -> str:
@@ -45,8 +56,10 @@ def name_of(function: str, handles: Sequence[str]) -> str:
 class _Numbers:
     """Those of one name, in blocks by their number."""
 
-    def __init__(self, function: str, handles: Sequence[str]) -> None:
+    def __init__(self, function: str, handles: Sequence[str], head: Head | None) -> None:
         self.function, self.handles = function, handles
+        self.head = weakref.ref(head) if head else None
+        self.items = head.items if head else 1  # of a row
         self.blocks: dict[int, memoryview] = {}
         self.computed: dict[int, int] = {}
         self.runs: dict[int, int] = {}  # how many blocks were computed at once, by the block after them
@@ -58,6 +71,7 @@ class Computed:
     def __init__(self, stores: Mapping[str, ColumnStore]) -> None:
         self._stores = stores
         self._known: dict[str, _Numbers] = {}
+        self._heads: weakref.WeakValueDictionary[str, Head] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
     def number(self, name: str, row: int) -> Any:
@@ -66,6 +80,24 @@ class Computed:
             return self._known[name].blocks[row >> SHIFT][row & (BLOCK - 1)]
         except (KeyError, IndexError):
             return self._missing(name, row)
+
+    def array(self, name: str, row: int) -> bytes:
+        """All numbers that a head makes of a row, float32, as bytes. Raises as `number` does."""
+        try:
+            numbers = self._known[name]
+            block, at, items = numbers.blocks[row >> SHIFT], (row & (BLOCK - 1)) * numbers.items, numbers.items
+            if at < len(block):
+                return block[at : at + items].tobytes()
+        except KeyError:
+            pass
+        return bytes(self._missing(name, row, whole=True))
+
+    def keep(self, head: Head) -> Head:
+        """Know a head by its name for as long as whoever asks holds what this returns."""
+        with self._lock:
+            for name in [n for n, known in self._known.items() if known.head and known.head() is None]:
+                del self._known[name]
+            return self._heads.setdefault(head.name, head)
 
     def grouped(self, name: str, rows: str) -> bytes:
         """What a group of rows is made to, as the bytes of its numbers. rows: their numbers, uint64 in base64."""
@@ -87,57 +119,68 @@ class Computed:
             for name in [n for n in self._known if f" {id}/" in n]:
                 del self._known[name]
 
-    def _missing(self, name: str, row: int) -> Any:
+    def _missing(self, name: str, row: int, *, whole: bool = False) -> Any:
         with self._lock:
             numbers = self._known.get(name)
             if numbers is None:
                 function, *handles = name.split(" ")
                 if any(h not in self._stores for h in handles):
                     raise ClipqlError(f"there is no vector column for {name}: was its table dropped?")
-                numbers = self._known[name] = _Numbers(function, handles)
+                head = self._heads.get(function)
+                if head is None and function.startswith("head:"):
+                    raise ClipqlError(f"{function} is of a statement that has ended")
+                numbers = self._known[name] = _Numbers(function, handles, head)
             rows = min(self._stores[h].rows for h in numbers.handles)
+            lengths = {self._stores[h].dimension for h in numbers.handles if rows}
+            if len(lengths) > 1:
+                raise ClipqlError(f"{numbers.function} of vectors of {' and '.join(map(str, sorted(lengths)))} numbers")
             if row == 0 == rows:  # as DDL tries a function out
-                return 0
+                return b"" if whole else 0
             if not 0 <= row < rows:
                 raise IndexError(f"row {row:,} of {rows:,}")
             at = row >> SHIFT
-            held = numbers.blocks.get(at)
-            if held is not None and len(held) > row & (BLOCK - 1):  # by another thread, meanwhile
-                return held[row & (BLOCK - 1)]
-            if numbers.computed.get(at, 0) >= AGAIN:
-                return self._between(numbers, row, row + 1)[0].item()
-            return self._run(numbers, at, rows)[row & (BLOCK - 1)]
+            place, held = (row & (BLOCK - 1)) * numbers.items, numbers.blocks.get(at)
+            if held is None or len(held) <= place:  # else by another thread, meanwhile
+                if numbers.computed.get(at, 0) >= AGAIN:
+                    place, held = 0, self._between(numbers, row, row + 1).data
+                else:
+                    held = self._run(numbers, at, rows)
+            return held[place : place + numbers.items].tobytes() if whole else held[place]
 
     def _run(self, numbers: _Numbers, at: int, rows: int) -> memoryview:
         """Compute a block, and more and more of those after it where blocks are asked for one after the other."""
-        end, most = at + 1, min(2 * numbers.runs.pop(at, 0), RUN)
+        end, most = at + 1, min(2 * numbers.runs.pop(at, 0), max(1, RUN // numbers.items))
         while end < at + most and end << SHIFT < rows and end not in numbers.blocks:
             end += 1
-        self._make_room(end - at)
+        self._make_room((end - at) * numbers.items)
         found = self._between(numbers, at << SHIFT, min(end << SHIFT, rows)).data
         for block in range(at, end):
-            numbers.blocks[block] = found[(block - at) << SHIFT : (block - at + 1) << SHIFT]
+            first = ((block - at) << SHIFT) * numbers.items
+            numbers.blocks[block] = found[first : first + BLOCK * numbers.items]
             numbers.computed[block] = numbers.computed.get(block, 0) + 1
         numbers.runs[end] = end - at
         return numbers.blocks[at]
 
     def _make_room(self, blocks: int) -> None:
         """Let the oldest blocks go where there would be too many."""
-        excess = sum(len(n.blocks) for n in self._known.values()) + blocks - (HELD >> SHIFT)
+        excess = sum(len(n.blocks) * n.items for n in self._known.values()) + blocks - (HELD >> SHIFT)
         for numbers in [*self._known.values()] if excess > 0 else []:
-            for block in [*numbers.blocks][: max(0, excess)]:
+            for block in [*numbers.blocks][: max(0, -(-excess // numbers.items))]:
                 del numbers.blocks[block]
-                excess -= 1
+                excess -= numbers.items
 
     def _between(self, numbers: _Numbers, first: int, last: int) -> NDArray[Any]:
-        """The numbers of rows [first, last)."""
+        """The numbers of rows [first, last), one row after the other."""
         # which load the compiler
         from clipql.storage.vectors import row_numbers, rowwise
 
+        if numbers.head:
+            return self._of_head(numbers, first, last)
         stores, one = [self._stores[h] for h in numbers.handles], row_numbers.FUNCTIONS.get(numbers.function)
         if numbers.function == LENGTH:
             lengths = np.full(last - first, stores[0].dimension, np.uint64)
             return lengths if stores[0].there is None else lengths * stores[0].there[first:last]
+        element = int(numbers.function.removeprefix(ELEMENT)) if numbers.function.startswith(ELEMENT) else None
         out = np.empty(last - first, one.dtype if one else np.float32)
 
         def some(a: int, b: int) -> None:
@@ -145,7 +188,9 @@ class Computed:
             while at < b:  # the segments of two columns need not end at the same rows
                 blocks = [store.blocks(first + at, first + b)[0][1] for store in stores]
                 n = min(map(len, blocks))
-                if one:
+                if element is not None:
+                    out[at : at + n] = blocks[0][:, element]
+                elif one:
                     row_numbers.of_rows(numbers.function, blocks[0], out[at : at + n])
                 else:
                     x, y = (block[:n] for block in blocks)
@@ -157,3 +202,31 @@ class Computed:
         else:
             some(0, len(out))
         return out
+
+    def _of_head(self, numbers: _Numbers, first: int, last: int) -> NDArray[np.float32]:
+        """The numbers that a head makes of rows [first, last), one row after the other."""
+        head = numbers.head() if numbers.head else None
+        store = self._stores[numbers.handles[0]]
+        if head is None:
+            raise ClipqlError(f"{numbers.function} is of a statement that has ended")
+        from clipql.storage.vectors import kernels  # loads the compiler
+
+        out, one = np.empty((last - first, head.items), np.float32), head.one
+
+        def some(a: int, b: int) -> None:
+            for start, block in store.blocks(first + a, first + b):
+                if one:  # at memory speed
+                    products = out[start - first : start - first + len(block), 0]
+                    kernels.distances(Metric.DOT, block, one[0], products)
+                    products += one[1]
+                    continue
+                for at in range(0, len(block), AT_ONCE):
+                    x = np.asarray(block[at : at + AT_ONCE], np.float32)
+                    out[start - first + at : start - first + at + len(x)] = head.of(x)
+
+        # what is large has all cores for each product
+        if len(out) > 4 * BLOCK and head.work < SMALL:
+            each_core(len(out), some)
+        else:
+            some(0, len(out))
+        return out.reshape(-1)

@@ -19,6 +19,7 @@ from clipql.storage import catalog, files, strays
 from clipql.storage.catalog import Catalog, Pending, Table
 from clipql.storage.vectors import segments
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
+from clipql.tables.vector_expressions import fill
 
 _KEPT = "shape of "
 LOOK_SECONDS, IDLE_SECONDS = 0.005, 5.0  # between two looks at what ClickHouse does; how long it may do nothing
@@ -292,6 +293,8 @@ def _alter(registry: Registry, pending: Pending) -> None:
     shape, physical = pending.definitions
     if definition(registry, before.database, before.name) != physical:
         registry.publish(after)
+        with contextlib.suppress(QueryError):  # reads compute what is missing
+            fill(registry, after)
         _done(registry, after)
         return
     if definition(registry, INTERNAL, before.id) != shape:

@@ -38,6 +38,7 @@ FUNCTION = "_clipql_vector"
 # computed of the vectors of a row, by a name of `computed.name_of`: the functions for each type of the value
 GROUPED = FUNCTION + "_grouped"  # computed of the vectors of a group of rows
 NUMBERS = {"Float32": FUNCTION + "_number", "Float64": FUNCTION + "_wide_number", "UInt64": FUNCTION + "_whole_number"}
+ARRAYS = FUNCTION + "_made"  # the float32 numbers that a head makes of a vector
 ROW = "_row"
 
 
@@ -79,6 +80,7 @@ class Registry:
             self.answer()
         if not Registry._registered:
             engine.register(FUNCTION, _vector, ["String", "UInt64"], "String")
+            engine.register(ARRAYS, _made, ["String", "UInt64"], "String")
             engine.register(GROUPED, _grouped, ["String", "String"], "String")
             for kind, name in NUMBERS.items():
                 engine.register(name, _whole if kind == "UInt64" else _number, ["String", "UInt64"], kind)
@@ -330,6 +332,13 @@ def _number(name: str, row: int) -> Any:
     if registry is None:
         raise ClipqlError("no clipql database is open")
     return registry.computed.number(name, row)
+
+
+def _made(name: str, row: int) -> bytes:
+    registry = Registry._current
+    if registry is None:
+        raise ClipqlError("no clipql database is open")
+    return registry.computed.array(name, row)
 
 
 def _whole(name: str, row: int) -> int:

@@ -25,6 +25,7 @@ from clipql.tables.index_entries import check_column, unbuilt
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 from clipql.tables.revising import Revision
+from clipql.tables.vector_expressions import anew, by_row, fill, reading
 
 Made = TypeVar("Made")
 # parts of ALTER that only touch rows: the shape has none
@@ -239,6 +240,8 @@ def _alter_one(
         with Revision(registry, indexes, table) as revision:
             revision.clear(column.name)
         return
+    if verb == "CLEAR" and named in reading(registry.engine, table):
+        command = anew(registry.engine, table, named or "")
     if verb in _ROW_CHANGES or " ".join(words[:2]) in _ROW_CHANGES:
         with _mutating(registry, table):
             run(f"{on_physical} {command}{after}")
@@ -256,7 +259,8 @@ def _alter_one(
         verify()
         shape.check_computed(registry.engine, table)
         if not (verb == "ADD" and _added_vectors(registry, table, named)):
-            run(f"{on_physical} {command}{after}")
+            run(f"{on_physical} {by_row(registry.engine, table, command)}{after}")
+            fill(registry, table)
 
 
 @contextlib.contextmanager
@@ -326,6 +330,7 @@ def add_filled(registry: Registry, table: Table, column: VectorColumn, *, replac
         after = dataclasses.replace(table, columns=(*table.columns, column))
         if replaces:
             shape.check_computed(registry.engine, after)
+            shape.check_unread(registry.engine, table, after)
         with _altering(registry, table, after) as verify:
             if not replaces:
                 registry.engine.run(f"ALTER TABLE {registry.shape(table)} {command}")

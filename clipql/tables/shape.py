@@ -14,7 +14,8 @@ from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.syntax.reading import read
-from clipql.tables.registry import FUNCTION, INTERNAL, ROW
+from clipql.tables.registry import INTERNAL, ROW
+from clipql.tables.vector_expressions import by_row, reading, vector_read
 
 # small granules in small compressed blocks: ten rows by number cost 5 ms at 300,000 rows, and 8 ms with the defaults
 _SETTINGS = {
@@ -51,9 +52,7 @@ def vector_columns(engine: Engine, id: str) -> tuple[VectorColumn, ...] | None:
 
 def alias_of(table: Table, column: VectorColumn) -> str:
     """The definition of a vector column in the physical table."""
-    handle = quote_string(f"{table.id}/{column.folder}")
-    read = f"reinterpret(assumeNotNull({FUNCTION}({handle}, {ROW})), 'Array(Float32)')"
-    return f"{quote_name(column.name)} Array(Float32) ALIAS {read}"
+    return f"{quote_name(column.name)} Array(Float32) ALIAS {vector_read(table, column)}"
 
 
 def physical_definition(engine: Engine, table: Table, name: str) -> str:
@@ -66,7 +65,10 @@ def physical_definition(engine: Engine, table: Table, name: str) -> str:
     for line in lines[begin + 1 : end]:
         match = re.match(r"    (`(?:[^`\\]|\\.)*`) ", line)
         column = vectors.get(read(match[1]).tokens[0].name or "") if match else None
-        body.append(f"    {alias_of(table, column)}{',' if line.endswith(',') else ''}" if column else line)
+        if column:
+            body.append(f"    {alias_of(table, column)}{',' if line.endswith(',') else ''}")
+        else:
+            body.append(by_row(engine, table, line) if match else line)
     clauses = {m[1]: line for line in lines[end + 1 :] if (m := re.match(r"(ENGINE|PARTITION BY|TTL|COMMENT) ?", line))}
     key = next((line.removeprefix("ORDER BY ") for line in lines[end + 1 :] if line.startswith("ORDER BY ")), "tuple()")
     if key not in ("tuple()", ROW):
@@ -109,19 +111,17 @@ def reads_vectors(engine: Engine, table: Table) -> bool:
         f"(SELECT count() FROM system.data_skipping_indices WHERE {where})",
         f"(SELECT count() FROM system.projections WHERE {where})",
     )
-    return bool(engine.scalar(f"SELECT {' + '.join(counts)}"))
+    return bool(engine.scalar(f"SELECT {' + '.join(counts)}")) or bool(reading(engine, table))
 
 
 def check_computed(engine: Engine, table: Table) -> None:
     """Refuse what ClickHouse would compute from vectors by itself, in the background, where it cannot read them.
 
-    Raises UnsupportedStatement for a MATERIALIZED or DEFAULT column, a skip index or a projection over a vector column.
+    Raises UnsupportedStatement for a skip index or a projection over a vector column.
     """
     where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)}"
     found = engine.arrow(
-        f"SELECT 'column ' || name, default_expression FROM system.columns WHERE {where} "
-        "AND default_kind IN ('MATERIALIZED', 'DEFAULT') "
-        f"UNION ALL SELECT 'index ' || name, expr FROM system.data_skipping_indices WHERE {where} "
+        f"SELECT 'index ' || name, expr FROM system.data_skipping_indices WHERE {where} "
         f"UNION ALL SELECT 'projection ' || name, query FROM system.projections WHERE {where}"
     )
     for what, expression in zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True):
@@ -129,5 +129,16 @@ def check_computed(engine: Engine, table: Table) -> None:
             if any(t.name == column.name for t in read(expression).tokens):
                 raise UnsupportedStatement(
                     f"{what} is computed from the vector column {column.name}, which ClickHouse cannot read while it "
-                    "merges or deletes rows: make it an ALIAS column, or compute it in the query"
+                    "merges or deletes rows: make it of a column that keeps what is computed, as in score Float32 "
+                    "DEFAULT …"
                 )
+
+
+def check_unread(engine: Engine, before: Table, after: Table) -> None:
+    """Refuse to make vectors of a column that ClickHouse computes others from. Raises UnsupportedStatement."""
+    computed = sorted(set(reading(engine, after)) - set(reading(engine, before)))
+    if computed:
+        raise UnsupportedStatement(
+            f"column {computed[0]} of {before.full_name} is computed from it: DROP COLUMN {computed[0]}, and add it "
+            "again afterwards"
+        )

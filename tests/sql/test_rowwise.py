@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import clipql
+from clipql.errors import QueryError
 from clipql.storage.vectors import metrics, rowwise
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables import computed
@@ -181,7 +182,7 @@ def test_definitions_keep_their_words(db: clipql.Database) -> None:
     try:
         db.sql("INSERT INTO kept VALUES (1, now(), [1, 2], [2, 1])")
         for change in (
-            "ADD COLUMN n Float32 DEFAULT L2Norm(a)",
+            "ADD INDEX n L2Norm(a) TYPE minmax",
             "MODIFY TTL d + INTERVAL 1 DAY DELETE WHERE L2Norm(a) > 0",
         ):
             with pytest.raises(clipql.ClipqlError):
@@ -283,3 +284,54 @@ def test_numbers_of_rows_that_were_replaced_are_computed_anew(db: clipql.Databas
         assert db.sql("SELECT sum(L2Distance(a, b)) FROM again").rows == [(11.0,)]
     finally:
         db.sql("DROP TABLE again")
+
+
+HEADS = [
+    "SELECT id, vectorLinear(a, {W:Array(Array(Float32))}, {b:Array(Float32)}) AS h FROM t ORDER BY id",
+    "SELECT id, vectorLinear(t.b, {W:Array(Array(Float32))}, {b:Array(Float32)})[3] AS h FROM t WHERE h > 0 "  # noqa: ISC004
+    "ORDER BY id",
+    "SELECT k, avg(vectorLinear(vectorRelu(vectorLinear(c, {W:Array(Array(Float32))}, {b:Array(Float32)})), "  # noqa: ISC004
+    "[[1, 2, 3], [0.5, 0, -1]], [0, 1])[2]) AS m FROM t GROUP BY k ORDER BY k",
+    "SELECT id, vectorRelu(a) AS r, L2Normalize(b) FROM t ORDER BY id LIMIT 9",
+    "SELECT id FROM t WHERE vectorLinear(L2Normalize(a), [[1, 2, 3, 4, 5, 6, 7, 8]], [0.5])[1] > 4 ORDER BY id",
+    "SELECT id, a[3], b[-1] + 1, t.c[8] FROM t WHERE a[3] > 0.5 ORDER BY id",
+    "WITH (SELECT groupArray(a) FROM (SELECT a FROM t ORDER BY id LIMIT 3)) AS w "  # noqa: ISC004
+    "SELECT id, vectorLinear(b, w, [1, 2, 3]) AS h FROM t ORDER BY id LIMIT 5",
+]
+
+
+@pytest.mark.parametrize("statement", HEADS)
+def test_heads_are_those_of_clickhouse(db: clipql.Database, statement: str) -> None:
+    rng = np.random.default_rng(3)
+    given = {"W": rng.standard_normal((3, DIMENSION)).astype(np.float32), "b": np.float32([0.5, 0, -1])}
+    given = given if "{W:" in statement else {}
+    planned = db.sql(statement, **given)
+    passed = db.sql(statement + " SETTINGS vector_plan = 0", **given)
+    assert "numbers of rows" in {s.kind for s in planned.stats.searches}
+    assert not passed.stats.searches
+    assert planned.arrow().schema.types == passed.arrow().schema.types
+    assert all(alike(list(x), list(y)) for x, y in zip(planned.rows, passed.rows, strict=True))
+    assert any(row[0].startswith("Numbers of") for row in db.sql("EXPLAIN " + statement, **given).rows)
+
+
+def test_a_head_changes_rows_and_its_sizes_are_checked(db: clipql.Database) -> None:
+    head = "vectorLinear(a, [[1, 1, 1, 1, 1, 1, 1, 1]], [0])[1]"
+    db.sql(f"CREATE TABLE headed AS SELECT id, a, {head} AS s, vectorRelu(b) AS r FROM t WHERE id < 40")
+    try:
+        assert db.sql("SELECT count(), max(abs(s - arraySum(a))) < 1e-5, min(arrayMin(r)) FROM headed").rows == [
+            (db.sql("SELECT count() FROM t WHERE id < 40").rows[0][0], 1, 0.0)
+        ]
+        db.sql(f"ALTER TABLE headed UPDATE s = {head} - 1 WHERE {head} < 0")
+        db.sql(f"DELETE FROM headed WHERE {head} > 0 OR vectorRelu(a)[1] > 100")
+        assert db.sql("SELECT count() > 0, max(abs(s + 1 - arraySum(a))) < 1e-5 FROM headed").rows == [(1, 1)]
+    finally:
+        db.sql("DROP TABLE headed")
+    for wrong, message in (
+        ("vectorLinear(a, [[1, 2]], [1])", "the weights are of 2 numbers, a holds 8"),
+        ("vectorLinear(a, [[1, 2, 3, 4, 5, 6, 7, 8]], [1, 2])", "1 weights and 2 numbers of bias"),
+        ("vectorLinear(a, [1, 2, 3, 4, 5, 6, 7, 8], [1])", "weights of shape \\(8,\\)"),
+        ("vectorLinear(a, [[1]])", "has 2 arguments; expected vectorLinear"),
+        ("vectorRelu(a, 1)", "has 2 arguments; expected vectorRelu"),
+    ):
+        with pytest.raises(QueryError, match=message):
+            db.sql(f"SELECT {wrong} FROM t")

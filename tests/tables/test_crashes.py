@@ -98,7 +98,7 @@ OPERATIONS = [
     Operation("drop", three_rows, sql("DROP TABLE t")),
     Operation("truncate", three_rows, sql("TRUNCATE TABLE t")),
     Operation("rename", three_rows, sql("RENAME TABLE t TO u")),
-    Operation("add a column", three_rows, sql("ALTER TABLE t ADD COLUMN n UInt8 DEFAULT 3")),
+    Operation("add a column", three_rows, sql("ALTER TABLE t ADD COLUMN n UInt8 DEFAULT arraySum(text_embedding)")),
     Operation("add a vector column", sql(TABLE), sql("ALTER TABLE t ADD COLUMN v Array(Float32)")),
     Operation("drop a column", three_rows, sql("ALTER TABLE t DROP COLUMN caption")),
     Operation("rename a column", three_rows, sql("ALTER TABLE t RENAME COLUMN caption TO title")),

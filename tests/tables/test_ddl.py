@@ -468,8 +468,6 @@ def test_optimize_final_without_deletes_rewrites_nothing(t: clipql.Database) -> 
 @pytest.mark.parametrize(
     ("definition", "what"),
     [
-        ("n Float32 MATERIALIZED L2Norm(v)", "column n"),
-        ("n Float32 DEFAULT L2Norm(v)", "column n"),
         ("INDEX n L2Norm(v) TYPE minmax GRANULARITY 1", "index n"),
         ("PROJECTION n (SELECT id, v ORDER BY id)", "projection n"),
     ],
@@ -482,8 +480,53 @@ def test_what_clickhouse_would_compute_from_vectors_in_the_background_is_refused
         t.sql(f"CREATE TABLE u (id UInt64, v Array(Float32), {definition}) ENGINE = MergeTree ORDER BY id")
     assert str(caught.value).startswith(f"{what} is computed from the vector column v")
     with pytest.raises(UnsupportedStatement):
-        t.sql(f"ALTER TABLE t ADD {'COLUMN ' if what.startswith('column') else ''}{definition}")
+        t.sql(f"ALTER TABLE t ADD {definition}")
     assert state(t) == before
+
+
+def test_columns_are_computed_from_vectors_as_rows_come_and_are_kept(
+    db: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.sql(
+        "CREATE TABLE t (id UInt64, v Array(Float32), w Array(Float32), near Float32 ALIAS cosineDistance(v, w), "
+        "m Float64 MATERIALIZED 1 - near COMMENT 'of v', s UInt8) ENGINE = MergeTree ORDER BY id"
+    )
+    some = "number, [number, 1, 3], [2, number, -1], number % 3 FROM numbers"
+    db.sql(f"INSERT INTO t SELECT {some}(3)")
+    db.sql("ALTER TABLE t ADD COLUMN d Float32 DEFAULT s * L2Norm(v) + dotProduct(w, [1, 0, 2]) AFTER v")
+    db.sql("ALTER TABLE t ADD INDEX i d TYPE minmax GRANULARITY 1")
+    made = db.sql("SHOW CREATE TABLE t").rows[0][0]
+    assert "`d` Float32 DEFAULT (s * L2Norm(v)) + dotProduct(w, [1, 0, 2])" in made
+    assert "_row" not in made
+    db.sql("INSERT INTO t (id, v, w, s) VALUES (3, [0, 0, 1], [1, 1, 1], 2)")
+    db.sql("INSERT INTO t (id, v, w, s, d) VALUES (4, [0, 0, 1], [1, 1, 1], 2, 7)")
+    monkeypatch.setattr(writer, "DIRECT_ROWS", 3)
+    db.sql(f"INSERT INTO t (id, v, w, s) SELECT 5 + {some}(9)")
+    db.sql("CREATE TABLE u AS t")
+    db.sql("INSERT INTO u SELECT * FROM t")
+
+    def wrong(table: str) -> list[tuple[Any, ...]]:
+        d, m = "s * L2Norm(v) + dotProduct(w, [1, 0, 2])", "1 - cosineDistance(v, w)"
+        off = f"groupArrayIf(id, abs(d - ({d})) > 1e-5) AS o, countIf(abs(m - ({m})) > 1e-6)"
+        return rows(db, f"SELECT count(), {off} FROM {table} SETTINGS vector_plan = 0")
+
+    assert wrong("t") == wrong("u") == [(14, [4], 0)]
+    db.sql("DELETE FROM t WHERE id = 5")
+    db.sql("OPTIMIZE TABLE t")
+    assert wrong("t") == [(13, [4], 0)]
+    db.sql("OPTIMIZE TABLE t FINAL")
+    db.sql("ALTER TABLE t RENAME COLUMN w TO x")
+    db.sql("ALTER TABLE t RENAME COLUMN x TO w")
+    assert wrong("t") == [(13, [4], 0)]
+    with pytest.raises(QueryError, match="column `d` depends on it"):
+        db.sql("ALTER TABLE t DROP COLUMN w")
+    with pytest.raises(QueryError, match="Cannot UPDATE materialized column"):
+        db.sql("ALTER TABLE t UPDATE m = 1 WHERE 1")
+    db.sql("ALTER TABLE t UPDATE d = 7 WHERE id = 1")
+    db.sql("ALTER TABLE t MATERIALIZE COLUMN m, CLEAR COLUMN d")
+    assert wrong("t") == [(13, [], 0)]
+    with reopened(db) as again:
+        assert again.sql("SELECT count(), count(d) FROM t").rows == [(13, 13)]
 
 
 def test_an_alias_column_may_be_computed_from_vectors(db: clipql.Database) -> None:

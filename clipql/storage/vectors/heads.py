@@ -1,0 +1,94 @@
+"""Heads: what a vector becomes by linear layers, ReLU and scaling to length 1, for many rows at once.
+
+What must stay true: a row's numbers are those of its vector alone, but for the rounding of float32, as products of
+matrices are summed in an order that depends on how many rows there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from clipql.brief import Brief
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Layer(Brief):
+    """`weights` (m, d) and `bias` (m,), float32, of a linear layer; without them what `function` names."""
+
+    function: str
+    weights: Floats | None = None
+    bias: Floats | None = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Head(Brief):
+    """Layers one after the other. width: the numbers that the last one gives; element: the one of them that is wanted,
+    from 0; None for all. name: the same for the same layers.
+    """
+
+    layers: tuple[Layer, ...]
+    width: int
+    element: int | None = None
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = xxhash.xxh3_128()
+        for layer in self.layers:
+            shape = () if layer.weights is None else layer.weights.shape
+            digest.update(f"{layer.function} {shape} ".encode())
+            for numbers in (layer.weights, layer.bias):
+                if numbers is not None:
+                    digest.update(np.ascontiguousarray(numbers).tobytes())
+        object.__setattr__(self, "name", f"head:{digest.hexdigest()}:{'' if self.element is None else self.element}")
+
+    @property
+    def items(self) -> int:
+        """Numbers that are kept for a row."""
+        return self.width if self.element is None else 1
+
+    @property
+    def work(self) -> int:
+        """Multiplications for a row."""
+        return sum(layer.weights.size for layer in self.layers if layer.weights is not None)
+
+    @property
+    def one(self) -> tuple[Floats, np.float32] | None:
+        """Where one product of the vector is all that is wanted: its weights (d,) and the bias."""
+        weights, bias = self.layers[0].weights, self.layers[0].bias
+        if len(self.layers) > 1 or self.items > 1 or weights is None or bias is None:
+            return None
+        return weights[self.element or 0], bias[self.element or 0]
+
+    def of(self, x: Floats) -> Floats:
+        """(n, items) of the rows x, (n, d)."""
+        for at, layer in enumerate(self.layers):
+            if layer.weights is not None and layer.bias is not None:
+                weights, bias = layer.weights, layer.bias
+                if self.element is not None and at == len(self.layers) - 1:
+                    weights, bias = weights[self.element : self.element + 1], bias[self.element : self.element + 1]
+                x = x @ weights.T + bias
+            elif layer.function == "vectorRelu":
+                x = np.maximum(x, np.float32(0))
+            else:
+                x = normalized(x)
+        return x if self.element is None or x.shape[1] == 1 else x[:, self.element : self.element + 1]
+
+
+def normalized(x: Floats) -> Floats:
+    """Rows scaled to length 1; NaN where a row has none, as ClickHouse's L2Normalize has it."""
+    lengths = np.sqrt(np.square(x, dtype=np.float64).sum(1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(x / lengths[:, None], np.float32)
+
+
+def head(layers: Sequence[Layer], dimension: int, element: int | None = None) -> Head:
+    """A head of vectors of `dimension` numbers."""
+    width = next((len(layer.weights) for layer in reversed(layers) if layer.weights is not None), dimension)
+    return Head(tuple(layers), width, element)
