@@ -38,7 +38,7 @@ import numpy as np
 from bench.child import environment
 
 BATCH, MOST_BATCHES = 40, 40  # rows of one INSERT; batches beyond which more is deleted than inserted
-VICTIMS = {"worker": 6, "reader": 5, "writer": 2, "server": 0}
+VICTIMS = {"worker": 5, "reader": 5, "writer": 2}
 SEEN = "SELECT intDiv(id, 1000) AS batch, count(), countIf(v[1] = id AND v[2] = 1), uniqExact(id) FROM t GROUP BY batch"
 NEAREST = "SELECT id FROM t ORDER BY L2Distance(v, {q:Array(Float32)}) LIMIT 1"
 # a server that starts a process anew at once, however often one is killed
@@ -186,24 +186,28 @@ class Crowd:
             ]
         return []
 
-    def kill_one(self, kind: str) -> bool:
-        """Kill a process of a kind, if there is one."""
+    def kill_one(self, kind: str) -> str:
+        """Kill a process of a kind, if there is one; what it was. While the writer opens the database, nothing tells it
+        from workers."""
         writer = self._writer()
         if kind == "reader":
             found = [p.pid for p in self.processes.values() if p.is_alive()]
         else:
             found = [pid for pid in self.children() if (pid == writer) == (kind == "writer")]
         if not found:
-            return False
+            return ""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.luck.choice(found), signal.SIGKILL)
-        return True
+        return kind if writer or kind == "reader" else "worker, or writer that opens"
 
     def wait(self, events: int) -> None:
         """Until the clients and readers have seen so many things more, so that a slow machine is killed on as long."""
-        end, wanted = time.monotonic() + self.pause, self.looks.total() + events
-        while self.looks.total() < wanted and time.monotonic() < end:
+        end, wanted = time.monotonic() + self.pause, self._seen() + events
+        while self._seen() < wanted and time.monotonic() < end:
             time.sleep(0.01)
+
+    def _seen(self) -> int:
+        return sum(n for what, n in self.looks.copy().items() if "unknown" not in what)
 
     def complete(self) -> None:
         """Until all do their work: rows are acknowledged, and each reader has looked."""
@@ -339,7 +343,8 @@ def run(folder: Path, kills: int, seed: int, *, workers: int = 2, readers: int =
         while counted.total() < last and len(model.wrong) < 5:
             crowd.wait(luck.randrange(8))
             kind = luck.choices(list(VICTIMS), list(VICTIMS.values()))[0]
-            counted[kind] += crowd.kill_one(kind)
+            if killed := crowd.kill_one(kind):
+                counted[killed] += 1
         crowd.wait(3)
         how = luck.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
         counted["server"] += how == signal.SIGKILL or counted.total() >= kills - 1
