@@ -61,6 +61,11 @@ class Given(Brief):
         return f"(SELECT {', '.join([*casts, ROW])} FROM Python({self.name}))"
 
 
+def typical(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of the same types, without what is in arrays: what a column is called or is does not depend on it."""
+    return {name: [] if isinstance(value, (list, np.ndarray)) else value for name, value in params.items()}
+
+
 def described(
     scope: Scope, entry: Entry, registry: Registry, params: Mapping[str, Any], tables: Mapping[str, pa.Table]
 ) -> tuple[Table, Given] | None:
@@ -69,7 +74,7 @@ def described(
     text = f"SELECT * FROM {scope.text_of(entry.first, entry.last)}"
     try:
         sql = f"DESCRIBE TABLE ({withs}{text})"
-        found = registry.engine.query(sql, params=params, tables=tables, user=True).arrow()
+        found = registry.engine.query(sql, params=typical(params), tables=tables, user=True).arrow()
     except QueryError:
         return None
     types = dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))

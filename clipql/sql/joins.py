@@ -22,7 +22,7 @@ from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
 from clipql.sql.calls import FindTable, Source, find_pairs, find_sources
 from clipql.sql.clauses import conjuncts
-from clipql.sql.given_vectors import Given, described
+from clipql.sql.given_vectors import Given, described, typical
 from clipql.sql.rowwise import item_names
 from clipql.storage.catalog import Table
 from clipql.storage.vectors.metrics import Metric, metric_named
@@ -328,7 +328,8 @@ def _names(join: NearestJoin, registry: Registry, params: Mapping[str, Any]) -> 
     scope = join.scope
     ends = [scope.tokens[b - 1] for _, b in scope.items("SELECT")]
     unnamed = {token.end for token in ends if token.name not in scope.aliases}
-    names = item_names(scope, registry, params) if unnamed else {}
+    valued = any(token.text == "{" for token in scope.within("SELECT"))  # values may be part of a name
+    names = item_names(scope, registry, params if valued else typical(params)) if unnamed else {}
     if unnamed and not names:
         raise QueryError("the names of the columns of a join cannot be told")
     return [(end, end, f" AS {quote_name(name)}") for end, name in names.items() if end in unnamed]
