@@ -49,15 +49,21 @@ def _escaped(text: str) -> str:
     return with_bytes(text)
 
 
+# what a list of is written by Python as by ClickHouse
+_PLAIN = {int, float}
+
+
 def _literal(value: Any) -> str:
     if value is None:
         return "NULL"
     if isinstance(value, np.ndarray):
-        if value.ndim == 1 and value.dtype.kind in "fiu":
+        if value.ndim >= 1 and value.dtype.kind in "fiu":
             return str(value.tolist())
         return _literal(value.tolist())
     if isinstance(value, np.generic):
         return _literal(value.item())
+    if isinstance(value, list) and {*map(type, value)} <= _PLAIN:
+        return str(value)
     if isinstance(value, (list, tuple)):
         left, right = ("[", "]") if isinstance(value, list) else ("(", ")")
         return left + ",".join(_nested(v) for v in value) + right

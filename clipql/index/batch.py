@@ -65,6 +65,25 @@ def nearest_each(
     return rows, distances
 
 
+def candidates_each(
+    store: ColumnStore,
+    metric: Metric,
+    queries: NDArray[np.float32],
+    k: int,
+    among: NDArray[np.bool_] | None = None,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[NDArray[np.int64] | None]:
+    """For each of the queries (n, d) a few rows that have its k nearest among them, ascending, with all that float32
+    cannot tell from the k-th; None where they are more than a few, and where rows have no distance.
+    """
+    out: list[NDArray[np.int64] | None] = []
+    for a in range(0, len(queries), QUERIES_AT_ONCE):
+        found, taken, unsure = _candidates(store, metric, queries[a : a + QUERIES_AT_ONCE], k, among, 0, stopped)
+        out += [None if unsure[i] else np.sort(found[i, taken[i]]) for i in range(len(unsure))]
+    return out
+
+
 def _distances(
     store: ColumnStore,
     metric: Metric,

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from clipql.engine.users import Acting
 from clipql.errors import ClipqlError, PictureError, QueryError
-from clipql.serve import access_control, openapi
+from clipql.serve import access_control, openapi, search_batch
 from clipql.serve import search_request as search
 from clipql.serve.chance import Chance
 from clipql.serve.column_roles import ColumnRoles, kind
@@ -31,6 +31,7 @@ from clipql.serve.packing import packed
 from clipql.serve.pool import Busy, gone
 from clipql.serve.prometheus import CONTENT_TYPE
 from clipql.serve.request_body import Held, content_length
+from clipql.serve.search_batch import Batch
 from clipql.serve.search_request import Search
 from clipql.serve.search_results import SearchResults
 from clipql.serve.service import Request, Service
@@ -226,7 +227,11 @@ class Api:
 
     async def _search(self, request: HttpRequest) -> Response:
         given, uploads = await self._search_body(request)
-        asked = Search.read(given, uploads, self._service.options.limits)
+        limits = self._service.options.limits
+        if isinstance(given, Mapping) and given.get("queries") is not None:
+            batch = await self._service.bodies.in_thread(lambda: Batch.read(given, uploads, limits))
+            return await self.in_thread(request, lambda: search_batch.answer(self._service, self.results, batch))
+        asked = Search.read(given, uploads, limits)
         return await self.in_thread(request, lambda: self.results.answer(asked))
 
     async def _search_body(self, request: HttpRequest) -> tuple[Any, dict[str, bytes]]:

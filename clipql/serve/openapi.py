@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clipql.serve import search_batch
 from clipql.serve.limits import Options
 from clipql.version import __version__
 
@@ -111,16 +112,24 @@ def _search(options: Options) -> dict[str, Any]:
         "exact": {"type": "boolean", "default": False},
         "fold": {"type": ["number", "null"], "description": "cosine from which a row repeats an earlier one"},
         "terms": terms,
+        "queries": {
+            "type": "array",
+            "items": {"anyOf": [terms["items"], terms]},
+            "maxItems": search_batch.MOST_QUERIES,
+            "description": "many searches at once, each a term or a list of terms; the reply has `answers` then",
+        },
         "columns": {"type": ["array", "null"], "items": _TEXT},
         "format": {"enum": ["JSON", "CSV", "Parquet", "Arrow"], "default": "JSON"},
     }
+    rows = {"type": "array", "items": {"$ref": "#/components/schemas/Row"}}
     result = {
-        "rows": {"type": "array", "items": {"$ref": "#/components/schemas/Row"}},
+        "rows": rows,
         "sql": _TEXT,
         "params": {"type": "object"},
         "plan": _NAMES,
         "exact": {"type": "boolean"},
         "more": {"type": "boolean"},
+        "answers": {"type": "array", "items": _object({"rows": rows, "more": {"type": "boolean"}})},
         "ms": {"type": "object"},
     }
     made = _post(

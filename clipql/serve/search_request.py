@@ -27,7 +27,7 @@ from clipql.tables.registry import ROW
 
 FORMATS = {"CSV": "CSVWithNames", "Parquet": "Parquet", "Arrow": "Arrow", "JSON": "JSON"}
 MOST_TERMS, MOST_NUMBERS, MOST_FLOAT = 32, 65_536, float(np.finfo(np.float32).max)
-KEYS = words("table database column model k offset where safe recall exact fold terms columns format")
+KEYS = words("table database column model k offset where safe recall exact fold terms queries columns format")
 TERM_KEYS = words("weight text image upload id vector")
 
 
@@ -87,9 +87,8 @@ class Search:
     def read(cls, given: Any, uploads: Mapping[str, bytes], limits: Limits) -> Search:
         """The request in parsed JSON. uploads: files by their field. Raises QueryError with what is wrong."""
         check_keys(given, KEYS)
-        terms = given.get("terms") or []
-        if not isinstance(terms, Sequence) or isinstance(terms, str) or len(terms) > MOST_TERMS:
-            raise wrong(f"terms: expected a list of at most {MOST_TERMS}")
+        if given.get("queries") is not None:
+            raise wrong("queries: only /api/search takes many searches at once")
         columns = given.get("columns")
         if columns is not None and not (isinstance(columns, list) and all(isinstance(c, str) for c in columns)):
             raise wrong("columns: expected a list of names")
@@ -113,7 +112,7 @@ class Search:
             recall=_number(given, "recall", None, 0.01, 1),
             exact=flag(given, "exact", False),
             fold=_number(given, "fold", None, 0, 1),
-            terms=tuple(_term(t, uploads) for t in terms),
+            terms=terms_of(given.get("terms") or [], uploads, "", least=0),
             columns=tuple(columns) if columns is not None else None,
             format=format,
         )
@@ -193,11 +192,20 @@ def flag(given: Mapping[str, Any], name: str, default: bool) -> bool:
 def _vector(value: Any) -> tuple[float, ...]:
     if not isinstance(value, list) or not value or len(value) > MOST_NUMBERS:
         raise wrong(f"vector: expected a list of 1 to {MOST_NUMBERS:,} numbers")
-    for number in value:
-        good = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not good or not -MOST_FLOAT <= number <= MOST_FLOAT:  # NaN is not either
-            raise wrong("vector: expected finite numbers, as Float32 holds them")
+    # NaN is not between them either; a whole number may have 400 digits
+    if not {*map(type, value)} <= {int, float} or not all(-MOST_FLOAT <= number <= MOST_FLOAT for number in value):
+        raise wrong("vector: expected finite numbers, as Float32 holds them")
     return tuple(map(float, value))
+
+
+def terms_of(given: Any, uploads: Mapping[str, bytes], place: str, *, least: int = 1) -> tuple[Term, ...]:
+    """The terms of one search. place: of the search among others. Raises QueryError."""
+    if not isinstance(given, list) or not least <= len(given) <= MOST_TERMS:
+        raise wrong(f"{place}terms: expected a list of at most {MOST_TERMS}" + (", not empty" if least else ""))
+    try:
+        return tuple(_term(each, uploads) for each in given)
+    except QueryError as error:
+        raise wrong(f"{place}{error}") if place else error from None
 
 
 def _term(given: Any, uploads: Mapping[str, bytes]) -> Term:

@@ -45,7 +45,7 @@ class SearchResults:
         column = service.column(table, asked.column)
         roles = service.roles[table]
         model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
-        vectors = [self._vector(term, table, column.name, model) for term in asked.terms]
+        vectors = [self.vector(term, table, column.name, model) for term in asked.terms]
         encoded = time.perf_counter()
         vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
         download = asked.format != "JSON"
@@ -65,7 +65,7 @@ class SearchResults:
             disposition = f'attachment; filename="clipql-results.{ending}"'
             return Response(answer.output.data, headers={"Content-Type": media, "Content-Disposition": disposition})
         found = answer.output.arrow()
-        page, more, duplicates = self._page(asked, table, column.name, found, roles.types)
+        page, more, duplicates = self.page(asked, table, column.name, found, roles.types)
         params = dict(made.shown_params)
         pictures = [v for t, v in zip(asked.terms, vectors, strict=True) if t.picture is not None or t.vector]
         for name, value in zip(params, pictures, strict=True):
@@ -90,13 +90,14 @@ class SearchResults:
         column = service.column(table, asked.column)
         roles = service.roles[table]
         model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
-        vectors = [self._vector(term, table, column.name, model) for term in asked.terms]
+        vectors = [self.vector(term, table, column.name, model) for term in asked.terms]
         made = search.statement(asked, table, column, roles, search.mixed(vectors, [t.weight for t in asked.terms]))
         answer = service.run(Request(made.sql, made.params, "ArrowStream"), service.engine.acting)
-        page = self._page(asked, table, column.name, answer.output.arrow(), roles.types)[0]
+        page = self.page(asked, table, column.name, answer.output.arrow(), roles.types)[0]
         return [self.shown(table, roles, row) for row in page]
 
-    def _vector(self, term: search.Term, table: Table, column: str, model: str | None) -> NDArray[np.float32]:
+    def vector(self, term: search.Term, table: Table, column: str, model: str | None) -> NDArray[np.float32]:
+        """What a term stands for, float32 (d,). Raises ClipqlError."""
         service = self._service
         if term.vector is not None:
             return np.asarray(term.vector, np.float32)
@@ -121,7 +122,7 @@ class SearchResults:
         made = search.statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
         with in_conditions(made.sql, asked.where):
             answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
-        duplicates = self._page(asked, table, column.name, answer.output.arrow(), roles.types)[2]
+        duplicates = self.page(asked, table, column.name, answer.output.arrow(), roles.types)[2]
         return list(duplicates)
 
     def rows_there(self, table: Table, rows: list[int]) -> list[int]:
@@ -129,7 +130,7 @@ class SearchResults:
         alive = self._service.registry.alive(table)
         return [r for r in rows if 0 <= r < table.rows and (alive is None or bool(alive[r]))]
 
-    def _page(
+    def page(
         self, asked: Search, table: Table, column: str, found: pa.Table, types: Mapping[str, str]
     ) -> tuple[list[dict[str, Any]], bool, dict[int, int]]:
         """The rows of the page asked for, whether there are more, and which row each duplicate repeats."""

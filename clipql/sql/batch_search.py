@@ -1,7 +1,8 @@
 """One prepared statement for many query vectors: searched side by side on all cores, and fetched in one go.
 
-What must stay true: each answer is that which the statement gives for its vector alone. What does not fit (a scan, rows
-that came after the index, a filter that leaves few) is left to be asked one by one.
+An index is searched for each; without one, all rows are compared with all vectors by products of matrices. What must
+stay true: each answer is that which the statement gives for its vector alone. What does not fit (rows that came after
+the index, a filter that leaves few) is left to be asked one by one.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.index.base import Candidates
-from clipql.index.flat import Term, each_core
+from clipql.index.base import Candidates, Cost, Index
+from clipql.index.batch import QUERIES_AT_ONCE, candidates_each
+from clipql.index.flat import Term, each_core, exact
 from clipql.sql import vector_search
 from clipql.sql.direct import Item, answer
 from clipql.sql.execution import Execution, Step
@@ -26,6 +28,8 @@ from clipql.tables.registry import Registry
 
 # queries between two looks at whether somebody still waits for them
 AT_ONCE = 1_024
+# vectors that are sooner compared by products of matrices than one by one; the most rows that each may ask for
+WORTH, MOST_BY_PRODUCTS = 4, 1_000
 Found = tuple[pa.Table, Step]
 
 
@@ -55,32 +59,77 @@ def search_each(
     execution: of the plan, which says what rows may be in the answer. offset: rows left out before the first.
     """
     table, index = plan.select.table, plan.chosen.index
-    if index is None or len(plan.terms) != 1 or len(plan.select.calls) != 1 or abs(plan.terms[0].weight) != 1:
+    if len(plan.terms) != 1 or len(plan.select.calls) != 1 or abs(plan.terms[0].weight) != 1:
         return None
-    if index.rows_covered < table.rows or len(steps(plan.k)) > 1:
+    if index is not None and (index.rows_covered < table.rows or len(steps(plan.k)) > 1):
         return None
     among, filtered = execution.qualifying()
     qualifying = table.rows if among is None else int(np.count_nonzero(among))
     few = among is not None and filtered is not None and filtered <= vector_search.few(plan)
     if few or plan.page > qualifying // 2:
         return None
-    found: list[Candidates | None] = [None] * len(vectors)
     (term,) = plan.terms
     store = registry.store(table, term.call.column)
     rounded = term.vector.narrow_for(term.call.metric)
+    terms = [Term(store, term.call.metric, vector, term.weight, rounded) for vector in vectors]
+    if index is None:
+        found = _by_products(registry, plan, terms, among)
+    else:
+        found = _by_index(registry, plan, index, terms, among)
+    return None if found is None else _answers(registry, indexes, plan, wanted, found, filtered, offset)
+
+
+def _by_index(
+    registry: Registry, plan: Plan, index: Index, terms: Sequence[Term], among: NDArray[np.bool_] | None
+) -> list[Candidates | None]:
+    """The rows of each by the index; None where it is in doubt."""
+    found: list[Candidates | None] = [None] * len(terms)
 
     def some(first: int, last: int) -> None:
         for at in range(first, last):
-            terms = [Term(store, term.call.metric, vectors[at], term.weight, rounded)]
-            if not index.doubt(terms[0].narrow, plan.knobs):
-                one = vector_search.by_index(plan, index, terms, among, plan.k)
+            if not index.doubt(terms[at].narrow, plan.knobs):
+                one = vector_search.by_index(plan, index, [terms[at]], among, plan.k)
                 found[at] = one.first(plan.k) if len(one.rows) >= plan.k else None
 
-    for begin in range(0, len(vectors), AT_ONCE):
+    for begin in range(0, len(terms), AT_ONCE):
         registry.engine.check_cancelled()
-        end = min(len(vectors), begin + AT_ONCE)
+        end = min(len(terms), begin + AT_ONCE)
         each_core(end - begin, lambda a, b, begin=begin: some(begin + a, begin + b))  # type: ignore[misc]
-    return _answers(registry, indexes, plan, wanted, found, filtered, offset)
+    return found
+
+
+def _by_products(
+    registry: Registry, plan: Plan, terms: Sequence[Term], among: NDArray[np.bool_] | None
+) -> list[Candidates | None] | None:
+    """The rows of each by one pass over all; None where that does not do for any."""
+    metric, queries = terms[0].metric, np.stack([term.narrow for term in terms])
+    nearest_first = terms[0].weight == (-1.0 if metric.larger_is_nearer else 1.0)
+    alike = all(np.array_equal(q, term.query) for q, term in zip(queries, terms, strict=True))
+    if len(terms) < WORTH or plan.k > MOST_BY_PRODUCTS or not nearest_first or not alike:
+        return None
+    found: list[Candidates | None] = []
+    for begin in range(0, len(terms), QUERIES_AT_ONCE):
+        registry.engine.check_cancelled()
+        some = slice(begin, begin + QUERIES_AT_ONCE)
+        for term, rows in zip(terms[some], _products(registry, queries[some], terms[0], plan, among), strict=True):
+            if rows is None or len(rows) < plan.k:
+                found.append(None)
+                continue
+            keys = exact([term], rows)
+            order = np.lexsort((rows, keys))[: plan.k]
+            cost = Cost(rows_scanned=plan.select.table.rows, rows_rescored=len(rows))
+            found.append(Candidates(rows[order].astype(np.uint64), keys[order], cost))
+    return found
+
+
+def _products(
+    registry: Registry, queries: NDArray[np.float32], term: Term, plan: Plan, among: NDArray[np.bool_] | None
+) -> list[NDArray[np.int64] | None]:
+    def stopped() -> bool:
+        registry.engine.check_cancelled()
+        return False
+
+    return candidates_each(term.store, term.metric, queries, plan.k, among, stopped=stopped)
 
 
 def _answers(

@@ -88,7 +88,8 @@ def _join(plan: JoinPlan) -> list[str]:
         return ["No vector plan: ClickHouse compares every pair of rows", f"  as it is, because {plan.why}", _SLOW]
     lines = [f"Nearest-neighbour join (n = {join.k})"]
     for side, what in ((join.each, "for each row of"), (join.near, "the nearest of")):
-        lines.append(f"  {what}: {side.table.full_name} ({side.table.rows:,} rows), {side.column}")
+        rows = f"{side.table.rows:,} rows" if side.given is None else "query vectors that FROM gives"
+        lines.append(f"  {what}: {side.named} ({rows}), {side.column}")
         if side.filter:
             lines.append(f"    filter first: {' '.join(side.filter.split())}")
     lines.append(f"  by: {join.metric.value}")

@@ -3,22 +3,26 @@
     SELECT q.id, l.url FROM queries AS q CROSS JOIN laion AS l
     ORDER BY L2Distance(l.image_embedding, q.v) LIMIT 3 BY q.id
 
-ClickHouse would compare every pair. Here the pairs are searched for, and ClickHouse joins just those. What must stay
-true: recognition is by shape; any other join is left as it stands.
+ClickHouse would compare every pair. Here the pairs are searched for, and ClickHouse joins just those. The vectors that
+are searched by may also come with the statement (`given_vectors.py`). What must stay true: recognition is by shape; any
+other join is left as it stands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
+
+import pyarrow as pa
 
 from clipql.brief import Brief
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
 from clipql.sql.calls import FindTable, Source, find_pairs, find_sources
 from clipql.sql.clauses import conjuncts
+from clipql.sql.given_vectors import Given, described, typical
 from clipql.sql.rowwise import item_names
 from clipql.storage.catalog import Table
 from clipql.storage.vectors.metrics import Metric, metric_named
@@ -34,12 +38,25 @@ _CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "ORDER", "LIMIT", "LIMIT 2", "OFF
 
 @dataclass(frozen=True, repr=False)
 class Side(Brief):
-    """One of the two tables: how the SELECT calls it, its vector column, and the conditions on it alone."""
+    """One of the two tables: how the SELECT calls it, its vector column, and the conditions on it alone.
+
+    given: its rows, where they are none of a table of ours; conditions are met by all of them once they are there.
+    """
 
     table: Table
     qualifier: str
     column: str
     conditions: tuple[str, ...] = ()
+    given: Given | None = None
+
+    @property
+    def named(self) -> str:
+        """Its name, as messages show it."""
+        return self.table.full_name if self.given is None else self.qualifier
+
+    def source(self, registry: Registry) -> str:
+        """What FROM reads its rows from."""
+        return registry.physical(self.table) if self.given is None else self.given.source
 
     @property
     def filter(self) -> str | None:
@@ -64,28 +81,70 @@ class NearestJoin(Brief):
     why: str = "sorted by a distance of two columns, with LIMIT n BY"
 
 
-def recognise_join(scope: Scope, find: FindTable) -> NearestJoin | None:
-    """The nearest-neighbour join that a SELECT is, or None."""
-    found = read_join(scope, find)
+def recognise_join(
+    scope: Scope, registry: Registry, params: Mapping[str, Any], tables: Mapping[str, pa.Table]
+) -> NearestJoin | None:
+    """The nearest-neighbour join that a SELECT is, or None. params, tables: of the statement."""
+    found = read_join(scope, registry.find)
+    if isinstance(found, str):
+        found = _read_given(scope, registry, params, tables)
     return found if isinstance(found, NearestJoin) else None
 
 
 def read_join(scope: Scope, find: FindTable) -> NearestJoin | str:
-    """The nearest-neighbour join that a SELECT is, or why it is none."""
+    """The nearest-neighbour join of two tables that a SELECT is, or why it is none."""
     sources, _ = find_sources(scope, find)
     if len(sources) != 2 or not _plain_from(scope, sources):
         return "FROM is not two tables as `a, b` or `a CROSS JOIN b`"
+    if not find_pairs(scope, find):
+        return _NOT_SORTED
+    return _read(scope, sources)
+
+
+def _read_given(
+    scope: Scope, registry: Registry, params: Mapping[str, Any], tables: Mapping[str, pa.Table]
+) -> NearestJoin | str:
+    """The same, where one of the two is no table of ours."""
+    sources, _ = find_sources(scope, registry.find)
+    entries, span, tokens = scope.sources.entries, scope.clauses.get("FROM"), scope.tokens
+    others = [e for e in entries if e.called and all(e.called != s.qualifier for s in sources)]
+    if len(sources) != 1 or len(entries) != 2 or len(others) != 1 or span is None or "BY" not in _words(scope, "LIMIT"):
+        return "FROM is not a table and query vectors"
+    between = tuple(t.upper or t.text for t in tokens[entries[0].last : entries[1].first])
+    plain = all(e.plain and not e.modified and not e.bracketed for e in entries)
+    if between not in ((",",), ("CROSS", "JOIN")) or entries[1].last != span.last or not plain:
+        return "FROM is not `a, b` or `a CROSS JOIN b`"
+    found = described(scope, others[0], registry, params, tables)
+    if found is None:
+        return "what it joins has no vectors, or columns of types that are not kept"
+    table, given = found
+    inner = (others[0].first, others[0].last)
+    return _read(scope, [*sources, Source(table, others[0].called)], given, inner)
+
+
+def _words(scope: Scope, clause: str) -> list[str]:
+    return [t.upper for t in scope.within(clause)]
+
+
+_NOT_SORTED = "it is not sorted by a distance of the two tables' columns alone"
+
+
+def _read(
+    scope: Scope, sources: list[Source], given: Given | None = None, inner: tuple[int, int] = (0, 0)
+) -> NearestJoin | str:
+    """given: the rows of the last source, where they are none of a table of ours. inner: its tokens, which FROM has."""
     odd = next(iter(set(scope.clauses) - _CLAUSES), None)
     if odd:
         return f"it has {odd}"
     if any(t.text == "*" for t in scope.within("SELECT")) or scope.within("SELECT")[0].upper == "DISTINCT":
         return "it has DISTINCT or *"
-    if any(t.upper in ("OVER", "ARRAYJOIN") for t in scope.tokens[scope.whole.first : scope.whole.last]):
+    own = (at for at in range(scope.whole.first, scope.whole.last) if not inner[0] <= at < inner[1])
+    if any(scope.tokens[at].upper in ("OVER", "ARRAYJOIN") for at in own):
         return "it has a window function or arrayJoin"
-    ordered = _order(scope)
-    if ordered is None or not find_pairs(scope, find):
-        return "it is not sorted by a distance of the two tables' columns alone"
-    limit = _limit_by(scope, sources)
+    limit = _limit_by(scope)
+    ordered = _order(scope, limit[2] if limit else frozenset())
+    if ordered is None:
+        return _NOT_SORTED
     if limit is None:
         return "it has no LIMIT n BY columns of one table, with n of at most 1,000"
     metric, first, last, descending = ordered
@@ -94,19 +153,21 @@ def read_join(scope: Scope, find: FindTable) -> NearestJoin | str:
         return "the arguments of the distance are not a column of each table, with the tables' names before them"
     if descending != metric.larger_is_nearer:
         return "the farthest rows are asked for"
-    k, owner = limit
+    k, owner, _ = limit
     sides = {qualifier: Side(source.table, qualifier, column) for qualifier, source, column in columns}
     if len(sides) != 2 or owner not in sides:
         return "LIMIT BY names neither of the two tables"
-    calls = _same_calls(scope, metric, columns, sources)
+    if given and owner != sources[-1].qualifier:
+        return "LIMIT BY does not name the query vectors"
+    calls = _same_calls(scope, metric, columns, sources, inner)
     if calls is None:
         return "it computes another distance too, or one without an alias"
     parted = parted_conditions(scope, tuple(sides))
     if parted is None:
         return "its WHERE has a distance, a SELECT, or a column without its table's name"
     other = next(q for q in sides if q != owner)
-    own = {q: Side(s.table, q, s.column, tuple(parted[q])) for q, s in sides.items()}
-    return NearestJoin(scope, own[owner], own[other], metric, k, tuple(parted[""]), calls)
+    each, near = (replace(sides[q], conditions=tuple(parted[q])) for q in (owner, other))
+    return NearestJoin(scope, replace(each, given=given), near, metric, k, tuple(parted[""]), calls)
 
 
 def _plain_from(scope: Scope, sources: list[Source]) -> bool:
@@ -118,12 +179,15 @@ def _plain_from(scope: Scope, sources: list[Source]) -> bool:
     return between in ([","], ["CROSS", "JOIN"]) and sources[0].qualifier != sources[1].qualifier
 
 
-def _order(scope: Scope) -> tuple[Metric, int, int, bool] | None:
-    """The metric, the tokens of the distance call that a SELECT is sorted by, and whether descending."""
-    span = scope.clauses.get("ORDER")
-    if not span or len(scope.items("ORDER")) != 1:
+def _order(scope: Scope, keys: frozenset[str]) -> tuple[Metric, int, int, bool] | None:
+    """The metric, the tokens of the distance call that a SELECT is sorted by, and whether descending.
+
+    keys: of LIMIT BY, as texts: what is sorted by those first is in each group sorted by the distance.
+    """
+    items = scope.items("ORDER")
+    if not items or any(_key(scope, a, b) not in keys for a, b in items[:-1]):
         return None
-    tokens, first, last = scope.tokens, span.first, span.last
+    tokens, (first, last) = scope.tokens, items[-1]
     descending = tokens[last - 1].upper in ("DESC", "DESCENDING")
     if tokens[last - 1].upper in ("DESC", "DESCENDING", "ASC", "ASCENDING"):
         last -= 1
@@ -135,18 +199,29 @@ def _order(scope: Scope) -> tuple[Metric, int, int, bool] | None:
     return metric, first, last, descending
 
 
-def _limit_by(scope: Scope, sources: list[Source]) -> tuple[int, str] | None:
-    """n and the qualifier of the keys of `LIMIT n BY key, …`."""
+def _key(scope: Scope, first: int, last: int) -> str:
+    """`table.column`, of an item that is just that, with its direction at most; else nothing that is a key."""
+    tokens = scope.tokens
+    if tokens[last - 1].upper in ("DESC", "DESCENDING", "ASC", "ASCENDING"):
+        last -= 1
+    if last - first != 3 or tokens[first + 1].text != ".":
+        return ""
+    return f"{tokens[first].name}.{tokens[first + 2].name}"
+
+
+def _limit_by(scope: Scope) -> tuple[int, str, frozenset[str]] | None:
+    """n, the qualifier of the keys, and the keys of `LIMIT n BY key, …`."""
     tokens = scope.within("LIMIT")
     if len(tokens) < 5 or tokens[0].kind != "number" or not tokens[0].text.isdigit() or tokens[1].upper != "BY":
         return None
-    owners = set()
+    owners, keys = set(), set()
     for first, last in split_list(tokens, 2, len(tokens)):
         if last - first != 3 or tokens[first + 1].text != ".":
             return None
         owners.add(tokens[first].name or "")
+        keys.add(f"{tokens[first].name}.{tokens[first + 2].name}")
     k = int(tokens[0].text)
-    return (k, owners.pop()) if len(owners) == 1 and 1 <= k <= 1000 else None
+    return (k, owners.pop(), frozenset(keys)) if len(owners) == 1 and 1 <= k <= 1000 else None
 
 
 def columns_of(scope: Scope, first: int, last: int, sources: list[Source]) -> list[tuple[str, Source, str]] | None:
@@ -162,7 +237,11 @@ def columns_of(scope: Scope, first: int, last: int, sources: list[Source]) -> li
 
 
 def _same_calls(
-    scope: Scope, metric: Metric, columns: list[tuple[str, Source, str]], sources: list[Source]
+    scope: Scope,
+    metric: Metric,
+    columns: list[tuple[str, Source, str]],
+    sources: list[Source],
+    inner: tuple[int, int],
 ) -> tuple[tuple[int, int], ...] | None:
     """The places of the sorted-by distance; None where other distances are computed, or one names a column."""
     found = []
@@ -170,7 +249,7 @@ def _same_calls(
     wanted = {(q, c) for q, _, c in columns}
     named, items = scope.aliases, scope.items("SELECT")
     for call in scope.calls:
-        if not metric_named(call.name):
+        if not metric_named(call.name) or inner[0] <= call.at < inner[1]:
             continue
         called = columns_of(scope, call.at, call.close + 1, sources)
         if metric_named(call.name) is not metric or called is None or {(q, c) for q, _, c in called} != wanted:
@@ -229,10 +308,10 @@ def from_clause(
     """
 
     def rows(side: Side, key: str) -> str:
-        table = registry.physical(side.table)
-        read = ", ".join(["*", *map(quote_name, vectors.get(side.qualifier, ())), ROW])
+        own = [*map(quote_name, vectors.get(side.qualifier, ())), ROW] if side.given is None else []
+        read = ", ".join(["*", *own])
         return (
-            f"(SELECT {read} FROM {table} WHERE {ROW} IN (SELECT {key} FROM Python({pairs}))) "
+            f"(SELECT {read} FROM {side.source(registry)} WHERE {ROW} IN (SELECT {key} FROM Python({pairs}))) "
             f"AS {quote_name(side.qualifier)}"
         )
 
@@ -249,7 +328,8 @@ def _names(join: NearestJoin, registry: Registry, params: Mapping[str, Any]) -> 
     scope = join.scope
     ends = [scope.tokens[b - 1] for _, b in scope.items("SELECT")]
     unnamed = {token.end for token in ends if token.name not in scope.aliases}
-    names = item_names(scope, registry, params) if unnamed else {}
+    valued = any(token.text == "{" for token in scope.within("SELECT"))  # values may be part of a name
+    names = item_names(scope, registry, params if valued else typical(params)) if unnamed else {}
     if unnamed and not names:
         raise QueryError("the names of the columns of a join cannot be told")
     return [(end, end, f" AS {quote_name(name)}") for end, name in names.items() if end in unnamed]

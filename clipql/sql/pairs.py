@@ -61,19 +61,20 @@ class JoinPlan:
     def searched(self) -> str:
         """The columns that it joins by, in words."""
         sides = (self.join.each, self.join.near)
-        return " and ".join(f"{side.table.full_name}: {side.column}" for side in sides)
+        return " and ".join(f"{side.named}: {side.column}" for side in sides)
 
     @property
     def columns(self) -> tuple[VectorColumn, ...]:
         """The vector columns it searches."""
-        found = (side.table.column(side.column) for side in (self.join.near, self.join.each))
+        sides = [side for side in (self.join.near, self.join.each) if side.given is None]
+        found = (side.table.column(side.column) for side in sides)
         return tuple(c for c in found if c)
 
 
 def plan_join(join: NearestJoin, indexes: Indexes, options: SearchOptions) -> JoinPlan:
     """Choose the index to search `near` with. Raises QueryError for knobs that cannot be."""
     near, each = join.near.table.column(join.near.column), join.each.table.column(join.each.column)
-    if near and each and near.dimension != each.dimension:
+    if join.each.given is None and near and each and near.dimension != each.dimension:
         why = f"the two columns hold {each.dimension} and {near.dimension} numbers"
         return JoinPlan(join, Chosen(None, None, ""), kind="as it is", why=why)
     if not options.index:
@@ -89,7 +90,9 @@ class PairSearch:
     def __init__(self, registry: Registry, plan: JoinPlan, params: Mapping[str, Any], settings: str) -> None:
         self._registry, self._plan, self._join, self._params = registry, plan, plan.join, params
         self._store = registry.store(plan.join.near.table, plan.join.near.column)
-        self._queries = registry.store(plan.join.each.table, plan.join.each.column)
+        each = plan.join.each
+        self._queries = each.given or registry.store(each.table, each.column)
+        self._tables = {each.given.name: each.given.rows} if each.given else {}
         self._codes = self._rescored = self._scanned = 0
         self._settings = f"{settings}, " if settings else ""
 
@@ -190,7 +193,8 @@ class PairSearch:
 
     def _query(self, sql: str, table: pa.Table) -> pa.Table:
         sql += f" SETTINGS {self._settings}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
-        return self._registry.engine.query(sql, params=self._params, tables={PAIRS: table}, user=True).arrow()
+        tables = {PAIRS: table, **self._tables}
+        return self._registry.engine.query(sql, params=self._params, tables=tables, user=True).arrow()
 
     def _conditions(self) -> str:
         return " AND ".join(f"({c})" for c in self._join.mixed)
@@ -233,8 +237,8 @@ class PairSearch:
         ours = f"{ROW} IN (SELECT clipql_each FROM Python({PAIRS}))"
         theirs = f"{ROW} >= {first} AND {ROW} < {last}" + (f" AND {join.near.filter}" if join.near.filter else "")
         sides = [
-            f"(SELECT *, {ROW} FROM {self._registry.physical(side.table)} AS {quote_name(side.qualifier)} "
-            f"WHERE {where}) AS {quote_name(side.qualifier)}"
+            f"(SELECT {'*' if side.given else f'*, {ROW}'} FROM {side.source(self._registry)} "
+            f"AS {quote_name(side.qualifier)} WHERE {where}) AS {quote_name(side.qualifier)}"
             for side, where in ((join.each, ours), (join.near, theirs))
         ]
         rows = ", ".join(
@@ -270,6 +274,8 @@ def rows_of(registry: Registry, side: Side, params: Mapping[str, Any], settings:
 
     settings: those of the statement, with a comma at the end.
     """
+    if side.given is not None:
+        return None
     if side.filter is None:
         present = registry.present(side.table, [side.column])
         return None if present is None else np.flatnonzero(present)

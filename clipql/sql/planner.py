@@ -7,7 +7,7 @@ one, the original is run instead, and the answer is its.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from clipql.sql.components import Components
 from clipql.sql.constants import Constants
 from clipql.sql.encode_calls import Encoded, Encoding
 from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
+from clipql.sql.given_vectors import fetched
 from clipql.sql.heads import with_heads
 from clipql.sql.identity import Origins
 from clipql.sql.inline import inline
@@ -135,7 +136,7 @@ class Planner:
                 scope = selects[at]
             if options.plan and self._by_row(scope, work):
                 scope = selects[at]
-            join = self._nearest_join(scope) if options.plan else None
+            join = self._nearest_join(scope, work) if options.plan else None
             if join:
                 self._join(plan_join(join, self._indexes, options), work)
                 continue
@@ -199,9 +200,13 @@ class Planner:
             return
         try:
             settings = read(planned.join.scope.text).settings_in(planned.join.scope)
-            found = PairSearch(self._registry, planned, work.params, settings).find()
+            ready = self._with_vectors(planned, work, settings)
+            if isinstance(ready, str):
+                work.steps.append(Step(planned, "as it is", ready))
+                return
+            found = PairSearch(self._registry, ready, work.params, settings).find()
             name = work.name("pairs")
-            changed = edits(planned.join, self._registry, name, work.params)
+            changed = edits(ready.join, self._registry, name, work.params)
         except QueryCancelled:
             raise
         except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
@@ -212,9 +217,26 @@ class Planner:
         work.edit(changed)
         work.steps.append(Step(planned, planned.kind, planned.why, cost, found=pairs.num_rows))
 
-    def _nearest_join(self, scope: Scope) -> NearestJoin | None:
-        find = self._registry.find
-        return recognise_join(scope, find) or recognise_nearest_groups(scope, find)
+    def _nearest_join(self, scope: Scope, work: Work) -> NearestJoin | None:
+        found = recognise_join(scope, self._registry, work.params, work.tables)
+        return found or recognise_nearest_groups(scope, self._registry.find)
+
+    def _with_vectors(self, planned: JoinPlan, work: Work, settings: str) -> JoinPlan | str:
+        """The same join with the query vectors that the statement brings along, if it does; or why it cannot be."""
+        join, each = planned.join, planned.join.each
+        if each.given is None:
+            return planned
+        near = join.near.table.column(join.near.column)
+        name, settings = work.name("given"), f"{settings}, " if settings else ""
+        found = fetched(
+            each.given, each.column, near.dimension if near else None, each.filter,
+            self._registry, work.params, work.tables, name, settings,
+        )  # fmt: skip
+        if isinstance(found, str) or found.rows is None:
+            return str(found)
+        work.tables[name] = found.rows
+        side = replace(each, table=replace(each.table, rows=found.rows.num_rows), conditions=(), given=found)
+        return replace(planned, join=replace(join, each=side))
 
     def _range_join(self, scope: Scope, constants: Constants) -> RangeJoinPlan | None:
         join = recognise_range_join(scope, self._registry.find)
@@ -265,7 +287,7 @@ class Planner:
         encoded = self.encoding.replace(written_out(headed.sql, self._registry), headed.params, rows=False)
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
         plans: list[Explained] = [*headed.plans]
-        work, find = Work(encoded.sql, {}), finder(self._registry, encoded.params)
+        work, find = Work(encoded.sql, dict(encoded.params)), finder(self._registry, encoded.params)
         selects = _Selects(work)
         for at in reversed(range(selects.count)):
             self._engine.check_cancelled()
@@ -276,7 +298,7 @@ class Planner:
                 work.edit(merged)
                 scope = selects[at]
             by_row = rowwise.row_distances(scope, self._registry.find)
-            join = self._nearest_join(scope)
+            join = self._nearest_join(scope, work)
             pairs = None if join else self._range_join(scope, constants)
             select = None if join or pairs else recognise(scope, self._registry.find)
             if join:

@@ -233,6 +233,33 @@ def test_a_search_that_is_not_as_it_should_be_is_told_why(server: Running) -> No
     assert server.ask("/api/search", "{").status == 400
 
 
+def test_many_searches_in_one_request_are_each_what_it_is_alone(server: Running) -> None:
+    given = {"k": 4, "offset": 1, "where": "similarity > 0.1", "columns": ["url"]}
+    queries: list[object] = [{"vector": v.tolist()} for v in FIRST[:40]]
+    queries += [[{"id": "3"}, {"id": "4", "weight": -0.5}], {"id": "7", "weight": 2}]
+    for more in ({}, {"exact": True}):
+        found = server.post("/api/search", {"table": "laion", **given, **more, "queries": queries})
+        assert found.status == 200, found.text
+        alone = [search(server, **given, **more, terms=q if isinstance(q, list) else [q]) for q in queries]
+        assert found.json["answers"] == [{"rows": a["rows"], "more": a["more"]} for a in alone]
+        assert found.json["plan"] == alone[0]["plan"]
+    one = {"vector": FIRST[0].tolist()}
+    for asked, words in (
+        ({"queries": []}, "1 to 1,000 searches"),
+        ({"queries": [one] * 1001}, "1 to 1,000 searches"),
+        ({"queries": [one] * 101, "k": 1000}, "more than 100,000 rows"),
+        ({"queries": [one], "terms": [one]}, "terms goes with one search"),
+        ({"queries": [one], "format": "CSV"}, "format goes with one search"),
+        ({"queries": [one, []]}, "queries: number 2: terms: expected a list"),
+        ({"queries": [one, {"vector": [True]}]}, "queries: number 2: vector: expected finite numbers"),
+        ({"queries": [one, {"vector": [1, 2]}]}, "has 2"),
+        ({"queries": [one, {"id": "9999"}]}, "has no row 9999"),
+        ({"queries": [one], "where": "simil > 3"}, "simil"),
+    ):
+        reply = server.post("/api/search", {"table": "laion", **asked})
+        assert (reply.status in (400, 404), words in reply.json["error"]) == (True, True), (words, reply.text)
+
+
 def test_a_search_says_how_many_rows_it_goes_through_and_how_many_are_hidden(server: Running) -> None:
     safe = len(range(0, ROWS, 3))
     for where, safe_only, expected in (
@@ -307,6 +334,8 @@ def test_words_without_their_model_are_told_which_it_is_and_may_use_another_at_h
     found = server.post("/api/search", asked).json
     assert "encode_text('a cat', 'clipql/emoji')" in found["sql"]
     assert ids(found) == ["0"]
+    several = {"table": "fitting", "queries": [{"text": "a cat"}, {"text": "a dog"}], "model": "clipql/emoji"}
+    assert [ids(answer) for answer in server.post("/api/search", several).json["answers"]] == [["0"], ["0"]]
     chance = server.post("/api/chance", {"table": "fitting", "model": "clipql/emoji"}).json["similarity"]
     assert -1 <= chance <= 1
     unfit = server.post("/api/search", {**asked, "table": "laion"})

@@ -86,6 +86,16 @@ def test_rows_that_came_after_the_index_are_found(db: clipql.Database, asked: np
     assert [r.rows[0][1] for r in found] == [f"new {i}" for i in range(len(new))]
 
 
+@pytest.mark.parametrize("distance", ["cosineDistance(v, {q:Array(Float32)})", "-dotProduct(v, {q:Array(Float32)})"])
+def test_without_an_index_all_are_compared_in_one_pass(db: clipql.Database, asked: np.ndarray, distance: str) -> None:
+    given = [{"q": q} for q in (*asked[:30], np.zeros(DIMENSION, np.float32), *(asked[:2] * 1e30))]
+    for where in ("", "WHERE k > 20"):
+        sql = f"SELECT id, {distance} AS d FROM t {where} ORDER BY d LIMIT 10 SETTINGS vector_index = 0"
+        found = db.sql_many(sql, given)
+        assert repr([r.rows for r in found]) == repr(alone(db, sql, given))  # NaN is itself
+        assert {s.cost.rows_rescored < 100 for r in found[1:30] for s in r.stats.searches} == {True}
+
+
 def test_values_of_other_kinds_give_what_they_give_alone(db: clipql.Database, asked: np.ndarray) -> None:
     sql = f"{SELECT} WHERE k > {{least:UInt8}} ORDER BY d LIMIT {{most:UInt8}}"
     given = [{"q": asked[i].tolist(), "least": 3 * i, "most": 1 + i} for i in range(8)]

@@ -186,3 +186,56 @@ def test_fewer_rows_than_asked_for_are_marked(db: clipql.Database) -> None:
     )
     assert sorted(rows[0].tolist()) == [-1, -1, 7, 9]
     assert np.isinf(distances[0, 2:]).all()
+
+
+Q = "{Q:Array(Array(Float32))}"
+GIVEN = [
+    f"(SELECT arrayJoin(arrayEnumerate({Q})) AS n, {Q}[n] AS v) AS q",
+    f"(SELECT number AS n, {Q}[number + 1] AS v FROM numbers(length({Q}))) q",
+    f"(SELECT n, v, toString(n) AS kind FROM (SELECT {Q} AS all) ARRAY JOIN all AS v, arrayEnumerate(all) AS n) AS q",
+    f"(SELECT t.1 AS n, t.2 AS v, nullIf(n, 2) AS o FROM (SELECT arrayJoin(arrayZip(range(length({Q})), {Q})) AS t)) q",
+    "(SELECT id AS n, v FROM words WHERE id < 7) AS q",
+    f"(SELECT rowNumberInAllBlocks() AS n, v FROM (SELECT v FROM words ORDER BY L2Distance(v, {Q}[1]) LIMIT 5)) AS q",
+    "given AS q",
+]
+ASKED = [
+    "SELECT q.n AS n, p.id AS found {} CROSS JOIN pictures AS p ORDER BY L2Distance(p.v, q.v) LIMIT 3 BY q.n",
+    "SELECT q.n, p.id, cosineDistance(q.v, p.v) d {}, pictures p WHERE p.kind = 'a' ORDER BY q.n, d LIMIT 2 BY q.n",
+    "SELECT q.n, p.id, length(q.v) {}, pictures p WHERE q.n != 2 ORDER BY dotProduct(p.v, q.v) DESC LIMIT 2 BY q.n",
+    "SELECT q.n, p.id {}, pictures p WHERE p.id > q.n * 100 ORDER BY q.n, L2SquaredDistance(p.v, q.v) LIMIT 2 BY q.n",
+]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_query_vectors_in_the_statement_are_joined_as_clickhouse_joins_them(db: clipql.Database, asked: str) -> None:
+    vectors = np.random.default_rng(5).standard_normal((9, DIMENSION)).astype(np.float32)
+    db.sql("CREATE TABLE IF NOT EXISTS given (n UInt8, name String, v Array(Float32)) ENGINE = Memory")
+    db.sql(f"INSERT INTO given SELECT n, 'a', v {GIVEN[0].join(['FROM ', ''])}", Q=vectors)
+    for given in GIVEN:
+        statement = asked.format(f"FROM {given}")
+        planned = db.sql(statement + " SETTINGS recall = 1", Q=vectors)
+        passed = db.sql(statement + " SETTINGS vector_plan = 0", Q=vectors)
+        assert "nearest join" in [s.kind for s in planned.stats.searches], statement
+        assert as_sets(planned) == as_sets(passed), statement
+        assert len(planned) > 0
+        assert planned.arrow().schema == passed.arrow().schema
+        assert "Nearest-neighbour join (n = " in str(db.sql(f"EXPLAIN {statement}", Q=vectors).rows)
+    db.sql("DROP TABLE given")
+    cte = f"WITH q AS {GIVEN[0].removesuffix(' AS q')} " + asked.format("FROM q")
+    assert as_sets(db.sql(cte, Q=vectors)) == as_sets(db.sql(f"{cte} SETTINGS vector_plan = 0", Q=vectors))
+    assert db.sql(asked.format(f"FROM {GIVEN[0]}"), Q=np.empty((0, DIMENSION), np.float32)).rows == []
+
+
+def test_query_vectors_that_are_odd_are_left_to_clickhouse(db: clipql.Database) -> None:
+    asked = f"{ASKED[0]} SETTINGS recall = 1"
+    for vectors in ([[1.0] * DIMENSION, [1.0]], [[float("nan")] * DIMENSION], [[1e39] * DIMENSION]):
+        for given in GIVEN[:2]:
+            said = []
+            for more in ("", ", vector_plan = 0"):
+                try:
+                    said.append(repr(as_sets(db.sql(asked.format(f"FROM {given}") + more, Q=vectors))))
+                except clipql.errors.QueryError as error:
+                    said.append(str(error.code))
+            assert said[0] == said[1], (vectors, given)
+    dated = "FROM (SELECT 1 AS n, now() AS at, range(8)::Array(Float32) AS v) AS q"
+    assert "Nearest" not in str(db.sql(f"EXPLAIN {asked.format(dated)}").rows)
