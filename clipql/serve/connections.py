@@ -8,6 +8,7 @@ the rest of one, make room for new ones; what a client does not read is not held
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import select
 from collections.abc import Callable
@@ -34,31 +35,37 @@ _SAID = {
 
 
 class Connections:
-    """All connections of a server, those that wait for the longest first."""
+    """All connections of a server, those that wait for the longest first; refused: of these, those that close soon."""
 
     def __init__(self, limits: Limits, lost: Callable[[], None] = lambda: None) -> None:
         """lost: called when one is no more."""
         self.limits, self.lost = limits, lost
         self.all: dict[Connection, None] = {}
+        self.refused: dict[Connection, None] = {}
 
     def add(self, made: Connection) -> None:
         """Have one more, and make room for it. It is closed where there is none."""
         self.all[made] = None
         if len(self.all) <= self.limits.connections:
             return
-        others = (c for c in self.all if c is not made)
-        victim = head = body = None
-        for each in others:
-            if each.refused or each.transport.is_closing():
+        victim = body = None
+        for each in itertools.chain(self.refused, self.all):
+            if each is made:
+                continue
+            if each.refused or each.wants_head or each.transport.is_closing():
                 victim = each
                 break
-            head = head or (each if each.wants_head else None)
             body = body or (each if each.wants_body else None)
-        victim = victim or head or body
+        victim = victim or body
         if victim:
             victim.refuse(408, at_once=True)
         else:
             made.refuse(503, at_once=True)
+
+    def forget(self, connection: Connection) -> None:
+        """It is no more, or will not be for long."""
+        self.all.pop(connection, None)
+        self.refused.pop(connection, None)
 
     def later(self, connection: Connection) -> None:
         """It is served: others have waited for longer."""
@@ -92,7 +99,7 @@ class Connection(HttpToolsProtocol):
         self._among.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._among.all.pop(self, None)
+        self._among.forget(self)
         self._among.lost()
         if self._tick is not None:
             self._tick.cancel()
@@ -117,7 +124,7 @@ class Connection(HttpToolsProtocol):
         """
         if self.refused or self.transport.is_closing():
             if at_once:
-                self._among.all.pop(self, None)
+                self._among.forget(self)
                 self.transport.abort()
             return
         self.refused = status
@@ -133,11 +140,12 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.write_eof()
             self.flow.resume_reading()
+            self._among.refused[self] = None
             self.loop.call_later(LINGER, self.transport.abort)
 
     def _gone(self) -> None:
         """Close, and make room."""
-        self._among.all.pop(self, None)
+        self._among.forget(self)
         self.transport.close()
 
     def _is_idle(self) -> bool:

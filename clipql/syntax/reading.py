@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from functools import cached_property
 from weakref import WeakValueDictionary
 
 from clipql.syntax import statements
 from clipql.syntax.lexer import Token, tokenize
+from clipql.syntax.once import once
 from clipql.syntax.recent import Recent
 from clipql.syntax.scopes import Scope, scopes
 
@@ -32,12 +32,12 @@ class Statement:
     def __repr__(self) -> str:
         return f"Statement({self.text if len(self.text) <= 120 else self.text[:119] + '…'!r})"
 
-    @cached_property
+    @once
     def tokens(self) -> tuple[Token, ...]:
         """All tokens, as ClickHouse tells them apart."""
         return tokenize(self.text)
 
-    @cached_property
+    @once
     def words(self) -> tuple[Token, ...]:
         """The tokens without semicolons at the end."""
         last = len(self.tokens)
@@ -45,12 +45,12 @@ class Statement:
             last -= 1
         return self.tokens[:last]
 
-    @cached_property
+    @once
     def kind(self) -> statements.Kind:
         """What it does, and to which table."""
         return statements.kind_of(self.text, self.words)
 
-    @cached_property
+    @once
     def selects(self) -> tuple[Scope, ...]:
         """Its SELECTs, outer ones before inner ones, with their clauses, sources, aliases and calls."""
         return tuple(scopes(self.text, self.tokens))

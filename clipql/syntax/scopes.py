@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 
 from clipql.syntax import names as syntax_names
 from clipql.syntax.lexer import Token, matching, split_list
 from clipql.syntax.names import FunctionCall
+from clipql.syntax.once import once
 from clipql.syntax.operands import Operands
 from clipql.syntax.sources import Sources, read_sources
 
@@ -74,28 +74,28 @@ class Scope:
         """The text of the tokens [first, last)."""
         return self.text[self.tokens[first].start : self.tokens[last - 1].end]
 
-    @cached_property
+    @once
     def sources(self) -> Sources:
         """What FROM reads."""
         span = self.clauses.get("FROM")
         return read_sources(self.tokens, span.first, span.last) if span else Sources()
 
-    @cached_property
+    @once
     def aliases(self) -> Mapping[str, tuple[int, int]]:
         """Names that SELECT and WITH give to expressions, with the places of the expressions."""
         return MappingProxyType(syntax_names.given_names(self.tokens, self.items("WITH", "SELECT")))
 
-    @cached_property
+    @once
     def calls(self) -> tuple[FunctionCall, ...]:
         """All calls in it, those of SELECTs inside it too, in the order of the text."""
         return tuple(syntax_names.calls_in(self.tokens, self.whole.first, self.whole.last))
 
-    @cached_property
+    @once
     def lambda_arguments(self) -> frozenset[str]:
         """Names that stand for the arguments of lambdas somewhere in it."""
         return syntax_names.lambda_arguments(self.tokens, self.whole.first, self.whole.last)
 
-    @cached_property
+    @once
     def inner_names(self) -> frozenset[str]:
         """Names given inside an expression, as in `length(w AS v)`, and used elsewhere in it."""
         span, whole = self.clauses.get("FROM"), self.whole

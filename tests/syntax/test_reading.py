@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from chdb.session import Session
 
-from clipql.syntax import reading
+from clipql.syntax import lexer, reading
 from clipql.syntax.edits import edited
 from clipql.syntax.reading import read
 from clipql.syntax.select_first import select_first
@@ -154,6 +155,29 @@ def test_a_text_is_read_once() -> None:
     assert statement.tokens is read(text).tokens
     assert statement.selects[0].sources is read(text).selects[0].sources
     assert repr(statement) == f"Statement({text!r})"
+
+
+def test_a_long_text_that_one_thread_reads_keeps_no_other_from_reading_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def tokenize(text: str) -> tuple[lexer.Token, ...]:
+        if text == "SELECT 'long'":
+            begun.set()
+            assert go_on.wait(60)
+        return lexer.tokenize(text)
+
+    monkeypatch.setattr(reading, "tokenize", tokenize)
+    found: list[tuple[lexer.Token, ...]] = []
+    threads = [threading.Thread(target=lambda text=text: found.append(read(text).words), daemon=True)  # type: ignore[misc]
+               for text in ("SELECT 'long'", "SELECT 'short'")]  # fmt: skip
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    threads[1].join(60)
+    assert [tokens[1].value for tokens in found] == [b"short"]
+    go_on.set()
+    threads[0].join(60)
+    assert [tokens[1].value for tokens in found] == [b"short", b"long"]
 
 
 def test_a_very_long_text_is_forgotten_when_nobody_works_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
