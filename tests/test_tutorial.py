@@ -1,4 +1,7 @@
-"""The tutorial, word for word: CREATE TABLE, the CSV that pandas writes, L2Distance to a parameter."""
+"""ClickHouse's tutorials, word for word: LAION-400M's as it was and as it is, and LAION-5B's.
+
+Sources: https://clickhouse.com/docs/getting-started/example-datasets/laion-400m-dataset and …/laion-5b-dataset
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from parts import state, vectors
@@ -186,3 +191,99 @@ def test_a_file_that_is_not_there_is_named(db: clipql.Database, tmp_path: Path) 
     db.sql(CREATE)
     with pytest.raises(QueryError, match=f"no file matches {tmp_path}/nothing"):
         db.sql(f"INSERT INTO laion FROM INFILE '{tmp_path}/nothing*.csv'")
+
+
+def similarity_index(name: str, column: str, dimension: int) -> str:
+    """As the present page on LAION-400M writes it."""
+    return (
+        f"ALTER TABLE laion ADD INDEX {name} {column} "
+        f"TYPE vector_similarity('hnsw', 'cosineDistance', {dimension}, 'bf16', 64, 256)"
+    )
+
+
+def angles(image: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.floating]:
+    wide, query = image.astype(np.float64), target.astype(np.float64)
+    return 1 - wide @ query / np.linalg.norm(wide, axis=1) / np.linalg.norm(query)
+
+
+def test_the_present_page_on_laion_400m_runs_as_it_is_written(db: clipql.Database, tmp_path: Path) -> None:
+    data, image, text = frame(0, 1000)
+    data.to_csv(tmp_path / "0.csv", header=False)
+    db.sql(CREATE)
+    db.sql(f"INSERT INTO laion FROM INFILE '{tmp_path}/*.csv'")
+    target = vectors(1, 8, 999, np.float32)[0]
+    for column, found in (("image_embedding", image), ("text_embedding", text)):
+        search = f"SELECT url, caption FROM laion ORDER BY cosineDistance({column}, {{target:Array(Float32)}}) LIMIT 10"
+        nearest_ten = data.iloc[np.argsort(angles(found, target))[:10]]
+        expected = list(nearest_ten[["url", "caption"]].itertuples(index=False, name=None))
+        assert db.sql(search, target=target).rows == expected
+        index = column.replace("embedding", "index")
+        db.sql(similarity_index(index, column, 8))
+        db.sql(f"ALTER TABLE laion MATERIALIZE INDEX {index};")
+        assert db.sql(search, target=target).rows == expected
+        plan = [line for (line,) in db.sql(f"EXPLAIN {search}", target=target).rows]
+        assert any(f"index: {index} (hnsw, cosineDistance)" in line for line in plan)
+
+
+LAION_5B = """CREATE TABLE laion_5b_100m
+(
+    id UInt32,
+    image_path String,
+    caption String,
+    NSFW Nullable(String) default 'unknown',
+    similarity Float32,
+    LICENSE Nullable(String),
+    url String,
+    key String,
+    status LowCardinality(String),
+    width Int32,
+    height Int32,
+    original_width Int32,
+    original_height Int32,
+    exif Nullable(String),
+    md5 String,
+    vector Array(Float32) CODEC(NONE)
+) ENGINE = MergeTree ORDER BY (id)"""
+LAION_5B_SEARCH = """SELECT id, url 
+FROM laion_5b_100m
+ORDER BY cosineDistance( vector, (SELECT vector FROM laion_5b_100m WHERE id = 999) ) ASC
+LIMIT 20
+"""  # noqa: W291 (as it is on the page)
+
+
+def laion_5b(path: Path, first: int, rows: int) -> NDArray[np.float32]:
+    """A file of LAION-5B's form; its vectors."""
+    ids, found = range(first, first + rows), vectors(rows, 8, first, np.float32)
+    columns = {
+        "id": pa.array(ids, pa.uint32()),
+        **{n: [f"{n} {i}" for i in ids] for n in ("image_path", "caption")},
+        "NSFW": ["UNLIKELY" if i % 2 else None for i in ids],
+        "similarity": pa.array([0.25] * rows, pa.float32()),
+        **{n: [f"{n} {i}" for i in ids] for n in ("LICENSE", "url", "key", "status")},
+        **{n: pa.array(ids, pa.int32()) for n in ("width", "height", "original_width", "original_height")},
+        **{n: [f"{n} {i}" for i in ids] for n in ("exif", "md5")},
+        "vector": pa.array(found.tolist(), pa.list_(pa.float32())),
+    }
+    pq.write_table(pa.table(columns), path)
+    return found
+
+
+def test_the_page_on_laion_5b_runs_as_it_is_written(db: clipql.Database, tmp_path: Path) -> None:
+    parts = [laion_5b(tmp_path / f"laion5b_100m_part_{n}_of_10.parquet", 600 * n - 600, 600) for n in (1, 2)]
+    db.sql(LAION_5B)
+    db.sql(f"INSERT INTO laion_5b_100m SELECT * FROM file('{tmp_path}/laion5b_100m_*.parquet');")
+    image = np.concatenate(parts)
+    expected = [(int(i), f"url {i}") for i in np.argsort(angles(image, image[999]))[:20]]
+    assert db.sql(LAION_5B_SEARCH).rows == expected
+    db.sql(
+        "ALTER TABLE laion_5b_100m ADD INDEX vector_index vector "
+        "TYPE vector_similarity('hnsw', 'cosineDistance', 8, 'bf16', 64, 512);"
+    )
+    db.sql("ALTER TABLE laion_5b_100m MATERIALIZE INDEX vector_index SETTINGS mutations_sync = 2;")
+    assert db.sql(LAION_5B_SEARCH).rows == expected
+    plan = [line for (line,) in db.sql(f"EXPLAIN {LAION_5B_SEARCH}").rows]
+    assert "  index: vector_index (hnsw, cosineDistance)" in plan
+    assert db.sql("SELECT count(NSFW), any(width), any(toTypeName(status)) FROM laion_5b_100m WHERE id = 7").rows == [
+        (1, 7, "LowCardinality(String)")
+    ]
+    assert db.sql("SELECT vector FROM laion_5b_100m WHERE id = 605").rows == [(image[605].tolist(),)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import clickhouse_connect
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -74,6 +75,15 @@ def test_a_vector_query_is_planned_as_everywhere(client: Client) -> None:
     assert [d for _, d in found] == pytest.approx([d for _, d in plain], abs=1e-6)
     plan = client.query("EXPLAIN " + sql, parameters={"q": query}).result_rows
     assert plan[0] == ("Top-k search (k = 5)",)
+
+
+def test_the_client_script_of_the_page_on_laion_5b_finds_its_images(client: Client) -> None:
+    np_arr = np.random.default_rng(5).standard_normal((1, 16)).astype(np.float32)  # in the place of the text's vector
+    params = {"v1": list(np_arr[0])}
+    sql = "SELECT id, url FROM laion ORDER BY cosineDistance(image_embedding, %(v1)s) LIMIT 100"
+    found = client.query(sql, parameters=params).result_rows
+    plain = client.query(sql + " SETTINGS vector_plan = 0", parameters=params).result_rows
+    assert (len(found), [r[1] for r in found]) == (100, [r[1] for r in plain])
 
 
 def test_rows_come_as_columns_frames_and_arrow(client: Client) -> None:
