@@ -9,7 +9,7 @@ import { clear, focusTile, makeGrid, revive, rowOf, show, showSkeletons } from '
 import { fetchAll, later } from './later.js';
 import { AddressAsWords, MissingPicture, bringBack, forget, goesOn, keep, keyOf, nextPage, results, search, shownRows, similarityOf } from './results.js';
 import { drawWords, makeSearchBox } from './searchbox.js';
-import { change, now, openRow, parts, takeAddress, toHash, watch } from './state.js';
+import { NEAR_DUPLICATE, change, now, openRow, parts, takeAddress, toHash, watch } from './state.js';
 import { askFigures, drawFigures } from './status.js';
 import { catalog, isPlainTable, loadCatalog, namedIn, sourceOf, tableOf, takesWords } from './tables.js';
 import { forgetPicture } from './uploads.js';
@@ -41,6 +41,7 @@ const sql = later(() => import('./sql.js'));
 const selection = later(() => import('./selection.js'), (part) => part.makeSelection(byId('grid'), currentTable, (id) => rowOf(id, currentTable()), beginAnew));
 let picking = false;
 const trust = later(() => import('./trust.js'), (part) => part.makeTrust(drawStatus));
+const views = later(() => import('./views.js'));
 const models = later(() => import('./models.js'));
 const brightness = later(() => import('./brightness.js'), (part) => part.drawTheme());
 let sqlSeen = false;
@@ -247,7 +248,7 @@ function drawControls(state) {
   );
   byId('safe-label').hidden = !table?.nsfw;
   byId('safe').value = state.safe;
-  byId('fold').setAttribute('aria-pressed', String(state.fold));
+  byId('fold').setAttribute('aria-pressed', String(state.fold !== null));
   for (const id of ['filters', 'facets', 'fold', 'show-sql', 'export']) byId(id).hidden = !table;
   byId('words').placeholder = !table || takesWords(state, table) ? 'Describe a picture' : 'No model for words here: search by a picture of the results';
 
@@ -349,9 +350,10 @@ function listen() {
   byId('safe').addEventListener('change', (event) => change({ safe: event.target.value }));
   byId('filters').addEventListener('click', () => panel((part) => part.openFilters(currentTable())));
   byId('facets').addEventListener('click', () => facets((part) => part.openFacets()));
-  byId('fold').addEventListener('click', () => change({ fold: !now.fold }));
+  byId('fold').addEventListener('click', () => change({ fold: now.fold === null ? NEAR_DUPLICATE : null }));
   byId('show-sql').addEventListener('click', showHow);
   byId('export').addEventListener('click', () => dialogs((part) => part.showExport()));
+  byId('views').addEventListener('click', () => views((part) => part.showViews()));
   byId('help').addEventListener('click', showHelp);
   byId('skip').addEventListener('click', () => focusTile(null));
   byId('theme').addEventListener('click', () => brightness((part) => part.turnTheme()));

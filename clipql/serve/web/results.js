@@ -13,7 +13,6 @@ import { pictureFor } from './uploads.js';
 const FIRST = 40;
 const MORE = 80;
 const KEPT_SEARCHES = 10;
-const NEAR_DUPLICATE = 0.96; // cosine of two pictures that a person would call the same
 
 /** What is known of the search shown. `rows` holds every row received once, in order. */
 export const results = { rows: [], offset: 0, more: false, sql: '', params: {}, plan: [], exact: true, ms: null, state: null, table: null };
@@ -63,7 +62,7 @@ export async function requestBody(state, table, rest) {
     safe: state.safe === 'safe',
     recall: typeof state.recall === 'number' ? state.recall : null,
     exact: state.recall === 'exact',
-    fold: state.fold ? NEAR_DUPLICATE : null,
+    fold: state.fold,
     terms,
     ...rest,
   };

@@ -4,6 +4,8 @@
  * back.
  */
 
+export const NEAR_DUPLICATE = 0.96; // cosine of two pictures that a person would call the same
+
 export const DEFAULTS = Object.freeze({
   view: 'pictures', // pictures | map | sql
   database: null,
@@ -16,7 +18,7 @@ export const DEFAULTS = Object.freeze({
   filters: [], // {column, op, value}
   where: '',
   safe: 'safe', // safe | blur | all
-  fold: false,
+  fold: null, // the least cosine of pictures that are almost the same, which are shown once; null: each is shown
   cut: null, // the least similarity that is shown; null: any
   recall: null, // null: the server's own choice; a number below 1; or 'exact'
   row: null, // the row whose details are open
@@ -115,7 +117,7 @@ export function toHash(state) {
   for (const { column, op, value } of state.filters) out.append('filter', `${op}~${column}~${value}`);
   put('where', state.where, '');
   put('safe', state.safe, 'safe');
-  put('fold', state.fold ? 1 : '', '');
+  put('fold', state.fold, null);
   put('cut', state.cut, null);
   put('recall', state.recall, null);
   put('row', state.row, null);
@@ -136,7 +138,7 @@ export function fromHash(hash) {
     else if (name in KINDS) addTerm(state.terms, KINDS[name], value);
     else if (name === 'filter') addFilter(state.filters, value);
     else if (name === 'safe' && SAFE.includes(value)) state.safe = value;
-    else if (name === 'fold') state.fold = value === '1';
+    else if (name === 'fold') state.fold = foldOf(value);
     else if (name === 'cut') state.cut = cutOf(value);
     else if (name === 'recall') state.recall = value === 'exact' ? 'exact' : recallOf(value);
   }
@@ -162,6 +164,12 @@ function splitOnce(text, mark) {
 function weightOf(text) {
   const weight = Number(text);
   return Number.isFinite(weight) && weight !== 0 ? Math.max(-2, Math.min(2, weight)) : 1;
+}
+
+/** Older addresses have 1 for the usual. */
+function foldOf(text) {
+  const least = Number(text);
+  return text === '1' ? NEAR_DUPLICATE : least >= 0.5 && least < 1 ? least : null;
 }
 
 function cutOf(text) {

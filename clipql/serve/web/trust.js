@@ -19,6 +19,7 @@ const checks = new Map(); // a search's key → {right, of}, or null while it ru
 let calm = 0;
 let redraw = () => {};
 let slider = null;
+let alike = null;
 
 /** `drawn()` is called when a check has come. */
 export function makeTrust(drawn) {
@@ -29,10 +30,10 @@ export function makeTrust(drawn) {
 export function drawTrust(outdated) {
   const place = byId('trust');
   const best = similarityOf(results.rows[0]);
-  place.hidden = outdated || !results.state || best === null;
+  place.hidden = outdated || !results.state || (best === null && now.fold === null);
   clearTimeout(calm);
   if (place.hidden) return;
-  place.replaceChildren(...checkOf(), cutOff(best));
+  place.replaceChildren(...(best === null ? [] : [...checkOf(), cutOff(best)]), ...(now.fold === null ? [] : [alikeness()]));
 }
 
 function checkOf() {
@@ -71,7 +72,7 @@ async function check(key) {
 
 /** The slider of the least similarity shown; one node, as it is drawn anew while it is dragged. */
 function cutOff(best) {
-  slider ??= makeSlider();
+  slider ??= makeSlider('Least similarity shown', { min: 0 }, 'input', (value) => change({ cut: value || null }, 'replace'));
   const [input, said] = slider.children;
   input.max = Math.max(STEP, Math.ceil(best / STEP) * STEP, now.cut ?? 0).toFixed(3);
   if (document.activeElement !== input || now.cut === null) input.value = now.cut ?? 0;
@@ -80,8 +81,17 @@ function cutOff(best) {
   return slider;
 }
 
-function makeSlider() {
-  const input = el('input', { type: 'range', min: 0, step: STEP, 'aria-label': 'Least similarity shown' });
-  input.addEventListener('input', () => change({ cut: Number(input.value) || null }, 'replace'));
+/** The slider of how alike pictures must be to be shown once; it searches anew when it is let go. */
+function alikeness() {
+  alike ??= makeSlider('How alike pictures are that are shown once', { min: 0.8, max: 0.995 }, 'change', (value) => change({ fold: value }));
+  const [input, said] = alike.children;
+  if (document.activeElement !== input) input.value = now.fold;
+  said.textContent = `alike ≥ ${now.fold.toFixed(3)}`;
+  return alike;
+}
+
+function makeSlider(label, ends, event, does) {
+  const input = el('input', { type: 'range', step: STEP, 'aria-label': label, ...ends });
+  input.addEventListener(event, () => does(Number(input.value)));
   return el('label', { class: 'cut' }, input, el('span', {}));
 }

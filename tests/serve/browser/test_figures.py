@@ -152,3 +152,32 @@ def test_no_figure_of_a_picture_is_cut_in_its_middle(
         assert cut == []
         first = page.locator(".tile .similarity").first
         assert re.fullmatch(r"similarity 0\.\d{3}", first.text_content() or "")
+
+
+def test_how_alike_pictures_are_that_are_shown_once_is_a_slider_and_in_the_address(page: Page) -> None:
+    search(page, "cat")
+    page.get_by_role("button", name="Fold alike").click()
+    settled(page)
+    few = len(ids(page))
+    slider = page.get_by_label("How alike pictures are that are shown once")
+    with page.expect_response(lambda reply: reply.url.endswith("/api/search")) as asked:
+        slider.evaluate("input => { input.value = 0.8; input.dispatchEvent(new Event('change')); }")
+    assert json.loads(asked.value.request.post_data or "{}")["fold"] == 0.8
+    settled(page)
+    assert len(ids(page)) < few
+    assert "fold=0.8" in page.url
+
+
+def test_a_search_is_saved_by_name_and_opened_again(page: Page) -> None:
+    search(page, "cat")
+    page.get_by_role("button", name="Saved searches").click()
+    page.get_by_label("Name of this search").fill("my <cats>")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("Saved as “my <cats>”.")
+    page.keyboard.press("Escape")
+    search(page, "heart")
+    page.reload()
+    page.get_by_role("button", name="Saved searches").click()
+    page.get_by_role("link", name="my <cats>").click()
+    expect(page.get_by_label("Describe a picture")).to_have_value("cat")
+    expect(page.get_by_role("dialog")).to_have_count(0)

@@ -148,7 +148,7 @@ def test_pictures_almost_the_same_are_folded_on_request(web_page: Page) -> None:
     web_page.get_by_role("button", name="Fold alike").click()
     badge = web_page.locator(".tile[data-id='11'] .alike")  # row 10, the first of them, is gone
     expect(badge).to_be_visible()
-    expect(web_page).to_have_url(re.compile("fold=1"))
+    expect(web_page).to_have_url(re.compile("fold=0.96"))
     assert "12" not in ids(web_page)
     badge.click()
     expect(web_page.locator(".tile[data-id='12']")).to_be_visible()
