@@ -2,15 +2,21 @@
 
 import { call, send } from './api.js';
 import { makeCompletion } from './completion.js';
-import { copyButton, shortly } from './dialogs.js';
+import { copyButton, saveFile, shortly } from './dialogs.js';
 import { button, byId, count, el } from './dom.js';
 import { makeHighlighter } from './highlight.js';
+import { chartOf } from './sqlchart.js';
+import { makeSide, statementsOf } from './sqlside.js';
 import { resultTable } from './sqltable.js';
 import { change, now } from './state.js';
 import { quoted, sourceOf } from './tables.js';
 
 // ids are UInt64, which JavaScript's numbers cannot hold: as text they stay what they are
 const SETTINGS = 'default_format=JSONCompact&output_format_json_quote_64bit_integers=1';
+
+const FILES = { CSV: ['CSVWithNames', 'csv'], JSON: ['JSONEachRow', 'jsonl'], Parquet: ['Parquet', 'parquet'], Arrow: ['Arrow', 'arrow'] };
+const MOST_SHOWN = 1000; // rows of a result that become pictures or a map
+const session = `page-${crypto.getRandomValues(new Uint32Array(4)).join('-')}`; // several statements go on from each other
 
 let parts = null;
 let params = {}; // those of the statement that "Show SQL" handed over; they are not in the address
@@ -42,10 +48,21 @@ function build() {
   const out = el('div', { class: 'sql-out' });
   const run = button('Run', { icon: 'play', text: 'Run', class: 'tool primary', title: 'Ctrl + Enter', onclick: () => (running ? running.abort() : runIt()) });
   const plan = button('Explain', { icon: 'plan', text: 'Explain', class: 'tool', onclick: explainIt });
+  const insert = (name) => {
+    area.focus();
+    area.setRangeText(name, area.selectionStart, area.selectionEnd, 'end');
+    area.dispatchEvent(new Event('input', { bubbles: true }));
+  };
+  const beside = makeSide(insert, (sql) => {
+    area.value = sql;
+    area.dispatchEvent(new Event('input', { bubbles: true }));
+    area.focus();
+  });
   byId('view-sql').replaceChildren(
+    beside.side,
     el('div', { class: 'sql' }, editor, given, el('div', { class: 'bar' }, run, plan, copyButton(() => area.value), el('kbd', { class: 'quiet' }, 'Ctrl + Enter'), el('span', { class: 'bar-gap' }), said), error, out),
   );
-  parts = { area, paint, error, said, given, out, run, highlight: makeHighlighter(area, paint) };
+  parts = { area, paint, error, said, given, out, run, beside, highlight: makeHighlighter(area, paint) };
   document.addEventListener('keydown', (event) => {
     const here = now.view === 'sql' && !document.querySelector('dialog[open]');
     if (here && event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
@@ -113,11 +130,11 @@ function placeOf(byte) {
   return Math.min(all.length, all.length - all.trimStart().length + new TextDecoder().decode(before).length);
 }
 
-function fail(error) {
+function fail(error, several = false) {
   parts.error.hidden = false;
   parts.error.replaceChildren(el('pre', {}, error.message));
   const place = /\bposition (\d+)/i.exec(error.message);
-  if (place) {
+  if (place && !several) {
     const at = placeOf(Number(place[1]));
     parts.error.append(
       button('Go to the place', {
@@ -139,18 +156,32 @@ async function runIt() {
   const mine = (running = new AbortController());
   change({ sql }, now.sql === sql ? 'replace' : 'push');
   clear();
-  parts.said.textContent = 'Running…';
   parts.run.lastChild.textContent = 'Stop';
   const began = performance.now();
+  const every = statementsOf(sql);
+  let at = 0;
+  const tell = () => {
+    const seconds = Math.round((performance.now() - began) / 1000);
+    parts.said.textContent = `Running${every.length > 1 ? ` statement ${at + 1} of ${every.length}` : ''}…${seconds ? ` ${seconds} s` : ''}`;
+  };
+  const clock = setInterval(tell, 1000);
+  tell();
   try {
     const extra = usedParams().map(([name, value]) => `&param_${encodeURIComponent(name)}=${encodeURIComponent(typeof value === 'string' ? value : JSON.stringify(value))}`);
     const database = now.database ? `&database=${encodeURIComponent(now.database)}` : '';
-    const response = await send(`/?${SETTINGS}${database}${extra.join('')}`, { method: 'POST', body: sql, headers: { 'Content-Type': 'text/plain; charset=utf-8' }, signal: mine.signal });
-    show(await response.text(), performance.now() - began);
+    const together = every.length > 1 ? `&session_id=${session}` : '';
+    const ask = (body, settings) => send(`/?${settings}${database}${together}${extra.join('')}`, { method: 'POST', body, headers: { 'Content-Type': 'text/plain; charset=utf-8' }, signal: mine.signal });
+    let text = '';
+    // a single statement goes as it is, so that places in it are those of the editor
+    for (; at < every.length; at++) text = await (await ask(every.length > 1 ? every[at] : sql, SETTINGS)).text();
+    parts.beside.ran(sql);
+    const last = every.at(-1);
+    show(text, performance.now() - began, last, (format) => ask(last, `default_format=${format}`));
   } catch (error) {
-    parts.said.textContent = mine.signal.aborted ? 'Stopped.' : '';
-    if (!mine.signal.aborted) fail(error);
+    parts.said.textContent = mine.signal.aborted ? 'Stopped.' : every.length > 1 ? `Statement ${at + 1} of ${every.length} failed; those before it have been run.` : '';
+    if (!mine.signal.aborted) fail(error, every.length > 1);
   } finally {
+    clearInterval(clock);
     if (running === mine) {
       running = null;
       parts.run.lastChild.textContent = 'Run';
@@ -158,7 +189,8 @@ async function runIt() {
   }
 }
 
-function show(text, milliseconds) {
+/** `again(format)` runs the statement once more for a file. */
+function show(text, milliseconds, sql, again) {
   const time = milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
   let answer = null;
   try {
@@ -170,11 +202,47 @@ function show(text, milliseconds) {
     const { rows = answer.data.length, statistics } = answer;
     const read = statistics?.rows_read ? ` · ${count(statistics.rows_read)} read` : '';
     parts.said.textContent = `${count(rows)} ${rows === 1 ? 'row' : 'rows'} · ${time}${read}`;
-    parts.out.replaceChildren(resultTable(answer, currentTable));
+    parts.out.replaceChildren(toolsOf(answer, sql, again), resultTable(answer, currentTable, searchBy));
   } else {
     parts.said.textContent = `Done · ${time}`;
     parts.out.replaceChildren(...(text.trim() ? [el('pre', { class: 'plan', tabindex: 0 }, text)] : []));
   }
+}
+
+/** What can be done with a result: a file, a chart, and its rows as pictures or on the map. */
+function toolsOf(answer, sql, again) {
+  const place = el('div', { class: 'sql-extra' });
+  const save = async (format, ending) => {
+    try {
+      saveFile(await (await again(format)).blob(), `result.${ending}`);
+    } catch (error) {
+      fail(error, true);
+    }
+  };
+  const reads = /^\s*(\(|SELECT|WITH|FROM|SHOW|DESC|EXPLAIN)/i.test(sql);
+  const files = reads ? Object.entries(FILES).map(([name, [format, ending]]) => button(`Download ${name}`, { icon: 'download', text: name, class: 'tool', title: `Run it again for a ${name} file`, onclick: () => save(format, ending) })) : [];
+  const chart = () => place.replaceChildren(...(place.firstChild ? [] : [chartOf(answer) ?? el('p', { class: 'quiet' }, 'A chart needs two rows or more and a column of numbers.')]));
+  const ids = answer.data.map((row) => row[answer.meta.findIndex((column) => column.name === '_row')]).filter((id) => id !== undefined);
+  const shows = ids.length && currentTable && sql.includes(currentTable.name);
+  const rows = (view) => change({ view, words: '', weight: 1, terms: [], filters: [], where: `_row IN (${ids.slice(0, MOST_SHOWN).join(', ')})`, row: null });
+  const ways = shows ? [button('As pictures', { icon: 'grid', text: 'As pictures', class: 'tool', onclick: () => rows('pictures') }), button('On the map', { icon: 'map', text: 'On the map', class: 'tool', onclick: () => rows('map') })] : [];
+  return el('div', {}, el('div', { class: 'buttons' }, button('Chart', { icon: 'bars', text: 'Chart', class: 'tool', onclick: chart }), ...ways, ...files), place);
+}
+
+/** A statement that searches the open table by a vector of a result. */
+function searchBy(vector) {
+  const column = currentTable?.vectors.find((one) => one.dimension === vector.length);
+  if (!column) {
+    parts.said.textContent = `No vector column of the table chosen has ${count(vector.length)} numbers.`;
+    return;
+  }
+  const plain = ['_row', currentTable.picture?.column, currentTable.caption].filter(Boolean).map(quoted);
+  const source = sourceOf({ database: currentTable.database, table: currentTable.name });
+  const sql = `SELECT ${plain.join(', ')}, cosineDistance(${quoted(column.column)}, {vector:Array(Float32)}) AS distance\nFROM ${source}\nORDER BY distance\nLIMIT 20`;
+  openInSql(sql, { vector });
+  parts.area.value = sql;
+  parts.highlight.draw();
+  runIt();
 }
 
 async function explainIt() {

@@ -4,24 +4,26 @@ import { button, count, el, picture, webAddress, webLink } from './dom.js';
 
 const AT_ONCE = 200; // rows; the rest on request, so that a long result does not stop the page
 const LONGEST_TEXT = 400;
+const FOLDED = 16; // numbers, from which on a list is shown as a vector
 
 const NUMBER = /^(Nullable\()?(U?Int|Float|Decimal|BFloat)/;
 const PICTURE_NAME = /url|image|picture|photo|thumb|src/i;
 const PICTURE_END = /\.(jpe?g|png|webp|gif|avif|svg)([?#]|$)/i;
 
-/** `answer` is ClickHouse's JSONCompact; `table` what the page knows of the table chosen, for its thumbnails. */
-export function resultTable(answer, table) {
+/** `searchBy(vector)` is what a folded vector offers. `answer` is ClickHouse's JSONCompact; `table` what the page knows of the table chosen, for its thumbnails. */
+export function resultTable(answer, table, searchBy = null) {
   const kinds = answer.meta.map((column, i) => kindOf(column, i, answer.data));
   const thumbs = thumbnailsOf(answer.meta, table);
   const body = el('tbody');
-  const head = el('tr', {}, answer.meta.map((column, i) => el('th', { scope: 'col', class: kinds[i] === 'number' ? 'number' : null, title: column.type }, column.name)));
+  const head = el('tr', {}, answer.meta.map((column, i) => el('th', { scope: 'col', class: kinds[i] === 'number' ? 'number' : null, title: column.type }, button(column.name, { text: column.name, class: 'sort', title: `${column.type}; sort by it`, onclick: () => sort(i) }))));
   const place = el('div', { class: 'sql-table', tabindex: 0, role: 'region', 'aria-label': 'Result' }, el('table', {}, el('thead', {}, head), body));
   const whole = el('div', {}, place);
   let shown = 0;
+  let data = answer.data;
   const rest = button('Show more rows', { text: 'Show more rows', class: 'tool', onclick: more });
   function more() {
-    const rows = answer.data.slice(shown, shown + AT_ONCE);
-    body.append(...rows.map((row) => el('tr', {}, row.map((value, i) => cell(value, kinds[i], thumbs?.column === i ? thumbs.of(row) : null)))));
+    const rows = data.slice(shown, shown + AT_ONCE);
+    body.append(...rows.map((row) => el('tr', {}, row.map((value, i) => cell(value, kinds[i], thumbs?.column === i ? thumbs.of(row) : null, searchBy)))));
     shown += rows.length;
     if (shown >= answer.data.length) rest.remove();
     else {
@@ -29,9 +31,32 @@ export function resultTable(answer, table) {
       whole.append(rest);
     }
   }
+  /** Up, then down, then as they came. */
+  function sort(i) {
+    const heads = [...head.children];
+    const way = { undefined: 'ascending', ascending: 'descending' }[heads[i].getAttribute('aria-sort') ?? undefined];
+    for (const one of heads) one.removeAttribute('aria-sort');
+    if (way) heads[i].setAttribute('aria-sort', way);
+    data = way ? [...answer.data].sort((a, b) => (way === 'ascending' ? 1 : -1) * compare(a[i], b[i], kinds[i])) : answer.data;
+    body.replaceChildren();
+    shown = 0;
+    more();
+  }
   more();
   if (!answer.data.length) whole.append(el('p', { class: 'quiet' }, 'No rows.'));
   return whole;
+}
+
+/** NULLs and NaN come last in either order of numbers. */
+function compare(a, b, kind) {
+  if (a === null || b === null) return (a === null) - (b === null);
+  if (kind === 'number') {
+    // ids are text, as numbers of 64 bits
+    if (typeof a === 'string' && typeof b === 'string' && /^-?\d+$/.test(a) && /^-?\d+$/.test(b)) return BigInt(a) < BigInt(b) ? -1 : BigInt(a) > BigInt(b) ? 1 : 0;
+    return Number(a) - Number(b) || 0;
+  }
+  const [x, y] = [a, b].map((value) => (typeof value === 'object' ? JSON.stringify(value) : String(value)));
+  return x < y ? -1 : x > y ? 1 : 0;
 }
 
 function kindOf(column, i, data) {
@@ -51,8 +76,12 @@ function thumbnailsOf(meta, table) {
   return { column, of: (row) => `${folder}/${encodeURIComponent(row[id])}?size=128` };
 }
 
-function cell(value, kind, thumbnail) {
+function cell(value, kind, thumbnail, searchBy) {
   if (value === null) return el('td', {}, el('i', { class: 'quiet' }, 'NULL'));
+  if (Array.isArray(value) && value.length > FOLDED && value.every((one) => typeof one === 'number')) {
+    const search = searchBy ? button('Search by this vector', { text: 'search by this', class: 'link', onclick: () => searchBy(value) }) : null;
+    return el('td', { title: value.slice(0, 8).join(', ') }, `[${count(value.length)} numbers]`, search ? [' · ', search] : null);
+  }
   const address = kind === 'picture' ? webAddress(value) : null;
   const source = thumbnail ?? address;
   if (source) {

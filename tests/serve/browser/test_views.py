@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from browser_data import EMOJI
@@ -210,3 +211,48 @@ def test_the_keys_of_the_sql_view_work_wherever_the_focus_is(page: Page) -> None
     page.locator("body").click(position={"x": 5, "y": 700})
     page.keyboard.press("Control+Enter")
     expect(page.locator(".sql-table td")).to_have_text(["7"])
+
+
+def test_a_result_is_sorted_charted_saved_and_shown_as_pictures(open_page: Callable[..., Page], served: Served) -> None:
+    page = open_page(f"{served.address}#sql?table=emoji")
+    write_sql(
+        page,
+        "SET max_threads = 1 -- one; comment\n; SELECT arrayJoin([10, 2, 9]::Array(UInt64)) AS n, toString(n) AS s, "
+        "range(20)::Array(Float32) AS v",
+    )
+    page.get_by_role("button", name="Run").click()
+    cells = page.locator(".sql-table tbody td:first-child")
+    expect(cells).to_have_text(["10", "2", "9"])
+    page.get_by_role("button", name="n", exact=True).click()
+    expect(cells).to_have_text(["2", "9", "10"])  # numbers, though ids come as text
+    page.get_by_role("button", name="s", exact=True).click()
+    expect(cells).to_have_text(["10", "2", "9"])
+    expect(page.locator(".sql-table tbody td:last-child").first).to_contain_text("[20 numbers]")
+    page.get_by_role("button", name="Chart").click()
+    expect(page.locator(".chart rect")).to_have_count(3)
+    page.get_by_label("Kind of chart").select_option("Histogram")
+    expect(page.locator(".chart rect")).to_have_count(30)
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV").click()
+    assert Path(saved.value.path()).read_text().splitlines()[0] == '"n","s","v"'
+
+
+def test_tables_earlier_statements_and_vectors_lead_on(open_page: Callable[..., Page], served: Served) -> None:
+    page = open_page(f"{served.address}#sql?table=emoji")
+    write_sql(page, "")
+    side = page.get_by_label("Tables and earlier statements")
+    side.get_by_text("emoji", exact=True).click()
+    side.get_by_role("button", name="Insert letters").click()
+    expect(page.get_by_label("SQL statement")).to_have_value("letters")
+
+    write_sql(page, "SELECT _row, image_embedding FROM emoji WHERE _row IN (3, 5) ORDER BY _row")
+    page.get_by_role("button", name="Run").click()
+    page.get_by_role("button", name="Search by this vector").first.click()
+    expect(page.locator(".sql-table tbody td:first-child").first).to_have_text("3")
+    expect(page.locator(".sql-table th").last).to_have_text("distance")
+    side.get_by_text("Earlier statements").click()
+    side.get_by_role("button", name="SELECT _row, image_embedding FROM emoji WHERE").click()
+    page.get_by_role("button", name="Run").click()
+    page.get_by_role("button", name="As pictures").click()
+    settled(page)
+    assert sorted(ids(page)) == ["3", "5"]

@@ -1,0 +1,86 @@
+/** Beside the SQL editor: the tables with their columns, and the statements that were run in this browser. */
+
+import { send } from './api.js';
+import { button, count, el } from './dom.js';
+import { quoted } from './tables.js';
+
+const KEPT = 'clipql:statements';
+const MOST = 100;
+const COLUMNS =
+  "SELECT c.database, c.table, c.name, c.type, t.total_rows FROM system.columns AS c JOIN system.tables AS t ON t.database = c.database AND t.name = c.table WHERE c.database NOT IN ('system', 'INFORMATION_SCHEMA', 'information_schema') ORDER BY c.database, c.table, c.position";
+
+/** `insert(text)` puts a name into the editor, `open(sql)` a statement in the place of what is there. */
+export function makeSide(insert, open) {
+  const tables = el('div', { class: 'sql-tree' });
+  const past = el('ul', { class: 'sql-past' });
+  const side = el('aside', { class: 'sql-side', 'aria-label': 'Tables and earlier statements' }, el('details', { open: matchMedia('(min-width: 1000px)').matches }, el('summary', {}, 'Tables'), tables), el('details', {}, el('summary', {}, 'Earlier statements'), past));
+  const drawPast = () => past.replaceChildren(...earlier().map((sql) => el('li', {}, button(sql, { text: sql.replace(/\s+/g, ' ').slice(0, 90), class: 'link', title: sql.slice(0, 600), onclick: () => open(sql) }))));
+  const drawTables = async () => {
+    try {
+      const reply = await send('/?default_format=JSONCompact', { method: 'POST', body: COLUMNS, headers: { 'Content-Type': 'text/plain' } });
+      tables.replaceChildren(...tree((await reply.json()).data, insert));
+    } catch (error) {
+      tables.replaceChildren(el('p', { class: 'quiet' }, error.message));
+    }
+  };
+  drawPast();
+  drawTables();
+  return {
+    side,
+    /** After a statement: it is kept, and may have changed the tables. */
+    ran(sql) {
+      remember(sql);
+      drawPast();
+      if (!/^\s*(SELECT|WITH|EXPLAIN|SHOW|DESC)/i.test(sql)) drawTables();
+    },
+  };
+}
+
+function tree(rows, insert) {
+  const tables = new Map();
+  for (const [database, table, name, type, total] of rows) {
+    const key = `${database}.${table}`;
+    if (!tables.has(key)) tables.set(key, { database, table, total, columns: [] });
+    tables.get(key).columns.push([name, type]);
+  }
+  return [...tables.values()].map(({ database, table, total, columns }) => {
+    const name = database === 'default' ? quoted(table) : `${quoted(database)}.${quoted(table)}`;
+    const shown = database === 'default' ? table : `${database}.${table}`;
+    return el(
+      'details',
+      {},
+      el('summary', {}, el('span', {}, shown), total === null ? null : el('small', {}, count(Number(total)))),
+      el('ul', {}, el('li', {}, button(`Insert ${name}`, { text: 'insert its name', class: 'link', onclick: () => insert(name) })), columns.map(([column, type]) => el('li', {}, button(`Insert ${column}`, { text: column, class: 'link', onclick: () => insert(quoted(column)) }), el('small', {}, type)))),
+    );
+  });
+}
+
+function earlier() {
+  try {
+    const found = JSON.parse(localStorage.getItem(KEPT) ?? '[]');
+    return Array.isArray(found) ? found.filter((one) => typeof one === 'string') : [];
+  } catch {
+    return [];
+  }
+}
+
+function remember(sql) {
+  try {
+    localStorage.setItem(KEPT, JSON.stringify([sql, ...earlier().filter((one) => one !== sql)].slice(0, MOST)));
+  } catch {
+    // the browser keeps nothing for the page
+  }
+}
+
+/** A text with semicolons as its statements; those in quotes, comments and heredocs separate nothing. */
+export function statementsOf(text) {
+  const token = /'(?:[^'\\]|\\.|'')*'?|"(?:[^"\\]|\\.)*"?|`(?:[^`\\]|\\.)*`?|--[^\n]*|\/\*[\s\S]*?(?:\*\/|$)|\$(\w*)\$[\s\S]*?(?:\$\1\$|$)|;/g;
+  const found = [];
+  let from = 0;
+  for (const match of text.matchAll(token)) {
+    if (match[0] !== ';') continue;
+    found.push(text.slice(from, match.index));
+    from = match.index + 1;
+  }
+  return [...found, text.slice(from)].map((one) => one.trim()).filter((one) => one && !/^(--[^\n]*\s*)+$/.test(one));
+}
