@@ -16,6 +16,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import uvicorn
 
 from clipql.database import Database
@@ -27,6 +28,7 @@ from clipql.serve.fellows import Fellows
 from clipql.serve.limits import Options
 from clipql.serve.service import Service
 from clipql.serve.workers.member import Member
+from clipql.tables.registry import INTERNAL
 from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
@@ -34,6 +36,8 @@ LOG = logging.getLogger("clipql.serve")
 END_SECONDS, CLOSE_SECONDS = 1, 15
 # Python's own is 5 ms
 SWITCH_SECONDS = 0.0005
+# tables that are searched once at the start; rows of one without an index that are not too many for that
+WARMED, FEW_ROWS = 16, 100_000
 
 
 class Server(uvicorn.Server):
@@ -112,7 +116,14 @@ def _end_in(seconds: float) -> None:
 
 
 def _warm(database: Database) -> None:
-    """Load the model that searches by words will need, so that the first of them need not wait for it."""
+    """Load what searches will need, so that the first need not wait for it: code, indexes, row files, a model."""
+    for table in database.registry.catalog.tables[:WARMED]:
+        for column in table.columns:
+            indexed = any(i.column == column.name for i in table.indexes)
+            if column.dimension and table.database != INTERNAL and (indexed or table.rows < FEW_ROWS):
+                with contextlib.suppress(Exception):  # the database may be closed meanwhile, or be damaged
+                    vector = np.ones(column.dimension, np.float32)
+                    database.search(table.full_name, vector=vector, column=column.name, k=1)
     with contextlib.suppress(ClipqlError):  # where there is no model, a search by words will say so
         database.encoders.texts(["a picture"], database.encoders.usual(database.registry.catalog.tables))
 
