@@ -68,7 +68,7 @@ endif
 	$(INSTALL) --require-hashes -r requirements.lock
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	if command -v c++ >/dev/null; then $(INSTALL) --require-hashes --no-build-isolation -r requirements-annoy.lock; fi
-	$(BIN)/python -m clipql.cli.warm
+	$(BIN)/python -m clipql.cli.kernels_ahead
 	@touch $@
 
 $(READY_BROWSER):

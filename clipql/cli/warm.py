@@ -1,4 +1,5 @@
-"""Compile every kernel once, so that no query waits for it: run by `make setup`, and by anyone after an installation.
+"""Compile every kernel once, so that no query waits for it: run by `python -m clipql.cli.kernels_ahead` (`make setup`,
+and anyone after an installation) and by `clipql serve`.
 
 Numba keeps what it compiled beside the source, or in the user's cache folder where that cannot be written.
 """
@@ -10,14 +11,25 @@ from pathlib import Path
 
 import numpy as np
 
+import clipql
 from clipql.index import ivf
 from clipql.index.rows import ArrayRows
 from clipql.storage.vectors import chosen, kernels, row_numbers, rowwise
 from clipql.storage.vectors.metrics import Metric
 
+QUERY = "{q:Array(Float32)}"
+SEARCHES = (
+    f"ORDER BY cosineDistance(v, {QUERY}) LIMIT 10",
+    f"ORDER BY L2Distance(v, {QUERY}) LIMIT 10",
+    f"ORDER BY dotProduct(v, {QUERY}) DESC LIMIT 10",
+    f"WHERE id % 3 = 0 ORDER BY cosineDistance(v, {QUERY}) LIMIT 10",
+    f"WHERE id < 50 ORDER BY L2Distance(v, {QUERY}) LIMIT 10",
+    f"WHERE L2Distance(v, {QUERY}) < 1",
+)
+
 
 def warm() -> None:
-    """Compile the kernels of the scan and of the ivf index."""
+    """Compile the kernels of the scan and of the ivf index, as they are called by themselves and by statements."""
     kernels.warm()
     chosen.warm()
     rowwise.warm()
@@ -31,6 +43,25 @@ def warm() -> None:
                 index.search(captions[0].astype(np.float32), 3, among=np.ones(2_000, np.bool_))
                 index.search(captions[0].astype(np.float32), 3)
                 index.within(captions[0].astype(np.float32), 1e-3)
+        _search(Path(folder) / "db")
+
+
+def _search(folder: Path) -> None:
+    """Search a database as statements do, over files that are mapped: vectors in float16 and float32."""
+    with clipql.connect(folder) as db:
+        for name, value in (("half", "number % 97"), ("single", "number / 97")):
+            db.sql(f"CREATE TABLE {name} (id UInt64, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+            numbers = ", ".join(f"({value} + {i}) % {i + 2}" for i in range(16))
+            db.sql(f"INSERT INTO {name} SELECT number, [{numbers}] FROM numbers(3000)")
+            for metric in (None, "L2Distance", "cosineDistance"):
+                if metric:
+                    db.sql(f"ALTER TABLE {name} ADD INDEX near_{metric} v TYPE ivf('{metric}')")
+                    db.sql(f"ALTER TABLE {name} MATERIALIZE INDEX near_{metric}")
+                for search in SEARCHES:
+                    sql, query = f"SELECT id FROM {name} {search}", np.ones(16, np.float32)
+                    db.sql_many(sql, [{"q": query + i} for i in range(5)])
+            db.sql(f"INSERT INTO {name} SELECT number, [{numbers}] FROM numbers(10)")
+            db.sql(f"SELECT id FROM {name} {SEARCHES[0]}", q=query)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import uvicorn
 
 from clipql.database import Database
@@ -28,6 +29,7 @@ from clipql.serve.fellows import Fellows
 from clipql.serve.limits import Options
 from clipql.serve.service import Service
 from clipql.serve.workers.member import Member
+from clipql.tables.registry import INTERNAL
 from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
@@ -38,6 +40,8 @@ SWITCH_SECONDS = 0.0005
 # Collections of garbage between two of all that there is. Python's own is 10, which the words of one long statement set
 # off; all else waits for each, 0.1 to 0.3 s where the objects of libraries are looked at too.
 COLLECTIONS = 500
+# tables that are searched once at the start; rows of one without an index that are not too many for that
+WARMED, FEW_ROWS = 16, 100_000
 
 
 class Server(uvicorn.Server):
@@ -116,7 +120,14 @@ def _end_in(seconds: float) -> None:
 
 
 def _warm(database: Database) -> None:
-    """Load the model that searches by words will need, so that the first of them need not wait for it."""
+    """Load what searches will need, so that the first need not wait for it: code, indexes, row files, a model."""
+    for table in database.registry.catalog.tables[:WARMED]:
+        for column in table.columns:
+            indexed = any(i.column == column.name for i in table.indexes)
+            if column.dimension and table.database != INTERNAL and (indexed or table.rows < FEW_ROWS):
+                with contextlib.suppress(Exception):  # the database may be closed meanwhile, or be damaged
+                    vector = np.ones(column.dimension, np.float32)
+                    database.search(table.full_name, vector=vector, column=column.name, k=1)
     with contextlib.suppress(ClipqlError):  # where there is no model, a search by words will say so
         database.encoders.texts(["a picture"], database.encoders.usual(database.registry.catalog.tables))
     gc.freeze()

@@ -11,6 +11,7 @@ what is no plain list of vectors of one length is left to ClickHouse, which says
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ from clipql.brief import Brief
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
 from clipql.storage.catalog import Table, VectorColumn
+from clipql.syntax.edits import Edit, edited
+from clipql.syntax.lexer import matching
+from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
 from clipql.syntax.sources import Entry
 from clipql.tables.registry import ROW, Registry
@@ -31,6 +35,7 @@ from clipql.tables.registry import ROW, Registry
 # vectors that one statement brings along at most; more are left to ClickHouse
 MOST = 100_000
 _KEPT = re.compile(r"(Nullable\()?(U?Int(8|16|32|64)|Float(32|64)|String|Bool)\)?\Z|Array\(Float(32|64)\)\Z")
+_PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*Array\s*\(\s*Array\s*\(\s*Float32\s*\)\s*\)\s*\}")
 _VECTORS = "Array(Float32)"
 _WHOLE = "limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
 
@@ -97,8 +102,8 @@ def fetched(
 ) -> Given | str:
     """The rows themselves, in an Arrow table of this name; or why they are left to ClickHouse. Raises QueryError."""
     where = f" WHERE {condition}" if condition else ""
-    sql = f"{given.sql}{where} LIMIT {MOST + 1} SETTINGS {settings}{_WHOLE}"
-    rows = registry.engine.query(sql, params=params, tables=tables, user=True).arrow()
+    sql, arrays = _with_tables(f"{given.sql}{where} LIMIT {MOST + 1} SETTINGS {settings}{_WHOLE}", params, name)
+    rows = registry.engine.query(sql, params=params, tables={**tables, **arrays}, user=True).arrow()
     if rows.num_rows > MOST:
         return f"it brings more than {MOST:,} query vectors along"
     lists = rows.column(column).combine_chunks()
@@ -110,3 +115,38 @@ def fetched(
         return "one of its query vectors is not finite"
     numbered = rows.append_column(ROW, pa.array(np.arange(rows.num_rows, dtype=np.uint64)))
     return replace(given, name=name, rows=numbered, vectors=flat.reshape(rows.num_rows, -1 if len(flat) else 0))
+
+
+def _with_tables(sql: str, params: Mapping[str, Any], name: str) -> tuple[str, dict[str, pa.Table]]:
+    """A statement that reads arrays of vectors from Arrow tables, not from parameters, which ClickHouse parses: 1,000
+    vectors of 512 numbers take 0.01 s instead of 2 to 6. name: what the tables' names begin with.
+    """
+    changed, tables = list[Edit](), dict[str, pa.Table]()
+    tokens = read(sql).tokens
+    for at, token in enumerate(tokens):
+        if token.text != "{" or token.kind != "symbol":
+            continue
+        close = matching(tokens, at)
+        if close >= len(tokens):
+            break
+        found = _PARAMETER.fullmatch(sql[token.start : tokens[close].end])
+        table = tables.get(f"{name}_{found[1]}") if found else None
+        if found and table is None and (array := _array(params.get(found[1]))) is not None:
+            table = pa.table({"clipql_value": array})
+        if found and table is not None:
+            tables[f"{name}_{found[1]}"] = table
+            changed.append((token.start, tokens[close].end, f"(SELECT clipql_value FROM Python({name}_{found[1]}))"))
+    return edited(sql, changed), tables
+
+
+def _array(value: Any) -> pa.Array | None:
+    """A parameter's value as one Array(Array(Float32)); None where ClickHouse had better say what it is."""
+    try:
+        rows = json.loads(value) if isinstance(value, str) else value
+        if isinstance(rows, np.ndarray) and (rows.ndim != 2 or rows.dtype.kind not in "fiu"):
+            return None
+        found = pa.array([[*rows]], pa.list_(pa.list_(pa.float32())))
+    except (ValueError, TypeError, pa.ArrowException):
+        return None
+    lists = found.flatten()
+    return None if lists.null_count or lists.flatten().null_count or not len(lists) else found

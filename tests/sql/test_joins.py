@@ -223,6 +223,9 @@ def test_query_vectors_in_the_statement_are_joined_as_clickhouse_joins_them(db: 
     db.sql("DROP TABLE given")
     cte = f"WITH q AS {GIVEN[0].removesuffix(' AS q')} " + asked.format("FROM q")
     assert as_sets(db.sql(cte, Q=vectors)) == as_sets(db.sql(f"{cte} SETTINGS vector_plan = 0", Q=vectors))
+    statement = asked.format(f"FROM {GIVEN[1]}")
+    assert db.sql(statement, Q=vectors).rows == db.sql(statement, Q=vectors.tolist()).rows
+    assert db.sql(statement, Q=vectors).rows == db.sql(statement, Q=str(vectors.tolist())).rows
     assert db.sql(asked.format(f"FROM {GIVEN[0]}"), Q=np.empty((0, DIMENSION), np.float32)).rows == []
 
 

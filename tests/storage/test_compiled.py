@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from clipql.cli import kernels_ahead
+
 MODULE = """
 from clipql.storage.vectors.compiled import compiled
 
@@ -40,3 +44,20 @@ def test_a_cache_that_cannot_be_written_is_no_error_and_is_read(tmp_path: Path) 
     assert run(tmp_path, "closed") == ["42", "0"]
     assert run(tmp_path, "open") == ["42", "0"]
     assert run(tmp_path, "closed") == ["42", "1"]
+
+
+def test_kernels_are_compiled_ahead_once_for_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernels_ahead.scratch, "in_child", lambda work: done.append(work.__name__))
+    for state in ("one", "one", "two"):
+        monkeypatch.setattr(kernels_ahead, "_state", lambda state=state: state)
+        kernels_ahead.compile_ahead()
+    assert done == ["_warm", "_warm"]
+    assert [p.name for p in (tmp_path / "cache/clipql").glob("compiled-*")] == ["compiled-two"]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # where nothing can be kept
+    kernels_ahead.compile_ahead()
+    assert len(done) == 2
+    monkeypatch.undo()
+    assert kernels_ahead._state() == kernels_ahead._state()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipql.cli.commands.common import command, database_options
+from clipql.cli.kernels_ahead import compile_ahead
 from clipql.connection import place
 from clipql.errors import NotADatabase, ServerError
 from clipql.serve import listening, sandbox, scratch
@@ -254,6 +255,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = Options(
         token, arguments.write, tuple(arguments.allow_host), pictures, limits, origins=tuple(arguments.allow_origin)
     )
+    if arguments.sandbox != "off" and not arguments.ray:
+        compile_ahead()
     with listening.bind(arguments.host, arguments.port) as bound:
         if arguments.ray:
             status = _over_shards(arguments, bound, options)
