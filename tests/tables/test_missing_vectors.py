@@ -15,6 +15,7 @@ import pytest
 
 import clipql
 from clipql.curate.dedup import dedup
+from clipql.curate.parts import export_parts
 from clipql.errors import ClipqlError, IngestError, ModelMismatch, QueryError, VectorError
 
 ROWS = 30
@@ -69,7 +70,9 @@ def test_a_search_finds_the_rows_that_clickhouse_finds_among_those_with_a_vector
     assert rows(db, FOUND[case].format("t") + PLAIN) == expected
 
 
-def test_what_is_searched_leaves_rows_without_a_vector_out_without_being_told(db: clipql.Database) -> None:
+def test_what_is_searched_leaves_rows_without_a_vector_out_without_being_told(
+    db: clipql.Database, tmp_path: Path
+) -> None:
     for case in ("nearest", "nearest of some", "farthest", "range", "products"):
         untold = FOUND[case].replace("notEmpty(w) AND ", "").replace("WHERE notEmpty(w) ", "")
         found = db.sql(untold.format("t"))
@@ -83,6 +86,10 @@ def test_what_is_searched_leaves_rows_without_a_vector_out_without_being_told(db
     any_of = "SELECT id FROM t WHERE nearAny(w, (SELECT w FROM t WHERE id = 9), 'L2Distance', 3.5) ORDER BY id"
     assert rows(db, any_of) == [(6,), (9,), (12,)]
     assert [row for block in db.vectors("t", "w") for row in block.rows.tolist()] == list(range(0, 30, 3))
+    with pytest.raises(ClipqlError, match=r"20 of 30 rows of default\.t have no vector in w, .*--where"):
+        export_parts(db, "t", tmp_path / "all")
+    assert export_parts(db, "t", tmp_path / "some", where="notEmpty(w)").rows == 10
+    assert np.load(tmp_path / "some" / "w" / "w_0.npy").shape == (10, 2)
     dedup(db, "t", column="w", metric="L2Distance", within=3.5, into="d")
     assert rows(db, "SELECT count(), max(id % 3) FROM d") == [(10, 0)]
 
