@@ -110,7 +110,7 @@ def _check_vectors(db: Database, table: Table, rows: NDArray[np.int64]) -> None:
         if lacking:
             raise ClipqlError(
                 f"{lacking:,} of {len(rows):,} rows of {table.full_name} have no vector in {column.name}, and a part "
-                f"has one for each row: export those that have, by --where 'notEmpty({column.name})', or fill the column"
+                f"has one for each row: export those that have, by --where 'notEmpty({column.name})', or fill it"
             )
 
 
