@@ -67,7 +67,8 @@ def export_parts(
 ) -> Exported:
     """Write the rows that meet a condition, in the order of their numbers; parts that are whole already are kept.
 
-    Raises UnknownTable, QueryError, ClipqlError where the folder holds another export, StorageError.
+    Raises UnknownTable, QueryError, ClipqlError where the folder holds another export or one of the rows has no vector
+    in a column, StorageError.
     """
     began, out = time.perf_counter(), Path(folder)
     database, _, name = table.rpartition(".")
@@ -79,6 +80,7 @@ def export_parts(
     with db.registry.gate.reading(), files.translated(out, "writing an export to"):
         chosen = chosen_rows(db, known, where)
         rows = np.arange(known.rows) if chosen is None else chosen
+        _check_vectors(db, known, rows)
         asked = {
             "table": known.full_name,
             "where": where,
@@ -100,13 +102,26 @@ def export_parts(
     return Exported(len(rows), parts, written, time.perf_counter() - began)
 
 
+def _check_vectors(db: Database, table: Table, rows: NDArray[np.int64]) -> None:
+    """Raise ClipqlError where a row has no vector, for which a part has no place."""
+    for column in table.columns:
+        there = db.registry.store(table, column.name).there
+        lacking = 0 if there is None else len(rows) - int(np.count_nonzero(there[rows]))
+        if lacking:
+            raise ClipqlError(
+                f"{lacking:,} of {len(rows):,} rows of {table.full_name} have no vector in {column.name}, and a part "
+                f"has one for each row: export those that have, by --where 'notEmpty({column.name})', or fill it"
+            )
+
+
 def _values(db: Database, table: Table) -> str:
-    """What changes when values of rows that are there do: the columns, and the last mutation."""
+    """What changes when values of rows that are there do: the columns, the last mutation, and that of vectors."""
     engine = db.registry.engine
     columns = json.dumps(sorted(n for n, _ in insertable(engine, table)))
     named = f"database = {quote_string(table.database)} AND table = {quote_string(table.name)}"
     last = engine.scalar(f"SELECT max(arrayMax(block_numbers.number)) FROM system.mutations WHERE {named}")
-    return f"{xxhash.xxh3_64_hexdigest(columns.encode())} {int(last or 0)}"
+    revised = "".join(f" {c.name} {c.revision}" for c in table.columns if c.revision)
+    return f"{xxhash.xxh3_64_hexdigest(columns.encode())} {int(last or 0)}{revised}"
 
 
 def _begun(out: Path, asked: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,11 @@ _PICTURES = re.compile(
 )
 
 
+def looks_like_picture(value: bytes) -> bool:
+    """Whether bytes begin as the file of a picture does; what does not may be a path."""
+    return _PICTURES.match(value) is not None
+
+
 class Batch:
     """Vectors encoded beforehand for one statement, in a temporary file that goes when this does."""
 
@@ -193,7 +198,7 @@ class Encoders:
 
     def as_picture(self, value: bytes) -> bytes | Path:
         """What encode_image was given: the bytes of a picture, or a path. Raises PictureError for what may not be."""
-        if _PICTURES.match(value):
+        if looks_like_picture(value):
             return value
         shown = value[:200].decode("utf-8", "replace")
         if not self.files:

@@ -250,7 +250,10 @@ class PairSearch:
         )
         owners, found = (met.column(i).to_numpy().astype(np.int64) for i in range(2))
         there = found < join.near.table.rows
-        return owners[there], found[there]
+        owners, found = owners[there], found[there]
+        if self._store.there is not None:
+            owners, found = owners[self._store.there[found]], found[self._store.there[found]]
+        return owners, found
 
     def _of_rows(
         self, query: NDArray[np.float32], rows: NDArray[np.int64]

@@ -23,7 +23,7 @@ NAME = "manifest.json"
 # ClickHouse's database of what is clipql's own: shapes of tables, and tables that are only being made
 INTERNAL = "clipql_internal"
 # fields that came with format 2
-_LATER = ("absent", "there", "there_hash", "optional", "changed")
+_LATER = ("absent", "there", "there_hash", "optional", "changed", "revision")
 # what may lie in the folder of a database that was not finished being made
 _OWN = ("lock", "tmp", NAME + ".tmp")
 
@@ -72,7 +72,8 @@ class Segment:
 class VectorColumn(Brief):
     """A vector column: `dimension` is None until the first vectors fix it; `model` filled it, where that is known.
 
-    optional: rows may come without a vector, as the column was added to a table that had rows.
+    optional: rows may come without a vector, as the column was added to a table that had rows. revision: how often
+    rows that were there got other vectors.
     """
 
     name: str
@@ -81,6 +82,7 @@ class VectorColumn(Brief):
     model: str | None = None
     segments: tuple[Segment, ...] = ()
     optional: bool = False
+    revision: int = 0
 
     @property
     def rows(self) -> int:
@@ -253,7 +255,7 @@ def _format(catalog: Catalog) -> int:
     tables = [*catalog.tables, *(t for t in changing if t)]
     if catalog.pending and catalog.pending.kind == "vectors":
         return FORMAT
-    lacking = any(c.optional or c.absent for t in tables for c in t.columns)
+    lacking = any(c.optional or c.absent or c.revision for t in tables for c in t.columns)
     return FORMAT if lacking or any(i.changed for t in tables for i in t.indexes) else 1
 
 
@@ -329,6 +331,7 @@ def _check_names(table: Table) -> None:
             raise ValueError(f"{segment.file!r} is no address of a linked file")
     numbers = [table.rows, *(n for s in segments for n in (s.first, s.rows, s.dimension, s.offset, s.absent))]
     numbers += [n for r in rows for n in (r.rows, r.bytes)] + [n for i in table.indexes for n in (i.rows, *i.changed)]
+    numbers += [c.revision for c in table.columns]
     if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
         raise ValueError(f"a number of table {table.full_name} is none")
 

@@ -119,7 +119,10 @@ class Revision:
 
     def _save(self, changed: Mapping[str, VectorColumn], touched: Mapping[str, NDArray[np.int64]] | None) -> None:
         registry, before = self._registry, self._table
-        columns = tuple(changed.get(c.name, c) for c in before.columns)
+        columns = tuple(
+            dataclasses.replace(changed[c.name], revision=c.revision + 1) if c.name in changed else c
+            for c in before.columns
+        )
         for name in changed:
             files.sync_folder(registry.column_folder(before, name))
         after = dataclasses.replace(before, columns=columns)

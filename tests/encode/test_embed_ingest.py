@@ -18,7 +18,8 @@ from clipql.cli import entry as cli
 from clipql.cli.commands.embed import EmbedDisplay
 from clipql.encode import clip
 from clipql.encode.embed import EmbedProgress, embed_captions, embed_pictures
-from clipql.errors import IngestError
+from clipql.errors import IngestError, UnknownTable
+from clipql.ingest.embedding import embed_into
 
 OPENAI = "openai/clip-vit-base-patch32"
 
@@ -204,3 +205,83 @@ def test_a_terminal_sees_a_line_with_speed_and_the_time_left_which_is_gone_at_th
         display.update(EmbedProgress(100, 0, None, 0, seconds=50.0, part=0))
         assert screen.getvalue().endswith("100 images  2.0 images/s")
     assert screen.getvalue().endswith("\r\x1b[K")
+
+
+class Cut(Exception):
+    """Ctrl-C, so to say."""
+
+
+class CutOff(Colours):
+    """Keeps what it encodes, and is cut off by so manieth call."""
+
+    def __init__(self, call: int = 99) -> None:
+        super().__init__()
+        self.given: list[str] = []
+        self.left = call
+
+    def encode_texts(self, texts: Any) -> Any:
+        self.left -= 1
+        if not self.left:
+            raise Cut
+        self.given += texts
+        return super().encode_texts(texts)
+
+
+def test_the_captions_of_a_table_fill_a_column_for_rows_without_a_vector_and_a_run_goes_on(
+    db: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.sql("CREATE TABLE t (id UInt8, caption Nullable(String), v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    words = ["red", "green", "blue", "", "red", "green"]
+    values = ", ".join(f"({i}, '{word}', [1])" for i, word in enumerate(words))
+    db.sql(f"INSERT INTO t VALUES {values}, (6, NULL, [1]), (7, 'blue', [1])")
+    db.sql("DELETE FROM t WHERE id = 4")
+    monkeypatch.setattr("clipql.ingest.embedding.PIECE", 3)
+    with pytest.raises(Cut):
+        embed_into(db, "t.meaning", encoder=CutOff(1), batch=2)
+    assert db.sql("SELECT id FROM t WHERE notEmpty(meaning) ORDER BY id").rows == []
+    first, rest = CutOff(2), CutOff()
+    with pytest.raises(Cut):
+        embed_into(db, "t.meaning", encoder=first, batch=3)
+    assert first.given == ["red", "green", "blue"]
+    report = embed_into(db, "default.t.meaning", encoder=rest, batch=3)
+    assert rest.given == ["green", "blue"]
+    assert (report.rows, report.there, report.empty, report.errors) == (2, 3, 2, 0)
+    db.encoders.use(Colours())
+    found = [i for (i,) in db.sql(
+        "SELECT id FROM t ORDER BY cosineDistance(meaning, encode_text('blue')), id LIMIT 99"
+    ).rows]  # fmt: skip
+    assert (found[:2], sorted(found)) == ([2, 7], [0, 1, 2, 5, 7])
+    assert models(db)["meaning"] == Colours().model
+    assert embed_into(db, "t.meaning", encoder=CutOff(1)).rows == 0
+    with pytest.raises(IngestError, match=r"meaning of default\.t was filled by the model test/colours, and o/o is to"):
+        embed_into(db, "t.meaning", encoder=Colours("o/o"))
+    for wrong, message in (("t", "expected TABLE.COLUMN"), ("t.new", "has no column nothing: say which one")):
+        with pytest.raises(IngestError, match=message):
+            embed_into(db, wrong, encoder=Colours(), column="nothing")
+    with pytest.raises(UnknownTable, match="there is no table u to fill"):
+        embed_into(db, "u.v", encoder=Colours())
+    assert [c.name for c in db.registry.catalog.tables[0].columns] == ["v", "meaning"]
+
+
+def test_the_pictures_of_a_table_fill_a_column_by_their_bytes_or_their_paths(
+    db: clipql.Database, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    db.sql("CREATE TABLE t (id UInt8, image String, path String, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    for i, name in enumerate(["red", "green", "blue", "broken", "zero"]):
+        file = folder / f"{name}.png"
+        if name == "broken":
+            file.write_bytes(b"\x89PNG, it says")
+        content = file.read_bytes().hex()
+        db.sql(f"INSERT INTO t SELECT {i}, unhex('{content}'), '{file}', [1]")
+    (folder / "zero.png").write_bytes(b"none")
+    report = embed_into(db, "t.by_bytes", encoder=Colours(), pictures=True)
+    assert (report.rows, report.empty, report.errors) == (3, 1, 1)
+    monkeypatch.setattr(clip, "open_encoder", lambda *a, **k: Colours())
+    path = str(db.path)
+    db.close()
+    assert cli.main(["--db", path, "embed", "--into", "t.by_path", "--column", "path", "--pictures"]) == 0
+    assert "3 images embedded into t.by_path, 2 errors" in capsys.readouterr().out
+    with clipql.connect(path) as again:
+        assert again.sql("SELECT id FROM t WHERE by_bytes = by_path AND notEmpty(by_path) ORDER BY id").rows == [
+            (0,), (1,), (2,),
+        ]  # fmt: skip

@@ -57,6 +57,10 @@ OPERATIONS = {
     "first insert": Operation((TABLE,), "INSERT INTO t " + ROWS.format(0, 4)),
     "file": FileIngest(FILLED, ""),
     "column": AddedColumn(FILLED, ""),
+    "update": Operation(
+        (*FILLED, "ALTER TABLE t ADD COLUMN w Array(Float32)", "ALTER TABLE t UPDATE w = [id] WHERE id < 4"),
+        "ALTER TABLE t UPDATE w = [id + 7] WHERE id > 2",
+    ),
     "delete": Operation(FILLED, "DELETE FROM t WHERE id % 3 = 1"),
     "optimise": Operation((*FILLED, "DELETE FROM t WHERE id % 3 = 1"), "OPTIMIZE TABLE t FINAL"),
     "index": Operation(INDEXED, "ALTER TABLE t MATERIALIZE INDEX near"),

@@ -31,6 +31,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
     pq.write_table(rows, folder / "photos.parquet")
     ids = pa.array(range(ROWS - 1, -1, -1), pa.uint64())
     pq.write_table(pa.table({"id": ids, "emb": list(vectors)}), folder / "siglip.parquet")
+    for name, some in (("some", slice(0, 4)), ("more", slice(2, 7))):
+        pq.write_table(pa.table({"id": ids[some], "emb": list(vectors[some])}), folder / f"{name}.parquet")
     pq.write_table(pa.table({"image_emb": list(vectors), "text_emb": list(-vectors)}), folder / "two.parquet")
     pa.csv.write_csv(rows.drop_columns("vector"), folder / "rows.csv")
     np.save(folder / "vectors.npy", vectors)
@@ -62,9 +64,18 @@ def test_each_command_of_the_page_succeeds(outputs: dict[str, tuple[str, str]]) 
 
 
 def test_the_first_search_finds_the_row_itself_first(outputs: dict[str, tuple[str, str]]) -> None:
-    [found] = [out for command, (out, _) in outputs.items() if command.startswith("clipql sql")]
+    [found] = [out for command, (out, _) in outputs.items() if "ORDER BY" in command]
     assert found.splitlines()[0] == "row 7"
     assert len(found.splitlines()) == 5
+
+
+def test_rows_that_got_no_vector_are_counted(outputs: dict[str, tuple[str, str]]) -> None:
+    added = [out.splitlines()[-1] for command, (out, _) in outputs.items() if "--add-column dino" in command]
+    assert [line.partition(" ")[2] for line in added] == [
+        "of photos got 4 vectors; 8 of 12 rows have no vector",
+        "of photos got 5 vectors; 5 of 12 rows have no vector",
+    ]
+    assert [out for command, (out, _) in outputs.items() if "empty(dino)" in command] == ["5\n"]
 
 
 def test_the_report_says_what_was_taken_and_adds_up(outputs: dict[str, tuple[str, str]]) -> None:

@@ -100,6 +100,8 @@ OPERATIONS = [
     Operation("rename", three_rows, sql("RENAME TABLE t TO u")),
     Operation("add a column", three_rows, sql("ALTER TABLE t ADD COLUMN n UInt8 DEFAULT arraySum(text_embedding)")),
     Operation("add a vector column", sql(TABLE), sql("ALTER TABLE t ADD COLUMN v Array(Float32)")),
+    Operation("add a vector column to rows", three_rows, sql("ALTER TABLE t ADD COLUMN w Array(Float32) AFTER id")),
+    Operation("give some rows vectors", added_column, sql("ALTER TABLE t UPDATE more = [id, 0.1] WHERE id != 1")),
     Operation("drop a column", three_rows, sql("ALTER TABLE t DROP COLUMN caption")),
     Operation("rename a column", three_rows, sql("ALTER TABLE t RENAME COLUMN caption TO title")),
     Operation("modify a column", three_rows, sql("ALTER TABLE t MODIFY COLUMN caption Nullable(String)")),
@@ -122,7 +124,7 @@ def content(db: clipql.Database) -> dict[str, Any]:
 def check_nothing_is_left_over(db: clipql.Database) -> None:
     """Segment files and hidden tables are those of the catalog's tables, and no others."""
     tables = db.registry.catalog.tables
-    files = [f"{t.id}/{c.folder}/{s.file}" for t in tables for c in t.columns for s in c.segments]
+    files = [f"{t.id}/{c.folder}/{n}" for t in tables for c in t.columns for s in c.segments for n in s.files]
     assert vector_files(db.path) == sorted(files)
     hidden = db.sql("SELECT name FROM system.tables WHERE database = 'clipql_internal' ORDER BY name").rows
     assert hidden == sorted((t.id,) for t in tables)

@@ -1,4 +1,4 @@
-"""`clipql embed images` and `clipql embed captions`."""
+"""`clipql embed images`, `clipql embed captions`, and `clipql embed --into` for what a table has."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from clipql.cli.commands.common import command
+from clipql.cli.commands.common import command, open_database
 from clipql.cli.console import CLEAR_LINE, bar, counted, duration, printable
+from clipql.errors import EncodeError
 
 if TYPE_CHECKING:
+    from clipql.database import Database
     from clipql.encode.base import Encoder
     from clipql.encode.embed import EmbedProgress, EmbedReport
 
@@ -28,8 +30,9 @@ _LINE_EVERY_SECONDS = 10.0
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
-    made = command(commands, None, "embed", "turn pictures or captions into vectors, as LAION parts", run)
-    kinds = made.add_subparsers(dest="kind", metavar="images|captions", title="kinds", required=True)
+    made = command(commands, shared, "embed", "turn pictures or captions into vectors: LAION parts, or a column", run)
+    _add_into(made)
+    kinds = made.add_subparsers(dest="kind", metavar="images|captions", title="kinds")
     images = command(kinds, None, "images", _IMAGES, run)
     images.add_argument(
         "sources",
@@ -66,8 +69,69 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_into(made: argparse.ArgumentParser) -> None:
+    group = made.add_argument_group("a column of a table")
+    group.add_argument(
+        "--into",
+        metavar="TABLE.COLUMN",
+        help="fill this vector column for the rows that have no vector in it, from captions or pictures that the table "
+        "has; it is added where the table has none, and a run that was cut off goes on by being called again",
+    )
+    group.add_argument("--column", metavar="NAME", help="the column that holds them (default: caption, TEXT, …)")
+    group.add_argument("--pictures", action="store_true", help="it holds pictures, as bytes or as paths of files")
+    group.add_argument("--model", metavar="NAME", help=f"{_MODEL}; the column's own where rows have vectors")
+    group.add_argument("--batch", type=int, metavar="N", help="how many go through the model at once")
+    group.add_argument("--threads", type=int, metavar="N", help="processor threads of the model (default: all)")
+    group.add_argument("--device", default="cpu", metavar="NAME", help=_DEVICE)
+
+
+def _run_into(arguments: argparse.Namespace) -> int:
+    from clipql.encode.clip import open_encoder
+    from clipql.encode.embed import EmbedProgress
+    from clipql.ingest.embedding import FillProgress, embed_into
+
+    noun = "image" if arguments.pictures else "caption"
+    with open_database(arguments) as db, EmbedDisplay(sys.stderr, noun) as display:
+
+        def tell(step: FillProgress) -> None:
+            display.update(EmbedProgress(step.rows, 0, step.rows_total, step.errors, step.seconds, 0))
+
+        model = arguments.model or _model_of(db, arguments.into)
+        report = embed_into(
+            db,
+            arguments.into,
+            encoder=open_encoder(model, threads=arguments.threads, device=arguments.device),
+            column=arguments.column,
+            pictures=arguments.pictures,
+            batch=arguments.batch,
+            progress=tell,
+        )
+    for example in report.examples:
+        print(f"clipql: {printable(example)}", file=sys.stderr)
+    more = [counted(report.rows, noun) + f" embedded into {arguments.into}"]
+    more += [f"{report.there:,} rows had a vector"] if report.there else []
+    more += [f"{counted(report.empty, 'row')} without {noun}"] if report.empty else []
+    more += [counted(report.errors, "error")] if report.errors else []
+    speed = f"{report.rows / max(report.seconds, 1e-9):,.0f} {noun}s/s"
+    print(f"{', '.join(more)}, {report.seconds:.1f} s ({speed}), by {report.model}")
+    return 0
+
+
+def _model_of(db: Database, into: str) -> str | None:
+    """The model that filled the column so far."""
+    name, _, target = into.rpartition(".")
+    database, _, plain = name.rpartition(".")
+    known = db.registry.find(database or None, plain)
+    column = known.column(target) if known else None
+    return column.model if column else None
+
+
 def run(arguments: argparse.Namespace) -> int:
     """`clipql embed`."""
+    if (arguments.into is None) == (arguments.kind is None):
+        raise EncodeError("embed: expected images, captions, or --into TABLE.COLUMN, and one of them")
+    if arguments.into is not None:
+        return _run_into(arguments)
     from clipql.encode.clip import open_encoder
     from clipql.encode.embed import embed_captions, embed_pictures
 
