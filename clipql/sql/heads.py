@@ -23,7 +23,8 @@ from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
 from clipql.sql.calls import Source, column_named, find_sources, has_outer_join
 from clipql.sql.constants import with_clause
-from clipql.sql.rowwise import RowCall, RowDistances
+from clipql.sql.row_comparisons import RowCall
+from clipql.sql.rowwise import RowDistances
 from clipql.storage.catalog import Table
 from clipql.storage.vectors.heads import Head, Layer, head
 from clipql.syntax.edits import Edit, edited
