@@ -10,39 +10,34 @@ where an export stopped gives what one run gives; memory does not grow with the 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
 from clipql.brief import Brief
+from clipql.curate.forms import FORMS
+from clipql.curate.part_files import MANIFEST, metadata, new_file, npy, stored_as
 from clipql.curate.tables import chosen_rows
-from clipql.engine.arrow import arrow_numbers
-from clipql.engine.quoting import quote_name, quote_string
-from clipql.errors import ClipqlError, StorageError, UnknownTable
+from clipql.engine.quoting import quote_string
+from clipql.errors import ClipqlError, UnknownTable
 from clipql.storage import files
-from clipql.tables.registry import ROW
 from clipql.tables.shape import insertable
 
 if TYPE_CHECKING:
     from clipql.database import Database
     from clipql.storage.catalog import Table
-    from clipql.storage.vectors.store import ColumnStore
 
-MANIFEST = "manifest.json"
 FOLDERS = {"image_embedding": "img_emb", "text_embedding": "text_emb"}
-ROWS_AT_ONCE = 8_192
+LAION = "laion"
 Progress = Callable[[int, int], None]
 
 
@@ -63,10 +58,12 @@ def export_parts(
     *,
     where: str | None = None,
     rows_per_part: int = 1_000_000,
+    form: str = LAION,
     progress: Progress = lambda done, total: None,
 ) -> Exported:
     """Write the rows that meet a condition, in the order of their numbers; parts that are whole already are kept.
 
+    form: 'laion', or one of `forms.FORMS`.
     Raises UnknownTable, QueryError, ClipqlError where the folder holds another export or one of the rows has no vector
     in a column, StorageError.
     """
@@ -75,6 +72,8 @@ def export_parts(
     known = db.registry.find(database or None, name)
     if known is None:
         raise UnknownTable(f"there is no table {table} with vector columns")
+    if form != LAION and form not in FORMS:
+        raise ClipqlError(f"{form} is no form of an export; there are {', '.join((LAION, *FORMS))}")
     if rows_per_part < 1:
         raise ClipqlError(f"{rows_per_part} rows a part; expected at least 1")
     with db.registry.gate.reading(), files.translated(out, "writing an export to"):
@@ -86,6 +85,7 @@ def export_parts(
             "where": where,
             "rows": len(rows),
             "rows_per_part": rows_per_part,
+            "as": form,
             "of": f"{known.id} {xxhash.xxh3_64_hexdigest(rows.astype(np.uint64).tobytes())} {_values(db, known)}",
         }
         manifest = _begun(out, asked)
@@ -95,7 +95,8 @@ def export_parts(
             progress(number * rows_per_part, len(rows))
             if number < len(manifest["parts"]) and _is_whole(out, manifest["parts"][number]):
                 continue
-            part = _written(db, known, rows[number * rows_per_part : (number + 1) * rows_per_part], out, number)
+            own = rows[number * rows_per_part : (number + 1) * rows_per_part]
+            part = _written(db, known, own, out, form, number, parts)
             manifest["parts"][number : number + 1] = [part]
             files.replace(out / MANIFEST, json.dumps(manifest, indent=1).encode())
             written += 1
@@ -139,6 +140,8 @@ def _begun(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
         return begun
     except ValueError as error:
         raise ClipqlError(f"{out / MANIFEST} cannot be read ({error}): use another folder") from error
+    if isinstance(found, dict):
+        found.setdefault("as", LAION)  # which manifests did not say at first
     if not isinstance(found, dict) or {k: found.get(k) for k in asked} != asked:
         raise ClipqlError(f"{out} holds an export of other rows, or of the table as it was: use another folder")
     return found
@@ -151,65 +154,30 @@ def _is_whole(out: Path, part: dict[str, Any]) -> bool:
     )
 
 
-def _written(db: Database, table: Table, rows: NDArray[Any], out: Path, number: int) -> dict[str, Any]:
+def _laion(db: Database, table: Table, rows: NDArray[Any], out: Path, number: int) -> list[Path]:
     made: list[Path] = []
     for column in table.columns:
         folder = FOLDERS.get(column.name, column.name)
         made.append(out / folder / f"{folder}_{number}.npy")
-        halves = all(s.dtype == "float16" for s in column.segments)
-        kind = np.dtype("<f2" if halves else "<f4")
-        with _new_file(made[-1]) as file:
-            for piece in _vectors(db.registry.store(table, column.name), rows, kind, column.dimension or 0):
+        with new_file(made[-1]) as file:
+            for piece in npy(db.registry.store(table, column.name), rows, stored_as(column), column.dimension or 0):
                 files.write_all(file, piece)
     made.append(out / "metadata" / f"metadata_{number}.parquet")
-    with _new_file(made[-1]) as file:
-        _metadata(db, table, rows, file)
+    with new_file(made[-1]) as file:
+        metadata(db, table, rows, file)
+    return made
+
+
+def _written(
+    db: Database, table: Table, rows: NDArray[Any], out: Path, form: str, number: int, parts: int
+) -> dict[str, Any]:
+    made = _laion(db, table, rows, out, number) if form == LAION else FORMS[form](db, table, rows, out, number, parts)
     return {
         "rows": len(rows),
         "files": {
             path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in made
         },
     }
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that has its name once it is whole and on the disk, in a folder that is made for it."""
-    files.make_folder(path.parent)
-    with files.new_file(path) as file:
-        yield file
-    files.sync_folder(path.parent)
-
-
-def _vectors(store: ColumnStore, rows: NDArray[Any], kind: np.dtype[Any], dimension: int) -> Iterator[bytes]:
-    """A `.npy` file of the vectors of these rows."""
-    header = {"descr": kind.str, "fortran_order": False, "shape": (len(rows), dimension)}
-    head = pa.BufferOutputStream()
-    np.lib.format.write_array_header_1_0(head, header)
-    yield head.getvalue().to_pybytes()
-    for at in range(0, len(rows), ROWS_AT_ONCE):
-        yield store.take(rows[at : at + ROWS_AT_ONCE]).astype(kind).tobytes()
-
-
-def _metadata(db: Database, table: Table, rows: NDArray[Any], file: BinaryIO) -> None:
-    """The columns that are no vectors. Raises StorageError where rows of ClickHouse's are missing."""
-    stored = [n for n, _ in insertable(db.registry.engine, table) if table.column(n) is None]
-    select = f"SELECT {', '.join(map(quote_name, stored))} FROM {db.registry.physical(table)}"
-    chosen = pa.table({"r": arrow_numbers(rows.astype(np.uint64))})
-    sql = f"{select} WHERE {ROW} IN (SELECT r FROM Python(chosen)) ORDER BY {ROW}"
-    writer, count = None, 0
-    try:
-        for batch in db.registry.engine.stream(sql, tables={"chosen": chosen}):
-            writer = writer or pq.ParquetWriter(file, batch.schema, compression="zstd")
-            writer.write_batch(batch)
-            count += batch.num_rows
-        if writer is None:
-            writer = pq.ParquetWriter(file, db.registry.engine.arrow(f"{select} LIMIT 0").schema)
-    finally:
-        if writer is not None:
-            writer.close()
-    if count != len(rows):
-        raise StorageError(f"{table.full_name} gave {count:,} rows of {len(rows):,}; run `clipql check`")
 
 
 def _digest(path: Path) -> str:

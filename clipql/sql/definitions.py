@@ -71,6 +71,7 @@ class Definitions:
         select = sql[statement.select :] if statement.select is not None and not statement.empty else None
         if statement.select is not None:
             definition = self._empty(definition, statement.select - statement.rest)
+        definition = heads.written_out(definition)
         replaced = here if statement.or_replace else None
         if replaced is not None:  # made beside the old table, which stays until all of the new one is there
             table = schema.create(self._registry, INTERNAL, f"rewrite of {replaced.id}", definition, entries, params)
@@ -178,7 +179,7 @@ class Definitions:
         assert head.upper().endswith("AS"), "the reader found AS before the SELECT"
         if head[:-2].rstrip().upper().endswith("EMPTY"):
             return definition
-        return f"{head[:-2]}EMPTY AS {heads.written_out(definition[select:])}"
+        return f"{head[:-2]}EMPTY AS {definition[select:]}"
 
     def on_table(
         self, sql: str, statement: OnTable, params: Mapping[str, Any], format: str, options: SearchOptions

@@ -23,7 +23,8 @@ from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
 from clipql.sql.calls import Source, column_named, find_sources, has_outer_join
 from clipql.sql.constants import with_clause
-from clipql.sql.rowwise import RowCall, RowDistances
+from clipql.sql.row_comparisons import RowCall
+from clipql.sql.rowwise import RowDistances
 from clipql.storage.catalog import Table
 from clipql.storage.vectors.heads import Head, Layer, head
 from clipql.syntax.edits import Edit, edited
@@ -31,7 +32,7 @@ from clipql.syntax.lexer import Token
 from clipql.syntax.names import FunctionCall, calls_in, lambda_arguments
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
-from clipql.tables.computed import name_of
+from clipql.tables.computed import BLOCK, HELD, name_of
 from clipql.tables.registry import ARRAYS, NUMBERS, ROW, Registry
 
 LINEAR, RELU, SCALED = "vectorLinear", "vectorRelu", "L2Normalize"
@@ -58,9 +59,16 @@ class _Found:
 
 
 def with_heads(
-    sql: str, registry: Registry, params: Mapping[str, Any], changed: Table | None = None, *, plan: bool = True
+    sql: str,
+    registry: Registry,
+    params: Mapping[str, Any],
+    changed: Table | None = None,
+    places: Sequence[tuple[int, int]] | None = None,
+    *,
+    plan: bool = True,
 ) -> WithHeads:
-    """Have heads looked up, and write out what is left of them. changed: the table of an UPDATE or DELETE.
+    """Have heads looked up, and write out what is left of them. changed: the table of an UPDATE or DELETE; places: the
+    tokens of it that are evaluated for rows that are there, where not all are.
 
     Raises QueryError where numbers of arguments or sizes are wrong.
     """
@@ -72,7 +80,8 @@ def with_heads(
     found: list[_Found] = []
     done = 0
     for call in calls if plan else ():
-        if call.at < done or not call.closed:
+        within = places is None or any(first <= call.at < last for first, last in places)
+        if call.at < done or not call.closed or not within:
             continue
         one = _planned(sql, tokens, call, registry, params, changed)
         if one and (call.name in NAMES or _is_item(sql, one.call)):
@@ -161,6 +170,8 @@ def _planned(
     end = call.close + 1
     chosen = tokens[end].text.strip("[] ") if end < len(tokens) and tokens[end].kind == "vector" else ""
     whole = head(layers, column.dimension)
+    if whole.width * BLOCK > HELD:  # ClickHouse keeps to its limits of memory
+        return None
     element = int(chosen) - 1 if chosen.isdigit() and 1 <= int(chosen) <= whole.width else None
     known = registry.computed.keep(head(layers, column.dimension, element))
     end += element is not None

@@ -29,7 +29,8 @@ from clipql.sql.constants import Constants, with_clause
 from clipql.sql.joins import PAIRS, Side, columns_of, condition_owners, from_clause
 from clipql.sql.pairs import PairStore, as_pairs, rows_of
 from clipql.sql.plan import NOT_CHOSEN
-from clipql.sql.rowwise import item_names, spelled_out
+from clipql.sql.row_comparisons import spelled_out
+from clipql.sql.rowwise import item_names
 from clipql.storage.catalog import VectorColumn
 from clipql.storage.vectors.metrics import Metric, metric_named
 from clipql.syntax.edits import Edit, edited

@@ -47,7 +47,8 @@ def with_rows_found(
     registry: Registry, planner: Planner, sql: str, table: Table, params: Mapping[str, Any], options: SearchOptions
 ) -> Iterator[str]:
     """The statement to run instead, with what it reads, for as long as the context lasts."""
-    headed = with_heads(sql, registry, params, table, plan=options.plan)  # whose heads are held until the end
+    rows_there = _row_by_row(read(sql).words)
+    headed = with_heads(sql, registry, params, table, rows_there, plan=options.plan)  # whose heads are held to the end
     sql = written_out(headed.sql, registry, table)
     if not options.plan:
         yield sql
@@ -81,7 +82,7 @@ def naming(registry: Registry, table: Table, rows: NDArray[np.uint64]) -> Iterat
 
 def plans(planner: Planner, registry: Registry, sql: str, table: Table, params: Mapping[str, Any]) -> list[Explained]:
     """How the rows of a DELETE or UPDATE would be found, and what is computed for them."""
-    headed = with_heads(sql, registry, params, table)
+    headed = with_heads(sql, registry, params, table, _row_by_row(read(sql).words))
     sql = written_out(headed.sql, registry, table)
     tokens = read(sql).words
     places = _conditions(sql, tokens)

@@ -10,23 +10,20 @@ float32 could decide, ClickHouse computes it itself.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from clipql.brief import short
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
-from clipql.index.flat import ROUNDING
-from clipql.sql.affine import Affine, Parser
 from clipql.sql.calls import FindTable, Source, column_named, find_sources, has_outer_join
-from clipql.sql.clauses import conjuncts
 from clipql.sql.plan import NOT_CHOSEN
+from clipql.sql.row_comparisons import RowCall, bounded, conditions, is_inside, own_near
 from clipql.storage.catalog import Table, VectorColumn
-from clipql.storage.vectors.metrics import Metric, metric_named
-from clipql.syntax.edits import Edit, edited
+from clipql.storage.vectors.metrics import metric_named
+from clipql.syntax.edits import Edit
 from clipql.syntax.lexer import Token
 from clipql.syntax.names import FunctionCall, lambda_arguments
 from clipql.syntax.reading import read
@@ -42,28 +39,9 @@ LAZY = "short_circuit_function_evaluation = 'force_enable'"
 _TELLING, _DISTINCT = ("uniqExact", "count", "countDistinct"), "uniqExact"
 # which tell rows that have a vector from those that have none: what is put behind the length
 _OF_LENGTH = {"length": "", "notEmpty": " > 0", "empty": " = 0"}
-# those that give their value to the last bit
-_EXACT = {"arrayMin", "arrayMax", "LinfNorm", "normLinf", "cityHash64", _DISTINCT, *_OF_LENGTH}
 # of the vectors of a group, by the type of the numbers of the array; and the most rows that may be named for one
 _OF_GROUP = {"sumForEach": "Float64", "avgForEach": "Float64", "minForEach": "Float32", "maxForEach": "Float32"}
 MOST_GROUPED = 1 << 26
-_COMPARED = {"<", "<=", ">", ">=", "=", "==", "!=", "<>"}
-
-
-@dataclass(frozen=True, eq=False)
-class RowCall:
-    """A distance of two columns of `source`, or another function of one, by its places in tokens and in the text.
-
-    function: as `computed.name_of` takes it; 'uniqExact' for what only tells vectors from each other.
-    """
-
-    function: str
-    source: Source
-    columns: tuple[VectorColumn, ...]
-    first: int
-    last: int
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,7 +79,7 @@ def row_distances(scope: Scope, find: FindTable) -> RowDistances | None:
     sources, joined = find_sources(scope, find) if calls or elements else ([], False)
     if not sources or has_outer_join(scope) or len({s.qualifier for s in sources}) < len(sources):
         return None
-    inner = [s.whole for s in read(scope.text).selects if scope.whole.first < s.whole.first < scope.whole.last]
+    inner = [s.whole for s in read(scope.text).selects if is_inside(s, scope)]
     own = [c for c in calls if not any(i.first <= c.at < i.last for i in inner)]
     hidden = frozenset(scope.aliases) | scope.lambda_arguments
     found = tuple(_row_calls(scope.tokens, own, sources, joined, hidden))
@@ -200,44 +178,26 @@ def computed(call: RowCall, registry: Registry, qualifier: str) -> str:
 
 def edits(found: RowDistances, scope: Scope, registry: Registry, params: Mapping[str, Any]) -> list[Edit]:
     """The edits that have a SELECT look its distances up. Raises QueryError where its names cannot be told."""
-    texts = {c: computed(c, registry, quote_name(c.source.qualifier) + ".") for c in found.calls}
+    bounds = bounded(scope, found.calls, registry)
+    planned = [c for c in found.calls if bounds.get(c, True)]
+    texts = {c: computed(c, registry, quote_name(c.source.qualifier) + ".") for c in planned}
+    for call, bound in bounds.items():
+        if bound:
+            texts[call] = own_near(scope, call, bound, texts[call], registry)
     items = scope.items("SELECT")
     unnamed = [
         (first, last)
         for first, last in items
-        if scope.tokens[last - 1].name not in scope.aliases and any(first <= c.first < last for c in found.calls)
+        if scope.tokens[last - 1].name not in scope.aliases and any(first <= c.first < last for c in planned)
     ]
     names = item_names(scope, registry, params) if unnamed else {}
     left = [] if names or not unnamed else unnamed  # names that cannot be told must not change
-    changed = [c for c in found.calls if not any(first <= c.first < last for first, last in left)]
-    result = _conditions(scope, changed, texts, registry)
+    changed = [c for c in planned if not any(first <= c.first < last for first, last in left)]
+    result = conditions(scope, changed, texts, registry)
     inside = [(a, b) for a, b, _ in result]
     result += [(c.start, c.end, texts[c]) for c in changed if not any(a <= c.start < b for a, b in inside)]
     ends = {scope.tokens[last - 1].end for _, last in unnamed}
     return result + [(end, end, f" AS {quote_name(name)}") for end, name in names.items() if end in ends]
-
-
-def _conditions(scope: Scope, calls: Sequence[RowCall], texts: Mapping[RowCall, str], registry: Registry) -> list[Edit]:
-    """The edits of conditions that compare a distance: where float32 could decide, ClickHouse computes it."""
-    found: list[Edit] = []
-    places = {c.first: (i, c.last) for i, c in enumerate(calls)}
-    parser = Parser(scope.tokens, places, lambda token: scope.aliases.get(token.name or ""))
-    for clause in ("PREWHERE", "WHERE"):
-        span = scope.clauses.get(clause)
-        for first, last in conjuncts(scope.tokens, span.first, span.last) if span else []:
-            sides = _sides(scope, first, last)
-            forms = [parser.parse(*side) for side in sides]
-            weighted = [form for form in forms if form and form.weights]
-            held = [side for side in sides for c in calls if side[0] <= c.first < side[1]]
-            if not sides or len(weighted) != 1 or any(side != sides[forms.index(weighted[0])] for side in held):
-                continue
-            form = weighted[0]
-            slack = _slack(form, calls, registry)
-            if not slack:
-                continue  # the same as ClickHouse's to the last bit
-            others = [side for side, of in zip(sides, forms, strict=True) if of is not form]
-            found.append(_decided(scope, (first, last), (sides[forms.index(form)], *others), calls, texts, slack))
-    return found
 
 
 def lazily(sql: str) -> list[Edit]:
@@ -258,61 +218,6 @@ def lazily(sql: str) -> list[Edit]:
     return [(last.whole.end, last.whole.end, f" SETTINGS {LAZY}")]
 
 
-def _sides(scope: Scope, first: int, last: int) -> list[tuple[int, int]]:
-    """What a comparison compares, or BETWEEN; nothing where it is another condition."""
-    words = [t.upper or t.text for t in scope.tokens[first:last]]
-    signs = [i for i, t in enumerate(scope.tokens[first:last], first) if t.text in _COMPARED]
-    if len(signs) == 1 and "BETWEEN" not in words:
-        return [(first, signs[0]), (signs[0] + 1, last)]
-    if signs or words.count("BETWEEN") != 1 or words.count("AND") != 1 or "NOT" in words:
-        return []
-    between, joined = first + words.index("BETWEEN"), first + words.index("AND")
-    return [(first, between), (between + 1, joined), (joined + 1, last)] if first < between < joined else []
-
-
-def _decided(
-    scope: Scope,
-    place: tuple[int, int],
-    sides: Sequence[tuple[int, int]],
-    calls: Sequence[RowCall],
-    texts: Mapping[RowCall, str],
-    slack: float,
-) -> Edit:
-    """A comparison, by the numbers where they differ by more than the slack.
-
-    place: its first and last token. sides: the numbers, then what they are compared with.
-    """
-    tokens, looked_up = scope.tokens, [(c.start, c.end, texts[c]) for c in calls]
-    whole = tokens[place[0]].start, tokens[place[1] - 1].end
-    number, *others = (edited(scope.text, looked_up, tokens[a].start, tokens[b - 1].end) for a, b in sides)
-    near = " OR ".join(f"abs(({number}) - ({other})) <= {slack!r}" for other in others)
-    own, other = spelled_out(scope, *place, calls), looked_up
-    return (*whole, f"if({near}, {edited(scope.text, own, *whole)}, {edited(scope.text, other, *whole)})")
-
-
-class Placed(Protocol):
-    """A call by its first and last token."""
-
-    @property
-    def first(self) -> int:
-        """Its first token."""
-
-    @property
-    def last(self) -> int:
-        """The token after its last."""
-
-
-def spelled_out(scope: Scope, first: int, last: int, calls: Sequence[Placed]) -> list[Edit]:
-    """The edits that put expressions in the place of their names in [first, last), where they hold one of the calls."""
-    return [
-        (t.start, t.end, f"({scope.text_of(*span)})")
-        for i, t in enumerate(scope.tokens[first:last], first)
-        if (span := scope.aliases.get(t.name or ""))
-        and any(span[0] <= c.first < span[1] for c in calls)
-        and not any(c.first <= i < c.last for c in calls)
-    ]
-
-
 def item_names(scope: Scope, registry: Registry, params: Mapping[str, Any]) -> dict[int, str]:
     """Where the items of SELECT end, and the names that ClickHouse gives them; empty where that cannot be told."""
     items, end = scope.items("SELECT"), scope.whole.end
@@ -331,22 +236,3 @@ def item_names(scope: Scope, registry: Registry, params: Mapping[str, Any]) -> d
     names = described.column(0).to_pylist()
     ends = [scope.tokens[last - 1].end for _, last in items]
     return dict(zip(ends, names, strict=True)) if len(names) == len(ends) else {}
-
-
-def _slack(form: Affine, calls: Sequence[RowCall], registry: Registry) -> float:
-    """How far a sum of distances may be off by the rounding of float32, in ours or ClickHouse's."""
-    return sum(abs(weight) * _off(calls[i], registry) for i, weight in form.weights.items())
-
-
-def _off(call: RowCall, registry: Registry) -> float:
-    """How far one of them may be off."""
-    if call.function in _EXACT or call.function.startswith(ELEMENT):
-        return 0.0
-    if call.function == Metric.COSINE.value:
-        return ROUNDING
-    largest = [registry.store(call.source.table, c.name).largest for c in call.columns]
-    total = sum(largest)
-    if call.function in OF_ONE:  # of d numbers, whose sum is at most the root of d times their length
-        size = total**2 if "Squared" in call.function else total * math.sqrt(call.columns[0].dimension or 1)
-        return (1e-12 if OF_ONE[call.function] == "Float64" else ROUNDING) * size
-    return ROUNDING * {Metric.DOT.value: math.prod(largest), Metric.L2.value: total}.get(call.function, total**2)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import struct
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -92,7 +96,7 @@ def test_an_export_that_was_killed_in_its_first_part_goes_on(
 
     with clipql.connect(place) as db:
         with monkeypatch.context() as patch:
-            patch.setattr(parts, "_metadata", killed)
+            patch.setattr(parts, "metadata", killed)
             with pytest.raises(KeyboardInterrupt):
                 export_parts(db, "laion", tmp_path / "out")
         assert list((tmp_path / "out").rglob("*.npy"))
@@ -131,6 +135,79 @@ def test_what_cannot_be_exported_is_refused(place: Path, tmp_path: Path) -> None
             with pytest.raises(clipql.ClipqlError, match=message):
                 export_parts(db, table, tmp_path / folder, **options)  # type: ignore[arg-type]
     assert files(tmp_path) == {"full/mine.txt": b"mine"}
+
+
+def shards(out: Path, form: str) -> tuple[list[int], np.ndarray]:
+    """The ids and image vectors of an export, in order, by the description of its form."""
+    if form in ("parquet", "hf"):
+        readers = {"parquet": pq.read_table, "hf": lambda p: pa.ipc.open_stream(p.read_bytes()).read_all()}
+        names = json.loads((out / "state.json").read_text())["_data_files"] if form == "hf" else []
+        found = [out / n["filename"] for n in names] or sorted(out.glob("data/*.parquet"))
+        tables = [readers[form](p) for p in found]
+        assert {str(t.schema.field("image_embedding").type.value_type) for t in tables} == {"halffloat"}
+        vectors = [t["image_embedding"].combine_chunks().flatten().to_numpy().reshape(-1, 512) for t in tables]
+        return [i for t in tables for i in t["id"].to_pylist()], np.concatenate(vectors)
+    ids, vectors = [], []
+    if form == "webdataset":
+        for path in sorted(out.glob("*.tar")):
+            with tarfile.open(path) as tar:
+                members = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}  # type: ignore[union-attr]
+            for key in dict.fromkeys(name.partition(".")[0] for name in members):
+                said = json.loads(members[f"{key}.json"])
+                assert members[f"{key}.txt"].decode() == said["caption"]
+                ids.append(said["id"])
+                vectors.append(np.load(io.BytesIO(members[f"{key}.image_embedding.npy"])))
+        return ids, np.array(vectors)
+    for number in range(len(list((out / "metadata").iterdir()))):
+        ids += pq.read_table(out / "metadata" / f"metadata_{number}.parquet").column("id").to_pylist()
+        path = out / "image_embedding" / f"image_embedding_{number}.{form}"
+        if form == "npy":
+            vectors.append(np.load(path))
+        else:  # as faiss's index_write.cpp has it: after the head, the lengths of what follows
+            content = path.read_bytes()
+            assert content[:4] == b"IxSQ"
+            size, rows = struct.unpack_from("<iq", content, 4)
+            assert struct.unpack("<Q", content[73:81]) == (2 * size * rows,)
+            vectors.append(np.frombuffer(content[81:], "<f2").reshape(rows, size))
+    return ids, np.concatenate(vectors)
+
+
+@pytest.mark.parametrize("form", ["parquet", "npy", "webdataset", "faiss", "hf"])
+def test_other_forms_hold_the_same_rows_to_the_last_bit(place: Path, tmp_path: Path, form: str) -> None:
+    given: dict[str, Any] = {"where": "id < 150", "rows_per_part": 60}
+    with clipql.connect(place) as db:
+        told = export_parts(db, "laion", tmp_path / "out", **given, form=form)
+        rows = db.sql("SELECT id, image_embedding FROM laion WHERE id < 150 ORDER BY id").arrow()
+        (tmp_path / "again").mkdir()
+        manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+        (tmp_path / "again" / "manifest.json").write_text(json.dumps({**manifest, "parts": []}))
+        export_parts(db, "laion", tmp_path / "again", **given, form=form)
+        with pytest.raises(clipql.ClipqlError, match="holds an export of other rows"):
+            export_parts(db, "laion", tmp_path / "out", **given)
+    assert files(tmp_path / "out") == files(tmp_path / "again")
+    assert (told.parts, told.written) == (3, 3)
+    ids, vectors = shards(tmp_path / "out", form)
+    by_id = dict(zip(ids, vectors, strict=True))
+    assert vectors.dtype == np.float16
+    assert len(by_id) == rows.num_rows
+    for id, vector in zip(rows.column(0).to_pylist(), rows.column(1).to_pylist(), strict=True):
+        assert np.array_equal(by_id[id], np.array(vector, np.float16))
+    listed = {name: f["sha256"] for part in manifest["parts"] for name, f in part["files"].items()}
+    assert listed == {
+        n: hashlib.sha256(c).hexdigest() for n, c in files(tmp_path / "out").items() if n != "manifest.json"
+    }
+
+
+def test_a_flat_index_of_float32_is_one_that_faiss_writes(place: Path, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(1).standard_normal((5, 3)).astype(np.float32)
+    with clipql.connect(place) as db:
+        db.sql("CREATE TABLE IF NOT EXISTS f (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+        db.sql("INSERT INTO f VALUES " + ", ".join(f"({i}, {v.tolist()})" for i, v in enumerate(vectors)))
+        export_parts(db, "f", tmp_path / "out", form="faiss")
+        with pytest.raises(clipql.ClipqlError, match="there are laion, parquet, npy, webdataset, faiss, hf, lance"):
+            export_parts(db, "f", tmp_path / "out", form="csv")
+    head = b"IxFI" + struct.pack("<iqqqBiQ", 3, 5, 1 << 20, 1 << 20, 1, 0, 15)
+    assert (tmp_path / "out" / "v" / "v_0.faiss").read_bytes() == head + vectors.tobytes()
 
 
 def test_the_command_writes_parts(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -335,3 +336,43 @@ def test_a_head_changes_rows_and_its_sizes_are_checked(db: clipql.Database) -> N
     ):
         with pytest.raises(QueryError, match=message):
             db.sql(f"SELECT {wrong} FROM t")
+
+
+AT_THE_BOUND = [
+    "SELECT id FROM t WHERE cosineDistance(a, b) <= {r:Float32} OR id = 90000 ORDER BY id",
+    "SELECT id FROM t WHERE NOT cosineDistance(a, b) > {r:Float32} ORDER BY id",
+    "SELECT id FROM t WHERE NOT (cosineDistance(a, b) > {r:Float32} AND k < 9) ORDER BY id",
+    "SELECT id FROM t WHERE k = 9 OR (cosineDistance(a, b) BETWEEN 0 AND {r:Float32} AND k < 9) ORDER BY id",
+    "SELECT id FROM t WHERE (cosineDistance(a, b) <= {r:Float32}) = 1 ORDER BY id",
+    "SELECT countIf(cosineDistance(a, b) <= {r:Float32}), sum(cosineDistance(a, b) < {r:Float32}) FROM t",
+    "SELECT cosineDistance(a, b) <= {r:Float32} AS near, count() FROM t GROUP BY near ORDER BY near",
+    "SELECT id, CASE WHEN 1 - cosineDistance(a, b) >= 1 - {r:Float32} THEN 1 ELSE 0 END FROM t ORDER BY id",
+    "SELECT id, multiIf(cosineDistance(a, b) < {r:Float32}, 1, cosineDistance(a, b) = {r:Float32}, 2, 0) FROM t "  # noqa: ISC004
+    "ORDER BY id",
+    "WITH cosineDistance(a, b) AS d SELECT id, d <= {r:Float32} ? 'y' : 'n' FROM t WHERE d <= {r:Float32} OR k = 9 "  # noqa: ISC004
+    "ORDER BY id",
+    "SELECT id FROM t GROUP BY id HAVING max(cosineDistance(a, b)) <= {r:Float32} ORDER BY id",
+    "SELECT id, min(cosineDistance(a, b)) <= {r:Float32} AS m FROM t GROUP BY id HAVING m ORDER BY id",
+    "SELECT count() FROM (SELECT 1 - cosineDistance(a, b) AS s FROM t LIMIT 9000) AS x WHERE x.s >= 1 - {r:Float32}",
+    "SELECT count() FROM (SELECT id, cosineDistance(a, b) AS d FROM t LIMIT 9000) AS x WHERE {r:Float32} >= x.d",
+    "SELECT count() FROM (SELECT min(cosineDistance(a, b)) AS d FROM t GROUP BY id) WHERE d <= {r:Float32} OR d > 99",
+    "SELECT count() FROM (SELECT sqrt(cosineDistance(a, b)) AS d FROM t LIMIT 9000) WHERE d <= sqrt({r:Float32})",
+    "SELECT count() FROM t WHERE id IN (SELECT id FROM t WHERE k = 9 OR cosineDistance(a, b) <= {r:Float32})",
+]
+
+
+@pytest.mark.parametrize("statement", AT_THE_BOUND)
+def test_what_lies_at_the_bound_is_decided_as_clickhouse_does(db: clipql.Database, statement: str) -> None:
+    bound = bounds(db)
+    for r in bound:
+        found = db.sql(statement, r=r).rows
+        assert found == db.sql(statement + " SETTINGS vector_plan = 0", r=r).rows
+
+
+@functools.cache
+def bounds(db: clipql.Database) -> list[float]:
+    """Distances that float32 rounds otherwise here than in ClickHouse, above and below."""
+    wanted = "SELECT cosineDistance(a, b) FROM t ORDER BY id"
+    ours, theirs = (np.float32(db.sql(wanted + s).rows).ravel() for s in ("", " SETTINGS vector_plan = 0"))
+    assert (ours != theirs).sum() > 10
+    return [float(theirs[np.flatnonzero(rounded)[0]]) for rounded in (ours < theirs, ours > theirs)]

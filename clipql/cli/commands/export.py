@@ -23,7 +23,13 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         help="clickhouse://user:password@host:port/database.table (or $CLICKHOUSE_PASSWORD); with --as, a folder",
     )
-    made.add_argument("--as", dest="form", choices=["laion"], help="LAION parts: .npy and Parquet, line by line")
+    made.add_argument(
+        "--as",
+        dest="form",
+        choices=["laion", "parquet", "npy", "webdataset", "faiss", "hf", "lance"],
+        help="files instead of a server, row i of each the same row: LAION parts (.npy and Parquet), Parquet alone, "
+        ".npy, tars for WebDataset, flat FAISS indexes, a Hugging Face data set, or a Lance one",
+    )
     made.add_argument("--where", metavar="CONDITION", help="with --as: these rows only")
     made.add_argument("--rows-per-part", type=int, default=1_000_000, metavar="N", help="(default: 1,000,000)")
     made.add_argument("--table", default="laion", metavar="NAME", help="(default: laion)")
@@ -61,6 +67,7 @@ def _parts(arguments: argparse.Namespace, progress: Callable[[int, int], None]) 
             arguments.target,
             where=arguments.where,
             rows_per_part=arguments.rows_per_part,
+            form=arguments.form,
             progress=progress,
         )
     print(

@@ -1,4 +1,4 @@
-"""R@K and median rank are those of the papers' definitions, by numpy, with and without an index."""
+"""R@K, median ranks, covariance and components are those of their definitions, by numpy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 import clipql
 from clipql.cli.entry import main
+from clipql.curate.pca import moments, pca
 from clipql.curate.retrieval import evaluate_retrieval
 from clipql.errors import VectorError
 
@@ -62,3 +63,30 @@ def test_recalls_and_ranks_are_those_of_numpy(tmp_path: Path, capsys: pytest.Cap
     first = ["captions", "→", "pictures", "exact", "1,071", "357", f"{100 * found.lines[0].recalls[0]:.2f}"]
     assert said[1].split()[:7] == first
     assert main(["evaluate"]) == 2
+
+
+def test_covariance_and_components_are_numpys(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    vectors = (rng.standard_normal((300, 6)) @ rng.standard_normal((6, 6)) + 40).astype(np.float32)
+    with clipql.connect(tmp_path / "db") as db:
+        db.sql("CREATE TABLE t (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+        db.sql("INSERT INTO t VALUES " + ", ".join(f"({i}, {v.tolist()})" for i, v in enumerate(vectors)))
+        for where, chosen in ((None, slice(None)), ("id % 2 = 0", slice(None, None, 2))):
+            found, some = moments(db, "t", "v", where=where), vectors[chosen].astype(np.float64)
+            assert found.rows == len(some)
+            assert np.allclose(found.mean, some.mean(0), rtol=1e-6)
+            assert np.allclose(found.covariance, np.cov(some.T), rtol=1e-4, atol=1e-4)
+        parts = pca(db, "t", "v", k=2)
+        values, axes = np.linalg.eigh(np.cov(vectors.T.astype(np.float64)))
+        assert np.allclose(parts.variances, values[::-1][:2], rtol=1e-4)
+        assert np.isclose(parts.share, values[-2:].sum() / values.sum(), rtol=1e-4)
+        assert np.allclose(np.abs(parts.components @ axes[:, [-1, -2]]), np.eye(2), atol=1e-3)
+        given = {"W": parts.weights, "b": parts.bias}
+        head = "vectorLinear(v, {W:Array(Array(Float32))}, {b:Array(Float32)})"
+        made = db.sql(f"SELECT {head} FROM t ORDER BY id", **given)
+        assert np.allclose([r for (r,) in made.rows], parts.transform(vectors), atol=1e-3)
+        assert np.allclose(parts.transform(vectors).var(0, ddof=1), parts.variances, rtol=1e-3)
+        with pytest.raises(VectorError, match="a covariance takes two"):
+            moments(db, "t", "v", where="id = 1")
+        with pytest.raises(VectorError, match="expected 1 to 6"):
+            pca(db, "t", "v", k=7)
