@@ -81,7 +81,10 @@ class AccessControl:
         return origin.lower() in self._origins and request.url.path in SHARED
 
     def _refused(self, request: Request, *, shared: bool) -> JSONResponse | None:
-        host = request.headers.get("host", "")
+        hosts = request.headers.getlist("host")
+        host = hosts[0] if hosts else ""
+        if len(hosts) > 1 or "@" in host:
+            return _refusal(400, "the header Host is there once, with a name or an address and a port")
         if not self._known(host):
             return _refusal(421, f"this server does not go by the name {host[:100]!r}: start it with --allow-host")
         if shared:

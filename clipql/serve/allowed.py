@@ -62,10 +62,15 @@ FORMATS = words(
     "LineAsString Npy Hash One Form"
 )
 # with a value, what a request may ask for at most is the server's own limit
-CAPPED = words("max_execution_time max_memory_usage max_result_rows max_block_size")
+THREADS = words(
+    "max_threads max_insert_threads max_final_threads max_threads_for_indexes max_download_threads "
+    "max_parsing_threads max_alter_threads"
+)
+CAPPED = words("max_execution_time max_memory_usage max_result_rows max_block_size") | THREADS
 # those of clients that say nothing about the query, that a single server has no use for, or that it answers itself
 IGNORED = words(
     "cancel_http_readonly_queries_on_client_close send_progress_in_http_headers http_headers_progress_interval_ms "
+    "interactive_delay "
     "wait_end_of_query buffer_size enable_http_compression http_zlib_compression_level log_queries log_comment "
     "http_write_exception_in_output_format connect_timeout receive_timeout send_timeout http_receive_timeout "
     "http_send_timeout network_compression_method priority send_logs_level add_http_cors_header readonly allow_ddl "
@@ -98,6 +103,7 @@ _REACHING = re.compile(
 _BREAKING = re.compile(
     r"workload|os_thread|priority|_for_(?:all_|user|server)|replace_running|max_untracked|reserve_memory|overcommit"
     r"|introspection|debug|profile|perf_events|opentelemetry|trace|jemalloc|definer|security|_engine\Z|cloud_mode"
+    r"|interactive_delay|bandwidth|read_buffer_size|max_streams_"  # at their least or most, no query ends in time
     r"|dialect|\Aimplicit|allow_settings_after|max_parser|max_(?:expanded_)?ast_elements|max_analyze|cascades|_plan_force"
     r"|make_distributed|serialize_query_plan|streaming|(?<!avro_)codec|custom_key|parallel_replicas?_(?:offset|count)|transaction"
     r"|fuzz|(?<!de)fault|inject(?!ive)|sleep|probability|background|discard|on_first_cancel|asterisk|materialized_columns"

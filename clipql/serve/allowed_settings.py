@@ -22,6 +22,8 @@ from clipql.syntax.reading import read
 from clipql.syntax.statements import Set
 
 QUOTES = "'\""
+# what ClickHouse prepares for each thread that a query asks for takes time, whether there are as many or not
+MOST_THREADS = 64
 
 
 class Settings:
@@ -100,6 +102,8 @@ class Settings:
 
     def _most(self, name: str) -> int:
         limits = self._limits
+        if name in allowed.THREADS:
+            return MOST_THREADS
         return {
             "max_execution_time": limits.seconds,
             "max_memory_usage": limits.memory,
@@ -110,8 +114,11 @@ class Settings:
     def _capped(self, name: str, value: str) -> str | None:
         """The server's limit, where a value is above it. Raises QueryError for what is no limit."""
         most = self._most(name)
+        said = value.strip(QUOTES)
+        if name in allowed.THREADS and said.lower() in ("0", "auto", "default"):
+            return None
         try:
-            number = float(value.strip(QUOTES))
+            number = float(said)
         except ValueError:
             number = -1.0
         if not 0 < number < float("inf"):

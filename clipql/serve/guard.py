@@ -299,6 +299,8 @@ class Guard:
                 self._check_identifier(node)
                 if word in _WRITES and node.parent is nodes[0] and node.name.lower() in _CLICKHOUSES:
                     raise denied(f"{node.name} is ClickHouse's own")
+            elif node.kind == "Subquery" and _is_defined(node):
+                raise denied("a projection or a constraint with a SELECT is not made for the network")
             elif node.kind == "AlterCommand" and node.name not in allowed.ALTERATIONS:
                 raise denied(f"ALTER … {node.name.replace('_', ' ')} is not run for the network")
             elif node.kind in ("ViewTargets", "Dictionary", "FunctionWithKeyValueArguments", "ParallelWithQuery"):
@@ -356,6 +358,14 @@ class Guard:
 def _under(node: syntax_tree.Node, root: syntax_tree.Node) -> bool:
     """Whether a table is one of those that a statement is about: DROP TABLE a, b lists them."""
     return node.parent is root or (node.parent is not None and node.parent.parent is root)
+
+
+def _is_defined(node: syntax_tree.Node) -> bool:
+    """Whether it is part of a projection or a constraint, which rows are held to later, whoever asks then."""
+    around: syntax_tree.Node | None = node
+    while around is not None and around.kind not in ("Projection", "Constraint"):
+        around = around.parent
+    return around is not None
 
 
 def _in_codec(node: syntax_tree.Node) -> bool:

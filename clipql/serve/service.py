@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +114,10 @@ class Service:
             own.params, own.settings = dict(session.params), dict(session.settings)
         if not checked.sets:
             own.settings.update(self.guard.settings(request.settings)[1])
-        answer = own.execute(checked.sql, request.params, format=request.format, sink=sink)
+        changes = checked.word in ("ALTER", "DELETE", "UPDATE")
+        rows = self.options.limits.rows
+        with own.within_limits(checked.sql, request.params, rows) if changes else nullcontext(checked.sql) as sql:
+            answer = own.execute(sql, request.params, format=request.format, sink=sink)
         if session is not None and checked.sets:
             session.params, session.settings = own.params, own.settings
         self.metrics.searched(answer)

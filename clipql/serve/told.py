@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 from clipql.engine.quoting import quote_string
 from clipql.serve.allowed import words
+from clipql.sql.introspection import too_often
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read
 
-# queries that are told of, and letters of each
-MOST_QUERIES, MOST_LETTERS = 100, 300
+# queries that are told of, and letters of each; how often a statement may name these tables, as each is written out
+MOST_QUERIES, MOST_LETTERS, MOST_PLACES = 100, 300, 16
 _NAMED = re.compile(r"system|show", re.I)
 _READING = ("FROM", "JOIN", ",")
 _AFTER_TABLE = words(
@@ -81,7 +82,7 @@ class Told:
         self._ended.append(asked)
 
     def rewritten(self, sql: str) -> str:
-        """The statement with a table of literals in the place of each of these."""
+        """The statement with a table of literals in the place of each of these. Raises QueryError for very many."""
         if not _NAMED.search(sql):
             return sql
         tokens = read(sql).words
@@ -90,17 +91,18 @@ class Told:
             return self._show(sql, tokens, spelled)
         if not tokens or tokens[0].upper not in ("SELECT", "WITH", "FROM", "(", "EXPLAIN"):
             return sql
-        edits = list[Edit]()
+        edits, texts = list[Edit](), dict[str, str]()
         for at in range(len(tokens) - 2):
             table = tokens[at + 2].name or ""
             if table not in _COLUMNS or tokens[at].name != "system" or tokens[at + 1].text != ".":
                 continue
             following = tokens[at + 3] if at + 3 < len(tokens) else None
             if at and tokens[at - 1].upper in _READING and (following is None or following.text not in (".", "(")):
+                if len(edits) == MOST_PLACES:
+                    raise too_often(f"system.{table} and its like", MOST_PLACES)
                 named = following is not None and following.name and following.upper not in _AFTER_TABLE
-                edits.append(
-                    (tokens[at].start, tokens[at + 2].end, self._table(table) + ("" if named else f" AS {table}"))
-                )
+                text = texts[table] = texts.get(table) or self._table(table)
+                edits.append((tokens[at].start, tokens[at + 2].end, text + ("" if named else f" AS {table}")))
         return edited(sql, edits)
 
     def _show(self, sql: str, tokens: Sequence[Token], spelled: tuple[str, ...]) -> str:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from clipql.engine.embedded import Output
 from clipql.engine.quoting import quote_name, quote_string
+from clipql.errors import QueryError
 from clipql.storage.catalog import Table
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token
@@ -38,6 +39,17 @@ _VIEWS = ("columns", "tables", "statistics", "key_column_usage")
 _SCHEMAS = ("information_schema", "INFORMATION_SCHEMA")
 _READING = ("FROM", "JOIN", ",")
 _SHAPES = "clipql_shapes"
+# how often a statement may name them: each becomes a text as long as some thousand words
+MOST_PLACES = 64
+
+
+def too_often(tables: str, most: int) -> QueryError:
+    """The error of a statement that names tables more often than may be."""
+    return QueryError(
+        f"AST is too big: the statement names {tables} more than {most} times: read them once, in a WITH",
+        code=168,
+        name="TOO_BIG_AST",
+    )
 
 
 class Introspection:
@@ -51,13 +63,16 @@ class Introspection:
         self._registry, self._indexes, self._engine = registry, indexes, registry.engine
 
     def shown(self, sql: str) -> tuple[str, dict[str, pa.Table]]:
-        """A SELECT with each of ClickHouse's tables about tables as a subquery, and the tables that this reads."""
+        """A SELECT with each of ClickHouse's tables about tables as a subquery, and the tables that this reads.
+
+        Raises QueryError for very many.
+        """
         lowered = sql.lower()
         if not ("system" in lowered or "information_schema" in lowered) or not self._registry.catalog.tables:
             return sql, {}
         if "information_schema" in lowered:
             sql = self._with_views(sql)
-        tokens, edits = read(sql).words, list[Edit]()
+        tokens, edits, places = read(sql).words, list[Edit](), 0
         used: set[str] = set()
         for at in range(len(tokens) - 2):
             table = tokens[at + 2].name or ""
@@ -67,6 +82,9 @@ class Introspection:
             if following == ".":
                 edits.append((tokens[at].start, tokens[at + 2].start, ""))  # a column: its table is now the subquery
             elif at and tokens[at - 1].upper in _READING:
+                places += 1
+                if places > MOST_PLACES:
+                    raise too_often(f"system.{table} and its like", MOST_PLACES)
                 alias = "" if _named(tokens, at + 3) else f" AS {table}"
                 edits.append((tokens[at].start, tokens[at + 2].end, self._subquery(table) + alias))
                 used.add(table)
@@ -182,12 +200,15 @@ class Introspection:
 
     def _with_views(self, sql: str) -> str:
         """The statement with each view of information_schema as the SELECT that it is."""
-        tokens, edits = read(sql).words, list[Edit]()
+        tokens, edits, places = read(sql).words, list[Edit](), 0
         for at in range(len(tokens) - 2):
             view = (tokens[at + 2].name or "").lower()
             if not _names(tokens, at, _SCHEMAS) or view not in _VIEWS:
                 continue
             if at and tokens[at - 1].upper in _READING:
+                places += 1
+                if places > MOST_PLACES:
+                    raise too_often(f"information_schema.{view} and its like", MOST_PLACES)
                 alias = "" if _named(tokens, at + 3) else f" AS {quote_name(tokens[at + 2].name or '')}"
                 edits.append((tokens[at].start, tokens[at + 2].end, f"({self._view(view)}){alias}"))
             elif at + 3 < len(tokens) and tokens[at + 3].text == ".":

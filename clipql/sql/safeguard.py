@@ -50,10 +50,11 @@ class Ruling:
 
 
 class Safeguard:
-    """Rules on the statements of one user."""
+    """Rules on the statements of one user. held: tables of clipql's own database that are there to be read."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self.held: set[str] = set()
 
     def rule(self, sql: str) -> Ruling:
         """What to do with a statement. Raises UnsupportedStatement, or QueryError where it cannot be read."""
@@ -102,7 +103,11 @@ class Safeguard:
     # what is refused wherever it stands
 
     def _check_internal(self, tokens: Sequence[Token]) -> None:
-        named = any(t.name == INTERNAL or (t.kind == "string" and INTERNAL in t.said) for t in tokens)
+        named = any(
+            (t.name == INTERNAL and not (i + 2 < len(tokens) and tokens[i + 2].name in self.held))
+            or (t.kind == "string" and INTERNAL in t.said)
+            for i, t in enumerate(tokens)
+        )
         if named or self._registry.database == INTERNAL:
             raise UnsupportedStatement(f"the database {INTERNAL} is clipql's own: use another")
 

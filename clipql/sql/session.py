@@ -25,6 +25,7 @@ from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index.base import Route
 from clipql.sql import explain, settings
+from clipql.sql.bounded_changes import within_limits
 from clipql.sql.calls import find_sources
 from clipql.sql.definitions import Definitions
 from clipql.sql.execution import Step
@@ -32,7 +33,7 @@ from clipql.sql.harmless import settings_allow
 from clipql.sql.insert import insert, load
 from clipql.sql.introspection import Introspection
 from clipql.sql.outputs import Outputs, Progress, Sink
-from clipql.sql.planner import Planner
+from clipql.sql.planner import Planner, Rewritten
 from clipql.sql.prepared import Asked, Repeats
 from clipql.sql.read_only import reads, refuse
 from clipql.sql.safeguard import Safeguard, with_names
@@ -179,6 +180,20 @@ class Session:
             a if a is not None else self.execute(sql, given, as_table=True)
             for a, given in zip(answers, params, strict=True)
         ]
+
+    def within_limits(
+        self, sql: str, params: Mapping[str, Any], most_rows: int
+    ) -> contextlib.AbstractContextManager[str]:
+        """An ALTER, DELETE or UPDATE as a server runs it: see `bounded_changes.py`."""
+        given = {**self.params, **params}
+
+        def plan(select: str) -> Rewritten:
+            text, listing = self._listed(self._stars.spelled(respelled(select, self._defined)))
+            with self._registry.gate.reading():
+                planned = self._planner.rewrite(text, given, settings.options(self.settings))
+            return dataclasses.replace(planned, tables={**planned.tables, **listing})
+
+        return within_limits(self._engine, sql, plan, self._safeguard.held, most_rows)
 
     def _defined(self) -> list[str]:
         """The functions that users made: whatever they are called, they mean what they say."""

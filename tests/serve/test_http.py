@@ -224,6 +224,12 @@ def test_other_hosts_and_origins_are_refused_and_headers_shut_the_page_in(server
     assert server.ask("/ping", headers={"Host": "evil.example"}).status == 421
     assert server.ask("/", "SELECT 1", headers={"Origin": "http://evil.example"}).status == 403
     assert server.ask("/", "SELECT 1", headers={"Origin": server.url.rstrip("/")}).status == 200
+    twice = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LAST_NET_SECONDS)
+    twice.putrequest("GET", "/ping")
+    twice.putheader("Host", "evil.example")
+    twice.endheaders()
+    assert twice.getresponse().status == 400
+    twice.close()
     reply = server.ask("/ping")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert reply.headers["x-content-type-options"] == "nosniff"

@@ -262,6 +262,30 @@ def test_a_query_ends_at_its_time(small: Running, name: str) -> None:
     assert small.sql("SELECT 1").text == "1\n"
 
 
+def test_a_change_ends_at_its_time_and_goes_on_nowhere(small: Running) -> None:
+    small.sql("CREATE TABLE changed (id UInt32, s String) ENGINE = MergeTree ORDER BY id")
+    small.sql("INSERT INTO changed SELECT number, '' FROM numbers(20000)")
+    endless = "(SELECT sipHash64(number) % 1000 FROM numbers(100000000000))"
+    slow = "toString(arrayCount(x -> sipHash64(x, id) = 1, range(10000)))"
+    for change in (f"DELETE WHERE id IN {endless}", f"UPDATE s = {slow} WHERE 1", f"DELETE WHERE {slow} = '1'"):
+        reply = small.sql(f"ALTER TABLE changed {change}")
+        assert (reply.status, reply.headers["x-clickhouse-exception-code"]) == (408, "159"), change
+    assert small.sql(f"DELETE FROM laion WHERE _row IN {endless}").status == 408
+    until(lambda: idle(small), "they have ended in truth")
+    assert small.sql("SELECT count() FROM system.mutations WHERE NOT is_done").text == "0\n"
+    assert small.sql("SELECT count(), countIf(s != '') FROM changed").text == "20000\t0\n"
+
+
+def test_settings_that_keep_a_query_from_ending_are_not_taken(server: Running) -> None:
+    for setting in ("interactive_delay = 0", "max_local_read_bandwidth = 1", "max_read_buffer_size_local_fs = 1",
+                    "max_streams_to_max_threads_ratio = 99", "max_threads = 99", "max_final_threads = 99"):  # fmt: skip
+        assert server.sql(f"SELECT 1 SETTINGS {setting}").status == 403, setting
+    assert server.sql("SELECT 1", interactive_delay="0").text == "1\n"
+    assert server.sql("SELECT getSetting('max_threads')", max_threads="5000").text == "64\n"
+    for good in ("0", "1", "'auto'"):
+        assert server.sql(f"SELECT 1 SETTINGS max_threads = {good}").status == 200, good
+
+
 def test_a_query_ends_at_the_time_that_its_request_gives(server: Running) -> None:
     for name in ("nothing special", "a long text for each row"):
         reply = server.sql(ENDLESS[name], max_execution_time="1")
@@ -445,6 +469,7 @@ def test_a_token_that_is_odd_is_none(reader: Running) -> None:
 def test_headers_that_are_odd_are_no_errors_of_the_server(server: Running) -> None:
     for name, value, status in (
         ("Origin", "http://[", 400), ("Origin", "http://[::1", 400), ("Origin", "null", 403), ("Host", "[", 421),
+        ("Host", "evil.example@localhost", 400),
     ):  # fmt: skip
         assert server.ask("/", "SELECT 1", headers={name: value}).status == status, (name, value)
     assert server.ask("/", "SELECT 1", session_id="odd", session_timeout="00000060" + "9" * 400).status < 500
