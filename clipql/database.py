@@ -120,7 +120,7 @@ class Database:
 
     def _result(self, answer: Answer, statement: str, params: Mapping[str, Any]) -> Result:
         output = answer.output
-        stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards)
+        stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards, answer.indexes)
         if answer.format == "ArrowStream":
             table, types = answer.output.arrow(), {}
             if self._result_types is not None and needs_types(table.schema):
@@ -352,6 +352,16 @@ class Database:
             condition = one_condition(where) if where else None
             return vector_blocks(registry, indexes.rows, known, column, condition, columns)
 
+    def wait_for_indexes(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Return when the indexes that are built in the background, after an INSERT or by MATERIALIZE INDEX … SETTINGS
+        mutations_sync = 0, are done; `clipql.indexes` has what became of each.
+
+        progress(stage, done, total) is called now and then. What is not waited for goes on when the database is open
+        again.
+        """
+        self._check_open()
+        self._indexes.wait(progress)
+
     def check(self, *, deep: bool = False, progress: Callable[[str], None] | None = None) -> CheckReport:
         """Whether the database is what was written; see `clipql.check`. Writers wait until it is done."""
         from clipql.care.check import check_database
@@ -382,6 +392,7 @@ class Database:
             if self._closed:
                 return
             self._closed = True
+            self._indexes.background.close()
             self._registry.close()
             self.encoders.close()
             self._engine.close()
