@@ -87,7 +87,9 @@ def connect(
         raise QueryError("follow is for a database that is opened with read_only=True")
     from clipql.database import Database
 
-    return Database(where, model=model)
+    database = Database(where, model=model)
+    database.indexes.resume()
+    return database
 
 
 def check(

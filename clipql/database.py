@@ -120,7 +120,7 @@ class Database:
 
     def _result(self, answer: Answer, statement: str, params: Mapping[str, Any]) -> Result:
         output = answer.output
-        stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards)
+        stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards, answer.indexes)
         if answer.format == "ArrowStream":
             table = answer.output.arrow()
             return Result(table, stats, types=self._types(statement, params) if needs_types(table.schema) else {})
@@ -354,6 +354,16 @@ class Database:
             condition = one_condition(where) if where else None
             return vector_blocks(registry, indexes.rows, known, column, condition, columns)
 
+    def wait_for_indexes(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Return when the indexes that are built in the background, after an INSERT or by MATERIALIZE INDEX … SETTINGS
+        mutations_sync = 0, are done; `clipql.indexes` has what became of each.
+
+        progress(stage, done, total) is called now and then. What is not waited for goes on when the database is open
+        again.
+        """
+        self._check_open()
+        self._indexes.wait(progress)
+
     def check(self, *, deep: bool = False, progress: Callable[[str], None] | None = None) -> CheckReport:
         """Whether the database is what was written; see `clipql.check`. Writers wait until it is done."""
         from clipql.care.check import check_database
@@ -384,6 +394,7 @@ class Database:
             if self._closed:
                 return
             self._closed = True
+            self._indexes.background.close()
             self._registry.close()
             self.encoders.close()
             self._engine.close()

@@ -25,7 +25,8 @@ SHOWN_ROWS, SHOWN_BYTES = 50, 20_000
 class Stats:
     """What a statement took: seconds in all, rows and bytes that ClickHouse read, and each vector search's step.
 
-    shards: how many shards answered, as 3/4, where there are shards.
+    shards: how many shards answered, as 3/4, where there are shards. indexes: after an INSERT, how far the indexes of
+    its table are that are brought up to date in the background; empty where none is.
     """
 
     elapsed: float
@@ -33,6 +34,7 @@ class Stats:
     bytes_read: int = 0
     searches: tuple[Step, ...] = ()
     shards: str | None = None
+    indexes: str = ""
 
     def __repr__(self) -> str:
         shards = f", shards {self.shards}" if self.shards else ""

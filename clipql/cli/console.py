@@ -158,6 +158,10 @@ class QueryProgress:
         """What the engine reports; called on its threads."""
         self.latest = dict(progress)
 
+    def stage(self, stage: str, done: int, total: int) -> None:
+        """What the build of an index reports."""
+        self.latest = {"stage": stage, "read_rows": done, "total_rows_to_read": total}
+
     def _draw(self) -> None:
         ticks = 0
         wait = self._after

@@ -95,6 +95,7 @@ class Shell:
             self.names.forget()  # it may have made or renamed what completion knows
             rows = answer.rows or int(progress.latest.get("written_rows", 0))
             shown, head = shown + "Ok.\n", f"{console.counted(rows, 'row')} inserted" if rows else "0 rows in set"
+            shown += f"{answer.indexes}.\n" if answer.indexes else ""
         self._write("\n" + shown)
         work = console.work_of(answer.steps, progress.latest)
         self._write(f"\n{console.footer(head, answer.elapsed, work)}\n\n")

@@ -35,7 +35,8 @@ class NewFolder:
     """A folder in the making. `commit` puts it in its place; leaving the `with` block without that removes it.
 
     work: where to make it, instead of a place of its own. What a process that died left there is kept for the build to
-    go on from, and so is what Ctrl-C leaves, or a full disk after a checkpoint (a .npz file) was written.
+    go on from, and so is what Ctrl-C or a database that is closed leaves, or a full disk after a checkpoint (a .npz
+    file) was written.
     """
 
     def __init__(self, place: Path, work: Path | None = None) -> None:
@@ -49,7 +50,7 @@ class NewFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
-        if self.resumed and isinstance(error, KeyboardInterrupt):
+        if self.resumed and error is not None and not isinstance(error, Exception):
             return
         if self.resumed and files.is_full(error) and any(self.path.glob("*.npz")):
             for array in self.path.glob("*.npy"):  # made anew from the checkpoint: give their room back

@@ -317,7 +317,7 @@ class ClickHouse:
 
     def _answered(self, answer: Answer, data: bytes, headers: dict[str, str], compress: str, call: Call) -> Response:
         """The response to a statement whose result is there as a whole."""
-        headers |= {"X-ClickHouse-Summary": replies.summary(answer), **replies.shards(answer)}
+        headers |= {"X-ClickHouse-Summary": replies.summary(answer), **replies.shards(answer)} | replies.indexes(answer)
         self._service.metrics.bytes_sent.inc(len(data))
         told = call.checked is None or not (call.checked.writes or call.checked.sets)
         headers |= replies.typed(answer.format) if told else replies.untyped()

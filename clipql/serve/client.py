@@ -13,8 +13,9 @@ import os
 import re
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
@@ -284,6 +285,13 @@ class RemoteDatabase(Database):
     def ingest(self, source: Any, *, table: str = "laion", **options: Any) -> Any:
         """Refused: parts are files of the machine that holds the database."""
         self._refuse("taking parts in")
+
+    def wait_for_indexes(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Return when no index is built in the server's background; progress(state, 0, 0) is called now and then."""
+        while told := self.sql("SELECT state FROM clipql.indexes WHERE state LIKE '%; in the background: %'").rows:
+            if progress is not None:
+                progress(str(told[0][0]), 0, 0)
+            time.sleep(0.2)
 
     def session(self) -> NoReturn:
         """Refused: open another connection."""

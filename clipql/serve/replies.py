@@ -41,6 +41,12 @@ def shards(answer: Answer) -> dict[str, str]:
     return {"X-Clipql-Shards": answer.shards} if answer.shards else {}
 
 
+def indexes(answer: Answer) -> dict[str, str]:
+    """X-Clipql-Indexes, of an INSERT whose rows are added to indexes in the background."""
+    told = answer.indexes.encode("ascii", "backslashreplace").decode()
+    return {"X-Clipql-Indexes": "".join(c if c.isprintable() else " " for c in told)} if told else {}
+
+
 def summary(answer: Answer | None) -> str:
     """X-ClickHouse-Summary."""
     output = answer.output if answer else None

@@ -198,6 +198,11 @@ class Definitions:
         if verb == "DESCRIBE":
             text = f"DESCRIBE TABLE {self._registry.shape(table)} {sql[statement.rest :]}"
             return self._engine.query(text, format, params=params, user=True)
+        later = _built_later(sql, statement)
+        if later and all(table.index(name) for name in later):
+            for name in later:
+                self._indexes.build_later(table, name)
+            return Output()
         with self._registry.write_lock:
             if statement.verb in ("ALTER", "UPDATE", "TRUNCATE") and not _leaves_rows(sql, statement, table):
                 self._indexes.rows.drop(table)
@@ -311,3 +316,20 @@ def _leaves_rows(sql: str, statement: OnTable, table: Table) -> bool:
         b - a > 2 and tokens[a].upper in ("ADD", "DROP", "CLEAR", "MATERIALIZE") and tokens[a + 1].upper == "INDEX"
         for a, b in changes
     )
+
+
+def _built_later(sql: str, statement: OnTable) -> list[str]:
+    """The indexes of an ALTER that does nothing but MATERIALIZE INDEX, where it is not waited for."""
+    tokens = read(sql[statement.rest :]).words
+    end = [t.upper or t.text for t in tokens[-4:]]
+    if statement.verb != "ALTER" or end != [
+        "SETTINGS",
+        "MUTATIONS_SYNC",
+        "=",
+        "0",
+    ]:
+        return []
+    changes = [tokens[a:b] for a, b in split_list(tokens, 0, len(tokens) - 4)]
+    if not all(len(c) == 3 and [t.upper for t in c[:2]] == ["MATERIALIZE", "INDEX"] for c in changes):
+        return []
+    return [c[2].name or "" for c in changes]

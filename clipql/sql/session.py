@@ -57,7 +57,8 @@ class Answer(Brief):
     """What a statement gave: ClickHouse's output in the format that was asked for, and the vector searches in it.
 
     format: the format of the output, which is the statement's own where it names one. rows: rows inserted.
-    shards: how many shards answered, as 3/4, where there are shards.
+    shards: how many shards answered, as 3/4, where there are shards. indexes: how far those of the table are that rows
+    were inserted into, where they are brought up to date in the background.
     """
 
     output: Output
@@ -66,6 +67,7 @@ class Answer(Brief):
     steps: tuple[Step, ...] = ()
     rows: int | None = None
     shards: str | None = None
+    indexes: str = ""
 
 
 class Session:
@@ -250,7 +252,9 @@ class Session:
         if not reads(statement):
             self._registry.announce()
         self._note_temporary(tokens)
-        return Answer(output, own or format, time.perf_counter() - began, steps, rows)
+        return Answer(
+            output, own or format, time.perf_counter() - began, steps, rows, indexes=self._indexes_of(statement)
+        )
 
     def _pass(
         self, sql: str, statement: Other, params: Mapping[str, Any], format: str, progress: Progress | None = None
@@ -402,14 +406,20 @@ class Session:
         else:
             rows = self._engine.insert_bytes(sql[: statement.body], format, data, user=True)
             self._registry.announce()
-        return Answer(Output(elapsed=time.perf_counter() - began), "Null", time.perf_counter() - began, rows=rows)
+        elapsed, told = time.perf_counter() - began, self._indexes_of(statement)
+        return Answer(Output(elapsed=elapsed), "Null", elapsed, rows=rows, indexes=told)
 
     def _fill(self, table: Table, fill: Callable[[], int]) -> int:
         # in this order: a DELETE holds the write lock while it waits for the readers
         with self._registry.write_lock, self._registry.gate.reading():
             rows = fill()
-            self._indexes.after_insert(table.id)
+            self._indexes.fell_behind(table.id)
             return rows
+
+    def _indexes_of(self, statement: object) -> str:
+        """How far the indexes of the table are that rows were inserted into."""
+        table = self._definitions.find(statement.table) if isinstance(statement, Insert) else None
+        return self._indexes.catching_up(table.id) if table else ""
 
 
 def select_of(sql: str) -> str:

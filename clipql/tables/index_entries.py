@@ -107,3 +107,14 @@ def same_order(a: Metric, b: Metric) -> bool:
 def recall_text(entry: IndexEntry) -> str:
     """The recall measured at the build, by kind of query, as `clipql.indexes` shows it."""
     return ", ".join(f"{kind} {value:.3f}" for kind, value in entry.recall.items())
+
+
+def absent_of(table: Table, entry: IndexEntry) -> int:
+    """How many rows have no vector for an index."""
+    column = table.column(entry.column)
+    return column.absent if column else 0
+
+
+def present(table: Table, entry: IndexEntry) -> int:
+    """How many rows have one."""
+    return table.rows - absent_of(table, entry)

@@ -1,7 +1,7 @@
 """The vector indexes of tables: defined, built, opened, dropped.
 
-What must stay true: an index is used only when its folder is whole and covers the rows it claims; what is damaged is
-named and passed over; building leaves the table readable, and what a crash leaves of it is swept at the next open.
+What must stay true: building leaves the table readable, and what a crash leaves of it is swept at the next open, or
+gone on from; one index is built at a time; the background holds the write lock only as it begins and ends a build.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -20,19 +18,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.brief import Brief
 from clipql.engine.quoting import quote_name
-from clipql.errors import ClipqlError, DiskFull, IndexWarning, StorageError, VectorError, VectorIndexError
+from clipql.errors import DiskFull, StorageError, VectorError, VectorIndexError
 from clipql.index import folder as index_folder
 from clipql.index import kinds
 from clipql.index.base import Index
 from clipql.storage import files
 from clipql.storage.catalog import IndexEntry, Table
-from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 from clipql.tables import growing
+from clipql.tables.background import Background
 from clipql.tables.index_entries import (
     MOST_CHANGED,
+    absent_of,
     behind,
     check_column,
     check_dimension,
@@ -41,25 +39,19 @@ from clipql.tables.index_entries import (
     identity,
     lags,
     measured_recall,
+    present,
     recall_text,
-    same_order,
     unbuilt,
     unfinished,
 )
+from clipql.tables.open_indexes import Chosen, OpenIndexes, warn_of
 from clipql.tables.registry import Registry
-from clipql.tables.rowfile import RowFiles
+
+__all__ = ["Chosen", "Indexes", "reported", "watching"]
 
 Progress = Callable[[str, int, int], None]
+RESUME_SECONDS = 3.0  # from the opening of a database until what was cut off goes on
 _watcher: ContextVar[Progress | None] = ContextVar("clipql_build_watcher", default=None)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Chosen(Brief):
-    """The index a search shall use, or None, and why."""
-
-    index: Index | None
-    entry: IndexEntry | None
-    why: str
 
 
 @contextlib.contextmanager
@@ -79,85 +71,59 @@ def reported(stage: str, done: int, total: int) -> None:
         watcher(stage, done, total)
 
 
-class Indexes:
-    """The opened indexes of a database; `registry` holds their tables."""
+class _Outdated(Exception):
+    """What an index was built from is not what there is any more."""
+
+
+class Indexes(OpenIndexes):
+    """The indexes of a database: defined, built, dropped. Those that fall behind are built in the background."""
 
     def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-        self.rows = RowFiles(registry)
-        self._failures: dict[tuple[str, str], str] = {}
-        self._opened: dict[str, Index | ClipqlError] = {}
-        self._lock = threading.Lock()
+        super().__init__(registry)
+        self.background = Background(self._caught_up)
+        self._coming: dict[tuple[str, str], tuple[str, int]] = {}  # the folder of what is being written, and its rows
 
-    def folder(self, entry: IndexEntry) -> Path:
-        """Where an index's files lie."""
-        return self.registry.folder / "index" / (entry.folder or "none")
+    def fell_behind(self, table_id: str) -> None:
+        """Have the indexes that enough rows came for brought up to date in the background. Returns at once."""
+        table = self.registry.catalog.by_id(table_id)
+        for entry in table.indexes if table else ():
+            assert table is not None, "it has indexes"
+            if self._is_stale(table, entry):
+                key = table.id, entry.name
+                self.background.want(key)
+                if table.rows > 2 * self._coming.get(key, ("", table.rows))[1]:
+                    self.background.restart(key)  # what is being built would be outgrown when it is done
 
-    def choose(self, table: Table, column: str, metric: Metric) -> Chosen:
-        """The index to search a column by a metric with."""
-        of_column = [i for i in table.indexes if i.column == column]
-        if not of_column:
-            return Chosen(None, None, "no index on the column")
-        fitting = [i for i in of_column if same_order(Metric(i.metric), metric)]
-        if not fitting:
-            others = ", ".join(f"{i.name} is by {i.metric}" for i in of_column)
-            return Chosen(None, None, f"{others}, the query by {metric.value}")
-        why = ""
-        for entry in sorted(fitting, key=lambda i: i.kind != "ivf"):
-            if entry.kind == "flat":
-                return Chosen(None, entry, "the index is flat")
-            if entry.folder is None:
-                command = f"ALTER TABLE {table.full_name} MATERIALIZE INDEX {entry.name}"
-                failed = self._failures.get((table.id, entry.name))
-                why = why or (
-                    f"{entry.name} could not be built: {failed}"
-                    if failed
-                    else f"{entry.name} is not built yet: {command}"
-                )
-                continue
-            opened = self._open(table, entry)
-            if isinstance(opened, ClipqlError):
-                why = f"{entry.name} is out of use: {opened}"
-                continue
-            store = self.registry.store(table, column)
-            return Chosen(kinds.changing(opened, store, entry.changed), entry, "")
-        return Chosen(None, None, why)
+    def resume(self) -> None:
+        """Go on, in the background, with what was not done when the database was closed.
 
-    def _open(self, table: Table, entry: IndexEntry) -> Index | ClipqlError:
-        with self._lock:
-            key = entry.folder or ""
-            if key not in self._opened:
-                try:
-                    store = self.registry.store(table, entry.column)
-                    opened = self._opened[key] = kinds.open_index(entry, self.folder(entry), store)
-                    _warn(table, entry, opened)
-                except ClipqlError as error:
-                    self._opened[key] = error
-            return self._opened[key]
+        Not at once, as who opens it for one statement would only have it begin.
+        """
+        for table in self.registry.catalog.tables:
+            for entry in table.indexes:
+                begun = (self.registry.folder / "index" / table.id / unfinished(entry)).is_dir()
+                if begun and entry.folder is None:
+                    self.background.want((table.id, entry.name), again=True, after_seconds=RESUME_SECONDS)
+                elif behind(entry, table.rows) or lags(entry, table.rows):
+                    self.background.want((table.id, entry.name), after_seconds=RESUME_SECONDS)
 
-    def close_all(self) -> None:
-        """Close every index; each is opened, and checked, again when it is next needed."""
-        with self._lock:
-            self._opened.clear()
+    def build_later(self, table: Table, name: str) -> None:
+        """Have an index built anew in the background. Raises VectorIndexError where there is none of the name."""
+        check_dimension(table, entry_of(table, name))
+        self.background.want((table.id, name), again=True)
 
-    def move(self) -> None:
-        """The tables are those of a later snapshot: close the indexes that it does not have."""
-        self.rows.move()
-        kept = {i.folder for t in self.registry.catalog.tables for i in t.indexes}
-        with self._lock:
-            for folder in self._opened.keys() - kept:
-                del self._opened[folder]
+    def wait(self, progress: Progress | None = None) -> None:
+        """Return when all that is built in the background is done."""
+        self.background.wait(progress or _watcher.get())
 
-    def forget(self, entry: IndexEntry) -> None:
-        """Close an index and remove its files."""
-        with self._lock:
-            self._opened.pop(entry.folder or "", None)
-        if entry.folder:
-            files.remove(self.folder(entry))
-
-    def _abandon(self, table: Table, entry: IndexEntry) -> None:
-        """Remove what a build that was cut off left."""
-        files.remove(self.registry.folder / "index" / table.id / unfinished(entry))
+    def catching_up(self, table_id: str) -> str:
+        """How far the indexes of a table are that are built in the background; empty where none is."""
+        table = self.registry.catalog.by_id(table_id)
+        return "; ".join(
+            f"index {e.name} covers {e.rows:,} of {table.rows:,} rows, the others are added in the background"
+            for e in (table.indexes if table else ())
+            if table is not None and self.background.stage((table.id, e.name)) is not None
+        )
 
     def after_insert(self, table_id: str, progress: Progress | None = None) -> None:
         """Build the indexes that were learnt from less than half of a table, or none of it; add rows to the others."""
@@ -165,12 +131,38 @@ class Indexes:
         for entry in table.indexes if table else ():
             assert table is not None, "it has indexes"
             # the rows are in, so the insert has succeeded; a search without the index is slower, not wrong
+            with self.registry.write_lock, self.background.turn(), self._noted(table, entry):
+                self._bring_up_to_date(table, entry, progress)
+
+    def _caught_up(self, key: tuple[str, str], again: bool) -> None:
+        """The background's work on an index: build it anew, or what `after_insert` does."""
+        table = self.registry.catalog.by_id(key[0])
+        entry = table.index(key[1]) if table else None
+        if table is None or entry is None:
+            return
+        try:
             with self._noted(table, entry):
-                late = lags(entry, table.rows)
-                if behind(entry, table.rows, self._learned(table, entry) if late else entry.rows):
-                    self.build(table, entry.name, progress)
-                elif late and not self._absent(table, entry) and kinds.can_grow(entry, self.folder(entry)):
-                    self.grow(table, entry.name, progress)
+                if again:
+                    self._build(table, entry.name, None)
+                else:
+                    self._bring_up_to_date(table, entry, None)
+        except _Outdated:
+            self.background.want(key, again=again)
+        except Exception as error:  # noqa: BLE001 - nobody else would hear of it
+            self._failures[key] = str(error) or repr(error)
+
+    def _is_stale(self, table: Table, entry: IndexEntry) -> bool:
+        late = lags(entry, table.rows)
+        return behind(entry, table.rows, self._learned(table, entry) if late else entry.rows) or (
+            late and not absent_of(table, entry) and kinds.can_grow(entry, self.folder(entry))
+        )
+
+    def _bring_up_to_date(self, table: Table, entry: IndexEntry, progress: Progress | None) -> None:
+        late = lags(entry, table.rows)
+        if behind(entry, table.rows, self._learned(table, entry) if late else entry.rows):
+            self._build(table, entry.name, progress)
+        elif late and not absent_of(table, entry) and kinds.can_grow(entry, self.folder(entry)):
+            self._grow(table, entry.name, progress)
 
     @contextlib.contextmanager
     def _noted(self, table: Table, entry: IndexEntry) -> Iterator[None]:
@@ -185,25 +177,27 @@ class Indexes:
         model: the folder of what was learnt for it, with rows of other tables. A table of fewer rows than pay for an
         index gets none and is scanned. Raises VectorIndexError or DiskFull.
         """
+        with self.registry.write_lock, self.background.turn():
+            self._build(table, name, progress, model)
+            self.background.forget((table.id, name))
+
+    def _build(self, table: Table, name: str, progress: Progress | None, model: Path | None = None) -> None:
         registry = self.registry
-        with registry.write_lock:
-            table = registry.catalog.by_id(table.id) or table
-            entry = entry_of(table, name)
-            if entry.kind == "flat" or self._present(table, entry) < kinds.FEWEST_ROWS:
+        with self._writing(table, name) as (table, entry, folder):
+            if entry.kind == "flat" or present(table, entry) < kinds.FEWEST_ROWS:
                 return
             check_dimension(table, entry)
-            folder = f"{table.id}/{file_name(entry)}-{registry.catalog.serial}"
-            place = registry.folder / "index" / folder
+            place, store = registry.folder / "index" / folder, registry.store(table, entry.column)
             files.make_folder(place.parent)
             began = time.perf_counter()
             work = place.parent / unfinished(entry)
             with _kept_told(table, entry, work), files.translated(place, "building"):
                 index = kinds.build(
                     entry,
-                    registry.store(table, entry.column),
+                    store,
                     place,
                     queries=self.captions(table, entry),
-                    progress=progress or _watcher.get() or (lambda stage, done, total: None),
+                    progress=self._told(progress),
                     work=work,
                     identity=identity(table, entry),
                     model=model,
@@ -217,40 +211,79 @@ class Indexes:
                 recall=measured_recall(index),
                 changed=(),
             )
-            registry.save(registry.catalog.with_table(table.with_index(built)))
-            self._failures.pop((table.id, entry.name), None)
+            self._put(table, entry, built, index, store)
+        warn_of(table, built, index)
+
+    def _told(self, progress: Progress | None) -> Progress:
+        """Whom a build tells how far it is."""
+        watcher = progress or _watcher.get()
+
+        def tell(stage: str, done: int, total: int) -> None:
+            self.background.tell(stage, done, total)
+            if watcher is not None:
+                watcher(stage, done, total)
+
+        return tell
+
+    @contextlib.contextmanager
+    def _writing(self, table: Table, name: str) -> Iterator[tuple[Table, IndexEntry, str]]:
+        """A table and an index of it as they are now, and the folder that the index is written in."""
+        registry = self.registry
+        with self.background.hold(registry.write_lock):
+            table = registry.catalog.by_id(table.id) or table
+            entry = entry_of(table, name)
+            folder = f"{table.id}/{file_name(entry)}-{registry.catalog.serial}"
+            self._coming[table.id, name] = folder, table.rows
+        try:
+            yield table, entry, folder
+        finally:
+            del self._coming[table.id, name]
+
+    def _put(self, table: Table, before: IndexEntry, built: IndexEntry, index: Index, store: ColumnStore) -> Table:
+        """Put an index, of the rows of `store`, in the place of what there was; the table with it is returned.
+
+        Raises _Outdated where the definition or those rows changed while it was built.
+        """
+        registry, place = self.registry, self.folder(built)
+        with self.background.hold(registry.write_lock):
+            now = registry.catalog.by_id(table.id)
+            if now is None or now.index(before.name) != before or not now.column(before.column):
+                files.remove(place)
+                raise _Outdated
+            if not registry.store(now, before.column).holds(store):
+                files.remove(place)
+                raise _Outdated
+            now = now.with_index(built)
+            registry.save(registry.catalog.with_table(now))
+            self._failures.pop((table.id, before.name), None)
             with self._lock:
-                self._opened[folder] = index
-            self.forget(entry)
-            self.rows.build(table)
-        _warn(table, built, index)
+                self._opened[built.folder or ""] = index
+            self.forget(before)
+            self.rows.build(now)
+        return now
 
     def _learned(self, table: Table, entry: IndexEntry) -> int:
         """The rows that an index was built from, before others were added to it."""
         opened = self._open(table, entry) if entry.kind == "ivf" and entry.folder else None
         return int(getattr(opened, "learned_rows", entry.rows))
 
-    def grow(self, table: Table, name: str, progress: Progress | None = None) -> None:
+    def _grow(self, table: Table, name: str, progress: Progress | None) -> None:
         """Add the rows that came since to the lists of an index; build it anew where it finds less by that than it did.
 
         Raises VectorIndexError, DatabaseDamaged or DiskFull.
         """
-        registry = self.registry
-        with registry.write_lock:
-            table = registry.catalog.by_id(table.id) or table
-            entry = entry_of(table, name)
-            learned = self._learned(table, entry)
-            while entry.rows < table.rows:
-                folder = f"{table.id}/{file_name(entry)}-{registry.catalog.serial}"
-                place, store = registry.folder / "index" / folder, registry.store(table, entry.column)
-                began, told = time.perf_counter(), progress or _watcher.get() or (lambda stage, done, total: None)
+        learned, more, falls = self._learned(table, entry_of(table, name)), True, False
+        while more and not falls:
+            with self._writing(table, name) as (table, entry, folder):
+                place, store = self.registry.folder / "index" / folder, self.registry.store(table, entry.column)
+                began = time.perf_counter()
                 with files.translated(place, "building"):
-                    index = kinds.grow(entry, self.folder(entry), place, store, told)
+                    index = kinds.grow(entry, self.folder(entry), place, store, self._told(progress))
                 tenths = [10 * rows // max(1, learned) for rows in (entry.rows, index.rows_covered)]
-                if tenths[0] < tenths[1] and growing.falls(index, store, self.captions(table, entry), entry):
+                falls = tenths[0] < tenths[1] and growing.falls(index, store, self.captions(table, entry), entry)
+                if falls:
                     files.remove(place)
-                    self.build(table, name, progress)
-                    return
+                    continue
                 grown = dataclasses.replace(
                     entry,
                     folder=folder,
@@ -258,26 +291,16 @@ class Indexes:
                     seconds=round(entry.seconds + time.perf_counter() - began, 3),
                     bytes=sum(f.stat().st_size for f in place.rglob("*") if f.is_file()),
                 )
-                table = table.with_index(grown)
-                registry.save(registry.catalog.with_table(table))
-                with self._lock:
-                    self._opened[folder] = index
-                self.forget(entry)
-                entry = grown
-
-    def _absent(self, table: Table, entry: IndexEntry) -> int:
-        """How many rows have no vector for an index."""
-        column = table.column(entry.column)
-        return column.absent if column else 0
-
-    def _present(self, table: Table, entry: IndexEntry) -> int:
-        return table.rows - self._absent(table, entry)
+                table = self._put(table, entry, grown, index, store)
+                more = grown.rows < store.rows
+        if falls:
+            self._build(table, name, progress)
 
     def forecast(self, table: Table, name: str) -> list[str]:
         """What building an index will take, as EXPLAIN shows it."""
         entry = entry_of(table, name)
         title = f"Build of the index {entry.name} of {table.full_name} ({entry.kind}, {table.rows:,} rows)"
-        if entry.kind == "flat" or self._present(table, entry) < kinds.FEWEST_ROWS:
+        if entry.kind == "flat" or present(table, entry) < kinds.FEWEST_ROWS:
             return [title, "  nothing is built: the rows are scanned"]
         told = kinds.forecast(entry, self.registry.store(table, entry.column), self.registry.folder)
         return [title, f"  takes: {told}"]
@@ -289,7 +312,7 @@ class Indexes:
         covers rows that are not here, DatabaseDamaged where a file is not as its meta.json says.
         """
         registry = self.registry
-        with registry.write_lock:
+        with registry.write_lock, self.background.turn():
             table = registry.catalog.by_id(table.id) or table
             entry = entry_of(table, built.name)
             if (entry.column, entry.kind, entry.metric) != (built.column, built.kind, built.metric):
@@ -320,14 +343,6 @@ class Indexes:
             self._abandon(table, entry)
             self.rows.build(table)
 
-    def captions(self, table: Table, entry: IndexEntry) -> ColumnStore | None:
-        """The vectors of the captions, which are queries whose answer is known, if the table has them."""
-        column = table.column("text_embedding")
-        own = table.column(entry.column)
-        if column is None or own is None or entry.column == "text_embedding" or column.dimension != own.dimension:
-            return None
-        return self.registry.store(table, "text_embedding")
-
     def revised(self, table: Table, touched: Mapping[str, NDArray[np.int64] | None]) -> Table:
         """A table as it shall be once rows of these columns have other vectors: what was built of the older ones goes.
 
@@ -345,12 +360,6 @@ class Indexes:
             indexes.append(entry)
         return dataclasses.replace(table, indexes=tuple(indexes))
 
-    def reopen(self, table: Table) -> None:
-        """Open the indexes of a table anew when they are next needed: they map vectors that have gone."""
-        with self._lock:
-            for entry in table.indexes:
-                self._opened.pop(entry.folder or "", None)
-
     def add(self, table: Table, entry: IndexEntry, *, if_not_exists: bool = False) -> None:
         """Define an index; it is built by MATERIALIZE INDEX, OPTIMIZE TABLE, or when enough rows come."""
         registry = self.registry
@@ -363,24 +372,31 @@ class Indexes:
 
     def drop(self, table: Table, name: str) -> None:
         """Remove an index."""
-        entry = entry_of(table, name)
-        kept = tuple(i for i in table.indexes if i.name != name)
-        self.registry.save(self.registry.catalog.with_table(dataclasses.replace(table, indexes=kept)))
-        self.forget(entry)
-        self._abandon(table, entry)
+        with self.registry.write_lock, self.background.turn():
+            table = self.registry.catalog.by_id(table.id) or table
+            entry = entry_of(table, name)
+            kept = tuple(i for i in table.indexes if i.name != name)
+            self.registry.save(self.registry.catalog.with_table(dataclasses.replace(table, indexes=kept)))
+            self.background.forget((table.id, name))
+            self.forget(entry)
+            self._abandon(table, entry)
 
     def clear(self, table: Table, name: str) -> None:
         """Remove what was built of an index and keep its definition."""
-        entry = entry_of(table, name)
-        bare = next(i for i in unbuilt(table) if i.name == name)
-        self.registry.save(self.registry.catalog.with_table(table.with_index(bare)))
-        self.forget(entry)
-        self._abandon(table, entry)
+        with self.registry.write_lock, self.background.turn():
+            table = self.registry.catalog.by_id(table.id) or table
+            entry = entry_of(table, name)
+            bare = next(i for i in unbuilt(table) if i.name == name)
+            self.registry.save(self.registry.catalog.with_table(table.with_index(bare)))
+            self.background.forget((table.id, name))
+            self.forget(entry)
+            self._abandon(table, entry)
 
     def sweep(self) -> None:
         """Remove folders that no index refers to. A build that was cut off stays, for the next one to go on from."""
         self.rows.sweep()
         kept = {i.folder for t in self.registry.catalog.tables for i in t.indexes}
+        kept |= {folder for folder, _ in [*self._coming.values()]}
         begun = {f"{t.id}/{unfinished(i)}" for t in self.registry.catalog.tables for i in t.indexes}
         for table in files.entries(self.registry.folder / "index"):
             for folder in files.entries(Path(table.path)):
@@ -407,11 +423,15 @@ class Indexes:
                 "bytes": pa.array([i.bytes for _, i in rows], pa.uint64()),
                 "build_seconds": pa.array([i.seconds for _, i in rows], pa.float64()),
                 "recall": pa.array([recall_text(i) for _, i in rows], text),
-                "state": pa.array([self._state(t, i) for t, i in rows], text),
-                "rows_without_vector": pa.array([self._absent(t, i) for t, i in rows], pa.uint64()),
+                "state": pa.array([self._told_state(t, i) for t, i in rows], text),
+                "rows_without_vector": pa.array([absent_of(t, i) for t, i in rows], pa.uint64()),
                 "rows_changed": pa.array([len(i.changed) for _, i in rows], pa.uint64()),
             }
         )
+
+    def _told_state(self, table: Table, entry: IndexEntry) -> str:
+        stage = self.background.stage((table.id, entry.name))
+        return self._state(table, entry) + (f"; in the background: {stage}" if stage else "")
 
     def statement(self, table: Table) -> str:
         """CREATE TABLE as its user gave it, vector indexes and all."""
@@ -424,23 +444,6 @@ class Indexes:
             lines.insert(end, f"    INDEX {quote_name(entry.name)} {quote_name(entry.column)} {entry.definition}")
             end += 1
         return "\n".join(lines)
-
-    def _state(self, table: Table, entry: IndexEntry) -> str:
-        if entry.kind == "flat":
-            return "exact scan"
-        if entry.folder is None:
-            failed = self._failures.get((table.id, entry.name))
-            few = self._present(table, entry) < kinds.FEWEST_ROWS
-            return "too few rows, exact scan" if few else f"not built: {failed}" if failed else "not built"
-        opened = self._open(table, entry)
-        return f"damaged: {opened}" if isinstance(opened, ClipqlError) else opened.standing()
-
-
-def _warn(table: Table, entry: IndexEntry, index: Index) -> None:
-    """Say that an index does not reach what is asked of it by default."""
-    if index.standing() != "in use":
-        text = f"index {entry.name} of {table.full_name}: {index.standing()}"
-        warnings.warn(text, IndexWarning, stacklevel=3)
 
 
 @contextlib.contextmanager

@@ -72,6 +72,7 @@ def create(db: clipql.Database, name: str, *indexes: str) -> None:
 def test_every_spelling_of_an_index_is_built_and_used(db: clipql.Database, kind: str) -> None:
     create(db, "t", f"near image_embedding TYPE {kind} GRANULARITY 1000")
     db.sql("INSERT INTO t SELECT * FROM laion")
+    db.wait_for_indexes()
     assert f"INDEX `near` `image_embedding` TYPE {kind} GRANULARITY 1000" in db.sql("SHOW CREATE TABLE t").rows[0][0]
     assert ("near (" in explained(db, "t")) == (not kind.startswith("flat"))
     hits = 0
@@ -85,6 +86,7 @@ def test_every_spelling_of_an_index_is_built_and_used(db: clipql.Database, kind:
 def test_the_tutorial_builds_its_annoy_indexes_and_uses_them(db: clipql.Database) -> None:
     create(db, "laion_annoy", "annoy_image image_embedding TYPE annoy()", "annoy_text text_embedding TYPE annoy()")
     db.sql("INSERT INTO laion_annoy SELECT * FROM laion;")
+    db.wait_for_indexes()
     assert "annoy_image (annoy, L2Distance)" in explained(db, "laion_annoy")
     rows = db.sql(
         "SELECT name, type, rows_covered, state FROM clipql.indexes WHERE table = 'laion_annoy' ORDER BY name"
@@ -95,6 +97,7 @@ def test_the_tutorial_builds_its_annoy_indexes_and_uses_them(db: clipql.Database
 def test_rows_that_came_after_the_build_are_found_and_deleted_ones_are_not(db: clipql.Database) -> None:
     create(db, "t", "near image_embedding TYPE ivf('L2Distance')")
     db.sql("INSERT INTO t SELECT * FROM laion")
+    db.wait_for_indexes()
     query = vectors(4, 1)[0]
     db.sql(f"INSERT INTO t VALUES (777777, 'new', 1, {query.tolist()}, {query.tolist()})")
     assert nearest(db, "t", query)[0] == 777777
@@ -121,6 +124,7 @@ def test_a_filtered_search_gives_k_rows_whenever_k_qualify(
     if db.registry.find(None, "f") is None or kind.split("(")[0] != db.registry.find(None, "f").indexes[0].kind:  # type: ignore[union-attr]
         create(db, "f", f"near image_embedding TYPE {kind}")
         db.sql("INSERT INTO f SELECT * FROM laion")
+        db.wait_for_indexes()
     query = vectors(5, 1)[0]
     found = nearest(db, "f", query, where=where)
     exact = nearest(db, "f", query, "SETTINGS vector_index = 0", where)
@@ -132,6 +136,7 @@ def test_a_filtered_search_gives_k_rows_whenever_k_qualify(
 def test_a_range_search_by_an_index_finds_what_the_scan_finds(db: clipql.Database) -> None:
     create(db, "t", "near image_embedding TYPE ivf('L2Distance')")
     db.sql("INSERT INTO t SELECT * FROM laion")
+    db.wait_for_indexes()
     statement = (
         "SELECT count() FROM t WHERE L2Distance(image_embedding, {q:Array(Float32)}) < 1.6 SETTINGS recall = 0.99"
     )
@@ -146,6 +151,7 @@ def test_a_range_search_by_an_index_finds_what_the_scan_finds(db: clipql.Databas
 def test_an_index_by_another_metric_is_passed_over_and_explain_says_so(db: clipql.Database) -> None:
     create(db, "t", "near image_embedding TYPE ivf('cosineDistance')")
     db.sql("INSERT INTO t SELECT * FROM laion")
+    db.wait_for_indexes()
     assert "near is by cosineDistance, the query by L2Distance" in explained(db, "t")
     assert "near (ivf, cosineDistance)" in explained(db, "t", "cosineDistance")
     assert "the farthest rows are asked for" in explained(db, "t", "cosineDistance", "DESC")
@@ -154,6 +160,7 @@ def test_an_index_by_another_metric_is_passed_over_and_explain_says_so(db: clipq
 def test_indexes_are_added_built_cleared_and_dropped_by_alter(db: clipql.Database) -> None:
     create(db, "t")
     db.sql("INSERT INTO t SELECT * FROM laion LIMIT 5000")
+    db.wait_for_indexes()
     db.sql("ALTER TABLE t ADD INDEX near image_embedding TYPE ivf('L2Distance') GRANULARITY 1")
     assert "near is not built yet: ALTER TABLE default.t MATERIALIZE INDEX near" in explained(db, "t")
     db.sql("ALTER TABLE t MATERIALIZE INDEX near")
@@ -214,6 +221,7 @@ def test_what_cannot_be_is_refused_with_what_can(db: clipql.Database, statement:
 def test_too_few_rows_are_scanned_and_the_listing_says_so(db: clipql.Database) -> None:
     create(db, "t", "near image_embedding TYPE ivf('L2Distance')")
     db.sql("INSERT INTO t SELECT * FROM laion LIMIT 200")
+    db.wait_for_indexes()
     db.sql("OPTIMIZE TABLE t")
     assert db.sql("SELECT state FROM clipql.indexes WHERE table = 't'").rows == [("too few rows, exact scan",)]
     assert len(nearest(db, "t", vectors(7, 1)[0])) == 10
@@ -225,6 +233,7 @@ def test_a_damaged_index_is_named_passed_over_and_rebuilt_on_request(
 ) -> None:
     create(db, "d", f"near image_embedding TYPE {kind}")
     db.sql("INSERT INTO d SELECT * FROM laion LIMIT 22000")
+    db.wait_for_indexes()
     query = vectors(8, 1)[0]
     exact = nearest(db, "d", query, "SETTINGS vector_index = 0")
     entry = db.registry.find(None, "d").indexes[0]  # type: ignore[union-attr]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from patience import until
 from test_ivf import Blocks, World, make_world, recall, truth
 
 import clipql
@@ -17,8 +20,8 @@ from clipql.index.folder import read, write_meta
 from clipql.index.ivf import IvfIndex, build, can_grow, grow, growth, open_index, open_model, verify
 from clipql.index.ivf.search import arrays_of
 from clipql.storage.vectors.metrics import Metric
+from clipql.tables import background, index_entries, indexes
 from clipql.tables import growing as check_of_growth
-from clipql.tables import index_entries
 
 METRICS = [Metric.L2, Metric.COSINE]
 FIRST = 2_000
@@ -135,8 +138,14 @@ def table(db: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> clipql.Databa
     monkeypatch.setattr(index_entries, "UNCOVERED", 2_000)
     index = "INDEX near v TYPE ivf('L2Distance')"
     db.sql(f"CREATE TABLE t (id UInt64, v Array(Float32), {index}) ENGINE = MergeTree ORDER BY id")
-    db.sql("INSERT INTO t " + ROWS.format(0, 3_000))
+    insert(db, 0, 3_000)
     return db
+
+
+def insert(db: clipql.Database, first: int, rows: int) -> None:
+    """Rows, and the index as it is then once it has been brought up to date."""
+    db.sql("INSERT INTO t " + ROWS.format(first, rows))
+    db.wait_for_indexes()
 
 
 def nearest(db: clipql.Database, id: int, more: str = "") -> list[tuple[int, ...]]:
@@ -147,9 +156,9 @@ def nearest(db: clipql.Database, id: int, more: str = "") -> list[tuple[int, ...
 
 def test_an_insert_adds_its_rows_to_the_index_once_they_are_worth_it(table: clipql.Database) -> None:
     assert covered(table) == [(3_000, 3_000)]
-    table.sql("INSERT INTO t " + ROWS.format(3_000, 200))
+    insert(table, 3_000, 200)
     assert covered(table) == [(3_200, 3_000)]
-    table.sql("INSERT INTO t " + ROWS.format(3_200, 200))
+    insert(table, 3_200, 200)
     assert covered(table) == [(3_400, 3_400)]
     for id in (5, 3_100, 3_399):
         assert nearest(table, id) == nearest(table, id, " SETTINGS vector_index = 0")
@@ -159,24 +168,142 @@ def test_an_insert_adds_its_rows_to_the_index_once_they_are_worth_it(table: clip
 
 def test_lists_are_learnt_anew_once_the_table_has_doubled(table: clipql.Database) -> None:
     for at in range(3_000, 6_000, 1_500):
-        table.sql("INSERT INTO t " + ROWS.format(at, 1_500))
+        insert(table, at, 1_500)
     [entry] = table.registry.find(None, "t").indexes
     assert table.indexes._learned(table.registry.find(None, "t"), entry) == 3_000
-    table.sql("INSERT INTO t " + ROWS.format(6_000, 400))
+    insert(table, 6_000, 400)
     [entry] = table.registry.find(None, "t").indexes
     assert table.indexes._learned(table.registry.find(None, "t"), entry) == entry.rows == 6_400
 
 
 def test_lists_are_learnt_anew_where_recall_falls(table: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_of_growth, "FALL", -1.0)
-    table.sql("INSERT INTO t " + ROWS.format(3_000, 400))
+    insert(table, 3_000, 400)
     [entry] = table.registry.find(None, "t").indexes
     assert table.indexes._learned(table.registry.find(None, "t"), entry) == entry.rows == 3_400
 
 
 def test_deleted_rows_stay_deleted_in_a_grown_index(table: clipql.Database) -> None:
     table.sql("DELETE FROM t WHERE id IN (3, 2999)")
-    table.sql("INSERT INTO t " + ROWS.format(3_000, 400))
+    insert(table, 3_000, 400)
     assert covered(table) == [(3_400, 3_400)]
     for id in (2, 3_001):
         assert nearest(table, id) == nearest(table, id, " SETTINGS vector_index = 0")
+
+
+# in the background
+
+
+def test_an_insert_says_how_far_its_index_is_and_does_not_wait_for_it(
+    table: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on, begun = threading.Event(), threading.Event()
+    build = indexes.kinds.build
+
+    def held(*args: Any, **named: Any) -> Any:
+        begun.set()
+        may_go_on.wait()
+        return build(*args, **named)
+
+    monkeypatch.setattr(indexes.kinds, "build", held)
+    made = table.sql("INSERT INTO t " + ROWS.format(3_000, 7_000))
+    told = "index near covers 3,000 of 10,000 rows, the others are added in the background"
+    assert made.stats.indexes == told
+    begun.wait()
+    state = table.sql("SELECT state FROM clipql.indexes").rows
+    assert state == [("in use; in the background: beginning",)]
+    # statements go on meanwhile, also those that change the table
+    assert nearest(table, 9_999) == nearest(table, 9_999, " SETTINGS vector_index = 0")
+    table.sql("DELETE FROM t WHERE id = 7")
+    table.sql("INSERT INTO t " + ROWS.format(10_000, 100))
+    may_go_on.set()
+    stages: list[str] = []
+    table.wait_for_indexes(lambda stage, done, total: stages.append(stage))
+    assert covered(table) == [(10_100, 10_000)]
+    assert table.sql("SELECT state FROM clipql.indexes").rows == [("in use",)]
+    for id in (6, 8, 10_050):
+        assert nearest(table, id) == nearest(table, id, " SETTINGS vector_index = 0")
+    assert table.check(deep=True).findings == ()
+
+
+def test_four_inserts_build_an_index_once(db: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_entries, "UNCOVERED", 1_000)
+    monkeypatch.setattr(background, "QUIET_SECONDS", 3_600)
+    monkeypatch.setattr(background, "LONGEST_QUIET_SECONDS", 3_600)
+    built = []
+    build = indexes.kinds.build
+    monkeypatch.setattr(indexes.kinds, "build", lambda *a, **n: built.append(a[1].rows) or build(*a, **n))
+    index = "INDEX near v TYPE ivf('L2Distance')"
+    db.sql(f"CREATE TABLE t (id UInt64, v Array(Float32), {index}) ENGINE = MergeTree ORDER BY id")
+    for at in range(0, 6_000, 1_500):
+        db.sql("INSERT INTO t " + ROWS.format(at, 1_500))
+    db.wait_for_indexes()
+    assert (covered(db), built) == ([(6_000, 6_000)], [6_000])
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["DROP TABLE t", "TRUNCATE TABLE t", "ALTER TABLE t DROP INDEX near", "ALTER TABLE t RENAME COLUMN v TO w"],
+)
+def test_what_an_index_is_built_of_may_go_meanwhile(
+    table: clipql.Database, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+    encode = sys.modules["clipql.index.ivf.build"].place
+
+    def held(*args: Any, **named: Any) -> Any:
+        begun.set()
+        may_go_on.wait(0.5)
+        return encode(*args, **named)
+
+    monkeypatch.setattr(sys.modules["clipql.index.ivf.build"], "place", held)
+    table.sql("ALTER TABLE t MATERIALIZE INDEX near SETTINGS mutations_sync = 0")
+    begun.wait()
+    table.sql(change)
+    may_go_on.set()
+    table.wait_for_indexes()
+    assert table.check(deep=True).findings == ()
+    if "RENAME" in change:
+        assert covered(table) == [(3_000, 3_000)]
+        assert table.sql("SELECT column FROM clipql.indexes").rows == [("w",)]
+    else:
+        assert all(built == 0 for _, built in covered(table))
+
+
+def test_closing_stops_a_build_and_opening_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+    told = background.Background.tell
+
+    def held(self: background.Background, name: str, done: int, total: int) -> None:
+        if name == "encode" and not begun.is_set():
+            begun.set()
+            until(lambda: self._stop, "the database is being closed")
+        told(self, name, done, total)
+
+    with clipql.connect(tmp_path / "db") as db:
+        db.sql("CREATE TABLE t (id UInt64, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+        db.sql("INSERT INTO t " + ROWS.format(0, 2_000))
+        db.sql("ALTER TABLE t ADD INDEX near v TYPE ivf('L2Distance')")
+        monkeypatch.setattr(background.Background, "tell", held)
+        db.sql("ALTER TABLE t MATERIALIZE INDEX near SETTINGS mutations_sync = 0")
+        begun.wait()
+    with clipql.connect(tmp_path / "db") as db:
+        assert covered(db) == [(2_000, 0)]
+        db.wait_for_indexes()
+        assert covered(db) == [(2_000, 2_000)]
+        assert db.sql("SELECT state FROM clipql.indexes").rows == [("in use",)]
+
+
+def test_what_cannot_be_built_in_the_background_is_told(
+    table: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*args: Any, **named: Any) -> None:
+        raise ValueError("odd")
+
+    table.sql("ALTER TABLE t CLEAR INDEX near")
+    monkeypatch.setattr(indexes.kinds, "build", refuses)
+    table.sql("ALTER TABLE t MATERIALIZE INDEX near SETTINGS mutations_sync = 0")
+    table.wait_for_indexes()
+    assert table.sql("SELECT state FROM clipql.indexes").rows == [("not built: odd",)]
+    with pytest.raises(VectorIndexError, match="has no vector index nothing"):
+        table.sql("ALTER TABLE t MATERIALIZE INDEX nothing SETTINGS mutations_sync = 0")

@@ -92,12 +92,15 @@ def open_database(arguments: argparse.Namespace) -> Iterator[Database]:
 
 
 def print_answer(db: Database, statement: str, params: Mapping[str, Any], format: str | None) -> None:
+    """Run a statement and print what it gives; an INSERT ends when its rows are in the indexes, too."""
     from clipql.cli.console import QueryProgress, printable
 
     terminal = sys.stdout.isatty()
     format = format or ("PrettyCompact" if terminal else "TabSeparated")
     with QueryProgress(sys.stderr) as progress:
         answer = db.execute(statement, params, format=format, progress=progress.update if progress.live else None)
+        if answer.indexes:
+            db.wait_for_indexes(progress.stage)
     if answer.shards and len(set(answer.shards.split("/"))) > 1:
         print(
             f"clipql: shards {answer.shards}: the others are lost, and their rows are not in the answer",

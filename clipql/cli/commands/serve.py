@@ -195,6 +195,8 @@ def _in_folder(arguments: argparse.Namespace, bound: socket.socket, options: Opt
         with Database(folder, model=model, engine=own.engine if apart else None) as database:
             if apart:
                 database.registry.engine.run("SYSTEM STOP MERGES")  # they could not write
+            else:
+                database.indexes.resume()
             server.serve(database, bound, options, _ready(folder, bound, arguments.host))
     return 0
 

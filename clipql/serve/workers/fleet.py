@@ -123,4 +123,6 @@ class Fleet:
         with opened as database:
             if apart:
                 database.registry.engine.run("SYSTEM STOP MERGES")  # they could not write
+            elif isinstance(opened, Database):
+                opened.indexes.resume()
             server.serve(database, None, options, lambda: None, member)

@@ -20,6 +20,7 @@ from clipql.storage.catalog import Segment, VectorColumn
 from clipql.storage.vectors import presence, segments
 from clipql.storage.vectors.metrics import Metric
 
+_COMPARED = 4096  # rows that are compared at once
 _Piece = tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]
 
 
@@ -78,6 +79,21 @@ class ColumnStore:
     def continues(self, known: ColumnStore) -> bool:
         """Whether all rows of another store are here, under the same numbers."""
         return [*known._mapped] == [*self._mapped][: len(known._mapped)]
+
+    def holds(self, known: ColumnStore) -> bool:
+        """Whether all rows of another store are here as they were, also where segments were merged since."""
+        same = 0
+        for one, other in zip(self._mapped, known._mapped, strict=False):
+            if one != other:
+                break
+            same = one.end
+        if known.rows > self._rows or known.dimension != self._dimension:
+            return False
+        for first in range(same, known.rows, _COMPARED):
+            rows = np.arange(first, min(known.rows, first + _COMPARED))
+            if not np.array_equal(self.take(rows).view(np.uint32), known.take(rows).view(np.uint32)):
+                return False
+        return True
 
     def blocks(self, first: int = 0, last: int | None = None) -> Sequence[tuple[int, NDArray[Any]]]:
         """Mapped views that cover rows [first, last): pairs of first row and (n, d) array, in order, without gaps."""
