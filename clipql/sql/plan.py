@@ -23,7 +23,10 @@ from clipql.sql.identity import Origins
 from clipql.sql.recognise import VectorSelect
 from clipql.sql.settings import SearchOptions
 from clipql.storage.catalog import VectorColumn
+from clipql.syntax.reading import read
+from clipql.tables.computed import LENGTH
 from clipql.tables.indexes import Chosen, Indexes
+from clipql.tables.registry import NUMBERS, ROW
 
 # A row costs about 10 µs through its ALIAS column and 50 ns in the kernels
 ALIAS_COST = 200
@@ -171,10 +174,11 @@ def _top(select: VectorSelect, constants: Constants, vectors: tuple[QueryVector,
         return f"its LIMIT is more than {LARGEST_K:,} rows"
     sign = -1.0 if select.descending else 1.0
     same = frozenset(select.order.weights.items())
+    searched = {select.calls[i].column for i in select.order.weights}
     plain, kept = [], []
     for condition in select.conditions:
         if not condition.calls:
-            plain.append(condition.text)
+            plain += [] if _is_implied(select, condition.text, searched) else [condition.text]
         elif condition.bound and _same_way(condition, same, sign):
             kept.append(condition)
         else:
@@ -190,6 +194,19 @@ def _top(select: VectorSelect, constants: Constants, vectors: tuple[QueryVector,
         kept=tuple(kept),
         vectors=vectors,
     )
+
+
+def _is_implied(select: VectorSelect, text: str, searched: set[str]) -> bool:
+    """Whether a condition is that a row has a vector of a column that is searched, as what is found has."""
+    said = [t.value or t.name or t.text for t in read(text).tokens]
+    while said[:1] == ["("] and said[-1:] == [")"]:
+        said = said[1:-1]
+    for column in (c for c in select.table.columns if c.name in searched):
+        told = f"{LENGTH} {select.table.id}/{column.folder}".encode()  # as `rowwise` writes it
+        row = [select.qualifier, ".", ROW, ")", ")", ">", "0"]
+        if said == ["assumeNotNull", "(", NUMBERS["UInt64"], "(", told, ",", *row]:
+            return not select.joined
+    return False
 
 
 def _joined(conditions: list[str]) -> str | None:
@@ -219,13 +236,14 @@ def _range(select: VectorSelect, constants: Constants, vectors: tuple[QueryVecto
         if value is None:
             continue
         sign = 1.0 if bound.op.startswith("<") else -1.0
+        searched = {select.calls[i].column for i in bound.form.weights}
         return Plan(
             select,
             "range",
             f"a bound on a distance; {why}",
             terms=tuple(Weighted(select.calls[i], sign * w, vectors[i]) for i, w in bound.form.weights.items()),
             radius=sign * (value - bound.form.constant),
-            filter=_joined(plain),
+            filter=_joined([p for p in plain if not _is_implied(select, p, searched)]),
             kept=kept,
             vectors=vectors,
         )

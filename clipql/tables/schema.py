@@ -297,6 +297,8 @@ def _added_vectors(registry: Registry, table: Table, named: str | None) -> bool:
     fresh = [c for c in found if c.name == named]
     if not fresh:
         return False
+    if table.column(fresh[0].name) is not None:  # IF NOT EXISTS
+        return True
     added = new_column(registry, table, fresh[0].name)
     if table.rows:
         added = dataclasses.replace(added, segments=(presence.hollow(0, table.rows),), optional=True)

@@ -54,6 +54,8 @@ def test_a_reader_sees_the_same_to_the_byte_until_it_refreshes(folder: Path, wri
             INSERT.format(first=6_000, rows=100), "DELETE FROM t WHERE id < 500", INDEX,
             "ALTER TABLE t MATERIALIZE INDEX near", "OPTIMIZE TABLE t FINAL", "ALTER TABLE t MATERIALIZE INDEX near",
             "ALTER TABLE t UPDATE name = 'other' WHERE id = 3000", "ALTER TABLE t ADD COLUMN more Int32 DEFAULT 7",
+            "ALTER TABLE t ADD COLUMN w Array(Float32)", "ALTER TABLE t UPDATE w = [id, 5] WHERE id < 1000",
+            "ALTER TABLE t UPDATE v = [7, 7] WHERE id = 3000",
         )  # fmt: skip
         for change in changes:
             writer.run(change)
@@ -61,7 +63,9 @@ def test_a_reader_sees_the_same_to_the_byte_until_it_refreshes(folder: Path, wri
         assert db.refresh() is True
         after = all_of(db)
         assert db.sql("SELECT count(), min(id), max(id), sum(more) FROM t").rows == [(5_600, 500, 6_099, 39_200)]
-        assert db.sql("SELECT name FROM t WHERE id = 3000").rows == [("other",)]
+        assert db.sql("SELECT name, v, w FROM t WHERE id = 3000").rows == [("other", [7.0, 7.0], [])]
+        assert db.sql("SELECT count() FROM t WHERE notEmpty(w)").rows == [(500,)]
+        assert [i for (i,) in db.sql("SELECT id FROM t ORDER BY L2Distance(w, [999, 5]) LIMIT 2").rows] == [999, 998]
         assert db.refresh() is False
         for change in ("TRUNCATE TABLE t", "DROP TABLE t", CREATE, INSERT.format(first=7, rows=1)):
             writer.run(change)
