@@ -30,6 +30,9 @@ from clipql.tables.registry import ROW, Registry
 NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 PAIRS = "clipql_pairs"  # how the statement calls them
 _CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "ORDER", "LIMIT", "LIMIT 2", "OFFSET", "SETTINGS", "FORMAT"}
+# what stands between two tables of which each row meets each, alone or with what always holds
+_EACH, _ON = ((",",), ("CROSS", "JOIN")), (("JOIN",), ("INNER", "JOIN"))
+_ALWAYS = (("1",), ("1", "=", "1"), ("TRUE",))
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,8 +76,8 @@ def recognise_join(scope: Scope, find: FindTable) -> NearestJoin | None:
 def read_join(scope: Scope, find: FindTable) -> NearestJoin | str:
     """The nearest-neighbour join that a SELECT is, or why it is none."""
     sources, _ = find_sources(scope, find)
-    if len(sources) != 2 or not _plain_from(scope, sources):
-        return "FROM is not two tables as `a, b` or `a CROSS JOIN b`"
+    if len(sources) != 2 or not all_pairs(scope) or sources[0].qualifier == sources[1].qualifier:
+        return "FROM is not two tables as `a, b`, `a CROSS JOIN b` or `a JOIN b ON 1 = 1`"
     odd = next(iter(set(scope.clauses) - _CLAUSES), None)
     if odd:
         return f"it has {odd}"
@@ -109,13 +112,15 @@ def read_join(scope: Scope, find: FindTable) -> NearestJoin | str:
     return NearestJoin(scope, own[owner], own[other], metric, k, tuple(parted[""]), calls)
 
 
-def _plain_from(scope: Scope, sources: list[Source]) -> bool:
-    """Whether FROM is `a, b` or `a CROSS JOIN b`, aliases aside."""
-    words = [t for t in scope.within("FROM") if t.upper not in ("AS",)]
-    between = [
-        t.upper for t in words if t.upper in ("JOIN", "CROSS", ",", "(", "INNER", "ON", "USING", "FINAL", "SAMPLE")
-    ]
-    return between in ([","], ["CROSS", "JOIN"]) and sources[0].qualifier != sources[1].qualifier
+def all_pairs(scope: Scope) -> bool:
+    """Whether FROM is two tables, of which each row meets each."""
+    entries, span, tokens = scope.sources.entries, scope.clauses["FROM"], scope.tokens
+    if len(entries) != 2 or any(e.kind != "table" or e.modified or e.bracketed for e in entries):
+        return False
+    between = tuple(t.upper or t.text for t in tokens[entries[0].last : entries[1].first])
+    rest = tuple(t.upper or t.text for t in tokens[entries[1].last : span.last])
+    on = rest[:1] == ("ON",) and rest[1:] in _ALWAYS
+    return on if between in _ON else between in _EACH and not rest
 
 
 def _order(scope: Scope) -> tuple[Metric, int, int, bool] | None:
