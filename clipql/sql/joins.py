@@ -34,6 +34,9 @@ from clipql.tables.registry import ROW, Registry
 NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 PAIRS = "clipql_pairs"  # how the statement calls them
 _CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "ORDER", "LIMIT", "LIMIT 2", "OFFSET", "SETTINGS", "FORMAT"}
+# what stands between two tables of which each row meets each, alone or with what always holds
+_EACH, _ON = ((",",), ("CROSS", "JOIN")), (("JOIN",), ("INNER", "JOIN"))
+_ALWAYS = (("1",), ("1", "=", "1"), ("TRUE",))
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,8 +97,8 @@ def recognise_join(
 def read_join(scope: Scope, find: FindTable) -> NearestJoin | str:
     """The nearest-neighbour join of two tables that a SELECT is, or why it is none."""
     sources, _ = find_sources(scope, find)
-    if len(sources) != 2 or not _plain_from(scope, sources):
-        return "FROM is not two tables as `a, b` or `a CROSS JOIN b`"
+    if len(sources) != 2 or not all_pairs(scope) or sources[0].qualifier == sources[1].qualifier:
+        return "FROM is not two tables as `a, b`, `a CROSS JOIN b` or `a JOIN b ON 1 = 1`"
     if not find_pairs(scope, find):
         return _NOT_SORTED
     return _read(scope, sources)
@@ -106,14 +109,12 @@ def _read_given(
 ) -> NearestJoin | str:
     """The same, where one of the two is no table of ours."""
     sources, _ = find_sources(scope, registry.find)
-    entries, span, tokens = scope.sources.entries, scope.clauses.get("FROM"), scope.tokens
+    entries, span = scope.sources.entries, scope.clauses.get("FROM")
     others = [e for e in entries if e.called and all(e.called != s.qualifier for s in sources)]
     if len(sources) != 1 or len(entries) != 2 or len(others) != 1 or span is None or "BY" not in _words(scope, "LIMIT"):
         return "FROM is not a table and query vectors"
-    between = tuple(t.upper or t.text for t in tokens[entries[0].last : entries[1].first])
-    plain = all(e.plain and not e.modified and not e.bracketed for e in entries)
-    if between not in ((",",), ("CROSS", "JOIN")) or entries[1].last != span.last or not plain:
-        return "FROM is not `a, b` or `a CROSS JOIN b`"
+    if not all_pairs(scope, tables=False) or not all(e.plain for e in entries):
+        return "FROM is not `a, b`, `a CROSS JOIN b` or `a JOIN b ON 1 = 1`"
     found = described(scope, others[0], registry, params, tables)
     if found is None:
         return "what it joins has no vectors, or columns of types that are not kept"
@@ -170,13 +171,15 @@ def _read(
     return NearestJoin(scope, replace(each, given=given), near, metric, k, tuple(parted[""]), calls)
 
 
-def _plain_from(scope: Scope, sources: list[Source]) -> bool:
-    """Whether FROM is `a, b` or `a CROSS JOIN b`, aliases aside."""
-    words = [t for t in scope.within("FROM") if t.upper not in ("AS",)]
-    between = [
-        t.upper for t in words if t.upper in ("JOIN", "CROSS", ",", "(", "INNER", "ON", "USING", "FINAL", "SAMPLE")
-    ]
-    return between in ([","], ["CROSS", "JOIN"]) and sources[0].qualifier != sources[1].qualifier
+def all_pairs(scope: Scope, *, tables: bool = True) -> bool:
+    """Whether FROM is two sources, of which each row meets each. tables: whether both are tables."""
+    entries, span, tokens = scope.sources.entries, scope.clauses["FROM"], scope.tokens
+    if len(entries) != 2 or any((tables and e.kind != "table") or e.modified or e.bracketed for e in entries):
+        return False
+    between = tuple(t.upper or t.text for t in tokens[entries[0].last : entries[1].first])
+    rest = tuple(t.upper or t.text for t in tokens[entries[1].last : span.last])
+    on = rest[:1] == ("ON",) and rest[1:] in _ALWAYS
+    return on if between in _ON else between in _EACH and not rest
 
 
 def _order(scope: Scope, keys: frozenset[str]) -> tuple[Metric, int, int, bool] | None:

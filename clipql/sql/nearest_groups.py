@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipql.sql.calls import FindTable, Source, find_sources
-from clipql.sql.joins import NearestJoin, Side, columns_of, condition_owners, parted_conditions
+from clipql.sql.joins import NearestJoin, Side, all_pairs, columns_of, condition_owners, parted_conditions
 from clipql.storage.vectors.metrics import Metric, metric_named
 from clipql.syntax.lexer import Token
 from clipql.syntax.names import FunctionCall
@@ -21,14 +21,12 @@ from clipql.syntax.scopes import Scope
 
 _CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "GROUP", "ORDER", "LIMIT", "OFFSET", "SETTINGS", "FORMAT"}
 # what stands between two tables, without ON and with it, and what ON may say
-_EACH, _ON = ((",",), ("CROSS", "JOIN")), (("JOIN",), ("INNER", "JOIN"))
-_ALWAYS = (("1",), ("1", "=", "1"), ("TRUE",))
 
 
 def recognise_nearest_groups(scope: Scope, find: FindTable) -> NearestJoin | None:
     """The join that a SELECT is, or None."""
     sources, _ = find_sources(scope, find)
-    if "GROUP" not in scope.clauses or set(scope.clauses) - _CLAUSES or len(sources) != 2 or not _all_pairs(scope):
+    if "GROUP" not in scope.clauses or set(scope.clauses) - _CLAUSES or len(sources) != 2 or not all_pairs(scope):
         return None
     qualifiers = (sources[0].qualifier, sources[1].qualifier)
     keys = condition_owners(scope.within("GROUP"), qualifiers)
@@ -49,17 +47,6 @@ def recognise_nearest_groups(scope: Scope, find: FindTable) -> NearestJoin | Non
     places = tuple((scope.tokens[c.at].start, scope.tokens[c.close].end) for c in calls)
     why = "the nearest of a table for each group of another's rows, by argMin or min of their distance"
     return NearestJoin(scope, sides[owner], sides[other], metric, 1, tuple(parted[""]), places, why)
-
-
-def _all_pairs(scope: Scope) -> bool:
-    """Whether FROM is two tables, of which each row meets each."""
-    entries, span, tokens = scope.sources.entries, scope.clauses["FROM"], scope.tokens
-    if len(entries) != 2 or any(e.kind != "table" or e.modified or e.bracketed for e in entries):
-        return False
-    between = tuple(t.upper or t.text for t in tokens[entries[0].last : entries[1].first])
-    rest = tuple(t.upper or t.text for t in tokens[entries[1].last : span.last])
-    on = rest[:1] == ("ON",) and rest[1:] in _ALWAYS
-    return on if between in _ON else between in _EACH and not rest
 
 
 def _nested(scope: Scope) -> bool:

@@ -35,12 +35,13 @@ ONE = ["{l}.id < 40", "{r}.id % 2 = 0", "{r}.s IN ('x', 'y')", "{l}.g BETWEEN 2 
 CALLS = ["L2Distance({l}.v, {r}.v)", "cosineDistance({r}.v, {l}.v)", "L2SquaredDistance({l}.v, {r}.v)",
          "-dotProduct({l}.v, {r}.v)", "L1Distance({l}.v, {r}.v)"]  # fmt: skip
 SOURCES = ["{x} AS {l}, {y} AS {r}", "{x} {l} CROSS JOIN {y} {r}", "{x} AS {l} INNER JOIN {y} AS {r} ON {l}.g = {r}.g",
-           "{x} AS {l} LEFT JOIN {y} AS {r} ON {l}.id = {r}.id", "{x} AS {l}, (SELECT * FROM {y}) AS {r}"]  # fmt: skip
+           "{x} AS {l} LEFT JOIN {y} AS {r} ON {l}.id = {r}.id", "{x} AS {l}, (SELECT * FROM {y}) AS {r}",
+           "{x} AS {l} JOIN {y} {r} ON 1 = 1"]  # fmt: skip
 
 
 def spelled(seed: int) -> str:
     luck = random.Random(seed)
-    source = SOURCES[luck.choice([0, 0, 0, 1, 1, 2, 3, 4])]
+    source = SOURCES[luck.choice([0, 0, 0, 1, 1, 2, 3, 4, 5, 5])]
     conditions = luck.sample(BOTH, luck.randint(0, 2)) + luck.sample(ONE[:-1], luck.randint(0, 1))
     call = luck.choice(CALLS)
     key = luck.choice(["{l}.id", "{l}.id", "{r}.id", "{l}.g", "{l}.id, {l}.s"])
