@@ -63,13 +63,19 @@ export async function requestBody(state, table, rest) {
     safe: state.safe === 'safe',
     recall: typeof state.recall === 'number' ? state.recall : null,
     exact: state.recall === 'exact',
-    fold: state.fold ? NEAR_DUPLICATE : null,
+    hybrid: wordsToo(state, terms),
+    fold: state.fold && !wordsToo(state, terms) ? NEAR_DUPLICATE : null,
     terms,
     ...rest,
   };
   if ([...form.keys()].length === 0) return query;
   form.set('query', JSON.stringify(query));
   return form;
+}
+
+/** Whether the words themselves are looked for, too: of one text, which is not weighed against anything. */
+function wordsToo(state, terms) {
+  return state.hybrid && terms.length === 1 && terms[0].text !== undefined && terms[0].weight === 1;
 }
 
 /** Searches anew. Gives true where its rows are now `results`, false where a newer search has overtaken it. */

@@ -17,6 +17,7 @@ export const DEFAULTS = Object.freeze({
   where: '',
   safe: 'safe', // safe | blur | all
   fold: false,
+  hybrid: false, // whether one text is looked for as words, too
   recall: null, // null: the server's own choice; a number below 1; or 'exact'
   row: null, // the row whose details are open
   sql: '',
@@ -115,6 +116,7 @@ export function toHash(state) {
   put('where', state.where, '');
   put('safe', state.safe, 'safe');
   put('fold', state.fold ? 1 : '', '');
+  put('hybrid', state.hybrid ? 1 : '', '');
   put('recall', state.recall, null);
   put('row', state.row, null);
   put('sql', state.view === 'sql' ? state.sql : '', '');
@@ -135,6 +137,7 @@ export function fromHash(hash) {
     else if (name === 'filter') addFilter(state.filters, value);
     else if (name === 'safe' && SAFE.includes(value)) state.safe = value;
     else if (name === 'fold') state.fold = value === '1';
+    else if (name === 'hybrid') state.hybrid = value === '1';
     else if (name === 'recall') state.recall = value === 'exact' ? 'exact' : recallOf(value);
   }
   return state;
