@@ -1,4 +1,4 @@
-"""Whether meaning and words fused find more than either: nDCG@10 on labels made of the emoji that ship with clipql.
+"""Whether meaning and words fused find more than either: nDCG@10 on a labelled set of the emoji that ship with clipql.
 
     python -m bench.hybrid [--queries 400] [--seed 0]
 

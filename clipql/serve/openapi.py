@@ -48,7 +48,7 @@ def document(options: Options) -> dict[str, Any]:
                 "Error": _object({"error": _TEXT, "code": _WHOLE}, ["error", "code"]),
                 "Term": _object({"text": _TEXT, "image": _TEXT, "upload": _TEXT, "id": _TEXT, "weight": _NUMBER,
                                  "vector": {"type": "array", "items": _NUMBER}}),
-                "Row": _object(_ROW, list(_ROW)),
+                "Row": _object({**_ROW, "hybrid_score": _NUMBER}, list(_ROW)),
             },
         },
     }  # fmt: skip
@@ -111,6 +111,12 @@ def _search(options: Options) -> dict[str, Any]:
         "recall": {"type": ["number", "null"]},
         "exact": {"type": "boolean", "default": False},
         "fold": {"type": ["number", "null"], "description": "cosine from which a row repeats an earlier one"},
+        "hybrid": {
+            "type": "boolean",
+            "default": False,
+            "description": "look for the words of the one term, a text, too, and rank by both; rows have hybrid_score",
+        },
+        "words": {"type": ["string", "null"], "description": "of hybrid: the column; by default that of the captions"},
         "terms": terms,
         "queries": {
             "type": "array",

@@ -40,8 +40,8 @@ class Batch:
         queries = given["queries"]
         if not isinstance(queries, list) or not 1 <= len(queries) <= MOST_QUERIES:
             raise wrong(f"queries: expected a list of 1 to {MOST_QUERIES:,} searches, each a term or a list of terms")
-        for key in ("terms", "fold", "format"):
-            if given.get(key) not in (None, "JSON", []):
+        for key in ("terms", "fold", "hybrid", "format"):
+            if given.get(key) not in (None, False, "JSON", []):
                 raise wrong(f"{key} goes with one search: leave it out beside queries")
         common = Search.read({k: v for k, v in given.items() if k != "queries"}, uploads, limits)
         if common.k * len(queries) > MOST_ROWS:

@@ -21,13 +21,17 @@ from clipql.errors import ModelError, PictureError, QueryError
 from clipql.serve.allowed import words
 from clipql.serve.column_roles import ColumnRoles
 from clipql.serve.limits import Limits
+from clipql.sql.hybrid import Hybrid, words_column
+from clipql.sql.hybrid import statement as fused
 from clipql.sql.search_text import one_condition
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import ROW
 
 FORMATS = {"CSV": "CSVWithNames", "Parquet": "Parquet", "Arrow": "Arrow", "JSON": "JSON"}
 MOST_TERMS, MOST_NUMBERS, MOST_FLOAT = 32, 65_536, float(np.finfo(np.float32).max)
-KEYS = words("table database column model k offset where safe recall exact fold terms queries columns format")
+KEYS = words(
+    "table database column model k offset where safe recall exact fold hybrid words terms queries columns format"
+)
 TERM_KEYS = words("weight text image upload id vector")
 
 
@@ -74,6 +78,8 @@ class Search:
     recall: float | None
     exact: bool
     fold: float | None
+    hybrid: bool
+    words: str | None
     terms: tuple[Term, ...]
     columns: tuple[str, ...] | None
     format: str
@@ -100,6 +106,12 @@ class Search:
         table = text(given, "table")
         if not table:
             raise wrong("table: expected the name of a table")
+        told = terms_of(given.get("terms") or [], uploads, "", least=0)
+        hybrid = flag(given, "hybrid", False)
+        if hybrid and (len(told) != 1 or told[0].text is None or told[0].weight != 1):
+            raise wrong("hybrid: a search by words as well as by meaning has one term, a text, of weight 1")
+        if hybrid and given.get("fold") is not None:
+            raise wrong("hybrid: what is ranked by words, too, is not folded: leave one of hybrid and fold out")
         return cls(
             table=table,
             database=text(given, "database"),
@@ -112,7 +124,9 @@ class Search:
             recall=_number(given, "recall", None, 0.01, 1),
             exact=flag(given, "exact", False),
             fold=_number(given, "fold", None, 0, 1),
-            terms=terms_of(given.get("terms") or [], uploads, "", least=0),
+            hybrid=hybrid,
+            words=text(given, "words"),
+            terms=told,
             columns=tuple(columns) if columns is not None else None,
             format=format,
         )
@@ -298,13 +312,39 @@ def statement(
         names = [quote_name(c) for c in listed] + ([] if plain else row)
         # what is shown gives the rows shown; what is run, one more, which tells whether there are more
         limit = f" LIMIT {search.k + search.offset - first if plain else count}{offset}"
+        if vector is not None and search.hybrid:
+            words = quote_string(search.terms[0].text or "") if plain else "{words:String}"
+            only = where.removeprefix(" WHERE ")
+            return _hybrid(search, table, column, roles, query, words, names, only) + limit + tail
         if vector is None:
             return f"SELECT {', '.join(names) or ROW} FROM {source}{where} ORDER BY {ROW}{limit}{tail}"
         distance = f"cosineDistance({quote_name(column.name)}, {query}) AS distance"
         return f"SELECT {', '.join([*names, distance])} FROM {source}{where} ORDER BY distance{limit}{tail}"
 
-    params = {} if vector is None else {"query": vector}
+    params: dict[str, Any] = {} if vector is None else {"query": vector}
+    if search.hybrid:
+        params["words"] = search.terms[0].text
     return Statement(made("{query:Array(Float32)}", plain=False), made(shown_query, plain=True), params, shown_params)
+
+
+def _hybrid(
+    search: Search,
+    table: Table,
+    column: VectorColumn,
+    roles: ColumnRoles,
+    query: str,
+    words: str,
+    names: Sequence[str],
+    where: str,
+) -> str:
+    """A search by meaning and by words, without its LIMIT. names: quoted columns; query, words: SQL."""
+    source = f"{quote_name(table.database)}.{quote_name(table.name)}"
+    worded = words_column([roles.caption] if roles.caption else [], roles.plain, search.words)
+    distance = f"cosineDistance({quote_name(column.name)}, {query})"
+    # pages within the same hundred are of one ranking
+    depth = -(-(search.offset + search.k + 1) // 100) * 100
+    way = Hybrid(source, names, distance, False, f"bm25({quote_name(worded)}, {words})", where, depth)
+    return fused(way)
 
 
 def expression(

@@ -24,6 +24,7 @@ from clipql.serve.search_request import Search
 from clipql.serve.service import Request, Service
 from clipql.serve.values import folded, plain
 from clipql.sql import explain
+from clipql.sql.hybrid import SCORE
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import ROW
 
@@ -149,6 +150,7 @@ class SearchResults:
         """A row as the page has it; takes apart what it is given."""
         number = row.pop(ROW)
         distance = row.pop("distance", None) if "distance" not in roles.types else None
+        score = row.pop(SCORE, None) if SCORE not in roles.types else None
         url = row.get(roles.url) if roles.url else None
         good = isinstance(url, str) and url.lower().startswith(("http://", "https://"))
         drawn = f"/api/thumbnail/{_part(table.database)}/{_part(table.name)}/{number}"
@@ -161,6 +163,7 @@ class SearchResults:
             "thumbnail": drawn if roles.file and row.get(roles.file, True) else None,
             "values": {name: plain(value) for name, value in row.items()},
             "duplicate_of": None if twin is None else str(twin),
+            **({} if score is None else {SCORE: plain(score)}),
         }
 
     def read_row(self, table: Table, columns: tuple[str, ...], row: int) -> dict[str, Any] | None:

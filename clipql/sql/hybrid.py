@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipql.brief import Brief
-from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
 
 CONSTANT = 60
@@ -20,8 +19,8 @@ LEAST, TIMES = 100, 4  # rows of each list: so many times k, and no fewer than t
 
 @dataclass(frozen=True, repr=False)
 class Hybrid(Brief):
-    """source: the table as FROM names it. shown: columns to return. distance: SQL, `descending` where larger is nearer.
-    words: SQL of the bm25 score. condition: SQL, or nothing.
+    """source: the table as FROM names it. shown: columns to return, quoted. distance: SQL, `descending` where larger is
+    nearer. words: SQL of the bm25 score. condition: SQL, or nothing.
     """
 
     source: str
@@ -57,7 +56,7 @@ def statement(search: Hybrid) -> str:
     )
     listed = ", ".join(
         [
-            *map(quote_name, search.shown),
+            *search.shown,
             f"{search.distance} AS distance",
             f"clipql_fused.2[indexOf(clipql_fused.1, _row)] AS {SCORE}",
         ]

@@ -45,7 +45,7 @@ def search_text(
         if by != "text":
             raise QueryError(f"a hybrid search is by words as well as by meaning, and this one is by {by}: give text")
         score = f"bm25({quote_name(words)}, {{query:String}})"
-        way = hybrid.Hybrid(source, shown, key, metric.larger_is_nearer, score, condition, k)
+        way = hybrid.Hybrid(source, [*map(quote_name, shown)], key, metric.larger_is_nearer, score, condition, k)
         return f"{hybrid.statement(way)}{asked}"
     listed = ", ".join([*map(quote_name, shown), f"{key} AS distance"])
     only = f" WHERE ({condition}\n)" if condition else ""

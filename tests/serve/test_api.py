@@ -347,6 +347,39 @@ def test_words_without_their_model_are_told_which_it_is_and_may_use_another_at_h
     server.sql("DROP TABLE fitting")
 
 
+def test_words_are_looked_for_beside_meaning(server: Running) -> None:
+    # the meaning of both is far off; the words alone tell the second
+    for statement in (
+        "CREATE TABLE worded (id UInt8, caption String, v Array(Float32)) ENGINE = MergeTree ORDER BY id",
+        (
+            "INSERT INTO worded SELECT number, if(number = 77, 'the zebra\\'s crossing', concat('thing ', "
+            "toString(number))), arrayMap(i -> toFloat32(sin(number * i + i)), range(1, 129)) FROM numbers(120)"
+        ),
+    ):
+        assert server.sql(statement).status == 200
+    asked = {"table": "worded", "terms": [{"text": "zebra's"}], "model": "clipql/emoji", "k": 5}
+    alone, both = (server.post("/api/search", {**asked, "hybrid": hybrid}).json for hybrid in (False, True))
+    assert "hybrid_score" not in alone["rows"][0]
+    first = both["rows"][0]
+    assert (first["id"], len(both["rows"]), both["more"]) == ("77", 5, True)
+    assert first["hybrid_score"] > 1 / 61
+    assert set(ids(both)) > set(ids(alone)[:4])
+    assert server.sql(both["sql"].replace("encode_text('zebra\\'s', 'clipql/emoji')", str([0.5] * 128))).status == 200
+    rest = server.post("/api/search", {**asked, "hybrid": True, "offset": 5, "k": 3}).json
+    assert ids(rest) == ids(server.post("/api/search", {**asked, "hybrid": True, "k": 8}).json)[5:]
+    named = server.post("/api/search", {**asked, "hybrid": True, "words": "caption", "where": "id != 77"}).json
+    assert ids(named) == [id for id in ids(server.post("/api/search", {**asked, "k": 6}).json) if id != "77"][:5]
+    for wrong, told in (
+        ({"terms": [{"id": "1"}]}, "has one term, a text"),
+        ({"terms": [{"text": "a"}, {"text": "b"}]}, "has one term, a text"),
+        ({"fold": 0.9}, "leave one of hybrid and fold out"),
+        ({"words": "nosuch"}, "there is no such column"),
+    ):
+        reply = server.post("/api/search", {**asked, "hybrid": True, **wrong})
+        assert (reply.status, told in reply.json["error"]) == (400, True), reply.text
+    server.sql("DROP TABLE worded")
+
+
 def test_a_picture_is_uploaded_as_a_form_or_in_base64(server: Running) -> None:
     out = io.BytesIO()
     Image.new("RGB", (8, 8)).save(out, "PNG")

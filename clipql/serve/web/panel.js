@@ -57,6 +57,9 @@ export function openFilters(table) {
   const recall = el('select', { 'aria-label': 'How many of the nearest to find' }, [['', 'nearly all, fast (default)'], ['0.9', 'at least 90 %'], ['0.99', 'at least 99 %'], ['exact', 'all: look at every row']].map(([value, text]) => el('option', { value, selected: String(now.recall ?? '') === value }, text)));
   recall.addEventListener('change', () => change({ recall: recall.value === 'exact' ? 'exact' : Number(recall.value) || null }, 'replace'));
 
+  const hybrid = el('input', { type: 'checkbox', checked: now.hybrid });
+  hybrid.addEventListener('change', () => change({ hybrid: hybrid.checked }, 'replace'));
+
   // the whole panel is one step of the back button: it begins here, and what is set in it replaces this step
   change({}, 'step');
   byId('filters').setAttribute('aria-expanded', 'true');
@@ -68,6 +71,7 @@ export function openFilters(table) {
       el('h3', {}, 'Any condition, in SQL'),
       el('label', { class: 'field tall' }, el('span', { class: 'mono' }, 'WHERE'), where),
       el('p', { class: 'filter-error', id: 'filter-error', role: 'alert' }),
+      table.caption ? [el('h3', {}, 'Words'), el('label', { class: 'field' }, hybrid, el('span', {}, 'look for the words themselves, too'))] : null,
       table.vectors.some((vector) => vector.indexes?.length) ? [el('h3', {}, 'How many of the nearest to find'), recall] : null,
     ],
     {

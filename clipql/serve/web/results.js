@@ -62,13 +62,19 @@ export async function requestBody(state, table, rest) {
     safe: state.safe === 'safe',
     recall: typeof state.recall === 'number' ? state.recall : null,
     exact: state.recall === 'exact',
-    fold: state.fold,
+    hybrid: wordsToo(state, terms),
+    fold: wordsToo(state, terms) ? null : state.fold,
     terms,
     ...rest,
   };
   if ([...form.keys()].length === 0) return query;
   form.set('query', JSON.stringify(query));
   return form;
+}
+
+/** Whether the words themselves are looked for, too: of one text, which is not weighed against anything. */
+function wordsToo(state, terms) {
+  return state.hybrid && terms.length === 1 && terms[0].text !== undefined && terms[0].weight === 1;
 }
 
 /** Searches anew. Gives true where its rows are now `results`, false where a newer search has overtaken it. */
@@ -160,8 +166,13 @@ function takeRest({ more, sql, params, plan, exact, ms }) {
   Object.assign(results, { more: Boolean(more), sql: sql ?? '', params: params ?? {}, plan: plan ?? [], exact: exact ?? true, ms: ms ?? null });
 }
 
-/** The similarity of a row to what is searched for, or null where nothing is. */
-export const similarityOf = (row) => (results.state && parts(results.state).length && typeof row?.distance === 'number' ? 1 - row.distance : null);
+/** The similarity of a row to what is searched for; null where nothing is, or rows are ranked by their words, too. */
+export const similarityOf = (row) => (results.state && parts(results.state).length && !rankedByWords(results.state) && typeof row?.distance === 'number' ? 1 - row.distance : null);
+
+function rankedByWords(state) {
+  const [first, ...others] = parts(state);
+  return state.hybrid && !others.length && first?.kind === 'text' && first.weight === 1;
+}
 
 const within = (row) => now.cut === null || (similarityOf(row) ?? 1) >= now.cut;
 

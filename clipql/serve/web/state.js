@@ -19,6 +19,7 @@ export const DEFAULTS = Object.freeze({
   where: '',
   safe: 'safe', // safe | blur | all
   fold: null, // the least cosine of pictures that are almost the same, which are shown once; null: each is shown
+  hybrid: false, // whether one text is looked for as words, too
   cut: null, // the least similarity that is shown; null: any
   recall: null, // null: the server's own choice; a number below 1; or 'exact'
   row: null, // the row whose details are open
@@ -118,6 +119,7 @@ export function toHash(state) {
   put('where', state.where, '');
   put('safe', state.safe, 'safe');
   put('fold', state.fold, null);
+  put('hybrid', state.hybrid ? 1 : '', '');
   put('cut', state.cut, null);
   put('recall', state.recall, null);
   put('row', state.row, null);
@@ -139,6 +141,7 @@ export function fromHash(hash) {
     else if (name === 'filter') addFilter(state.filters, value);
     else if (name === 'safe' && SAFE.includes(value)) state.safe = value;
     else if (name === 'fold') state.fold = foldOf(value);
+    else if (name === 'hybrid') state.hybrid = value === '1';
     else if (name === 'cut') state.cut = cutOf(value);
     else if (name === 'recall') state.recall = value === 'exact' ? 'exact' : recallOf(value);
   }
