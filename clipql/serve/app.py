@@ -18,6 +18,7 @@ from clipql.serve.clip_retrieval import ClipRetrieval
 from clipql.serve.fellows import Fellows
 from clipql.serve.limits import Options
 from clipql.serve.service import Service
+from clipql.serve.statements import Statements
 from clipql.serve.web_files import WebFiles
 
 
@@ -27,10 +28,11 @@ def pages() -> Path:
     return web / "dist" if (web / "dist" / "index.html").is_file() else web
 
 
-def make_app(database: Database, options: Options, fellows: Fellows) -> tuple[AccessControl, Service]:
-    """The ASGI application of an open database, and what it works with. Close the service before the database."""
+def make_app(database: Database, options: Options, fellows: Fellows) -> tuple[AccessControl, Statements]:
+    """The ASGI application of an open database, and what it works with. Close its service before the database."""
     service = Service(database, options, fellows)
-    clickhouse = ClickHouse(service)
+    statements = Statements(service)
+    clickhouse = ClickHouse(service, statements)
     files, api = WebFiles(pages()), Api(service)
 
     async def front(request: Request) -> Response:
@@ -53,4 +55,4 @@ def make_app(database: Database, options: Options, fellows: Fellows) -> tuple[Ac
         ],
         exception_handlers={404: missing},
     )
-    return AccessControl(app, options), service
+    return AccessControl(app, options), statements

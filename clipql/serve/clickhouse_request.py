@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ HEAD = 1 << 16
 
 @dataclass(frozen=True)
 class Asked:
-    """sql: the statement. data: what is to be inserted, in `format`; None where there is none beside the statement."""
+    """sql: the statement. data: what is to be inserted, in `format`, maybe in pieces; None where there is none beside
+    the statement."""
 
     sql: str
-    data: bytes | None = None
+    data: bytes | Sequence[bytes] | None = None
     format: str = ""
 
 

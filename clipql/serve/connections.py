@@ -12,7 +12,7 @@ import itertools
 import logging
 import select
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -34,16 +34,29 @@ _SAID = {
 }
 
 
+class Watched(Protocol):
+    """A connection, of whichever protocol. wants_head, wants_body: whether it is idle or within the beginning of a
+    request, or within the rest of one. refused: with which status, 0 if it is not."""
+
+    wants_head: bool
+    wants_body: bool
+    refused: int
+    transport: Any
+
+    def refuse(self, status: int, *, at_once: bool = False) -> None:
+        """Tell the client that it goes no further, and close."""
+
+
 class Connections:
     """All connections of a server, those that wait for the longest first; refused: of these, those that close soon."""
 
-    def __init__(self, limits: Limits, lost: Callable[[], None] = lambda: None) -> None:
-        """lost: called when one is no more."""
-        self.limits, self.lost = limits, lost
-        self.all: dict[Connection, None] = {}
-        self.refused: dict[Connection, None] = {}
+    def __init__(self, limits: Limits, lost: Callable[[], None] = lambda: None, wrong_port: bytes = b"") -> None:
+        """lost: called when one is no more. wrong_port: what is said to a client of the native protocol."""
+        self.limits, self.lost, self.wrong_port = limits, lost, wrong_port
+        self.all: dict[Watched, None] = {}
+        self.refused: dict[Watched, None] = {}
 
-    def add(self, made: Connection) -> None:
+    def add(self, made: Watched) -> None:
         """Have one more, and make room for it. It is closed where there is none."""
         self.all[made] = None
         if len(self.all) <= self.limits.connections:
@@ -62,12 +75,12 @@ class Connections:
         else:
             made.refuse(503, at_once=True)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Watched) -> None:
         """It is no more, or will not be for long."""
         self.all.pop(connection, None)
         self.refused.pop(connection, None)
 
-    def later(self, connection: Connection) -> None:
+    def later(self, connection: Watched) -> None:
         """It is served: others have waited for longer."""
         if connection in self.all:
             del self.all[connection]
@@ -83,7 +96,7 @@ class Connection(HttpToolsProtocol):
         self._among, self._limits = connections, connections.limits
         self.wants_head, self.wants_body = True, False
         self._head = self._address = self._unanswered = self._received = 0
-        self._progress = False
+        self._progress = self._spoken = False
         self.refused = 0
         self._began = self.loop.time()  # of what it waits for; 0 where it may wait for as long as uvicorn lets it
         self._paused = 0.0
@@ -188,6 +201,12 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.refused or self.transport.is_closing():
             return
+        if not self._spoken:
+            self._spoken = True
+            if data[:1] == b"\x00":  # a Hello of the native protocol; no request begins so
+                self.transport.write(self._among.wrong_port)
+                self._gone()
+                return
         if self._is_idle() and not self._began:  # a request begins
             self._began, self._paused = self.loop.time(), 0.0
         self._progress = False

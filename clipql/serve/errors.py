@@ -60,8 +60,13 @@ def error_code(error: ClipqlError) -> tuple[int, str]:
     return next((number, text) for kind, number, text, _ in _OWN if isinstance(error, kind))
 
 
-def error_text(error: ClipqlError, version: str) -> str:
-    """The error as ClickHouse writes it, which its clients take apart."""
+def error_message(error: ClipqlError) -> str:
+    """What an error says, with its name, as ClickHouse writes it."""
     code, name = error_code(error)
     message = re.sub(rf" \(ClickHouse {code}(?: {re.escape(name)})?\)\Z", "", str(error)).rstrip(". ")
-    return f"Code: {code}. DB::Exception: {message}. ({name}) (version {version})\n"
+    return f"DB::Exception: {message}. ({name})"
+
+
+def error_text(error: ClipqlError, version: str) -> str:
+    """The error as ClickHouse writes it, which its clients take apart."""
+    return f"Code: {error_code(error)[0]}. {error_message(error)} (version {version})\n"

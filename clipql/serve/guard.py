@@ -247,6 +247,14 @@ class Guard:
         """Settings given beside a statement, as `Settings.given`."""
         return self._settings.given(given)
 
+    def knows_setting(self, name: str, value: str) -> bool:
+        """Whether a setting is one that there is, allowed or not."""
+        try:
+            self._settings.given({name: value})
+        except QueryError as error:
+            return error.code != 115
+        return True
+
     def check_database(self, name: str) -> None:
         """Raise QueryError for a database that nobody from the network works in."""
         check_name(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from clipql.errors import ClipqlError
@@ -17,26 +17,53 @@ def run(
     service: Service,
     checked: Checked,
     request: Request,
-    params: Mapping[str, str],
+    version: int,
     session: Session | None,
     sink: Callable[[bytes], None],
+    *,
+    apart: bool = False,
 ) -> Answer:
-    """Run what the guard has passed, as `Service.run_checked`. params: those of the request, which name the version."""
-    version = native.version(params)
+    """Run what the guard has passed, as `Service.run_checked`. version: of the client, 0 where it names none.
+
+    apart: every block of Native is given to `sink` by itself, after one without rows that names the columns.
+    """
     text, format = settings.take_format(checked.sql)
+    if apart and format not in (None, "Native", "Null"):
+        # clients of the native protocol write the format themselves
+        checked, format = replace(checked, sql=text), None
     if not version or (format or request.format) != "Native" or checked.writes:
         return service.run_checked(checked, request, session, sink)
-    asking = replace(request, format="ArrowStream")
+
+    def described() -> list[tuple[str, str]]:
+        # DESCRIBE names what Native leaves out
+        asking = replace(request, format="ArrowStream")
+        try:
+            found = service.run_checked(replace(checked, sql=f"DESCRIBE ({text})"), asking, session).output.arrow()
+        except ClipqlError:
+            return []  # such as SHOW, which is no SELECT
+        return list(zip(found.column("name").to_pylist(), found.column("type").to_pylist(), strict=True))
 
     def zones() -> dict[int, str]:
-        # DESCRIBE names what Native leaves out
-        try:
-            described = service.run_checked(replace(checked, sql=f"DESCRIBE ({text})"), asking, session)
-        except ClipqlError:
-            return {}  # such as SHOW, which is no SELECT
-        types = described.output.arrow().column("type").to_pylist()
-        return {place: type for place, type in enumerate(types) if type.startswith("DateTime(")}
+        return {place: type for place, (_, type) in enumerate(described()) if type.startswith("DateTime(")}
 
     blocks = native.Blocks(version, zones)
-    answer = service.run_checked(checked, request, session, lambda piece: sink(blocks.of(piece)))
-    return replace(answer, output=replace(answer.output, data=blocks.of(answer.output.data, rows=answer.output.rows)))
+    if not apart:
+        answer = service.run_checked(checked, request, session, lambda piece: sink(blocks.of(piece)))
+        return replace(
+            answer, output=replace(answer.output, data=blocks.of(answer.output.data, rows=answer.output.rows))
+        )
+    begun = False
+
+    def one_by_one(piece: bytes) -> None:
+        nonlocal begun
+        for block in blocks.each(piece):
+            if not begun:
+                begun = True
+                sink(blocks.header_of(block))
+            sink(block)
+
+    answer = service.run_checked(checked, request, session, one_by_one)
+    one_by_one(answer.output.data)
+    if not begun and not checked.sets and (columns := described()):
+        sink(blocks.header(columns))
+    return replace(answer, output=replace(answer.output, data=b""))

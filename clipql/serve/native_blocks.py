@@ -10,9 +10,13 @@ https://clickhouse.com/docs/interfaces/formats/Native, https://clickhouse.com/do
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
 
 from clipql.errors import QueryError
+from clipql.storage.vectors.compiled import compiled
 
 # from these versions on a DateTime says its time zone, and a column whether its serialization is special
 TIME_ZONES, CUSTOM_SERIALIZATION = 54337, 54454
@@ -27,7 +31,7 @@ _SIZES = {
     **dict.fromkeys(("Int128", "UInt128", "UUID", "IPv6", "Decimal128"), 16),
     **dict.fromkeys(("Int256", "UInt256", "Decimal256"), 32),
 }
-_SHAPES = {
+SHAPES = {
     "Point": "Tuple(Float64, Float64)",
     "Ring": "Array(Point)",
     "LineString": "Array(Point)",
@@ -36,7 +40,9 @@ _SHAPES = {
     "MultiLineString": "Array(LineString)",
     "MultiPolygon": "Array(Polygon)",
 }
-_HAS_KEYS = 1 << 9  # in the first word of a LowCardinality column: keys of its own follow
+# rows from which strings are gone through by compiled code
+_MANY = 64
+HAS_KEYS = 1 << 9  # in the first word of a LowCardinality column: keys of its own follow
 
 
 def version(params: Mapping[str, str]) -> int:
@@ -65,18 +71,15 @@ class Blocks:
             return data
         zones = self._zones_of(data)
         simple = self._version < CUSTOM_SERIALIZATION and not zones
-        if simple and (rows is None or _Reader(data).first() == rows):
+        if simple and (rows is None or Reader(data).first() == rows):
             return _INFO + data
-        reader = _Reader(data)
-        try:
-            made = self._versioned(data, reader, zones)
-            if reader.at == len(data):
-                return made
-        except (IndexError, struct.error, ValueError):
-            pass  # read past the end
-        raise QueryError(
-            f"Native of {len(data):,} bytes ends at {reader.at:,} as it is read", code=33, name="CANNOT_READ_ALL_DATA"
-        )
+        return b"".join(self.each(data))
+
+    def each(self, data: bytes) -> Iterator[bytes]:
+        """The blocks one by one. Raises QueryError as `of`."""
+        reader, zones = Reader(data), self._zones_of(data)
+        while reader.at < len(data):
+            yield self._read(reader, zones)
 
     def _zones_of(self, data: bytes) -> Mapping[int, str]:
         if self._version < TIME_ZONES or _PLAIN_TIME not in data:
@@ -85,33 +88,100 @@ class Blocks:
             self._known = self._zones()
         return self._known
 
-    def _versioned(self, data: bytes, reader: _Reader, zones: Mapping[int, str]) -> bytes:
-        out: list[bytes] = []
+    def _read(self, reader: Reader, zones: Mapping[int, str]) -> bytes:
+        try:
+            made = self._versioned(reader, zones)
+            if reader.at <= reader.size:
+                return made
+        except (IndexError, struct.error, ValueError):
+            pass  # read past the end
+        raise QueryError(
+            f"Native of {reader.size:,} bytes ends at {reader.at:,} as it is read", code=33, name="CANNOT_READ_ALL_DATA"
+        )
+
+    def _versioned(self, reader: Reader, zones: Mapping[int, str]) -> bytes:
+        """The next block."""
+        data = reader.data
         plain = b"\x00" if self._version >= CUSTOM_SERIALIZATION else b""
-        while reader.at < len(data):
+        begin = reader.at
+        columns, rows = reader.number(), reader.number()
+        out = [_INFO, data[begin : reader.at]]
+        for place in range(columns):
             begin = reader.at
-            columns, rows = reader.number(), reader.number()
-            out += (_INFO, data[begin : reader.at])
-            for place in range(columns):
-                begin = reader.at
-                reader.text()
-                named = reader.at
-                type = reader.text().decode()
-                told = zones.get(place, type).encode() if type == "DateTime" else b""
-                out += (data[begin:named], bytes([len(told)]) + told if told else data[named : reader.at], plain)
-                begin = reader.at
-                if rows:
-                    reader.prefix(type)
-                    reader.column(type, rows)
-                out.append(data[begin : reader.at])
+            reader.text()
+            named = reader.at
+            type = reader.text().decode()
+            told = zones.get(place, type).encode() if type == "DateTime" else b""
+            out += (data[begin:named], bytes([len(told)]) + told if told else data[named : reader.at], plain)
+            begin = reader.at
+            if rows:
+                reader.prefix(type)
+                reader.column(type, rows)
+            out.append(data[begin : reader.at])
         return b"".join(out)
 
+    def header(self, columns: Iterable[tuple[str, str]]) -> bytes:
+        """A block without rows. columns: their names and types."""
+        plain = b"\x00" if self._version >= CUSTOM_SERIALIZATION else b""
+        each = [_text(name) + _text(type) + plain for name, type in columns]
+        return b"".join([_INFO, number(len(each)), b"\x00", *each])
 
-class _Reader:
+    def header_of(self, block: bytes) -> bytes:
+        """The block without rows that says what the columns of a block are, as this version has it."""
+        reader = Reader(block, len(_INFO))
+        columns, rows = reader.number(), reader.number()
+        found: list[tuple[str, str]] = []
+        for _ in range(columns):
+            found.append((reader.text().decode("utf-8", "surrogateescape"), reader.text().decode()))
+            reader.at += self._version >= CUSTOM_SERIALIZATION
+            if rows:
+                reader.prefix(found[-1][1])
+                reader.column(found[-1][1], rows)
+        return self.header(found)
+
+
+def number(value: int) -> bytes:
+    """A number of variable length."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogateescape")
+    return number(len(data)) + data
+
+
+@compiled
+def _after_strings(data: Any, at: int, rows: int) -> int:
+    """The place after so many strings; beyond the data where they end within."""
+    for _ in range(rows):
+        length = shift = 0
+        while True:
+            if at >= len(data):
+                return len(data) + 1
+            byte = int(data[at])
+            at += 1
+            length |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+            if shift > 56:
+                return len(data) + 1
+        at += length
+        if at > len(data):
+            return len(data) + 1
+    return at
+
+
+class Reader:
     """Steps over what Native holds."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data, self.at = data, 0
+    def __init__(self, data: bytes, at: int = 0) -> None:
+        self.data, self.at, self.size = data, at, len(data)
 
     def first(self) -> int:
         """The rows of the first block."""
@@ -122,7 +192,7 @@ class _Reader:
         """A number of variable length."""
         found = shift = 0
         while True:
-            byte = self._data[self.at]
+            byte = self.data[self.at]
             self.at += 1
             found |= (byte & 0x7F) << shift
             if byte < 0x80:
@@ -133,12 +203,12 @@ class _Reader:
         """A string."""
         length = self.number()
         self.at += length
-        return self._data[self.at - length : self.at]
+        return self.data[self.at - length : self.at]
 
     def word(self) -> int:
         """A UInt64."""
         self.at += 8
-        found: int = struct.unpack_from("<Q", self._data, self.at - 8)[0]
+        found: int = struct.unpack_from("<Q", self.data, self.at - 8)[0]
         return found
 
     def prefix(self, type: str) -> None:
@@ -147,47 +217,53 @@ class _Reader:
         if name == "LowCardinality":
             self.at += 8
         elif name in ("Array", "Nullable", "Tuple", "Map", "Nested", "SimpleAggregateFunction"):
-            for each in _elements(name, inner):
+            for each in elements(name, inner):
                 self.prefix(each)
 
     def column(self, type: str, rows: int) -> None:
         """Step over a column's values."""
         name, inner = split_type(type)
-        if name in _SHAPES:
-            self.column(_SHAPES[name], rows)
+        if name in SHAPES:
+            self.column(SHAPES[name], rows)
         elif name == "String":
-            for _ in range(rows):
-                length = self.number()
-                self.at += length
+            self._strings(rows)
         elif name == "Nullable":
             self.at += rows
             self.column(inner[0], rows)
         elif name in ("Array", "Map", "Nested"):
             self.at += 8 * rows
-            items = struct.unpack_from("<Q", self._data, self.at - 8)[0] if rows else 0
-            for each in _elements(name, inner):
+            items = struct.unpack_from("<Q", self.data, self.at - 8)[0] if rows else 0
+            for each in elements(name, inner):
                 self.column(each, items)
         elif name in ("Tuple", "SimpleAggregateFunction"):
-            for each in _elements(name, inner):
+            for each in elements(name, inner):
                 self.column(each, rows)
             self.at += 0 if inner else rows
         elif name == "LowCardinality":
             self._dictionary(inner[0], rows)
         else:
-            self.at += _size(type, name, inner) * rows
+            self.at += size_of(type, name, inner) * rows
+
+    def _strings(self, rows: int) -> None:
+        if rows > _MANY:
+            self.at = _after_strings(np.frombuffer(self.data, np.uint8), self.at, rows)
+            return
+        for _ in range(rows):
+            length = self.number()
+            self.at += length
 
     def _dictionary(self, type: str, rows: int) -> None:
         if not rows:
             return
         flags = self.word()
-        if flags & _HAS_KEYS:
+        if flags & HAS_KEYS:
             name, inner = split_type(type)
             self.column(inner[0] if name == "Nullable" else type, self.word())
         values = self.word()
         self.at += values << (flags & 0xFF)  # indices of 1, 2, 4 or 8 bytes
 
 
-def _size(type: str, name: str, inner: list[str]) -> int:
+def size_of(type: str, name: str, inner: list[str]) -> int:
     """Bytes of a value."""
     if name == "FixedString":
         return int(inner[0])
@@ -206,7 +282,7 @@ def _size(type: str, name: str, inner: list[str]) -> int:
     return _SIZES[name]
 
 
-def _elements(name: str, inner: list[str]) -> list[str]:
+def elements(name: str, inner: list[str]) -> list[str]:
     """The types in a type: those of a Tuple may have names, SimpleAggregateFunction begins with its function."""
     if name == "SimpleAggregateFunction":
         return inner[1:]

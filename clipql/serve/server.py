@@ -27,7 +27,9 @@ from clipql.serve.app import make_app
 from clipql.serve.connections import Connection, Connections
 from clipql.serve.fellows import Fellows
 from clipql.serve.limits import Options
+from clipql.serve.listening import Doors
 from clipql.serve.service import Service
+from clipql.serve.tcp.port import NativePort, wrong_port
 from clipql.serve.workers.member import Member
 from clipql.tables.registry import INTERNAL
 from clipql.version import __version__
@@ -48,10 +50,15 @@ class Server(uvicorn.Server):
     """uvicorn that tells when it is ready, and leaves signals to `serve`: what runs at the end has its grace."""
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, ready: Callable[[], None], member: Member | None = None
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        ready: Callable[[], None],
+        member: Member | None = None,
+        native: NativePort | None = None,
     ) -> None:
         super().__init__(config)
-        self._service, self._ready, self._member = service, ready, member
+        self._service, self._ready, self._member, self._native = service, ready, member, native
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -59,6 +66,8 @@ class Server(uvicorn.Server):
         sandbox = self._service.options.sandbox.sentence
         LOG.info("started", extra={"fields": {"version": __version__, "pid": os.getpid(), "sandbox": sandbox}})
         self._loop = asyncio.get_running_loop()
+        if self._native is not None:
+            await self._native.open()
         if self._member is not None:
             self._attach(self._member)
         self._ready()
@@ -87,7 +96,11 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace = asyncio.get_running_loop().call_later(self._service.options.limits.grace, self._service.pool.stop_all)
         try:
+            if self._native is not None:
+                self._native.close()
             await super().shutdown(sockets)
+            if self._native is not None:
+                await self._native.ended(self._service.options.limits.grace + END_SECONDS)
         finally:
             grace.cancel()
             self._service.pool.stop_all()
@@ -143,19 +156,22 @@ def _spare_collections() -> None:
 
 def serve(
     database: Database,
-    bound: socket.socket | None,
+    doors: Doors | None,
     options: Options,
     ready: Callable[[], None],
     member: Member | None = None,
 ) -> None:
-    """Serve an open database on a bound socket until SIGTERM or SIGINT, then close it.
+    """Serve an open database on bound sockets until SIGTERM or SIGINT, then close it.
 
     What runs then has its grace; a second signal ends the process at once.
 
     ready: called once requests are taken. member: of a server of many processes, which is given its connections.
     """
     app: Any
-    app, service = make_app(database, options, member or Fellows())
+    app, statements = make_app(database, options, member or Fellows())
+    service = statements.service
+    connections = Connections(options.limits, wrong_port=wrong_port(doors.native if doors else ""))
+    native = NativePort(doors.tcp, doors, connections, statements) if doors and doors.tcp else None
     follower = None
     if member is not None and not member.writes:
         if isinstance(database, ReadOnlyDatabase):
@@ -164,7 +180,7 @@ def serve(
         app = member.worker(app, follower)
     config = uvicorn.Config(
         app,
-        http=partial(Connection, Connections(options.limits)),  # type: ignore[arg-type]
+        http=partial(Connection, connections),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -175,7 +191,9 @@ def serve(
         timeout_graceful_shutdown=options.limits.grace + END_SECONDS,
         backlog=256,  # as many are accepted at once, before the oldest make room
     )
-    server = Server(config, service, ready, member)
+    config.load()
+    config.ssl = doors.tls if doors else None
+    server = Server(config, service, ready, member, native)
 
     def stop(number: int, frame: FrameType | None) -> None:
         LOG.info("stopping", extra={"fields": {"signal": signal.Signals(number).name}})
@@ -190,7 +208,7 @@ def serve(
     signals = (signal.SIGTERM, signal.SIGINT) if member is None else (signal.SIGTERM,)
     before = {number: signal.signal(number, stop) for number in signals}
     try:
-        server.run(sockets=[bound] if bound is not None else [])
+        server.run(sockets=[doors.http] if doors else [])
     finally:
         if follower is not None:
             follower.stop()
@@ -198,8 +216,8 @@ def serve(
             LOG.error("ended while a query still ran")
             os._exit(1)
         database.close()
-        if bound is not None:
-            bound.close()
+        if doors is not None:
+            doors.close()
         for number, handler in before.items():
             signal.signal(number, handler)
         LOG.info("stopped")

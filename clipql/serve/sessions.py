@@ -86,6 +86,14 @@ class Sessions:
         kept.ends = time.monotonic() + kept.timeout
         kept.lock.release()
 
+    def end(self, id: str) -> None:
+        """Nobody will use a session again, whose last statement may still run."""
+        with self._lock:
+            kept = self._kept.get(id)
+            if kept is not None:
+                kept.timeout, kept.ends = 0.0, min(kept.ends, time.monotonic() - 1)
+            self._sweep()
+
     def keeps(self, kept: Kept) -> None:
         """A statement of a session, which runs, may leave something in it."""
         if not kept.keeps:
@@ -95,7 +103,7 @@ class Sessions:
     def _sweep(self) -> None:
         now = time.monotonic()
         for id, kept in list(self._kept.items()):
-            if kept.ends and kept.ends < now and not kept.lock.locked():
+            if kept.ends and kept.ends <= now and not kept.lock.locked():
                 del self._kept[id]
                 if kept.keeps:
                     self._fellows.ended(session_kept(id))

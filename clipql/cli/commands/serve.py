@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from clipql.connection import place
 from clipql.errors import NotADatabase, ServerError
 from clipql.serve import listening, sandbox, scratch
 from clipql.serve.limits import Limits, Options
+from clipql.serve.listening import Doors
 from clipql.serve.picture_files import Helper
 from clipql.storage import catalog
 
@@ -32,6 +32,14 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)"
     )
     made.add_argument("--port", type=int, default=8123, metavar="N", help="port; 0 takes a free one (default: 8123)")
+    made.add_argument(
+        "--tcp-port",
+        type=int,
+        metavar="N",
+        help="port of ClickHouse's native protocol, often 9000; 0 takes a free one (default: not served)",
+    )
+    made.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate (PEM): HTTPS, and TLS on --tcp-port")
+    made.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (default: in the file of the certificate)")
     made.add_argument(
         "--token", metavar="TEXT", help="what clients must bring as token or password (default: $CLIPQL_TOKEN)"
     )
@@ -157,7 +165,7 @@ def _cluster(arguments: argparse.Namespace) -> Database:
     return database
 
 
-def _in_folder(arguments: argparse.Namespace, bound: socket.socket, options: Options, model: str | None) -> int:
+def _in_folder(arguments: argparse.Namespace, doors: Doors, options: Options, model: str | None) -> int:
     """Serve a folder, behind the kernel's wall: it goes up before the engine and all that has threads is loaded."""
     folder = Path(place(getattr(arguments, "db", None))).absolute()
     mode, write = arguments.sandbox, options.write
@@ -167,13 +175,15 @@ def _in_folder(arguments: argparse.Namespace, bound: socket.socket, options: Opt
             "one with `clipql ingest`, or give --write"
         )
     if arguments.workers > 1:
+        if doors.tcp or doors.tls:
+            raise ServerError("--workers: the native protocol and TLS are served by one process; leave it out")
         if not write and not scratch.is_settled(folder):
             with scratch.opened(folder) as own:
                 scratch.in_child(lambda: _settle(folder, own, model, mode))
         from clipql.serve.workers.fleet import Fleet
 
         fleet = Fleet(folder, arguments.workers, options, model, mode, arguments.log_level)
-        return fleet.serve(bound, _ready(folder, bound, arguments.host))
+        return fleet.serve(doors.http, _ready(folder, doors))
     with scratch.opened(folder) as own, ExitStack() as held:
         if not write and not scratch.is_settled(folder):
             scratch.in_child(lambda: _settle(folder, own, model, mode))
@@ -197,7 +207,7 @@ def _in_folder(arguments: argparse.Namespace, bound: socket.socket, options: Opt
                 database.registry.engine.run("SYSTEM STOP MERGES")  # they could not write
             else:
                 database.indexes.resume()
-            server.serve(database, bound, options, _ready(folder, bound, arguments.host))
+            server.serve(database, doors, options, _ready(folder, doors))
     return 0
 
 
@@ -209,7 +219,7 @@ def _settle(folder: Path, own: scratch.Scratch, model: str | None, mode: str) ->
     Database(folder, model=model).close()
 
 
-def _over_shards(arguments: argparse.Namespace, bound: socket.socket, options: Options) -> int:
+def _over_shards(arguments: argparse.Namespace, doors: Doors, options: Options) -> int:
     if arguments.workers > 1:
         raise ServerError("--workers: with --ray, the processes are Ray's; leave it out")
     if arguments.sandbox == "require":
@@ -220,15 +230,15 @@ def _over_shards(arguments: argparse.Namespace, bound: socket.socket, options: O
     log_to_stderr(arguments.log_level)
     database = _cluster(arguments)
     try:
-        server.serve(database, bound, options, _ready(database.path, bound, arguments.host))
+        server.serve(database, doors, options, _ready(database.path, doors))
     finally:
         database.close()
     return 0
 
 
-def _ready(served: Path, bound: socket.socket, host: str) -> Callable[[], None]:
-    url = listening.url_of(bound, host)
-    return lambda: print(f"clipql serves {served} at {url}", flush=True)
+def _ready(served: Path, doors: Doors) -> Callable[[], None]:
+    native = f", and by the native protocol at {doors.native}" if doors.tcp else ""
+    return lambda: print(f"clipql serves {served} at {doors.url}{native}", flush=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -259,10 +269,16 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.sandbox != "off" and not arguments.ray:
         compile_ahead()
-    with listening.bind(arguments.host, arguments.port) as bound:
+    tls = listening.tls(arguments.tls_cert, arguments.tls_key)
+    with ExitStack() as held:
+        http = held.enter_context(listening.bind(arguments.host, arguments.port))
+        tcp = None
+        if arguments.tcp_port is not None:
+            tcp = held.enter_context(listening.bind(arguments.host, arguments.tcp_port, "--tcp-port"))
+        doors = Doors(http, arguments.host, tcp, tls)
         if arguments.ray:
-            status = _over_shards(arguments, bound, options)
+            status = _over_shards(arguments, doors, options)
         else:
-            status = _in_folder(arguments, bound, options, _absolute(arguments.model))
+            status = _in_folder(arguments, doors, options, _absolute(arguments.model))
     sys.stdout.flush()
     return status

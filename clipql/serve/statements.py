@@ -1,0 +1,228 @@
+"""Statements from the network, whichever protocol they came by: their sessions, their ids, the work on them.
+
+What must stay true: a statement holds its session, its id and what counts for its body from `prepare` until `leave`,
+which follows once the work on it has ended in truth; the guard looks at each before it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from clipql.engine.quoting import quote_name
+from clipql.engine.users import Acting, EngineUser
+from clipql.errors import QueryError
+from clipql.serve import allowed, external, native_answers, told
+from clipql.serve import clickhouse_request as reading
+from clipql.serve.allowed import words
+from clipql.serve.guard import Checked
+from clipql.serve.pool import Pipe
+from clipql.serve.request_body import Held
+from clipql.serve.service import Request, Service
+from clipql.serve.sessions import Kept, Sessions
+from clipql.serve.short_way import ShortWay
+from clipql.serve.spelling import with_identifiers
+from clipql.serve.told import Told
+from clipql.sql import settings as own_settings
+from clipql.sql.session import Answer, Session
+from clipql.syntax.reading import read
+from clipql.syntax.statements import Insert
+
+LOG = logging.getLogger("clipql.serve")
+# what is shorter is read at once, on the event loop
+SHORT = 1 << 13
+# statements after which a session is as it was before
+LEAVE_NOTHING = words("SELECT WITH SHOW DESCRIBE DESC EXISTS EXPLAIN INSERT KILL")
+
+
+@dataclass
+class Call:
+    """One statement, taken apart. held: what its data take. alone: its user, where there is one of its own.
+
+    version: of the client, for answers in Native; 0 for one that names none. blocks: whether the answer is blocks of
+    Native, handed over one by one, the first of which has no rows and names the columns. describes: whether the answer
+    to an INSERT is the columns that it fills, and nothing is inserted.
+    """
+
+    query_id: str
+    held: Held
+    params: Mapping[str, str] = field(default_factory=dict)
+    tables: tuple[external.External, ...] = ()
+    alone: EngineUser | None = None
+    asked: reading.Asked = field(default_factory=lambda: reading.Asked(""))
+    request: Request = field(default_factory=lambda: Request(""))
+    acting: Acting | None = None
+    kept: Kept | None = None
+    checked: Checked | None = None
+    version: int = 0
+    blocks: bool = False
+    describes: bool = False
+    binding: Mapping[str, Any] = field(default_factory=dict)
+    submitted: bool = False
+    writes: bool = False
+    began: float = field(default_factory=time.perf_counter)
+    code: int = 0
+
+
+class Statements:
+    """The statements of a service."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.sessions = Sessions(
+            service.engine,
+            service.new_user,
+            service.database.session,
+            service.options.limits.sessions,
+            service.fellows,
+        )
+        found = service.engine.arrow("SELECT version(), timezone()")
+        self.version, self.timezone = (str(column[0].as_py()) for column in found.columns)
+        self._running, self._short = service.running, ShortWay(service)
+        self._texts: dict[str, tuple[str, float]] = {}
+        self._told = Told(service.options.write, lambda: [(id, *said) for id, said in self._texts.copy().items()])
+
+    def prepare(self, call: Call, request: Request, kept: Kept | None = None) -> None:
+        """Have a statement ready to be run: whose it is, its values, its settings. kept: its session, if it has one.
+
+        Raises QueryError, and holds nothing of it then.
+        """
+        call.request, call.kept = request, kept
+        try:
+            call.binding = {**(kept.session.params if kept else {}), **request.params}
+            call.alone = self.service.new_user() if call.tables and not kept else None
+            call.acting = self.service.acting(kept.user if kept else call.alone, request)
+            if call.query_id in self._running:
+                raise QueryError(
+                    f"Query with id = {call.query_id} is already running",
+                    code=216,
+                    name="QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
+                )
+        except BaseException:
+            self.leave(call)
+            raise
+
+    def leave(self, call: Call) -> None:
+        """Nothing works for a call any more."""
+        call.held.release()
+        if call.kept is not None:
+            self.sessions.release(call.kept)
+            call.kept = None
+        if self._running.remove(call.query_id, call.acting):
+            self._texts.pop(call.query_id, None)
+
+    def finished(self, face: str, call: Call, status: int) -> None:
+        """Count and log a statement. face: the protocol that it came by."""
+        seconds = time.perf_counter() - call.began
+        self.service.metrics.requests.labels(face, str(status)).inc()
+        self.service.metrics.took(face, seconds)
+        if call.submitted:
+            database, began = call.request.database or "default", time.time() - seconds
+            self._told.ended(told.Asked(call.query_id, call.asked.sql, database, began, seconds, call.code))
+        fields = {"query_id": call.query_id, "status": status, "seconds": round(seconds, 6)}
+        code = {"code": call.code} if call.code else {}
+        LOG.info("query", extra={"fields": {**fields, **code, "sql": call.asked.sql[:500]}})
+
+    def at_once(self, call: Call) -> Answer | None:
+        """The answer to what is short work; None for anything else. Raises ClipqlError."""
+        if call.kept or call.alone or call.acting is None or call.asked.data is not None or call.tables:
+            return None
+        sql = with_identifiers(call.asked.sql, call.binding)
+        if call.version or len(sql) > SHORT:
+            return None
+        own = self.service.guard.settings(call.request.settings)[1]
+        write = call.request.write and self.service.options.write
+        return self._short.answer(sql, call.request.params, call.request.format, call.acting, own, write=write)
+
+    def submit(self, call: Call, pipe: Pipe) -> Any:
+        """Have a statement run; the future of its answer, whose pieces go through the pipe. Raises Busy."""
+        assert call.acting is not None
+        self._running.add(call.query_id, call.acting)
+        self._texts[call.query_id] = (call.asked.sql, time.time())
+        future = self.service.pool.submit(
+            lambda: self._carried_out(call, pipe.put), call.acting, lambda: self.leave(call)
+        )
+        call.submitted = True
+        return future
+
+    def stop(self, call: Call, pipe: Pipe) -> None:
+        """Cancel what nobody waits for."""
+        pipe.close()
+        if call.acting is not None:
+            self.service.pool.stop(call.acting)
+
+    # in a thread of the pool
+
+    def _carried_out(self, call: Call, sink: Callable[[bytes], None]) -> Answer:
+        try:
+            return self._carry_out(call, sink)
+        finally:
+            if call.writes:
+                self.service.fellows.wrote()
+            if call.alone is not None:
+                self.service.engine.forget(call.alone)
+
+    def _carry_out(self, call: Call, sink: Callable[[bytes], None]) -> Answer:
+        service, acting = self.service, call.acting
+        assert acting is not None
+        call.request.sql = with_identifiers(self._told.rewritten(call.asked.sql), call.binding)
+        with service.engine.act(acting):
+            checked = service.guard.check(call.request.sql, write=call.request.write and service.options.write)
+            call.checked = checked
+            call.writes = checked.writes
+            if call.kept is not None and checked.word not in LEAVE_NOTHING:
+                self.sessions.keeps(call.kept)
+            if checked.kills is not None:
+                return self._kill(checked.kills, call, stop=not checked.tests)
+            alone = call.kept is None and checked.sets
+            if call.kept is None and checked.temporary:
+                raise QueryError(
+                    "a temporary table needs a session: give session_id", code=372, name="SESSION_NOT_FOUND"
+                )
+            session = call.kept.session if call.kept else None
+            if call.describes:
+                return self._described(checked, call, session)
+            if call.asked.data is not None and checked.writes:
+                own = session or service.database.session()
+                data = [call.asked.data] if isinstance(call.asked.data, bytes) else call.asked.data
+                return own.load(checked.sql, call.asked.format, data)
+            if not alone:
+                with external.given(service, call.tables, session or service.database.session()):
+                    return native_answers.run(
+                        service, checked, call.request, call.version, session, sink, apart=call.blocks
+                    )
+        user = service.new_user()  # what is SET without a session holds for nothing else
+        try:
+            with service.engine.act(service.acting(user, call.request)):
+                return service.run_checked(checked, call.request)
+        finally:
+            service.engine.forget(user)
+
+    def _described(self, checked: Checked, call: Call, session: Session | None) -> Answer:
+        """The columns of the table of an INSERT, as DESCRIBE has them. Raises QueryError where it would not be run."""
+        statement = read(checked.sql).kind
+        if not isinstance(statement, Insert):
+            raise QueryError("expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")
+        table = ".".join(quote_name(n) for n in (statement.table.database, statement.table.name) if n)
+        described = self.service.guard.check(f"DESCRIBE TABLE {table}", write=False)
+        return self.service.run_checked(described, replace(call.request, format="ArrowStream"), session)
+
+    def _kill(self, query_id: str, call: Call, *, stop: bool) -> Answer:
+        found = self._running.kill(query_id, call.acting) if stop else query_id in self._running
+        status = "waiting" if found else "no such query"
+        sql = f"SELECT '{status}' AS kill_status, {{id:String}} AS query_id, 'default' AS user" + (
+            "" if found else " WHERE 0"
+        )
+        format = own_settings.take_format(f"SELECT {call.asked.sql}")[1] or call.request.format
+        output = self.service.engine.query(sql, format, params={"id": query_id}, user=False)
+        return Answer(output, format, 0.0)
+
+
+def format_of(name: str) -> str:
+    """A format by its name. Raises QueryError for one that the network may not name."""
+    if name not in allowed.FORMATS:
+        raise QueryError(f"Unknown format {name[:60]}", code=73, name="UNKNOWN_FORMAT")
+    return name

@@ -1,0 +1,183 @@
+"""Blocks that a client sends, as Native has them without a version: what an INSERT and external tables bring.
+
+What must stay true: nothing is taken beyond the limit for one block; where the next packet begins is known, or the
+conversation ends.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from clipql.errors import QueryError
+from clipql.serve.native_blocks import (
+    CUSTOM_SERIALIZATION,
+    HAS_KEYS,
+    SHAPES,
+    elements,
+    number,
+    size_of,
+    split_type,
+)
+from clipql.serve.tcp.wire import Source, broken
+from clipql.serve.unpacking import too_large
+from clipql.storage.vectors.compiled import compiled
+
+_NAME, _COLUMNS = 1 << 16, 10_000
+
+
+class Block:
+    """A block. columns: names and types. data: it in Native; empty where it has no columns, which ends the data."""
+
+    def __init__(self) -> None:
+        self.columns: list[tuple[str, str]] = []
+        self.rows = self.size = 0
+        self.pieces: list[bytes] = []
+
+    @property
+    def data(self) -> bytes:
+        """It in Native."""
+        return b"".join(self.pieces)
+
+
+async def read_block(source: Source, revision: int, most: int, count: Callable[[int], None]) -> Block:
+    """The next block. most: its bytes. count: told of bytes before they are kept. Raises QueryError."""
+    return await _Reading(source, revision, most, count).block()
+
+
+class _Reading:
+    def __init__(self, source: Source, revision: int, most: int, count: Callable[[int], None]) -> None:
+        self._source, self._revision, self._most, self._count = source, revision, most, count
+        self._block = Block()
+
+    async def block(self) -> Block:
+        source, block = self._source, self._block
+        while field := await source.number():  # what sort of block it is
+            await source.take(1 if field == 1 else 4)
+            if field > 2:
+                raise broken(f"a block tells field {field} of itself")
+        columns, block.rows = await source.number(), await source.number()
+        if columns > _COLUMNS:
+            raise broken(f"a block claims {columns:,} columns")
+        self._keep(number(columns) + number(block.rows))
+        for _ in range(columns):
+            name, type = await source.text(_NAME), await source.text(_NAME)
+            block.columns.append((name, type))
+            for each in (name, type):
+                data = each.encode()
+                self._keep(number(len(data)) + data)
+            if self._revision >= CUSTOM_SERIALIZATION and await source.byte():
+                raise QueryError(
+                    f"the column {name[:60]} is serialized in a special way, which is not read here: send it plain",
+                    code=48,
+                    name="NOT_IMPLEMENTED",
+                )
+            if block.rows:
+                await self._prefix(type)
+                await self._column(type, block.rows)
+        return block
+
+    def _keep(self, data: bytes) -> None:
+        self._claim(len(data))
+        self._block.pieces.append(data)
+
+    def _claim(self, size: int) -> None:
+        self._block.size += size
+        if self._block.size > self._most:
+            raise too_large(self._most)
+        self._count(size)
+
+    async def _take(self, size: int) -> bytes:
+        self._claim(size)
+        data = await self._source.take(size)
+        self._block.pieces.append(data)
+        return data
+
+    async def _prefix(self, type: str) -> None:
+        name, inner = split_type(type)
+        if name == "LowCardinality":
+            await self._take(8)
+        elif name in ("Array", "Nullable", "Tuple", "Map", "Nested", "SimpleAggregateFunction"):
+            for each in elements(name, inner):
+                await self._prefix(each)
+
+    async def _column(self, type: str, rows: int) -> None:
+        name, inner = split_type(type)
+        if name in SHAPES:
+            await self._column(SHAPES[name], rows)
+        elif name == "String":
+            await self._strings(rows)
+        elif name == "Nullable":
+            await self._take(rows)
+            await self._column(inner[0], rows)
+        elif name in ("Array", "Map", "Nested"):
+            offsets = await self._take(8 * rows)
+            items = struct.unpack_from("<Q", offsets, 8 * rows - 8)[0] if rows else 0
+            if items > self._most:
+                raise too_large(self._most)
+            for each in elements(name, inner):
+                await self._column(each, items)
+        elif name in ("Tuple", "SimpleAggregateFunction"):
+            for each in elements(name, inner):
+                await self._column(each, rows)
+            if not inner:
+                await self._take(rows)
+        elif name == "LowCardinality":
+            await self._dictionary(inner[0], rows)
+        else:
+            await self._take(size_of(type, name, inner) * rows)
+
+    async def _dictionary(self, type: str, rows: int) -> None:
+        if not rows:
+            return
+        (flags,) = struct.unpack("<Q", await self._take(8))
+        if flags & HAS_KEYS:
+            name, inner = split_type(type)
+            (keys,) = struct.unpack("<Q", await self._take(8))
+            await self._column(inner[0] if name == "Nullable" else type, keys)
+        (values,) = struct.unpack("<Q", await self._take(8))
+        if flags & 0xFF > 3:
+            raise broken("the indices of a LowCardinality column are of no known size")
+        await self._take(values << (flags & 0xFF))
+
+    async def _strings(self, rows: int) -> None:
+        source = self._source
+        while rows:
+            there = memoryview(source.buffer)[source.at :]
+            done, size = _whole_strings(np.frombuffer(there, np.uint8), rows) if len(there) else (0, 0)
+            there.release()
+            if done:
+                await self._take(int(size))
+                rows -= int(done)
+            else:
+                await self._string()
+                rows -= 1
+
+    async def _string(self) -> None:
+        size = await self._source.number()
+        self._keep(number(size))
+        await self._take(size)
+
+
+@compiled
+def _whole_strings(data: Any, rows: int) -> Any:
+    """How many strings, of so many, lie in the data as a whole, and their bytes."""
+    at = done = 0
+    while done < rows:
+        place, length, shift, ended = at, 0, 0, False
+        while place < len(data) and shift <= 56:
+            byte = int(data[place])
+            place += 1
+            length |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                ended = True
+                break
+            shift += 7
+        if not ended or place + length > len(data):
+            break
+        at = place + length
+        done += 1
+    return done, at

@@ -1,0 +1,189 @@
+"""Bytes from a client as they are asked for: numbers, strings, pieces; plain, in chunks, or in compressed frames.
+
+https://clickhouse.com/docs/native-protocol/basics. What must stay true: what is held grows with what has come, never
+with what was claimed; a number or a string that is longer than it may be ends the conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable
+
+from clipql.errors import QueryError
+from clipql.serve.unpacking import too_large, unpack_blocks
+
+# bytes that have come and are not asked for yet, beyond which nothing more is read
+ROOM = 4 << 20
+# bytes that were taken, beyond which they are let go
+_TAKEN = 1 << 16
+# the header of a compressed frame: hash, method, size, size unpacked
+_FRAME = 25
+# bytes of a frame that are unpacked on the event loop
+_SHORT = 1 << 16
+
+
+class Gone(Exception):
+    """The client has closed the connection."""
+
+
+def broken(what: str) -> QueryError:
+    """The error of bytes that are not in the protocol."""
+    return QueryError(f"the client's bytes are not in the native protocol: {what}", code=101, name="UNEXPECTED_PACKET")
+
+
+class Source:
+    """Bytes in order."""
+
+    def __init__(self) -> None:
+        self.buffer, self.at = bytearray(), 0
+
+    async def more(self) -> None:
+        """Have at least one byte more. Raises Gone."""
+        raise NotImplementedError
+
+    async def need(self, size: int) -> None:
+        """Have so many bytes that are not taken yet."""
+        while len(self.buffer) - self.at < size:
+            await self.more()
+
+    async def take(self, size: int) -> bytes:
+        """The next bytes."""
+        if len(self.buffer) - self.at < size:
+            await self.need(size)
+        data = bytes(memoryview(self.buffer)[self.at : self.at + size])
+        self.at += size
+        self.let_go()
+        return data
+
+    def let_go(self) -> None:
+        """Keep nothing of what was taken."""
+        if self.at >= _TAKEN or self.at == len(self.buffer):
+            del self.buffer[: self.at]
+            self.at = 0
+
+    async def byte(self) -> int:
+        """One byte."""
+        if self.at >= len(self.buffer):
+            await self.need(1)
+        found = self.buffer[self.at]
+        self.at += 1
+        return found
+
+    async def number(self) -> int:
+        """A number of variable length, less than 2 to the 63rd."""
+        found = shift = 0
+        while True:
+            byte = await self.byte()
+            found |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return found
+            shift += 7
+            if shift > 56:
+                raise broken("a number is longer than nine bytes")
+
+    async def text(self, most: int) -> str:
+        """A string of at most so many bytes."""
+        size = await self.number()
+        if size > most:
+            raise broken(f"a string claims {size:,} bytes, where at most {most:,} are expected")
+        return (await self.take(size)).decode("utf-8", "replace")
+
+
+class Incoming(Source):
+    """What comes from a connection. pause, resume: stop and go on reading from it."""
+
+    def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        super().__init__()
+        self._pause, self._resume, self._paused = pause, resume, False
+        self._waiting: asyncio.Future[None] | None = None
+        self._ended = False
+        # None: bytes come as they are. Else those of a chunk that are still to come, and what came of its header
+        self._left: int | None = None
+        self._head = b""
+
+    def feed(self, data: bytes) -> None:
+        """More has come."""
+        if self._left is None:
+            self.buffer += data
+        else:
+            self._unchunk(data)
+        if len(self.buffer) - self.at > ROOM and not self._paused:
+            self._paused = True
+            self._pause()
+        self._wake()
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        self._ended = True
+        self._wake()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the client has gone, whatever it sent before."""
+        return self._ended
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def more(self) -> None:
+        had = len(self.buffer)
+        while len(self.buffer) == had:
+            if self._ended:
+                raise Gone
+            if self._paused:
+                self._paused = False
+                self._resume()
+            waiting = self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await waiting
+            finally:
+                if self._waiting is waiting:  # one that was cancelled may end after the next has begun
+                    self._waiting = None
+
+    def unchunk(self) -> None:
+        """All that follows comes in chunks: a size of four bytes and so many more; 0 ends a packet."""
+        self._left = 0
+        rest = bytes(self.buffer[self.at :])
+        del self.buffer[self.at :]
+        self._unchunk(rest)
+
+    def _unchunk(self, data: bytes) -> None:
+        at, left = 0, self._left or 0
+        while at < len(data):
+            if left:
+                part = data[at : at + left]
+                self.buffer += part
+                at += len(part)
+                left -= len(part)
+                continue
+            missing = 4 - len(self._head)
+            self._head += data[at : at + missing]
+            at += missing
+            if len(self._head) == 4:
+                (left,) = struct.unpack("<I", self._head)
+                self._head = b""
+        self._left = left
+
+
+class Unpacked(Source):
+    """The data in compressed frames. most: bytes of one frame, as it comes and unpacked."""
+
+    def __init__(self, packed: Source, most: int) -> None:
+        super().__init__()
+        self._packed, self._most = packed, most
+
+    async def more(self) -> None:
+        packed = self._packed
+        await packed.need(_FRAME)
+        size, claimed = struct.unpack_from("<II", packed.buffer, packed.at + 17)
+        if size < 9:
+            raise broken("a compressed frame is shorter than its header")
+        if max(size, claimed) > self._most:
+            raise too_large(self._most)
+        frame = await packed.take(16 + size)
+        if max(size, claimed) <= _SHORT:
+            self.buffer += unpack_blocks(frame, self._most)
+        else:
+            self.buffer += await asyncio.to_thread(unpack_blocks, frame, self._most)
