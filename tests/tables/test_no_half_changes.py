@@ -84,11 +84,8 @@ ALTER TABLE laion FETCH PARTITION 1 FROM '/x'
 ALTER TABLE laion FREEZE
 ALTER TABLE laion UNFREEZE WITH NAME 'b'
 ALTER TABLE laion EXPORT PART 'x' TO TABLE p
-ALTER TABLE laion CLEAR COLUMN v
 ALTER TABLE laion CLEAR COLUMN v IN PARTITION 1
-ALTER TABLE laion UPDATE v = [1] WHERE 1
 ALTER TABLE laion UPDATE s = 'x', v = [1] WHERE 1
-ALTER TABLE laion (UPDATE v = [] WHERE 1)
 ALTER TABLE laion DROP COLUMN v
 ALTER TABLE laion (DROP COLUMN v)
 ALTER TABLE laion (MODIFY COLUMN v Array(Float64))
@@ -149,6 +146,8 @@ ALTER TABLE laion UPDATE _row = 5 WHERE 1
 ALTER TABLE laion UPDATE s = joinGet('missing', 's', id) WHERE id = 1
 ALTER TABLE laion UPDATE s = joinGet('j', 's', id) WHERE id = 1
 UPDATE laion SET v = [1] WHERE id = 1
+ALTER TABLE laion UPDATE v = [1] WHERE 1
+ALTER TABLE laion (UPDATE v = [] WHERE 1)
 INSERT INTO laion (_row, id, s) VALUES (3, 5, 'x')
 INSERT INTO laion (_row, id, v, s) SELECT 9, 5, [1, 2], 'x'
 INSERT INTO laion (id, s) VALUES (5, 'x')
@@ -158,6 +157,8 @@ JOINED = [(1, [1.0, 2.0], "joined"), *ROWS[1:]]
 ONE, TWO = ROWS[:1], ROWS[1:2]
 # carried out: what the tables hold afterwards, None where they are gone
 DONE: list[tuple[str, dict[str, Any]]] = [
+    ("ALTER TABLE laion CLEAR COLUMN v", {LAION: [(id, [], s) for id, _, s in ROWS]}),
+    ("ALTER TABLE laion (UPDATE v = [7, id] WHERE id = 2)", {LAION: [ROWS[0], (2, [7.0, 2.0], "two"), ROWS[2]]}),
     ("CREATE OR REPLACE VIEW laion AS SELECT 1 AS x", {LAION: [(1,)]}),
     ("CREATE OR REPLACE VIEW `l\\x61ion` AS SELECT 1 AS x", {LAION: [(1,)]}),
     ("USE o ;; CREATE OR REPLACE VIEW laion AS SELECT 1 AS x", {"o.laion": [(1,)]}),
