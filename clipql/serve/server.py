@@ -154,6 +154,33 @@ def _spare_collections() -> None:
     gc.set_threshold(first, second, COLLECTIONS)
 
 
+class Ending:
+    """ASGI around an application: what is cut off at the end of the server is told so, and to come again."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        begun = False
+
+        async def noted(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if begun or scope["type"] != "http":
+                raise
+            headers = [(b"retry-after", b"1"), (b"content-type", b"text/plain; charset=utf-8")]
+            await send({"type": "http.response.start", "status": 503, "headers": headers})
+            await send({"type": "http.response.body", "body": _CUT_OFF})
+
+
+_CUT_OFF = b"the server is ending: whether a statement that writes was carried out is not known\n"
+
+
 def serve(
     database: Database,
     doors: Doors | None,
@@ -179,7 +206,7 @@ def serve(
             follower.start()
         app = member.worker(app, follower)
     config = uvicorn.Config(
-        app,
+        Ending(app),
         http=partial(Connection, connections),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from typing import Any
 
 import pytest
 
 from clipql.serve.fellows import session_kept, session_runs
 from clipql.serve.limits import Limits
+from clipql.serve.server import Ending
 from clipql.serve.workers import board as numbers
 from clipql.serve.workers import channel as letters
 from clipql.serve.workers.board import QUERIES, Board
@@ -156,3 +159,23 @@ def test_a_channel_carries_messages_and_tells_of_the_end() -> None:
     assert list(theirs.receive()) == [None]
     assert not theirs.send(letters.READY)
     theirs.close()
+
+
+def test_what_is_cut_off_at_the_end_of_the_server_is_told_to_come_again() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def ended() -> None:
+        task = asyncio.ensure_future(Ending(endless)({"type": "http"}, None, send))
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    asyncio.run(ended())
+    assert (sent[0]["status"], dict(sent[0]["headers"])[b"retry-after"]) == (503, b"1")
+    assert b"whether a statement that writes was carried out is not known" in sent[1]["body"]
