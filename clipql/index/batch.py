@@ -19,6 +19,7 @@ from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
 ROWS_AT_ONCE, QUERIES_AT_ONCE, PAIRS_AT_ONCE = 8_192, 512, 8_192
+MOST_QUERIES = 8_192  # where there are few rows
 SPARE = 24  # candidates beyond the k-th, so that rounding seldom decides
 # relative to the largest terms that a float32 score is made of
 ROUNDING = 4e-6
@@ -41,8 +42,11 @@ def nearest_each(
     """
     rows = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf)
-    for a in range(0, len(queries), QUERIES_AT_ONCE):
-        part = slice(a, min(len(queries), a + QUERIES_AT_ONCE))
+    # as many scores at once whatever the rows: products of large matrices take less time
+    step = max(QUERIES_AT_ONCE, QUERIES_AT_ONCE * ROWS_AT_ONCE // max(1, min(store.rows - first, ROWS_AT_ONCE)))
+    step = min(step, MOST_QUERIES)
+    for a in range(0, len(queries), step):
+        part = slice(a, min(len(queries), a + step))
         found, taken, unsure = _candidates(store, metric, queries[part], k, among, first, stopped)
         for i in np.flatnonzero(unsure):
             query, weight = queries[a + i].astype(np.float64), -1.0 if metric.larger_is_nearer else 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,25 +61,3 @@ def test_the_statements_run_from_top_to_bottom(db: clipql.Database) -> None:
     assert db.sql(f"SELECT count() > 0, {wrong} FROM laion{alone}").rows == [(1, 0)]
     assert not db.sql("SELECT id FROM laion AS l JOIN evals AS e ON l.id = e.id").rows
     assert db.sql("SELECT count() - uniqExact(image_embedding) FROM laion").rows == [(0,)]
-
-
-def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    text = (Path(__file__).parents[2] / "docs" / "examples" / "datacomp_small.ipynb").read_text("utf-8")
-    cells = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
-    assert "ROWS = 20_000" in cells[0]
-    names: dict[str, Any] = {}
-    try:
-        for cell in cells:
-            exec(compile(cell.replace("ROWS = 20_000", "ROWS = 400"), "notebook", "exec"), names)
-        counts = names["counts"]
-        assert counts[0] == 420
-        assert counts[1] == counts[0] - names["told"].duplicates
-        assert sorted(counts, reverse=True) == counts
-        assert 0 < counts[-1] < counts[0] // 2
-        assert names["exported"].rows == counts[-1]
-        assert list((tmp_path / "kept").glob("*.tar"))
-    finally:
-        names["plt"].close("all")
-        names["db"].close()
