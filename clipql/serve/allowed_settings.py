@@ -9,7 +9,7 @@ is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from clipql.engine.embedded import Engine
 from clipql.errors import QueryError
@@ -32,9 +32,22 @@ class Settings:
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self._limits = limits
         found = engine.arrow(
-            "SELECT name, type FROM system.merge_tree_settings UNION ALL SELECT name, type FROM system.settings"
+            "SELECT name, type, value FROM system.merge_tree_settings "
+            "UNION ALL SELECT name, type, value FROM system.settings"
         )
-        self._known = dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))
+        names, types, values = (column.to_pylist() for column in found.columns)
+        self._known = dict(zip(names, types, strict=True))
+        self._values = dict(zip(names, values, strict=True))
+
+    def without_idle(self, given: Mapping[str, str], important: Collection[str]) -> dict[str, str]:
+        """Settings that a client of the native protocol sends, but those that change nothing: which have the value that
+        holds anyway, or which are not known, unless they are important to it."""
+        return {
+            name: value
+            for name, value in given.items()
+            if name in own_settings.OURS
+            or (name in important if name not in self._known else value != self._values[name])
+        }
 
     def check_set(self, statement: Set) -> None:
         """Raise QueryError for a SET of what may not be set."""

@@ -15,7 +15,7 @@ What must stay true: what runs is the text that was checked last, and what is no
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from clipql.encode.names import DEFAULT_MODEL
@@ -247,13 +247,9 @@ class Guard:
         """Settings given beside a statement, as `Settings.given`."""
         return self._settings.given(given)
 
-    def knows_setting(self, name: str, value: str) -> bool:
-        """Whether a setting is one that there is, allowed or not."""
-        try:
-            self._settings.given({name: value})
-        except QueryError as error:
-            return error.code != 115
-        return True
+    def without_idle(self, given: Mapping[str, str], important: Collection[str]) -> dict[str, str]:
+        """Settings that a client of the native protocol sends, as `Settings.without_idle`."""
+        return self._settings.without_idle(given, important)
 
     def check_database(self, name: str) -> None:
         """Raise QueryError for a database that nobody from the network works in."""

@@ -274,12 +274,22 @@ def size_of(type: str, name: str, inner: list[str]) -> int:
         return 8
     if name not in _SIZES:
         raise QueryError(
-            f"a column of type {type[:100]} is not written as Native for client_protocol_version: ask for it as a "
-            "String, or in another format",
+            f"a column of type {type[:100]} is not told apart in Native for clients that name their version: ask for "
+            "it as a String, or in another format",
             code=48,
             name="NOT_IMPLEMENTED",
         )
     return _SIZES[name]
+
+
+def check_type(type: str) -> None:
+    """Raise QueryError for a type whose columns cannot be told apart."""
+    name, inner = split_type(type)
+    if name in ("Array", "Nullable", "Tuple", "Map", "Nested", "SimpleAggregateFunction", "LowCardinality"):
+        for each in elements(name, inner):
+            check_type(each)
+    elif name not in (*SHAPES, "String"):
+        size_of(type, name, inner)
 
 
 def elements(name: str, inner: list[str]) -> list[str]:

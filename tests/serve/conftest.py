@@ -45,11 +45,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs."""
+    """A server that runs. native: the port of the native protocol, where it has one."""
 
     url: str
     process: subprocess.Popen[str]
     folder: Path
+    native: int = 0
 
     @property
     def port(self) -> int:
@@ -94,7 +95,8 @@ def start(folder: Path, *arguments: str, environment: Mapping[str, str] | None =
     assert process.stdout is not None
     line = process.stdout.readline()
     assert " at http://" in line, (folder / "server.log").read_text()
-    return Running(line.rstrip().rpartition(" at ")[2], process, folder)
+    url, _, native = line.rstrip().partition(" at ")[2].partition(", and by the native protocol at ")
+    return Running(url, process, folder, int(native.rpartition(":")[2] or 0))
 
 
 def stop(server: Running) -> int:
@@ -138,7 +140,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server that may write, without a token."""
     folder = tmp_path_factory.mktemp("writing")
     fill(folder)
-    running = start(folder, "--write", "--pictures", str(folder / "pictures"))
+    running = start(folder, "--write", "--pictures", str(folder / "pictures"), "--tcp-port", "0")
     yield running
     stop(running)
 
@@ -148,6 +150,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server that only reads, and asks for a token."""
     folder = tmp_path_factory.mktemp("reading")
     fill(folder)
-    running = start(folder, environment={"CLIPQL_TOKEN": TOKEN})
+    running = start(folder, "--tcp-port", "0", environment={"CLIPQL_TOKEN": TOKEN})
     yield running
     stop(running)

@@ -17,6 +17,7 @@ from clipql.serve.native_blocks import (
     CUSTOM_SERIALIZATION,
     HAS_KEYS,
     SHAPES,
+    check_type,
     elements,
     number,
     size_of,
@@ -65,6 +66,7 @@ class _Reading:
         self._keep(number(columns) + number(block.rows))
         for _ in range(columns):
             name, type = await source.text(_NAME), await source.text(_NAME)
+            check_type(type)
             block.columns.append((name, type))
             for each in (name, type):
                 data = each.encode()

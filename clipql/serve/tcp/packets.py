@@ -19,6 +19,7 @@ from clipql.syntax.lexer import string_value
 # what this server knows: ClickHouse 24.9, the first with packets in chunks; and the oldest that it speaks to, of 2019
 REVISION, OLDEST = 54470, 54429
 HELLO, QUERY, DATA, CANCEL, PING, TABLES_STATUS = range(6)
+SCALAR = 7  # of a server that asks this one: values of its own statement
 (_HELLO, _DATA, _EXCEPTION, _PROGRESS, PONG, END_OF_STREAM, _PROFILE) = range(7)
 _STATUS, _COLUMNS, _EVENTS = 9, 11, 14
 # revisions from which on something is told
@@ -137,8 +138,6 @@ async def _client_info(source: Source, revision: int) -> None:
         for since in (0, _FORWARDED, _REFERER):
             if revision >= since:
                 await source.text(_NAME)
-    else:
-        raise broken(f"interface {interface} of a client is not known")
     await source.text(_NAME)
     if revision >= _DEPTH:
         await source.number()

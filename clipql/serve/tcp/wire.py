@@ -29,7 +29,8 @@ class Gone(Exception):
 
 def broken(what: str) -> QueryError:
     """The error of bytes that are not in the protocol."""
-    return QueryError(f"the client's bytes are not in the native protocol: {what}", code=101, name="UNEXPECTED_PACKET")
+    said = f"the client's bytes are not in the native protocol: {what}"
+    return QueryError(said, code=101, name="UNEXPECTED_PACKET_FROM_CLIENT")
 
 
 class Source:
@@ -37,6 +38,7 @@ class Source:
 
     def __init__(self) -> None:
         self.buffer, self.at = bytearray(), 0
+        self.wanted = 0  # bytes that are waited for
 
     async def more(self) -> None:
         """Have at least one byte more. Raises Gone."""
@@ -44,8 +46,10 @@ class Source:
 
     async def need(self, size: int) -> None:
         """Have so many bytes that are not taken yet."""
+        self.wanted = size
         while len(self.buffer) - self.at < size:
             await self.more()
+        self.wanted = 0
 
     async def take(self, size: int) -> bytes:
         """The next bytes."""
@@ -108,7 +112,7 @@ class Incoming(Source):
             self.buffer += data
         else:
             self._unchunk(data)
-        if len(self.buffer) - self.at > ROOM and not self._paused:
+        if len(self.buffer) - self.at > self.wanted + ROOM and not self._paused:
             self._paused = True
             self._pause()
         self._wake()

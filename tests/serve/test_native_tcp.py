@@ -1,0 +1,248 @@
+"""ClickHouse's native protocol, spoken by clickhouse-driver and by ClickHouse itself, against the answers of HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from clickhouse_driver import Client
+from clickhouse_driver.dbapi import connect
+from clickhouse_driver.errors import ServerException
+
+from tests.patience import LAST_NET_SECONDS, until
+from tests.serve.conftest import ROWS, TOKEN, Running
+
+
+@contextlib.contextmanager
+def client(port: int, **given: Any) -> Iterator[Client]:
+    """A client of the native protocol."""
+    made = Client("127.0.0.1", port, send_receive_timeout=LAST_NET_SECONDS, **given)
+    try:
+        yield made
+    finally:
+        made.disconnect()
+
+
+@pytest.fixture(scope="module")
+def native(server: Running) -> Iterator[Client]:
+    """A client that writes and reads compressed blocks."""
+    with client(server.native, compression="lz4") as made:
+        yield made
+
+
+def refusal(asked: Any) -> tuple[int, str]:
+    """The code and the text of an error."""
+    with pytest.raises(ServerException) as found:
+        asked()
+    return found.value.code, found.value.message
+
+
+def test_rows_come_as_http_gives_them(server: Running, native: Client) -> None:
+    sql = (
+        "SELECT toUInt8(number) AS a, toString(number) AS b, toLowCardinality(toString(number % 3)) AS c, "
+        "if(number % 2, NULL, number) AS d, [toFloat32(number), toFloat32(2)] AS e, map('k', number) AS f, "
+        "tuple(1, 'x') AS g, "
+        "toDateTime(number, 'Asia/Tokyo') AS h, toUUID('61f0c404-5cb3-11e7-907b-a6006ad3dba0') AS i "
+        "FROM numbers(2000) SETTINGS max_block_size = 700"
+    )
+    rows, columns = native.execute(sql, with_column_types=True)
+    assert len(rows) == 2_000
+    told = server.sql(f"DESCRIBE ({sql}) FORMAT JSONCompactColumns").json
+    assert [list(each) for each in zip(*columns, strict=True)] == told[:2]
+    digest = "SELECT sum(cityHash64(a, b, c, e[1])) FROM"
+    data = [{"a": row[0], "b": row[1], "c": row[2], "e": row[4]} for row in rows]
+    structure = [("a", "UInt8"), ("b", "String"), ("c", "LowCardinality(String)"), ("e", "Array(Float32)")]
+    back = native.execute(f"{digest} back", external_tables=[{"name": "back", "structure": structure, "data": data}])
+    assert back[0][0] == int(server.sql(f"{digest} ({sql})").text)
+
+
+def test_a_search_and_an_answer_without_rows_name_their_columns(server: Running, native: Client) -> None:
+    sql = "SELECT url, L2Distance(image_embedding, {q:Array(Float32)}) AS d FROM laion ORDER BY d LIMIT 3"
+    vector = [0.25] * 16
+    by_http = server.sql(sql + " FORMAT JSONCompact", param_q=str(vector)).json["data"]
+    settings = {"server_side_params": True}
+    with client(server.native, settings=settings) as with_values:
+        found = with_values.execute(sql, {"q": vector})
+    assert [list(row) for row in found] == [[url, pytest.approx(distance)] for url, distance in by_http]
+    empty = native.execute("SELECT image_embedding, url FROM laion LIMIT 0", with_column_types=True)
+    assert empty == ([], [("image_embedding", "Array(Float32)"), ("url", "Nullable(String)")])
+
+
+def test_vectors_are_inserted_in_blocks_and_found(server: Running, native: Client) -> None:
+    native.execute(
+        "CREATE TABLE tcp_rows (id UInt32, v Array(Float32), s String DEFAULT 'none') ENGINE = MergeTree ORDER BY id"
+    )
+    vectors = np.random.default_rng(5).standard_normal((50, 8), np.float32)
+    rows = [(at, vector.tolist()) for at, vector in enumerate(vectors)]
+    assert native.execute("INSERT INTO tcp_rows (id, v) VALUES", rows, settings={"insert_block_size": 20}) == 50
+    query = vectors[17] + np.float32(0.01)
+    found = native.execute(f"SELECT id, s FROM tcp_rows ORDER BY L2Distance(v, {query.tolist()}) LIMIT 5")
+    nearest = np.argsort(np.linalg.norm(vectors - query, axis=1))[:5]
+    assert found == [(int(at), "none") for at in nearest]
+    assert native.execute("INSERT INTO tcp_rows VALUES (90, [1,2,3,4,5,6,7,8], 'here')") == []
+    before = native.execute("SELECT count() FROM tcp_rows")
+    wrong = "INSERT INTO tcp_rows (id, v) VALUES"
+    assert "3" in refusal(lambda: native.execute(wrong, [(1, [0.0] * 8), (2, [0.0] * 3)]))[1]
+    assert refusal(lambda: native.execute("INSERT INTO tcp_rows (id, w) VALUES", [(1, [0.0])]))[0] == 16
+    assert native.execute("SELECT count() FROM tcp_rows") == before == [(51,)]
+    native.execute("DROP TABLE tcp_rows")
+
+
+def test_a_connection_is_a_session(server: Running, native: Client) -> None:
+    native.execute("SET max_threads = 3")
+    native.execute("CREATE TEMPORARY TABLE mine (a UInt8)")
+    assert native.execute("INSERT INTO mine VALUES", [(7,)]) == 1
+    assert native.execute("SELECT a, getSetting('max_threads') FROM mine") == [(7, 3)]
+    with client(server.native) as other:
+        assert refusal(lambda: other.execute("SELECT a FROM mine"))[0] == 60
+    native.disconnect()
+    assert refusal(lambda: native.execute("SELECT a FROM mine"))[0] == 60
+
+
+def test_errors_have_their_codes_and_the_connection_goes_on(server: Running, native: Client) -> None:
+    assert refusal(lambda: native.execute("SELECT file('/etc/passwd')"))[0] == 497
+    assert refusal(lambda: native.execute("SELEC 1"))[0] == 62
+    assert refusal(lambda: native.execute("SELECT 1", settings={"dialect": "prql"}))[0] == 452
+    assert native.execute("SELECT 1", settings={"nobody_knows_this": 1}) == [(1,)]
+    with connect(host="127.0.0.1", port=server.native) as held, held.cursor() as cursor:
+        cursor.execute("SELECT %(x)s, number FROM numbers(2)", {"x": "it's"})
+        assert cursor.fetchall() == [("it's", 0), ("it's", 1)]
+
+
+def test_the_token_is_the_password_and_a_reader_only_reads(reader: Running) -> None:
+    with client(reader.native, password="wrong") as stranger:
+        assert refusal(lambda: stranger.execute("SELECT 1"))[0] == 516
+    with client(reader.native, password=TOKEN) as good:
+        assert good.execute("SELECT count() FROM laion") == [(ROWS,)]
+        assert refusal(lambda: good.execute("CREATE TABLE t (a Int8) ENGINE = Memory"))[0] == 164
+        assert refusal(lambda: good.execute("INSERT INTO laion VALUES", [(1,)]))[0] == 164
+
+
+def test_a_query_ends_with_its_client_and_where_it_is_cancelled(server: Running) -> None:
+    endless = "SELECT count() FROM numbers(1000000000000) WHERE cityHash64(number) = 1"
+
+    def runs(id: str) -> bool:
+        return server.sql(f"SELECT count() FROM system.processes WHERE query_id = '{id}'").text == "1\n"
+
+    for how in ("cancel", "leave"):
+        with client(server.native) as leaving:
+            asking = threading.Thread(target=_quietly, args=(leaving, endless, how), daemon=True)
+            asking.start()
+            until(partial(runs, how), "the query runs")
+            if how == "cancel":
+                leaving.connection.send_cancel()
+            else:
+                leaving.connection.socket.shutdown(socket.SHUT_RDWR)
+            until(lambda: not runs(how), f"the query ends: {how}")  # noqa: B023
+            asking.join(LAST_NET_SECONDS)
+
+
+def _quietly(asking: Client, sql: str, id: str) -> None:
+    try:
+        asking.execute(sql, query_id=id)
+    except (OSError, EOFError):
+        assert id == "leave"
+
+
+def test_who_knocks_at_the_wrong_port_is_told_the_right_one(server: Running) -> None:
+    with client(server.port) as mistaken:
+        code, said = refusal(lambda: mistaken.execute("SELECT 1"))
+    assert (code, f"the native protocol is at 127.0.0.1:{server.native}" in said) == (217, True)
+    assert f"HTTP is at {server.url}".encode() in _answer(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+
+def _text(text: str) -> bytes:
+    return bytes([len(text)]) + text.encode()
+
+
+def _hello(revision: int = 54470) -> bytes:
+    number = bytes([revision & 0x7F | 0x80, revision >> 7 & 0x7F | 0x80, revision >> 14])
+    return b"\x00" + _text("raw") + b"\x18\x01" + number + _text("") + _text("default") + _text("")
+
+
+def _answer(server: Running, data: bytes) -> bytes:
+    """All that the server says before it closes."""
+    with socket.create_connection(("127.0.0.1", server.native), LAST_NET_SECONDS) as raw:
+        raw.sendall(data)
+        found = b""
+        while piece := raw.recv(1 << 16):
+            found += piece
+        return found
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"\x07", "begins with packet 7"),
+        (b"\x00" + b"\xff" * 9, "a number is longer"),
+        (b"\x00" + b"\xff\xff\xff\xff\x7f", "a string claims 34,359,738,367 bytes"),
+        (_hello(54000), "54429, of 2019, is the oldest"),
+        (_hello() + _text("") + _text("notchunked") + _text("notchunked") + b"\x63", "packet 99 is not expected"),
+        (_hello(54400 + 29) + b"\x01" + b"\x00\x00\x00\x02\x01\xff\xff\xff\xff\x7f", "a string claims"),
+    ],
+)  # fmt: skip
+def test_what_is_no_protocol_is_told_and_ends(server: Running, sent: bytes, said: str) -> None:
+    assert said in _answer(server, sent).decode("utf-8", "replace")
+
+
+def test_a_block_that_claims_too_much_is_refused_before_it_is_kept(server: Running) -> None:
+    query = b"\x01" + _text("") + b"\x00" + b"\x00" + b"\x02\x00" + _text("SELECT 1")
+    data = b"\x02" + _text("t") + b"\x00\x01" + b"\xff\xff\xff\xff\x0f" + _text("a") + _text("UInt64")
+    assert "larger than 268,435,456 bytes" in _answer(server, _hello(54429) + query + data).decode("utf-8", "replace")
+
+
+def test_packets_come_in_chunks_where_the_client_wants_them(server: Running) -> None:
+    address = ("127.0.0.1", server.native)
+    with socket.create_connection(address, LAST_NET_SECONDS) as raw, raw.makefile("rb") as stream:
+        raw.sendall(_hello() + _text("") + _text("chunked") + _text("chunked"))
+        raw.sendall(struct.pack("<I", 1) + b"\x04" + bytes(4))
+        query = b"\x01" + _text("") + b"\x00" + b"\x00" + b"\x00" + b"\x02\x00" + _text("SELECT 7 AS seven") + b"\x00"
+        data = b"\x02" + _text("") + b"\x00\x00\x00"
+        for packet in (query[:5], query[5:]):  # a packet in two chunks
+            raw.sendall(struct.pack("<I", len(packet)) + packet)
+        raw.sendall(bytes(4) + struct.pack("<I", len(data)) + data + bytes(4))
+        told = b""
+        pong = struct.pack("<I", 1) + b"\x04" + bytes(4)
+        while pong not in told:
+            told += stream.read(1)
+        packets = list(_packets(stream))
+    assert [packet[0] for packet in packets] == [1, 1, 3, 6, 5]
+    assert b"seven\x05UInt8\x00\x07" in packets[1]
+
+
+def _packets(stream: Any) -> Iterator[bytes]:
+    """What comes in chunks, up to the end of an answer."""
+    packet = b""
+    while packet != b"\x05":
+        packet = b""
+        while size := struct.unpack("<I", stream.read(4))[0]:
+            packet += stream.read(size)
+        yield packet
+
+
+def test_clickhouse_itself_reads_and_writes_through_it(server: Running, native: Client, alone: Any) -> None:
+    native.execute("CREATE TABLE tcp_far (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    far = f"remote('127.0.0.1:{server.native}', default, tcp_far)"
+    alone(f"INSERT INTO FUNCTION {far} SELECT number, [number, 1] FROM numbers(20)")
+    nearest = f"SELECT id, L2Distance(v, [6.4, 1.]) AS d FROM {far} ORDER BY d LIMIT 2"
+    assert alone(nearest) == server.sql(nearest.replace(far, "tcp_far")).body.decode()
+    assert (
+        alone(f"SELECT id % 2 AS a, count(), sum(v[1]) FROM {far} GROUP BY a ORDER BY a") == "0\t10\t90\n1\t10\t100\n"
+    )
+    native.execute("DROP TABLE tcp_far")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """ClickHouse in this process, as a client: an answer as TabSeparated."""
+    import clipql
+
+    with clipql.connect(tmp_path_factory.mktemp("alone") / "db") as db:
+        yield lambda sql: db.registry.engine.query(sql, "TabSeparated").data.decode()
