@@ -26,9 +26,9 @@ let running = null;
 
 /** The parts of the state that decide which rows there are; where this stays the same nothing is searched again. */
 export function keyOf(state) {
-  const { database, table, column, model, words, weight, terms, filters, where, safe, fold, recall } = state;
+  const { database, table, column, model, words, weight, terms, filters, where, safe, fold, hybrid, recall } = state;
   const hidden = safe === 'safe';
-  return JSON.stringify([database, table, column, model, words.trim(), weight, terms, filters, where.trim(), hidden, fold, recall]);
+  return JSON.stringify([database, table, column, model, words.trim(), weight, terms, filters, where.trim(), hidden, fold, hybrid, recall]);
 }
 
 /** A picture of the query that this tab does not have: its link came from elsewhere. */
