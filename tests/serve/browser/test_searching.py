@@ -52,7 +52,7 @@ def test_a_key_that_stands_alone_waits_for_no_timer(page: Page) -> None:
 
 
 def test_words_are_looked_for_beside_meaning_where_that_is_switched_on(page: Page) -> None:
-    search(page, "1st place medal")
+    search(page, "thinking face")
     page.get_by_role("button", name="Filters").click()
     with page.expect_response(lambda reply: '"hybrid":true' in (reply.request.post_data or "")) as told:
         page.get_by_label("look for the words themselves, too").check()
@@ -60,7 +60,7 @@ def test_words_are_looked_for_beside_meaning_where_that_is_switched_on(page: Pag
     settled(page)
     expect(page).to_have_url(re.compile(r"&hybrid=1$"))
     assert ids(page)[:5] == [row["id"] for row in rows[:5]]
-    assert "1st place medal" in rows[0]["caption"]
+    assert "thinking face" in rows[0]["caption"]
     assert rows[0]["hybrid_score"] >= rows[1]["hybrid_score"] > 0
 
 
