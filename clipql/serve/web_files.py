@@ -1,4 +1,4 @@
-"""The files of the page, read once: index.html, its modules, and its style sheets as one.
+"""The files of the page, read once: index.html, its modules, those of them that come first as one, its styles as one.
 
 What must stay true: each is asked for anew every time, so that a page never mixes modules of two versions, and answered
 without a body where the browser has it already.
@@ -15,10 +15,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from clipql.serve.packing import packed
+from clipql.serve.web_modules import joined
 
 # in the order in which they override each other; fewer requests are fewer round trips on a slow line
 STYLES = ("base.css", "search.css", "grid.css", "dialogs.css", "sql.css")
 ALL_STYLES = "page.css"
+MAIN, FIRST = "app.js", "first.js"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,11 @@ class WebFiles:
 
     def __init__(self, folder: Path) -> None:
         names = [p for p in sorted(folder.glob("*")) if p.is_file()] if folder.is_dir() else []
-        self._files = {p.name: _file(p.read_bytes(), p.name) for p in names}
+        contents = {p.name: p.read_bytes() for p in names}
+        if MAIN in contents:
+            scripts = {name: data.decode() for name, data in contents.items() if name.endswith(".js")}
+            contents |= {name: text.encode() for name, text in joined(scripts, MAIN, FIRST).items()}
+        self._files = {name: _file(data, name) for name, data in contents.items()}
         styles = [self._files[name].data for name in STYLES if name in self._files]
         if len(styles) == len(STYLES):
             self._files[ALL_STYLES] = _file(b"\n".join(styles), ALL_STYLES)

@@ -23,8 +23,8 @@ export function drawBelow(table) {
   shownTable = table;
   const place = byId('after');
   const children = [];
-  if (results.state && !results.rows.length) children.push(soon((part) => part.nothingFound(results.state, table)));
-  else if (catalog.loaded && !catalog.tables.length) children.push(soon((part) => part.emptyDatabase()));
+  if (results.state && !results.rows.length) children.push(inItsPlace((part) => part.nothingFound(results.state, table)));
+  else if (catalog.loaded && !catalog.tables.length) children.push(inItsPlace((part) => part.emptyDatabase()));
   if (allDead) children.push(el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.'));
   else if (dead > 0) children.push(deadNote());
   if (goesOn()) children.push(el('p', { class: 'loading' }, el('span', { class: 'spinner', 'aria-hidden': 'true' }), 'More pictures'));
@@ -33,7 +33,7 @@ export function drawBelow(table) {
 }
 
 /** A place for what a part that may still have to be fetched makes. */
-function soon(make) {
+function inItsPlace(make) {
   const place = el('div', {});
   nothing((part) => place.replaceWith(make(part)));
   return place;

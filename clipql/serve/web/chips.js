@@ -14,14 +14,14 @@ const HEAVIEST = 2;
 
 let box = null;
 let rowFor = () => null;
-let currentTable = () => null;
-const fetched = new Map(); // address of a row that is no longer shown → a promise of it
+let tableOfChips = () => null;
+const fetchedRows = new Map(); // address of a row that is no longer shown → a promise of it
 
 /** `known(id)` gives a row of the table that is open, if the page has it at hand, or null; `table()` that table. */
 export function makeChips(node, known, table) {
   box = node;
   rowFor = known;
-  currentTable = table;
+  tableOfChips = table;
 }
 
 /** Adds a part to the query. */
@@ -104,7 +104,7 @@ function contentOf(term, name) {
   whenKnown(term.id).then((row) => {
     const source = row && pictureOf(row);
     thumb.addEventListener('error', () => thumb.replaceWith(el('span', { class: 'chip-name' }, row?.caption || `row ${term.id}`)));
-    if (row) thumb.classList.toggle('veiled', isVeiled(row, currentTable(), now.safe));
+    if (row) thumb.classList.toggle('veiled', isVeiled(row, tableOfChips(), now.safe));
     if (row?.caption) thumb.title = thumb.alt = row.caption;
     if (source) thumb.src = source;
     else thumb.replaceWith(el('span', { class: 'chip-name' }, row?.caption || `row ${term.id}`));
@@ -116,9 +116,9 @@ function contentOf(term, name) {
 export async function whenKnown(id) {
   const path = [now.database ?? 'default', now.table, id].map(encodeURIComponent).join('/');
   const row = rowFor(id);
-  if (row) fetched.set(path, Promise.resolve(row));
-  if (!fetched.has(path)) fetched.set(path, call(`/api/rows/${path}`).catch(() => null));
-  return fetched.get(path);
+  if (row) fetchedRows.set(path, Promise.resolve(row));
+  if (!fetchedRows.has(path)) fetchedRows.set(path, call(`/api/rows/${path}`).catch(() => null));
+  return fetchedRows.get(path);
 }
 
 /** "+ words" and "− words": a button that becomes a field. */

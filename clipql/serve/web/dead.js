@@ -6,7 +6,7 @@
 import { webAddress, webLink } from './dom.js';
 
 const KEPT = 'clipql:dead';
-const MOST = 4000;
+const MOST_DEAD = 4000;
 const DAY = 24 * 60 * 60 * 1000;
 
 const since = new Map(stored()); // address → when it failed
@@ -31,7 +31,7 @@ export function remember(address) {
   writing ||= setTimeout(() => {
     writing = 0;
     try {
-      localStorage.setItem(KEPT, JSON.stringify([...since].slice(-MOST)));
+      localStorage.setItem(KEPT, JSON.stringify([...since].slice(-MOST_DEAD)));
     } catch {
       // without storage it is known until the page is closed
     }

@@ -128,8 +128,8 @@ export function originalOf(row) {
   return webAddress(row.picture);
 }
 
-const whole = new Intl.NumberFormat('en');
-export const count = (number) => whole.format(number);
+const wholeNumbers = new Intl.NumberFormat('en');
+export const count = (number) => wholeNumbers.format(number);
 
 /** "1 picture", "1,204 pictures". */
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;

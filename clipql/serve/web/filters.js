@@ -63,19 +63,19 @@ const findName = (table, names) => {
   return null;
 };
 
-const known = new WeakMap(); // of a table: asked for at every picture
+const columnsOf = new WeakMap(); // of a table: asked for at every picture
 
 /** The names of the columns that many tables have and that are worth a place of their own. */
 export function knownColumns(table) {
   if (!table) return { width: null, height: null, similarity: null };
-  if (!known.has(table)) {
-    known.set(table, {
+  if (!columnsOf.has(table)) {
+    columnsOf.set(table, {
       width: findName(table, ['width', 'original_width']),
       height: findName(table, ['height', 'original_height']),
       similarity: findName(table, ['similarity', 'clip_similarity', 'score']),
     });
   }
-  return known.get(table);
+  return columnsOf.get(table);
 }
 
 /** The vector columns that pictures can be searched by, each with a word for it. */
@@ -99,13 +99,13 @@ export function isSafe(row, table) {
 }
 
 const uncovered = new Set();
-const keyOf = (row, table) => JSON.stringify([table?.database, table?.name, row.id]);
+const rowKey = (row, table) => JSON.stringify([table?.database, table?.name, row.id]);
 
 /**
  * `safe` is the state's: 'safe' hides such rows in results, but a link may still name one. Before the table is known,
  * nobody can say that a picture is safe.
  */
-export const isVeiled = (row, table, safe) => safe !== 'all' && !(table && isSafe(row, table)) && !uncovered.has(keyOf(row, table));
+export const isVeiled = (row, table, safe) => safe !== 'all' && !(table && isSafe(row, table)) && !uncovered.has(rowKey(row, table));
 
 /** Shows this one from now on, until the page is closed. */
-export const uncover = (row, table) => uncovered.add(keyOf(row, table));
+export const uncover = (row, table) => uncovered.add(rowKey(row, table));

@@ -27,7 +27,7 @@ let deadCount = 0;
 let loadedCount = 0;
 let onlyAlive = false; // the user wants no place kept for a picture that is gone
 let settling = 0;
-let goesOn = false; // more rows are to come
+let moreToCome = false; // more rows are to come
 
 let list = null;
 let act = null;
@@ -42,7 +42,7 @@ export function makeGrid(node, actions) {
   makeWindow(list);
   tools = makeTools();
   document.addEventListener('scrollend', settleSoon);
-  window.addEventListener('resize', () => holdBack(list, goesOn));
+  window.addEventListener('resize', () => holdBack(list, moreToCome));
   list.addEventListener('focusin', (event) => {
     const tile = event.target.closest('.tile');
     setCurrent(tile);
@@ -56,7 +56,7 @@ export function show(rows, context, { append = false, more = false } = {}) {
   // ids are a table's own
   if (context.table?.name !== view.table?.name || context.table?.database !== view.table?.database) clear();
   view = context;
-  goesOn = more;
+  moreToCome = more;
   if (!append) {
     folded.clear();
     deadCount = loadedCount = 0;
@@ -78,7 +78,7 @@ export function show(rows, context, { append = false, more = false } = {}) {
   for (const id of folded.keys()) badge(id);
   if (!append) for (const tile of tiles.values()) tally(tile);
   if (append) for (const node of nodes) if (node.classList.contains('dead')) deadCount++;
-  holdBack(list, goesOn);
+  holdBack(list, moreToCome);
   fillNear();
   settleSoon();
   tellDead();
@@ -166,7 +166,7 @@ function settleLayout() {
     tile.node.classList.remove('guessed');
     tile.shape = null;
   }
-  if (closing.length || shaping.length) holdBack(list, goesOn);
+  if (closing.length || shaping.length) holdBack(list, moreToCome);
   fillNear();
 }
 

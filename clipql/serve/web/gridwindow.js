@@ -7,13 +7,13 @@
 
 const NEAR = 3000; // pixels above and below the view
 
-let list = null;
+let tilesList = null;
 let waiting = 0;
 const full = new Set(); // the tiles that have their content
 const contents = new WeakMap(); // an emptied tile → its children
 
 export function makeWindow(node) {
-  list = node;
+  tilesList = node;
   window.addEventListener('scroll', soon, { passive: true });
   window.addEventListener('resize', soon);
 }
@@ -37,7 +37,7 @@ export function whole(node) {
   return node;
 }
 
-function empty(node) {
+function hollowOut(node) {
   full.delete(node);
   if (!node.isConnected) return;
   contents.set(node, [...node.childNodes]);
@@ -62,15 +62,15 @@ function firstBelow(tiles, line) {
 
 /** Fills what is near the view, and empties what is not. */
 export function fillNear() {
-  if (!list.offsetParent) return; // another view is shown
-  const tiles = list.children;
+  if (!tilesList.offsetParent) return; // another view is shown
+  const tiles = tilesList.children;
   const top = window.scrollY - NEAR;
   const first = firstBelow(tiles, top);
   let behind = firstBelow(tiles, window.scrollY + window.innerHeight + NEAR);
   while (behind < tiles.length && tiles[behind].offsetParent === null) behind++; // held back, or closed: may be shown next
   const near = new Set();
   for (let i = first; i < behind; i++) near.add(tiles[i]);
-  for (const node of [...full]) if (!near.has(node) && !needed(node)) empty(node);
+  for (const node of [...full]) if (!near.has(node) && !needed(node)) hollowOut(node);
   for (const node of near) whole(node);
 }
 

@@ -5,7 +5,7 @@
 
 import { notice } from './dom.js';
 
-const known = [];
+const laterParts = [];
 
 /** A part: a function that calls its argument with the part's module, and fetches it where it is not there yet. */
 export function later(load, made = () => {}) {
@@ -21,7 +21,7 @@ export function later(load, made = () => {}) {
         throw error;
       },
     ));
-  known.push(fetched);
+  laterParts.push(fetched);
   return async (use) => {
     let module;
     try {
@@ -36,5 +36,5 @@ export function later(load, made = () => {}) {
 
 /** Fetches all parts, one after the other, so that what is seen goes first. */
 export async function fetchAll() {
-  for (const fetched of known) await fetched().catch(() => {});
+  for (const fetched of laterParts) await fetched().catch(() => {});
 }

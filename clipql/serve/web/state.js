@@ -36,7 +36,7 @@ export function watch(listener) {
   listeners.add(listener);
 }
 
-function tell(before, fromAddress) {
+function tellAll(before, fromAddress) {
   for (const listener of listeners) listener(now, before, fromAddress);
 }
 
@@ -50,7 +50,7 @@ export function change(patch, how = 'push') {
   const hash = toHash(now);
   if (how === 'replace') history.replaceState(history.state, '', hash);
   else if (how === 'step' || hash !== toHash(before)) history.pushState({ inside: true }, '', hash);
-  tell(before, false);
+  tellAll(before, false);
 }
 
 /**
@@ -63,7 +63,7 @@ export function takeAddress() {
   const open = given.table ? {} : { database: before.database, table: before.table };
   now = { ...DEFAULTS, ...open, ...given };
   if (!given.table && now.table !== null) history.replaceState(history.state, '', toHash(now));
-  tell(before, true);
+  tellAll(before, true);
 }
 
 /** The parts of the query, the words first; empty where the table is only browsed. */
@@ -137,7 +137,7 @@ export function fromHash(hash) {
     else if (name === 'table' || name === 'column' || name === 'model' || name === 'where' || name === 'row' || name === 'sql') state[name] = value;
     else if (name === 'q') state.words = value;
     else if (name === 'weight') state.weight = weightOf(value);
-    else if (name in KINDS) addTerm(state.terms, KINDS[name], value);
+    else if (name in KINDS) putTerm(state.terms, KINDS[name], value);
     else if (name === 'filter') addFilter(state.filters, value);
     else if (name === 'safe' && SAFE.includes(value)) state.safe = value;
     else if (name === 'fold') state.fold = foldOf(value);
@@ -148,7 +148,7 @@ export function fromHash(hash) {
   return state;
 }
 
-function addTerm(terms, kind, text) {
+function putTerm(terms, kind, text) {
   const [weight, value] = splitOnce(text, '~');
   if (value) terms.push({ kind, [NAMES[kind][1]]: value, weight: weightOf(weight) });
 }

@@ -42,7 +42,7 @@ function took(time, showHow) {
   return button(`${text}: how it was searched`, { text, class: 'link', title: 'How it was searched', onclick: showHow });
 }
 
-const CALM_MS = 400; // measuring chance takes many searches: only while nobody types
+const CHANCE_CALM_MS = 400; // measuring chance takes many searches: only while nobody types
 const MOST = 100;
 
 const counted = new Map(); // what was asked → {rows, matching, hidden}
@@ -50,7 +50,7 @@ const chances = new Map(); // a column → the similarity that words without a m
 let calm = 0;
 
 const countOf = (state, table) => ({ table: table.name, database: table.database, where: whereOf(state, table), safe: state.safe === 'safe' });
-const columnOf = (state, table) => ({ table: table.name, database: table.database, column: state.column ?? table.vectors[0]?.column ?? null, model: state.model });
+const chanceOf = (state, table) => ({ table: table.name, database: table.database, column: state.column ?? table.vectors[0]?.column ?? null, model: state.model });
 
 /** {rows, matching, hidden} of a search, or null where they are not known yet. */
 export const countsOf = (state, table) => counted.get(JSON.stringify(countOf(state, table))) ?? null;
@@ -78,15 +78,15 @@ export function askFigures(state, table, known) {
   clearTimeout(calm);
   asked(counted, '/api/count', countOf(state, table)).then(known);
   if (onlyWords(state) === null) return;
-  const ask = () => asked(chances, '/api/chance', columnOf(state, table)).then(known);
-  calm = setTimeout(ask, CALM_MS);
+  const ask = () => asked(chances, '/api/chance', chanceOf(state, table)).then(known);
+  calm = setTimeout(ask, CHANCE_CALM_MS);
 }
 
 /** Says that the best match is none, where words without a meaning get as near; null takes the line away. */
 export function drawWeak(state, table, rows) {
   const line = byId('weak');
   const words = state && table ? onlyWords(state) : null;
-  const chance = words === null ? null : chances.get(JSON.stringify(columnOf(state, table)))?.similarity;
+  const chance = words === null ? null : chances.get(JSON.stringify(chanceOf(state, table)))?.similarity;
   const best = rows.length && typeof rows[0].distance === 'number' ? 1 - rows[0].distance : null;
   const weak = typeof chance === 'number' && best !== null && best <= chance;
   line.hidden = !weak;

@@ -17,7 +17,7 @@ export async function keepPicture(file) {
   if (!file.type.startsWith('image/')) throw new TypeError(`${name} is not a picture.`);
   if (!(await isDrawn(file))) throw new TypeError(`${name} is damaged, or no picture of a kind that is known here. PNG, JPEG and WebP are.`);
   const blob = file.size > LARGEST_BYTES ? await smaller(file) : file;
-  const key = await keyOf(blob);
+  const key = await pictureKey(blob);
   pictures.set(key, blob);
   store(key, blob);
   return key;
@@ -89,7 +89,7 @@ async function smaller(file) {
 }
 
 /** A short name that follows from the bytes (FNV-1a, twice): the same picture is the same part of a query. */
-async function keyOf(blob) {
+async function pictureKey(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
   let [a, b] = [0x811c9dc5, 0x01000193 ^ bytes.length];
   for (const byte of bytes) {

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from browser_steps import settled
 from browser_support import Served
 from patience import until
 from playwright.sync_api import Page
 
 import clipql.serve
+from clipql.serve.web_modules import joined, order
 
 WEB = Path(clipql.serve.__file__).parent / "web"
-MOST_BYTES, MOST_REQUESTS = 63_000, 30
-
-
-def needed(module: str, found: set[str] | None = None) -> set[str]:
-    """The modules that one imports when it is loaded, with those that they import."""
-    found = set() if found is None else found
-    for name in re.findall(r"^import .* from '\./([\w.]+)'", (WEB / module).read_text(), re.MULTILINE):
-        if name not in found:
-            found.add(name)
-            needed(name, found)
-    return found
+MOST_BYTES, MOST_REQUESTS = 50_000, 8
 
 
 def fetched(page: Page) -> list[dict[str, Any]]:
@@ -46,11 +37,15 @@ def test_what_the_first_results_need_is_asked_for_at_once_and_the_rest_after_the
 ) -> None:
     page = open_page(f"{served.address}#pictures?table=emoji")
     settled(page)
-    named = re.findall(r'modulepreload" href="static/([\w.]+)"', (WEB / "index.html").read_text())
-    assert sorted(named) == sorted({"app.js", *needed("app.js")})
-    every = {file.name for file in WEB.glob("*.js")}
+    modules = {file.name: file.read_text() for file in WEB.glob("*.js")}
+    first = order(modules, "app.js")
+    assert {*first} >= {"app.js", "grid.js", "state.js"}
+    every = {*modules, "first.js"} - {*first}
     until(lambda: {one["name"] for one in fetched(page)} >= every, "all parts are fetched")
-    assert {one["name"] for one in fetched(page) if one["early"]} & every == {*named, "theme.js"}
+    assert {one["name"] for one in fetched(page) if one["early"] and one["name"].endswith(".js")} == {
+        "first.js",
+        "theme.js",
+    }
     # the tables are on their way before any module has run
     assert (
         page.evaluate("performance.getEntriesByName(new URL('api/tables', document.baseURI).href)[0].initiatorType")
@@ -91,3 +86,12 @@ def test_a_part_that_could_not_be_fetched_is_told_of_and_fetched_when_asked_for_
     page.unroute("**/static/panel.js")
     page.click("#filters")
     page.wait_for_selector("dialog[open]")
+
+
+def test_modules_that_declare_one_name_do_not_become_one() -> None:
+    with pytest.raises(ValueError, match=r"b\.js and a\.js both declare x"):
+        joined(
+            {"a.js": "import { y } from './b.js';\nconst x = y;\n", "b.js": "let x = 1;\nexport let y = 2;\n"},
+            "a.js",
+            "f.js",
+        )
