@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from clipql.errors import ClipqlError
+from clipql.errors import ClipqlError, QueryError
 from clipql.serve import native_blocks as native
 from clipql.serve.guard import Checked
 from clipql.serve.service import Request, Service
@@ -54,16 +54,22 @@ def run(
         )
     begun = False
 
-    def one_by_one(piece: bytes) -> None:
+    def one_by_one(piece: bytes, rows: int | None = None) -> None:
         nonlocal begun
-        for block in blocks.each(piece):
+        for block in blocks.each(piece, rows=rows):
             if not begun:
                 begun = True
                 sink(blocks.header_of(block))
             sink(block)
 
-    answer = service.run_checked(checked, request, session, one_by_one)
-    one_by_one(answer.output.data)
+    try:
+        answer = service.run_checked(checked, request, session, one_by_one)
+    except QueryError as error:
+        if begun or error is not blocks.unknown:
+            raise
+        # where all rows are one block, its last column may be of a type that cannot be told apart from the next
+        answer = service.run_checked(checked, request, session)
+    one_by_one(answer.output.data, answer.output.rows)
     if not begun and not checked.sets and (columns := described()):
         sink(blocks.header(columns))
     return replace(answer, output=replace(answer.output, data=b""))

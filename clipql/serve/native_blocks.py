@@ -61,6 +61,7 @@ class Blocks:
     def __init__(self, version: int, zones: Callable[[], Mapping[int, str]]) -> None:
         self._version, self._zones = version, zones
         self._known: Mapping[int, str] | None = None
+        self.unknown: QueryError | None = None  # of a type that is not known
 
     def of(self, data: bytes, *, rows: int | None = None) -> bytes:
         """Whole blocks. rows: where it is known how many there are. Raises QueryError for types that are not known.
@@ -75,11 +76,16 @@ class Blocks:
             return _INFO + data
         return b"".join(self.each(data))
 
-    def each(self, data: bytes) -> Iterator[bytes]:
-        """The blocks one by one. Raises QueryError as `of`."""
+    def each(self, data: bytes, *, rows: int | None = None) -> Iterator[bytes]:
+        """The blocks one by one. Raises QueryError as `of`.
+
+        rows: of all; where the first block has them, so that it is the only one, its last column ends with the data,
+        and may be of any type.
+        """
         reader, zones = Reader(data), self._zones_of(data)
+        whole = bool(data) and Reader(data).first() == rows
         while reader.at < len(data):
-            yield self._read(reader, zones)
+            yield self._read(reader, zones, whole=whole)
 
     def _zones_of(self, data: bytes) -> Mapping[int, str]:
         if self._version < TIME_ZONES or _PLAIN_TIME not in data:
@@ -88,18 +94,21 @@ class Blocks:
             self._known = self._zones()
         return self._known
 
-    def _read(self, reader: Reader, zones: Mapping[int, str]) -> bytes:
+    def _read(self, reader: Reader, zones: Mapping[int, str], *, whole: bool = False) -> bytes:
         try:
-            made = self._versioned(reader, zones)
+            made = self._versioned(reader, zones, whole)
             if reader.at <= reader.size:
                 return made
         except (IndexError, struct.error, ValueError):
             pass  # read past the end
+        except QueryError as error:
+            self.unknown = error
+            raise
         raise QueryError(
             f"Native of {reader.size:,} bytes ends at {reader.at:,} as it is read", code=33, name="CANNOT_READ_ALL_DATA"
         )
 
-    def _versioned(self, reader: Reader, zones: Mapping[int, str]) -> bytes:
+    def _versioned(self, reader: Reader, zones: Mapping[int, str], whole: bool) -> bytes:
         """The next block."""
         data = reader.data
         plain = b"\x00" if self._version >= CUSTOM_SERIALIZATION else b""
@@ -114,7 +123,9 @@ class Blocks:
             told = zones.get(place, type).encode() if type == "DateTime" else b""
             out += (data[begin:named], bytes([len(told)]) + told if told else data[named : reader.at], plain)
             begin = reader.at
-            if rows:
+            if whole and place == columns - 1:
+                reader.at = reader.size
+            elif rows:
                 reader.prefix(type)
                 reader.column(type, rows)
             out.append(data[begin : reader.at])
@@ -131,10 +142,10 @@ class Blocks:
         reader = Reader(block, len(_INFO))
         columns, rows = reader.number(), reader.number()
         found: list[tuple[str, str]] = []
-        for _ in range(columns):
+        for place in range(columns):
             found.append((reader.text().decode("utf-8", "surrogateescape"), reader.text().decode()))
             reader.at += self._version >= CUSTOM_SERIALIZATION
-            if rows:
+            if rows and place < columns - 1:
                 reader.prefix(found[-1][1])
                 reader.column(found[-1][1], rows)
         return self.header(found)

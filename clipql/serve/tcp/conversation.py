@@ -182,7 +182,7 @@ class Conversation:
                     rows=output.rows_read or output.rows,
                     size=output.bytes_read,
                     written=(answer.rows or 0) if call.writes else 0,
-                    seconds=answer.elapsed,
+                    seconds=0.0 if call.writes else answer.elapsed,  # as ClickHouse has it
                 )
             )
             if rows_sent.blocks:
