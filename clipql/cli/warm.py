@@ -14,6 +14,9 @@ import numpy as np
 import clipql
 from clipql.index import ivf
 from clipql.index.rows import ArrayRows
+from clipql.serve import native_blocks
+from clipql.serve.cityhash import cityhash128
+from clipql.serve.tcp import blocks
 from clipql.storage.vectors import chosen, kernels, row_numbers, rowwise
 from clipql.storage.vectors.metrics import Metric
 
@@ -34,6 +37,9 @@ def warm() -> None:
     chosen.warm()
     rowwise.warm()
     row_numbers.warm()
+    native_blocks.warm()
+    blocks.warm()
+    cityhash128(b"a packet")
     rng = np.random.default_rng(0)
     x, captions = rng.standard_normal((2, 2_000, 64)).astype(np.float16)
     with tempfile.TemporaryDirectory() as folder:

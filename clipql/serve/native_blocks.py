@@ -166,6 +166,11 @@ def _text(text: str) -> bytes:
     return number(len(data)) + data
 
 
+def warm() -> None:
+    """Compile what goes through strings."""
+    _after_strings(np.frombuffer(b"\x01a", np.uint8), 0, 1)
+
+
 @compiled
 def _after_strings(data: Any, at: int, rows: int) -> int:
     """The place after so many strings; beyond the data where they end within."""

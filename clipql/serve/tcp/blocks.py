@@ -164,6 +164,11 @@ class _Reading:
         await self._take(size)
 
 
+def warm() -> None:
+    """Compile what goes through strings."""
+    _whole_strings(np.frombuffer(b"\x01a", np.uint8), 1)
+
+
 @compiled
 def _whole_strings(data: Any, rows: int) -> Any:
     """How many strings, of so many, lie in the data as a whole, and their bytes."""
