@@ -17,6 +17,7 @@ import clipql
 from clipql.curate.dedup import dedup
 from clipql.curate.parts import export_parts
 from clipql.errors import ClipqlError, IngestError, ModelMismatch, QueryError, VectorError
+from clipql.tables import recover
 
 ROWS = 30
 PLAIN = " SETTINGS vector_plan = 0, short_circuit_function_evaluation = 'force_enable'"
@@ -205,6 +206,109 @@ def test_a_column_is_cleared_renamed_and_dropped(db: clipql.Database) -> None:
     db.sql("ALTER TABLE c UPDATE v = [1] WHERE id = 2, RENAME COLUMN v TO `v 2`, DROP COLUMN w")
     assert rows(db, "SELECT * FROM c ORDER BY id") == [(i, str(i), [1.0] if i == 2 else []) for i in range(4)]
     assert rows(db, "SELECT id FROM c ORDER BY L2Distance(`v 2`, [1]) LIMIT 9") == [(2,)]
+
+
+COMPUTED = (
+    "twice Float32 MATERIALIZED once * 2, once Float32 MATERIALIZED arraySum(w), long Float32 ALIAS L2Norm(w), "
+    "far Float32 MATERIALIZED long + id, unit Array(Float32) MATERIALIZED L2Normalize(w), hash UInt64 MATERIALIZED "
+    "cityHash64(w), mean Float64 MATERIALIZED arrayAvg(w), kept Float32 DEFAULT arraySum(w), "
+    "INDEX i twice TYPE minmax GRANULARITY 1"
+)
+GIVEN = ("kept", "twice", "once", "far", "unit", "hash", "mean")
+
+
+def test_materialized_columns_follow_the_vectors_as_clickhouse_has_them_follow_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = clipql.connect(tmp_path / "db")
+    definition = f"(id UInt32, w Array(Float32), {COMPUTED}) ENGINE = {{}} ORDER BY {{}} SETTINGS index_granularity = 1"
+    db.sql("CREATE TABLE m " + definition.format("MergeTree", "(once, id)"))
+    # of another engine, so that ClickHouse has the arrays itself
+    db.sql("CREATE TABLE own " + definition.format("ReplacingMergeTree", "id"))
+    for name in ("m", "own"):
+        db.sql(f"INSERT INTO {name} (id, w) SELECT number, [number, 1] FROM numbers(4)")
+        db.sql(f"INSERT INTO {name} (id, w) SELECT number + 4, [number, 2] FROM numbers(2)")
+
+    def same(opened: clipql.Database) -> bool:
+        for text in (f"SELECT id, w, {', '.join(GIVEN)} FROM {{}} ORDER BY id", "SELECT id FROM {} WHERE twice > 50"):
+            np.testing.assert_equal(rows(opened, text.format("m")), rows(opened, text.format("own")))
+        return True
+
+    assert same(db)
+    for change in ("CLEAR COLUMN w", "UPDATE w = [100, id] WHERE id IN (2, 5)", "UPDATE w = [7, 7] WHERE id = 5"):
+        for name in ("m", "own"):
+            db.sql(f"ALTER TABLE {name} {change} SETTINGS mutations_sync = 2")
+        assert same(db)
+    pq.write_table(pa.table({"id": pa.array([1], pa.uint32()), "e": [[3.0, 4.0]]}), tmp_path / "a.parquet")
+    db.ingest(tmp_path / "a.parquet", table="m", add_column="w", by="id")
+    db.sql("ALTER TABLE own UPDATE w = [3, 4] WHERE id = 1 SETTINGS mutations_sync = 2")
+    assert same(db)
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recover, "compute_anew", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        db.sql("ALTER TABLE m UPDATE w = [8, 9] WHERE id < 3")
+    monkeypatch.undo()
+    db.sql("ALTER TABLE own UPDATE w = [8, 9] WHERE id < 3 SETTINGS mutations_sync = 2")
+    db.close()
+    with clipql.connect(db.path, read_only=True) as reader:
+        assert same(reader)
+    with clipql.connect(db.path) as again:
+        assert same(again)
+        again.sql("OPTIMIZE TABLE m FINAL")
+        assert same(again)
+        again.backup(tmp_path / "backup")
+    clipql.restore(tmp_path / "backup", tmp_path / "restored")
+    with clipql.connect(tmp_path / "restored") as restored:
+        assert same(restored)
+        assert not restored.check(deep=True).damaged
+
+
+def test_a_column_of_two_vectors_is_nan_where_one_is_missing(db: clipql.Database) -> None:
+    db.sql("CREATE TABLE two (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    db.sql("INSERT INTO two SELECT number, [3, 4] FROM numbers(3)")
+    db.sql("ALTER TABLE two ADD COLUMN w Array(Float32), ADD COLUMN l2 Float32 MATERIALIZED L2Distance(v, w)")
+    db.sql("ALTER TABLE two ADD COLUMN dot Float32 DEFAULT dotProduct(v, w)")
+    everything = "SELECT l2, dot FROM two ORDER BY id"
+    np.testing.assert_equal(rows(db, everything), [(np.nan, np.nan)] * 3)
+    db.sql("ALTER TABLE two UPDATE w = [3, 5] WHERE id = 1")
+    np.testing.assert_equal(rows(db, everything), [(np.nan, np.nan), (1.0, np.nan), (np.nan, np.nan)])
+    db.sql("ALTER TABLE two CLEAR COLUMN dot")
+    np.testing.assert_equal(rows(db, everything), [(np.nan, np.nan), (1.0, 29.0), (np.nan, np.nan)])
+    before = rows(db, "SELECT *, l2 FROM two ORDER BY id")
+    for wrong, message in (
+        (
+            "ADD COLUMN x Float32 MATERIALIZED dotProduct(w, [1, 2])",
+            "x cannot be computed for the rows",
+        ),
+        ("ADD COLUMN y Float32 MATERIALIZED dotProduct(v, [1, 2]), CLEAR COLUMN v", "nothing was changed"),
+    ):
+        with pytest.raises(QueryError, match=message):
+            db.sql("ALTER TABLE two " + wrong)
+    np.testing.assert_equal(rows(db, "SELECT *, l2 FROM two ORDER BY id"), before)
+    assert rows(db, "SELECT y FROM two") == [(11.0,)] * 3
+
+
+HEADS = (
+    "L2Normalize(w)", "L2Normalize(w)[1]", "vectorLinear(w, [[1, 1]], [5])", "vectorLinear(w, [[1, 1]], [5])[1]",
+    "vectorLinear(w, [[1, 1], [2, 0]], [5, 6])", "vectorLinear(w, [[1, 1], [2, 0]], [5, 6])[-1]", "vectorRelu(w)",
+    "vectorLinear(w, [[1, 1]], [5])[3]", "vectorRelu(w)[2]", "length(vectorRelu(w))", "w[1]", "w[-1]",
+    "vectorRelu(vectorLinear(L2Normalize(w), [[1, 1]], [5]))[1] > 3",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_of_no_vector_is_no_vector(db: clipql.Database, head: str) -> None:
+    sql = f"SELECT {head} AS x FROM t ORDER BY id"
+    found, sure = (db.sql(s).rows for s in (sql, sql + PLAIN))
+    for one, other in zip(found, sure, strict=True):
+        np.testing.assert_allclose(np.asarray(one[0], float), np.asarray(other[0], float), rtol=1e-6)
+    if "vector" in head and ">" not in head and "length" not in head:
+        assert np.asarray(found[1][0], float).tolist() == [] or np.isnan(found[1][0])
+    if ">" in head:
+        assert rows(db, f"SELECT id FROM t WHERE {head} ORDER BY id") == [(i,) for i in range(0, 30, 3)]
 
 
 def test_a_table_made_of_another_keeps_what_made_its_vectors(db: clipql.Database, tmp_path: Path) -> None:
