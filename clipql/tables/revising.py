@@ -125,7 +125,9 @@ class Revision:
             for c in before.columns
         )
         for name in changed:
-            files.sync_folder(registry.column_folder(before, name))
+            folder = registry.column_folder(before, name)
+            files.make_folder(folder)  # which a table has with its first rows
+            files.sync_folder(folder)
         after = dataclasses.replace(before, columns=columns)
         after = self._indexes.revised(after, touched if touched is not None else dict.fromkeys(changed))
         computed = kept_of(registry.engine, before, changed)

@@ -218,6 +218,11 @@ def test_a_column_of_two_vectors_is_nan_where_one_is_missing(db: clipql.Database
     np.testing.assert_equal(rows(db, everything), [(np.nan, np.nan), (1.0, np.nan), (np.nan, np.nan)])
     db.sql("ALTER TABLE two CLEAR COLUMN dot")
     np.testing.assert_equal(rows(db, everything), [(np.nan, np.nan), (1.0, 29.0), (np.nan, np.nan)])
+    db.sql("INSERT INTO two (id, v) VALUES (3, [1, 1])")
+    db.sql("INSERT INTO two (id, v, w, dot) VALUES (4, [1, 1], [], 7), (5, [1, 1], [1, 2], 8)")
+    db.sql("INSERT INTO two (id, v, w) SELECT 6, [1, 1], CAST([], 'Array(Float32)')")
+    came = "SELECT id, l2, dot FROM two WHERE id > 2 ORDER BY id"
+    np.testing.assert_equal(rows(db, came), [(3, np.nan, np.nan), (4, np.nan, 7), (5, 1, 8), (6, np.nan, np.nan)])
     before = rows(db, "SELECT *, l2 FROM two ORDER BY id")
     for wrong, message in (
         (
@@ -229,7 +234,11 @@ def test_a_column_of_two_vectors_is_nan_where_one_is_missing(db: clipql.Database
         with pytest.raises(QueryError, match=message):
             db.sql("ALTER TABLE two " + wrong)
     np.testing.assert_equal(rows(db, "SELECT *, l2 FROM two ORDER BY id"), before)
-    assert rows(db, "SELECT y FROM two") == [(11.0,)] * 3
+    assert rows(db, "SELECT y FROM two WHERE id < 3") == [(11.0,)] * 3
+    db.sql("CREATE TABLE bare (id UInt8, v Array(Float32)) ENGINE = MergeTree ORDER BY tuple()")
+    db.sql("ALTER TABLE bare CLEAR COLUMN v")
+    db.sql("INSERT INTO bare VALUES (1, []), (2, [1])")
+    assert rows(db, "SELECT v FROM bare ORDER BY id") == [([],), ([1.0],)]
 
 
 HEADS = (
