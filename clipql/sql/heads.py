@@ -5,7 +5,7 @@
 
 They are computed in blocks of rows, by products of matrices. What must stay true: `vectorLinear` and `vectorRelu`,
 which ClickHouse does not have, are written out in its functions wherever they cannot be planned so; a head is held for
-as long as its statement runs.
+as long as its statement runs; of a row without a vector they give [], and NaN for one number of it.
 """
 
 from __future__ import annotations
@@ -109,9 +109,25 @@ def written_out(sql: str) -> str:
         if call.name == RELU:
             text = f"arrayMap(clipql_x -> greatest(clipql_x, 0), {said[0]})"
         else:
-            text = f"arrayMap((clipql_w, clipql_b) -> dotProduct({said[0]}, clipql_w) + clipql_b, {said[1]}, {said[2]})"
-        sql = edited(sql, [(tokens[call.at].start, tokens[call.close].end, f"CAST({text}, 'Array(Float32)')")])
+            # of no vector there is no number
+            weights, bias = (f"if(empty({said[0]}), [], {text})" for text in said[1:])
+            text = f"arrayMap((clipql_w, clipql_b) -> dotProduct({said[0]}, clipql_w) + clipql_b, {weights}, {bias})"
+        text, end = f"CAST({text}, 'Array(Float32)')", call.close
+        chosen = _index(tokens, call.close + 1)
+        if chosen:
+            text, end = _indexed(text, chosen), call.close + 1
+        sql = edited(sql, [(tokens[call.at].start, tokens[end].end, text)])
     return sql
+
+
+def _index(tokens: Sequence[Token], at: int) -> int | None:
+    """The place of the number that is taken, from 1, as in `[1]`, or from the end, as in `[-1]`."""
+    text = tokens[at].text.strip("[] ") if at < len(tokens) and tokens[at].kind == "vector" else ""
+    return int(text) if re.fullmatch(r"-?[1-9]\d{0,8}", text) else None
+
+
+def _indexed(text: str, place: int) -> str:
+    return f"if(empty({text}), toFloat32(nan), {text}[{place}])"
 
 
 def _check(call: FunctionCall) -> None:
@@ -168,11 +184,15 @@ def _planned(
         return None
     _check_sizes(layers, column.dimension, column.name)
     end = call.close + 1
-    chosen = tokens[end].text.strip("[] ") if end < len(tokens) and tokens[end].kind == "vector" else ""
+    chosen = _index(tokens, end)
     whole = head(layers, column.dimension)
     if whole.width * BLOCK > HELD:  # ClickHouse keeps to its limits of memory
         return None
-    element = int(chosen) - 1 if chosen.isdigit() and 1 <= int(chosen) <= whole.width else None
+    if chosen and chosen < 0:
+        chosen += whole.width + 1
+    element = chosen - 1 if chosen and 1 <= chosen <= whole.width else None
+    if chosen and element is None and layers[-1].function != SCALED:  # there is no such number
+        return None
     known = registry.computed.keep(head(layers, column.dimension, element))
     end += element is not None
     place = (call.at, end, tokens[call.at].start, tokens[end - 1].end)
@@ -233,7 +253,7 @@ def _looked_up(found: _Found, registry: Registry, changed: Table | None) -> str:
     call = found.call
     row = ROW if changed is call.source.table else f"{quote_name(call.source.qualifier)}.{ROW}"
     name = quote_string(name_of(found.head.name, [registry.handle(call.source.table, call.columns[0])]))
-    if found.head.items == 1:
+    if found.head.element is not None or (found.head.items == 1 and not call.columns[0].absent):
         number = f"ifNull({NUMBERS['Float32']}({name}, {row}), toFloat32(nan))"
         return number if found.head.element is not None else f"[{number}]"
     return f"reinterpret(assumeNotNull({ARRAYS}({name}, {row})), 'Array(Float32)')"

@@ -31,6 +31,7 @@ from clipql.syntax.statements import Insert
 from clipql.tables import shape
 from clipql.tables.list_columns import as_matrix, check_there
 from clipql.tables.registry import INTERNAL, ROW, Registry
+from clipql.tables.vector_expressions import reading
 from clipql.tables.writer import Insertion
 
 _serial = itertools.count()
@@ -122,7 +123,8 @@ def _staged(
     """Let ClickHouse itself read VALUES or a FORMAT, defaults included, into a table in memory of the same shape."""
     stage = f"{INTERNAL}.`insert {next(_serial)} into {table.id}`"
     engine = registry.engine
-    engine.run(f"CREATE TABLE {stage} AS {registry.shape(table)} ENGINE = Memory")
+    later = _computed_later(registry, table, statement.columns)
+    engine.run(f"CREATE TABLE {stage} {_stage(registry, table, later)} ENGINE = Memory")
     try:
         listed = "(" + ", ".join(map(quote_name, statement.columns)) + ") " if statement.columns else ""
         settings = statement.settings
@@ -133,11 +135,36 @@ def _staged(
             engine.query(f"{head} {body}", "Null", params=params, user=True)
         else:
             engine.insert_bytes(head, *data, user=True)
-        everything = tuple(n for n, _ in shape.insertable(engine, table))
+        everything = tuple(n for n, _ in shape.insertable(engine, table) if n not in later)
         columns = ", ".join(map(quote_name, everything))
         return _store(registry, table, _Source((f"SELECT {columns} FROM {stage}",), everything, {}, {}, {}))
     finally:
         engine.run(f"DROP TABLE IF EXISTS {stage} SYNC")
+
+
+def _computed_later(registry: Registry, table: Table, given: Sequence[str] | None) -> set[str]:
+    """The columns that are not given and are computed as the rows are stored, since what ClickHouse would compute here
+    is something else, or an error, of a row without a vector.
+    """
+    if not any(c.optional for c in table.columns):
+        return set()
+    defaults = {name for name, _ in shape.insertable(registry.engine, table)}
+    return {n for n in reading(registry.engine, table) if n not in defaults or (given and n not in given)}
+
+
+def _stage(registry: Registry, table: Table, later: set[str]) -> str:
+    """What stands between CREATE TABLE and ENGINE for a table that takes what the shape takes, but for some columns."""
+    if not later:
+        return f"AS {registry.shape(table)}"
+    found = registry.engine.arrow(
+        "SELECT name, type, default_kind AS kind, default_expression AS text FROM system.columns "
+        f"WHERE database = '{INTERNAL}' AND table = {quote_string(table.id)} ORDER BY position"
+    )
+    columns = (
+        f"{quote_name(row['name'])} {row['type']} {'ALIAS' if row['name'] in later else row['kind']} {row['text']}"
+        for row in found.to_pylist()
+    )
+    return f"({', '.join(columns)})"
 
 
 def _from_select(

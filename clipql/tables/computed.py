@@ -2,8 +2,9 @@
 
 ClickHouse asks for one row at a time, and mostly for the next one. So a block of rows is computed at once, on all
 cores when rows are read in a run, and kept for as long as there is room. What must stay true: a number depends on its
-name and its row alone, as vectors never change, so the function is right wherever it stands, in a mutation too; memory
-is bounded whatever the rows; a row that is asked for out of turn costs no more than its block.
+name and its row alone until other vectors are published, so the function is right wherever it stands, in a mutation
+too; a row without a vector has what ClickHouse gives for an empty array, or NaN, never a number of zeros; memory is
+bounded whatever the rows; a row that is asked for out of turn costs no more than its block.
 """
 
 from __future__ import annotations
@@ -45,12 +46,24 @@ OF_ONE = {
 }
 
 
+# what ClickHouse gives for an empty array, where it is not 0
+EMPTY = {"cityHash64": np.uint64(4761183170873013810)}
+
+
 def name_of(function: str, handles: Sequence[str]) -> str:
     """The name of a distance of two columns, or of a function of one in `row_numbers.FUNCTIONS`.
 
     handles: `<table id>/<folder>` of each, as the stores have them.
     """
     return " ".join((function, *handles))
+
+
+def _there(stores: Sequence[ColumnStore], first: int, last: int) -> NDArray[np.bool_] | None:
+    """Which of the rows [first, last) have a vector in all of these columns; None for all of them."""
+    if any(not store.dimension for store in stores):
+        return np.zeros(last - first, np.bool_)
+    masks = [store.there[first:last] for store in stores if store.there is not None]
+    return np.logical_and.reduce(masks) if masks else None
 
 
 class _Numbers:
@@ -82,9 +95,14 @@ class Computed:
             return self._missing(name, row)
 
     def array(self, name: str, row: int) -> bytes:
-        """All numbers that a head makes of a row, float32, as bytes. Raises as `number` does."""
+        """All numbers that a head makes of a row, float32, as bytes; none of a row without a vector. Raises as `number`
+        does.
+        """
         try:
             numbers = self._known[name]
+            there = self._stores[numbers.handles[0]].there
+            if there is not None and not there[row]:
+                return b""
             block, at, items = numbers.blocks[row >> SHIFT], (row & (BLOCK - 1)) * numbers.items, numbers.items
             if at < len(block):
                 return block[at : at + items].tobytes()
@@ -131,11 +149,15 @@ class Computed:
                     raise ClipqlError(f"{function} is of a statement that has ended")
                 numbers = self._known[name] = _Numbers(function, handles, head)
             rows = min(self._stores[h].rows for h in numbers.handles)
-            lengths = {self._stores[h].dimension for h in numbers.handles if rows}
+            # None where no row has a vector yet
+            lengths = {d for h in numbers.handles if rows and (d := self._stores[h].dimension)}
             if len(lengths) > 1:
                 raise ClipqlError(f"{numbers.function} of vectors of {' and '.join(map(str, sorted(lengths)))} numbers")
             if row == 0 == rows:  # as DDL tries a function out
                 return b"" if whole else 0
+            there = self._stores[numbers.handles[0]].there if whole else None
+            if there is not None and 0 <= row < rows and not there[row]:
+                return b""
             if not 0 <= row < rows:
                 raise IndexError(f"row {row:,} of {rows:,}")
             at = row >> SHIFT
@@ -182,6 +204,11 @@ class Computed:
             return lengths if stores[0].there is None else lengths * stores[0].there[first:last]
         element = int(numbers.function.removeprefix(ELEMENT)) if numbers.function.startswith(ELEMENT) else None
         out = np.empty(last - first, one.dtype if one else np.float32)
+        there = _there(stores, first, last)
+        empty = EMPTY.get(numbers.function, 0 if one or element is not None else np.nan)
+        if there is not None and not there.any():
+            out[:] = empty
+            return out
 
         def some(a: int, b: int) -> None:
             at = a
@@ -201,6 +228,8 @@ class Computed:
             each_core(len(out), some)
         else:
             some(0, len(out))
+        if there is not None:
+            out[~there] = empty
         return out
 
     def _of_head(self, numbers: _Numbers, first: int, last: int) -> NDArray[np.float32]:
@@ -229,4 +258,6 @@ class Computed:
             each_core(len(out), some)
         else:
             some(0, len(out))
+        if store.there is not None:
+            out[~store.there[first:last]] = head.missing
         return out.reshape(-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -88,6 +88,21 @@ def check_changed(registry: Registry, table: Table) -> None:
         except ClipqlError as again:
             raise DatabaseDamaged(f"{error}; close the database and open it again ({again})") from error
         raise StorageError(f"{error}; the change was taken back, look after the disk and try again") from error
+
+
+@contextlib.contextmanager
+def mutating(registry: Registry, table: Table) -> Iterator[None]:
+    """Have ClickHouse change rows inside; where that fails, it shall not try again later by itself."""
+    try:
+        yield
+        check_changed(registry, table)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            where = f"database = {quote_string(table.database)} AND table = {quote_string(table.name)}"
+            registry.engine.run(f"KILL MUTATION WHERE {where} AND NOT is_done SYNC")
+        raise
+    finally:
+        registry.touched([table.id])
 
 
 def drop_broken(registry: Registry, table: Table) -> None:

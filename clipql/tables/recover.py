@@ -14,12 +14,13 @@ from pathlib import Path
 
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name, quote_string
-from clipql.errors import DatabaseDamaged, QueryError, StorageError
+from clipql.errors import ClipqlError, DatabaseDamaged, QueryError, StorageError
 from clipql.storage import catalog, files, strays
 from clipql.storage.catalog import Catalog, Pending, Table
 from clipql.storage.vectors import segments
+from clipql.tables import parts
 from clipql.tables.registry import FUNCTION, INTERNAL, ROW, Registry
-from clipql.tables.vector_expressions import fill
+from clipql.tables.vector_expressions import compute_anew, fill, kept_of
 
 _KEPT = "shape of "
 LOOK_SECONDS, IDLE_SECONDS = 0.005, 5.0  # between two looks at what ClickHouse does; how long it may do nothing
@@ -213,14 +214,26 @@ def _insert(registry: Registry, pending: Pending) -> None:
 
 
 def _vectors(registry: Registry, pending: Pending) -> None:
-    """Rows were given other vectors, all of which were synced before that was announced."""
+    """Rows were given other vectors, all of which were synced before that was announced.
+
+    The MATERIALIZED columns that are computed from them come last.
+    """
     before, after = pending.before, pending.after
     assert before is not None and after is not None, "a change of vectors has a table before and after"
     folder = registry.table_folder(after)
     whole = all((folder / c.folder / name).exists() for c in after.columns for s in c.segments for name in s.files)
     kept, other = (after, before) if whole else (before, after)
+    changed = [c.name for c in after.columns if before.column(c.name) != c]
     registry.touched([kept.id])
     registry.publish(kept)
+    computed = kept_of(registry.engine, kept, changed) if whole else []
+    if computed:
+        try:
+            with parts.mutating(registry, kept):
+                compute_anew(registry, kept, computed)
+        except ClipqlError:  # it is still announced, so the next write, or the next open, computes them
+            registry.assume(registry.catalog.with_pending(None).with_table(kept))
+            raise
     _done(registry, kept)
     _remove_segments(registry, other, kept)
 

@@ -2,7 +2,7 @@
 
 A segment never changes, so each that a row of is touched is written anew, as ClickHouse's UPDATE writes a part anew.
 What must stay true: the manifest goes from the old segments to the new ones in one step, after they are synced; an
-index never answers with the distance of an older vector.
+index never answers with the distance of an older vector; a MATERIALIZED column is that of the vectors that are there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.errors import VectorError
+from clipql.errors import QueryError, VectorError
 from clipql.storage import files
 from clipql.storage.catalog import Pending, Segment, Table, VectorColumn
 from clipql.storage.vectors import presence, segments
@@ -26,6 +26,7 @@ from clipql.storage.vectors.scattered import ScatteredSegment
 from clipql.tables import recover
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
+from clipql.tables.vector_expressions import check_kept, kept_of
 
 # rows without vectors are given a file in pieces, as a few of many rows may come first
 PIECE, MOST_PIECES = 65_536, 128
@@ -124,15 +125,35 @@ class Revision:
             for c in before.columns
         )
         for name in changed:
-            files.sync_folder(registry.column_folder(before, name))
+            folder = registry.column_folder(before, name)
+            files.make_folder(folder)  # which a table has with its first rows
+            files.sync_folder(folder)
         after = dataclasses.replace(before, columns=columns)
         after = self._indexes.revised(after, touched if touched is not None else dict.fromkeys(changed))
+        computed = kept_of(registry.engine, before, changed)
         with registry.gate.writing():
+            if computed:
+                self._check(after, computed)
             registry.save(registry.catalog.with_pending(Pending("vectors", before, after)))
             recover.settle(registry)
         self._indexes.reopen(before)
         self._indexes.sweep()
         self._indexes.after_insert(before.id)
+
+    def _check(self, after: Table, computed: list[str]) -> None:
+        """Raise QueryError, with nothing changed, where ClickHouse cannot compute its columns from the new vectors."""
+        try:
+            self._registry.publish(after)
+            check_kept(self._registry, after, computed)
+        except QueryError as error:
+            raise QueryError(
+                f"{', '.join(computed)} of {after.full_name} cannot be computed of the vectors that would be there, so "
+                f"nothing was changed: {error}",
+                code=error.code,
+                name=error.name,
+            ) from error
+        finally:
+            self._registry.publish(self._table)
 
 
 def fill_new(

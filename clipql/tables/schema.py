@@ -25,7 +25,7 @@ from clipql.tables.index_entries import check_column, unbuilt
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 from clipql.tables.revising import Revision
-from clipql.tables.vector_expressions import anew, by_row, fill, reading
+from clipql.tables.vector_expressions import anew, by_row, check_added, fill, reading
 
 Made = TypeVar("Made")
 # parts of ALTER that only touch rows: the shape has none
@@ -243,7 +243,7 @@ def _alter_one(
     if verb == "CLEAR" and named in reading(registry.engine, table):
         command = anew(registry.engine, table, named or "")
     if verb in _ROW_CHANGES or " ".join(words[:2]) in _ROW_CHANGES:
-        with _mutating(registry, table):
+        with parts.mutating(registry, table):
             run(f"{on_physical} {command}{after}")
         return
     if (column and verb == "MODIFY") or (column and verb == "ALTER"):
@@ -258,6 +258,8 @@ def _alter_one(
         run(f"{on_shape} {command}{after}")
         verify()
         shape.check_computed(registry.engine, table)
+        if verb == "ADD" and named:
+            check_added(registry, table, named)
         if not (verb == "ADD" and _added_vectors(registry, table, named)):
             run(f"{on_physical} {by_row(registry.engine, table, command)}{after}")
             fill(registry, table)
@@ -374,20 +376,5 @@ def delete(registry: Registry, indexes: Indexes, table: Table, statement: str, p
         table = registry.current(table)
         if vector_updates.update(registry, indexes, table, read(statement).words, statement, params):
             return
-        with _mutating(registry, table):
+        with parts.mutating(registry, table):
             registry.engine.run(statement, params=params, user=True)
-
-
-@contextlib.contextmanager
-def _mutating(registry: Registry, table: Table) -> Iterator[None]:
-    """Have ClickHouse change rows inside; where that fails, it shall not try again later by itself."""
-    try:
-        yield
-        parts.check_changed(registry, table)
-    except BaseException:
-        with contextlib.suppress(Exception):
-            where = f"database = {quote_string(table.database)} AND table = {quote_string(table.name)}"
-            registry.engine.run(f"KILL MUTATION WHERE {where} AND NOT is_done SYNC")
-        raise
-    finally:
-        registry.touched([table.id])

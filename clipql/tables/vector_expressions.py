@@ -9,11 +9,11 @@ true: it is in every part of the table, as merges run where the functions of Pyt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name, quote_string
-from clipql.errors import UnsupportedStatement
+from clipql.errors import QueryError, UnsupportedStatement
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.storage.vectors.metrics import metric_named
 from clipql.syntax.edits import Edit, edited
@@ -68,6 +68,77 @@ def reading(engine: Engine, table: Table) -> list[str]:
     ).to_pylist()
     readable = _readable(engine, table) if found else {}
     return [row["name"] for row in found if any(t.name in readable for t in read(row["text"]).tokens)]
+
+
+def kept_of(engine: Engine, table: Table, names: Iterable[str]) -> list[str]:
+    """The MATERIALIZED columns that are computed from vector columns of these names, also by way of other columns, each
+    after those that it reads. ClickHouse's UPDATE computes just these anew: a DEFAULT column keeps its values.
+    """
+    where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)}"
+    found = engine.arrow(
+        f"SELECT name, default_kind AS kind, default_expression AS text FROM system.columns WHERE {where} "
+        "AND default_kind IN ('MATERIALIZED', 'ALIAS') ORDER BY position"
+    ).to_pylist()
+    reads = {row["name"]: {t.name for t in read(row["text"]).tokens} for row in found}
+    changed, reached = set(names), set[str]()
+    while more := {name for name, read_by in reads.items() if read_by & (changed | reached)} - reached:
+        reached |= more
+    order: list[str] = []
+    while left := [name for name in reads if name in reached and name not in order]:
+        order += [name for name in left if not reads[name] & (set(left) - {name})] or left
+    kinds = {row["name"]: row["kind"] for row in found}
+    return [name for name in order if kinds[name] == "MATERIALIZED"]
+
+
+def check_kept(registry: Registry, table: Table, names: Sequence[str]) -> None:
+    """Have ClickHouse compute such columns for all rows and keep nothing. Raises QueryError where it cannot, and
+    UnsupportedStatement where they say in which partition a row is.
+    """
+    where = f"database = {quote_string(table.database)} AND table = {quote_string(table.name)}"
+    found = registry.engine.arrow(
+        f"SELECT name, type, default_expression AS text, is_in_partition_key AS key FROM system.columns WHERE {where} "
+        f"AND name IN ({', '.join(map(quote_string, names))})"
+    ).to_pylist()
+    keys = [row["name"] for row in found if row["key"]]
+    if keys:
+        raise UnsupportedStatement(
+            f"{table.full_name} is partitioned by {', '.join(keys)}, which is computed from these vectors: INSERT the "
+            "rows with other vectors, and DELETE the ones that are there"
+        )
+    _try_out(registry, table, [(row["text"], row["type"]) for row in found])
+
+
+def check_added(registry: Registry, table: Table, name: str) -> None:
+    """The same of a column that the shape has already, and the physical table not yet, if it is computed of vectors."""
+    if table.rows == 0 or name not in reading(registry.engine, table):
+        return
+    where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)} AND name = {quote_string(name)}"
+    row = registry.engine.arrow(
+        f"SELECT type, default_expression AS text FROM system.columns WHERE {where}"
+    ).to_pylist()[0]
+    text = by_row(registry.engine, table, f"DEFAULT {row['text']}").removeprefix("DEFAULT ")
+    try:
+        _try_out(registry, table, [(text, row["type"])])
+    except QueryError as error:
+        raise QueryError(
+            f"{name} cannot be computed for the rows that {table.full_name} has, so it was not added: {error}",
+            code=error.code,
+            name=error.name,
+        ) from error
+
+
+def _try_out(registry: Registry, table: Table, values: Sequence[tuple[str, str]]) -> None:
+    casts = ", ".join(f"CAST(({text}), {quote_string(kind)})" for text, kind in values)
+    # a sum of hashes, as ClickHouse leaves out what it need not know
+    registry.engine.run(f"SELECT sum(cityHash64({casts})) FROM {registry.physical(table)}")
+
+
+def compute_anew(registry: Registry, table: Table, names: Sequence[str]) -> None:
+    """Compute MATERIALIZED columns for all rows, one after the other, as one may read another."""
+    for name in names:
+        registry.engine.run(
+            f"ALTER TABLE {registry.physical(table)} MATERIALIZE COLUMN {quote_name(name)} SETTINGS mutations_sync = 2"
+        )
 
 
 def anew(engine: Engine, table: Table, name: str) -> str:

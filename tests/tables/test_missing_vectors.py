@@ -207,6 +207,60 @@ def test_a_column_is_cleared_renamed_and_dropped(db: clipql.Database) -> None:
     assert rows(db, "SELECT id FROM c ORDER BY L2Distance(`v 2`, [1]) LIMIT 9") == [(2,)]
 
 
+def test_a_column_of_two_vectors_is_nan_where_one_is_missing(db: clipql.Database) -> None:
+    db.sql("CREATE TABLE two (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    db.sql("INSERT INTO two SELECT number, [3, 4] FROM numbers(3)")
+    db.sql("ALTER TABLE two ADD COLUMN w Array(Float32), ADD COLUMN l2 Float32 MATERIALIZED L2Distance(v, w)")
+    db.sql("ALTER TABLE two ADD COLUMN dot Float32 DEFAULT dotProduct(v, w)")
+    everything = "SELECT l2, dot FROM two ORDER BY id"
+    np.testing.assert_equal(rows(db, everything), [(np.nan, np.nan)] * 3)
+    db.sql("ALTER TABLE two UPDATE w = [3, 5] WHERE id = 1")
+    np.testing.assert_equal(rows(db, everything), [(np.nan, np.nan), (1.0, np.nan), (np.nan, np.nan)])
+    db.sql("ALTER TABLE two CLEAR COLUMN dot")
+    np.testing.assert_equal(rows(db, everything), [(np.nan, np.nan), (1.0, 29.0), (np.nan, np.nan)])
+    db.sql("INSERT INTO two (id, v) VALUES (3, [1, 1])")
+    db.sql("INSERT INTO two (id, v, w, dot) VALUES (4, [1, 1], [], 7), (5, [1, 1], [1, 2], 8)")
+    db.sql("INSERT INTO two (id, v, w) SELECT 6, [1, 1], CAST([], 'Array(Float32)')")
+    came = "SELECT id, l2, dot FROM two WHERE id > 2 ORDER BY id"
+    np.testing.assert_equal(rows(db, came), [(3, np.nan, np.nan), (4, np.nan, 7), (5, 1, 8), (6, np.nan, np.nan)])
+    before = rows(db, "SELECT *, l2 FROM two ORDER BY id")
+    for wrong, message in (
+        (
+            "ADD COLUMN x Float32 MATERIALIZED dotProduct(w, [1, 2])",
+            "x cannot be computed for the rows",
+        ),
+        ("ADD COLUMN y Float32 MATERIALIZED dotProduct(v, [1, 2]), CLEAR COLUMN v", "nothing was changed"),
+    ):
+        with pytest.raises(QueryError, match=message):
+            db.sql("ALTER TABLE two " + wrong)
+    np.testing.assert_equal(rows(db, "SELECT *, l2 FROM two ORDER BY id"), before)
+    assert rows(db, "SELECT y FROM two WHERE id < 3") == [(11.0,)] * 3
+    db.sql("CREATE TABLE bare (id UInt8, v Array(Float32)) ENGINE = MergeTree ORDER BY tuple()")
+    db.sql("ALTER TABLE bare CLEAR COLUMN v")
+    db.sql("INSERT INTO bare VALUES (1, []), (2, [1])")
+    assert rows(db, "SELECT v FROM bare ORDER BY id") == [([],), ([1.0],)]
+
+
+HEADS = (
+    "L2Normalize(w)", "L2Normalize(w)[1]", "vectorLinear(w, [[1, 1]], [5])", "vectorLinear(w, [[1, 1]], [5])[1]",
+    "vectorLinear(w, [[1, 1], [2, 0]], [5, 6])", "vectorLinear(w, [[1, 1], [2, 0]], [5, 6])[-1]", "vectorRelu(w)",
+    "vectorLinear(w, [[1, 1]], [5])[3]", "vectorRelu(w)[2]", "length(vectorRelu(w))", "w[1]", "w[-1]",
+    "vectorRelu(vectorLinear(L2Normalize(w), [[1, 1]], [5]))[1] > 3",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_of_no_vector_is_no_vector(db: clipql.Database, head: str) -> None:
+    sql = f"SELECT {head} AS x FROM t ORDER BY id"
+    found, sure = (db.sql(s).rows for s in (sql, sql + PLAIN))
+    for one, other in zip(found, sure, strict=True):
+        np.testing.assert_allclose(np.asarray(one[0], float), np.asarray(other[0], float), rtol=1e-6)
+    if "vector" in head and ">" not in head and "length" not in head:
+        assert np.asarray(found[1][0], float).tolist() == [] or np.isnan(found[1][0])
+    if ">" in head:
+        assert rows(db, f"SELECT id FROM t WHERE {head} ORDER BY id") == [(i,) for i in range(0, 30, 3)]
+
+
 def test_a_table_made_of_another_keeps_what_made_its_vectors(db: clipql.Database, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1, 2], "e": [[1.0, 2.0], [3.0, 4.0]]}), tmp_path / "a.parquet")
     db.ingest(tmp_path / "a.parquet", table="made", model="google/siglip")

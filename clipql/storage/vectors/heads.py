@@ -54,6 +54,11 @@ class Head(Brief):
         return self.width if self.element is None else 1
 
     @property
+    def missing(self) -> float:
+        """What one number is of a row without a vector: ClickHouse's 0 where L2Normalize gives it, else NaN."""
+        return 0.0 if self.layers[-1].function == "L2Normalize" else float("nan")
+
+    @property
     def work(self) -> int:
         """Multiplications for a row."""
         return sum(layer.weights.size for layer in self.layers if layer.weights is not None)
