@@ -17,11 +17,9 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import uvicorn
 
 from clipql.database import Database
-from clipql.errors import ClipqlError
 from clipql.reader import ReadOnlyDatabase
 from clipql.serve.app import make_app
 from clipql.serve.connections import Connection, Connections
@@ -30,8 +28,8 @@ from clipql.serve.limits import Options
 from clipql.serve.listening import Doors
 from clipql.serve.service import Service
 from clipql.serve.tcp.port import NativePort, wrong_port
+from clipql.serve.warming import Warming
 from clipql.serve.workers.member import Member
-from clipql.tables.registry import INTERNAL
 from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
@@ -42,8 +40,6 @@ SWITCH_SECONDS = 0.0005
 # Collections of garbage between two of all that there is. Python's own is 10, which the words of one long statement set
 # off; all else waits for each, 0.1 to 0.3 s where the objects of libraries are looked at too.
 COLLECTIONS = 500
-# tables that are searched once at the start; rows of one without an index that are not too many for that
-WARMED, FEW_ROWS = 16, 100_000
 
 
 class Server(uvicorn.Server):
@@ -132,20 +128,6 @@ def _end_in(seconds: float) -> None:
     timer.start()
 
 
-def _warm(database: Database) -> None:
-    """Load what searches will need, so that the first need not wait for it: code, indexes, row files, a model."""
-    for table in database.registry.catalog.tables[:WARMED]:
-        for column in table.columns:
-            indexed = any(i.column == column.name for i in table.indexes)
-            if column.dimension and table.database != INTERNAL and (indexed or table.rows < FEW_ROWS):
-                with contextlib.suppress(Exception):  # the database may be closed meanwhile, or be damaged
-                    vector = np.ones(column.dimension, np.float32)
-                    database.search(table.full_name, vector=vector, column=column.name, k=1)
-    with contextlib.suppress(ClipqlError):  # where there is no model, a search by words will say so
-        database.encoders.texts(["a picture"], database.encoders.usual(database.registry.catalog.tables))
-    gc.freeze()
-
-
 def _spare_collections() -> None:
     """Look no more for garbage in what is loaded now, and stays."""
     gc.collect()
@@ -229,7 +211,7 @@ def serve(
     if not options.sandbox.whole:
         LOG.warning("not confined", extra={"fields": {"sandbox": options.sandbox.sentence}})
     _spare_collections()
-    threading.Thread(target=_warm, args=(database,), daemon=True).start()
+    warming = Warming(database)
     # threads that read long statements take turns: the event loop, which waits for each of them, answers others in time
     sys.setswitchinterval(SWITCH_SECONDS)
     signals = (signal.SIGTERM, signal.SIGINT) if member is None else (signal.SIGTERM,)
@@ -239,7 +221,7 @@ def serve(
     finally:
         if follower is not None:
             follower.stop()
-        if not service.close(END_SECONDS):
+        if not service.close(END_SECONDS) or not warming.stop(CLOSE_SECONDS):
             LOG.error("ended while a query still ran")
             os._exit(1)
         database.close()
