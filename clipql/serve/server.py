@@ -224,6 +224,9 @@ def serve(
         if not service.close(END_SECONDS) or not warming.stop(CLOSE_SECONDS):
             LOG.error("ended while a query still ran")
             os._exit(1)
+        # what a query left behind still holds results of ClickHouse's, which must go before it is closed
+        gc.unfreeze()
+        gc.collect()
         database.close()
         if doors is not None:
             doors.close()
