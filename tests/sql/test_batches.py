@@ -34,6 +34,7 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
         )
         rows = ",".join(f"({i},'row {i}',{i % 100},{x.tolist()})" for i, x in enumerate(vectors(1, ROWS)))
         made.sql(f"INSERT INTO t VALUES {rows}")
+        made.wait_for_indexes()
         made.sql("DELETE FROM t WHERE id % 7 = 3")
         assert made.sql("SELECT state FROM clipql.indexes").rows == [("in use",)]
         yield made
