@@ -9,6 +9,7 @@ https://clickhouse.com/docs/interfaces/formats/Native, https://clickhouse.com/do
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -40,6 +41,8 @@ SHAPES = {
     "MultiLineString": "Array(LineString)",
     "MultiPolygon": "Array(Polygon)",
 }
+# types within types
+_DEEPEST = 20
 # rows from which strings are gone through by compiled code
 _MANY = 64
 HAS_KEYS = 1 << 9  # in the first word of a LowCardinality column: keys of its own follow
@@ -187,9 +190,9 @@ def _after_strings(data: Any, at: int, rows: int) -> int:
             shift += 7
             if shift > 56:
                 return len(data) + 1
-        at += length
-        if at > len(data):
+        if length > len(data) - at:  # the sum may be more than 63 bits hold
             return len(data) + 1
+        at += length
     return at
 
 
@@ -282,9 +285,9 @@ class Reader:
 def size_of(type: str, name: str, inner: list[str]) -> int:
     """Bytes of a value."""
     if name == "FixedString":
-        return int(inner[0])
+        return _argument(type, inner)
     if name == "Decimal":
-        digits = int(inner[0])
+        digits = _argument(type, inner)
         return 4 if digits <= 9 else 8 if digits <= 18 else 16 if digits <= 38 else 32
     if name.startswith("Interval"):
         return 8
@@ -298,14 +301,24 @@ def size_of(type: str, name: str, inner: list[str]) -> int:
     return _SIZES[name]
 
 
-def check_type(type: str) -> None:
+def check_type(type: str, depth: int = 0) -> None:
     """Raise QueryError for a type whose columns cannot be told apart."""
+    if depth > _DEEPEST:
+        raise QueryError(f"a column's type is more than {_DEEPEST} types deep", code=306, name="TOO_DEEP_RECURSION")
     name, inner = split_type(type)
+    if name in ("Array", "Nullable", "LowCardinality") and len(inner) != 1:
+        raise QueryError(f"expected one type in {name}(…), found {len(inner)}", code=50, name="UNKNOWN_TYPE")
     if name in ("Array", "Nullable", "Tuple", "Map", "Nested", "SimpleAggregateFunction", "LowCardinality"):
         for each in elements(name, inner):
-            check_type(each)
+            check_type(each, depth + 1)
     elif name not in (*SHAPES, "String"):
         size_of(type, name, inner)
+
+
+def _argument(type: str, inner: list[str]) -> int:
+    if not inner or not re.fullmatch(r"[0-9]{1,9}", inner[0]) or not int(inner[0]):
+        raise QueryError(f"expected a number in the brackets of {type[:100]}", code=50, name="UNKNOWN_TYPE")
+    return int(inner[0])
 
 
 def elements(name: str, inner: list[str]) -> list[str]:

@@ -167,10 +167,12 @@ def _hello(revision: int = 54470) -> bytes:
     return b"\x00" + _text("raw") + b"\x18\x01" + number + _text("") + _text("default") + _text("")
 
 
-def _answer(server: Running, data: bytes) -> bytes:
-    """All that the server says before it closes."""
+def _answer(server: Running, data: bytes, *, ends: bool = False) -> bytes:
+    """All that the server says before it closes. ends: whether the client says that it sends no more."""
     with socket.create_connection(("127.0.0.1", server.native), LAST_NET_SECONDS) as raw:
         raw.sendall(data)
+        if ends:
+            raw.shutdown(socket.SHUT_WR)
         found = b""
         while piece := raw.recv(1 << 16):
             found += piece
@@ -196,6 +198,45 @@ def test_a_block_that_claims_too_much_is_refused_before_it_is_kept(server: Runni
     query = b"\x01" + _text("") + b"\x00" + b"\x00" + b"\x02\x00" + _text("SELECT 1")
     data = b"\x02" + _text("t") + b"\x00\x01" + b"\xff\xff\xff\xff\x0f" + _text("a") + _text("UInt64")
     assert "larger than 268,435,456 bytes" in _answer(server, _hello(54429) + query + data).decode("utf-8", "replace")
+
+
+_ASKED = b"\x01" + _text("") + b"\x00" + b"\x00" + b"\x02%c" + _text("SELECT 1")
+_TOO_MANY = b"the bodies of all requests together"
+_FAR = b"\xff" * 8 + b"\x7f"  # 2 to the 63rd, less one
+
+
+def _block(type: str, rows: bytes, data: bytes, name: str = "t") -> bytes:
+    return b"\x02" + _text(name) + b"\x00\x01" + rows + _text("a") + _text(type) + data
+
+
+@pytest.mark.parametrize(
+    ("packed", "sent", "said"),
+    [
+        (0, _block("String", b"\x7f", _FAR + bytes(1000)), "larger than 268,435,456 bytes"),
+        (0, _block("FixedString(-5)", b"\x01", b""), "expected a number in the brackets of FixedString(-5)"),
+        (0, _block("Nullable", b"\x01", b""), "expected one type in Nullable"),
+        (0, _block("Map(" * 21 + "Date" + ")" * 21, b"\x01", b""), "types deep"),
+        (0, b"".join(_block("Date", b"\x00", b"", f"t{at}") for at in range(65)), "more than 64 external tables"),
+        (1, b"\x02" + _text("t") + bytes(16) + b"\x02" + struct.pack("<II", 9, 0), "frame holds nothing"),
+    ],
+    ids=["a length near 2 to the 63rd", "less than no bytes", "no type", "deep", "many tables", "empty frames"],
+)  # fmt: skip
+def test_data_that_lie_about_themselves_are_told_so(server: Running, packed: int, sent: bytes, said: str) -> None:
+    assert said in _answer(server, _hello(54429) + _ASKED % packed + sent).decode("utf-8", "replace")
+    assert server.ask("/ping").status == 200
+
+
+def test_what_is_on_its_way_counts_for_the_bodies_of_all(server: Running) -> None:
+    text = b"\x01" + _text("") + b"\x00" + b"\x00" + b"\x02\x00" + b"\x80\x80\x80\x7d"  # 250 MB claimed
+    frame = _ASKED % 1 + b"\x02" + _text("t") + bytes(16) + b"\x02" + struct.pack("<II", 250 << 20, 9)
+    stray = _block("UInt8", b"\x80\x80\x80\x7d", b"")
+    for held in (text, frame, stray):
+        with contextlib.ExitStack() as opened:
+            for _ in range(4):
+                raw = opened.enter_context(socket.create_connection(("127.0.0.1", server.native), LAST_NET_SECONDS))
+                raw.sendall(_hello(54429) + held)
+            until(lambda: _TOO_MANY in _answer(server, _hello(54429) + held, ends=True), "the claims are counted")  # noqa: B023
+        until(lambda: _TOO_MANY not in _answer(server, _hello(54429) + held, ends=True), "they are let go")  # noqa: B023
 
 
 def test_packets_come_in_chunks_where_the_client_wants_them(server: Running) -> None:

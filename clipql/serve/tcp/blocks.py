@@ -6,6 +6,7 @@ conversation ends.
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,8 @@ from clipql.serve.unpacking import too_large
 from clipql.storage.vectors.compiled import compiled
 
 _NAME, _COLUMNS = 1 << 16, 10_000
+# bytes that a block takes beside its own
+_BLOCK = 256
 
 
 class Block:
@@ -56,6 +59,7 @@ class _Reading:
 
     async def block(self) -> Block:
         source, block = self._source, self._block
+        self._count(_BLOCK)
         while field := await source.number():  # what sort of block it is
             await source.take(1 if field == 1 else 4)
             if field > 2:
@@ -65,6 +69,7 @@ class _Reading:
             raise broken(f"a block claims {columns:,} columns")
         self._keep(number(columns) + number(block.rows))
         for _ in range(columns):
+            await asyncio.sleep(0)  # others get their turn, though all of a block may have come
             name, type = await source.text(_NAME), await source.text(_NAME)
             check_type(type)
             block.columns.append((name, type))
@@ -183,7 +188,7 @@ def _whole_strings(data: Any, rows: int) -> Any:
                 ended = True
                 break
             shift += 7
-        if not ended or place + length > len(data):
+        if not ended or length > len(data) - place:  # the sum may be more than 63 bits hold
             break
         at = place + length
         done += 1

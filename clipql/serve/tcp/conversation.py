@@ -7,6 +7,7 @@ after an error that leaves no doubt where the next packet begins the conversatio
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 from clipql.engine.quoting import quote_name
@@ -20,10 +21,12 @@ from clipql.serve.request_body import Held
 from clipql.serve.spelling import check_size
 from clipql.serve.statements import Call, Statements
 from clipql.serve.tcp import packets
-from clipql.serve.tcp.blocks import Block
 from clipql.serve.tcp.inserting import insert
 from clipql.serve.tcp.talk import Client, Line, Lost, Talk, too_many
 from clipql.serve.tcp.wire import Gone, broken
+
+# external tables of a query
+_MOST_TABLES = 64
 
 
 class Conversation:
@@ -45,6 +48,7 @@ class Conversation:
                 kind = await self.talk.read(self.incoming.number())
                 self.line.expects("rest")
                 await self._packet(client, kind)
+                await asyncio.sleep(0)  # others get their turn, though many packets may have come
                 await self.line.drained()
         except Gone:
             pass
@@ -89,16 +93,27 @@ class Conversation:
         elif kind == packets.QUERY:
             await self._query(client)
         elif kind == packets.DATA:  # what was on its way when an INSERT failed
-            await self.talk.block(packed=self._packed, count=lambda size: None)
+            held = Held(self.service.bodies)
+            try:
+                await self.talk.block(packed=self._packed, count=held.take)
+            finally:
+                held.release()
         elif kind != packets.CANCEL:  # one that comes when all is said
             raise broken(f"packet {kind} is not expected")
 
     # queries
 
     async def _query(self, client: Client) -> None:
-        asking = await self.talk.read(packets.read_query(self.incoming, self.talk.revision, self.talk.limits))
+        held = Held(self.service.bodies)
+        try:
+            asking = await self.talk.read(
+                packets.read_query(self.incoming, self.talk.revision, self.talk.limits, held.take)
+            )
+        except BaseException:
+            held.release()
+            raise
         self._packed = asking.packed
-        call = Call(asking.query_id or str(uuid.uuid4()), Held(self.service.bodies))
+        call = Call(asking.query_id or str(uuid.uuid4()), held)
         status = 500
         try:
             call.tables = await self._external(asking, call.held)
@@ -139,8 +154,9 @@ class Conversation:
 
     async def _external(self, asking: packets.Asking, held: Held) -> tuple[External, ...]:
         """The tables that come with a query, to the block without columns that ends them."""
-        found: dict[str, tuple[Block, list[bytes]]] = {}
+        found: dict[str, tuple[list[tuple[str, str]], list[bytes]]] = {}
         while True:
+            await asyncio.sleep(0)  # others get their turn, though many packets may have come
             kind = await self.talk.read(self.incoming.number())
             if kind == packets.CANCEL:
                 continue
@@ -151,13 +167,16 @@ class Conversation:
                 continue
             if not block.columns:
                 break
-            known, pieces = found.setdefault(name, (block, []))
-            if known.columns != block.columns:
+            known, pieces = found.setdefault(name, (block.columns, []))
+            if len(found) > _MOST_TABLES:
+                raise Lost(broken(f"more than {_MOST_TABLES} external tables come with a query"))
+            if known != block.columns:
                 raise Lost(broken(f"the blocks of the external table {name[:60]} have other columns than its first"))
-            pieces.append(block.data if block.rows else b"")
+            if block.rows:
+                pieces.append(block.data)
         return tuple(
-            External(name, ", ".join(f"{quote_name(n)} {t}" for n, t in first.columns), "Native", b"".join(pieces))
-            for name, (first, pieces) in found.items()
+            External(name, ", ".join(f"{quote_name(n)} {t}" for n, t in columns), "Native", b"".join(pieces))
+            for name, (columns, pieces) in found.items()
         )
 
     async def _answer(self, client: Client, asking: packets.Asking, call: Call) -> None:

@@ -35,7 +35,7 @@ class Portion:
                 name="NOT_FOUND_COLUMN_IN_BLOCK",
             )
         if block.rows:
-            self.pieces += block.pieces
+            self.pieces.append(block.data)  # one for each block, as pieces take more than small data
             self.size += block.size
 
     def drop(self) -> None:

@@ -6,7 +6,7 @@ https://clickhouse.com/docs/native-protocol, and DBMS_MIN_… in ClickHouse's sr
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clipql.errors import ClipqlError, QueryError
@@ -105,16 +105,16 @@ class Asking:
     refused: str = ""
 
 
-async def read_query(source: Source, revision: int, limits: Limits) -> Asking:
-    """The rest of a Query."""
+async def read_query(source: Source, revision: int, limits: Limits, count: Callable[[int], None]) -> Asking:
+    """The rest of a Query. count: told of bytes before they are kept."""
     query_id = await source.text(_NAME)
     await _client_info(source, revision)
-    settings, important = await _settings(source, limits)
+    settings, important = await _settings(source, limits, count)
     if revision >= _SECRET:
         await source.text(_NAME)
     stage, packed = await source.number(), await source.number()
-    sql = await source.text(limits.statement + limits.body)
-    params, _ = await _settings(source, limits) if revision >= _PARAMETERS else ({}, ())
+    sql = await source.text(limits.statement + limits.body, count)
+    params, _ = await _settings(source, limits, count) if revision >= _PARAMETERS else ({}, ())
     refused = "" if stage == _COMPLETE else f"a query is answered as a whole, not to stage {stage}"
     values = {name: _unquoted(value) for name, value in params.items()}
     return Asking(query_id, sql, settings, values, important, packed == 1, refused)
@@ -152,14 +152,16 @@ async def _client_info(source: Source, revision: int) -> None:
             await source.number()
 
 
-async def _settings(source: Source, limits: Limits) -> tuple[dict[str, str], frozenset[str]]:
+async def _settings(
+    source: Source, limits: Limits, count: Callable[[int], None]
+) -> tuple[dict[str, str], frozenset[str]]:
     found: dict[str, str] = {}
     important: set[str] = set()
     size = 0
     while name := await source.text(_NAME):
         if await source.number() & _IMPORTANT:
             important.add(name)
-        found[name] = value = await source.text(limits.statement)
+        found[name] = value = await source.text(limits.statement, count)
         size += len(value)
         if len(found) > _MOST_SETTINGS or size > limits.body:
             raise broken(f"there are more than {_MOST_SETTINGS:,} settings or parameters, or they are too long")

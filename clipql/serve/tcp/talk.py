@@ -16,6 +16,7 @@ from clipql.errors import ClipqlError, QueryError
 from clipql.serve import clickhouse_request as reading
 from clipql.serve import compression
 from clipql.serve.pool import Busy, Pipe
+from clipql.serve.request_body import Held
 from clipql.serve.service import Request
 from clipql.serve.sessions import LONGEST_SECONDS
 from clipql.serve.statements import Call, Statements
@@ -86,14 +87,19 @@ class Talk:
         """The rest of a Data packet: a table's name, and its rows."""
 
         async def both() -> tuple[str, Block]:
+            await asyncio.sleep(0)  # others get their turn, though many packets may have come
             name = await self.incoming.text(_NAME)
-            source = Unpacked(self.incoming, self.limits.body) if packed else self.incoming
+            source = Unpacked(self.incoming, self.limits.body, held) if packed else self.incoming
             found = await read_block(source, self.revision, self.limits.body, count)
             if source is not self.incoming and source.at < len(source.buffer):
                 raise broken("a compressed frame goes on behind its block")
             return name, found
 
-        return await self.read(both())
+        held = Held(self.service.bodies)
+        try:
+            return await self.read(both())
+        finally:
+            held.release()
 
     def prepare(self, client: Client, asking: packets.Asking, call: Call) -> None:
         """Have a statement ready to be run, in the client's session where it has one or needs one."""

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 
 from clipql.errors import QueryError
+from clipql.serve.request_body import Held
 from clipql.serve.unpacking import too_large, unpack_blocks
 
 # bytes that have come and are not asked for yet, beyond which nothing more is read
@@ -86,11 +87,13 @@ class Source:
             if shift > 56:
                 raise broken("a number is longer than nine bytes")
 
-    async def text(self, most: int) -> str:
-        """A string of at most so many bytes."""
+    async def text(self, most: int, count: Callable[[int], None] | None = None) -> str:
+        """A string of at most so many bytes. count: told of them before they are kept."""
         size = await self.number()
         if size > most:
             raise broken(f"a string claims {size:,} bytes, where at most {most:,} are expected")
+        if count is not None:
+            count(size)
         return (await self.take(size)).decode("utf-8", "replace")
 
 
@@ -172,11 +175,12 @@ class Incoming(Source):
 
 
 class Unpacked(Source):
-    """The data in compressed frames. most: bytes of one frame, as it comes and unpacked."""
+    """The data in compressed frames. most: bytes of one frame, as it comes and unpacked. held: counts those of the last
+    one, until whoever made it releases it."""
 
-    def __init__(self, packed: Source, most: int) -> None:
+    def __init__(self, packed: Source, most: int, held: Held) -> None:
         super().__init__()
-        self._packed, self._most = packed, most
+        self._packed, self._most, self._held = packed, most, held
 
     async def more(self) -> None:
         packed = self._packed
@@ -184,8 +188,13 @@ class Unpacked(Source):
         size, claimed = struct.unpack_from("<II", packed.buffer, packed.at + 17)
         if size < 9:
             raise broken("a compressed frame is shorter than its header")
+        if not claimed:
+            raise broken("a compressed frame holds nothing")
         if max(size, claimed) > self._most:
             raise too_large(self._most)
+        self._held.release()
+        self._held.take(size + claimed)
+        await asyncio.sleep(0)  # others get their turn, though many frames may have come
         frame = await packed.take(16 + size)
         if max(size, claimed) <= _SHORT:
             self.buffer += unpack_blocks(frame, self._most)
