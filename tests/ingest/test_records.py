@@ -308,6 +308,12 @@ def test_what_cannot_be_taken_is_refused_before_anything_is_made(
         ("a.csv", b'caption,emb\na,"[1, 2]"\nb,"[1 2 3]"\n', r"row 0 and those after it cannot be read .*\[0\.5, -1"),
         ("a.npy", b"", "has no file of rows beside it"),
         ("a.csv", b"", "is not a whole file of CSV"),
+        ("deep.jsonl", b'{"v": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "JSON is nested more than 100 values deep"),
+        (
+            "deep.jsonl",
+            b'{"s": "\\"' + b"[" * 200 + b'", "v": ' + b'{"a": ' * 101,
+            "JSON is nested more than 100 values",
+        ),
     ],
 )
 def test_a_damaged_file_is_named(

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from clipql.engine.arrow import arrow_numbers
 from clipql.errors import IngestError, VectorError
 from clipql.ingest.layout import DAMAGED
+from clipql.ingest.records.nesting import Shallow
+from clipql.ingest.records.nesting import check as check_nesting
 from clipql.ingest.records.sources import ARROW, JSON, PARQUET, STREAM, TEXT_BLOCK, RecordFile, csv_reader
 from clipql.storage.vectors import segments
 from clipql.storage.vectors.segments import ArrayFile
@@ -100,7 +102,7 @@ def _json(file: RecordFile, vectors: Sequence[str]) -> Iterator[pa.RecordBatch]:
     reading = pa.json.ReadOptions(block_size=TEXT_BLOCK, use_threads=False)
     with (
         pa.input_stream(str(file.path), compression="detect") as plain,
-        pa.json.open_json(plain, reading, parsing) as reader,
+        pa.json.open_json(pa.PythonFile(Shallow(plain), mode="r"), reading, parsing) as reader,
     ):
         for batch in reader:
             yield _with_parsed(batch, [v for v in vectors if _is_text(batch.schema.field(v).type)])
@@ -126,6 +128,7 @@ def parse_vectors(texts: pa.Array) -> pa.Array:
     if not len(texts):
         return pa.array([], pa.list_(pa.float32()))
     schema = pa.schema([pa.field("v", pa.list_(pa.float32()))])
+    check_nesting(content)
     # one block, so that no line is too long for it
     reading = pa.json.ReadOptions(use_threads=False, block_size=content.size + 1)
     parsing = pa.json.ParseOptions(explicit_schema=schema, newlines_in_values=True)

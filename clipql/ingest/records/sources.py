@@ -21,6 +21,7 @@ from clipql.brief import Brief
 from clipql.errors import IngestError, VectorError
 from clipql.ingest import layout
 from clipql.ingest.layout import DAMAGED
+from clipql.ingest.records.nesting import Shallow
 from clipql.storage.vectors import segments
 from clipql.storage.vectors.segments import ArrayFile
 
@@ -211,7 +212,10 @@ def _open_json(path: Path) -> RecordFile:
     if begin[:1] == b"[":
         raise IngestError(f"{path} is one JSON array; expected an object a line: jq -c '.[]' {path.name} writes it so")
     options = pa.json.ReadOptions(block_size=TEXT_BLOCK)
-    with pa.input_stream(str(path), compression="detect") as plain, pa.json.open_json(plain, options) as reader:
+    with (
+        pa.input_stream(str(path), compression="detect") as plain,
+        pa.json.open_json(pa.PythonFile(Shallow(plain), mode="r"), options) as reader,
+    ):
         return RecordFile(path, JSON, reader.schema, (None,), (path.stat().st_size,), "")
 
 

@@ -29,6 +29,8 @@ from clipql.serve.unpacking import too_large
 from clipql.storage.vectors.compiled import compiled
 
 _NAME, _COLUMNS = 1 << 16, 10_000
+# bytes of all its types, as many as a statement may have
+_TYPES = 256 << 10
 # bytes that a block takes beside its own
 _BLOCK = 256
 
@@ -68,9 +70,13 @@ class _Reading:
         if columns > _COLUMNS:
             raise broken(f"a block claims {columns:,} columns")
         self._keep(number(columns) + number(block.rows))
+        types = 0
         for _ in range(columns):
             await asyncio.sleep(0)  # others get their turn, though all of a block may have come
             name, type = await source.text(_NAME), await source.text(_NAME)
+            types += len(type)
+            if types > _TYPES:
+                raise broken(f"the types of a block have more than {_TYPES:,} bytes")
             check_type(type)
             block.columns.append((name, type))
             for each in (name, type):
