@@ -248,6 +248,7 @@ def test_row_numbers_beyond_what_32_bits_hold(tmp_path: Path) -> None:
     store._mapped = {late: segments.map_segment(tmp_path, late)}
     store._arrays, store._firsts = list(store._mapped.values()), [late.first]
     store._rows, store._dimension, store.largest, store._on_disk = late.end, 8, late.largest, False
+    store.there = None
     assert np.array_equal(store.take(np.array([first + 7, first + 3])), vectors[[7, 3]])
     assert store.vector_bytes(first + 39) == vectors[39].tobytes()
     assert [at for at, _ in store.blocks(first + 30)] == [first + 30]

@@ -96,7 +96,7 @@ def change(folder: Path, **fields: Any) -> None:
 
 DAMAGE = [
     ({"format": 3}, DatabaseVersion, "is in format 3, this clipql reads up to 2: upgrade clipql"),
-    ({"format": "x"}, DatabaseVersion, "is in format x, this clipql reads up to 1"),
+    ({"format": "x"}, DatabaseVersion, "is in format x, this clipql reads up to 2"),
     ({"hash": "0" * 64}, DatabaseDamaged, "manifest.json does not match its own hash, so it was altered: restore it"),
     ({"catalog": '{"tables":[]}'}, DatabaseDamaged, "does not match its own hash"),
     ({"catalog": None}, DatabaseDamaged, "does not match its own hash"),
