@@ -324,6 +324,26 @@ def test_a_damaged_file_is_named(
         shared.ingest(tmp_path / name, table=table, vector_column="emb")
 
 
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_places_in_an_arrow_file_that_lie_beyond_its_data_are_not_followed(
+    shared: clipql.Database, table: str, tmp_path: Path, new: Any
+) -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 0], pa.int32()), pa.array(["canary" * 55]))
+    rows = pa.table({"text": texts, "plain": ["seven..", "words.."], "emb": pa.array([[1.0, 2.0], [3.0, 4.0]])})
+    content = pa.BufferOutputStream()
+    with new(content, rows.schema) as writing:
+        writing.write(rows)
+    whole = content.getvalue().to_pybytes()
+    for offsets in (np.array([0, 330], np.int32), np.array([0, 7, 14], np.int32)):
+        before, there, behind = whole.rpartition(offsets.tobytes())
+        assert there
+        far = offsets.copy()
+        far[-1] = 2**31 - 1
+        (tmp_path / "far.arrow").write_bytes(before + far.tobytes() + behind)
+        with pytest.raises(IngestError, match=r"far\.arrow.*(larger than|out of bounds)"):
+            shared.ingest(tmp_path / "far.arrow", table=table, vector_column="emb")
+
+
 def test_files_without_a_row_are_refused_where_nothing_says_the_dimension(
     shared: clipql.Database, table: str, tmp_path: Path
 ) -> None:

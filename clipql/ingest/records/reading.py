@@ -69,7 +69,9 @@ def _batches(
         yield from _mapped(path, group, rows)
     elif file.form == STREAM:
         with pa.OSFile(path, "rb") as plain, pa.ipc.open_stream(plain) as stream:
-            yield from stream
+            for batch in stream:
+                batch.validate(full=True)
+                yield batch
     elif file.form == JSON:
         yield from _json(file, vectors)
     else:
@@ -84,6 +86,8 @@ def _mapped(path: str, group: int, rows: int) -> Iterator[pa.RecordBatch]:
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     whole = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).get_batch(group)
+    whole.validate(full=True)  # places beyond the data would be read as they are
+    mapped.madvise(mmap.MADV_DONTNEED)
     piece = max(1, whole.nbytes // max(1, whole.num_rows)) * rows
     for number, start in enumerate(range(0, whole.num_rows, rows)):
         yield whole.slice(start, rows)
