@@ -1,6 +1,6 @@
-"""Run the whole suite: each file or folder of tests in a process of its own, two more at a time than there are cores.
+"""Run the whole suite: each file or folder of tests in a process of its own, three more at a time than there are cores.
 
-Some tests wait (for time-outs, for processes to end), and the two more have the cores meanwhile.
+Some tests wait (for time-outs, for processes to end), and the three more have the cores meanwhile.
 
 chDB leaves threads and open files behind for every database that a process has opened and closed; after some hundreds
 of them a single process would run out. With arguments, they go to one pytest as they are.
@@ -24,8 +24,8 @@ HERE = Path(__file__).parent
 SECONDS = 1800  # for one file or folder: what takes longer hangs, however slow the machine
 ROOM, PREFIX = 12 << 30, "clipql-tests-"
 SLOW_FIRST = (
-    "index", "cluster", "serve", "tables", "readers", "serve/browser", "ingest", "sql", "faults", "cli", "encode",
-    "differential", "care", "test_readme.py", "edges",
+    "cluster", "tables", "index", "serve", "sql", "serve/browser", "readers", "ingest", "test_readme.py", "faults",
+    "encode", "differential", "cli", "care", "serve/workers", "edges",
 )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
     if arguments:
         return subprocess.call([sys.executable, "-m", "pytest", *arguments])
     began, broken, counts = time.monotonic(), [], {"passed": 0, "failed": 0, "skipped": 0}
-    with place() as folder, ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 2) as pool:
+    with place() as folder, ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 3) as pool:
         for done in as_completed([pool.submit(run, unit, folder) for unit in units()]):
             unit, status, output, seconds = done.result()
             for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", output.rstrip().rpartition("\n")[2]):

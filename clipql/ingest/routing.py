@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipql.errors import IngestError
-from clipql.ingest.fetch.source import is_address
 from clipql.ingest.pipeline import ingest
 from clipql.ingest.records.adding import add_column
 from clipql.ingest.records.sources import are_records
 from clipql.ingest.records.taking import ingest_files
-from clipql.ingest.stream import ingest_from
 from clipql.tables.open_database import OpenDatabase
 
 _OF_FILES = ("vector_column", "skip_bad")
@@ -34,14 +32,24 @@ def take_in(
     if "add_column" in given:
         _refuse(given, _OF_PARTS, "a new column, which all rows of the files fill")
         way = add_column
-    elif isinstance(source, str) and is_address(source):
+    elif isinstance(source, str) and _is_address(source):
+        from clipql.ingest.stream import ingest_from
+
         _refuse(given, _OF_FILES, "parts from an address; for files with vectors, download them first")
-        way = ingest_from
+        return ingest_from(db, source, table=table, **options)
     elif options.get("vector_column") or are_records(sources):
         way = ingest_files
     else:
         _refuse(given, _OF_FILES, "LAION parts, but for files whose rows hold their vectors")
-    return way(db, source, table=table, **options if way is ingest_from else {n: options[n] for n in given})
+    return way(db, source, table=table, **{n: options[n] for n in given})
+
+
+def _is_address(source: str) -> bool:
+    if ":" not in source:
+        return False
+    from clipql.ingest.fetch.source import is_address  # loads an HTTP client
+
+    return is_address(source)
 
 
 def _refuse(given: Sequence[str], refused: Sequence[str], what: str) -> None:

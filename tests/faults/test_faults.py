@@ -17,6 +17,8 @@ import pytest
 from driving import Bench
 from operations import OPERATIONS
 
+from tests.cases import crossed
+
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="the shim below the C library needs Linux and a cc"
 )
@@ -69,8 +71,14 @@ def test_rows_survive_where_only_what_posix_promises_is_kept(bench: Bench, opera
     assert counted["after"] >= 1
 
 
-@pytest.mark.parametrize("operation", ["insert", "file", "column", "delete", "optimise", "index", "create", "rename"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize(
+    ("operation", "number"),
+    crossed(
+        ["insert", "file", "column", "delete", "optimise", "index", "create", "rename"],
+        [errno.ENOSPC, errno.EIO],
+        every=3,
+    ),
+)
 def test_an_error_of_the_disk_is_told_and_changes_nothing(bench: Bench, operation: str, number: int) -> None:
     """A full disk stays full until the operation has failed; an I/O error comes once. Then the operation succeeds."""
     changes = len(bench.changes(operation))

@@ -12,7 +12,7 @@ from clipql.index import ivf
 from clipql.index.ivf import ranges as ranges_module
 from clipql.index.rows import ArrayRows
 from clipql.storage.vectors.metrics import Metric, distances
-from tests.cases import crossed
+from tests.cases import crossed, some
 
 SHAPES = [(1, "<f4"), (3, "<f4"), (60, "<f2"), (100, "<f4"), (130, "<f2"), (520, "<f4")]
 
@@ -61,7 +61,7 @@ def test_no_row_within_a_radius_is_ruled_out(
     assert ruled > (5_000 if dimension > 1 else 0)
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1e4, 1e8])
+@pytest.mark.parametrize("scale", some([1e-4, 1e4, 1e8], 2))
 def test_bounds_hold_for_very_short_and_very_long_vectors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 import clipql
 from clipql.errors import ClipqlError, UnsupportedStatement
 from clipql.storage.catalog import Pending
+from tests.cases import some
 
 SET_UP = (
     "CREATE TABLE laion (id UInt32, v Array(Float32), s String) ENGINE = MergeTree PARTITION BY id % 2 ORDER BY id",
@@ -269,7 +270,9 @@ def after(made: Path, path: Path, script: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("scripts", "error"), [(lines(REFUSED), UnsupportedStatement), (lines(WRONG), ClipqlError)])
+@pytest.mark.parametrize(
+    ("scripts", "error"), [(some(lines(REFUSED), 3), UnsupportedStatement), (some(lines(WRONG), 3), ClipqlError)]
+)
 def test_what_is_refused_and_what_clickhouse_would_not_do_changes_nothing(
     made: Path, tmp_path: Path, scripts: list[str], error: type[ClipqlError]
 ) -> None:
@@ -283,7 +286,7 @@ def test_what_is_refused_and_what_clickhouse_would_not_do_changes_nothing(
             assert len(list((tmp_path / "db" / "vectors").iterdir())) <= len(ALL) + 1, script
 
 
-@pytest.mark.parametrize(("script", "changed"), DONE)
+@pytest.mark.parametrize(("script", "changed"), some(DONE, 3))
 def test_it_is_carried_out_on_both_halves(made: Path, tmp_path: Path, script: str, changed: dict[str, Any]) -> None:
     expected = {name: rows for name, rows in {**ALL, **changed}.items() if rows is not None}
     assert after(made, tmp_path / "db", script) == expected
