@@ -73,8 +73,9 @@ class OpenIndexes:
             if isinstance(opened, ClipqlError):
                 why = f"{entry.name} is out of use: {opened}"
                 continue
-            store = self.registry.store(table, column)
-            return Chosen(kinds.changing(opened, store, entry.changed), entry, "")
+            if entry.changed:
+                opened = kinds.changing(opened, self.registry.store(table, column), entry.changed)
+            return Chosen(opened, entry, "")
         return Chosen(None, None, why)
 
     def _open(self, table: Table, entry: IndexEntry) -> Index | ClipqlError:
