@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 SECONDS = 1800  # for one file or folder: what takes longer hangs, however slow the machine
 ROOM, PREFIX = 12 << 30, "clipql-tests-"
 SLOW_FIRST = (
-    "cluster", "tables", "index", "serve", "sql", "serve/browser", "readers", "ingest", "test_readme.py", "faults",
+    "cluster", "tables", "index", "serve/browser", "serve", "sql", "readers", "ingest", "test_readme.py", "faults",
     "encode", "differential", "cli", "care", "serve/workers", "edges",
 )  # fmt: skip
 
