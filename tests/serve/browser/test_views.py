@@ -239,11 +239,11 @@ def test_a_result_is_sorted_charted_saved_and_shown_as_pictures(open_page: Calla
 
 def test_tables_earlier_statements_and_vectors_lead_on(open_page: Callable[..., Page], served: Served) -> None:
     page = open_page(f"{served.address}#sql?table=emoji")
-    write_sql(page, "")
+    write_sql(page, "SELECT ")
     side = page.get_by_label("Tables and earlier statements")
     side.get_by_text("emoji", exact=True).click()
     side.get_by_role("button", name="Insert letters").click()
-    expect(page.get_by_label("SQL statement")).to_have_value("letters")
+    expect(page.get_by_label("SQL statement")).to_have_value("SELECT letters")
 
     write_sql(page, "SELECT _row, image_embedding FROM emoji WHERE _row IN (3, 5) ORDER BY _row")
     page.get_by_role("button", name="Run").click()
