@@ -172,7 +172,7 @@ def _native(
 ) -> bytes:
     if not rows:
         return b""
-    parts = [_length(len(names)), _length(rows)]
+    parts = [varint(len(names)), varint(rows)]
     for name, kind, type_, column in zip(names, kinds, types, columns, strict=True):
         parts += [_said(name), _said(type_)]
         values = column
@@ -188,10 +188,11 @@ def _native(
 
 def _said(text: str) -> bytes:
     data = text.encode()
-    return _length(len(data)) + data
+    return varint(len(data)) + data
 
 
-def _length(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A number as ClickHouse's formats have it: seven bits a byte, the lowest first."""
     found = bytearray()
     while number > 127:
         found.append(number & 127 | 128)

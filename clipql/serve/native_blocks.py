@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from clipql.engine.row_writer import varint
 from clipql.errors import QueryError
 from clipql.storage.vectors.compiled import compiled
 
@@ -138,7 +139,7 @@ class Blocks:
         """A block without rows. columns: their names and types."""
         plain = b"\x00" if self._version >= CUSTOM_SERIALIZATION else b""
         each = [_text(name) + _text(type) + plain for name, type in columns]
-        return b"".join([_INFO, number(len(each)), b"\x00", *each])
+        return b"".join([_INFO, varint(len(each)), b"\x00", *each])
 
     def header_of(self, block: bytes) -> bytes:
         """The block without rows that says what the columns of a block are, as this version has it."""
@@ -154,19 +155,9 @@ class Blocks:
         return self.header(found)
 
 
-def number(value: int) -> bytes:
-    """A number of variable length."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _text(text: str) -> bytes:
     data = text.encode("utf-8", "surrogateescape")
-    return number(len(data)) + data
+    return varint(len(data)) + data
 
 
 def warm() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from clipql.engine.row_writer import varint
 from clipql.errors import QueryError
 from clipql.serve.native_blocks import (
     CUSTOM_SERIALIZATION,
@@ -20,7 +21,6 @@ from clipql.serve.native_blocks import (
     SHAPES,
     check_type,
     elements,
-    number,
     size_of,
     split_type,
 )
@@ -69,7 +69,7 @@ class _Reading:
         columns, block.rows = await source.number(), await source.number()
         if columns > _COLUMNS:
             raise broken(f"a block claims {columns:,} columns")
-        self._keep(number(columns) + number(block.rows))
+        self._keep(varint(columns) + varint(block.rows))
         types = 0
         for _ in range(columns):
             await asyncio.sleep(0)  # others get their turn, though all of a block may have come
@@ -81,7 +81,7 @@ class _Reading:
             block.columns.append((name, type))
             for each in (name, type):
                 data = each.encode()
-                self._keep(number(len(data)) + data)
+                self._keep(varint(len(data)) + data)
             if self._revision >= CUSTOM_SERIALIZATION and await source.byte():
                 raise QueryError(
                     f"the column {name[:60]} is serialized in a special way, which is not read here: send it plain",
@@ -171,7 +171,7 @@ class _Reading:
 
     async def _string(self) -> None:
         size = await self._source.number()
-        self._keep(number(size))
+        self._keep(varint(size))
         await self._take(size)
 
 

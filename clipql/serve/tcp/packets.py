@@ -9,10 +9,11 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from clipql.engine.row_writer import varint
 from clipql.errors import ClipqlError, QueryError
 from clipql.serve.errors import error_code, error_message
 from clipql.serve.limits import Limits
-from clipql.serve.native_blocks import Blocks, number
+from clipql.serve.native_blocks import Blocks
 from clipql.serve.tcp.wire import Source, broken
 from clipql.syntax.lexer import string_value
 
@@ -37,7 +38,7 @@ _OPTIONAL = "notchunked_optional"
 def text(value: str) -> bytes:
     """A string."""
     data = value.encode("utf-8", "surrogateescape")
-    return number(len(data)) + data
+    return varint(len(data)) + data
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,12 @@ async def read_hello(source: Source) -> Hello:
 def hello(revision: int, version: str, timezone: str) -> bytes:
     """The answer to a Hello. version: ClickHouse's, such as 26.9.1.1."""
     major, minor, patch = [int(n) for n in version.split(".")[:3]]
-    out = [number(_HELLO), text("ClickHouse"), number(major), number(minor), number(REVISION), text(timezone)]
-    out += [text("clipql"), number(patch)]
+    out = [varint(_HELLO), text("ClickHouse"), varint(major), varint(minor), varint(REVISION), text(timezone)]
+    out += [text("clipql"), varint(patch)]
     if revision >= CHUNKS:
         out += [text(_OPTIONAL), text(_OPTIONAL)]
     if revision >= _RULES:
-        out.append(number(0))
+        out.append(varint(0))
     if revision >= _NONCE:
         out.append(bytes(8))
     return b"".join(out)
@@ -176,31 +177,31 @@ def _unquoted(value: str) -> str:
 
 def data(block: bytes) -> bytes:
     """A block, as it is to be sent."""
-    return number(_DATA) + text("") + block
+    return varint(_DATA) + text("") + block
 
 
 def exception(error: ClipqlError) -> bytes:
     """An error."""
     code = struct.pack("<i", error_code(error)[0])
-    return number(_EXCEPTION) + code + text("DB::Exception") + text(error_message(error)) + text("") + b"\x00"
+    return varint(_EXCEPTION) + code + text("DB::Exception") + text(error_message(error)) + text("") + b"\x00"
 
 
 def progress(revision: int, *, rows: int, size: int, written: int, seconds: float) -> bytes:
     """What was read and written since the last one."""
-    out = [number(_PROGRESS), number(rows), number(size), number(rows)]
+    out = [varint(_PROGRESS), varint(rows), varint(size), varint(rows)]
     if revision >= _TOTAL_BYTES:
-        out.append(number(0))
-    out += [number(written), number(0)]
+        out.append(varint(0))
+    out += [varint(written), varint(0)]
     if revision >= _ELAPSED:
-        out.append(number(int(seconds * 1e9)))
+        out.append(varint(int(seconds * 1e9)))
     return b"".join(out)
 
 
 def profile(revision: int, *, rows: int, blocks: int, size: int) -> bytes:
     """What an answer was."""
-    out = [number(_PROFILE), number(rows), number(blocks), number(size), b"\x00", number(rows), b"\x00"]
+    out = [varint(_PROFILE), varint(rows), varint(blocks), varint(size), b"\x00", varint(rows), b"\x00"]
     if revision >= _AGGREGATION:
-        out += [b"\x00", number(0)]
+        out += [b"\x00", varint(0)]
     return b"".join(out)
 
 
@@ -214,7 +215,7 @@ def events(blocks: Blocks) -> bytes:
         ("name", "String"),
         ("value", "Int64"),
     ]
-    return number(_EVENTS) + text("") + blocks.header(columns)
+    return varint(_EVENTS) + text("") + blocks.header(columns)
 
 
 def columns(described: Sequence[Mapping[str, str]]) -> bytes:
@@ -223,7 +224,7 @@ def columns(described: Sequence[Mapping[str, str]]) -> bytes:
     for each in described:
         default = f"\t{each['default_type']}\t{each['default_expression']}" if each["default_type"] else ""
         lines.append(f"`{each['name']}` {each['type']}{default}")
-    return number(_COLUMNS) + text("") + text("\n".join(lines) + "\n")
+    return varint(_COLUMNS) + text("") + text("\n".join(lines) + "\n")
 
 
 async def read_tables_status(source: Source) -> list[tuple[str, str]]:
@@ -236,4 +237,4 @@ async def read_tables_status(source: Source) -> list[tuple[str, str]]:
 
 def tables_status(tables: Sequence[tuple[str, str]]) -> bytes:
     """That none of them is replicated."""
-    return number(_STATUS) + number(len(tables)) + b"".join(text(d) + text(t) + b"\x00" for d, t in tables)
+    return varint(_STATUS) + varint(len(tables)) + b"".join(text(d) + text(t) + b"\x00" for d, t in tables)
