@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 from patience import LAST_NET_SECONDS, until
 
 from clipql.sql import turns
@@ -63,3 +64,25 @@ def test_an_error_within_gives_the_turn_back() -> None:
         except KeyError:
             continue
     assert taking._free == 1
+
+
+def test_a_turn_left_by_one_who_always_came_back_is_found_by_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "AT_ONCE", 3600.0)
+    taking = Turns(1)
+    done: list[int] = []
+
+    def wait(number: int) -> None:
+        with taking:
+            done.append(number)
+
+    with taking:
+        pass
+    with taking:
+        threads = [threading.Thread(target=wait, args=(i,), daemon=True) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(taking._waiting) == 3, "all wait")
+    for thread in threads:
+        thread.join(LAST_NET_SECONDS)
+    assert sorted(done) == [0, 1, 2]
+    assert (taking._free, len(taking._waiting)) == (1, 0)
