@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipql.care.on_disk import Tally, rebuild_index, rebuild_rows
+from clipql.engine.arrow import numpy_numbers
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError
@@ -83,7 +84,7 @@ def _check_numbering(registry: Registry, table: Table, tally: Tally) -> None:
     tally.tick(f"row numbers of {table.full_name}")
     last, count = -1, 0
     for batch in registry.engine.stream(f"SELECT {ROW} FROM {registry.physical(table)} ORDER BY {ROW}"):
-        numbers = batch.column(0).to_numpy(zero_copy_only=False)
+        numbers = numpy_numbers(batch.column(0))
         if not len(numbers):
             continue
         steps = np.diff(numbers.astype(np.int64), prepend=last)

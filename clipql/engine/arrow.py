@@ -1,4 +1,4 @@
-"""Two small bridges to Arrow: numbers without a copy, and a stream in pieces."""
+"""Small bridges to Arrow: numbers without a copy, either way, and a stream in pieces."""
 
 from __future__ import annotations
 
@@ -17,6 +17,37 @@ def arrow_numbers(values: NDArray[Any]) -> pa.Array:
     whole = np.ascontiguousarray(values)
     kind = pa.from_numpy_dtype(whole.dtype)
     return pa.Array.from_buffers(kind, len(whole), [None, pa.py_buffer(whole)])
+
+
+def numpy_numbers(column: pa.Array | pa.ChunkedArray, null: float | None = None) -> NDArray[Any]:
+    """Arrow's numbers or truth values as a numpy array (n,), numbers not copied where they are one piece without NULL.
+
+    null: the number in the place of NULL. By default that is NaN, and integers among which there is NULL are float64.
+    (`to_numpy` would import pandas, for 0.3 s.)
+    """
+    if isinstance(column, pa.ChunkedArray):
+        pieces = [numpy_numbers(c, null) for c in column.chunks]
+        return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.empty(0, _dtype(column.type))])
+    values = _values(column)
+    if not column.null_count:
+        return values
+    if null is None:
+        null, values = np.nan, values if values.dtype.kind == "f" else values.astype(np.float64)
+    return np.where(_values(column.is_null()), values.dtype.type(null), values)
+
+
+def _values(column: pa.Array) -> NDArray[Any]:
+    values, first, rows = column.buffers()[1], column.offset, len(column)
+    if values is None or not rows:
+        return np.zeros(rows, _dtype(column.type))
+    if pa.types.is_boolean(column.type):
+        whole = np.frombuffer(values, np.uint8)[first // 8 : (first + rows + 7) // 8]
+        return np.unpackbits(whole, bitorder="little")[first % 8 : first % 8 + rows].view(np.bool_)
+    return np.frombuffer(values, _dtype(column.type))[first : first + rows]
+
+
+def _dtype(kind: pa.DataType) -> np.dtype[Any]:
+    return np.dtype(np.bool_ if pa.types.is_boolean(kind) else kind.to_pandas_dtype())
 
 
 def arrow_stream(table: pa.Table) -> bytes:

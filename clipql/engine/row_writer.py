@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clipql.engine.arrow import numpy_numbers
+
 _NULLABLE = re.compile(r"Nullable\((.*)\)\Z")
 _PACKED = {"UInt8": "B", "UInt16": "H", "UInt32": "I", "UInt64": "Q", "Int8": "b", "Int16": "h", "Int32": "i",
            "Int64": "q", "Float32": "f", "Float64": "d", "Bool": "?"}  # fmt: skip
@@ -54,7 +56,7 @@ def written(table: pa.Table, types: Sequence[str], format: str, seconds: float =
 def _values(column: pa.ChunkedArray, kind: str) -> list[Any] | None:
     """A column's values as Python's or numpy's own; None where a text is not UTF-8."""
     if kind in ("Float32", "Float64") and not column.null_count:
-        return list(column.to_numpy())
+        return list(numpy_numbers(column))
     try:
         values = column.to_pylist()
         if kind == "String":

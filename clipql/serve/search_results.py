@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from starlette.responses import JSONResponse, Response
 
+from clipql.engine.arrow import numpy_numbers
 from clipql.engine.python_values import python_columns
 from clipql.engine.quoting import quote_name
 from clipql.errors import PictureError, QueryError
@@ -139,7 +140,7 @@ class SearchResults:
         first = 0
         if asked.fold is not None:
             first = asked.offset
-            rows = found.column(ROW).to_numpy().astype(np.int64)[: first + asked.k]
+            rows = numpy_numbers(found.column(ROW)).astype(np.int64)[: first + asked.k]
             duplicates = folded(self._service.registry.store(table, column).take(rows), rows, asked.fold)
         more = found.num_rows > first + asked.k
         return _records(found.slice(first, asked.k), types), more, duplicates

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from clipql.encode.names import canonical
 from clipql.encode.service import Batch
+from clipql.engine.arrow import numpy_numbers
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, VectorError
 from clipql.sql.passed_on import check_models, passed_on
@@ -323,7 +324,7 @@ def _without_vectors(registry: Registry, insertion: Insertion, source: _Source) 
             column = block.column(source.names.index(name))
             if name in source.stored:
                 origin, original = source.stored[name]
-                numbers, store = column.to_numpy(zero_copy_only=False), registry.store(origin, original)
+                numbers, store = numpy_numbers(column), registry.store(origin, original)
                 found, there = store.take(numbers), None if store.there is None else store.there[numbers]
                 if there is not None:
                     check_there(insertion.table, name, there, row)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.brief import Brief
+from clipql.engine.arrow import numpy_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged
 from clipql.sql.conditions import plain_mask
@@ -106,7 +107,7 @@ def _values(registry: Registry, row_files: RowFiles, table: Table, columns: Sequ
         return lambda rows: reader.take(rows.tolist(), columns)
     names = ", ".join(quote_name(name) for name in columns)
     found = registry.engine.arrow(f"SELECT {ROW}, {names} FROM {registry.physical(table)} ORDER BY {ROW}")
-    numbers = found.column(0).to_numpy()
+    numbers = numpy_numbers(found.column(0))
 
     def taken(rows: NDArray[np.int64]) -> Mapping[str, pa.Array]:
         at = pa.array(np.searchsorted(numbers, rows.astype(numbers.dtype)))

@@ -25,6 +25,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from clipql.brief import Brief
+from clipql.engine.arrow import arrow_numbers, numpy_numbers
 from clipql.errors import DatabaseDamaged
 from clipql.storage.files import GrownFile, open_plain
 from clipql.storage.places import only_snapshots
@@ -116,7 +117,7 @@ class _Column:
     def add(self, column: pa.Array, at: NDArray[np.int64], rows: int) -> None:
         if not self.kept:
             return
-        nulls = np.asarray(column.is_null().to_numpy(zero_copy_only=False), np.uint8) if column.null_count else None
+        nulls = numpy_numbers(column.is_null()).view(np.uint8) if column.null_count else None
         codes = self._coded(column)
         if codes is None:
             self.kept = False
@@ -127,21 +128,19 @@ class _Column:
 
     def _coded(self, column: pa.Array) -> NDArray[Any] | None:
         if self._words is None:
-            whole = column.cast(pa.uint8()) if pa.types.is_boolean(column.type) else column
-            whole = pc.fill_null(whole, 0) if whole.null_count else whole
-            return np.asarray(whole.to_numpy(zero_copy_only=False), self._type)
+            return np.asarray(numpy_numbers(column, null=0), self._type)
         if not pa.types.is_dictionary(column.type):
             if len(column) > _PROBED and len(pc.unique(column.slice(0, _PROBED))) > MOST_WORDS + 1:
                 return None
             column = pc.dictionary_encode(column)
         if len(column.dictionary) > 65_536:
             return None
-        indices = pc.fill_null(column.indices, 0).to_numpy(zero_copy_only=False) if len(column) else np.empty(0, int)
+        indices = numpy_numbers(column.indices, null=0) if len(column) else np.empty(0, int)
         used = np.flatnonzero(np.bincount(indices))  # a dictionary may hold more than these rows have
         if len(used) > MOST_WORDS or not len(column.dictionary):
             return np.zeros(len(indices), np.uint8) if not len(column.dictionary) else None
         codes = np.zeros(len(column.dictionary), np.uint8)
-        words = column.dictionary.take(pa.array(used)).cast(pa.binary()).to_pylist()
+        words = column.dictionary.take(arrow_numbers(used)).cast(pa.binary()).to_pylist()
         for index, word in zip(used.tolist(), words, strict=True):
             code = self._words.setdefault(word or b"", len(self._words))
             if code >= MOST_WORDS:

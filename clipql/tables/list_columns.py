@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipql.engine.arrow import numpy_numbers
 from clipql.errors import VectorError
 from clipql.storage.catalog import Table
 
@@ -18,7 +19,7 @@ def as_matrix(
     row: the number of the first within the source, which an error names. dimension: of the vectors before these, where
     the column has none yet. Raises VectorError where a list is not as long as the column's vectors.
     """
-    lengths = np.asarray(column.value_lengths())
+    lengths = numpy_numbers(column.value_lengths())
     known = table.column(name)
     there = lengths > 0 if known and known.optional and not lengths.all() else None
     if there is not None:
@@ -37,7 +38,7 @@ def as_matrix(
         raise VectorError(
             f"{name} of {table.full_name} is given numbers of several types: make it CAST(…, 'Array(Float32)')"
         )
-    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    values = numpy_numbers(column.flatten()).astype(np.float32, copy=False)
     if not len(lengths):
         return np.empty((0, max(expected, 1)), np.float32), None
     return values.reshape(len(lengths), expected), None

@@ -27,7 +27,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from clipql.engine.arrow import arrow_numbers
+from clipql.engine.arrow import arrow_numbers, numpy_numbers
 from clipql.errors import ClipqlError, DatabaseDamaged
 from clipql.storage import files
 from clipql.storage.catalog import RowFile, Table
@@ -51,7 +51,7 @@ class _Opened:
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> _Opened:
-        numbers = batch.column(0).to_numpy()
+        numbers = numpy_numbers(batch.column(0))
         first, last = (int(numbers[0]), int(numbers[-1])) if len(numbers) else (0, -1)
         return cls(batch.columns, numbers, first, len(numbers), last - first + 1 == len(numbers))
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from clipql.engine.arrow import numpy_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged
 from clipql.storage import files, strays
@@ -65,7 +66,7 @@ class RowWriter:
         """More rows."""
         if not block.num_rows:
             return
-        numbers = block.column(0).to_numpy(zero_copy_only=False)
+        numbers = numpy_numbers(block.column(0))
         self._columns.add(numbers, block)
         places, batches, at = [], [], self._rows.size
         for start in range(0, block.num_rows, BATCH_ROWS):

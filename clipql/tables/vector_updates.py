@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from clipql.engine.arrow import numpy_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import UnsupportedStatement
 from clipql.storage.catalog import Table
@@ -96,7 +97,7 @@ def update(
     own = text(found.condition[1] + 1, len(tokens)) + ", " if found.condition[1] + 1 < len(tokens) else ""
     with Revision(registry, indexes, table) as revision:
         for batch in registry.engine.stream(f"{select} SETTINGS {own}{_WHOLE}", params=params, user=True):
-            rows = batch.column(0).to_numpy(zero_copy_only=False).astype(np.int64)
+            rows = numpy_numbers(batch.column(0)).astype(np.int64)
             for at, name in enumerate(names, 1):
                 _put(revision, name, rows, batch.column(at))
         revision.commit()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from clipql.engine.arrow import numpy_numbers
 from clipql.storage.vectors import kernels
 from clipql.storage.vectors.segments import BLOCK_BYTES, LONGEST
 
@@ -30,9 +31,9 @@ class Vectors:
 
 def absent(column: pa.Array) -> NDArray[np.bool_]:
     """Which rows of a batch are said to have no vector, bool (n,): those of NULL, and of a list without numbers."""
-    missing = column.is_null().to_numpy(zero_copy_only=False)
+    missing = numpy_numbers(column.is_null())
     if not pa.types.is_fixed_size_list(column.type):
-        missing = missing | (np.diff(column.offsets.to_numpy()) == 0)
+        missing = missing | (np.diff(numpy_numbers(column.offsets)) == 0)
     found: NDArray[np.bool_] = missing
     return found
 
@@ -62,14 +63,14 @@ def dimension_of(column: pa.Array) -> int | None:
     """How many numbers most of the vectors of a column have; None where it has none."""
     if pa.types.is_fixed_size_list(column.type):
         return int(column.type.list_size)
-    lengths = pc.drop_null(pc.list_value_length(column)).to_numpy()
+    lengths = numpy_numbers(pc.drop_null(pc.list_value_length(column)))
     lengths = lengths[lengths > 0]
     return int(np.bincount(lengths).argmax()) if len(lengths) and lengths.max() <= LONGEST else None
 
 
 def have_one_length(column: pa.Array) -> bool:
     """Whether the lists that are there are as long as each other, but for a few, and have more than one number."""
-    lengths = pc.drop_null(pc.list_value_length(column)).to_numpy()
+    lengths = numpy_numbers(pc.drop_null(pc.list_value_length(column)))
     found = dimension_of(column) or 0
     return found > 1 and bool(np.mean(lengths == found) >= _ALIKE)
 
@@ -77,13 +78,13 @@ def have_one_length(column: pa.Array) -> bool:
 def vectors_of(column: pa.Array, dimension: int) -> Vectors:
     """The vectors of a batch."""
     rows = len(column)
-    missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else np.zeros(rows, np.bool_)
+    missing = numpy_numbers(column.is_null()) if column.null_count else np.zeros(rows, np.bool_)
     if pa.types.is_fixed_size_list(column.type):
         if column.type.list_size != dimension:
             return Vectors(np.zeros((rows, dimension), np.float32), np.ones(rows, np.bool_))
         values = _numbers(column.values.slice(column.offset * dimension, rows * dimension)).reshape(rows, dimension)
     else:
-        offsets = column.offsets.to_numpy().astype(np.int64, copy=False)
+        offsets = numpy_numbers(column.offsets).astype(np.int64, copy=False)
         missing |= np.diff(offsets) != dimension
         if missing.any():
             values = _gathered(column.values, offsets, missing, dimension)
@@ -112,11 +113,9 @@ def what_is_wrong(column: pa.Array, row: int, dimension: int) -> str:
 def _numbers(values: pa.Array) -> NDArray[Any]:
     """Numbers as float16 where they are, and else as float32; NULL is NaN."""
     kind = values.type
-    if values.null_count:
-        plain = pc.cast(values, pa.float32()) if pa.types.is_float16(kind) else values
-        found = plain.to_numpy(zero_copy_only=False)
-    else:
-        found = values.to_numpy()
+    if values.null_count and pa.types.is_float16(kind):
+        values = pc.cast(values, pa.float32())
+    found = numpy_numbers(values)
     with np.errstate(over="ignore"):
         numbers: NDArray[Any] = found if found.dtype == np.float16 else found.astype(np.float32, copy=False)
     return numbers
