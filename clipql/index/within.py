@@ -38,11 +38,24 @@ PAIRS = 8_192
 Rows = NDArray[np.int64]
 
 
+class GivenVectors:
+    """Vectors in memory, float32 (n, d). dimension: d; largest: the length of the longest."""
+
+    def __init__(self, vectors: NDArray[np.float32]) -> None:
+        self._vectors, self.dimension = vectors, vectors.shape[1]
+        squared = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+        self.largest = float(np.sqrt(squared.max(initial=0.0)))
+
+    def take(self, rows: Rows) -> NDArray[np.float32]:
+        """float32 (n, d) copies of some, in the order given."""
+        return self._vectors[rows]
+
+
 @dataclass(frozen=True, eq=False)
 class Side:
     """The rows of a column that are compared, ascending; None for all of the first `rows`."""
 
-    store: ColumnStore
+    store: ColumnStore | GivenVectors
     rows: int
     chosen: Rows | None = None
 

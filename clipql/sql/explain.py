@@ -49,7 +49,8 @@ def _range_join(plan: RangeJoinPlan) -> list[str]:
     at = "at least" if join.metric.larger_is_nearer else "at most"
     lines = [f"Range join ({join.metric.value} {at} {plan.bound:g})"]
     for side in join.sides:
-        lines.append(f"  rows of: {side.table.full_name} ({side.table.rows:,} rows), {side.column}")
+        rows = f"{side.table.rows:,} rows" if side.given is None else "vectors that FROM gives"
+        lines.append(f"  rows of: {side.named} ({rows}), {side.column}")
         if side.filter:
             lines.append(f"    filter first: {' '.join(side.filter.split())}")
     pairs = join.left.table.rows * join.right.table.rows
@@ -58,11 +59,15 @@ def _range_join(plan: RangeJoinPlan) -> list[str]:
     if join.kept:
         kept = " AND ".join(" ".join(join.scope.text_of(*place).split()) for place in join.kept)
         lines.append(f"  pairs must meet: {kept}")
+    known = join.left.given is None and join.right.given is None
+    counted, takes = (
+        (f"; {pairs:,} pairs, fewer after a filter", f": about {pairs / PAIRS:,.0f} s") if known else ("", "")
+    )
     return [
         *lines,
-        f"  exact: products of matrices in slices; {pairs:,} pairs, fewer after a filter",
+        f"  exact: products of matrices in slices{counted}",
         f"  why: {plan.why}",
-        f"  speed: {PAIRS:,} pairs of 512 numbers a second and more: about {pairs / PAIRS:,.0f} s",
+        f"  speed: {PAIRS:,} pairs of 512 numbers a second and more{takes}",
     ]
 
 

@@ -326,26 +326,34 @@ def from_clause(
     )
 
 
-def _names(join: NearestJoin, registry: Registry, params: Mapping[str, Any]) -> list[Edit]:
+def _names(
+    join: NearestJoin, registry: Registry, params: Mapping[str, Any], tables: Mapping[str, pa.Table]
+) -> list[Edit]:
     """The edits that keep the names of items without an alias, which ClickHouse gives by what else there is in FROM."""
     scope = join.scope
     ends = [scope.tokens[b - 1] for _, b in scope.items("SELECT")]
     unnamed = {token.end for token in ends if token.name not in scope.aliases}
     valued = any(token.text == "{" for token in scope.within("SELECT"))  # values may be part of a name
-    names = item_names(scope, registry, params if valued else typical(params)) if unnamed else {}
+    names = item_names(scope, registry, params if valued else typical(params), tables) if unnamed else {}
     if unnamed and not names:
         raise QueryError("the names of the columns of a join cannot be told")
     return [(end, end, f" AS {quote_name(name)}") for end, name in names.items() if end in unnamed]
 
 
-def edits(join: NearestJoin, registry: Registry, pairs: str, params: Mapping[str, Any]) -> list[Edit]:
+def edits(
+    join: NearestJoin,
+    registry: Registry,
+    pairs: str,
+    params: Mapping[str, Any],
+    tables: Mapping[str, pa.Table] = NOTHING,
+) -> list[Edit]:
     """The edits that have ClickHouse join the pairs: FROM, WHERE, the distances that are known, and names.
 
     Raises QueryError where the names cannot be told.
     """
     scope = join.scope
     found = [(a, b, f"toFloat32(assumeNotNull({PAIRS}.clipql_distance))") for a, b in join.calls]
-    found += _names(join, registry, params)
+    found += _names(join, registry, params, tables)
     source = scope.clauses["FROM"]
     found.append((source.start, source.end, from_clause((join.each, join.near), registry, pairs)))
     span = scope.clauses.get("WHERE")

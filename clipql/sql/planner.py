@@ -33,7 +33,8 @@ from clipql.sql.nearest_groups import recognise_nearest_groups
 from clipql.sql.pairs import JoinPlan, PairSearch, plan_join
 from clipql.sql.plan import Plan, plan
 from clipql.sql.prepared import Asked, Repeats, prepare
-from clipql.sql.range_joins import RangeJoinPlan, RangePairs, plan_range_join, recognise_range_join
+from clipql.sql.range_joins import RangeJoinPlan, plan_range_join, recognise_range_join
+from clipql.sql.range_pairs import RangePairs, with_vectors
 from clipql.sql.recognise import VectorSelect, recognise
 from clipql.sql.rowwise import RowDistances
 from clipql.sql.settings import SearchOptions
@@ -140,7 +141,7 @@ class Planner:
             if join:
                 self._join(plan_join(join, self._indexes, options), work)
                 continue
-            pairs = self._range_join(scope, constants) if options.plan else None
+            pairs = self._range_join(scope, constants, work) if options.plan else None
             if pairs:
                 self._within(pairs, work)
                 continue
@@ -206,7 +207,7 @@ class Planner:
                 return
             found = PairSearch(self._registry, ready, work.params, settings).find()
             name = work.name("pairs")
-            changed = edits(ready.join, self._registry, name, work.params)
+            changed = edits(ready.join, self._registry, name, work.params, work.tables)
         except QueryCancelled:
             raise
         except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
@@ -238,17 +239,23 @@ class Planner:
         side = replace(each, table=replace(each.table, rows=found.rows.num_rows), conditions=(), given=found)
         return replace(planned, join=replace(join, each=side))
 
-    def _range_join(self, scope: Scope, constants: Constants) -> RangeJoinPlan | None:
-        join = recognise_range_join(scope, self._registry.find)
+    def _range_join(self, scope: Scope, constants: Constants, work: Work) -> RangeJoinPlan | None:
+        join = recognise_range_join(scope, self._registry, work.params, work.tables)
         return plan_range_join(join, constants) if join else None
 
     def _within(self, planned: RangeJoinPlan, work: Work) -> None:
         """Search for the pairs of a range join, and edit the statement to join just those."""
         settings = read(planned.join.scope.text).settings_in(planned.join.scope)
         try:
+            given = work.name("given")
+            ready = with_vectors(planned, self._registry, work.params, work.tables, given, settings)
+            if isinstance(ready, str):
+                work.steps.append(Step(planned, "as it is", ready))
+                return
+            work.tables.update({s.given.name: s.given.rows for s in ready.join.sides if s.given})
             name = work.name("pairs")
-            changed = range_joins.edits(planned.join, self._registry, name, work.params)
-            found = RangePairs(self._registry, planned, work.params, settings).find()
+            changed = range_joins.edits(ready.join, self._registry, name, work.params, work.tables)
+            found = RangePairs(self._registry, ready, work.params, settings).find()
         except QueryCancelled:
             raise
         except QueryError:  # of a query of ours: what is wrong, if anything is, the statement itself will say
@@ -299,7 +306,7 @@ class Planner:
                 scope = selects[at]
             by_row = rowwise.row_distances(scope, self._registry.find)
             join = self._nearest_join(scope, work)
-            pairs = None if join else self._range_join(scope, constants)
+            pairs = None if join else self._range_join(scope, constants, work)
             select = None if join or pairs else recognise(scope, self._registry.find)
             if join:
                 plans.insert(0, plan_join(join, self._indexes, options))

@@ -3,15 +3,16 @@
     SELECT l.url, e.id FROM laion AS l JOIN evals AS e ON cosineDistance(l.image_embedding, e.v) < 0.1
     SELECT a.id, b.id FROM laion a, laion b WHERE a.id < b.id AND cosineDistance(a.v, b.v) < 0.05
 
-ClickHouse would compare every pair, at some 600,000 a second. Here the pairs are found by `index/within.py`, exactly,
-and ClickHouse joins just those. What must stay true: the pairs are those of ClickHouse alone, as it decides itself what
-its rounding could decide; memory does not grow with them; any other join is left as it stands.
+ClickHouse would compare every pair, at some 600,000 a second. Here the pairs are found by `range_pairs.py`, exactly,
+and ClickHouse joins just those. The vectors of one side may come with the statement (`given_vectors.py`), be they of a
+SELECT, a table function or a table without vector columns. What must stay true: the pairs are those of ClickHouse
+alone, as it decides itself what its rounding could decide; any other join is left as it stands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,17 +20,13 @@ import pyarrow as pa
 from clipql.brief import Brief, short
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
-from clipql.index.base import Cost
-from clipql.index.within import PairsWithin
-from clipql.index.within import Side as Rows
 from clipql.sql.affine import Parser
-from clipql.sql.calls import FindTable, Source, find_sources
+from clipql.sql.calls import Source, find_sources
 from clipql.sql.clauses import conjuncts
-from clipql.sql.constants import Constants, with_clause
-from clipql.sql.joins import PAIRS, Side, columns_of, condition_owners, from_clause
-from clipql.sql.pairs import PairStore, as_pairs, rows_of
+from clipql.sql.constants import Constants
+from clipql.sql.given_vectors import Given, described, typical
+from clipql.sql.joins import NOTHING, PAIRS, Side, columns_of, condition_owners, from_clause
 from clipql.sql.plan import NOT_CHOSEN
-from clipql.sql.row_comparisons import spelled_out
 from clipql.sql.rowwise import item_names
 from clipql.storage.catalog import VectorColumn
 from clipql.storage.vectors.metrics import Metric, metric_named
@@ -37,16 +34,11 @@ from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import matching
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
-from clipql.tables.indexes import Chosen, reported
+from clipql.syntax.sources import Entry
+from clipql.tables.indexes import Chosen
 from clipql.tables.registry import ROW, Registry
 
 _BELOW, _ABOVE = {"<", "<="}, {">", ">="}
-# pairs that are held in a file, at 24 bytes each; a statement of more is ClickHouse's, which holds none
-MOST_PAIRS = 500_000_000
-# what a long search is told of by
-STAGE = "pairs compared"
-# pairs that ClickHouse decides in one query
-DECIDED_AT_ONCE = 50_000
 # what may stand between the two tables, and whether ON follows
 _BETWEEN = {(",",): False, ("CROSS", "JOIN"): False, ("JOIN",): True, ("INNER", "JOIN"): True}
 
@@ -103,25 +95,36 @@ class RangeJoinPlan:
     @property
     def searched(self) -> str:
         """The columns that it joins by, in words."""
-        return " and ".join(f"{side.table.full_name}: {side.column}" for side in self.join.sides)
+        return " and ".join(f"{side.named}: {side.column}" for side in self.join.sides)
 
     @property
     def columns(self) -> tuple[VectorColumn, ...]:
         """The vector columns it compares."""
-        found = (side.table.column(side.column) for side in self.join.sides)
+        found = (side.table.column(side.column) for side in self.join.sides if side.given is None)
         return tuple(c for c in found if c)
 
 
-def recognise_range_join(scope: Scope, find: FindTable) -> RangeJoin | None:
-    """The range join that a SELECT is, or None."""
-    sources, _ = find_sources(scope, find)
+def recognise_range_join(
+    scope: Scope, registry: Registry, params: Mapping[str, Any] = NOTHING, tables: Mapping[str, pa.Table] = NOTHING
+) -> RangeJoin | None:
+    """The range join that a SELECT is, or None. params, tables: of the statement."""
+    sources, _ = find_sources(scope, registry.find)
     conditions = _conditions(scope)
-    if len(sources) != 2 or conditions is None or sources[0].qualifier == sources[1].qualifier:
+    if not sources or conditions is None:
         return None
+    brought = _brought(scope, sources, registry, params, tables) if len(sources) == 1 else None
+    if brought:
+        entry, source, _ = brought
+        sources.insert(scope.sources.entries.index(entry), source)
+    kinds = [e.kind for e in scope.sources.entries if not (brought and e is brought[0])]
+    if len(sources) != 2 or set(kinds) != {"table"} or sources[0].qualifier == sources[1].qualifier:
+        return None
+    inner = (brought[0].first, brought[0].last) if brought else (0, 0)
     tokens = scope.tokens
     starred = any(
         t.text == "*" and (tokens[i - 1].text in (",", ".") or tokens[i - 1].upper == "SELECT")
         for i, t in enumerate(tokens[scope.whole.first : scope.whole.last], scope.whole.first)
+        if not inner[0] <= i < inner[1]
     )
     found = _calls(scope, sources)
     names = {name for _, _, columns in found for pair in columns for name in pair}
@@ -140,8 +143,29 @@ def recognise_range_join(scope: Scope, find: FindTable) -> RangeJoin | None:
             continue  # the far ones are asked for
         same = tuple(c for c, m, other in found if m is metric and {o[:2] for o in other} == {o[:2] for o in columns})
         sides, kept = _parted(scope, sources, [c for c in conditions if c != place], columns)
+        if brought:
+            left, right = (replace(s, given=brought[2]) if s.table is brought[1].table else s for s in sides)
+            sides = left, right
         return RangeJoin(scope, *sides, metric, op, weight, constant, value, place, kept, same)
     return None
+
+
+def _brought(
+    scope: Scope, sources: list[Source], registry: Registry, params: Mapping[str, Any], tables: Mapping[str, pa.Table]
+) -> tuple[Entry, Source, Given] | None:
+    """What is joined to a table of ours, where it brings vectors along that a distance is of."""
+    entries = scope.sources.entries
+    others = [e for e in entries if e.called and e.called != sources[0].qualifier]
+    if len(others) != 1 or not all(e.plain for e in entries):
+        return None
+    tokens, called = scope.tokens, others[0].called
+    if not any(
+        metric_named(call.name) and any(t.name == called for t in tokens[call.at + 2 : call.close])
+        for call in scope.calls
+    ):
+        return None
+    found = described(scope, others[0], registry, params, tables)
+    return (others[0], Source(found[0], called), found[1]) if found else None
 
 
 _Columns = tuple[tuple[str, str], tuple[str, str]]  # qualifier and column of each argument
@@ -160,7 +184,7 @@ def _calls(scope: Scope, sources: list[Source]) -> list[tuple[Call, Metric, _Col
             continue
         (one, first, a), (other, second, b) = columns
         dimensions = [s.table.column(c) for s, c in ((first, a), (second, b))]
-        if len({c.dimension for c in dimensions if c}) > 1:
+        if len({c.dimension for c in dimensions if c and c.dimension}) > 1:
             continue  # ClickHouse says what is wrong
         place = Call(call.at, call.close + 1, scope.tokens[call.at].start, scope.tokens[call.close].end)
         found.append((place, metric, ((one, a), (other, b))))
@@ -170,7 +194,7 @@ def _calls(scope: Scope, sources: list[Source]) -> list[tuple[Call, Metric, _Col
 def _conditions(scope: Scope) -> list[tuple[int, int]] | None:
     """What ON and WHERE join by AND; None where FROM is not two tables, joined so that each pair stands for itself."""
     span, entries = scope.clauses.get("FROM"), scope.sources.entries
-    if span is None or len(entries) != 2 or any(e.kind != "table" or e.modified or e.bracketed for e in entries):
+    if span is None or len(entries) != 2 or any(e.modified or e.bracketed for e in entries):
         return None
     after, tokens = entries[1].last, scope.tokens
     between = tuple(t.upper or t.text for t in tokens[entries[0].last : entries[1].first])
@@ -239,65 +263,9 @@ def plan_range_join(join: RangeJoin, constants: Constants) -> RangeJoinPlan | No
     return None if value is None else RangeJoinPlan(join, (value - join.constant) / join.weight)
 
 
-class RangePairs:
-    """The pairs of one range join. settings: those of the statement, for the conditions."""
-
-    def __init__(self, registry: Registry, plan: RangeJoinPlan, params: Mapping[str, Any], settings: str) -> None:
-        self._registry, self._plan, self._join, self._params = registry, plan, plan.join, params
-        self._settings = f"{settings}, " if settings else ""
-
-    def find(self) -> tuple[pa.Table, Cost] | str:
-        """Pairs as clipql_each, clipql_near, clipql_distance, and what it took; or why they are not searched for."""
-        left, right = (self._rows(side) for side in self._join.sides)
-        search = PairsWithin(self._join.metric, left, right, self._plan.bound)
-        if not search.possible:
-            return "values too large for float32"
-        if len(left) * len(right) > MOST_PAIRS and search.expected > MOST_PAIRS:
-            return f"about {search.expected:.0e} pairs are within the bound, more than is held"
-        held = PairStore(self._registry.folder)
-        unsure: list[pa.Table] = []
-
-        def check() -> None:
-            self._registry.engine.check_cancelled()
-            reported(STAGE, *search.progress)
-
-        for found in search.find(check):
-            pairs = as_pairs(found.left, found.right, found.distances)
-            held.add(pairs.filter(pa.array(~found.unsure)))
-            unsure.append(pairs.filter(pa.array(found.unsure)))
-            if sum(map(len, unsure)) > DECIDED_AT_ONCE:
-                held.add(self._decided(pa.concat_tables(unsure)))
-                unsure.clear()
-        if any(map(len, unsure)):
-            held.add(self._decided(pa.concat_tables(unsure)))
-        return held.table(), search.cost
-
-    def _rows(self, side: Side) -> Rows:
-        store = self._registry.store(side.table, side.column)
-        chosen = rows_of(self._registry, side, self._params, self._settings)
-        return Rows(store, side.table.rows, chosen)
-
-    def _decided(self, pairs: pa.Table) -> pa.Table:
-        """Those of the pairs that ClickHouse takes."""
-        scope = self._join.scope
-        aliases = {n: scope.text_of(*span) for n, span in scope.aliases.items()}
-        text = edited(
-            scope.text,
-            spelled_out(scope, *self._join.bound, self._join.calls),
-            scope.tokens[self._join.bound[0]].start,
-            scope.tokens[self._join.bound[1] - 1].end,
-        )
-        wanted = {s.qualifier: (s.column,) for s in self._join.sides}
-        sql = (
-            f"{with_clause(text, scope.withs, aliases)}SELECT {PAIRS}.clipql_each, {PAIRS}.clipql_near, "
-            f"{PAIRS}.clipql_distance FROM {from_clause(self._join.sides, self._registry, PAIRS, wanted)} WHERE {text} "
-            f"SETTINGS {self._settings}limit = 0, offset = 0, max_result_rows = 0, max_result_bytes = 0"
-        )
-        met = self._registry.engine.query(sql, params=self._params, tables={PAIRS: pairs}, user=True).arrow()
-        return as_pairs(*(met.column(i).to_numpy() for i in range(3)))
-
-
-def edits(join: RangeJoin, registry: Registry, pairs: str, params: Mapping[str, Any]) -> list[Edit]:
+def edits(
+    join: RangeJoin, registry: Registry, pairs: str, params: Mapping[str, Any], tables: Mapping[str, pa.Table] = NOTHING
+) -> list[Edit]:
     """The edits that have ClickHouse join the pairs: FROM, WHERE, the distances that are known, and names.
 
     Raises QueryError where the names cannot be told.
@@ -311,7 +279,8 @@ def edits(join: RangeJoin, registry: Registry, pairs: str, params: Mapping[str, 
     ]
     items = scope.items("SELECT")
     unnamed = [last for _, last in items if scope.tokens[last - 1].name not in scope.aliases]
-    names = item_names(scope, registry, params) if unnamed else {}
+    valued = any(token.text == "{" for token in scope.within("SELECT"))  # values may be part of a name
+    names = item_names(scope, registry, params if valued else typical(params), tables) if unnamed else {}
     if unnamed and not names:
         raise QueryError("the names of the columns of a range join cannot be told")
     ends = {scope.tokens[last - 1].end for last in unnamed}

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from clipql.brief import short
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
@@ -218,7 +220,9 @@ def lazily(sql: str) -> list[Edit]:
     return [(last.whole.end, last.whole.end, f" SETTINGS {LAZY}")]
 
 
-def item_names(scope: Scope, registry: Registry, params: Mapping[str, Any]) -> dict[int, str]:
+def item_names(
+    scope: Scope, registry: Registry, params: Mapping[str, Any], tables: Mapping[str, pa.Table] | None = None
+) -> dict[int, str]:
     """Where the items of SELECT end, and the names that ClickHouse gives them; empty where that cannot be told."""
     items, end = scope.items("SELECT"), scope.whole.end
     for clause in ("FORMAT", "SETTINGS", "INTO"):
@@ -230,7 +234,7 @@ def item_names(scope: Scope, registry: Registry, params: Mapping[str, Any]) -> d
     around = f"SELECT * FROM ({scope.text[scope.whole.start : end]})"
     text = f"WITH {', '.join(own)} {around}" if own else around
     try:
-        described = registry.engine.arrow(f"DESCRIBE TABLE ({text})", params=params, user=True)
+        described = registry.engine.query(f"DESCRIBE TABLE ({text})", params=params, tables=tables, user=True).arrow()
     except QueryError:
         return {}
     names = described.column(0).to_pylist()

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import clipql
+from clipql.errors import QueryError
 from clipql.index import within
 from clipql.index.within import PairsWithin, Side
-from clipql.sql import range_joins
+from clipql.sql import range_pairs
 from clipql.storage.vectors import metrics
 from clipql.storage.vectors.metrics import Metric
 
@@ -34,6 +35,8 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
             opened.sql(f"INSERT INTO {name} VALUES {values}")
         opened.sql("DELETE FROM pictures WHERE id % 10 = 3")
         opened.sql("DELETE FROM evals WHERE id = 5")
+        opened.sql("CREATE TABLE held (n UInt32, kind String, v Array(Float32)) ENGINE = Memory")
+        opened.sql("INSERT INTO held SELECT id, kind, v FROM evals")
         opened.sql("ALTER TABLE pictures ADD INDEX i v TYPE ivf('cosineDistance')")
         opened.sql("ALTER TABLE pictures MATERIALIZE INDEX i")
         yield opened
@@ -79,6 +82,74 @@ def round_all(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(pytest.approx(v, rel=2e-5, abs=2e-6) if isinstance(v, float) else v for v in row)
 
 
+GIVEN = [
+    "SELECT p.id AS x, q.n AS y FROM pictures AS p JOIN held AS q ON cosineDistance(p.v, q.v) < 0.1",
+    "SELECT q.n, p.id, L2Distance(q.v, p.v) FROM held q, pictures p WHERE L2Distance(q.v, p.v) < 1.5 AND q.kind = 'a'",
+    "SELECT p.id AS x, q.n AS y, q.kind AS k FROM held AS q CROSS JOIN pictures AS p "  # noqa: ISC004
+    "WHERE cosineDistance(p.v, q.v) < {r:Float32} AND q.kind != p.kind AND p.id > 20",
+    "SELECT p.id AS x, q.i AS y, q.d2 AS z FROM pictures p "  # noqa: ISC004
+    "JOIN (SELECT id AS i, i * 2 AS d2, v FROM evals WHERE id < 9) AS q ON L2SquaredDistance(p.v, q.v) <= 1",
+    "SELECT p.id AS x, q.id AS y FROM pictures p JOIN (SELECT * FROM evals ORDER BY id DESC LIMIT 20) AS q "  # noqa: ISC004
+    "ON cosineDistance(p.v, q.v) < 0.2",
+    "SELECT count() FROM pictures p, (SELECT arrayJoin({Q:Array(Array(Float32))}) AS w) q "  # noqa: ISC004
+    "WHERE dotProduct(q.w, p.v) > 8",
+    "WITH qs AS (SELECT n, v FROM held WHERE n > 3) SELECT p.kind AS k, count() AS c, min(q.n) AS m FROM qs AS q "  # noqa: ISC004
+    "JOIN pictures AS p ON cosineDistance(q.v, p.v) < 0.3 GROUP BY k",
+    "SELECT p.id AS x, q.w[1] AS y, length(p.v) AS z FROM pictures p "  # noqa: ISC004
+    "JOIN VALUES('w Array(Float32)', ([1, 0, 0, 0, 0, 0, 0, 0]), ([1, 2, 1, 2, 1, 2, 1, 2])) AS q "
+    "ON cosineDistance(p.v, q.w) < 0.7",
+    "SELECT p.id AS x FROM pictures p WHERE p.id IN (SELECT l.id FROM pictures AS l JOIN held AS h "  # noqa: ISC004
+    "ON cosineDistance(l.v, h.v) < 0.05)",
+    "SELECT p.id AS x, q.n AS y FROM pictures p JOIN held q ON cosineDistance(p.v, q.v) < 0.1 AND q.n > 900",
+    "SELECT p.id AS x, q.id AS y FROM pictures p "  # noqa: ISC004
+    "JOIN (SELECT id, v FROM evals ORDER BY L2Distance(v, [1, 1, 1, 1, 1, 1, 1, 1]) LIMIT 7) q "
+    "ON L2Distance(p.v, q.v) < 2",
+]
+
+
+@pytest.mark.parametrize("statement", GIVEN)
+def test_a_range_join_with_vectors_that_come_with_the_statement_gives_the_pairs_of_clickhouse(
+    db: clipql.Database, statement: str
+) -> None:
+    given = {"r": 0.15, "Q": next(db.vectors("evals", "v")).vectors[:9].tolist()}
+    planned = db.sql(statement, **given)
+    passed = db.sql(statement + " SETTINGS vector_plan = 0", **given)
+    assert "range join" in [s.kind for s in planned.stats.searches]
+    assert planned.columns == passed.columns
+    assert planned.arrow().schema == passed.arrow().schema
+    assert [round_all(r) for r in sorted(planned.rows)] == [round_all(r) for r in sorted(passed.rows)]
+
+
+@pytest.mark.parametrize(
+    ("vector", "why"),
+    [
+        ("if(n = 3, [1], v)", "not all its query vectors have 8 numbers"),
+        ("arrayMap(x -> nan, v)", "one of its query vectors is not finite"),
+    ],
+)
+def test_what_is_no_list_of_vectors_of_one_length_is_left_to_clickhouse(
+    db: clipql.Database, vector: str, why: str
+) -> None:
+    source = f"(SELECT n, CAST({vector}, 'Array(Float32)') AS v FROM held)"
+    statement = f"SELECT count() FROM pictures p JOIN {source} AS q ON cosineDistance(p.v, q.v) < 0.1"
+    try:
+        passed = db.sql(statement + " SETTINGS vector_plan = 0").rows
+    except QueryError as error:
+        with pytest.raises(QueryError, match=f"{error.code}"):
+            db.sql(statement)
+        return
+    planned = db.sql(statement)
+    assert [(s.kind, s.why) for s in planned.stats.searches] == [("as it is", why)]
+    assert planned.rows == passed
+
+
+def test_explain_tells_a_range_join_with_vectors_that_come_with_the_statement(db: clipql.Database) -> None:
+    near = "SELECT p.id FROM pictures p JOIN held q ON cosineDistance(p.v, q.v) < 0.1"
+    lines = [r[0] for r in db.sql(f"EXPLAIN {near}").rows]
+    assert lines[0] == "Range join (cosineDistance at most 0.1)"
+    assert "  rows of: q (vectors that FROM gives), v" in lines
+
+
 @pytest.mark.parametrize(
     "statement",
     [
@@ -115,7 +186,7 @@ def test_a_pair_at_the_bound_is_decided_as_clickhouse_decides(db: clipql.Databas
 def test_a_bound_that_rules_nothing_out_is_left_to_clickhouse(
     db: clipql.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(range_joins, "MOST_PAIRS", 3_000)
+    monkeypatch.setattr(range_pairs, "MOST_PAIRS", 3_000)
     statement = "SELECT count() FROM pictures p JOIN evals e ON cosineDistance(p.v, e.v) < {}"
     wide, narrow = db.sql(statement.format(1.9)), db.sql(statement.format(0.05))
     assert [s.kind for s in (*wide.stats.searches, *narrow.stats.searches)] == ["as it is", "range join"]
@@ -149,7 +220,7 @@ def test_a_range_join_tells_how_far_it_is_and_can_be_stopped(
     told: list[tuple[int, int]] = []
 
     def progress(latest: Any) -> None:
-        if latest.get("stage") == range_joins.STAGE:
+        if latest.get("stage") == range_pairs.STAGE:
             told.append((latest["read_rows"], latest["total_rows_to_read"]))
             if len(told) > 9:
                 raise KeyboardInterrupt
@@ -269,7 +340,7 @@ def test_rows_near_any_of_some_vectors_are_those_of_clickhouse(
     statement = f"SELECT id FROM pictures WHERE {condition} AND id >= 0 ORDER BY id"
     found = db.sql(statement, r=0.15)
     assert found.rows == alone == db.sql(statement + " SETTINGS vector_plan = 0", r=0.15).rows
-    assert ("range join" in [s.kind for s in found.stats.searches]) == ("arrayMap" not in condition)
+    assert "range join" in [s.kind for s in found.stats.searches]
     db.sql("CREATE TABLE copy AS SELECT * FROM pictures")
     try:
         db.sql(f"DELETE FROM copy WHERE {condition.replace('pictures.', 'copy.')}", r=0.15)
