@@ -15,6 +15,7 @@ from clipql.tables.open_database import OpenDatabase
 
 _OF_FILES = ("vector_column", "skip_bad")
 _OF_PARTS = ("parts", "link", "first_id", "skip_bad")
+_OF_ADDRESSES = ("vector_column", "model", "skip_bad", "room", "rate", "patience", "progress", "fetching")
 
 
 def take_in(
@@ -32,10 +33,16 @@ def take_in(
     if "add_column" in given:
         _refuse(given, _OF_PARTS, "a new column, which all rows of the files fill")
         way = add_column
+    elif "parts" not in given and sources and all(isinstance(s, str) and _is_address(s) for s in sources):
+        from clipql.ingest.records.from_address import ingest_addresses
+
+        odd = [n for n in given if n not in (*_OF_ADDRESSES, "foretold")]
+        _refuse(odd, odd, "files with vectors at an address; of LAION parts at one, also say which (parts)")
+        way, given = ingest_addresses, [n for n in given if n in _OF_ADDRESSES]
     elif isinstance(source, str) and _is_address(source):
         from clipql.ingest.stream import ingest_from
 
-        _refuse(given, _OF_FILES, "parts from an address; for files with vectors, download them first")
+        _refuse(given, _OF_FILES, "LAION parts from an address")
         return ingest_from(db, source, table=table, **options)
     elif options.get("vector_column") or are_records(sources):
         way = ingest_files

@@ -75,7 +75,7 @@ def ingest_from(
     opened = open_source(os.fspath(source), manners.patience)
     folder = (Path(room) if room is not None else db.path) / INCOMING
     try:
-        with locked(folder), _tidied(folder):
+        with locked(folder), tidied(folder):
             stream = _Stream(db, table, model, opened[1], progress, fetching)
             taken = stream.taken()
             new = [n for n in numbers if stream.key(n) not in taken]
@@ -185,8 +185,8 @@ class _Stream:
 
 
 @contextlib.contextmanager
-def _tidied(folder: Path) -> Iterator[None]:
-    """Remove the folder at the end, unless there is something in it to go on with."""
+def tidied(folder: Path) -> Iterator[None]:
+    """Remove a folder of what is fetched at the end, unless there is something in it to go on with."""
     try:
         yield
     finally:

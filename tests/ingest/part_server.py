@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from serving import start
 
@@ -124,6 +124,28 @@ def listing(name: str) -> bytes:
     return json.dumps({"id": name, "sha": COMMIT, "siblings": [], "tags": [], "private": False}).encode()
 
 
+def tree(parts: PartServer, path: str) -> bytes:
+    """What the hub says of the files of a data set."""
+    of, _, folder = path.partition(f"/tree/{COMMIT}")
+    root = f"{of}/resolve/{COMMIT}/"
+    named = [p.removeprefix(root) for p in (*parts.files, *parts.redirects) if p.startswith(root)]
+    found = [p for p in named if not folder or p.startswith(folder.strip("/") + "/")]
+    return json.dumps([{"type": "file", "path": p, "size": 1, "oid": "0" * 40} for p in sorted(found)]).encode()
+
+
+def keys(parts: PartServer, asked: str) -> bytes:
+    """What S3 says of the keys of a bucket, two at a time."""
+    url = urlsplit(asked)
+    given = {name: values[0] for name, values in parse_qs(url.query).items()}
+    root, at = url.path.rstrip("/") + "/", int(given.get("continuation-token", 0))
+    found = sorted(p.removeprefix(root) for p in parts.files if p.startswith(root + given.get("prefix", "")))
+    more = at + 2 < len(found)
+    listed = "".join(f"<Contents><Key>{k}</Key><Size>1</Size></Contents>" for k in found[at : at + 2])
+    rest = f"<NextContinuationToken>{at + 2}</NextContinuationToken>" if more else ""
+    told = f"<IsTruncated>{str(more).lower()}</IsTruncated>{rest}{listed}"
+    return f'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{told}</ListBucketResult>'.encode()
+
+
 def _handler(parts: PartServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -157,6 +179,10 @@ def _handler(parts: PartServer) -> type[BaseHTTPRequestHandler]:
             elif path in parts.redirects and port == parts.port:
                 place = f"http://127.0.0.1:{parts.other_port}{parts.redirects[path]}"
                 self._send(302, b"", {"Location": place, **parts.headers.get(path, {})}, head=head)
+            elif "/tree/" in path and path.startswith("/api/datasets/"):
+                self._send(200, tree(parts, path.removeprefix("/api")), {}, head=head)
+            elif "list-type=2" in self.path:
+                self._send(200, keys(parts, self.path), {"Content-Type": "application/xml"}, head=head)
             elif path.startswith("/api/datasets/"):
                 self._send(200, listing(path.split("/revision/")[0].removeprefix("/api/datasets/")), {}, head=head)
             elif path in parts.endless:

@@ -27,13 +27,17 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         "(Parquet, Arrow, JSON lines, CSV), into a table; what is already there is skipped",
         run,
     )
-    made.add_argument("sources", nargs="*", metavar="SOURCE", help="folders of parts, or files with vectors")
+    made.add_argument(
+        "sources", nargs="*", metavar="SOURCE", help="folders of parts, files with vectors, or addresses of those"
+    )
     made.add_argument("--table", default="laion", metavar="NAME", help="made if it is not there (default: laion)")
     made.add_argument("--parts", metavar="LIST", help="only these, such as 0-9,12")
     made.add_argument("--link", action="store_true", help="use the .npy files where they are instead of copying them")
     made.add_argument("--model", metavar="NAME", help="the model that made the vectors")
     group = made.add_argument_group(
-        "files with vectors", "Parquet, Arrow and Feather, JSON lines, CSV; a .npy beside a file has its rows' vectors."
+        "files with vectors",
+        "Parquet, Arrow and Feather, JSON lines, CSV; a .npy beside a file has its rows' vectors. What an address "
+        "names is fetched file by file: hf://datasets/OWNER/NAME/data/*.parquet, s3://BUCKET/FOLDER/, https://…/a.parquet.",
     )
     group.add_argument(
         "--vector-column",
@@ -131,6 +135,10 @@ def _take(arguments: argparse.Namespace, db: Database, display: IngestDisplay) -
         "add_column": arguments.add_column,
         "by": arguments.by,
     }
+    if any("://" in source for source in arguments.sources):
+        options = fetching_options(arguments)
+        given |= {"room": arguments.room, "rate": options["rate"], "patience": options["patience"]}
+        given["fetching"] = display.fetching
     report: IngestReport = db.ingest(
         arguments.sources,
         table=arguments.table,

@@ -19,6 +19,46 @@ _ADDRESS = re.compile(
 )
 
 
+def split(url: str) -> tuple[str, str]:
+    """An address as the data set, with its revision, and a path in it. Raises DownloadError."""
+    match = _matched(url)
+    return url[: match.start("path")].rstrip("/") if match["path"] else url.rstrip("/"), match["path"] or ""
+
+
+def _matched(url: str) -> re.Match[str]:
+    match = _ADDRESS.fullmatch(url)
+    if match is None:
+        raise DownloadError(f"{url}: expected hf://datasets/OWNER/NAME, hf://datasets/OWNER/NAME@REVISION, or a folder")
+    return match
+
+
+def paths_of(url: str, address: str, folder: str) -> list[str]:
+    """The paths of all files of a data set that lie in a folder, or are it, at the commit of `web_address`.
+
+    url: for messages; address: what `web_address` gave. Raises DownloadError.
+    """
+    from huggingface_hub import HfApi, errors, get_token
+    from huggingface_hub.hf_api import RepoFile
+
+    endpoint = hub.endpoint()
+    name, commit = re.findall(r"/datasets/(.+)/resolve/([0-9a-f]{40})", address)[0]
+    api = HfApi(endpoint=endpoint, library_name="clipql")
+    try:
+        found = api.list_repo_tree(
+            name, folder or None, recursive=True, revision=commit, repo_type="dataset", token=get_token()
+        )
+        return [entry.path for entry in found if isinstance(entry, RepoFile)]
+    except errors.EntryNotFoundError:
+        return []
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        raise DownloadError(f"{url}: {endpoint} says HTTP {status} where its files are listed") from error
+    except (httpx2.HTTPError, OSError) as error:
+        raise DownloadError(f"{url}: {endpoint} cannot be reached ({error or type(error).__name__})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DownloadError(f"{url}: {endpoint} does not answer as the hub does ({error!r})") from error
+
+
 def web_address(url: str) -> tuple[str, dict[str, str]]:
     """The HTTP address of a folder or template of a data set at its present commit, and the headers to send.
 
@@ -26,9 +66,7 @@ def web_address(url: str) -> tuple[str, dict[str, str]]:
     """
     from huggingface_hub import HfApi, errors, get_token
 
-    match = _ADDRESS.fullmatch(url)
-    if match is None:
-        raise DownloadError(f"{url}: expected hf://datasets/OWNER/NAME, hf://datasets/OWNER/NAME@REVISION, or a folder")
+    match = _matched(url)
     name, endpoint = match["name"], hub.endpoint()
     if hub.offline():
         raise DownloadError(f"{url}: HF_HUB_OFFLINE is set, so the hub is not asked")

@@ -33,6 +33,19 @@ class AnyFileSystem:
     def close(self) -> None:
         """Nothing is kept open."""
 
+    def path(self, url: str) -> str:
+        """An address as the file system spells it in `paths`."""
+        return str(self._fs._strip_protocol(url))
+
+    def paths(self, url: str) -> list[str]:
+        """All files below a folder, or the file itself; none where there is nothing. Raises Failure."""
+        try:
+            return [str(p) for p in self._fs.find(self._fs._strip_protocol(url))]
+        except FileNotFoundError:
+            return []
+        except Exception as error:  # each file system has its own
+            raise self._failure(url, error) from error
+
     def stat(self, url: str, *, careful: bool = False) -> RemoteFile | None:
         """What the file system says of a file."""
         path = self._fs._strip_protocol(url)

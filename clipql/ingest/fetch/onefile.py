@@ -66,7 +66,11 @@ Tell = Callable[[Step], None]
 
 
 class OneFile:
-    """A file of a source on its way to a path. ours: another file that has its name there may be removed."""
+    """A file of a source on its way to a path.
+
+    ours: another file that has its name there may be removed. check: raises IngestError for a file, of this ending,
+    that is not whole.
+    """
 
     def __init__(
         self,
@@ -78,10 +82,11 @@ class OneFile:
         tell: Tell,
         *,
         ours: bool = False,
+        check: Callable[[Path, str], object] = check_file,
     ) -> None:
         self._transport, self._url, self._manners, self._checksums = transport, url, manners, checksums
         self._target, self._tell, self._partial = target, tell, Partial(target)
-        self._came, self._ours = 0, ours
+        self._came, self._ours, self._check = 0, ours, check
 
     def stat(self, *, careful: bool = False) -> RemoteFile | None:
         """What the source says of the file, with patience. Raises Failure or Stopped."""
@@ -143,7 +148,7 @@ class OneFile:
         if not problem and remote.size in (None, size):
             return Whole(self._target, remote, size, 0, _checks(remote, digest))
         try:
-            check_file(self._target, self._target.suffix)
+            self._check(self._target, self._target.suffix)
         except IngestError:
             files.remove(self._target)  # damaged: what is fetched takes its place
             return None
@@ -170,7 +175,7 @@ class OneFile:
         if wrong:
             return wrong
         try:
-            check_file(path, self._target.suffix)
+            self._check(path, self._target.suffix)
         except IngestError as error:
             return str(error).replace(str(path), "the file")
         return ""

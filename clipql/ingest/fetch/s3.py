@@ -68,6 +68,12 @@ class S3:
         told = str(modified.timestamp()) if modified else None
         return RemoteFile(url, int(found["ContentLength"]), found.get("ETag"), told, from_headers(headers))
 
+    def keys(self, bucket: str, prefix: str) -> list[str]:
+        """The keys of a bucket that begin so. Raises Failure."""
+        with self._translated(f"s3://{bucket}/{prefix}"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            return [one["Key"] for page in pages for one in page.get("Contents", ())]
+
     @contextmanager
     def read(self, file: RemoteFile, start: int) -> Iterator[Reply]:
         """The bytes of that version of the object, from a place on."""

@@ -44,6 +44,15 @@ def known_elsewhere(
     return fingerprint_of(samples) in fingerprints
 
 
+def fingerprint_at(transport: Transport, remote: RemoteFile) -> str | None:
+    """The fingerprint of one file at a source, None where it cannot be told without all of it.
+
+    Raises Failure or Changed.
+    """
+    head, tail = _ends(transport, remote)
+    return None if remote.size is None or tail is None else fingerprint_of([(remote.size, head, tail), None])
+
+
 def _ends(transport: Transport, file: RemoteFile) -> tuple[bytes, bytes | None]:
     """The first and the last bytes of a file; None for the last where they cannot be had by themselves."""
     head = _piece(transport, file, 0)

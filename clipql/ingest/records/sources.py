@@ -41,7 +41,8 @@ BESIDE = "vector"
 class RecordFile(Brief):
     """A file of rows. form: one of the constants above. groups: the rows of each of its row groups (Parquet) or record
     batches (Arrow); one of None where only reading tells. bytes: of its rows, unpacked, by group. digest: of its size,
-    its first and last 64 KB. beside: a `.npy` with the vector of each row, whose column has the name `beside_name`.
+    its first and last 64 KB. origin: the address that it was fetched from. beside: a `.npy` with the vector of each
+    row, whose column has the name `beside_name`.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class RecordFile(Brief):
     digest: str
     beside: ArrayFile | None = None
     beside_name: str = BESIDE
+    origin: str = ""
 
     @property
     def unit(self) -> str:
@@ -66,8 +68,8 @@ class RecordFile(Brief):
     def where(self, group: int, row: int) -> str:
         """A row, as messages name it. row: from 0 within the group."""
         if self.form in (PARQUET, ARROW):
-            return f"{self.path}: row {row:,} of {self.unit} {group}"
-        return f"{self.path}: row {row:,}"
+            return f"{self.origin or self.path}: row {row:,} of {self.unit} {group}"
+        return f"{self.origin or self.path}: row {row:,}"
 
 
 def are_records(sources: Sequence[str | os.PathLike[str]]) -> bool:
@@ -84,6 +86,11 @@ def are_records(sources: Sequence[str | os.PathLike[str]]) -> bool:
         else:
             found = found or _form(source) is not None
     return found
+
+
+def is_of_rows(name: str) -> bool:
+    """Whether a file is one of rows by its name."""
+    return _form(Path(name)) is not None
 
 
 def find_files(sources: Sequence[str | os.PathLike[str]], names: Sequence[str] = ()) -> list[RecordFile]:

@@ -7,6 +7,7 @@ was committed stays, and another run goes on with the row groups that are not in
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -83,11 +84,31 @@ def ingest_files(
     files = find_files(sources, named or [c.name for c in known.columns] if known else named)
     if not files:
         raise IngestError(f"no files of rows in {', '.join(map(str, sources))}")
-    run = _Run(db, files, (database or registry.database, name), named, model, first_id, skip_bad, progress, began)
-    report, id = run.all(known)
+    report, id = take_files(
+        db, files, table, named=named, model=model, first_id=first_id, skip_bad=skip_bad, progress=progress, began=began
+    )
     if indexes:
         db.indexes.after_insert(id)
     return report
+
+
+def take_files(
+    db: OpenDatabase,
+    files: list[RecordFile],
+    table: str,
+    *,
+    named: Sequence[str],
+    model: str | None,
+    first_id: int | None = None,
+    skip_bad: bool,
+    progress: Callable[[IngestProgress], None] | None,
+    began: float,
+) -> tuple[IngestReport, str]:
+    """Take files that are open into a table, whose id is returned too; its indexes are not built. As `ingest_files`."""
+    database, _, name = table.rpartition(".")
+    place = database or db.registry.database, name
+    run = _Run(db, files, place, named, model, first_id, skip_bad, progress, began)
+    return run.all(db.registry.find(*place))
 
 
 class _Run:
@@ -271,7 +292,25 @@ def _parts(groups: Sequence[_Group], counts: Sequence[int], first: int) -> list[
         else:
             parts.append((group, group.index, first, rows))
         first += rows
-    return [
-        Part(f"{g.file.path.resolve()}#{g.index}-{last}", at, rows, f"{g.file.digest}:{g.index}-{last}")
-        for g, last, at, rows in parts
-    ]
+    return [Part(_key(g, last), at, rows, f"{g.file.digest}:{g.index}-{last}") for g, last, at, rows in parts]
+
+
+def _key(group: _Group, last: int) -> str:
+    file = group.file
+    if file.origin:
+        return f"{file.origin}#{group.index}-{last}/{len(file.groups)}"
+    return f"{file.path.resolve()}#{group.index}-{last}"
+
+
+def rows_of(table: Table, digest: str) -> int | None:
+    """The rows of a file from an address that is in a table as a whole; None where it is not. digest: of the file."""
+    groups: set[int] = set()
+    rows, total = 0, 0
+    for part in table.parts:
+        own, _, span = part.fingerprint.partition(":")
+        of = re.search(r"#\d+-\d+/(\d+)\Z", part.key)
+        if own == digest and of:
+            first, _, last = span.partition("-")
+            groups |= set(range(int(first), int(last) + 1))
+            rows, total = rows + part.rows, int(of[1])
+    return rows if total and len(groups) == total else None
