@@ -125,7 +125,7 @@ class ReadOnlyDatabase(Database):
         with self._refreshing:
             if snapshot.state(self.path) == self._taken.state:
                 return False
-            later = snapshot.take(self.path)
+            later = snapshot.take(self.path, again=True)
             with contextlib.ExitStack() as alone:
                 try:
                     alone.enter_context(self._moment.writing(patience))

@@ -23,7 +23,8 @@ from clipql.errors import ModelError, ServerError
 from clipql.serve import confinement
 from clipql.serve.confinement import READ, WRITE, Unavailable
 from clipql.serve.scratch import Scratch
-from clipql.storage.catalog import Catalog
+from clipql.storage import files
+from clipql.storage.catalog import Catalog, Segment
 
 MODES = ("auto", "require", "off")
 # What the C library, the engine and the thread pools look at: libraries, the clock, locales, the machine's size
@@ -37,6 +38,7 @@ _SYSTEM = (
 # of /proc/self, which has the environment too, and the token may be in it
 _OF_PROCESS = ("auxv", "cgroup", "limits", "maps", "mounts", "mountinfo", "smaps_rollup", "stat", "statm", "status")
 _WRITTEN = (Path("/dev/null"),)
+_ARRAY = b"\x93NUMPY"  # what a .npy file begins with
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,26 @@ def of_server(
     also: folders that it may write besides.
     """
     columns = [c for t in known.tables for c in t.columns]
-    linked = [Path(s.file) for c in columns for s in c.segments if s.linked]
+    linked = [Path(s.file) for c in columns for s in c.segments if s.linked and _is_linked_part(s)]
     named = of_models({model, *(c.model for c in columns)})
     written = (folder,) if write else (folder / "lock", scratch.temporary, scratch.engine)
     return Plan(
         _distinct([*base(), *named, *linked, folder, scratch.folder]), (*_WRITTEN, *written, *also), (scratch.parent,)
     )
+
+
+def _is_linked_part(segment: Segment) -> bool:
+    """Whether a linked segment can be the file that the manifest names: the manifest may be a stranger's, and a name in
+    it, of a folder or a key, must open nothing. Arrays are read later; this loads no library that has threads."""
+    if segment.hollow:
+        return False
+    try:
+        with files.open_plain(Path(segment.file)) as file:
+            size = os.fstat(file.fileno()).st_size
+            width = segment.dimension * (2 if segment.dtype == "float16" else 4)
+            return file.read(len(_ARRAY)) == _ARRAY and size == segment.offset + segment.rows * width
+    except OSError:
+        return False
 
 
 def of_pictures(roots: tuple[Path, ...] | None) -> Plan:

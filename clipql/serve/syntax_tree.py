@@ -9,7 +9,7 @@ _CHILDREN = re.compile(r" \(children (\d+)\)\Z")
 _KIND = re.compile(r"[A-Za-z][\w:]*\Z", re.ASCII)
 
 
-@dataclass
+@dataclass(slots=True)
 class Node:
     """kind: such as 'Function' or 'TableIdentifier'. name: what follows it on the line."""
 
@@ -27,19 +27,20 @@ def read(text: str) -> list[Node]:
     """
     found: list[Node] = []
     counts: list[int] = []
-    last: dict[int, Node] = {}
+    around: list[Node] = []  # what the last node stands in, and itself: from the outside in
     for line in text.replace("\r\n", "\n").split("\n")[:-1]:
         kind, name, count = _line(line)
         # the children of the first line stand as deep as it does
         depth = len(line) - len(line.lstrip(" ")) if found else -1
-        parent = last.get(max((d for d in last if d < depth), default=-2)) if found else None
+        while around and around[-1].depth >= depth:
+            around.pop()
+        parent = around[-1] if around else None
         node = Node(kind, name, depth, parent)
         if parent is not None:
             parent.children.append(node)
         found.append(node)
         counts.append(count)
-        last = {d: n for d, n in last.items() if d < depth}
-        last[depth] = node
+        around.append(node)
     if (
         not found
         or text[0] == " "

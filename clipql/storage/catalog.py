@@ -16,7 +16,7 @@ from typing import Any
 
 from clipql.brief import Brief
 from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase
-from clipql.storage import files, strays
+from clipql.storage import field_types, files, strays
 
 FORMAT = 2  # 1 where no row lacks a vector, which older versions read
 NAME = "manifest.json"
@@ -24,6 +24,19 @@ NAME = "manifest.json"
 INTERNAL = "clipql_internal"
 # fields that came with format 2
 _LATER = ("absent", "there", "there_hash", "optional", "changed", "revision")
+_DTYPES = ("float16", "float32")
+# of indexes, and the distances that they are by
+KINDS = ("flat", "ivf", "hnsw", "annoy")
+METRICS = ("L2Distance", "L2SquaredDistance", "cosineDistance", "dotProduct")
+_LONGEST = 1 << 16  # numbers of a vector, as `vectors.segments` has it
+# the kinds of change, and whether there is a table before and one after
+_CHANGES = {
+    **dict.fromkeys(("insert", "truncate", "rename", "alter", "rewrite", "vectors"), (True, True)),
+    "create": (False, True),
+    "drop": (True, False),
+    "replace": (True, False),
+}
+_LARGEST = 1 << 30  # bytes of a manifest: some millions of segments
 # what may lie in the folder of a database that was not finished being made
 _OWN = ("lock", "tmp", NAME + ".tmp")
 
@@ -282,7 +295,12 @@ def load(folder: Path) -> Catalog:
             f"{folder} holds files but no {NAME}, so clipql did not make it: name an empty or a new folder"
         )
     with files.translated(path, "reading"):
-        return parsed(path, files.read_plain(path))
+        return parsed(path, content(folder))
+
+
+def content(folder: Path) -> bytes:
+    """The bytes of a manifest. Raises OSError, for more of them than a manifest has too."""
+    return files.read_plain(folder / NAME, most=_LARGEST)
 
 
 def parsed(path: Path, content: bytes) -> Catalog:
@@ -329,11 +347,25 @@ def _check_names(table: Table) -> None:
         path = Path(segment.file)
         if segment.linked and (not path.is_absolute() or ".." in path.parts or "\0" in segment.file):
             raise ValueError(f"{segment.file!r} is no address of a linked file")
-    numbers = [table.rows, *(n for s in segments for n in (s.first, s.rows, s.dimension, s.offset, s.absent))]
-    numbers += [n for r in rows for n in (r.rows, r.bytes)] + [n for i in table.indexes for n in (i.rows, *i.changed)]
-    numbers += [c.revision for c in table.columns]
-    if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
-        raise ValueError(f"a number of table {table.full_name} is none")
+    if any(s.dtype not in _DTYPES for s in segments):
+        raise ValueError(f"a segment of table {table.full_name} is of numbers that are not stored")
+    indexed = [i for i in table.indexes if table.column(i.column) is None]
+    if indexed:
+        raise ValueError(f"the index {indexed[0].name!r} of table {table.full_name} is on a column that has no vectors")
+    if any(i.metric not in METRICS or i.kind not in KINDS for i in table.indexes):
+        raise ValueError(f"an index of table {table.full_name} is of a kind, or by a distance, that there is not")
+    dimensions = [c.dimension for c in table.columns if c.dimension is not None]
+    if any(d > _LONGEST for d in (*dimensions, *(s.dimension for s in segments))):
+        raise ValueError(f"a vector of table {table.full_name} has more than {_LONGEST:,} numbers")
+
+
+def _check_pending(pending: Pending) -> None:
+    """Raise ValueError for a change under way that nothing could finish."""
+    if _CHANGES.get(pending.kind) != (pending.before is not None, pending.after is not None):
+        raise ValueError(f"a change under way is {pending.kind!r}, with other tables than such a change has")
+    definitions = 2 if pending.kind == "alter" else 0
+    if len(pending.definitions or ()) != definitions:
+        raise ValueError(f"a change under way, {pending.kind!r}, has other definitions than such a change has")
 
 
 def _hash(body: str) -> str:
@@ -341,18 +373,21 @@ def _hash(body: str) -> str:
 
 
 def _catalog(d: Mapping[str, Any]) -> Catalog:
-    pending = d["pending"]
-    return Catalog(
-        tables=tuple(_table(t) for t in d["tables"]),
-        pending=pending
-        and Pending(
-            pending["kind"],
-            pending["before"] and _table(pending["before"]),
-            pending["after"] and _table(pending["after"]),
-            pending["definitions"] and tuple(pending["definitions"]),
-        ),
-        serial=int(d["serial"]),
-    )
+    given = d["pending"]
+    pending = None
+    if given is not None:
+        before, after = (None if given[name] is None else _table(given[name]) for name in ("before", "after"))
+        definitions = given["definitions"]
+        if not isinstance(definitions, (list, type(None))):
+            raise ValueError("the definitions of a change under way are no list")
+        pending = Pending(given["kind"], before, after, None if definitions is None else tuple(definitions))
+        field_types.check(pending)
+        _check_pending(pending)
+    found = Catalog(tables=tuple(_table(t) for t in d["tables"]), pending=pending, serial=d["serial"])
+    field_types.check(found)
+    if len({t.id for t in found.tables}) < len(found.tables):
+        raise ValueError("two tables have the same folder")
+    return found
 
 
 def _table(d: Mapping[str, Any]) -> Table:
@@ -363,5 +398,9 @@ def _table(d: Mapping[str, Any]) -> Table:
     # those of older versions have no listing: what is derived need not be read, it can be made again
     row_file = RowFile(**rows) if rows and "listing" in rows else None
     table = Table(**{**d, "columns": columns, "parts": parts, "indexes": indexes, "row_file": row_file})
+    for each in (table, *columns, *parts, *indexes, *(s for c in columns for s in c.segments)):
+        field_types.check(each)
+    if row_file is not None:
+        field_types.check(row_file)
     _check_names(table)
     return table

@@ -24,13 +24,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clipql.errors import DatabaseLocked, NotADatabase, StorageError
+from clipql.errors import DatabaseDamaged, DatabaseLocked, NotADatabase, StorageError
 from clipql.storage import catalog, files, places, strays
 from clipql.storage.catalog import Catalog, Table
 from clipql.storage.places import Place
 
 BACKUP = "backup.json"  # beside the folder of a database that is in a backup
 _UNSETTLED_SECONDS, _LONGEST_SECONDS, _WAIT_SECONDS = 0.25, 30.0, 0.002
+# how long a file that the manifest names may be missing while the manifest stays the same
+_MISSING_SECONDS = 1.0
 _TABLE = "format_version.txt"  # lies in the folder of a MergeTree table, beside its parts
 _OF_THE_PROCESS = ("status", "tmp", "shadow", "metadata_dropped")
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -41,7 +43,11 @@ Names = list[tuple[str, str]]
 
 
 class _Changed(Exception):
-    """The database went on while links were made."""
+    """The database went on while links were made. missing: what was to be linked and is gone."""
+
+    def __init__(self, missing: Path | None = None) -> None:
+        super().__init__(missing)
+        self.missing = missing
 
 
 class _CannotLink(Exception):
@@ -84,13 +90,17 @@ def state(source: Path) -> State:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def take(source: Path, home: Path | None = None) -> Snapshot:
+def take(source: Path, home: Path | None = None, *, again: bool = False) -> Snapshot:
     """A snapshot of the last commit. home: the database in whose folder it shall lie, where that is not the source.
 
-    Raises NotADatabase, DatabaseVersion, DatabaseDamaged, DiskFull, StorageError where the database changes faster than
-    links are made; DatabaseLocked where no hard links can be made and a writer has it open.
+    again: what lies in the folder was looked at when the last one was taken. Raises NotADatabase, DatabaseVersion,
+    DatabaseDamaged, DiskFull, StorageError where the database changes faster than links are made; DatabaseLocked where
+    no hard links can be made and a writer has it open.
     """
     state(source)
+    if not again:  # before anything is made, listed or copied by a link in it
+        for folder in dict.fromkeys((source, home or source)):
+            strays.refuse(folder)
     parent = _parent(home or source)
     places.sweep(parent, places.READER)
     place = Place(parent, places.READER)
@@ -124,8 +134,11 @@ def _parent(source: Path) -> Path:
 
 def _linked(source: Path, place: Path) -> tuple[Catalog, State]:
     began = time.monotonic()
+    lacking: tuple[State, Path] | None = None
+    since = began
     while time.monotonic() < began + _LONGEST_SECONDS:
-        with contextlib.suppress(_Changed):
+        then = state(source)
+        try:
             then, content, names = _seen(source)
             found = catalog.parsed(source / catalog.NAME, content)
             if found.pending is None or time.monotonic() > began + _UNSETTLED_SECONDS:
@@ -133,6 +146,14 @@ def _linked(source: Path, place: Path) -> tuple[Catalog, State]:
                 shown = _shown(found)
                 (place / catalog.NAME).write_bytes(catalog.encoded(shown))
                 return shown, then
+        except _Changed as changed:
+            now = (then, changed.missing) if changed.missing is not None else None
+            if now != lacking:
+                lacking, since = now, time.monotonic()
+            elif lacking is not None and time.monotonic() > since + _MISSING_SECONDS:
+                raise DatabaseDamaged(
+                    f"{lacking[1]} is missing, which the manifest names: restore it from a backup"
+                ) from changed
         time.sleep(_WAIT_SECONDS)
     raise StorageError(f"{source} changes faster than a snapshot of it can be linked: try again when less is written")
 
@@ -140,7 +161,7 @@ def _linked(source: Path, place: Path) -> tuple[Catalog, State]:
 def _seen(source: Path) -> tuple[State, bytes, Names]:
     """The manifest and the names of ClickHouse's parts and files at one moment. Raises _Changed."""
     then = state(source)
-    content = files.read_plain(source / catalog.NAME)
+    content = catalog.content(source)
     names = sorted(_walk(source / strays.ENGINE))
     if sorted(_walk(source / strays.ENGINE)) != names or state(source) != then:
         raise _Changed
@@ -193,7 +214,7 @@ def _listed(folder: Path) -> list[str]:
     try:
         return [entry.name for entry in os.scandir(folder) if not entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError as error:
-        raise _Changed from error
+        raise _Changed(folder) from error
 
 
 def _link(source: Path, target: Path) -> None:
@@ -202,7 +223,7 @@ def _link(source: Path, target: Path) -> None:
     except FileExistsError:
         return  # of the last try, and files of a name never change
     except FileNotFoundError as error:
-        raise _Changed from error
+        raise _Changed(source) from error
     except OSError as error:
         if error.errno in _CANNOT_LINK:
             raise _CannotLink from error

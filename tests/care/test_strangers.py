@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,8 @@ def test_a_link_that_leaves_a_database_is_never_followed(given: Path, where: str
             clipql.check(given / "db", deep=True)
     else:
         assert f"{given}/db/{name} is a symbolic link to {target}" in str(clipql.check(given / "db", deep=True))
+    with pytest.raises(DatabaseDamaged, match=f"{given}/db/{name} is a symbolic link to"):
+        clipql.connect(given / "db", read_only=True)
     assert contents(given / "victim") == before
 
 
@@ -201,6 +204,79 @@ def test_a_manifest_names_nothing_outside_its_folder(given: Path, field: str) ->
         restore(given / "copy", given / "again")
     assert clipql.check(given / "db").findings[0].what == "manifest"
     assert contents(given / "victim") == before
+
+
+def test_a_reader_says_what_is_missing(given: Path) -> None:
+    (segment,) = (given / "db").glob("vectors/t-1/column-0/*.npy")
+    segment.unlink()
+    with pytest.raises(DatabaseDamaged, match=f"{segment} is missing"):
+        clipql.connect(given / "db", read_only=True)
+
+
+ODD: list[Any] = [
+    None, True, -1, 1 << 63, 10**400, float("nan"), float("inf"), -float("inf"), "", "x", "9" * 5_000, "\ud800",
+    [], {}, [[]], [1], {"a": 1},
+]  # fmt: skip
+
+
+def altered(value: Any) -> Iterator[None]:
+    """Stop with something odd in the place of each thing in a JSON value."""
+    for key in list(value) if isinstance(value, dict) else range(min(len(value), 1)):
+        kept = value[key]
+        for odd in ODD:
+            value[key] = odd
+            yield
+        value[key] = kept
+        if isinstance(kept, (dict, list)):
+            yield from altered(kept)
+
+
+def test_a_manifest_of_other_types_is_damaged(whole: Path) -> None:
+    path = whole / "db" / catalog.NAME
+    document = json.loads(path.read_text())
+    body = json.loads(document["catalog"])
+    (table,) = body["tables"]
+    refused = 0
+    for kind in (
+        "insert",
+        "create",
+        "drop",
+        "replace",
+        "truncate",
+        "rename",
+        "alter",
+        "rewrite",
+        "vectors",
+        "x",
+        ["x"],
+    ):
+        for before, after, told in itertools.product((None, table), (None, table), (None, ["a", "b"], ["a"], "ab")):
+            body["pending"] = {"kind": kind, "before": before, "after": after, "definitions": told}
+            refused += not parsed(path, document, body)
+    assert refused == 11 * 16 - 9  # each kind but the odd ones has one form
+    body["pending"] = None
+    tried = 0
+    for _ in altered(body):
+        tried += 1
+        refused += not parsed(path, document, body)
+    assert parsed(path, document, body)
+    assert tried > 500
+    assert refused > tried // 2
+    assert not parsed(path, document, {**body, "tables": [table, table]})
+    (index,) = table["indexes"]
+    for odd in ({"column": "w"}, {"metric": "x"}, {"kind": "x"}, {"recall": {"image": "x"}}):
+        assert not parsed(path, document, {**body, "tables": [{**table, "indexes": [{**index, **odd}]}]})
+
+
+def parsed(path: Path, document: dict[str, Any], body: Any) -> bool:
+    """Whether it is a catalog, and otherwise damaged."""
+    text = json.dumps(body)
+    content = json.dumps({**document, "hash": hashlib.sha256(text.encode()).hexdigest(), "catalog": text})
+    try:
+        catalog.parsed(path, content.encode())
+    except DatabaseDamaged:
+        return False
+    return True
 
 
 def naming(table: Table, field: str, name: Any) -> Catalog:

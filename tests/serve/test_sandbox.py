@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import numpy as np
 import pytest
 from spellings import reaching
 
@@ -22,6 +23,7 @@ import clipql
 from clipql.errors import ServerError
 from clipql.serve import confinement, sandbox, scratch
 from clipql.serve.sandbox import State
+from clipql.storage.catalog import Catalog, Segment, Table, VectorColumn
 from tests.patience import LAST_NET_SECONDS
 from tests.serve.conftest import fill, start, stop
 from tests.serve.test_escapes import SECRET, Attempt, attempts
@@ -56,6 +58,23 @@ def contents(folder: Path, *, of_database: bool) -> dict[str, str]:
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     kept = {n: p for n, p in files.items() if n.startswith("test.db/") == of_database and "/tmp/" not in n}
     return {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in kept.items() if not n.endswith("/lock")}
+
+
+def test_a_manifest_opens_nothing_in_the_wall_but_linked_parts(tmp_path: Path) -> None:
+    vectors = np.ones((3, 4), np.float32)
+    np.save(tmp_path / "part.npy", vectors)
+    (tmp_path / "key").write_text("the canary sings")
+    (tmp_path / "link.npy").symlink_to(tmp_path / "part.npy")
+    (tmp_path / "db").mkdir()
+    part = Segment(str(tmp_path / "part.npy"), 0, 3, 4, "float32", 128, 2.0, "", linked=True)
+    named = [replace(part, file=str(p)) for p in (tmp_path, tmp_path / "key", tmp_path / "link.npy", "/", "/dev/mem")]
+    others = [*named, replace(part, rows=4), replace(part, dimension=5), replace(part, absent=3)]
+    column = VectorColumn("v", "column-0", 4, segments=(part, *others))
+    known = Catalog((Table("default", "t", "t-1", (column,)),))
+    with scratch.opened(tmp_path / "db") as own:
+        plain = sandbox.of_server(tmp_path / "db", own, Catalog(), "no-model", write=False)
+        plan = sandbox.of_server(tmp_path / "db", own, known, "no-model", write=False)
+    assert set(plan.readable) - set(plain.readable) == {tmp_path / "part.npy"}
 
 
 def straight(attempt: Attempt, secrets: Path, port: int) -> tuple[str, list[str], dict[str, str]]:

@@ -53,6 +53,7 @@ class Fleet:
         lock = own.shared()
         try:
             log_to_stderr(self.log_level)
+            strays.refuse(self.folder)
             place = places.Place(self.folder / strays.SCRATCH, scratch.PREFIX)
             figures = place.folder / "figures"
             figures.mkdir()
