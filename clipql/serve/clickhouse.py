@@ -36,7 +36,7 @@ HELD = 1 << 20
 # parameters of the protocol; all others are settings
 _OWN = words(
     "query user password quota_key database default_format session_id session_timeout session_check query_id compress "
-    "decompress role client_protocol_version stacktrace"
+    "decompress role client_protocol_version stacktrace wait_end_of_query buffer_size"
 )
 
 
@@ -184,13 +184,14 @@ class ClickHouse:
         if answer is not None:
             self._statements.leave(call)
             compress = replies.encoding(request, call.params)
-            return self._answered(answer, answer.output.data, self._headers(call), compress, call)
+            return await self._answered(answer, answer.output.data, self._headers(call), compress, call)
         pipe = Pipe(service.options.limits.stall)
         future = self._statements.submit(call, pipe)
         watch = asyncio.ensure_future(gone(request))
         held: list[bytes] = []
+        counted = Held(service.bodies)
         try:
-            first = asyncio.ensure_future(self._hold(pipe, future, held))
+            first = asyncio.ensure_future(self._hold(pipe, future, held, replies.held_back(call.params, HELD), counted))
             await asyncio.wait({first, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not first.done():
                 first.cancel()
@@ -201,48 +202,50 @@ class ClickHouse:
             raise
         finally:
             watch.cancel()
+            counted.release()
         headers = {**self._headers(call), **self._capped(call)}
         compress = replies.encoding(request, call.params)
         if ended:
             answer = future.result()  # raises what went wrong, unless rows went before it
             data = b"".join([*held, answer.output.data])
-            return self._answered(answer, data, headers, compress, call)
-        headers |= {
-            "X-ClickHouse-Exception-Tag": (tag := secrets.token_hex(8)),
-            "X-ClickHouse-Summary": replies.summary(None),
-        }
+            return await self._answered(answer, data, headers, compress, call)
+        headers |= {"X-ClickHouse-Exception-Tag": (tag := secrets.token_hex(8)), **replies.counted(None, call.params)}
         asked = own_settings.take_format(call.asked.sql)[1] or call.request.format
         headers |= replies.typed(asked)
         stream = self._stream(call, pipe, future, held, tag)
         if compress:
             headers["Content-Encoding"] = compress
-        packed = compression.packed(stream, compression.compressor(compress, call.params.get("compress") == "1"))
+        packer = compression.compressor(compress, call.params.get("compress") == "1")
+        packed = compression.packed(stream, packer, compress)
         return StreamingResponse(packed, headers=headers)
 
-    def _answered(self, answer: Answer, data: bytes, headers: dict[str, str], compress: str, call: Call) -> Response:
+    async def _answered(
+        self, answer: Answer, data: bytes, headers: dict[str, str], compress: str, call: Call
+    ) -> Response:
         """The response to a statement whose result is there as a whole."""
-        headers |= {"X-ClickHouse-Summary": replies.summary(answer), **replies.shards(answer)} | replies.indexes(answer)
+        headers |= {**replies.counted(answer, call.params), **replies.shards(answer)} | replies.indexes(answer)
         self._service.metrics.bytes_sent.inc(len(data))
         told = call.checked is None or not (call.checked.writes or call.checked.sets)
         headers |= replies.typed(answer.format) if told else replies.untyped()
-        return self._whole(data, headers, compress, call)
-
-    @staticmethod
-    def _whole(data: bytes, headers: dict[str, str], compress: str, call: Call) -> Response:
         if compress:
             headers["Content-Encoding"] = compress
         packer = compression.compressor(compress, call.params.get("compress") == "1")
-        return Response(packer.add(data) + packer.end(), headers=headers)
+        return Response(await compression.whole(data, packer, compress), headers=headers)
 
-    async def _hold(self, pipe: Pipe, future: asyncio.Future[Answer], held: list[bytes]) -> bool:
-        """Take pieces until there are enough to send, or all; whether these are all."""
+    async def _hold(
+        self, pipe: Pipe, future: asyncio.Future[Answer], held: list[bytes], most: float, counted: Held
+    ) -> bool:
+        """Take pieces until there are enough to send, or all; whether these are all. counted: what is more than HELD
+        counts as requests' bodies do."""
         size = 0
-        while size < HELD:
+        while size < most:
             piece = await pipe.get(future)
             if piece is None:
                 return True
             held.append(piece)
             size += len(piece)
+            if size > HELD:
+                counted.take(len(piece))
         return False
 
     async def _stream(

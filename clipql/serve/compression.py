@@ -6,16 +6,22 @@ the size unpacked, both UInt32, then the data. https://clickhouse.com/docs/nativ
 
 from __future__ import annotations
 
+import asyncio
+import bz2
+import lzma
 import struct
 import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+from clipql.serve import arrow_codecs
 from clipql.serve.unpacking import LZ4
 
-# in the order in which they are chosen
-ENCODINGS = ("lz4", "zstd", "gzip", "deflate")
+# in the order in which they are chosen: those that take the least time first
+ENCODINGS = ("lz4", "zstd", "snappy", "gzip", "deflate", "br", "xz", "bz2")
 BLOCK = 1 << 20
+# of these a piece that is longer is packed off the event loop
+_SLOW, _SHORT = ("br", "xz", "bz2"), 1 << 14
 
 
 class Compressor:
@@ -83,17 +89,34 @@ def _encoder(encoding: str) -> Compressor:
 
         frames = lz4.frame.LZ4FrameCompressor()
         return _Made(frames.compress, frames.flush, frames.begin())
+    if encoding == "snappy":
+        return _Made(arrow_codecs.snappy, bytes)
+    if encoding == "br":
+        brotli = arrow_codecs.Brotli()
+        return _Made(brotli.add, brotli.end)
+    if encoding in ("xz", "bz2"):
+        slow = lzma.LZMACompressor(preset=0) if encoding == "xz" else bz2.BZ2Compressor(1)
+        return _Made(slow.compress, slow.flush)
     return Compressor()
 
 
-async def packed(pieces: AsyncIterator[bytes], by: Compressor) -> AsyncIterator[bytes]:
+async def packed(pieces: AsyncIterator[bytes], by: Compressor, encoding: str = "") -> AsyncIterator[bytes]:
     """Pieces as they go out."""
     async for piece in pieces:
-        data = by.add(piece)
-        if data:
+        if data := await _added(piece, by, encoding):
             yield data
     if rest := by.end():
         yield rest
+
+
+async def whole(data: bytes, by: Compressor, encoding: str = "") -> bytes:
+    """All that goes out."""
+    return await _added(data, by, encoding) + by.end()
+
+
+async def _added(piece: bytes, by: Compressor, encoding: str) -> bytes:
+    slow = encoding in _SLOW and len(piece) > _SHORT
+    return await asyncio.to_thread(by.add, piece) if slow else by.add(piece)
 
 
 def pack_block(data: bytes) -> bytes:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, QueryError
 from clipql.serve import allowed
-from clipql.serve import native_blocks as native
+from clipql.serve.native_types import split_type
 from clipql.serve.service import Request, Service
 from clipql.sql.session import Session
 
@@ -39,7 +39,7 @@ def of(files: Mapping[str, bytes], params: Mapping[str, str]) -> tuple[External,
 def _one(name: str, data: bytes, params: Mapping[str, str]) -> External:
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
         raise QueryError(f"{name[:60]!r} is no name for an external table", code=36, name="BAD_ARGUMENTS")
-    types = native.split_type(f"Tuple({params.get(f'{name}_types', '')})")[1]
+    types = split_type(f"Tuple({params.get(f'{name}_types', '')})")[1]
     structure = params.get(f"{name}_structure") or ", ".join(f"_{i} {t}" for i, t in enumerate(types, 1))
     if not structure:
         raise QueryError(

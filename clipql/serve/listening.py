@@ -14,23 +14,19 @@ from clipql.errors import ServerError
 @dataclass(frozen=True)
 class Doors:
     """What a server listens on. http: for HTTP. tcp: for ClickHouse's native protocol. tls: what both are wrapped in.
-    host: as it was asked for."""
+    url: the address for people and clients. native: that of the native protocol, as host:port; empty without one."""
 
     http: socket.socket
-    host: str
-    tcp: socket.socket | None = None
-    tls: ssl.SSLContext | None = None
+    tcp: socket.socket | None
+    tls: ssl.SSLContext | None
+    url: str
+    native: str
 
-    @property
-    def url(self) -> str:
-        """The address for people and clients."""
-        port = self.http.getsockname()[1]
-        return f"{'https' if self.tls else 'http'}://{_shown(self.host)}:{port}/"
-
-    @property
-    def native(self) -> str:
-        """The address of the native protocol, as host:port; empty without one."""
-        return f"{_shown(self.host)}:{self.tcp.getsockname()[1]}" if self.tcp else ""
+    @classmethod
+    def of(cls, http: socket.socket, host: str, tcp: socket.socket | None, tls: ssl.SSLContext | None) -> Doors:
+        """Those of bound sockets. host: as it was asked for."""
+        url = f"{'https' if tls else 'http'}://{_shown(host)}:{http.getsockname()[1]}/"
+        return cls(http, tcp, tls, url, f"{_shown(host)}:{tcp.getsockname()[1]}" if tcp else "")
 
     def close(self) -> None:
         """Listen no more."""

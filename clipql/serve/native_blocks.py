@@ -9,7 +9,6 @@ https://clickhouse.com/docs/interfaces/formats/Native, https://clickhouse.com/do
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -18,6 +17,19 @@ import numpy as np
 
 from clipql.engine.row_writer import varint
 from clipql.errors import QueryError
+from clipql.serve.native_types import (
+    BASIC,
+    HAS_KEYS,
+    JSON_TEXTS,
+    SHAPES,
+    Layout,
+    dynamic_types,
+    elements,
+    size_of,
+    split_type,
+    typed_paths,
+    unknown_version,
+)
 from clipql.storage.vectors.compiled import compiled
 
 # from these versions on a DateTime says its time zone, and a column whether its serialization is special
@@ -25,28 +37,8 @@ TIME_ZONES, CUSTOM_SERIALIZATION = 54337, 54454
 _PLAIN_TIME = b"\x08DateTime"
 # field 1, no overflow; field 2, bucket -1; the end
 _INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
-_SIZES = {
-    **dict.fromkeys(("Int8", "UInt8", "Bool", "Enum8", "Nothing"), 1),
-    **dict.fromkeys(("Int16", "UInt16", "Date", "Enum16", "BFloat16"), 2),
-    **dict.fromkeys(("Int32", "UInt32", "Float32", "Date32", "DateTime", "Time", "IPv4", "Decimal32"), 4),
-    **dict.fromkeys(("Int64", "UInt64", "Float64", "DateTime64", "Time64", "Decimal64"), 8),
-    **dict.fromkeys(("Int128", "UInt128", "UUID", "IPv6", "Decimal128"), 16),
-    **dict.fromkeys(("Int256", "UInt256", "Decimal256"), 32),
-}
-SHAPES = {
-    "Point": "Tuple(Float64, Float64)",
-    "Ring": "Array(Point)",
-    "LineString": "Array(Point)",
-    "MultiPoint": "Array(Point)",
-    "Polygon": "Array(Ring)",
-    "MultiLineString": "Array(LineString)",
-    "MultiPolygon": "Array(Polygon)",
-}
-# types within types
-_DEEPEST = 20
 # rows from which strings are gone through by compiled code
 _MANY = 64
-HAS_KEYS = 1 << 9  # in the first word of a LowCardinality column: keys of its own follow
 
 
 def version(params: Mapping[str, str]) -> int:
@@ -103,7 +95,7 @@ class Blocks:
             made = self._versioned(reader, zones, whole)
             if reader.at <= reader.size:
                 return made
-        except (IndexError, struct.error, ValueError):
+        except (IndexError, OverflowError, struct.error, ValueError):
             pass  # read past the end
         except QueryError as error:
             self.unknown = error
@@ -130,8 +122,7 @@ class Blocks:
             if whole and place == columns - 1:
                 reader.at = reader.size
             elif rows:
-                reader.prefix(type)
-                reader.column(type, rows)
+                reader.column(reader.layout(type), rows)
             out.append(data[begin : reader.at])
         return b"".join(out)
 
@@ -150,8 +141,7 @@ class Blocks:
             found.append((reader.text().decode("utf-8", "surrogateescape"), reader.text().decode()))
             reader.at += self._version >= CUSTOM_SERIALIZATION
             if rows and place < columns - 1:
-                reader.prefix(found[-1][1])
-                reader.column(found[-1][1], rows)
+                reader.column(reader.layout(found[-1][1]), rows)
         return self.header(found)
 
 
@@ -221,38 +211,80 @@ class Reader:
         found: int = struct.unpack_from("<Q", self.data, self.at - 8)[0]
         return found
 
-    def prefix(self, type: str) -> None:
-        """Step over what stands before a column: the version of each dictionary in it."""
+    def layout(self, type: str) -> Layout:
+        """How a column lies, by its type and by what stands before it, which is stepped over."""
         name, inner = split_type(type)
+        within: list[str] = []
         if name == "LowCardinality":
             self.at += 8
         elif name in ("Array", "Nullable", "Tuple", "Map", "Nested", "SimpleAggregateFunction"):
-            for each in elements(name, inner):
-                self.prefix(each)
+            within = elements(name, inner)
+        elif name == "Variant":
+            self._mode()
+            within = inner
+        elif name == "Dynamic":
+            version = self.word()
+            if version not in (1, 2):
+                raise unknown_version(name, version)
+            if version == 1:
+                self.number()
+            within = dynamic_types([self.text().decode() for _ in range(self.number())])
+            self._mode()
+        elif name == "JSON":
+            version = self.word()
+            if version == JSON_TEXTS:
+                return Layout("String", "String", [])
+            if version not in (0, 2):
+                raise unknown_version(name, version)
+            if version == 0:
+                self.number()
+            paths = [self.text() for _ in range(self.number())]
+            within = [*typed_paths(type), *["Dynamic" for _ in paths]]
+        return Layout(name, type, [self.layout(each) for each in within])
 
-    def column(self, type: str, rows: int) -> None:
+    def _mode(self) -> None:
+        mode = self.word()
+        if mode != BASIC:
+            raise unknown_version("Variant", mode)
+
+    def column(self, layout: Layout, rows: int) -> None:
         """Step over a column's values."""
-        name, inner = split_type(type)
+        name, within = layout.name, layout.within
         if name in SHAPES:
-            self.column(SHAPES[name], rows)
+            self.column(self.layout(SHAPES[name]), rows)
         elif name == "String":
             self._strings(rows)
         elif name == "Nullable":
             self.at += rows
-            self.column(inner[0], rows)
+            self.column(within[0], rows)
         elif name in ("Array", "Map", "Nested"):
-            self.at += 8 * rows
-            items = struct.unpack_from("<Q", self.data, self.at - 8)[0] if rows else 0
-            for each in elements(name, inner):
+            items = self._items(rows)
+            for each in within:
                 self.column(each, items)
         elif name in ("Tuple", "SimpleAggregateFunction"):
-            for each in elements(name, inner):
+            for each in within:
                 self.column(each, rows)
-            self.at += 0 if inner else rows
+            self.at += 0 if within else rows
+        elif name in ("Variant", "Dynamic"):
+            kinds = np.bincount(np.frombuffer(self.data, np.uint8, rows, self.at), minlength=256)
+            self.at += rows
+            for each, count in zip(within, kinds, strict=False):
+                self.column(each, int(count))
+        elif name == "JSON":
+            for each in within:
+                self.column(each, rows)
+            items = self._items(rows)  # further paths with their values, as Array(Tuple(String, String))
+            self._strings(items)
+            self._strings(items)
         elif name == "LowCardinality":
-            self._dictionary(inner[0], rows)
+            self._dictionary(split_type(layout.type)[1][0], rows)
         else:
-            self.at += size_of(type, name, inner) * rows
+            self.at += size_of(layout.type, *split_type(layout.type)) * rows
+
+    def _items(self, rows: int) -> int:
+        """How many items arrays have together, whose offsets are stepped over."""
+        self.at += 8 * rows
+        return struct.unpack_from("<Q", self.data, self.at - 8)[0] if rows else 0
 
     def _strings(self, rows: int) -> None:
         if rows > _MANY:
@@ -268,87 +300,6 @@ class Reader:
         flags = self.word()
         if flags & HAS_KEYS:
             name, inner = split_type(type)
-            self.column(inner[0] if name == "Nullable" else type, self.word())
+            self.column(self.layout(inner[0] if name == "Nullable" else type), self.word())
         values = self.word()
         self.at += values << (flags & 0xFF)  # indices of 1, 2, 4 or 8 bytes
-
-
-def size_of(type: str, name: str, inner: list[str]) -> int:
-    """Bytes of a value."""
-    if name == "FixedString":
-        return _argument(type, inner)
-    if name == "Decimal":
-        digits = _argument(type, inner)
-        return 4 if digits <= 9 else 8 if digits <= 18 else 16 if digits <= 38 else 32
-    if name.startswith("Interval"):
-        return 8
-    if name not in _SIZES:
-        raise QueryError(
-            f"a column of type {type[:100]} is not told apart in Native for clients that name their version: ask for "
-            "it as a String, or in another format",
-            code=48,
-            name="NOT_IMPLEMENTED",
-        )
-    return _SIZES[name]
-
-
-def check_type(type: str, depth: int = 0) -> None:
-    """Raise QueryError for a type whose columns cannot be told apart."""
-    if depth > _DEEPEST:
-        raise QueryError(f"a column's type is more than {_DEEPEST} types deep", code=306, name="TOO_DEEP_RECURSION")
-    name, inner = split_type(type)
-    if name in ("Array", "Nullable", "LowCardinality") and len(inner) != 1:
-        raise QueryError(f"expected one type in {name}(…), found {len(inner)}", code=50, name="UNKNOWN_TYPE")
-    if name in ("Array", "Nullable", "Tuple", "Map", "Nested", "SimpleAggregateFunction", "LowCardinality"):
-        for each in elements(name, inner):
-            check_type(each, depth + 1)
-    elif name not in (*SHAPES, "String"):
-        size_of(type, name, inner)
-
-
-def _argument(type: str, inner: list[str]) -> int:
-    if not inner or not re.fullmatch(r"[0-9]{1,9}", inner[0]) or not int(inner[0]):
-        raise QueryError(f"expected a number in the brackets of {type[:100]}", code=50, name="UNKNOWN_TYPE")
-    return int(inner[0])
-
-
-def elements(name: str, inner: list[str]) -> list[str]:
-    """The types in a type: those of a Tuple may have names, SimpleAggregateFunction begins with its function."""
-    if name == "SimpleAggregateFunction":
-        return inner[1:]
-    return [_unnamed(each) for each in inner] if name in ("Tuple", "Nested") else inner
-
-
-def _unnamed(element: str) -> str:
-    if element[:1] in ("`", '"'):
-        end = element.index(element[0], 1)
-        while element[end - 1] == "\\" or element[end + 1 : end + 2] == element[0]:
-            end = element.index(element[0], end + (1 if element[end - 1] == "\\" else 2))
-        return element[end + 1 :].strip()
-    head = element.partition("(")[0]
-    return element.partition(" ")[2] if " " in head.strip() else element
-
-
-def split_type(type: str) -> tuple[str, list[str]]:
-    """A type's name and what stands between its brackets, at its commas."""
-    name, bracket, rest = type.strip().partition("(")
-    if not bracket:
-        return name.strip(), []
-    parts, depth, begin, quote = [], 0, 0, ""
-    inside = rest.rstrip()[:-1]
-    skip = False
-    for at, letter in enumerate(inside):
-        if skip:
-            skip = False
-        elif quote:
-            skip = letter == "\\"
-            quote = "" if letter == quote else quote
-        elif letter in "'`\"":
-            quote = letter
-        elif letter in "()":
-            depth += 1 if letter == "(" else -1
-        elif letter == "," and not depth:
-            parts.append(inside[begin:at].strip())
-            begin = at + 1
-    last = inside[begin:].strip()
-    return name.strip(), [*parts, last] if last else parts

@@ -47,6 +47,23 @@ def indexes(answer: Answer) -> dict[str, str]:
     return {"X-Clipql-Indexes": "".join(c if c.isprintable() else " " for c in told)} if told else {}
 
 
+def counted(answer: Answer | None, params: Mapping[str, str]) -> dict[str, str]:
+    """X-ClickHouse-Summary; and X-ClickHouse-Progress where it is asked for, once, as headers are sent when the result
+    begins. answer: None where more is to come."""
+    found = {"X-ClickHouse-Summary": summary(answer)}
+    if params.get("send_progress_in_http_headers") in ("1", "true"):
+        found["X-ClickHouse-Progress"] = found["X-ClickHouse-Summary"]
+    return found
+
+
+def held_back(params: Mapping[str, str], least: int) -> float:
+    """Bytes of a result that are there before any is sent: all with wait_end_of_query=1, else buffer_size."""
+    if params.get("wait_end_of_query") in ("1", "true"):
+        return float("inf")
+    asked = params.get("buffer_size", "")
+    return max(least, int(asked[:9])) if asked.isascii() and asked.isdigit() else least
+
+
 def summary(answer: Answer | None) -> str:
     """X-ClickHouse-Summary."""
     output = answer.output if answer else None

@@ -50,11 +50,13 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         service: Service,
         ready: Callable[[], None],
+        doors: Doors,
         member: Member | None = None,
         native: NativePort | None = None,
     ) -> None:
         super().__init__(config)
         self._service, self._ready, self._member, self._native = service, ready, member, native
+        self._doors = doors
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -71,14 +73,15 @@ class Server(uvicorn.Server):
     def _attach(self, member: Member) -> None:
         """Take the connections that the supervisor hands over: clients', and those of other processes."""
         limits = self._service.options.limits
-        clients = Connections(member.limits(limits), member.closed)
+        clients = Connections(member.limits(limits), member.closed, wrong_port(self._doors.native))
         # what a client may take is watched by the process that it is connected to
         fellows = Connections(replace(limits, connections=1 << 20, head_seconds=600, stall=600, pace=1))
 
         def protocol(among: Connections) -> asyncio.Protocol:
             return Connection(among, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
-        member.attach(self._service.running, partial(protocol, clients), partial(protocol, fellows), self._orphaned)
+        made = partial(protocol, clients), partial(protocol, fellows)
+        member.attach(self._service.running, *made, self._orphaned, tls=self._doors.tls)
 
     def _orphaned(self) -> None:
         if not self.should_exit:
@@ -165,7 +168,7 @@ _CUT_OFF = b"the server is ending: whether a statement that writes was carried o
 
 def serve(
     database: Database,
-    doors: Doors | None,
+    doors: Doors,
     options: Options,
     ready: Callable[[], None],
     member: Member | None = None,
@@ -174,13 +177,15 @@ def serve(
 
     What runs then has its grace; a second signal ends the process at once.
 
-    ready: called once requests are taken. member: of a server of many processes, which is given its connections.
+    ready: called once requests are taken. member: of a server of many processes, which is given its connections of
+    HTTP; the native protocol is spoken by the one that writes.
     """
     app: Any
     app, statements = make_app(database, options, member or Fellows())
     service = statements.service
-    connections = Connections(options.limits, wrong_port=wrong_port(doors.native if doors else ""))
-    native = NativePort(doors.tcp, doors, connections, statements) if doors and doors.tcp else None
+    connections = Connections(options.limits, wrong_port=wrong_port(doors.native))
+    speaks = doors.tcp is not None and (member is None or member.writes)
+    native = NativePort(doors.tcp, doors, connections, statements) if doors.tcp and speaks else None
     follower = None
     if member is not None and not member.writes:
         if isinstance(database, ReadOnlyDatabase):
@@ -201,8 +206,8 @@ def serve(
         backlog=256,  # as many are accepted at once, before the oldest make room
     )
     config.load()
-    config.ssl = doors.tls if doors else None
-    server = Server(config, service, ready, member, native)
+    config.ssl = doors.tls
+    server = Server(config, service, ready, doors, member, native)
 
     def stop(number: int, frame: FrameType | None) -> None:
         LOG.info("stopping", extra={"fields": {"signal": signal.Signals(number).name}})
@@ -217,7 +222,7 @@ def serve(
     signals = (signal.SIGTERM, signal.SIGINT) if member is None else (signal.SIGTERM,)
     before = {number: signal.signal(number, stop) for number in signals}
     try:
-        server.run(sockets=[doors.http] if doors else [])
+        server.run(sockets=[doors.http] if member is None else [])
     finally:
         if follower is not None:
             follower.stop()
@@ -228,8 +233,7 @@ def serve(
         gc.unfreeze()
         gc.collect()
         database.close()
-        if doors is not None:
-            doors.close()
+        doors.close()
         for number, handler in before.items():
             signal.signal(number, handler)
         LOG.info("stopped")

@@ -15,7 +15,7 @@ from typing import Any
 from clipql.engine.quoting import quote_name
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import QueryError
-from clipql.serve import allowed, external, native_answers, told
+from clipql.serve import allowed, asked_functions, external, native_answers
 from clipql.serve import clickhouse_request as reading
 from clipql.serve.allowed import words
 from clipql.serve.guard import Checked
@@ -25,7 +25,7 @@ from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
 from clipql.serve.short_way import ShortWay
 from clipql.serve.spelling import with_identifiers
-from clipql.serve.told import Told
+from clipql.serve.told import Asked, Told
 from clipql.sql import settings as own_settings
 from clipql.sql.session import Answer, Session
 from clipql.syntax.reading import read
@@ -121,7 +121,7 @@ class Statements:
         self.service.metrics.took(face, seconds)
         if call.submitted:
             database, began = call.request.database or "default", time.time() - seconds
-            self._told.ended(told.Asked(call.query_id, call.asked.sql, database, began, seconds, call.code))
+            self._told.ended(Asked(call.query_id, call.asked.sql, database, began, seconds, call.code))
         fields = {"query_id": call.query_id, "status": status, "seconds": round(seconds, 6)}
         code = {"code": call.code} if call.code else {}
         LOG.info("query", extra={"fields": {**fields, **code, "sql": call.asked.sql[:500]}})
@@ -168,7 +168,9 @@ class Statements:
     def _carry_out(self, call: Call, sink: Callable[[bytes], None]) -> Answer:
         service, acting = self.service, call.acting
         assert acting is not None
-        call.request.sql = with_identifiers(self._told.rewritten(call.asked.sql), call.binding)
+        call.request.sql = with_identifiers(
+            asked_functions.answered(self._told.rewritten(call.asked.sql)), call.binding
+        )
         with service.engine.act(acting):
             checked = service.guard.check(call.request.sql, write=call.request.write and service.options.write)
             call.checked = checked

@@ -6,6 +6,8 @@ comes out is counted as it comes, in small pieces.
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,12 +18,13 @@ import lz4.frame  # type: ignore[import-untyped, unused-ignore]
 import zstandard
 
 from clipql.errors import QueryError
+from clipql.serve import arrow_codecs
 
 PLAIN = ("", "identity")
-ENCODINGS = ("gzip", "x-gzip", "deflate", "zstd", "lz4")
+ENCODINGS = ("gzip", "x-gzip", "deflate", "zstd", "lz4", "br", "xz", "bz2", "snappy")
 # packed bytes that are unpacked at a time, as zstd makes up to 30,000 times as many; the most that others give at once
 STEP, MOST = 1 << 10, 1 << 20
-# of zstd: what `zstd --long` takes
+# of zstd: what `zstd --long` takes; the most that xz may keep of what it has unpacked
 WINDOW = 1 << 27
 LZ4, NONE, ZSTD = 0x82, 0x02, 0x90
 Count = Callable[[int], None]
@@ -36,7 +39,7 @@ def check_encoding(encoding: str) -> None:
     """Raise QueryError for a Content-Encoding that is not known."""
     if encoding not in (*PLAIN, *ENCODINGS):
         raise QueryError(
-            f"Unknown Content-Encoding {encoding[:40]!r}: gzip, deflate, zstd and lz4 are known, one of them at a time",
+            f"Unknown Content-Encoding {encoding[:40]!r}: expected one of {', '.join(ENCODINGS)}",
             code=89,
             name="UNKNOWN_COMPRESSION_METHOD",
         )
@@ -67,7 +70,10 @@ class _CutShort(ValueError):
     pass
 
 
-_LIBRARIES = (zlib.error, zstandard.ZstdError, lz4.block.LZ4BlockError, ValueError, RuntimeError, EOFError, MemoryError)
+_LIBRARIES = (
+    zlib.error, lzma.LZMAError, zstandard.ZstdError, lz4.block.LZ4BlockError, OSError, ValueError, RuntimeError,
+    EOFError, MemoryError,
+)  # fmt: skip
 
 
 def _claimed(encoding: str, body: bytes) -> int | None:
@@ -82,6 +88,9 @@ def _claimed(encoding: str, body: bytes) -> int | None:
 
 def _pieces(encoding: str, body: bytes) -> Iterator[bytes]:
     """What a body unpacks to: its members or frames, one after the other."""
+    if encoding in ("br", "snappy"):
+        yield from arrow_codecs.pieces(encoding, body)
+        return
     new, drain = _codec(encoding)
     at = members = 0
     while at < len(body):
@@ -107,7 +116,11 @@ def _codec(encoding: str) -> tuple[Callable[[], Any], Callable[[Any, bytes], Ite
     if encoding == "zstd":
         return zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj, _drain_zstd
     if encoding == "lz4":
-        return lz4.frame.LZ4FrameDecompressor, _drain_lz4
+        return lz4.frame.LZ4FrameDecompressor, _drain_whole
+    if encoding == "bz2":
+        return bz2.BZ2Decompressor, _drain_whole
+    if encoding == "xz":
+        return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, WINDOW), _drain_whole
     return lambda: zlib.decompressobj(wbits=47), _drain_zlib  # gzip or deflate, told by its header
 
 
@@ -124,7 +137,7 @@ def _drain_zlib(stream: Any, piece: bytes) -> Iterator[bytes]:
             return
 
 
-def _drain_lz4(stream: Any, piece: bytes) -> Iterator[bytes]:
+def _drain_whole(stream: Any, piece: bytes) -> Iterator[bytes]:
     yield stream.decompress(piece, max_length=MOST)
     while not stream.eof and not stream.needs_input:
         yield stream.decompress(b"", max_length=MOST)

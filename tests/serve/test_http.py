@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import http.client
 import json
+import lzma
 import socket
 import subprocess
 import sys
 import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -19,6 +22,7 @@ import pyarrow as pa
 import pytest
 import zstandard
 
+import clipql
 from clipql.serve import compression, unpacking
 from clipql.serve.cityhash import cityhash128
 from tests.patience import LAST_NET_SECONDS, until
@@ -143,20 +147,69 @@ def test_data_is_inserted_from_the_body(server: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "pack"),
-    [("gzip", gzip.compress), ("deflate", zlib.compress), ("lz4", lz4.frame.compress),
-     ("zstd", zstandard.ZstdCompressor().compress)],
+    ("encoding", "pack", "unpack"),
+    [("gzip", gzip.compress, gzip.decompress), ("deflate", zlib.compress, zlib.decompress),
+     ("lz4", lz4.frame.compress, lz4.frame.decompress),
+     ("zstd", zstandard.ZstdCompressor().compress, lambda d: zstandard.ZstdDecompressor().stream_reader(d).read()),
+     ("xz", lzma.compress, lzma.decompress), ("bz2", bz2.compress, bz2.decompress)],
 )  # fmt: skip
-def test_bodies_and_results_are_packed(server: Running, encoding: str, pack: object) -> None:
-    assert callable(pack)
+def test_bodies_and_results_are_packed(
+    server: Running, encoding: str, pack: Callable[[bytes], bytes], unpack: Callable[[bytes], bytes]
+) -> None:
     reply = server.ask("/", pack(b"SELECT number FROM numbers(1000)"), headers={"Content-Encoding": encoding})
     assert reply.text == "".join(f"{i}\n" for i in range(1000))
     packed = server.ask("/", "SELECT 1", headers={"Accept-Encoding": encoding}, enable_http_compression="1")
-    unpack = {"gzip": gzip.decompress, "deflate": zlib.decompress, "lz4": lz4.frame.decompress,
-              "zstd": lambda d: zstandard.ZstdDecompressor().decompressobj().decompress(d)}[encoding]  # fmt: skip
     assert (packed.headers["content-encoding"], unpack(packed.body)) == (encoding, b"1\n")
     assert "content-encoding" not in server.ask("/", "SELECT 1", headers={"Accept-Encoding": encoding}).headers
     assert server.ask("/", b"not packed", headers={"Content-Encoding": encoding}).status in (400, 500)
+
+
+def test_what_clickhouse_packs_is_read_and_what_is_packed_here_clickhouse_reads(
+    server: Running, tmp_path: Path
+) -> None:
+    written, received = tmp_path / "written", tmp_path / "received"
+    rows = "SELECT number AS n, toString(sipHash64(number)) AS s FROM numbers(20000)"
+    digest = "SELECT count(), sum(cityHash64(n, s)) FROM"
+    server.sql("CREATE TABLE packed (n UInt64, s String) ENGINE = MergeTree ORDER BY n")
+    with clipql.connect(tmp_path / "db") as db:
+        engine = db.registry.engine
+        for encoding in ("br", "xz", "snappy"):
+            engine.run(f"INSERT INTO FUNCTION file('{written}.{encoding}', 'TSV', 'n UInt64, s String', 'auto') {rows}")
+            body = Path(f"{written}.{encoding}").read_bytes()
+            assert server.sql("TRUNCATE TABLE packed").status == 200
+            insert = {"query": "INSERT INTO packed FORMAT TSV", "headers": {"Content-Encoding": encoding}}
+            assert server.ask("/", body, **insert).status == 200
+            asked = {"headers": {"Accept-Encoding": encoding}, "enable_http_compression": "1"}
+            reply = server.ask("/", "SELECT * FROM packed ORDER BY n", **asked)
+            assert reply.headers["content-encoding"] == encoding
+            received.write_bytes(reply.body)
+            back = engine.query(f"{digest} file('{received}', 'TSV', 'n UInt64, s String', '{encoding}')", "TSV").data
+            assert back == server.sql(f"{digest} packed").body == engine.query(f"{digest} ({rows})", "TSV").data
+    server.sql("DROP TABLE packed")
+
+
+def test_a_result_is_waited_for_where_the_client_asks(server: Running) -> None:
+    fails = "SELECT number, throwIf(number = 900000) FROM numbers(1000000)"
+    assert server.sql(fails).status == 200  # rows went before the error
+    whole = server.sql(fails, wait_end_of_query="1")
+    assert (whole.status, whole.headers["x-clickhouse-exception-code"], "\n0\t" in whole.text) == (500, "395", False)
+    long = "SELECT number FROM numbers(400000)"
+    reply = server.sql(long, wait_end_of_query="1", buffer_size="10", send_progress_in_http_headers="1")
+    assert reply.body == server.sql(long, buffer_size="100000000").body
+    for name in ("x-clickhouse-summary", "x-clickhouse-progress"):
+        assert json.loads(reply.headers[name])["result_rows"] == "400000"
+    assert "x-clickhouse-progress" not in server.sql("SELECT 1").headers
+
+
+def test_the_servers_name_and_its_columns_are_told(server: Running) -> None:
+    told = server.sql("SELECT hostName(), upper(hostname()) AS h WHERE hostName() = 'clipql' FORMAT TSVWithNames").text
+    assert told == "hostName()\th\nclipql\tCLIPQL\n"
+    has = "hasColumnInTable('default', 'laion', '{}')"
+    asked = f"SELECT {has.format('url')}, {has.format('image_embedding')}, {has.format('_row')}, {has.format('nix')}"
+    assert server.sql(asked).text == "1\t1\t0\t0\n"
+    assert "Table default.nix does not exist" in server.sql("SELECT hasColumnInTable('default', 'nix', 'a')").text
+    assert server.sql("SELECT hasColumnInTable('127.0.0.2:9', 'default', 'laion', 'url')").status == 400
+    assert server.sql("SELECT 'hostName()', t.hostName FROM (SELECT 1 AS hostName) AS t").text == "hostName()\t1\n"
 
 
 def test_clickhouses_own_blocks_go_both_ways(server: Running) -> None:

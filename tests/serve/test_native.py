@@ -51,6 +51,9 @@ def test_each_block_says_what_it_is_and_each_column_that_it_is_plain(server: Run
         "NULL",
         "repeat('long ', 1000)",
         "emptyArrayFloat32()",
+        "CAST(if(number = 1, NULL, 5), 'Variant(Array(LowCardinality(String)), UInt8)')",
+        "if(number = 1, [1, 2]::Dynamic, 'x'::Dynamic)",
+        "[concat('{\"a\": 1, \"b', number, '\": [{\"c\": 1}], \"d\": \"x\"}')::JSON(a UInt8, max_dynamic_paths=1)]",
     ],
 )  # fmt: skip
 def test_columns_of_every_kind_end_where_the_next_begins(server: Running, value: str) -> None:
@@ -70,9 +73,12 @@ def test_many_blocks_and_a_table_with_vectors(server: Running) -> None:
 
 
 def test_what_is_not_understood_is_refused() -> None:
-    with pytest.raises(QueryError, match="a column of type Variant") as caught:
-        versioned(b"\x01\x01\x01a\x14Variant(Int8, Array)\x01")
-    assert caught.value.code == 48
+    states = b"\x01\x01\x01a\x1cAggregateFunction(sum, Int8)\x01"
+    packed = b"\x01\x01\x01a\x0dVariant(Int8)\x01" + bytes(7)
+    for data, said in ((states, "a column of type AggregateFunction"), (packed, "a Variant column is serialized")):
+        with pytest.raises(QueryError, match=said) as caught:
+            versioned(data)
+        assert caught.value.code == 48
     for broken in (b"\x01\x01\x01a\x05UInt8", b"\x01\x01\x01a\x06String\x05x", b"\x01\x01\x09a"):
         with pytest.raises(QueryError, match="ends at"):
             versioned(broken)

@@ -280,6 +280,30 @@ def test_clickhouse_itself_reads_and_writes_through_it(server: Running, native: 
     native.execute("DROP TABLE tcp_far")
 
 
+def test_json_variant_and_dynamic_go_both_ways(server: Running, native: Client, alone: Any) -> None:
+    json, variant = "JSON(n UInt8, `a.b` String, SKIP x, max_dynamic_paths=1)", "Variant(Array(String), String, UInt64)"
+    columns = f"id UInt32, j {json}, w {variant}, d Dynamic(max_types=1), m Map(String, Array(JSON)), z String"
+    rows = (
+        'SELECT number AS id, concat(\'{"n":\', toString(number % 9), \',"a":{"b":"q"},"x":1,"p\', '
+        f"""toString(number % 3), '":[1,{{"k":null}}],"t":"s"}}')::{json} """
+        f"AS j, multiIf(number % 3 = 0, NULL, number % 3 = 1, ['a']::{variant}, number::{variant}) AS w, "
+        "multiIf(number % 3 = 0, 1::Dynamic(max_types=1), number % 3 = 1, [number]::Dynamic(max_types=1), NULL) AS d, "
+        "map('k', ['{\"q\": 1.5}'::JSON]) AS m, 'end' AS z FROM numbers(20)"
+    )
+    far = f"remote('127.0.0.1:{server.native}', default, tcp_loose)"
+    native.execute(f"CREATE TABLE tcp_loose ({columns}) ENGINE = MergeTree ORDER BY id")
+    alone(f"INSERT INTO FUNCTION {far} {rows}")
+    as_text = (
+        "SELECT id, toJSONString(tuple(j, w, d, dynamicType(d), m, z)) FROM {} ORDER BY id SETTINGS max_block_size = 7"
+    )
+    expected = alone(as_text.format(f"({rows})"))
+    assert server.sql(as_text.format("tcp_loose")).text == alone(as_text.format(far)) == expected
+    native.execute("TRUNCATE TABLE tcp_loose")
+    assert native.execute("INSERT INTO tcp_loose (id, m) VALUES", [(1, {"k": [{"a": [{"b": 1}]}, {}]}), (2, {})]) == 2
+    assert native.execute("SELECT id, m FROM tcp_loose ORDER BY id") == [(1, {"k": [{"a": [{"b": 1}]}, {}]}), (2, {})]
+    native.execute("DROP TABLE tcp_loose")
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """ClickHouse in this process, as a client: an answer as TabSeparated."""

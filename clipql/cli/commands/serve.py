@@ -175,15 +175,13 @@ def _in_folder(arguments: argparse.Namespace, doors: Doors, options: Options, mo
             "one with `clipql ingest`, or give --write"
         )
     if arguments.workers > 1:
-        if doors.tcp or doors.tls:
-            raise ServerError("--workers: the native protocol and TLS are served by one process; leave it out")
         if not write and not scratch.is_settled(folder):
             with scratch.opened(folder) as own:
                 scratch.in_child(lambda: _settle(folder, own, model, mode))
         from clipql.serve.workers.fleet import Fleet
 
         fleet = Fleet(folder, arguments.workers, options, model, mode, arguments.log_level)
-        return fleet.serve(doors.http, _ready(folder, doors))
+        return fleet.serve(doors, _ready(folder, doors))
     with scratch.opened(folder) as own, ExitStack() as held:
         if not write and not scratch.is_settled(folder):
             scratch.in_child(lambda: _settle(folder, own, model, mode))
@@ -275,7 +273,7 @@ def run(arguments: argparse.Namespace) -> int:
         tcp = None
         if arguments.tcp_port is not None:
             tcp = held.enter_context(listening.bind(arguments.host, arguments.tcp_port, "--tcp-port"))
-        doors = Doors(http, arguments.host, tcp, tls)
+        doors = Doors.of(http, arguments.host, tcp, tls)
         if arguments.ray:
             status = _over_shards(arguments, doors, options)
         else:

@@ -15,14 +15,20 @@ import numpy as np
 
 from clipql.engine.row_writer import varint
 from clipql.errors import QueryError
-from clipql.serve.native_blocks import (
-    CUSTOM_SERIALIZATION,
+from clipql.serve.native_blocks import CUSTOM_SERIALIZATION
+from clipql.serve.native_types import (
+    BASIC,
     HAS_KEYS,
+    JSON_TEXTS,
     SHAPES,
+    Layout,
     check_type,
+    dynamic_types,
     elements,
     size_of,
     split_type,
+    typed_paths,
+    unknown_version,
 )
 from clipql.serve.tcp.wire import Source, broken
 from clipql.serve.unpacking import too_large
@@ -33,6 +39,8 @@ _NAME, _COLUMNS = 1 << 16, 10_000
 _TYPES = 256 << 10
 # bytes that a block takes beside its own
 _BLOCK = 256
+# types within types, those that the data name included
+_DEEPEST = 40
 
 
 class Block:
@@ -58,6 +66,7 @@ class _Reading:
     def __init__(self, source: Source, revision: int, most: int, count: Callable[[int], None]) -> None:
         self._source, self._revision, self._most, self._count = source, revision, most, count
         self._block = Block()
+        self._layouts = 0
 
     async def block(self) -> Block:
         source, block = self._source, self._block
@@ -89,8 +98,7 @@ class _Reading:
                     name="NOT_IMPLEMENTED",
                 )
             if block.rows:
-                await self._prefix(type)
-                await self._column(type, block.rows)
+                await self._column(await self._layout(type), block.rows)
         return block
 
     def _keep(self, data: bytes) -> None:
@@ -109,39 +117,117 @@ class _Reading:
         self._block.pieces.append(data)
         return data
 
-    async def _prefix(self, type: str) -> None:
+    async def _layout(self, type: str, depth: int = 0) -> Layout:
+        """How a column lies: by its type, and by what stands before it."""
+        if depth > _DEEPEST or self._layouts > _COLUMNS:
+            raise QueryError("a column has too many types within types", code=306, name="TOO_DEEP_RECURSION")
+        self._layouts += 1
         name, inner = split_type(type)
+        within: list[str] = []
         if name == "LowCardinality":
             await self._take(8)
         elif name in ("Array", "Nullable", "Tuple", "Map", "Nested", "SimpleAggregateFunction"):
-            for each in elements(name, inner):
-                await self._prefix(each)
+            within = elements(name, inner)
+        elif name == "Variant":
+            await self._mode()
+            within = inner
+        elif name == "Dynamic":
+            within = await self._types()
+            await self._mode()
+        elif name == "JSON":
+            version = await self._word()
+            if version == JSON_TEXTS:
+                return Layout("String", "String", [])
+            return Layout("JSON", type, await self._paths(type, version, depth))
+        return Layout(name, type, [await self._layout(each, depth + 1) for each in within])
 
-    async def _column(self, type: str, rows: int) -> None:
-        name, inner = split_type(type)
+    async def _mode(self) -> None:
+        mode = await self._word()
+        if mode != BASIC:
+            raise unknown_version("Variant", mode)
+
+    async def _types(self) -> list[str]:
+        """The types of a Dynamic column, in the order in which its values lie."""
+        version = await self._word()
+        if version not in (1, 2):
+            raise unknown_version("Dynamic", version)
+        if version == 1:
+            await self._number()
+        names = [await self._text() for _ in range(await self._number(_COLUMNS))]
+        for each in names:
+            check_type(each)
+        return dynamic_types(names)
+
+    async def _paths(self, type: str, version: int, depth: int) -> list[Layout]:
+        """What lies in a JSON column: paths whose type it names, then those that the data name."""
+        if version not in (0, 2):
+            raise unknown_version("JSON", version)
+        if version == 0:
+            await self._number()
+        found = await self._number(_COLUMNS)
+        for _ in range(found):
+            await self._text()
+        return [await self._layout(each, depth + 1) for each in [*typed_paths(type), *["Dynamic"] * found]]
+
+    async def _word(self) -> int:
+        """A UInt64, kept."""
+        found: int = struct.unpack("<Q", await self._take(8))[0]
+        return found
+
+    async def _number(self, most: int = 1 << 32) -> int:
+        """A number of variable length, kept. Raises QueryError for more than `most`."""
+        found = await self._source.number()
+        if found > most:
+            raise broken(f"a column claims {found:,} types or paths")
+        self._keep(varint(found))
+        return found
+
+    async def _text(self) -> str:
+        """A string, kept."""
+        data = await self._take(await self._number(_NAME))
+        return data.decode("utf-8", "replace")
+
+    async def _column(self, layout: Layout, rows: int) -> None:
+        name, within = layout.name, layout.within
         if name in SHAPES:
-            await self._column(SHAPES[name], rows)
+            await self._column(await self._layout(SHAPES[name]), rows)
         elif name == "String":
             await self._strings(rows)
         elif name == "Nullable":
             await self._take(rows)
-            await self._column(inner[0], rows)
+            await self._column(within[0], rows)
         elif name in ("Array", "Map", "Nested"):
-            offsets = await self._take(8 * rows)
-            items = struct.unpack_from("<Q", offsets, 8 * rows - 8)[0] if rows else 0
-            if items > self._most:
-                raise too_large(self._most)
-            for each in elements(name, inner):
+            items = await self._items(rows)
+            for each in within:
                 await self._column(each, items)
         elif name in ("Tuple", "SimpleAggregateFunction"):
-            for each in elements(name, inner):
+            for each in within:
                 await self._column(each, rows)
-            if not inner:
+            if not within:
                 await self._take(rows)
+        elif name in ("Variant", "Dynamic"):
+            kinds = np.bincount(np.frombuffer(await self._take(rows), np.uint8), minlength=256)
+            for each, count in zip(within, kinds, strict=False):
+                await self._column(each, int(count))
+        elif name == "JSON":
+            for each in within:
+                await asyncio.sleep(0)  # others get their turn, though all of a block may have come
+                await self._column(each, rows)
+            items = await self._items(rows)  # further paths with their values, as Array(Tuple(String, String))
+            await self._strings(items)
+            await self._strings(items)
         elif name == "LowCardinality":
-            await self._dictionary(inner[0], rows)
+            await self._dictionary(split_type(layout.type)[1][0], rows)
         else:
-            await self._take(size_of(type, name, inner) * rows)
+            await self._take(size_of(layout.type, *split_type(layout.type)) * rows)
+
+    async def _items(self, rows: int) -> int:
+        """How many items arrays have together, their offsets being kept."""
+        offsets = await self._take(8 * rows)
+        items: int = struct.unpack_from("<Q", offsets, 8 * rows - 8)[0] if rows else 0
+        if items > self._most:
+            raise too_large(self._most)
+        return items
 
     async def _dictionary(self, type: str, rows: int) -> None:
         if not rows:
@@ -150,7 +236,7 @@ class _Reading:
         if flags & HAS_KEYS:
             name, inner = split_type(type)
             (keys,) = struct.unpack("<Q", await self._take(8))
-            await self._column(inner[0] if name == "Nullable" else type, keys)
+            await self._column(await self._layout(inner[0] if name == "Nullable" else type), keys)
         (values,) = struct.unpack("<Q", await self._take(8))
         if flags & 0xFF > 3:
             raise broken("the indices of a LowCardinality column are of no known size")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from clipql.errors import QueryError
 from clipql.serve import clickhouse_request as reading
 from clipql.serve import native_blocks as native
+from clipql.serve.native_types import check_type
 from clipql.serve.pool import Pipe
 from clipql.serve.request_body import Bodies, Held
 from clipql.serve.statements import Call
@@ -133,7 +134,7 @@ async def _sample(talk: Talk, client: Client, asking: packets.Asking, call: Call
     described = answer.output.arrow().to_pylist()
     columns = filled(call.asked.sql, described)
     for _, type in columns:
-        native.check_type(type)  # before the client sends what could not be read
+        check_type(type)  # before the client sends what could not be read
     if any(each["default_type"] for each in described):
         talk.line.send(packets.columns(described))
     talk.send_block(native.Blocks(talk.revision, dict).header(columns), packed=asking.packed)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from pathlib import Path
 from clipql.errors import ClipqlError, ServerError
 from clipql.serve import sandbox, scratch
 from clipql.serve.limits import Options
+from clipql.serve.listening import Doors
 from clipql.serve.logs import log_to_stderr
 from clipql.serve.picture_files import Helper
 from clipql.serve.workers import channel as letters
@@ -44,7 +44,7 @@ class Fleet:
     mode: str
     log_level: str
 
-    def serve(self, bound: socket.socket, ready: Callable[[], None]) -> int:
+    def serve(self, doors: Doors, ready: Callable[[], None]) -> int:
         """Serve until SIGTERM or SIGINT; the exit status. Raises ClipqlError where it cannot start."""
         if not hasattr(signal, "pthread_sigmask") or not hasattr(os, "sched_getaffinity"):
             raise ServerError("--workers: servers of many processes run on Linux only; leave it out")
@@ -60,10 +60,10 @@ class Fleet:
             board = Board(self.workers + 1)
 
             def work(number: int, channel: Channel) -> int:
-                return self._process(number, channel, board, lock, figures)
+                return self._process(number, channel, board, lock, figures, doors)
 
             try:
-                return Supervisor(bound, self.workers, board, work, self.options.limits.grace).run(ready)
+                return Supervisor(doors, self.workers, board, work, self.options.limits.grace).run(ready)
             finally:
                 place.release()
                 for prefix in (places.READER, scratch.PREFIX):  # of processes that were killed
@@ -72,11 +72,11 @@ class Fleet:
             os.close(lock)
             own.release()
 
-    def _process(self, number: int, channel: Channel, board: Board, lock: int, figures: Path) -> int:
+    def _process(self, number: int, channel: Channel, board: Board, lock: int, figures: Path, doors: Doors) -> int:
         """One process, from its fork to its end; its exit status."""
         try:
             with scratch.opened(self.folder, locked=True) as own, ExitStack() as held:
-                self._walled(number, channel, board, lock, figures, own, held)
+                self._walled(number, channel, board, lock, figures, doors, own, held)
         except ClipqlError as error:
             channel.send(letters.FAILED, str(error).encode())
             return 1
@@ -89,6 +89,7 @@ class Fleet:
         board: Board,
         lock: int,
         figures: Path,
+        doors: Doors,
         own: scratch.Scratch,
         held: ExitStack,
     ) -> None:
@@ -126,4 +127,4 @@ class Fleet:
                 database.registry.engine.run("SYSTEM STOP MERGES")  # they could not write
             elif isinstance(opened, Database):
                 opened.indexes.resume()
-            server.serve(database, None, options, lambda: None, member)
+            server.serve(database, doors, options, lambda: None, member)

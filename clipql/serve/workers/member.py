@@ -7,6 +7,7 @@ answers what only reads, and passes the rest on.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import Callable, MutableMapping
@@ -99,11 +100,19 @@ class Member(Fellows):
 
     # its part in the server
 
-    def attach(self, running: Running, client: Protocol, fellow: Protocol, stop: Callable[[], None]) -> None:
+    def attach(
+        self,
+        running: Running,
+        client: Protocol,
+        fellow: Protocol,
+        stop: Callable[[], None],
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """Take connections from now on. Call it from the event loop.
 
         client, fellow: make the protocol of a connection of a client, of another process. stop: what to do when the
-        supervisor is gone.
+        supervisor is gone. tls: what clients' connections are wrapped in.
         """
         loop = asyncio.get_running_loop()
         self.running = running
@@ -119,10 +128,10 @@ class Member(Fellows):
                     running.kill_here(rest.decode("utf-8", "replace"))
                 elif brought is not None:
                     brought.setblocking(False)
-                    protocol = client if letter == letters.CLIENT else fellow
+                    protocol, wrapped = (client, tls) if letter == letters.CLIENT else (fellow, None)
                     if letter == letters.CLIENT:
                         self._channel.send(letters.TAKEN)
-                    task = asyncio.ensure_future(loop.connect_accepted_socket(protocol, brought))
+                    task = asyncio.ensure_future(loop.connect_accepted_socket(protocol, brought, ssl=wrapped))
                     self._tasks.add(task)
                     task.add_done_callback(self._connected)
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 
 from clipql.errors import ServerError
 from clipql.serve import logs
+from clipql.serve.listening import Doors
 from clipql.serve.workers import board as numbers
 from clipql.serve.workers import channel as letters
 from clipql.serve.workers.board import Board
@@ -72,13 +73,15 @@ class Slot:
 
 
 class Supervisor:
-    """Call `run`. bound: the socket that listens. workers: how many, beside the writer. work: what a child does, with
-    its number and its end of a channel; it gives the exit status. grace: seconds that what runs has at the end."""
+    """Call `run`. doors: the sockets that listen; at that of the native protocol the writer takes connections itself,
+    and they wait in the kernel while it is replaced. workers: how many, beside the writer. work: what a child does,
+    with its number and its end of a channel; it gives the exit status. grace: seconds that what runs has at the end."""
 
     def __init__(
-        self, bound: socket.socket, workers: int, board: Board, work: Callable[[int, Channel], int], grace: int
+        self, doors: Doors, workers: int, board: Board, work: Callable[[int, Channel], int], grace: int
     ) -> None:
-        self._bound, self._board, self._work, self._grace = bound, board, work, grace
+        self._doors, self._bound = doors, doors.http
+        self._board, self._work, self._grace = board, work, grace
         self._slots = [Slot(number) for number in range(workers + 1)]
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
@@ -157,7 +160,7 @@ class Supervisor:
             status = 1
             try:
                 ours.close()
-                self._become_child(parent)
+                self._become_child(parent, slot.number)
                 logs.name_process(_name(slot.number))
                 status = self._work(slot.number, theirs)
             except SystemExit:
@@ -173,7 +176,7 @@ class Supervisor:
             ours.send(letters.GO)
         self._selector.register(ours, selectors.EVENT_READ, slot)
 
-    def _become_child(self, parent: int) -> None:
+    def _become_child(self, parent: int, number: int) -> None:
         """Let go of all that is the supervisor's."""
         with contextlib.suppress(AttributeError, OSError):
             ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGTERM)
@@ -188,6 +191,8 @@ class Supervisor:
                 key.fileobj.close()
         self._selector.close()
         self._bound.close()
+        if number != WRITER and self._doors.tcp is not None:
+            self._doors.tcp.close()
         for slot in self._slots:
             slot.now = None
 
@@ -335,7 +340,7 @@ class Supervisor:
             LOG.info("stopping", extra={"fields": {"signal": signal.Signals(number).name}})
             if self._stops == 1:
                 self._listen()
-                self._bound.close()
+                self._doors.close()
                 self._deadline = time.monotonic() + self._grace + CLOSE_SECONDS
             else:
                 self._deadline = min(self._deadline, time.monotonic() + 3)

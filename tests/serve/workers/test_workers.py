@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clickhouse_driver import Client
 
 from tests.patience import LAST_NET_SECONDS, until
 from tests.serve.conftest import DIMENSION, Reply, Running, fill, start, stop
@@ -24,7 +26,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server that may write, inside the kernel's wall where there is one."""
     folder = tmp_path_factory.mktemp("many")
     fill(folder)
-    running = start(folder, "--write", "--workers", "2", "--max-running", "6")
+    running = start(folder, "--write", "--workers", "2", "--max-running", "6", "--tcp-port", "0")
     assert running.sql("CREATE TABLE seen (who UInt32, n UInt32) ENGINE = MergeTree ORDER BY n").status == 200
     assert running.sql("CREATE TABLE kept (n UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY n").status == 200
     yield running
@@ -121,6 +123,21 @@ def test_vectors_deletes_and_definitions_are_seen_at_once(many: Running) -> None
     assert many.sql("SELECT h FROM half").text == "6\n"
     assert many.sql("DROP VIEW half").status == 200
     assert many.sql("SELECT h FROM half").status == 404
+
+
+def test_the_native_protocol_is_spoken_by_the_writer_and_workers_see_what_it_wrote(many: Running) -> None:
+    rows = [(at, [float(at), 1.0]) for at in range(9)]
+    with Client("127.0.0.1", many.native, send_receive_timeout=LAST_NET_SECONDS) as client:
+        client.execute("CREATE TABLE by_tcp (n UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY n")
+        client.execute("INSERT INTO by_tcp VALUES", rows)
+        for _ in range(4):
+            asked = many.sql("SELECT groupArray(n) FROM (SELECT n FROM by_tcp ORDER BY L2Distance(v, [8, 1]) LIMIT 2)")
+            assert asked.text == "[8,7]\n"
+        assert client.execute("SELECT count() FROM by_tcp") == [(9,)]
+        client.execute("DROP TABLE by_tcp")
+    with socket.create_connection(("127.0.0.1", many.native), LAST_NET_SECONDS) as wrong:
+        wrong.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert many.url.encode() in wrong.recv(4096)
 
 
 def test_tables_that_are_in_memory_only_are_whole_whoever_is_asked(many: Running) -> None:
@@ -277,6 +294,8 @@ def test_no_acknowledged_row_is_lost_with_the_writer_and_reads_go_on(many: Runni
     until(lambda: complete(many), "all processes")
     assert patiently(many, "INSERT INTO rows_kept SELECT 100, v FROM rows_kept LIMIT 1").status == 200
     assert patiently(many, "SELECT max(n) FROM rows_kept").text == "100\n"
+    with Client("127.0.0.1", many.native, send_receive_timeout=LAST_NET_SECONDS) as client:
+        assert client.execute("SELECT max(n) FROM rows_kept") == [(100,)]
 
 
 def test_a_worker_that_follows_holds_no_more_than_at_first(many: Running) -> None:
