@@ -22,10 +22,10 @@ from clipql.index.bounded import file as codes
 from clipql.index.bounded.file import CodeFile, Progress
 from clipql.storage import files
 from clipql.storage.catalog import Table, VectorColumn
+from clipql.storage.snapshot import CODES
 from clipql.storage.vectors.store import ColumnStore
 from clipql.tables.background import Stopped
 
-FOLDER = "codes"
 FEWEST_ROWS = 50_000  # a scan of fewer takes a millisecond or two
 LONGEST = 4096  # numbers of a vector: a rotation of more takes minutes to learn
 GROWN = 8  # a file is grown when one of so many rows is newer
@@ -98,7 +98,7 @@ class CodeFiles:
     def _found(self, table: str, column: VectorColumn, store: ColumnStore) -> CodeFile | None:
         digests = _digests(store)
         best: tuple[int, Path] | None = None
-        for entry in files.entries(self._folder() / FOLDER / table):
+        for entry in files.entries(self._folder() / CODES / table):
             rows = digests.get(entry.name.removeprefix(f"{column.folder}-"))
             if rows and entry.name.startswith(f"{column.folder}-") and (best is None or rows > best[0]):
                 best = rows, Path(entry.path)
@@ -130,7 +130,7 @@ class CodeFiles:
         if before is not None and before.rows == store.rows:
             return
         digest = next(d for d, rows in _digests(store).items() if rows == store.rows)
-        place = self._folder() / FOLDER / table.id / f"{folder}-{digest}"
+        place = self._folder() / CODES / table.id / f"{folder}-{digest}"
         with self._guard:
             self._failed[key] = store  # until it is made
             self._coming.add(place.name)
@@ -149,12 +149,23 @@ class CodeFiles:
         if before is not None:
             files.remove(before.folder)
 
+    def remove(self, table: Table, column: str) -> None:
+        """Remove the codes of a column."""
+        if (found := table.column(column)) is None:
+            return
+        with self._guard:
+            self._opened.pop((table.id, found.folder), None)
+            self._searches.pop((table.id, found.folder), None)
+        for entry in files.entries(self._folder() / CODES / table.id):
+            if entry.name.startswith(f"{found.folder}-"):
+                files.remove(Path(entry.path))
+
     def sweep(self, tables: Iterable[tuple[Table, Callable[[str], ColumnStore]]]) -> None:
         """Remove what is of no table any more, or of other vectors, or was not finished."""
         kept: dict[str, set[str]] = {}
         for table, store in tables:
             kept[table.id] = {f"{c.folder}-{d}" for c in table.columns for d in _digests(store(c.name))}
-        for folder in files.entries(self._folder() / FOLDER):
+        for folder in files.entries(self._folder() / CODES):
             for entry in files.entries(Path(folder.path)):
                 coming = any(entry.name.startswith(f".{name}.") for name in [*self._coming])
                 if not coming and entry.name not in kept.get(folder.name, ()):

@@ -167,6 +167,7 @@ class Indexes(OpenIndexes):
             self.registry.codes.build(table, column, self.registry.store(table, column), self.background.tell)
             with self.background.hold(self.registry.write_lock):
                 self._sweep_codes()  # the vectors may have become others meanwhile
+                self.registry.announce()
         except Exception as error:  # noqa: BLE001 - derived: searches scan without it
             self._failures[key] = str(error) or repr(error)
 
@@ -203,7 +204,11 @@ class Indexes(OpenIndexes):
     def _build(self, table: Table, name: str, progress: Progress | None, model: Path | None = None) -> None:
         registry = self.registry
         with self._writing(table, name) as (table, entry, folder):
-            if entry.kind == "flat" or present(table, entry) < kinds.FEWEST_ROWS:
+            if entry.kind == "flat":
+                registry.codes.build(table, entry.column, registry.store(table, entry.column), self._told(progress))
+                registry.announce()
+                return
+            if present(table, entry) < kinds.FEWEST_ROWS:
                 return
             check_dimension(table, entry)
             place, store = registry.folder / "index" / folder, registry.store(table, entry.column)
@@ -410,6 +415,8 @@ class Indexes(OpenIndexes):
             self.background.forget((table.id, name))
             self.forget(entry)
             self._abandon(table, entry)
+            if entry.kind == "flat":
+                self.registry.codes.remove(table, entry.column)
 
     def sweep(self) -> None:
         """Remove folders that no index refers to. A build that was cut off stays, for the next one to go on from."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,10 @@ DIMENSIONS = (1, 3, 17, 64, 70, 200)
 
 
 @pytest.fixture(autouse=True)
-def never_given_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def never_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Codes are made, and used, also where they are worth nothing."""
     monkeypatch.setattr(code_file, "WORTH", np.inf)
     monkeypatch.setattr(search, "MOST_LEFT", 2.0)
-    yield
 
 
 def store_of(folder: Path, rows: NDArray[Any], cuts: tuple[int, ...] = ()) -> ColumnStore:
@@ -57,7 +55,7 @@ def codes_of(folder: Path, store: ColumnStore, **options: Any) -> CodeFile:
 
 
 def made(seed: int, n: int, d: int, kind: str, narrow: bool) -> NDArray[Any]:
-    """Rows of one kind: as CLIP's are, of unlike lengths, with outliers, all alike, whole numbers that tie, or sparse."""
+    """Rows of one kind: as CLIP's, of unlike lengths, with outliers, all alike, whole numbers that tie, or sparse."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(d) + rng.standard_normal((n, d)) * np.geomspace(1, 0.01, d)
     if kind == "lengths":
