@@ -13,6 +13,7 @@ import numpy as np
 
 import clipql
 from clipql.index import ivf
+from clipql.index.bounded import kernels as bounded
 from clipql.index.rows import ArrayRows
 from clipql.serve import native_blocks
 from clipql.serve.cityhash import cityhash128
@@ -35,6 +36,7 @@ def warm() -> None:
     """Compile the kernels of the scan and of the ivf index, as they are called by themselves and by statements."""
     kernels.warm()
     chosen.warm()
+    bounded.warm()
     rowwise.warm()
     row_numbers.warm()
     native_blocks.warm()

@@ -220,7 +220,7 @@ def _files(db: Database, table: Table) -> dict[Path, tuple[int, tuple[int, int]]
     data = registry.engine.scalar(f"SELECT data_paths[1] FROM system.tables WHERE {where}")
     folders = [registry.table_folder(table), Path(str(data)) if data else None]
     folders += [registry.folder / "rows" / table.row_file.folder] if table.row_file else []
-    folders += [registry.folder / "index" / table.id]
+    folders += [registry.folder / name / table.id for name in ("index", "codes")]
     found: dict[Path, tuple[int, tuple[int, int]]] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")) if folder and folder.is_dir() else ():

@@ -45,13 +45,17 @@ class Vectors(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class Cost(Brief):
-    """What one search did. Counts of rows, codes and lists; seconds by stage. lists_routed: ranked elsewhere."""
+    """What one search did. Counts of rows, codes and lists; seconds by stage. lists_routed: ranked elsewhere.
+
+    proven: searches whose codes ruled rows out by bounds, so that the answer is that of a scan of all.
+    """
 
     rows_scanned: int = 0
     codes_scanned: int = 0
     lists_probed: int = 0
     lists_routed: int = 0
     rows_rescored: int = 0
+    proven: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def plus(self, other: Cost, prefix: str = "") -> Cost:
@@ -65,6 +69,7 @@ class Cost(Brief):
             lists_probed=self.lists_probed + other.lists_probed,
             lists_routed=self.lists_routed + other.lists_routed,
             rows_rescored=self.rows_rescored + other.rows_rescored,
+            proven=self.proven + other.proven,
             seconds=seconds,
         )
 

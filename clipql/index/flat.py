@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,11 +65,21 @@ def each_core(n: int, work: Callable[[int, int], None]) -> None:
         future.result()
 
 
+class Codes(Protocol):
+    """The codes of a column's rows, where there are some: see `index.bounded`."""
+
+    def file(self) -> Any:
+        """The `bounded.file.CodeFile` to search with, or None."""
+
+    def distrust(self, error: Exception) -> None:
+        """What `file` gave is damaged: do not give it again."""
+
+
 @dataclass(frozen=True)
 class Term:
     """`weight` times the distance of a column's vectors to a query vector, float64 (d,).
 
-    rounded: the distance is a Float32 to who asks, so rows that this cannot tell apart tie.
+    rounded: the distance is a Float32 to who asks, so rows that this cannot tell apart tie. codes: those of the column.
     """
 
     store: ColumnStore
@@ -77,6 +87,7 @@ class Term:
     query: NDArray[np.float64]
     weight: float = 1.0
     rounded: bool = False
+    codes: Codes | None = None
 
     @property
     def narrow(self) -> NDArray[np.float32]:
@@ -133,15 +144,22 @@ def exact(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
     total = np.zeros(len(rows))
 
     def some(first: int, last: int) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            for term in terms:
-                found = term.store.distances(term.metric, rows[first:last], term.query)
-                total[first:last] += term.weight * (as_float32(found) if term.rounded else found)
+        total[first:last] = exact_here(terms, rows[first:last])
 
     if len(rows) < FEW:
         some(0, len(rows))
     else:
         each_core(len(rows), some)
+    return total
+
+
+def exact_here(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
+    """The same in the calling thread."""
+    total = np.zeros(len(rows))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for term in terms:
+            found = term.store.distances(term.metric, rows, term.query)
+            total += term.weight * (as_float32(found) if term.rounded else found)
     return total
 
 
@@ -202,15 +220,18 @@ class Scan:
         rows, keys = self._joined(found)
         if len(rows) > k:
             rows = rows[keys <= self.slack(float(np.partition(keys, k - 1)[k - 1]))]
-        return self._cut(self._decided(rows, began, sum(s.scanned for s in found)), k)
+        return self.cut(self.decided(rows, began, sum(s.scanned for s in found)), k)
 
-    def _cut(self, found: Candidates, k: int) -> Candidates:
+    def cut(self, found: Candidates, k: int) -> Candidates:
         """The first k, and those that tie with the k-th, or may where ClickHouse adds up in another order."""
         if len(found.rows) <= k or np.isnan(found.distances[k - 1]):
             return found
-        kth = found.distances[k - 1]
-        limit = kth + ADDED * (self.slack(kth) - kth) if np.isfinite(kth) else kth
+        limit = self.edge(found.distances[k - 1])
         return found.first(int(np.searchsorted(found.distances, limit, side="right")))
+
+    def edge(self, kth: float) -> float:
+        """The largest key that may tie with the k-th."""
+        return kth + ADDED * (self.slack(kth) - kth) if np.isfinite(kth) else kth
 
     def nearest_of(self, chosen: NDArray[np.int64], k: int) -> Candidates:
         """The same among a few rows, given by their numbers in ascending order: just those are read."""
@@ -230,7 +251,7 @@ class Scan:
         kept = chosen
         if len(chosen) > k:
             kept = chosen[keys <= self.slack(float(np.partition(keys, k - 1)[k - 1]))]
-        return self._cut(self._decided(kept, began, len(chosen)), k)
+        return self.cut(self.decided(kept, began, len(chosen)), k)
 
     def within(self, radius: float, most: int) -> Candidates | int:
         """All rows whose key is at most `radius`, and those so near to it that rounding decides; smallest first.
@@ -242,7 +263,7 @@ class Scan:
         rows, _ = self._joined(found)
         if len(rows) > most:
             return len(rows)
-        return self._decided(rows, began, sum(s.scanned for s in found))
+        return self.decided(rows, began, sum(s.scanned for s in found))
 
     def all(self) -> NDArray[np.float32]:
         """The key of every row, float32 (rows,), NaN where it is NaN. The mask is not applied."""
@@ -329,7 +350,8 @@ class Scan:
             np.concatenate([s.keys[: s.used] for s in shares]),
         )
 
-    def _decided(self, rows: NDArray[np.int64], began: float, scanned: int) -> Candidates:
+    def decided(self, rows: NDArray[np.int64], began: float, scanned: int) -> Candidates:
+        """These rows by their keys in float64, smallest first, ties by row."""
         scan_seconds = time.perf_counter() - began
         keys = exact(self._terms, rows)
         order = np.lexsort((rows, keys))

@@ -86,7 +86,7 @@ def answer(service: Service, results: SearchResults, asked: Batch) -> Response:
         {
             "answers": shown,
             "sql": made.sql,
-            "plan": explain.describe([s.plan for s in answers[0].steps]),
+            "plan": explain.describe([s.plan for s in answers[0].steps], service.registry),
             "ms": {k: round(v * 1000, 2) for k, v in seconds.items()},
         }
     )

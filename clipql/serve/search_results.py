@@ -78,7 +78,7 @@ class SearchResults:
                 "rows": [self.shown(table, roles, row, duplicates) for row in page],
                 "sql": made.shown,
                 "params": params,
-                "plan": explain.describe([s.plan for s in answer.steps]),
+                "plan": explain.describe([s.plan for s in answer.steps], service.registry),
                 "exact": not any(explain.by_index(s.plan) for s in answer.steps),
                 "more": more,
                 "ms": {k: round(v * 1000, 2) for k, v in seconds.items()},

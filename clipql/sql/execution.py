@@ -134,16 +134,19 @@ class Execution:
         self._work.steps.append(Step(self._plan, kind, why, cost, self._filtered, found))
 
     def _terms(self) -> list[Term]:
-        table, store = self._select.table, self._registry.store
+        table, plan = self._select.table, self._plan
+        stores = [self._registry.store(table, t.call.column) for t in plan.terms]
+        codes = self._registry.codes if plan.codes and len(plan.terms) == 1 else None
         return [
             Term(
-                store(table, t.call.column),
+                store,
                 t.call.metric,
                 t.vector.values,
                 t.weight,
                 t.vector.narrow_for(t.call.metric),
+                codes.of(table, t.call.column, store) if codes else None,
             )
-            for t in self._plan.terms
+            for t, store in zip(plan.terms, stores, strict=True)
         ]
 
     def qualifying(self) -> tuple[NDArray[np.bool_] | None, int | None]:

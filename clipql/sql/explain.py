@@ -11,6 +11,7 @@ from clipql.sql.range_joins import RangeJoinPlan
 from clipql.sql.rowwise import RowDistances
 from clipql.sql.untouched import Untouched
 from clipql.sql.vector_search import doubt, few
+from clipql.tables.registry import Registry
 
 # rows a second that a vector column is read at, as docs/benchmarks.md and `plan.ALIAS_COST` have it: 10 to 16 µs a row
 # through the ALIAS column; 50 ns a row of 512 numbers in the kernels, which read at memory speed
@@ -21,8 +22,14 @@ BY_ROW = 2_000_000
 PAIRS = 100_000_000
 
 
-def describe(plans: Sequence[Components | Plan | JoinPlan | RangeJoinPlan | RowDistances | Untouched]) -> list[str]:
-    """The lines that EXPLAIN shows, one search after the other, outer ones first."""
+def describe(
+    plans: Sequence[Components | Plan | JoinPlan | RangeJoinPlan | RowDistances | Untouched],
+    registry: Registry | None = None,
+) -> list[str]:
+    """The lines that EXPLAIN shows, one search after the other, outer ones first.
+
+    registry: knows the codes that an exact scan may rule rows out by.
+    """
     lines: list[str] = []
     for plan in plans:
         if isinstance(plan, Untouched):
@@ -34,7 +41,7 @@ def describe(plans: Sequence[Components | Plan | JoinPlan | RangeJoinPlan | RowD
         elif isinstance(plan, RowDistances):
             lines += _by_row(plan)
         else:
-            lines += _join(plan) if isinstance(plan, JoinPlan) else _one(plan)
+            lines += _join(plan) if isinstance(plan, JoinPlan) else _one(plan, registry)
     return lines
 
 
@@ -109,7 +116,7 @@ def _join(plan: JoinPlan) -> list[str]:
     return [*lines, f"  why: {plan.why}", _FAST]
 
 
-def _one(plan: Plan) -> list[str]:
+def _one(plan: Plan, registry: Registry | None) -> list[str]:
     select = plan.select
     table = select.table
     titles = {
@@ -130,7 +137,7 @@ def _one(plan: Plan) -> list[str]:
     if plan.kind == "range":
         lines.append(f"  up to: {plan.radius:g}")
     if plan.kind in ("top-k", "range"):
-        lines.append(f"  index: {_index(plan)}")
+        lines.append(f"  index: {_index(plan, registry)}")
     if plan.filter:
         lines.append(f"  filter first: {' '.join(plan.filter.split())}")
         if plan.kind == "top-k":
@@ -155,14 +162,31 @@ def by_index(plan: object) -> bool:
     )
 
 
-def _index(plan: Plan) -> str:
+def _bounds(plan: Plan, registry: Registry | None) -> str:
+    """How a scan is spared most rows, empty where it is not."""
+    if registry is None or not plan.codes or len(plan.terms) != 1:
+        return ""
+    table, column = plan.select.table, plan.terms[0].call.column
+    file = registry.codes.ready(table, column, registry.store(table, column))
+    if file is None:
+        return ""
+    newer = f", {table.rows - file.rows:,} newer rows are scanned" if file.rows < table.rows else ""
+    size = file.coder.row_bytes
+    return f" of codes of {size} bytes, proven by bounds: rows that they do not rule out are compared{newer}"
+
+
+def _index(plan: Plan, registry: Registry | None) -> str:
     entry, index = plan.chosen.entry, plan.chosen.index
+    bounds = _bounds(plan, registry)
+    scan = f"none, an exact scan on all cores{bounds}"
     if entry is None or index is None:
         why = f"; {plan.chosen.why}" if plan.chosen.why else ""
-        return f"none, an exact scan on all cores{why}"
+        return f"{scan}{why}"
     doubtful = doubt(plan)
     if doubtful:
-        return f"none, an exact scan on all cores; {entry.name} ({entry.kind}, {entry.metric}): {doubtful}"
+        return f"{scan}; {entry.name} ({entry.kind}, {entry.metric}): {doubtful}"
+    if bounds and plan.kind == "range" and exact_range(plan.knobs):
+        return f"{scan}; those are closer than the bounds of {entry.name} ({entry.kind}, {entry.metric})"
     knobs = ", ".join(f"{k} = {v:g}" for k, v in plan.knobs.items())
     tail = plan.select.table.rows - index.rows_covered
     newer = f"; {tail:,} newer rows are scanned" if tail else ""

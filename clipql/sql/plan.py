@@ -55,7 +55,7 @@ class Plan:
     terms: the sum whose smallest values are wanted. k: rows wanted, OFFSET included; page: without it.
     radius: largest value of the sum.
     filter: the conditions that do not mention a distance, joined by AND. kept: those that do. vectors: the query
-    vector of each call of the select.
+    vector of each call of the select. codes: whether an exact scan may rule rows out by codes.
     """
 
     select: VectorSelect
@@ -70,6 +70,7 @@ class Plan:
     vectors: tuple[QueryVector, ...] = ()
     chosen: Chosen = NOT_CHOSEN
     knobs: Mapping[str, float] = field(default_factory=dict)
+    codes: bool = True
 
     def __repr__(self) -> str:
         k = f", k={self.k}" if self.k else ""
@@ -102,7 +103,7 @@ def plan(
     knobs = kinds.knobs_for(chosen.entry, options.knobs) if chosen.index and chosen.entry else {}
     if chosen.index and options.routes:
         chosen = dataclasses.replace(chosen, index=kinds.routed(chosen.index, options.routes))
-    return dataclasses.replace(found, chosen=chosen, knobs=knobs)
+    return dataclasses.replace(found, chosen=chosen, knobs=knobs, codes=options.codes)
 
 
 def _choose(plan: Plan, indexes: Indexes, options: SearchOptions) -> Chosen:

@@ -326,7 +326,7 @@ class Session:
         if isinstance(statement, Explain):
             lines = self._definitions.explained(statement.query, params)
             if lines is None and options.plan:
-                lines = explain.describe(self._planner.plans(select_of(text), params, options))
+                lines = explain.describe(self._planner.plans(select_of(text), params, options), self._registry)
             if not lines:
                 text, listing = self._listed(text)
                 return self._engine.query(f"EXPLAIN {text}", format, params=params, tables=listing, user=True), ()

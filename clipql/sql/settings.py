@@ -16,6 +16,7 @@ from clipql.syntax.reading import read
 OURS: Mapping[str, str] = {
     "vector_plan": "1: plan vector searches (the default); 0: leave every query to ClickHouse as it stands",
     "vector_index": "1: search by an index where one fits (the default); 0: scan exactly",
+    "vector_codes": "1: let an exact scan rule rows out by codes that bound them (the default); 0: compare all rows",
     "recall": "the share of the true nearest rows that an index must find, 0.95 unless set",
     "nprobe": "lists that an ivf index looks into, instead of what recall asks for",
     "rescore": "rows that an ivf index compares exactly, instead of what recall asks for",
@@ -32,7 +33,7 @@ KEPT: Mapping[str, tuple[tuple[str, ...], str]] = {
     "enable_analyzer": (("1", "true"), "1, as clipql reads statements as the analyzer does"),
     "allow_experimental_analyzer": (("1", "true"), "1, as clipql reads statements as the analyzer does"),
 }
-_SWITCHES = ("vector_plan", "vector_index", "shards_partial")
+_SWITCHES = ("vector_plan", "vector_index", "vector_codes", "shards_partial")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class SearchOptions:
 
     plan: bool = True
     index: bool = True
+    codes: bool = True
     knobs: Mapping[str, str] = field(default_factory=dict)
     routes: Sequence[Route] = ()
 
@@ -59,7 +61,7 @@ def options(given: Mapping[str, str], routes: Sequence[Route] = ()) -> SearchOpt
     values = {name: checked(name, value) for name, value in given.items()}
     knobs = {name: value for name, value in values.items() if name not in _SWITCHES}
     on = {name: values.get(name, "1") in ("1", "true") for name in _SWITCHES}
-    return SearchOptions(on["vector_plan"], on["vector_index"], knobs, routes)
+    return SearchOptions(on["vector_plan"], on["vector_index"], on["vector_codes"], knobs, routes)
 
 
 def taken_from(sql: str) -> tuple[str, dict[str, str]]:

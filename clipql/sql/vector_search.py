@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.base import Candidates, Cost, Index
+from clipql.index.bounded import search as bounded
 from clipql.index.flat import Scan, Term, exact, threads
 from clipql.sql.pages import settled, steps
 from clipql.sql.plan import Plan, exact_range
@@ -51,13 +52,13 @@ def nearest(
     if among is not None and filtered is not None and filtered <= few(plan):
         return Scan(terms, rows).nearest_of(np.flatnonzero(among), plan.k)
     if index is None:
-        return Scan(terms, rows, among).nearest(plan.k)
+        return bounded.nearest(terms, rows, among, plan.k)
     qualifying = rows if among is None else int(np.count_nonzero(among))
     if plan.page > qualifying // 2:  # all must come where all are asked for, also those that an index misses
-        return Scan(terms, rows, among).nearest(plan.k)
+        return bounded.nearest(terms, rows, among, plan.k)
     found = by_index(plan, index, terms, among, most_by_index(plan, index, qualifying))
     if len(found.rows) < plan.k == plan.page:
-        return Scan(terms, rows, among).nearest(plan.k)
+        return bounded.nearest(terms, rows, among, plan.k)
     return found
 
 
@@ -99,7 +100,7 @@ def by_index(plan: Plan, index: Index, terms: Sequence[Term], among: NDArray[np.
         return Candidates(found.rows[order], keys[order], found.cost)
 
     def by_scan(k: int) -> Candidates:
-        return Scan(terms, covered, allowed).nearest(k)
+        return bounded.nearest(terms, covered, allowed, k)
 
     found = settled(plan.k, of_index, by_scan, most)
     if covered < rows:
@@ -130,15 +131,15 @@ def within(
     index = plan.chosen.index
     if among is not None and not among.any():
         return Candidates(np.empty(0, np.uint64), np.empty(0))
-    if index is not None and exact_range(plan.knobs):
+    if index is not None and exact_range(plan.knobs) and not bounded.usable(terms, plan.select.table.rows, among):
         found = _ruled(plan, index, terms[0], among, most)
         if found is not None:
             return found
-    elif index is not None and not doubtful:
+    elif index is not None and not doubtful and not exact_range(plan.knobs):
         approximate = _nearest_within(plan, index, terms, among, most)
         if approximate is not None:
             return approximate
-    return Scan(terms, plan.select.table.rows, among).within(plan.radius, most)
+    return bounded.within(terms, plan.select.table.rows, among, plan.radius, most)
 
 
 def _ruled(plan: Plan, index: Index, term: Term, among: NDArray[np.bool_] | None, most: int) -> Candidates | int | None:

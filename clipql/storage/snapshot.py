@@ -29,6 +29,7 @@ from clipql.storage import catalog, files, places, strays
 from clipql.storage.catalog import Catalog, Table
 from clipql.storage.places import Place
 
+CODES = "codes"  # the code files of vector columns, by table
 BACKUP = "backup.json"  # beside the folder of a database that is in a backup
 _UNSETTLED_SECONDS, _LONGEST_SECONDS, _WAIT_SECONDS = 0.25, 30.0, 0.002
 # how long a file that the manifest names may be missing while the manifest stays the same
@@ -192,11 +193,27 @@ def _link_moment(source: Path, place: Path, found: Catalog, names: Names) -> Non
             target.mkdir(parents=True, exist_ok=True)
             for name in dict.fromkeys([*needed, *(_listed(folder) if others else [])]):
                 _link(folder / name, target / name)
+    _link_codes(source, place, found)
     engine.mkdir()
     for name in _OF_THE_PROCESS[1:]:
         (engine / name).mkdir()
     for path, kind in names:
         _carry(source / strays.ENGINE / path, engine / path, kind, _link)
+
+
+def _link_codes(source: Path, place: Path, found: Catalog) -> None:
+    """Link the code files of vector columns, which are whole under their names, and tell by them what they are of. One
+    that the writer removes meanwhile is missing.
+    """
+    for table in found.tables:
+        for folder in files.entries(source / CODES / table.id):
+            target = place / CODES / table.id / folder.name
+            if folder.name.startswith(".") or target.exists():
+                continue
+            target.mkdir(parents=True)
+            with contextlib.suppress(_Changed):
+                for name in _listed(Path(folder.path)):
+                    _link(Path(folder.path) / name, target / name)
 
 
 def _folders(source: Path, table: Table) -> Iterator[tuple[Path, list[str], bool]]:
@@ -312,6 +329,10 @@ def _with_symbolic_links(source: Path, place: Place) -> Snapshot:
                 if folder.is_dir():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.symlink_to(folder)
+            for codes in files.entries(source / CODES / table.id):
+                target = place.folder / CODES / table.id / codes.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(codes.path)
         engine = place.folder / strays.ENGINE
         engine.mkdir()
         for name in _OF_THE_PROCESS[1:]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,6 +51,7 @@ from clipql.tables.registry import Registry
 __all__ = ["Chosen", "Indexes", "reported", "watching"]
 
 Progress = Callable[[str, int, int], None]
+_CODES = "\0codes of "  # before the name of a column, where no index can be meant
 RESUME_SECONDS = 3.0  # from the opening of a database until what was cut off goes on
 _watcher: ContextVar[Progress | None] = ContextVar("clipql_build_watcher", default=None)
 
@@ -82,6 +84,8 @@ class Indexes(OpenIndexes):
         super().__init__(registry)
         self.background = Background(self._caught_up)
         self._coming: dict[tuple[str, str], tuple[str, int]] = {}  # the folder of what is being written, and its rows
+        if not registry.reads_of:
+            registry.codes.want = lambda table, column: self.background.want((table, _CODES + column))
 
     def fell_behind(self, table_id: str) -> None:
         """Have the indexes that enough rows came for brought up to date in the background. Returns at once."""
@@ -135,7 +139,10 @@ class Indexes(OpenIndexes):
                 self._bring_up_to_date(table, entry, progress)
 
     def _caught_up(self, key: tuple[str, str], again: bool) -> None:
-        """The background's work on an index: build it anew, or what `after_insert` does."""
+        """The background's work on an index: build it anew, or what `after_insert` does; or on a column's codes."""
+        if key[1].startswith(_CODES):
+            self._coded(key)
+            return
         table = self.registry.catalog.by_id(key[0])
         entry = table.index(key[1]) if table else None
         if table is None or entry is None:
@@ -149,6 +156,19 @@ class Indexes(OpenIndexes):
         except _Outdated:
             self.background.want(key, again=again)
         except Exception as error:  # noqa: BLE001 - nobody else would hear of it
+            self._failures[key] = str(error) or repr(error)
+
+    def _coded(self, key: tuple[str, str]) -> None:
+        """Make the codes of a column, or add those of newer rows."""
+        table, column = self.registry.catalog.by_id(key[0]), key[1].removeprefix(_CODES)
+        if table is None or table.column(column) is None:
+            return
+        try:
+            self.registry.codes.build(table, column, self.registry.store(table, column), self.background.tell)
+            with self.background.hold(self.registry.write_lock):
+                self._sweep_codes()  # the vectors may have become others meanwhile
+                self.registry.announce()
+        except Exception as error:  # noqa: BLE001 - derived: searches scan without it
             self._failures[key] = str(error) or repr(error)
 
     def _is_stale(self, table: Table, entry: IndexEntry) -> bool:
@@ -184,7 +204,11 @@ class Indexes(OpenIndexes):
     def _build(self, table: Table, name: str, progress: Progress | None, model: Path | None = None) -> None:
         registry = self.registry
         with self._writing(table, name) as (table, entry, folder):
-            if entry.kind == "flat" or present(table, entry) < kinds.FEWEST_ROWS:
+            if entry.kind == "flat":
+                registry.codes.build(table, entry.column, registry.store(table, entry.column), self._told(progress))
+                registry.announce()
+                return
+            if present(table, entry) < kinds.FEWEST_ROWS:
                 return
             check_dimension(table, entry)
             place, store = registry.folder / "index" / folder, registry.store(table, entry.column)
@@ -391,10 +415,13 @@ class Indexes(OpenIndexes):
             self.background.forget((table.id, name))
             self.forget(entry)
             self._abandon(table, entry)
+            if entry.kind == "flat":
+                self.registry.codes.remove(table, entry.column)
 
     def sweep(self) -> None:
         """Remove folders that no index refers to. A build that was cut off stays, for the next one to go on from."""
         self.rows.sweep()
+        self._sweep_codes()
         kept = {i.folder for t in self.registry.catalog.tables for i in t.indexes}
         kept |= {folder for folder, _ in [*self._coming.values()]}
         begun = {f"{t.id}/{unfinished(i)}" for t in self.registry.catalog.tables for i in t.indexes}
@@ -404,6 +431,10 @@ class Indexes(OpenIndexes):
                     files.remove(Path(folder.path))
             with contextlib.suppress(OSError):
                 os.rmdir(table.path)
+
+    def _sweep_codes(self) -> None:
+        registry = self.registry
+        registry.codes.sweep([(t, functools.partial(registry.store, t)) for t in registry.catalog.tables])
 
     def listing(self) -> pa.Table:
         """All indexes, as `SELECT * FROM clipql.indexes` shows them."""

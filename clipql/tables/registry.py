@@ -29,6 +29,7 @@ from clipql.storage.catalog import Catalog, Table, VectorColumn
 from clipql.storage.vectors.store import ColumnStore
 from clipql.syntax.reading import read
 from clipql.tables import unopened
+from clipql.tables.code_files import CodeFiles
 from clipql.tables.computed import Computed
 from clipql.tables.read_write_lock import ReadWriteLock
 
@@ -69,6 +70,7 @@ class Registry:
         self.write_lock, self.gate = threading.RLock(), ReadWriteLock()
         self._stores: dict[str, ColumnStore] = {}
         self.computed = Computed(self._stores)
+        self.codes = CodeFiles(lambda: self.folder)
         self._alive: dict[str, tuple[int, NDArray[np.bool_] | None]] = {}
         self._versions: dict[str, int] = {}
         self.changes = 0  # statements so far that may have changed what a name or a setting means

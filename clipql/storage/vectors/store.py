@@ -72,6 +72,11 @@ class ColumnStore:
         return self._rows
 
     @property
+    def segments(self) -> Sequence[Segment]:
+        """What it is made of, in the order of rows."""
+        return [*self._mapped]
+
+    @property
     def dimension(self) -> int:
         """Numbers in a vector; 0 while there are none."""
         return self._dimension

@@ -1,0 +1,188 @@
+"""The loops over codes: rows are coded, and codes are multiplied by a query, in integers.
+
+A code is some words of 64 bytes. A *field* is the same few bits (8, 4, 2 or 1) of all 64 bytes of a word: the levels of
+64 numbers of a row. So one shift and one mask unpack 64 numbers as bytes. A query is int16, split into two bytes, high
+and low, each of which is multiplied by those and added up in one instruction where the processor has it (VNNI).
+
+What must stay true: the sum over a row is exact, as the query is scaled so that no sum leaves int32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import int64, types, uint64
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from clipql.storage.vectors.bits import kernel, prefetch
+
+LANES = 64  # bytes of a word
+HIGH = 128  # a query's number is HIGH times its high byte and its low one
+TOGETHER = 8  # rows that are multiplied at once, so that a query is unpacked once for them
+AHEAD_BYTES = 4096  # of codes that are fetched meanwhile
+_SHORT, _INT, _LONG = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_BYTES, _SHORTS, _INTS = ir.VectorType(ir.IntType(8), 64), ir.VectorType(_SHORT, 32), ir.VectorType(_INT, 16)
+
+
+def _load(builder: Any, address: Any, kind: Any, align: int) -> Any:
+    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
+    value.align = align
+    return value
+
+
+def _added(b: Any, total: Any, levels: Any, asked: Any) -> Any:
+    """16 int32 and, added to each, four products of an unsigned byte and a signed one."""
+    if binding.get_host_cpu_features().get("avx512vnni"):
+        kind = ir.FunctionType(_INTS, [_INTS, _INTS, _INTS])
+        multiply = cgutils.get_or_insert_function(b.module, kind, "llvm.x86.avx512.vpdpbusd.512")
+        return b.call(multiply, [total, b.bitcast(levels, _INTS), b.bitcast(asked, _INTS)])
+    wide = ir.VectorType(_INT, 64)
+    product = b.mul(b.zext(levels, wide), b.sext(asked, wide))
+    for start in range(4):
+        chosen = ir.Constant(_INTS, list(range(start, 64, 4)))
+        total = b.add(total, b.shuffle_vector(product, ir.Constant(wide, ir.Undefined), chosen))
+    return total
+
+
+@intrinsic
+def fields_dot(typingctx: Any, code: Any, stride: Any, query: Any, layout: Any, fields: Any, out: Any) -> Any:
+    """The sums of `TOGETHER` rows' levels times a query, as int32.
+
+    Addresses: of the first row's words (`stride` bytes from one row to the next); of fields x 2 x 64 int8, high and
+    low; of three int16 a field: the byte in the row where its word begins, the first of its bits in a byte, and their
+    mask, in both bytes; of room for the sums.
+    """
+    sig = types.void(types.uint64, types.uint64, types.uint64, types.uint64, types.int64, types.uint64)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        code, stride, query, layout, count, out = args
+        none = ir.Constant(_INTS, [0] * 16)
+        totals = [[cgutils.alloca_once_value(b, none) for _ in range(2)] for _ in range(TOGETHER)]
+        rows = [b.add(code, b.mul(stride, _LONG(r))) for r in range(TOGETHER)]
+
+        def splat(value: Any) -> Any:
+            undefined = ir.Constant(_SHORTS, ir.Undefined)
+            one = b.insert_element(undefined, value, _INT(0))
+            return b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_INT, 32), [0] * 32))
+
+        with cgutils.for_range(b, count) as loop:
+            at = b.add(layout, b.mul(loop.index, _LONG(6)))
+            start = b.zext(_load(b, at, _SHORT, 2), _LONG)
+            shift = splat(_load(b, b.add(at, _LONG(2)), _SHORT, 2))
+            mask = splat(_load(b, b.add(at, _LONG(4)), _SHORT, 2))
+            place = b.add(query, b.mul(loop.index, _LONG(2 * LANES)))
+            asked = [_load(b, b.add(place, _LONG(LANES * half)), _BYTES, 1) for half in range(2)]
+            for row, both in zip(rows, totals, strict=True):
+                levels = b.and_(b.lshr(_load(b, b.add(row, start), _SHORTS, 1), shift), mask)
+                for half, total in enumerate(both):
+                    b.store(_added(b, b.load(total), b.bitcast(levels, _BYTES), asked[half]), total)
+        kind = ir.FunctionType(_INT, [_INTS])
+        add_up = cgutils.get_or_insert_function(b.module, kind, "llvm.vector.reduce.add.v16i32")
+        for r, (high, low) in enumerate(totals):
+            place = b.inttoptr(b.add(out, _LONG(4 * r)), _INT.as_pointer())
+            whole = b.add(b.mul(b.load(high), ir.Constant(_INTS, [HIGH] * 16)), b.load(low))
+            b.store(b.call(add_up, [whole]), place).align = 4
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@kernel
+def lowest(
+    codes: NDArray[np.uint8],
+    residual: NDArray[np.float32],
+    norm: NDArray[np.float32],
+    among: NDArray[np.bool_],
+    query: NDArray[np.int8],
+    layout: NDArray[np.int16],
+    form: NDArray[np.float64],
+    limit: float,
+    rows: NDArray[np.int64],
+    keys: NDArray[np.float64],
+) -> int:
+    """Write the rows whose key may be at most `limit`, and the least that it may be; returns how many.
+
+    codes: uint8 (n, bytes), residual and norm: (n,); norm is empty where the key does not depend on it. among: bool
+    (n,) or empty. form: see `search.Asked`. rows, keys: room for n.
+    """
+    base, slope, slack, square, rounded, constant = form[0], form[1], form[2], form[3], form[4], form[5]
+    address, size, total = uint64(codes.ctypes.data), uint64(codes.shape[1]), codes.shape[0]
+    q, f, fields = uint64(query.ctypes.data), uint64(layout.ctypes.data), int64(layout.shape[0])
+    n, filtered, scaled = 0, among.size > 0, norm.size > 0
+    sums = np.empty(TOGETHER, np.int32)
+    room = uint64(sums.ctypes.data)
+    last = np.zeros(TOGETHER * codes.shape[1], np.uint8)
+    for i in range(0, total, TOGETHER):
+        count = min(TOGETHER, total - i)
+        if filtered:
+            wanted = False
+            for r in range(count):
+                wanted |= among[i + r]
+            if not wanted:
+                continue
+        for line in range(0, TOGETHER * codes.shape[1], 64):
+            prefetch(address + uint64(i) * size + uint64(AHEAD_BYTES + line))
+        if count == TOGETHER:
+            fields_dot(address + uint64(i) * size, size, q, f, fields, room)
+        else:  # nothing may be read behind the codes
+            for r in range(count):
+                for j in range(codes.shape[1]):
+                    last[r * codes.shape[1] + j] = codes[i + r, j]
+            fields_dot(uint64(last.ctypes.data), size, q, f, fields, room)
+        for r in range(count):
+            score = constant + slope * sums[r]
+            if scaled:
+                x = np.float64(norm[i + r])
+                key = base + x * (square * x + score - slack * residual[i + r]) - rounded * x * x
+            else:
+                key = base + score - slack * residual[i + r]
+            if key <= limit and (not filtered or among[i + r]):
+                rows[n] = i + r
+                keys[n] = key
+                n += 1
+    return n
+
+
+@kernel
+def encode(
+    turned: NDArray[np.float32],
+    step: NDArray[np.float64],
+    half: NDArray[np.float64],
+    layout: NDArray[np.int16],
+    codes: NDArray[np.uint8],
+    off: NDArray[np.float64],
+) -> None:
+    """Code rows (n, 64 groups), and measure by how much the codes are off, float64 (n,): the length of the difference.
+
+    A number z is coded as the level l = floor(z / step) + half, kept within 0 and 2 half - 1, which stands for
+    (l - half + 1/2) step. codes: zeros (n, 64 words); step of 0: a number that is not coded.
+    """
+    for i in range(turned.shape[0]):
+        total = 0.0
+        for g in range(layout.shape[0]):
+            word, shift = int64(layout[g, 0]), int64(layout[g, 1])
+            for lane in range(LANES):
+                j = g * LANES + lane
+                z = np.float64(turned[i, j])
+                level = min(max(np.floor(z / step[j]) + half[j], 0.0), 2 * half[j] - 1)
+                d = z - (level - half[j] + 0.5) * step[j]
+                total += d * d
+                codes[i, word + lane] |= np.uint8(int64(level) << shift)
+        for j in range(layout.shape[0] * LANES, turned.shape[1]):
+            total += np.float64(turned[i, j]) * np.float64(turned[i, j])
+        off[i] = np.sqrt(total)
+
+
+def warm() -> None:
+    """Compile all, for arrays as they are mapped, and leave it in the cache."""
+    codes, lengths = np.zeros((2, LANES), np.uint8), np.ones(2, np.float32)
+    layout, query = np.array([[0, 0, 0x0F0F]], np.int16), np.zeros((1, 2, LANES), np.int8)
+    encode(np.zeros((2, LANES), np.float32), np.ones(LANES), np.full(LANES, 8.0), layout, codes, np.empty(2))
+    for array in (codes, lengths):
+        array.setflags(write=False)
+    for among in (np.zeros(0, np.bool_), np.ones(2, np.bool_)):
+        lowest(codes, lengths, lengths, among, query, layout, np.ones(6), 0.0, np.empty(2, np.int64), np.empty(2))
