@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from bench import child, data
-from bench.results import Comparison, at_least, at_most
+from bench.results import Comparison, Line, at_least, at_most
 
 ROUNDS, EVALS, FEW = 5, 2_000, 100
+PROMPTS, WIDE = 1_000, 1_024  # given vectors, and what a layer gives
 BOUND = 0.1
 ONE = "SELECT avg(L2Distance(image_embedding, {q:Array(Float32)})) FROM laion"
 TWO = "SELECT avg(cosineDistance(image_embedding, text_embedding)) FROM laion"
@@ -20,12 +21,22 @@ FILTER = "SELECT count() FROM laion WHERE 1 - cosineDistance(image_embedding, te
 COPIES = "SELECT count() - uniqExact(image_embedding) FROM laion"
 JOIN = "SELECT count() FROM {} AS l JOIN evals AS e ON cosineDistance(l.image_embedding, e.image_embedding) < 0.1"
 RANGE = JOIN.format("laion")
+HEAD = "SELECT sum(vectorLinear(image_embedding, {W:Array(Array(Float32))}, [0.5])[1]) FROM laion"
+LAYER = "SELECT sum(arraySum(vectorLinear(image_embedding, {W:Array(Array(Float32))}, {b:Array(Float32)}))) FROM laion"
+MEAN = "SELECT avgForEach(image_embedding) FROM laion"
+NEAREST = """\
+SELECT count() FROM (SELECT l.id, argMin(p.label, cosineDistance(p.v, l.image_embedding)) AS label
+FROM laion AS l CROSS JOIN prompts AS p GROUP BY l.id)"""
+# jobs of ours beside numpy's, each with its bar
+BESIDE = {"layer": 0.5, "mean": 0.5, "nearest": 0.7, "components": 1.0}
 HOW = f"""\
 Whole statements, the least of {ROUNDS} rounds in turns; what was computed for an earlier round is forgotten. One
 column: `{ONE}`; two: `{TWO}` and `{FILTER}`; copies: `{COPIES}`. Range join: `{RANGE}` with {EVALS:,} rows of
 `laion` as `evals`; chDB alone compares {FEW} of its rows with them, and its time a pair is taken; numpy: products
 of float32 matrices in blocks, of vectors that are of length 1 already, and a count. Near duplicates: `clipql dedup`
-of the part, in which a tenth of the rows stands twice."""
+of the part, in which a tenth of the rows stands twice. Head: `{HEAD}`; layer: the same with {WIDE:,} rows of weights,
+and the sum of all; mean: `{MEAN}`; nearest of {PROMPTS:,}: `{" ".join(NEAREST.split())}`; components: `curate.pca` and
+numpy's covariance and `eigh`. numpy has all vectors in memory as float32, and times are of its products alone."""
 Ask = Callable[..., Any]
 
 
@@ -35,8 +46,11 @@ def compare(rows: int) -> Comparison:
     times: dict[str, list[float]] = {}
     with child.Worker(serve, part=str(folder), place=str(place)) as worker:
         for _ in range(ROUNDS):
-            for job in ("one column", "two columns", "filter", "copies", "range join", "numpy", "chDB"):
+            for job in ("one column", "two columns", "filter", "copies", "range join", "numpy", "chDB", "head"):
                 times.setdefault(job, []).append(worker.ask(job=job))
+            for job in BESIDE:
+                times.setdefault(job, []).append(worker.ask(job=job))
+                times.setdefault(f"numpy {job}", []).append(worker.ask(job=f"numpy {job}"))
         times["dedup"] = [worker.ask(job="dedup")]
     data.clear(place)
     least = {job: min(found) for job, found in times.items()}
@@ -48,6 +62,22 @@ def compare(rows: int) -> Comparison:
         measured = f"{1000 * least[job]:.0f} ms, one column {1000 * one:.0f} ms: "
         return at_most(f"{work}, {rows:,} × 512", measured, least[job] / one, 3, "times")
 
+    works = {
+        "layer": f"layer of 512 → {WIDE:,} over {rows:,} rows",
+        "mean": f"mean of {rows:,} vectors",
+        "nearest": f"nearest of {PROMPTS:,} vectors for {rows:,} rows",
+        "components": f"principal components of {rows:,} rows",
+    }
+    by_numpy = [
+        at_least(
+            works[job],
+            f"{least[job]:.2f} s, numpy {least[f'numpy {job}']:.2f} s",
+            least[f"numpy {job}"] / least[job],
+            bar,
+        )
+        for job, bar in BESIDE.items()
+    ]
+    rate = rows / least["head"]
     return Comparison(
         "curation",
         "Curation",
@@ -69,6 +99,10 @@ def compare(rows: int) -> Comparison:
                 0.7,
             ),
             at_most(f"near duplicates of {rows * 11 // 10:,} rows", "", least["dedup"], 30, "s"),
+            Line(
+                f"head of 512 → 1 over {rows:,} rows", f"{rate:,.0f} rows/s", "at least 1,000,000 rows/s", rate >= 1e6
+            ),
+            *by_numpy,
         ),
         None,
         times,
@@ -79,6 +113,7 @@ def serve(part: str, place: str) -> Iterator[Ask]:
     """In a child: clipql with the part taken in, and numpy over its files."""
     import clipql
     from clipql.curate.dedup import dedup
+    from clipql.curate.pca import pca
 
     query = np.load(Path(part) / "queries" / "text.npy")[0]
     image = np.load(Path(part) / "img_emb" / "img_emb_0.npy", mmap_mode="r")
@@ -88,6 +123,11 @@ def serve(part: str, place: str) -> Iterator[Ask]:
         step = max(1, len(image) // EVALS)
         db.sql(f"CREATE TABLE evals AS SELECT * FROM laion WHERE id % {step} = 0 AND id < {step * EVALS}")
         db.sql(f"CREATE TABLE few AS SELECT * FROM laion WHERE id < {FEW}")
+        db.sql("CREATE TABLE prompts (label UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY label")
+        db.sql(f"INSERT INTO prompts SELECT id, text_embedding FROM laion WHERE id < {PROMPTS}")
+        prompts = np.load(Path(part) / "text_emb" / "text_emb_0.npy", mmap_mode="r")[:PROMPTS].astype(np.float32)
+        wide = np.random.default_rng(0).standard_normal((WIDE, image.shape[1])).astype(np.float32)
+        plain = _Plain(image.astype(np.float32), prompts, wide)
 
         def ask(job: str) -> float:
             for table in db.registry.catalog.tables:
@@ -95,6 +135,10 @@ def serve(part: str, place: str) -> Iterator[Ask]:
             began = time.perf_counter()
             if job == "numpy":
                 _within(image, evals)
+            elif job.startswith("numpy "):
+                getattr(plain, job.removeprefix("numpy "))()
+            elif job == "components":
+                pca(db, "laion", "image_embedding", k=64)
             elif job == "dedup":
                 db.sql("INSERT INTO laion SELECT * FROM laion WHERE id % 10 = 0")
                 began = time.perf_counter()
@@ -107,11 +151,44 @@ def serve(part: str, place: str) -> Iterator[Ask]:
                     "copies": COPIES,
                     "range join": RANGE,
                     "chDB": JOIN.format("few") + " SETTINGS vector_plan = 0",
+                    "head": HEAD,
+                    "layer": LAYER,
+                    "mean": MEAN,
+                    "nearest": NEAREST,
                 }[job]
-                db.sql(statement, **({"q": query} if job == "one column" else {}))
+                given = {
+                    "one column": {"q": query},
+                    "head": {"W": wide[:1]},
+                    "layer": {"W": wide, "b": np.zeros(WIDE, np.float32)},
+                }
+                db.sql(statement, **given.get(job, {}))
             return time.perf_counter() - began
 
         yield ask
+
+
+class _Plain:
+    """The same by numpy, of float32 arrays in memory."""
+
+    def __init__(self, image: Any, prompts: Any, wide: Any) -> None:
+        self._image, self._prompts, self._wide = image, prompts, wide
+
+    def _blocks(self) -> Iterator[Any]:
+        return (self._image[at : at + 8_192] for at in range(0, len(self._image), 8_192))
+
+    def layer(self) -> None:
+        sum(float((block @ self._wide.T).sum()) for block in self._blocks())
+
+    def mean(self) -> None:
+        self._image.mean(0, dtype=np.float64)
+
+    def nearest(self) -> None:
+        unit = self._prompts / np.linalg.norm(self._prompts, axis=1)[:, None]
+        np.concatenate([(block @ unit.T).argmax(1) for block in self._blocks()])
+
+    def components(self) -> None:
+        centred = self._image - self._image.mean(0, dtype=np.float64).astype(np.float32)
+        np.linalg.eigh((centred.T @ centred).astype(np.float64))
 
 
 def _within(image: Any, evals: Any) -> int:

@@ -48,7 +48,7 @@ class Comparison:
 
 def at_least(work: str, measured: str, ratio: float, bar: float) -> Line:
     """`measured` is `ratio` times as good as the peer; a bar for that."""
-    shown = f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
+    shown = f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
     return Line(work, f"{measured}: {shown} times", f"at least {bar:g} times", ratio >= bar)
 
 
