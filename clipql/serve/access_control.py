@@ -36,6 +36,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+_RAW = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in HEADERS.items()]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -60,10 +61,11 @@ class AccessControl:
 
         async def send_guarded(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
+                raw = message["headers"] = list(message["headers"])
+                there = {name for name, _ in raw}
+                raw += [pair for pair in _RAW if pair[0] not in there]
                 if shared:
+                    headers = MutableHeaders(scope=message)
                     headers["Access-Control-Allow-Origin"] = origin
                     headers["Vary"] = "Origin"
             await send(message)

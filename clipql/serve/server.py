@@ -200,6 +200,7 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks who the client is
         date_header=True,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=options.limits.grace + END_SECONDS,
