@@ -29,8 +29,8 @@ ROOM, PREFIX = 12 << 30, "clipql-tests-"
 TOGETHER = ("curate", "engine", "storage", "syntax", "edges")  # folders, in which no two files have one name
 ALONE = "test_readme.py"  # a file that takes long
 SLOW_FIRST = (
-    "cluster", "tables", "index", "serve/browser", "serve", "sql", "readers", "ingest", "test_readme.py", "faults",
-    "small folders", "files", "encode", "differential", "cli", "care", "serve/workers",
+    "tables", "serve/browser", "serve", "index", "cluster", "sql", "ingest", "readers", "small folders",
+    "serve/workers", "differential", "test_readme.py", "faults", "encode", "files", "cli", "care",
 )  # fmt: skip
 
 
