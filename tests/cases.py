@@ -22,3 +22,8 @@ def crossed(*tables: Sequence[Any], every: int) -> list[tuple[Any, ...]]:
     every: no multiple or divisor of a table's length, so that the steps go through all of them.
     """
     return some(itertools.product(*tables), every)
+
+
+def examples(number: int) -> int:
+    """How many examples hypothesis makes: so many in CI, by hand a third of them."""
+    return number if ALL else number // 3

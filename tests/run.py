@@ -1,4 +1,6 @@
-"""Run the whole suite: each file or folder of tests in a process of its own, three more at a time than there are cores.
+"""Run the whole suite: each folder of tests in a process of its own, three more at a time than there are cores.
+
+Files beside the folders and folders that take little share a process, as each spends seconds on what it loads first.
 
 Some tests wait (for time-outs, for processes to end), and the three more have the cores meanwhile.
 
@@ -18,14 +20,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
 SECONDS = 1800  # for one file or folder: what takes longer hangs, however slow the machine
 ROOM, PREFIX = 12 << 30, "clipql-tests-"
+TOGETHER = ("curate", "engine", "storage", "syntax", "edges")  # folders, in which no two files have one name
+ALONE = "test_readme.py"  # a file that takes long
 SLOW_FIRST = (
-    "cluster", "tables", "index", "serve/browser", "serve", "sql", "readers", "ingest", "test_readme.py", "faults",
-    "encode", "differential", "cli", "care", "serve/workers", "edges",
+    "tables", "serve/browser", "serve", "index", "cluster", "sql", "ingest", "readers", "small folders",
+    "serve/workers", "differential", "test_readme.py", "faults", "encode", "files", "cli", "care",
 )  # fmt: skip
 
 
@@ -45,23 +50,31 @@ def place() -> Iterator[str]:
         yield folder
 
 
-def units() -> list[Path]:
-    """The files of tests and the folders that hold such files, those that take long first."""
-    found = list(HERE.glob("test_*.py")) + sorted({p.parent for p in HERE.rglob("test_*.py")} - {HERE})
+@dataclass(frozen=True)
+class Unit:
+    """What one process tests: how it is called, and the files."""
+
+    name: str
+    files: tuple[Path, ...]
+
+
+def units() -> list[Unit]:
+    """All files of tests, by process, those that take long first."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(HERE.rglob("test_*.py")):
+        folder = file.parent.relative_to(HERE).as_posix()
+        name = "small folders" if folder in TOGETHER else folder
+        if folder == ".":
+            name = file.name if file.name == ALONE else "files"
+        found.setdefault(name, []).append(file)
     slow = {name: i for i, name in enumerate(SLOW_FIRST)}
-    return sorted(found, key=lambda p: (slow.get(name(p), len(slow)), name(p)))
+    return [Unit(n, tuple(found[n])) for n in sorted(found, key=lambda n: (slow.get(n, len(slow)), n))]
 
 
-def name(unit: Path) -> str:
-    """How a unit is called."""
-    return unit.relative_to(HERE).as_posix()
-
-
-def run(unit: Path, folder: str) -> tuple[Path, int, str, float]:
-    """One unit: its path, pytest's exit status, its output, the seconds it took."""
+def run(unit: Unit, folder: str) -> tuple[Unit, int, str, float]:
+    """One unit: it, pytest's exit status, its output, the seconds it took."""
     began = time.monotonic()
-    tests = [str(p) for p in sorted(unit.glob("test_*.py"))] if unit.is_dir() else [str(unit)]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, unit.files)]
     try:
         done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=SECONDS,
                               env={**os.environ, "TMPDIR": folder})  # fmt: skip
@@ -83,11 +96,11 @@ def main(arguments: list[str]) -> int:
             for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", output.rstrip().rpartition("\n")[2]):
                 counts["failed" if what == "error" else what] += int(count)
             if status:
-                broken.append(name(unit))
+                broken.append(unit.name)
                 print(output)
             last = output.rstrip().rpartition("\n")[2]
             print(
-                f"{name(unit):28} {seconds:5.0f} s  {last if status == 0 else f'FAILED (status {status})'}", flush=True
+                f"{unit.name:28} {seconds:5.0f} s  {last if status == 0 else f'FAILED (status {status})'}", flush=True
             )
     print(f"in {time.monotonic() - began:.0f} s" + (f"; broken: {', '.join(broken)}" if broken else ""))
     print(f"{counts['passed']} passed, {counts['failed'] + (1 if broken and not counts['failed'] else 0)} failed, "

@@ -12,9 +12,9 @@ import clipql
 from clipql.storage.vectors import metrics
 from tests.cases import some
 
-ROWS, DIMENSION = 10_000, 24
+ROWS, DIMENSION = 5_000, 24
 DISTANCES = ("cosineDistance", "L2Distance", "L2SquaredDistance", "dotProduct")
-COVERED, DELETED = 8_000, "id % 17 = 3"
+COVERED, DELETED = 4_000, "id % 17 = 3"
 
 
 def made(seed: int, n: int) -> np.ndarray:
@@ -79,11 +79,11 @@ def test_explain_says_that_a_condition_is_exact_and_that_recall_lets_the_index_a
         lines = [line for (line,) in db.sql(statement + settings, q=np.ones(DIMENSION)).rows]
         return next(line for line in lines if line.startswith("  index"))
 
-    compared = "exact: rows that its codes do not rule out are compared; 2,000 newer rows are scanned"
+    compared = "exact: rows that its codes do not rule out are compared; 1,000 newer rows are scanned"
     assert [explained(s) for s in ("max_threads = 2", "recall = 1", "recall = 0.9", "vector_index = 0")] == [
         f"  index: near (ivf, L2Distance); {compared}",
         f"  index: near (ivf, L2Distance, recall = 1); {compared}",
-        "  index: near (ivf, L2Distance, recall = 0.9); 2,000 newer rows are scanned",
+        "  index: near (ivf, L2Distance, recall = 0.9); 1,000 newer rows are scanned",
         "  index: none, an exact scan on all cores; vector_index = 0",
     ]
 

@@ -22,6 +22,7 @@ from clipql.index.ivf import search as search_module
 from clipql.storage.vectors.metrics import Metric, distances
 
 METRICS = list(Metric)
+ROWS = 4000
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class World:
     text_queries: NDArray[np.float32]
 
 
-def make_world(rows: int = 8000, dimension: int = 64, queries: int = 60) -> World:
+def make_world(rows: int = ROWS, dimension: int = 64, queries: int = 60) -> World:
     rng = np.random.default_rng(7)
     topics = rng.standard_normal((200, dimension)) * np.linspace(1.5, 0.3, dimension)
     z = topics[rng.integers(0, 200, rows + queries)] + 0.5 * rng.standard_normal((rows + queries, dimension))
@@ -105,6 +106,14 @@ def made(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[Metric,
     return {m: build(world.images, m, folder / m.name, queries=world.captions, seed=3) for m in METRICS}
 
 
+@pytest.fixture(scope="module")
+def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index that was built without captions."""
+    place = tmp_path_factory.mktemp("kept") / "ivf"
+    build(world.images, Metric.COSINE, place, seed=3)
+    return place
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_the_default_recall_is_reached_on_unseen_queries_of_either_kind(
@@ -118,14 +127,16 @@ def test_the_default_recall_is_reached_on_unseen_queries_of_either_kind(
 def test_a_caption_finds_its_own_picture_as_often_as_it_finds_other_neighbours(
     world: World, metric: Metric, tmp_path: Path
 ) -> None:
-    stored, rng = world.images.take(np.arange(8000)), np.random.default_rng(5)
+    stored, rng = world.images.take(np.arange(ROWS)), np.random.default_rng(5)
     captions = (0.6 * stored + 1.2 * rng.standard_normal(stored.shape) + rng.standard_normal(64)).astype(np.float32)
     index = build(world.images, metric, tmp_path / "ivf", queries=Blocks((captions,)), seed=3)
+    nearest = {}
+    for row in rng.choice(ROWS, 400, replace=False).tolist():
+        d = distances(metric, stored, captions[row])
+        nearest[row] = set(np.argsort(-d if metric.larger_is_nearer else d, kind="stable")[:10].tolist())
     for asked in (0.9, 0.95, 0.98):
         own, found, others, hits = 0, 0, 0, 0
-        for row in rng.choice(8000, 400, replace=False).tolist():
-            d = distances(metric, stored, captions[row])
-            near = set(np.argsort(-d if metric.larger_is_nearer else d, kind="stable")[:10].tolist())
+        for row, near in nearest.items():
             rows = set(index.search(captions[row], 10, knobs={"recall": asked}).rows.tolist())
             own, found = own + (row in near), found + len(near & rows & {row})
             others, hits = others + len(near - {row}), hits + len(near & rows - {row})
@@ -153,8 +164,8 @@ def test_distances_are_exact_and_sorted_with_ties_by_row(
 def test_an_index_speaks_the_protocol(made: dict[Metric, IvfIndex]) -> None:
     index = made[Metric.L2]
     assert isinstance(index, Index)
-    assert (index.kind, index.metric, index.rows_covered) == ("ivf", Metric.L2, 8000)
-    assert 100 <= index.lists <= 150
+    assert (index.kind, index.metric, index.rows_covered) == ("ivf", Metric.L2, ROWS)
+    assert 50 <= index.lists <= 75
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -163,7 +174,7 @@ def test_recall_of_one_compares_every_row_and_misses_nothing(
 ) -> None:
     index = made[metric]
     assert recall(index, world.images, world.text_queries[:20], knobs={"recall": 1.0}) == 1
-    assert index.search(world.text_queries[0], 10, knobs={"recall": 1.0}).cost.rows_scanned == 8000
+    assert index.search(world.text_queries[0], 10, knobs={"recall": 1.0}).cost.rows_scanned == ROWS
 
 
 def test_a_higher_recall_scans_more(world: World, made: dict[Metric, IvfIndex]) -> None:
@@ -208,7 +219,7 @@ def test_a_query_of_the_wrong_kind_is_refused(made: dict[Metric, IvfIndex]) -> N
 def test_a_filter_lets_only_its_rows_through_and_keeps_the_recall(
     world: World, made: dict[Metric, IvfIndex], share: float
 ) -> None:
-    among = np.random.default_rng(1).random(8000) < share
+    among = np.random.default_rng(1).random(ROWS) < share
     index = made[Metric.COSINE]
     for q in world.text_queries[:10]:
         rows = index.search(q, 10, among=among).rows.astype(int)
@@ -222,8 +233,8 @@ def test_a_filter_lets_only_its_rows_through_and_keeps_the_recall(
 def test_exactly_k_rows_come_back_whenever_k_qualify(
     world: World, made: dict[Metric, IvfIndex], metric: Metric, matching: int
 ) -> None:
-    among = np.zeros(8000, np.bool_)
-    among[np.random.default_rng(2).choice(8000, matching, replace=False)] = True
+    among = np.zeros(ROWS, np.bool_)
+    among[np.random.default_rng(2).choice(ROWS, matching, replace=False)] = True
     for k in (1, 10, 2000, 5000):
         rows = (
             made[metric]
@@ -236,7 +247,7 @@ def test_exactly_k_rows_come_back_whenever_k_qualify(
 
 def test_a_filter_on_far_rows_only_is_widened_until_they_are_found(world: World, made: dict[Metric, IvfIndex]) -> None:
     query = world.image_queries[0]
-    far = distances(Metric.COSINE, world.images.take(np.arange(8000)), query)
+    far = distances(Metric.COSINE, world.images.take(np.arange(ROWS)), query)
     among = far > np.quantile(far, 0.9)
     found = made[Metric.COSINE].search(query, 50, among=among, knobs={"nprobe": 1, "rescore": 60})
     assert len(found.rows) == 50
@@ -244,14 +255,14 @@ def test_a_filter_on_far_rows_only_is_widened_until_they_are_found(world: World,
 
 
 def test_k_beyond_the_table_returns_every_row_and_no_k_none(world: World, made: dict[Metric, IvfIndex]) -> None:
-    found = made[Metric.L2_SQUARED].search(world.text_queries[0], 9000)
-    assert sorted(found.rows.tolist()) == list(range(8000))
+    found = made[Metric.L2_SQUARED].search(world.text_queries[0], ROWS + 1000)
+    assert sorted(found.rows.tolist()) == list(range(ROWS))
     assert len(made[Metric.L2_SQUARED].search(world.text_queries[0], 0).rows) == 0
 
 
 def test_a_short_filter_is_refused(world: World, made: dict[Metric, IvfIndex]) -> None:
-    with pytest.raises(VectorIndexError, match="covers 8000 rows"):
-        made[Metric.L2].search(world.text_queries[0], 5, among=np.ones(7999, np.bool_))
+    with pytest.raises(VectorIndexError, match=f"covers {ROWS} rows"):
+        made[Metric.L2].search(world.text_queries[0], 5, among=np.ones(ROWS - 1, np.bool_))
 
 
 @pytest.mark.parametrize("dimension", [1, 3, 100, 513])
@@ -291,14 +302,14 @@ def test_equal_rows_are_answered_without_end(tmp_path: Path) -> None:
     assert found.distances.tolist() == [4.0] * 10
 
 
-def test_queries_far_from_everything_stored_are_searched_wider(world: World, tmp_path: Path) -> None:
-    index = build(world.images, Metric.COSINE, tmp_path / "ivf", seed=3)
+def test_queries_far_from_everything_stored_are_searched_wider(world: World, folder: Path) -> None:
+    index = open_index(folder, world.images)
     assert index.curves.kind_of(world.image_queries[0]) == "image"
     assert index.curves.kind_of(-world.image_queries[0]) == "foreign"
 
 
-def test_text_queries_are_searched_wide_enough_where_no_caption_was_given(world: World, tmp_path: Path) -> None:
-    index = build(world.images, Metric.COSINE, tmp_path / "ivf", seed=3)
+def test_text_queries_are_searched_wide_enough_where_no_caption_was_given(world: World, folder: Path) -> None:
+    index = open_index(folder, world.images)
     assert index._curves.kind_of(world.text_queries[0]) == "foreign"
     assert recall(index, world.images, world.text_queries) >= 0.9
     assert recall(index, world.images, world.image_queries) >= 0.9
@@ -318,12 +329,12 @@ def test_few_rows_are_refused(tmp_path: Path) -> None:
 
 
 def test_captions_that_do_not_pair_are_refused(world: World, tmp_path: Path) -> None:
-    with pytest.raises(VectorIndexError, match="must pair with 8000 rows"):
+    with pytest.raises(VectorIndexError, match=f"must pair with {ROWS} rows"):
         build(world.images, Metric.L2, tmp_path / "ivf", queries=Blocks((np.ones((7, 64), np.float32),)))
 
 
 def test_the_same_seed_gives_the_same_files_on_any_number_of_threads(tmp_path: Path) -> None:
-    small = make_world(3000, 96, 1)
+    small = make_world(1500, 96, 1)
     for name, threads in (("a", 1), ("b", 2)):
         build(small.images, Metric.COSINE, tmp_path / name, queries=small.captions, seed=11, threads=threads)
     kept = [json.loads((tmp_path / n / "meta.json").read_text()) for n in "ab"]
@@ -334,7 +345,7 @@ def test_the_same_seed_gives_the_same_files_on_any_number_of_threads(tmp_path: P
 
 
 def test_laying_out_in_stretches_gives_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = make_world(3000, 96, 1)
+    small = make_world(1500, 96, 1)
     build(small.images, Metric.L2, tmp_path / "whole")
     monkeypatch.setattr(place_module, "STRETCH", 700)
     build(small.images, Metric.L2, tmp_path / "cut")
@@ -346,9 +357,20 @@ class Killed(BaseException):
     """What a build dies of, so that nothing after it runs."""
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a build that is not cut off gives."""
+    small, place = make_world(3000), tmp_path_factory.mktemp("whole") / "ivf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place_module, "PART", 700)
+        patch.setattr(place_module, "CHUNK", 350)
+        build(small.images, Metric.L2, place, queries=small.captions, seed=4)
+    return place
+
+
 @pytest.mark.parametrize("killed_at", [1050, 1500, 3000])
 def test_a_build_cut_off_goes_on_and_gives_the_same_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     monkeypatch.setattr(place_module, "PART", 700)
     monkeypatch.setattr(place_module, "CHUNK", 350)
@@ -371,15 +393,14 @@ def test_a_build_cut_off_goes_on_and_gives_the_same_files(
     assert not (tmp_path / "work").exists()
     assert "train" not in {stage for stage, _ in stages}
     assert min(done for stage, done in stages if stage == "encode") == killed_at  # rows before it are not read again
-    build(small.images, Metric.L2, tmp_path / "whole", queries=small.captions, seed=4)
-    for file in (tmp_path / "whole").iterdir():
+    for file in whole.iterdir():
         if file.name != "meta.json":
             assert (tmp_path / "cut" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_what_was_left_of_another_column_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_module.NewFolder, "__exit__", lambda *_: None)
-    small, work = make_world(3000), tmp_path / "work"
+    small, work = make_world(1500), tmp_path / "work"
 
     def dies(stage: str, done: int, total: int) -> None:
         if stage == "calibrate":
@@ -420,7 +441,7 @@ def test_progress_is_told_by_stage(world: World, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     build(world.images, Metric.L2, tmp_path / "ivf", progress=lambda *step: told.append(step))
     assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["sample", "train", "encode", "route", "calibrate"]
-    assert [t for t in told if t[0] == "encode"][-1] == ("encode", 8000, 8000)
+    assert [t for t in told if t[0] == "encode"][-1] == ("encode", ROWS, ROWS)
 
 
 def test_a_build_that_fails_leaves_the_old_index_and_no_litter(world: World, tmp_path: Path) -> None:
@@ -436,13 +457,6 @@ def test_a_build_that_fails_leaves_the_old_index_and_no_litter(world: World, tmp
         build(small.images, Metric.L2, tmp_path / "ivf", seed=5, progress=stop)
     assert [f.name for f in tmp_path.iterdir()] == ["ivf"]
     assert (tmp_path / "ivf" / "meta.json").read_bytes() == before
-
-
-@pytest.fixture(scope="module")
-def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("kept") / "ivf"
-    build(world.images, Metric.COSINE, place, seed=3)
-    return place
 
 
 def copy_of(folder: Path, tmp_path: Path) -> Path:
@@ -483,5 +497,5 @@ def test_meta_that_cannot_be_read_is_damage_and_a_newer_one_is_not(world: World,
 
 
 def test_an_index_of_another_column_is_refused(world: World, folder: Path) -> None:
-    with pytest.raises(VectorIndexError, match="covers 8000 rows of 64 numbers"):
-        open_index(folder, Blocks((np.ones((7000, 64), np.float32),)))
+    with pytest.raises(VectorIndexError, match=f"covers {ROWS} rows of 64 numbers"):
+        open_index(folder, Blocks((np.ones((ROWS - 1000, 64), np.float32),)))

@@ -135,10 +135,10 @@ def covered(db: clipql.Database) -> list[tuple[int, int]]:
 @pytest.fixture
 def table(db: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> clipql.Database:
     monkeypatch.setattr(index_entries, "FEWEST_ADDED", 300)
-    monkeypatch.setattr(index_entries, "UNCOVERED", 2_000)
+    monkeypatch.setattr(index_entries, "UNCOVERED", 1_200)
     index = "INDEX near v TYPE ivf('L2Distance')"
     db.sql(f"CREATE TABLE t (id UInt64, v Array(Float32), {index}) ENGINE = MergeTree ORDER BY id")
-    insert(db, 0, 3_000)
+    insert(db, 0, 1_500)
     return db
 
 
@@ -155,39 +155,39 @@ def nearest(db: clipql.Database, id: int, more: str = "") -> list[tuple[int, ...
 
 
 def test_an_insert_adds_its_rows_to_the_index_once_they_are_worth_it(table: clipql.Database) -> None:
-    assert covered(table) == [(3_000, 3_000)]
-    insert(table, 3_000, 200)
-    assert covered(table) == [(3_200, 3_000)]
-    insert(table, 3_200, 200)
-    assert covered(table) == [(3_400, 3_400)]
-    for id in (5, 3_100, 3_399):
+    assert covered(table) == [(1_500, 1_500)]
+    insert(table, 1_500, 200)
+    assert covered(table) == [(1_700, 1_500)]
+    insert(table, 1_700, 200)
+    assert covered(table) == [(1_900, 1_900)]
+    for id in (5, 1_600, 1_899):
         assert nearest(table, id) == nearest(table, id, " SETTINGS vector_index = 0")
     assert len(list((table.path / "index").glob("*/*"))) == 1
     assert table.check(deep=True).findings == ()
 
 
 def test_lists_are_learnt_anew_once_the_table_has_doubled(table: clipql.Database) -> None:
-    for at in range(3_000, 6_000, 1_500):
-        insert(table, at, 1_500)
+    for at in range(1_500, 3_000, 750):
+        insert(table, at, 750)
     [entry] = table.registry.find(None, "t").indexes
-    assert table.indexes._learned(table.registry.find(None, "t"), entry) == 3_000
-    insert(table, 6_000, 400)
-    [entry] = table.registry.find(None, "t").indexes
-    assert table.indexes._learned(table.registry.find(None, "t"), entry) == entry.rows == 6_400
-
-
-def test_lists_are_learnt_anew_where_recall_falls(table: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_of_growth, "FALL", -1.0)
+    assert table.indexes._learned(table.registry.find(None, "t"), entry) == 1_500
     insert(table, 3_000, 400)
     [entry] = table.registry.find(None, "t").indexes
     assert table.indexes._learned(table.registry.find(None, "t"), entry) == entry.rows == 3_400
 
 
+def test_lists_are_learnt_anew_where_recall_falls(table: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_of_growth, "FALL", -1.0)
+    insert(table, 1_500, 400)
+    [entry] = table.registry.find(None, "t").indexes
+    assert table.indexes._learned(table.registry.find(None, "t"), entry) == entry.rows == 1_900
+
+
 def test_deleted_rows_stay_deleted_in_a_grown_index(table: clipql.Database) -> None:
-    table.sql("DELETE FROM t WHERE id IN (3, 2999)")
-    insert(table, 3_000, 400)
-    assert covered(table) == [(3_400, 3_400)]
-    for id in (2, 3_001):
+    table.sql("DELETE FROM t WHERE id IN (3, 1499)")
+    insert(table, 1_500, 400)
+    assert covered(table) == [(1_900, 1_900)]
+    for id in (2, 1_501):
         assert nearest(table, id) == nearest(table, id, " SETTINGS vector_index = 0")
 
 
@@ -206,28 +206,28 @@ def test_an_insert_says_how_far_its_index_is_and_does_not_wait_for_it(
         return build(*args, **named)
 
     monkeypatch.setattr(indexes.kinds, "build", held)
-    made = table.sql("INSERT INTO t " + ROWS.format(3_000, 7_000))
-    told = "index near covers 3,000 of 10,000 rows, the others are added in the background"
+    made = table.sql("INSERT INTO t " + ROWS.format(1_500, 2_500))
+    told = "index near covers 1,500 of 4,000 rows, the others are added in the background"
     assert made.stats.indexes == told
     begun.wait()
     state = table.sql("SELECT state FROM clipql.indexes").rows
     assert state == [("in use; in the background: beginning",)]
     # statements go on meanwhile, also those that change the table
-    assert nearest(table, 9_999) == nearest(table, 9_999, " SETTINGS vector_index = 0")
+    assert nearest(table, 3_999) == nearest(table, 3_999, " SETTINGS vector_index = 0")
     table.sql("DELETE FROM t WHERE id = 7")
-    table.sql("INSERT INTO t " + ROWS.format(10_000, 100))
+    table.sql("INSERT INTO t " + ROWS.format(4_000, 100))
     may_go_on.set()
     stages: list[str] = []
     table.wait_for_indexes(lambda stage, done, total: stages.append(stage))
-    assert covered(table) == [(10_100, 10_000)]
+    assert covered(table) == [(4_100, 4_000)]
     assert table.sql("SELECT state FROM clipql.indexes").rows == [("in use",)]
-    for id in (6, 8, 10_050):
+    for id in (6, 8, 4_050):
         assert nearest(table, id) == nearest(table, id, " SETTINGS vector_index = 0")
     assert table.check(deep=True).findings == ()
 
 
 def test_four_inserts_build_an_index_once(db: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_entries, "UNCOVERED", 1_000)
+    monkeypatch.setattr(index_entries, "UNCOVERED", 500)
     monkeypatch.setattr(background, "QUIET_SECONDS", 3_600)
     monkeypatch.setattr(background, "LONGEST_QUIET_SECONDS", 3_600)
     built = []
@@ -235,10 +235,10 @@ def test_four_inserts_build_an_index_once(db: clipql.Database, monkeypatch: pyte
     monkeypatch.setattr(indexes.kinds, "build", lambda *a, **n: built.append(a[1].rows) or build(*a, **n))
     index = "INDEX near v TYPE ivf('L2Distance')"
     db.sql(f"CREATE TABLE t (id UInt64, v Array(Float32), {index}) ENGINE = MergeTree ORDER BY id")
-    for at in range(0, 6_000, 1_500):
-        db.sql("INSERT INTO t " + ROWS.format(at, 1_500))
+    for at in range(0, 2_000, 500):
+        db.sql("INSERT INTO t " + ROWS.format(at, 500))
     db.wait_for_indexes()
-    assert (covered(db), built) == ([(6_000, 6_000)], [6_000])
+    assert (covered(db), built) == ([(2_000, 2_000)], [2_000])
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_what_an_index_is_built_of_may_go_meanwhile(
     table.wait_for_indexes()
     assert table.check(deep=True).findings == ()
     if "RENAME" in change:
-        assert covered(table) == [(3_000, 3_000)]
+        assert covered(table) == [(1_500, 1_500)]
         assert table.sql("SELECT column FROM clipql.indexes").rows == [("w",)]
     else:
         assert all(built == 0 for _, built in covered(table))
@@ -282,15 +282,15 @@ def test_closing_stops_a_build_and_opening_goes_on_with_it(tmp_path: Path, monke
 
     with clipql.connect(tmp_path / "db") as db:
         db.sql("CREATE TABLE t (id UInt64, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
-        db.sql("INSERT INTO t " + ROWS.format(0, 2_000))
+        db.sql("INSERT INTO t " + ROWS.format(0, 1_500))
         db.sql("ALTER TABLE t ADD INDEX near v TYPE ivf('L2Distance')")
         monkeypatch.setattr(background.Background, "tell", held)
         db.sql("ALTER TABLE t MATERIALIZE INDEX near SETTINGS mutations_sync = 0")
         begun.wait()
     with clipql.connect(tmp_path / "db") as db:
-        assert covered(db) == [(2_000, 0)]
+        assert covered(db) == [(1_500, 0)]
         db.wait_for_indexes()
-        assert covered(db) == [(2_000, 2_000)]
+        assert covered(db) == [(1_500, 1_500)]
         assert db.sql("SELECT state FROM clipql.indexes").rows == [("in use",)]
 
 

@@ -21,6 +21,7 @@ from tests.cases import crossed
 
 LONG = np.longdouble
 METRICS = list(Metric)
+ROWS = 2000
 
 
 def keys(metric: Metric, rows: NDArray[Any], query: NDArray[Any]) -> NDArray[np.longdouble]:
@@ -33,7 +34,7 @@ def keys(metric: Metric, rows: NDArray[Any], query: NDArray[Any]) -> NDArray[np.
     return ((x - q) ** 2).sum(1)
 
 
-def clustered(seed: int, n: int = 4000, d: int = 16) -> NDArray[np.float32]:
+def clustered(seed: int, n: int = ROWS, d: int = 16) -> NDArray[np.float32]:
     centres = np.random.default_rng(0).standard_normal((40, d))
     rng = np.random.default_rng(seed)
     return (centres[rng.integers(0, 40, n)] + 0.3 * rng.standard_normal((n, d))).astype(np.float32)
@@ -83,7 +84,7 @@ def test_one_row_of_another_magnitude_leaves_recall_as_it_is_and_is_found_itself
     rows = np.concatenate([clustered(1), np.full((1, 16), size, np.float32)])
     index = build(ArrayRows(rows), metric, tmp_path / "ivf")
     assert index.standing() == "in use"
-    assert index.apart.tolist() == ([] if metric is Metric.COSINE else [4000])
+    assert index.apart.tolist() == ([] if metric is Metric.COSINE else [ROWS])
     queries = clustered(2, 40)
     assert recall(index, rows, queries) >= 0.93
     assert recall(index, rows, queries, recall=1) == 1
@@ -101,7 +102,7 @@ def test_where_half_of_the_rows_are_of_another_magnitude_no_neighbour_is_lost(
     tmp_path: Path, metric: Metric, powers: tuple[float, float]
 ) -> None:
     rows = clustered(1)
-    size = 10.0 ** np.random.default_rng(3).uniform(*powers, (2000, 1))
+    size = 10.0 ** np.random.default_rng(3).uniform(*powers, (ROWS // 2, 1))
     rows[::2] = (rows[::2] * size).astype(np.float32)
     index = build(ArrayRows(rows), metric, tmp_path / "ivf")
     usual, odd = rows[1::2][:50], rows[::2][:50]
@@ -133,20 +134,20 @@ def test_a_query_from_far_away_or_close_to_nothing_finds_what_it_is_asked_for(
 def test_a_filter_lets_rows_kept_apart_through_only_where_it_names_them(tmp_path: Path) -> None:
     rows = np.concatenate([clustered(1), np.full((2, 16), 1e9, np.float32)])
     index = build(ArrayRows(rows), Metric.DOT, tmp_path / "ivf")
-    query, among = np.ones(16, np.float32), np.ones(4002, np.bool_)
-    assert index.search(query, 2).rows.tolist() == [4000, 4001]
-    among[4000] = False
-    assert index.search(query, 1, among=among).rows.tolist() == [4001]
+    query, among = np.ones(16, np.float32), np.ones(ROWS + 2, np.bool_)
+    assert index.search(query, 2).rows.tolist() == [ROWS, ROWS + 1]
+    among[ROWS] = False
+    assert index.search(query, 1, among=among).rows.tolist() == [ROWS + 1]
     inside = index.within(query, 1e9, among)
     assert inside is not None
-    assert inside.tolist() == [4001]
+    assert inside.tolist() == [ROWS + 1]
 
 
 def test_an_index_is_never_used_for_more_recall_than_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrate, "_grid", lambda lists: [1])  # as where more lists find no more
-    rows = clustered(1)
+    rows = clustered(1, 4000)
     index = build(ArrayRows(rows), Metric.L2, tmp_path / "ivf")
     reached = max(p.recall for p in index.curves.image)
     assert 0.4 < reached < 0.95
@@ -187,23 +188,23 @@ def nearest(db: clipql.Database, metric: str, query: NDArray[Any], settings: str
 def test_sql_finds_the_nearest_rows_beside_an_outlier_before_and_after_it_is_deleted(
     many: clipql.Database, metric: str
 ) -> None:
-    rows = np.random.default_rng(0).uniform(-1, 1, (4000, 16)).astype(np.float32)
+    rows = np.random.default_rng(0).uniform(-1, 1, (ROWS, 16)).astype(np.float32)
     many.sql(
         f"CREATE TABLE t (id UInt32, v Array(Float32), INDEX near v TYPE ivf('{metric}')) ENGINE MergeTree ORDER BY id"
     )
     insert(many, "t", 0, np.concatenate([rows, np.full((1, 16), 1e7, np.float32)]))
     every = np.concatenate([rows, np.full((1, 16), 1e7, np.float32)])
-    for change in ("SELECT 1", "DELETE FROM t WHERE id = 4000", "OPTIMIZE TABLE t FINAL"):
+    for change in ("SELECT 1", f"DELETE FROM t WHERE id = {ROWS}", "OPTIMIZE TABLE t FINAL"):
         many.sql(change)
         many.sql("ALTER TABLE t MATERIALIZE INDEX near")
         assert many.sql("SELECT state FROM clipql.indexes").rows == [("in use",)]
         there, hits = every if change == "SELECT 1" else rows, 0
-        for q in rows[:40]:
+        for q in rows[:20]:
             expected = np.argsort(keys(Metric(metric), there, q), kind="stable")[:5].tolist()
             hits += len(set(nearest(many, metric, q)) & set(expected))
             assert nearest(many, metric, q, "SETTINGS recall = 1") == expected
             assert nearest(many, metric, q, "SETTINGS vector_index = 0") == expected
-        assert hits >= 0.93 * 40 * 5
+        assert hits >= 0.93 * 20 * 5
 
 
 def test_sql_tells_of_an_index_that_is_not_used_in_the_list_in_explain_and_by_a_warning(many: clipql.Database) -> None:
@@ -216,11 +217,11 @@ def test_sql_tells_of_an_index_that_is_not_used_in_the_list_in_explain_and_by_a_
     with pytest.warns(IndexWarning, match=r"index near of default\.t: exact scan: .* orders of magnitude"):
         many.sql("ALTER TABLE t MATERIALIZE INDEX near")
     state, recall = many.sql("SELECT state, recall FROM clipql.indexes").rows[0]
-    assert state == "exact scan: 2,000 of 4,000 rows are of other orders of magnitude than the codes'"
+    assert state == "exact scan: 1,000 of 2,000 rows are of other orders of magnitude than the codes'"
     assert recall == ""
     asked = "EXPLAIN SELECT id FROM t ORDER BY L2Distance(v, {q:Array(Float32)}) LIMIT 5"
     told = "\n".join(line for (line,) in many.sql(asked, q=rows[1]).rows)
-    assert "index: none, an exact scan on all cores; near (ivf, L2Distance): 2,000 of 4,000 rows are" in told
+    assert "index: none, an exact scan on all cores; near (ivf, L2Distance): 1,000 of 2,000 rows are" in told
     for q in itertools.chain(rows[:10:2], rows[1:10:2]):
         assert nearest(many, "L2Distance", q) == np.argsort(keys(Metric.L2, rows, q), kind="stable")[:5].tolist()
 

@@ -20,13 +20,13 @@ from clipql.index.rows import ArrayRows
 from clipql.storage.vectors.metrics import Metric
 from tests.index.test_ivf import Killed, World, make_world, truth
 
-SHARDS, LISTS = 2, 72
+SHARDS, LISTS, ROWS = 2, 72, 3600
 METRICS = (Metric.COSINE, Metric.L2, Metric.DOT)
 
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return make_world(3600)
+    return make_world(ROWS)
 
 
 class Shared:
@@ -59,7 +59,7 @@ def test_all_shards_have_the_lists_of_the_model_and_are_one_of_its_kind(
 
     assert {i.model for i in shared.indexes} == {shared.model.identity} == {shared.router.model}
     assert {i.lists for i in shared.indexes} == {shared.router.lists} == {shared.model.known.lists.count}
-    assert sum(i.rows_covered for i in shared.indexes) == 3600
+    assert sum(i.rows_covered for i in shared.indexes) == ROWS
 
 
 @pytest.mark.parametrize("metric", METRICS)

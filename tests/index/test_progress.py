@@ -135,12 +135,12 @@ def test_a_forecast_counts_the_bytes_that_a_build_writes(tmp_path: Path) -> None
         db.sql("CREATE TABLE t (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
         db.sql(
             "INSERT INTO t SELECT number, arrayMap(i -> toFloat32(cityHash64(number, i) % 2000 / 1000 - 1), range(96)) "
-            "FROM numbers(20000)"
+            "FROM numbers(6000)"
         )
         db.sql("ALTER TABLE t ADD INDEX ix v TYPE ivf('L2Distance')")
         table = db.registry.catalog.tables[0]
         store = db.registry.store(table, "v")
-        told = ivf.forecast(store, Metric.L2, ivf.lists_for(20_000))
+        told = ivf.forecast(store, Metric.L2, ivf.lists_for(6_000))
         db.sql("ALTER TABLE t MATERIALIZE INDEX ix")
         (size,) = db.sql("SELECT bytes FROM clipql.indexes").rows[0]
     assert 0.9 < told.kept / size < 1.3

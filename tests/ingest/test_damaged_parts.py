@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from cases import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parts import Part, make_part, state, stored
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 ROWS, DIMENSION = 30, 8
 MOST_MEMORY = 400 << 20
 quick = settings(
-    max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(300), derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 
 

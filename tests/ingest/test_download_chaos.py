@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cases import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from part_server import QUICK, PartServer
@@ -18,7 +19,7 @@ from clipql.ingest.fetch.digests import ChecksumList, from_headers
 from clipql.ingest.fetch.http import shown
 from clipql.ingest.fetch.manners import retry_after
 
-quick = settings(max_examples=200, derandomize=True, deadline=None, database=None)
+quick = settings(max_examples=examples(200), derandomize=True, deadline=None, database=None)
 HEADERS = (
     "content-md5", "digest", "repr-digest", "x-goog-hash", "etag", "server", "x-amz-request-id", "x-amz-checksum-type",
     "x-amz-checksum-sha256", "x-amz-checksum-crc32", "x-amz-server-side-encryption", "x-linked-etag",

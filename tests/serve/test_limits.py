@@ -27,6 +27,7 @@ from clipql.encode.models import BUNDLED
 from clipql.errors import QueryError
 from clipql.serve import unpacking
 from clipql.serve.cityhash import cityhash128
+from tests.cases import some
 from tests.patience import LAST_NET_SECONDS, until
 from tests.serve.conftest import Reply, Running, fill, start, stop
 
@@ -294,7 +295,7 @@ def idle(server: Running) -> bool:
     return "clipql_requests_taken 0.0" in server.ask("/metrics").text
 
 
-@pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.parametrize("name", some(ENDLESS, 2))
 def test_a_query_ends_at_its_time(small: Running, name: str) -> None:
     reply = small.sql(ENDLESS[name])
     assert (reply.status, reply.headers["x-clickhouse-exception-code"]) == (408, "159")
@@ -343,7 +344,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     stop(running)
 
 
-@pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.parametrize("name", some(ENDLESS, 2))
 def test_a_query_ends_when_its_client_goes(patient: Running, name: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", patient.port)
     connection.request("POST", "/", ENDLESS[name])
@@ -364,7 +365,7 @@ def test_a_search_through_rest_ends_when_its_client_goes(patient: Running) -> No
     until(lambda: idle(patient), "it has ended")
 
 
-@pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.parametrize("name", some(ENDLESS, 2))
 def test_a_query_is_killed_wherever_it_is(patient: Running, name: str) -> None:
     replies: list[Reply] = []
     thread = threading.Thread(target=lambda: replies.append(patient.sql(ENDLESS[name], query_id="killed")))

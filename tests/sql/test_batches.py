@@ -11,8 +11,9 @@ import pytest
 import clipql
 from clipql.encode.models import BUNDLED
 from clipql.errors import ClipqlError, QueryError, VectorError
+from clipql.tables import index_entries
 
-ROWS, DIMENSION, QUERIES = 22_000, 16, 80
+ROWS, DIMENSION, QUERIES = 6_000, 16, 40
 SELECT = "SELECT id, name, L2Distance(v, {q:Array(Float32)}) AS d FROM t"
 
 
@@ -27,7 +28,9 @@ def vectors(seed: int, n: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
-    with clipql.connect(tmp_path_factory.mktemp("batches") / "db", model=BUNDLED) as made:
+    place = tmp_path_factory.mktemp("batches") / "db"
+    with pytest.MonkeyPatch.context() as patch, clipql.connect(place, model=BUNDLED) as made:
+        patch.setattr(index_entries, "UNCOVERED", 4_000)  # from so many rows on, an INSERT builds an index
         made.sql(
             "CREATE TABLE t (id UInt32, name String, k UInt8, v Array(Float32), INDEX near v TYPE ivf('L2Distance')) "
             "ENGINE = MergeTree ORDER BY id"

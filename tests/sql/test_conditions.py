@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import clipql
 from clipql.sql.conditions import plain_mask
+from tests.cases import examples
 
 ROWS = 1_500
 COLUMNS = {
@@ -119,7 +120,7 @@ def conditions() -> st.SearchStrategy[str]:
     )
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(250))
 @given(conditions())
 @example("f32 >= 0.3 AND f32 < 0.7")
 @example("NOT n > 3 OR nf IS NULL")

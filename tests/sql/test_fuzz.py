@@ -15,6 +15,7 @@ from test_oracle import cases, parameters
 
 import clipql
 from clipql.syntax.lexer import Token, tokenize
+from tests.cases import examples
 
 table = test_oracle.table  # its fixture
 STATEMENTS = [s for _, s in cases() if "rand" not in s.lower()]
@@ -102,19 +103,19 @@ def agree(db: clipql.Database, statement: str) -> None:
         assert ties or alike(sorted(map(repr, planned)), sorted(map(repr, passed))), statement
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(120), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32))
 def test_a_statement_with_tokens_changed_gives_what_clickhouse_gives(db: clipql.Database, seed: int) -> None:
     agree(db, mutated(seed))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(WORDS + EXTRA), max_size=14))
 def test_a_soup_of_tokens_is_refused_or_gives_what_clickhouse_gives(db: clipql.Database, words: list[str]) -> None:
     agree(db, soup(words))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(st.text(max_size=60) | st.lists(st.sampled_from(WORDS + EXTRA), max_size=20).map(" ".join))
 def test_any_text_is_split_into_tokens_that_lie_in_it_in_order(text: str) -> None:
     try:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import clipql
 from clipql.storage.vectors.metrics import Metric, distances
+from tests.cases import examples
 
 DIMENSION = 3
 numbers = st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.25, 1.0, 1.5, 65504.0, 0.1])
@@ -63,7 +64,7 @@ def holds(condition: str, row: tuple[int, int, list[float], list[float]]) -> boo
     return bool(eval(text, {"k": row[1], "id": row[0]}))  # the conditions above, in Python
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(changes, vectors, st.sampled_from(list(Metric)), st.sampled_from("ab"), conditions,
        st.integers(1, 8), st.integers(0, 4), st.booleans())  # fmt: skip
 def test_a_search_gives_the_nearest_rows_whatever_happened_to_the_table(
@@ -93,7 +94,7 @@ def test_a_search_gives_the_nearest_rows_whatever_happened_to_the_table(
     np.testing.assert_allclose(got, theirs, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=list(HealthCheck))
 @given(changes, vectors, st.sampled_from(list(Metric)), st.floats(-2, 8, width=32))
 def test_a_range_gives_every_row_within_it(
     db: clipql.Database, steps: list[tuple[str, object]], query: list[float], metric: Metric, radius: float
@@ -109,7 +110,7 @@ def test_a_range_gives_every_row_within_it(
     assert expected <= found <= allowed
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=list(HealthCheck))
 @given(changes)
 def test_every_row_keeps_its_own_vectors(db: clipql.Database, steps: list[tuple[str, object]]) -> None:
     model = apply(db, steps)

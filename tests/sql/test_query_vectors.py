@@ -71,31 +71,29 @@ def agree(ours: clipql.Result, theirs: clipql.Result) -> None:
 
 @pytest.mark.parametrize(("kind", "distance"), crossed(TAKEN + LONG, DISTANCES, every=3))
 def test_what_clickhouse_takes_gives_what_it_gives(db: clipql.Database, kind: str, distance: str) -> None:
-    for vector, value in forms(kind):
-        for plan, statement in STATEMENTS.items():
-            sql = statement.format(d=distance, q=vector)
-            found = db.sql(sql, **given(value))
-            assert [s.kind for s in found.stats.searches] == [plan]
-            if kind in TAKEN or distance == "dotProduct":
-                agree(found, db.sql(sql + ALONE, **given(value)))
-            else:  # ClickHouse finds no type for the distance: here it is Float64
-                with pytest.raises(QueryError, match=f"There is no supertype for types {kind}, Float32"):
-                    db.sql(sql + ALONE, **given(value))
-                exact = statement.format(d=distance, q="[1, 0, 1]::Array(Float64)")
-                agree(found, db.sql(exact + ALONE))
+    for (vector, value), plan in crossed(list(forms(kind)), list(STATEMENTS), every=2):
+        sql = STATEMENTS[plan].format(d=distance, q=vector)
+        found = db.sql(sql, **given(value))
+        assert [s.kind for s in found.stats.searches] == [plan]
+        if kind in TAKEN or distance == "dotProduct":
+            agree(found, db.sql(sql + ALONE, **given(value)))
+        else:  # ClickHouse finds no type for the distance: here it is Float64
+            with pytest.raises(QueryError, match=f"There is no supertype for types {kind}, Float32"):
+                db.sql(sql + ALONE, **given(value))
+            exact = STATEMENTS[plan].format(d=distance, q="[1, 0, 1]::Array(Float64)")
+            agree(found, db.sql(exact + ALONE))
 
 
 @pytest.mark.parametrize("distance", ["L2Distance", "dotProduct"])
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_clickhouse_refuses_is_refused_by_its_type(db: clipql.Database, kind: str, distance: str) -> None:
-    for vector, value in forms(kind):
-        for statement in STATEMENTS.values():
-            sql = statement.format(d=distance, q=vector)
-            with pytest.raises(QueryError):
-                db.sql(sql + ALONE, **given(value))
-            with pytest.raises(VectorError) as raised:
-                db.sql(sql, **given(value))
-            assert f"is Array({kind}); expected an array of Float32, Float64, BFloat16 or integers" in str(raised.value)
+    for (vector, value), statement in crossed(list(forms(kind)), list(STATEMENTS.values()), every=2):
+        sql = statement.format(d=distance, q=vector)
+        with pytest.raises(QueryError):
+            db.sql(sql + ALONE, **given(value))
+        with pytest.raises(VectorError) as raised:
+            db.sql(sql, **given(value))
+        assert f"is Array({kind}); expected an array of Float32, Float64, BFloat16 or integers" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +137,9 @@ VALUES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-@pytest.mark.parametrize("kind", ["Float32", "Float64", "BFloat16"])
-def test_python_values_that_hold_numbers_are_taken(db: clipql.Database, value: Any, kind: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), crossed(list(VALUES), ["Float32", "Float64", "BFloat16"], every=2))
+def test_python_values_that_hold_numbers_are_taken(db: clipql.Database, name: str, kind: str) -> None:
+    value = VALUES[name]
     numbers = [float(x) for x in np.asarray(value).tolist()] if not isinstance(value, memoryview) else value.tolist()
     for statement in STATEMENTS.values():
         sql = statement.format(d="L2Distance", q=f"{{q:Array({kind})}}")

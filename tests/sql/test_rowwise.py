@@ -15,6 +15,7 @@ from clipql.errors import QueryError
 from clipql.storage.vectors import metrics, rowwise
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables import computed
+from tests.cases import some
 
 ROWS, DIMENSION = 3_000, 8
 
@@ -140,7 +141,7 @@ def test_vectors_that_are_grouped_by_are_compared_by_clickhouse(db: clipql.Datab
 def test_a_row_at_the_bound_is_decided_as_clickhouse_decides(db: clipql.Database, sign: str, metric: str) -> None:
     call = f"{metric}(a, b)"
     at = db.sql(f"SELECT groupArray(d) FROM (SELECT {call} AS d FROM t ORDER BY id LIMIT 20) SETTINGS vector_plan = 0")
-    for value in at.rows[0][0][::5]:
+    for value in some(at.rows[0][0][::5], 2):
         for condition in (f"{call} {sign} toFloat32({value!r})", f"toFloat32({value!r}) {sign} {call}"):
             agree(db, f"SELECT count() FROM t WHERE {condition}")
         agree(db, f"SELECT count() FROM t WHERE {call} BETWEEN toFloat32({value!r}) AND 3")

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tree
 from spelled import statements
 
-STATEMENTS, SEED = int(os.environ.get("CLIPQL_STATEMENTS", "2000")), 1
+STATEMENTS, SEED = int(os.environ.get("CLIPQL_STATEMENTS", "1000")), 1
 
 
 @pytest.fixture(scope="module")

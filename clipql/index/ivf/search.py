@@ -159,7 +159,7 @@ class IvfIndex:
         if k <= 0:
             return self._answer(np.empty(0, np.int64), np.empty(0), 0, Cost(), ties)
         mask, matching = self._filter(among)
-        kind = self._curves.kind_of_unit(v) if self.metric is Metric.COSINE else self._curves.kind_of(q)
+        kind = "" if _told(knobs) else self._kind(q, v)
         setting = self._setting(kind, knobs or {})
         kept = max(setting.rescore, 3 * k)
         slack = WIDE_SLACK if setting.rescore > MANY_RESCORED else SLACK
@@ -331,6 +331,10 @@ class IvfIndex:
         deeper = max(1.0, k / 11) * self._rows / max(1, matching)
         return max(1, min(self.lists, int(nprobe * deeper**0.5)))
 
+    def _kind(self, q: Floats, v: Floats) -> str:
+        """The kind of a query, of which v is what the space turned it into."""
+        return self._curves.kind_of_unit(v) if self.metric is Metric.COSINE else self._curves.kind_of(q)
+
     def _setting(self, kind: str, knobs: Mapping[str, float]) -> Setting:
         unknown = sorted(set(knobs) - set(KNOBS))
         if unknown:
@@ -347,6 +351,11 @@ class IvfIndex:
         # measured when lists had fewer rows: as many more seem to be as near as the k-th
         compared = round(picked.rescore * max(1.0, self._rows / max(1, self._learned)))
         return Setting(int(knobs.get("nprobe", picked.nprobe)), int(knobs.get("rescore", compared)))
+
+
+def _told(knobs: Mapping[str, float] | None) -> bool:
+    """Whether knobs say all of a setting, so that the kind of the query decides nothing."""
+    return knobs is not None and "nprobe" in knobs and "rescore" in knobs
 
 
 def ranked_lists(arrays: kernels.Arrays, v: Floats, nprobe: int) -> NDArray[np.int32]:
