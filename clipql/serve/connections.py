@@ -151,7 +151,11 @@ class Connection(HttpToolsProtocol):
         if at_once or self._is_idle():
             self._gone()
         else:
-            self.transport.write_eof()
+            try:
+                self.transport.write_eof()
+            except OSError:  # the client has broken off
+                self._gone()
+                return
             self.flow.resume_reading()
             self._among.refused[self] = None
             self.loop.call_later(LINGER, self.transport.abort)

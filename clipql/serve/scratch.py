@@ -94,10 +94,12 @@ def opened(folder: Path, *, locked: bool = False) -> Iterator[Scratch]:
 
 
 def is_settled(folder: Path) -> bool:
-    """Whether a database was closed in order, so that opening it has nothing to mend. Raises DatabaseDamaged."""
+    """Whether a database was closed in order, so that opening it has nothing to mend, nor to remove, such as what a
+    backup has left. Raises DatabaseDamaged."""
     engine = folder / "engine"
     there = (folder / catalog.NAME).exists() and (engine / "metadata_dropped").is_dir()
-    return there and not (engine / "status").exists() and catalog.load(folder).pending is None
+    left = [engine / "status", engine / "shadow", folder / (catalog.NAME + ".tmp"), *folder.glob(f"{strays.STAGED}*")]
+    return there and not any(map(os.path.lexists, left)) and catalog.load(folder).pending is None
 
 
 def in_child(work: Callable[[], None]) -> None:

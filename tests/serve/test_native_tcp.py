@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import struct
@@ -16,6 +17,11 @@ from clickhouse_driver import Client
 from clickhouse_driver.dbapi import connect
 from clickhouse_driver.errors import ServerException
 
+from clipql.serve.connections import Connections
+from clipql.serve.limits import Limits
+from clipql.serve.tcp.blocks import read_block
+from clipql.serve.tcp.connection import TcpConnection
+from clipql.serve.tcp.wire import Incoming
 from tests.patience import LAST_NET_SECONDS, until
 from tests.serve.conftest import ROWS, TOKEN, Running
 
@@ -311,3 +317,51 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with clipql.connect(tmp_path_factory.mktemp("alone") / "db") as db:
         yield lambda sql: db.registry.engine.query(sql, "TabSeparated").data.decode()
+
+
+def test_small_packets_are_read_many_in_a_turn_and_others_get_theirs() -> None:
+    packets, turns = 20_000, 0
+    block = b"\1\0\2\xff\xff\xff\xff\0" + b"\1\1" + b"\1a\5UInt8\0" + b"\7"
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def read() -> None:
+        source = Incoming(lambda: None, lambda: None)
+        source.feed(block * packets)
+        beside = asyncio.ensure_future(others())
+        for _ in range(packets):
+            found = await read_block(source, 54460, 1 << 10, lambda size: None)
+            assert (found.columns, found.rows) == ([("a", "UInt8")], 1)
+        beside.cancel()
+
+    asyncio.run(read())
+    assert 3 < turns < packets // 10
+
+
+def test_a_client_that_broke_off_before_it_is_told_why_is_let_go() -> None:
+    aborted = []
+
+    class Broken(asyncio.Transport):
+        def resume_reading(self) -> None:
+            pass
+
+        def can_write_eof(self) -> bool:
+            return True
+
+        def write_eof(self) -> None:
+            raise OSError(107, "Transport endpoint is not connected")
+
+        def abort(self) -> None:
+            aborted.append(self)
+
+    async def refused() -> None:
+        made = TcpConnection(Connections(Limits()), None, "")  # type: ignore[arg-type]
+        made.transport = Broken()
+        made._close_later()
+
+    asyncio.run(refused())
+    assert len(aborted) == 1

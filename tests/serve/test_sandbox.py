@@ -23,6 +23,7 @@ import clipql
 from clipql.errors import ServerError
 from clipql.serve import confinement, sandbox, scratch
 from clipql.serve.sandbox import State
+from clipql.storage import catalog
 from clipql.storage.catalog import Catalog, Segment, Table, VectorColumn
 from tests.patience import LAST_NET_SECONDS
 from tests.serve.conftest import fill, start, stop
@@ -75,6 +76,16 @@ def test_a_manifest_opens_nothing_in_the_wall_but_linked_parts(tmp_path: Path) -
         plain = sandbox.of_server(tmp_path / "db", own, Catalog(), "no-model", write=False)
         plan = sandbox.of_server(tmp_path / "db", own, known, "no-model", write=False)
     assert set(plan.readable) - set(plain.readable) == {tmp_path / "part.npy"}
+
+
+@pytest.mark.parametrize("left", ["engine/shadow/increment.txt", "manifest.json.tmp", ".backup-7/manifest.json"])
+def test_what_was_left_to_be_removed_is_removed_before_the_wall_goes_up(tmp_path: Path, left: str) -> None:
+    (tmp_path / "engine" / "metadata_dropped").mkdir(parents=True)
+    catalog.save(tmp_path, Catalog())
+    assert scratch.is_settled(tmp_path)
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).write_text("1")
+    assert not scratch.is_settled(tmp_path)
 
 
 def straight(attempt: Attempt, secrets: Path, port: int) -> tuple[str, list[str], dict[str, str]]:

@@ -6,7 +6,6 @@ conversation ends.
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +29,7 @@ from clipql.serve.native_types import (
     typed_paths,
     unknown_version,
 )
-from clipql.serve.tcp.wire import Source, broken
+from clipql.serve.tcp.wire import Source, broken, others
 from clipql.serve.unpacking import too_large
 from clipql.storage.vectors.compiled import compiled
 
@@ -81,7 +80,7 @@ class _Reading:
         self._keep(varint(columns) + varint(block.rows))
         types = 0
         for _ in range(columns):
-            await asyncio.sleep(0)  # others get their turn, though all of a block may have come
+            await others()
             name, type = await source.text(_NAME), await source.text(_NAME)
             types += len(type)
             if types > _TYPES:

@@ -133,8 +133,12 @@ class TcpConnection(asyncio.Protocol):
         self.refused = self.refused or 400
         self.transport.resume_reading()
         if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self._loop.call_later(_LINGER, self.transport.abort)
+            try:
+                self.transport.write_eof()
+            except OSError:  # the client has broken off
+                self.transport.abort()
+            else:
+                self._loop.call_later(_LINGER, self.transport.abort)
         else:
             self.transport.close()
 

@@ -7,7 +7,6 @@ after an error that leaves no doubt where the next packet begins the conversatio
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 
 from clipql.engine.quoting import quote_name
@@ -23,7 +22,7 @@ from clipql.serve.statements import Call, Statements
 from clipql.serve.tcp import packets
 from clipql.serve.tcp.inserting import insert
 from clipql.serve.tcp.talk import Client, Line, Lost, Talk, too_many
-from clipql.serve.tcp.wire import Gone, broken
+from clipql.serve.tcp.wire import Gone, broken, others
 
 # external tables of a query
 _MOST_TABLES = 64
@@ -48,7 +47,7 @@ class Conversation:
                 kind = await self.talk.read(self.incoming.number())
                 self.line.expects("rest")
                 await self._packet(client, kind)
-                await asyncio.sleep(0)  # others get their turn, though many packets may have come
+                await others()
                 await self.line.drained()
         except Gone:
             pass
@@ -156,7 +155,7 @@ class Conversation:
         """The tables that come with a query, to the block without columns that ends them."""
         found: dict[str, tuple[list[tuple[str, str]], list[bytes]]] = {}
         while True:
-            await asyncio.sleep(0)  # others get their turn, though many packets may have come
+            await others()
             kind = await self.talk.read(self.incoming.number())
             if kind == packets.CANCEL:
                 continue

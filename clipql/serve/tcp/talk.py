@@ -22,7 +22,7 @@ from clipql.serve.sessions import LONGEST_SECONDS
 from clipql.serve.statements import Call, Statements
 from clipql.serve.tcp import packets
 from clipql.serve.tcp.blocks import Block, read_block
-from clipql.serve.tcp.wire import Gone, Incoming, Unpacked, broken
+from clipql.serve.tcp.wire import Gone, Incoming, Unpacked, broken, others
 from clipql.sql.session import Answer
 from clipql.syntax.reading import read
 
@@ -87,7 +87,7 @@ class Talk:
         """The rest of a Data packet: a table's name, and its rows."""
 
         async def both() -> tuple[str, Block]:
-            await asyncio.sleep(0)  # others get their turn, though many packets may have come
+            await others()
             name = await self.incoming.text(_NAME)
             source = Unpacked(self.incoming, self.limits.body, held) if packed else self.incoming
             found = await read_block(source, self.revision, self.limits.body, count)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from collections.abc import Callable
 
 from clipql.errors import QueryError
@@ -22,6 +23,8 @@ _TAKEN = 1 << 16
 _FRAME = 25
 # bytes of a frame that are unpacked on the event loop
 _SHORT = 1 << 16
+# seconds between two rounds of the event loop while packets that have come are read
+_TURN = 0.001
 
 
 class Gone(Exception):
@@ -32,6 +35,33 @@ def broken(what: str) -> QueryError:
     """The error of bytes that are not in the protocol."""
     said = f"the client's bytes are not in the native protocol: {what}"
     return QueryError(said, code=101, name="UNEXPECTED_PACKET_FROM_CLIENT")
+
+
+class Turns:
+    """Others get their turn on the event loop, though all that is read next may have come.
+
+    Going round the loop takes longer than reading a small packet. So all conversations together read for a moment, and
+    let the loop go round then; while it has not, each reads one thing and waits.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._comes = 0.0, False
+
+    async def __call__(self) -> None:
+        """Wait for the loop to go round, if that is due."""
+        if time.monotonic() < self._began + _TURN:
+            return
+        if not self._comes:
+            self._comes = True
+            asyncio.get_running_loop().call_soon(self._begin)
+        await asyncio.sleep(0)
+
+    def _begin(self) -> None:
+        self._began, self._comes = time.monotonic(), False
+
+
+# of all conversations, which are on one event loop
+others = Turns()
 
 
 class Source:
@@ -194,7 +224,7 @@ class Unpacked(Source):
             raise too_large(self._most)
         self._held.release()
         self._held.take(size + claimed)
-        await asyncio.sleep(0)  # others get their turn, though many frames may have come
+        await others()
         frame = await packed.take(16 + size)
         if max(size, claimed) <= _SHORT:
             self.buffer += unpack_blocks(frame, self._most)
