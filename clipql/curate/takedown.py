@@ -31,7 +31,8 @@ from clipql.tables.registry import ROW
 
 if TYPE_CHECKING:
     from clipql.database import Database
-    from clipql.storage.catalog import Table
+    from clipql.projection import stored
+from clipql.storage.catalog import Table
 
 Stage = Callable[[str, int, int], None]
 Picture = str | os.PathLike[str]
@@ -220,7 +221,7 @@ def _files(db: Database, table: Table) -> dict[Path, tuple[int, tuple[int, int]]
     data = registry.engine.scalar(f"SELECT data_paths[1] FROM system.tables WHERE {where}")
     folders = [registry.table_folder(table), Path(str(data)) if data else None]
     folders += [registry.folder / "rows" / table.row_file.folder] if table.row_file else []
-    folders += [registry.folder / name / table.id for name in ("index", "codes")]
+    folders += [registry.folder / name / table.id for name in ("index", "codes", stored.FOLDER)]
     found: dict[Path, tuple[int, tuple[int, int]]] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")) if folder and folder.is_dir() else ():

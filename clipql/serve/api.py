@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -26,6 +25,7 @@ from clipql.serve.counts import Counted, counts
 from clipql.serve.error_position import without_prefix
 from clipql.serve.errors import error_status
 from clipql.serve.facets import Facets
+from clipql.serve.map_points import MapAsked, MapPoints
 from clipql.serve.models_at_hand import models, takes_words
 from clipql.serve.packing import packed
 from clipql.serve.pool import Busy, gone
@@ -37,7 +37,6 @@ from clipql.serve.search_results import SearchResults
 from clipql.serve.service import Request, Service
 from clipql.serve.thumbnails import SIZES, Thumbnails
 from clipql.serve.unpacking import too_large
-from clipql.serve.values import projected
 from clipql.storage.catalog import Table
 from clipql.tables.registry import INTERNAL, ROW
 from clipql.version import __version__
@@ -58,6 +57,7 @@ class Api:
         opener = options.opener or options.picture_folders(service.database.path)
         self.results = SearchResults(service)
         self._by_chance, self._of_columns = Chance(service), Facets(service)
+        self._points = MapPoints(service, self.results)
         self._thumbnails = Thumbnails(opener, options.limits.pixels)
 
     def routes(self) -> list[Route]:
@@ -79,6 +79,7 @@ class Api:
             Route("/api/thumbnail/{database}/{table}/{id}", guarded(self._thumbnail)),
             Route("/api/picture/{database}/{table}/{id}", guarded(self._original)),
             Route("/api/map", guarded(self._map), methods=["POST"]),
+            Route("/api/projection", guarded(self._projection), methods=["POST"]),
             Route("/api/explain", guarded(self._explain), methods=["POST"]),
             Route("/api/complete", guarded(self._complete)),
         ]
@@ -354,12 +355,12 @@ class Api:
     def _projected(self, given: Mapping[str, str | None], ids: list[str]) -> Response:
         table = self._service.table(given.get("database"), given.get("table") or "")
         column = self._service.column(table, given.get("column"))
-        rows = self.results.rows_there(table, [search.row_number(i) for i in ids])
-        if not rows:
-            return JSONResponse({"points": []})
-        places = projected(self._service.registry.store(table, column.name).take(np.array(rows, np.int64)))
-        points = zip(rows, places.tolist(), strict=True)
-        return JSONResponse({"points": [{"id": str(r), "x": round(x, 4), "y": round(y, 4)} for r, (x, y) in points]})
+        return self._points.some(table, column, ids)
+
+    async def _projection(self, request: HttpRequest) -> Response:
+        given, uploads = await self._search_body(request)
+        asked = MapAsked.read(given, uploads, self._service.options.limits)
+        return await self.in_thread(request, lambda: self._points.answer(asked))
 
     async def _explain(self, request: HttpRequest) -> Response:
         given = await self.json_of(request)

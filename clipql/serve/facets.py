@@ -57,7 +57,7 @@ class Facets:
         few: tuple[str, ...] = ()
         if names:
             each = ", ".join(f"uniqUpTo({MOST_VALUES})({quote_name(n)})" for n in names)
-            found = self._rows(f"SELECT {each} FROM {_source(table)}", Counted(table.name, table.database, (), False))
+            found = self._rows(f"SELECT {each} FROM {source_of(table)}", Counted(table.name, table.database, (), False))
             few = tuple(n for n, values in zip(names, found[0], strict=True) if 1 < values <= MOST_VALUES)
         with self._lock:
             self._few = {k: v for k, v in self._few.items() if k[0] != table.id} | {key: few}
@@ -67,7 +67,7 @@ class Facets:
         """The values of a column that most rows have, first."""
         where = search.where_sql(asked.where, safe)
         column = quote_name(name)
-        sql = f"SELECT {column} AS value, count() AS rows FROM {_source(table)}{where} GROUP BY value"
+        sql = f"SELECT {column} AS value, count() AS rows FROM {source_of(table)}{where} GROUP BY value"
         found = self._rows(f"{sql} ORDER BY rows DESC, value LIMIT {MOST_VALUES + 1}", asked)
         listed = [{"value": plain(value), "rows": rows} for value, rows in found[:LISTED]]
         return {"name": name, "values": listed, "others": len(found) - len(listed)}
@@ -77,9 +77,9 @@ class Facets:
     ) -> list[dict[str, Any]]:
         if not names:
             return []
-        numbers = {n: _number(n, roles.types[n]) for n in names}
+        numbers = {n: as_number(n, roles.types[n]) for n in names}
         each = ", ".join(f"minIf({x}, isFinite({x})), maxIf({x}, isFinite({x}))" for x in numbers.values())
-        bounds = self._rows(f"SELECT {each} FROM {_source(table)}{search.where_sql(asked.where, safe)}", asked)[0]
+        bounds = self._rows(f"SELECT {each} FROM {source_of(table)}{search.where_sql(asked.where, safe)}", asked)[0]
         made = []
         for i, (name, number) in enumerate(numbers.items()):
             least, most = bounds[2 * i], bounds[2 * i + 1]
@@ -89,18 +89,19 @@ class Facets:
             place = f"least({BINS - 1}, toInt32(floor(({number} - ({least!r})) / {width!r})))"
             where = search.where_sql(asked.where, safe, f"isFinite({number})")
             bins = [0] * BINS
-            sql = f"SELECT {place} AS place, count() FROM {_source(table)}{where} GROUP BY place"
+            sql = f"SELECT {place} AS place, count() FROM {source_of(table)}{where} GROUP BY place"
             for at, rows in self._rows(sql, asked):
                 bins[at] = rows
             made.append({"name": name, "least": least, "most": most, "bins": bins})
         return made
 
 
-def _source(table: Table) -> str:
+def source_of(table: Table) -> str:
+    """A table's full name, as SQL."""
     return f"{quote_name(table.database)}.{quote_name(table.name)}"
 
 
-def _number(name: str, type: str) -> str:
+def as_number(name: str, type: str) -> str:
     """A column as a Float64; of dates and times, the days since 1970 in their own time zone."""
     column = quote_name(name)
     return f"toFloat64(toInt32(toDate32({column})))" if kind(type) == "date" else f"toFloat64({column})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clipql.serve.layout import Layout
 from clipql.serve.picture_files import Folders, PictureFiles
 from clipql.serve.sandbox import State
 
@@ -48,8 +49,8 @@ class Options:
     """What a server is told at its start. token: None where none is asked for. hosts: names it goes by, besides
     addresses and localhost. pictures: folders whose pictures it may show small; None for any that a row names.
     folder: what relative paths in rows are relative to. sandbox: what of the kernel protects the process. opener: who
-    opens pictures, where the process itself may not. origins: sites whose pages may ask what clip-retrieval's front
-    asks."""
+    opens pictures, where the process itself may not. layout: who lays out maps; None for nobody. origins: sites whose
+    pages may ask what clip-retrieval's front asks."""
 
     token: str | None = None
     write: bool = False
@@ -59,6 +60,7 @@ class Options:
     folder: Path = field(default_factory=Path.cwd)
     sandbox: State = field(default_factory=State)
     opener: PictureFiles | None = None
+    layout: Layout | None = None
     origins: tuple[str, ...] = ()
 
     def picture_folders(self, database: Path) -> Folders:

@@ -66,7 +66,8 @@ class Service:
         self.running = Running(fellows, self.pool.stop_soon)
         self.metrics = Metrics(self.registry, database.encoders, self._taken, fellows.metrics)
         self.everyone = self.new_user()
-        self.roles = Roles(self.registry)
+        self.roles, self.moment = Roles(self.registry), moment
+        self.ending: list[Callable[[], None]] = []  # what is done before the database is closed
         database.encoders.files = False
 
     def _leave_out_foreign(self) -> None:
@@ -150,6 +151,8 @@ class Service:
 
     def close(self, seconds: float) -> bool:
         """Wait for what runs, so long at most; whether it has ended."""
+        for end in self.ending:
+            end()
         ended = self.pool.close(seconds)
         if ended:
             self.bodies.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClipqlError, DatabaseDamaged, QueryError, StorageError
+from clipql.projection import stored
 from clipql.storage import catalog, files, strays
 from clipql.storage.catalog import Catalog, Pending, Table
 from clipql.storage.vectors import segments
@@ -148,6 +149,9 @@ def sweep(registry: Registry) -> None:
     files.remove(registry.folder / (catalog.NAME + ".tmp"))
     for stray in (*registry.folder.glob(f"{strays.STAGED}*"), registry.folder / "engine" / "shadow"):
         files.remove(stray)  # of a backup that was cut off
+    for folder in files.entries(registry.folder / stored.FOLDER):
+        if registry.catalog.by_id(folder.name) is None:
+            files.remove(Path(folder.path))
     for folder in files.entries(registry.folder / "vectors"):
         table = registry.catalog.by_id(folder.name)
         if table is None:
@@ -220,6 +224,7 @@ def _vectors(registry: Registry, pending: Pending) -> None:
     """
     before, after = pending.before, pending.after
     assert before is not None and after is not None, "a change of vectors has a table before and after"
+    stored.forget(registry.folder, after)
     folder = registry.table_folder(after)
     whole = all((folder / c.folder / name).exists() for c in after.columns for s in c.segments for name in s.files)
     kept, other = (after, before) if whole else (before, after)
@@ -281,6 +286,7 @@ def _remove(registry: Registry, table: Table) -> None:
     registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(table)} SYNC")
     _done(registry, None, table.id)
     registry.withdraw(table.id)  # not before: where something above fails, the table may still be read
+    stored.forget(registry.folder, table)
     files.remove(registry.table_folder(table))  # last: while the manifest names a table, it can be opened
 
 
@@ -288,6 +294,7 @@ def _truncate(registry: Registry, pending: Pending) -> None:
     after = pending.after
     assert after is not None, "a truncate has a table after"
     registry.engine.run(f"TRUNCATE TABLE {registry.physical(after)} SYNC")
+    stored.forget(registry.folder, after)
     registry.touched([after.id])
     _done(registry, after)
     registry.publish(after)
@@ -349,4 +356,5 @@ def _rewrite(registry: Registry, pending: Pending) -> None:
     registry.engine.run(f"DROP TABLE IF EXISTS {registry.shape(goes)} SYNC")
     registry.save(done)
     registry.withdraw(goes.id)
+    stored.forget(registry.folder, goes)
     files.remove(registry.table_folder(goes))

@@ -15,7 +15,7 @@ from clipql.cli.commands.common import command, database_options
 from clipql.cli.kernels_ahead import compile_ahead
 from clipql.connection import place
 from clipql.errors import NotADatabase, ServerError
-from clipql.serve import listening, sandbox, scratch
+from clipql.serve import layout, listening, sandbox, scratch
 from clipql.serve.limits import Limits, Options
 from clipql.serve.listening import Doors
 from clipql.serve.picture_files import Helper
@@ -193,8 +193,11 @@ def _in_folder(arguments: argparse.Namespace, doors: Doors, options: Options, mo
         if mode != "off" and (options.pictures or not write):
             helper = Helper(options.picture_folders(folder), mode)
             held.callback(helper.close)
+        points = layout.Helper(mode) if layout.is_there() else None
+        if points is not None:
+            held.callback(points.close)
         plan = sandbox.of_server(folder, own, known, model, write=write)
-        options = replace(options, opener=helper, sandbox=sandbox.apply(plan, mode))
+        options = replace(options, opener=helper, layout=points, sandbox=sandbox.apply(plan, mode))
         from clipql.database import Database
         from clipql.serve import server
         from clipql.serve.logs import log_to_stderr

@@ -210,7 +210,7 @@ class _Reading:
                 await self._column(each, int(count))
         elif name == "JSON":
             for each in within:
-                await asyncio.sleep(0)  # others get their turn, though all of a block may have come
+                await others()
                 await self._column(each, rows)
             items = await self._items(rows)  # further paths with their values, as Array(Tuple(String, String))
             await self._strings(items)

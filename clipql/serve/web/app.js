@@ -36,15 +36,21 @@ const details = later(() => import('./details.js'), (part) => part.makeDetails(c
 const dialogs = later(() => import('./dialogs.js'));
 const panel = later(() => import('./panel.js'));
 const facets = later(() => import('./facets.js'), (part) => part.makeFacets(currentTable));
-const map = later(() => import('./map.js'));
+const map = later(() => import('./map.js'), (part) => part.makeMap({ pickRows: (rows) => pickWith((part) => part.pickRows(rows)) }));
 const sql = later(() => import('./sql.js'));
 const selection = later(() => import('./selection.js'), (part) => part.makeSelection(byId('grid'), currentTable, (id) => rowOf(id, currentTable()), beginAnew));
 let picking = false;
+const gridLasso = later(() => import('./gridlasso.js'), (part) => part.makeGridLasso(byId('view-pictures'), byId('grid'), (ids) => pickWith((one) => one.pickShown(ids))));
 const trust = later(() => import('./trust.js'), (part) => part.makeTrust(drawStatus));
 const views = later(() => import('./views.js'));
 const models = later(() => import('./models.js'));
 const brightness = later(() => import('./brightness.js'), (part) => part.drawTheme());
 let sqlSeen = false;
+
+function pickWith(use) {
+  picking = true;
+  selection(use);
+}
 
 /* ---------- notices ---------- */
 
@@ -397,10 +403,7 @@ function start() {
     open: openRow,
     like,
     add: (id, weight) => addTerm({ kind: 'row', id, weight }),
-    pick: (id, range) => {
-      picking = true;
-      selection((part) => part.pick(id, range));
-    },
+    pick: (id, range) => pickWith((part) => part.pick(id, range)),
     shown: () => picking && selection((part) => part.mark()),
     deadChanged: (n, all) => {
       takeDead(n, all);

@@ -1,29 +1,67 @@
 /**
- * A map of the results: near each other is what is alike. A canvas to pan, zoom and click, and the same rows as a list
- * beside it, which is also the way in for keyboards and screen readers.
+ * The map: a point for every row of the table that meets the filters, near each other where they are alike, with the
+ * results and what is picked marked on it. The results are also a list beside it, which is, with the list of regions, the
+ * way in for keyboards and screen readers. What must stay true: points, colours and legend are of one question.
  */
 
-import { call } from './api.js';
-import { button, byId, el, picture, pictureOf, plural } from './dom.js';
+import { button, byId, count, el, picture, pictureOf, plural } from './dom.js';
 import { isVeiled } from './filters.js';
 import { makeCanvas } from './mapcanvas.js';
+import { coloursOf, isDark, legendOf } from './mapcolours.js';
+import { conditionOf, fetchPoints, fetchRows, fetchValues, inside, knownRow, learnRows, questionOf } from './mapdata.js';
+import { picked, watchPicks } from './picks.js';
 import { goesOn, keyOf, nextPage, results, shownRows } from './results.js';
-import { openRow } from './state.js';
+import { change, now, openRow, parts } from './state.js';
+import { catalog } from './tables.js';
 
 const MOST_WAITS = 100; // of 40 ms
-const WANTED = 240; // rows; more than that is a crowd on a screen
+const WANTED = 240; // results that are listed and marked
+const LOOK_MS = 900; // between two questions whether a map is there
+const MOST_LASSOED = 10000; // rows that are picked or shown at once
+const HOVER_MS = 90;
+const MOST_SEEN = 120; // rows that are fetched for their pictures
+const SIMILARITY = 'similarity to the search';
 
 let canvas = null;
-let list = null;
-let said = null;
-let drawnKey = null;
+let nodes = null;
+let act = null;
+let table = null;
+let points = null;
+let values = null; // what the points are coloured by
+let asked = { points: null, colours: null, list: null };
+let looking = 0;
+let going = null; // aborts what is asked for
+let better = null;
+let hover = 0;
+
+/** `actions`: pickRows(rows). */
+export function makeMap(actions) {
+  act = actions;
+}
 
 function build() {
-  const node = el('canvas', { class: 'map-canvas', tabindex: 0, role: 'img', 'aria-label': 'Map of the results. Arrows move it, plus and minus zoom; the list beside it has the same pictures.' });
-  const tip = el('div', { class: 'map-tip', hidden: true });
-  canvas = makeCanvas(node, tip, { open: openRow, over: (id) => mark(id) });
-  said = el('p', { class: 'map-said quiet', role: 'status' });
-  list = el('ol', { class: 'map-list', 'aria-label': 'The pictures on the map, the nearest first' });
+  const below = el('canvas', { class: 'map-points', 'aria-hidden': 'true' });
+  const node = el('canvas', { class: 'map-canvas', tabindex: 0, role: 'img', 'aria-label': 'Map of the table. Arrows move it, plus and minus zoom, Enter opens the picture in the middle; the lists beside it lead to regions and results.' });
+  const lasso = button('Lasso', { icon: 'lasso', 'aria-pressed': 'false', onclick: () => lasso.setAttribute('aria-pressed', String(lasso.getAttribute('aria-pressed') !== 'true')) });
+  nodes = {
+    node,
+    lasso,
+    tip: el('div', { class: 'map-tip', hidden: true }),
+    said: el('p', { class: 'map-said quiet', role: 'status' }),
+    chosen: el('div', { class: 'map-chosen', role: 'group', 'aria-label': 'Chosen on the map', hidden: true }),
+    colour: el('select', { 'aria-label': 'Colour by', onchange: () => change({ colour: nodes.colour.value || null }, 'replace') }),
+    legend: el('div', { class: 'map-legend', role: 'group', 'aria-label': 'Legend' }),
+    regions: el('ul', { class: 'map-regions', 'aria-label': 'Regions' }),
+    list: el('ol', { class: 'map-list', 'aria-label': 'The results, the nearest first' }),
+  };
+  canvas = makeCanvas(below, node, {
+    open: openRow,
+    over,
+    lassoed: (line) => choose(inside(points, line).map((i) => points.ids[i])),
+    lassoing: () => lasso.getAttribute('aria-pressed') === 'true',
+    pictureOf: (id) => sourceOf(knownRow(table, id)),
+    seen,
+  });
   byId('view-map').replaceChildren(
     el(
       'div',
@@ -31,78 +69,243 @@ function build() {
       el(
         'div',
         { class: 'map-field' },
+        below,
         node,
-        tip,
-        said,
+        nodes.tip,
+        nodes.said,
+        nodes.chosen,
+        el('div', { class: 'map-key' }, el('label', { class: 'choice' }, el('span', { class: 'unseen' }, 'Colour by'), nodes.colour), nodes.legend),
         el(
           'div',
           { class: 'map-tools' },
           button('Zoom in', { icon: 'plus', onclick: () => canvas.zoom(1.4) }),
           button('Zoom out', { icon: 'minus', onclick: () => canvas.zoom(1 / 1.4) }),
           button('Show all', { icon: 'fit', onclick: () => canvas.fit() }),
+          lasso,
+          button('Choose all in view', { icon: 'pick', onclick: () => points && choose(inside(points, canvas.around()).map((i) => points.ids[i])) }),
         ),
       ),
-      list,
+      el('div', { class: 'map-side' }, nodes.regions, nodes.list),
     ),
+  );
+  watchPicks(() => now.view === 'map' && mark());
+  new MutationObserver(recolour).observe(document.documentElement, { attributes: true, attributeFilter: ['data-theme'] });
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', recolour);
+}
+
+const sourceOf = (row) => (row && !isVeiled(row, table, now.safe) ? pictureOf(row, 128) : null);
+
+/** Brings the map in line with the state; does nothing while another view is open. */
+export async function drawMap(state, current) {
+  if (state.view !== 'map' || !current) return;
+  if (!canvas) build();
+  table = current;
+  canvas.resize();
+  await Promise.all([drawPoints(state), drawList(state)]);
+}
+
+function fail(error) {
+  if (error.name === 'AbortError') return;
+  nodes.said.textContent = error.message;
+}
+
+/* ---------- points and their colours ---------- */
+
+async function drawPoints(state) {
+  const question = questionOf(state, table);
+  const key = JSON.stringify(question);
+  if (key === asked.points) return drawColours(state);
+  const sameMap = points !== null && asked.map === JSON.stringify([question.database, question.table, question.column]);
+  Object.assign(asked, { points: key, map: JSON.stringify([question.database, question.table, question.column]) });
+  going?.abort();
+  going = new AbortController();
+  better = null;
+  if (!sameMap) {
+    points = values = null;
+    canvas.show(null, false);
+    nodes.regions.replaceChildren();
+    nodes.legend.replaceChildren();
+  }
+  choose([]);
+  tell();
+  await look(question, null, going, sameMap);
+}
+
+/** Asks for points until there are some, and then for better ones until no better are on their way. */
+async function look(question, than, mine, same) {
+  clearTimeout(looking);
+  let found;
+  try {
+    found = await fetchPoints(question, than, mine.signal);
+  } catch (error) {
+    if (mine === going && error.name !== 'AbortError') asked.points = null; // what failed is asked again
+    return fail(error);
+  }
+  if (mine !== going) return;
+  better = found.stage === undefined ? found.better : found.stage;
+  if (found.stage === undefined) {
+    points = found;
+    asked.colours = null;
+    canvas.show(points, same && than === null);
+    drawRegions();
+    mark();
+    await drawColours(now);
+  }
+  tell();
+  if (better && now.view === 'map') looking = setTimeout(() => look(question, points?.method ?? null, mine, false), LOOK_MS);
+  else if (better) asked.points = null; // it is looked at again when the map is
+}
+
+async function drawColours(state) {
+  if (!points) return;
+  drawChooser(state);
+  const similar = state.colour === SIMILARITY;
+  const key = JSON.stringify([asked.points, points.method, state.colour, similar && results.state && keyOf(results.state)]);
+  if (key === asked.colours) return;
+  asked.colours = key;
+  values = null;
+  try {
+    if (similar ? parts(state).length : state.colour) values = await fetchValues(state, table, similar ? null : state.colour, going.signal);
+  } catch (error) {
+    if (key === asked.colours) fail(error);
+  }
+  if (key !== asked.colours) return;
+  recolour();
+}
+
+function recolour() {
+  if (!points || now.view !== 'map') return;
+  const dark = isDark(nodes.node);
+  canvas.paint(coloursOf(points, values, dark, points.count > 20000 ? 0.7 : 0.85));
+  const filter = (name) => change({ filters: [...now.filters.filter((one) => one.column !== now.colour), { column: now.colour, op: kindOf(now.colour) === 'bool' ? 'is' : 'eq', value: name }] });
+  nodes.legend.replaceChildren(...legendOf(values, dark, filter).filter(Boolean));
+}
+
+const kindOf = (name) => table.columns.find((column) => column.name === name)?.kind;
+
+function drawChooser(state) {
+  const names = table.columns.filter((column) => ['number', 'date', 'text', 'bool'].includes(column.kind) && column.name !== table.caption && column.name !== table.picture?.column).map((column) => column.name);
+  const options = ['', ...(parts(state).length ? [SIMILARITY] : []), ...names];
+  if (state.colour && !options.includes(state.colour)) options.push(state.colour);
+  const first = points.labels.length ? 'Colour: regions' : 'One colour';
+  nodes.colour.replaceChildren(...options.map((name) => el('option', { value: name }, name === '' ? first : `Colour: ${name}`)));
+  nodes.colour.value = state.colour ?? '';
+}
+
+function drawRegions() {
+  const found = points.labels.filter((label) => label.level === 0);
+  nodes.regions.replaceChildren(...found.map((label) => el('li', {}, button(`Go to the region ${label.text}`, { text: label.text, class: 'link', onclick: () => canvas.goTo(label.x, label.y, 4) }))));
+}
+
+function tell() {
+  if (!points) {
+    nodes.said.textContent = `Laying out the map${better ? `: ${stageOf(better)}` : '…'}`;
+    return;
+  }
+  const sample = points.step > 1 ? ` of every ${points.step}` : '';
+  const said = points.count ? `${plural(points.count, 'picture')}${sample} · drag to move, scroll to zoom, click to open, Shift and drag to choose` : 'There are no results to map.';
+  nodes.said.textContent = better ? `${said} · a better map is being made: ${stageOf(better)}` : said;
+}
+
+const stageOf = ({ name, done, total }) => (total ? `${name}, ${Math.min(100, Math.floor((100 * done) / total))} %` : name);
+
+/* ---------- hover, and the pictures in view ---------- */
+
+function over(id, x, y) {
+  markListed(id);
+  clearTimeout(hover);
+  nodes.tip.hidden = true;
+  if (id === null) return;
+  const mine = table;
+  const shown = (row) => {
+    if (!row || mine !== table) return;
+    const source = sourceOf(row);
+    const image = source ? picture(source, '', { loading: 'eager' }) : null;
+    image?.addEventListener('error', () => image.remove());
+    nodes.tip.replaceChildren(image ?? '', el('span', {}, row.caption || `Row ${row.id}`));
+    nodes.tip.hidden = false;
+    const { clientWidth, clientHeight } = nodes.node;
+    nodes.tip.style.left = `${Math.max(110, Math.min(clientWidth - 110, x))}px`;
+    nodes.tip.classList.toggle('above', y > clientHeight / 2);
+    nodes.tip.style.top = `${y + (y > clientHeight / 2 ? -16 : 16)}px`;
+  };
+  const row = knownRow(table, id);
+  if (row) shown(row);
+  else hover = setTimeout(() => fetchRows(mine, [id], 1, going?.signal).then((rows) => shown(rows[0]), () => {}), HOVER_MS);
+}
+
+async function seen(ids) {
+  const wanted = ids.filter((id) => !knownRow(table, id)).slice(0, MOST_SEEN);
+  if (!wanted.length || now.view !== 'map' || !table.picture) return;
+  await fetchRows(table, wanted, MOST_SEEN, going?.signal).then(canvas.redraw, () => {});
+}
+
+/* ---------- what is chosen ---------- */
+
+function choose(ids) {
+  nodes.lasso.setAttribute('aria-pressed', 'false');
+  nodes.chosen.hidden = ids.length === 0;
+  if (!ids.length) return;
+  const many = ids.length > MOST_LASSOED;
+  const tool = (label, name, onclick) => button(label, { icon: name, text: label, class: 'tool', onclick });
+  const pick = async () => {
+    const mine = table;
+    try {
+      const rows = await fetchRows(mine, ids, catalog.most.search);
+      if (mine === table) act.pickRows(rows);
+      choose([]);
+    } catch (error) {
+      fail(error);
+    }
+  };
+  const show = () => change({ view: 'pictures', row: null, where: conditionOf(ids) });
+  nodes.chosen.replaceChildren(
+    el('span', { class: 'tray-count', role: 'status' }, many ? `${count(ids.length)} chosen: at most ${count(MOST_LASSOED)} are taken at once` : `${count(ids.length)} chosen`),
+    ...(many ? [] : [tool(ids.length === 1 ? 'Pick it' : `Pick these ${count(ids.length)}`, 'pick', pick), tool(ids.length === 1 ? 'Show it' : `Show these ${count(ids.length)}`, 'grid', show)]),
+    button('Choose none', { icon: 'close', onclick: () => choose([]) }),
   );
 }
 
-function mark(id) {
-  for (const item of list.querySelectorAll('.marked')) item.classList.remove('marked');
-  const item = id === null ? null : [...list.children].find((one) => one.dataset.id === id);
+function mark() {
+  if (points) canvas.mark(parts(now).length || now.where.trim() ? shownRows().slice(0, WANTED).map((row) => row.id) : [], picked.keys());
+}
+
+/* ---------- the results beside it ---------- */
+
+function markListed(id) {
+  for (const item of nodes.list.querySelectorAll('.marked')) item.classList.remove('marked');
+  const item = id === null ? null : [...nodes.list.children].find((one) => one.dataset.id === id);
   item?.classList.add('marked');
   item?.scrollIntoView({ block: 'nearest' });
 }
 
-/** Brings the map in line with the results; does nothing while another view is open. */
-export async function drawMap(state, table) {
-  if (state.view !== 'map' || !results.state || !table) return;
-  if (!canvas) build();
+async function drawList(state) {
+  if (!results.state) return;
   const key = keyOf(results.state) + state.safe + state.cut;
-  if (key === drawnKey) {
-    canvas.resize();
-    return;
-  }
-  drawnKey = key;
-  said.textContent = 'Collecting pictures…';
+  if (key === asked.list) return;
+  asked.list = key;
   let waits = 0;
   try {
-    while (goesOn() && results.rows.length < WANTED && drawnKey === key) {
+    while (goesOn() && results.rows.length < WANTED && asked.list === key) {
       const fresh = await nextPage(WANTED - results.rows.length);
       if (fresh?.length === 0) break;
       // a page was on its way already, asked for by the grid; or a search is, which will draw the map anew
       if (fresh === null && waits++ > MOST_WAITS) return;
       if (fresh === null) await new Promise((resolve) => setTimeout(resolve, 40));
     }
-    const rows = shownRows().slice(0, WANTED);
-    if (drawnKey !== key) return;
-    if (!rows.length) {
-      said.textContent = 'There are no results to map.';
-      canvas.show([]);
-      list.replaceChildren();
-      return;
-    }
-    const body = { database: table.database, table: table.name, column: state.column ?? table.vectors[0]?.column, ids: rows.map((row) => row.id) };
-    const { points } = await call('/api/map', { body });
-    if (drawnKey !== key) return;
-    place(rows, points, state, table);
   } catch (error) {
-    drawnKey = null;
-    said.textContent = error.message;
+    asked.list = null;
+    fail(error);
+    return;
   }
-}
-
-function place(rows, points, state, table) {
-  const at = new Map(points.map((point) => [point.id, point]));
-  const shown = rows.filter((row) => at.has(row.id));
-  const veiled = (row) => isVeiled(row, table, state.safe);
-  canvas.show(
-    shown.map((row) => ({ id: row.id, x: at.get(row.id).x, y: at.get(row.id).y, caption: row.caption, source: veiled(row) ? null : pictureOf(row, 128) })),
-  );
-  said.textContent = `${plural(shown.length, 'picture')} · drag to move, scroll to zoom, click to open`;
-  list.replaceChildren(
-    ...shown.map((row) => {
-      const thumb = veiled(row) ? null : picture(pictureOf(row, 128), '', { class: 'map-thumb' });
+  if (asked.list !== key) return;
+  const rows = shownRows().slice(0, WANTED);
+  learnRows(table, rows);
+  mark();
+  canvas.redraw();
+  nodes.list.replaceChildren(
+    ...rows.map((row) => {
+      const thumb = isVeiled(row, table, state.safe) ? null : picture(pictureOf(row, 128), '', { class: 'map-thumb' });
       thumb?.addEventListener('error', () => thumb.classList.add('gone'));
       const go = el('button', { type: 'button', onclick: () => openRow(row.id), onfocus: () => canvas.highlight(row.id) }, thumb, el('span', {}, row.caption || `Row ${row.id}`));
       return el('li', { dataset: { id: row.id }, onpointerenter: () => canvas.highlight(row.id) }, go);

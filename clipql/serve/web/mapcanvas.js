@@ -1,35 +1,52 @@
 /**
- * The canvas of the map: where points are, what they look like, how they are moved. Coordinates of points are those of
- * the projection, [-1, 1]; the view is a centre and a zoom.
+ * The field of a map: its view, what lies over the points (labels, marks, pictures, a lasso), and hands and keys on it.
+ * Places are in [-1, 1], y upwards; the view is a centre, in units of the field, and a zoom.
  */
 
-const MARGIN = 40; // pixels kept free around the outermost points
-const THUMB = 46; // pixels at zoom 1
-const LARGEST = 150;
-const CLICK_DISTANCE = 5; // pixels; farther is a drag
+import { eachWithin, pointOf, xOf, yOf } from './mapdata.js';
+import { makePainter } from './mapgl.js';
+import { drawDots, drawLabels, drawLine, drawPictures, drawRings } from './mapover.js';
 
-/** `actions`: open(id), over(id or null). Gives show, highlight, zoom, fit and resize. */
-export function makeCanvas(node, tip, actions) {
+const MARGIN = 40; // pixels kept free around the outermost points
+const [LEAST_ZOOM, MOST_ZOOM] = [0.6, 60];
+const CLICK_DISTANCE = 5; // pixels; farther is a drag
+const REACH = 14; // pixels around a pointer in which a point is meant
+const FEW = 300; // points in view, of which pictures are shown
+
+/**
+ * `below` and `node`: canvases, of the points and of what lies over them. `actions`: open(id), over(id or null, x, y),
+ * lassoed(line), seen(ids), pictureOf(id), lassoing().
+ */
+export function makeCanvas(below, node, actions) {
   const pen = node.getContext('2d');
-  const images = new Map(); // address → {image, state}
+  const painter = makePainter(below);
   const fingers = new Map(); // pointerId → {x, y}
-  let points = [];
+  let points = null;
   let view = { x: 0, y: 0, zoom: 1 };
-  let lit = null;
+  let marks = { results: [], picked: [] };
+  let lit = -1;
+  let line = null; // of the lasso, as pixels
   let frame = 0;
   let moved = 0;
+  let calm = 0;
+  node.dataset.by = painter.kind;
 
+  const field = () => ({ width: node.clientWidth, height: node.clientHeight });
   const unit = () => (Math.min(node.clientWidth, node.clientHeight) / 2 - MARGIN) * view.zoom;
   // a field that is not square is used to its ends
   const stretch = () => {
     const shape = node.clientWidth / Math.max(1, node.clientHeight);
     return { x: Math.max(1, Math.min(1.9, shape)), y: Math.max(1, Math.min(1.6, 1 / shape)) };
   };
-  const size = () => Math.min(LARGEST, THUMB * Math.sqrt(view.zoom) * Math.min(1.5, Math.max(0.8, Math.sqrt(90 / Math.max(1, points.length)))));
-  const toScreen = (point) => ({
-    x: node.clientWidth / 2 + (point.x * stretch().x - view.x) * unit(),
-    y: node.clientHeight / 2 + (-point.y * stretch().y - view.y) * unit(),
-  });
+  function transform() {
+    const { width, height } = field();
+    const scale = { x: stretch().x * unit(), y: stretch().y * unit() };
+    const crowd = Math.sqrt((width * height) / Math.max(1, points?.count ?? 1));
+    const size = Math.max(2, Math.min(11, crowd * 0.34 * Math.sqrt(view.zoom)));
+    return { scale, shift: { x: width / 2 - view.x * unit(), y: height / 2 - view.y * unit() }, size, width, height };
+  }
+  const toScreen = (x, y, { scale, shift } = transform()) => ({ x: shift.x + x * scale.x, y: shift.y - y * scale.y });
+  const toPlace = (at, { scale, shift } = transform()) => [(at.x - shift.x) / scale.x, (shift.y - at.y) / scale.y];
 
   function later() {
     frame ||= requestAnimationFrame(() => {
@@ -39,151 +56,124 @@ export function makeCanvas(node, tip, actions) {
   }
 
   function resize() {
-    const scale = window.devicePixelRatio || 1;
-    node.width = Math.round(node.clientWidth * scale);
-    node.height = Math.round(node.clientHeight * scale);
+    const dots = window.devicePixelRatio || 1;
+    const [width, height] = [Math.round(node.clientWidth * dots), Math.round(node.clientHeight * dots)];
+    if (!width || (node.width === width && node.height === height)) return;
+    [node.width, node.height] = [width, height];
+    painter.resize(width, height);
     later();
   }
 
-  function imageOf(source) {
-    if (!source) return null;
-    let kept = images.get(source);
-    if (!kept) {
-      const image = new Image();
-      kept = { image, ready: false };
-      images.set(source, kept);
-      image.referrerPolicy = 'no-referrer';
-      image.decoding = 'async';
-      image.onload = () => {
-        kept.ready = true;
-        later();
-      };
-      image.src = source;
-    }
-    return kept.ready ? kept.image : null;
+  /** The numbers of the points in view, as far as they are few; null for more. */
+  function inView(now) {
+    const [left, bottom] = toPlace({ x: 0, y: now.height }, now);
+    const [right, top] = toPlace({ x: now.width, y: 0 }, now);
+    const found = [];
+    eachWithin(points, left, bottom, right, top, (i) => found.push(i) <= FEW);
+    return found.length <= FEW ? found : null;
   }
 
   function draw() {
+    const dots = window.devicePixelRatio || 1;
+    pen.setTransform(dots, 0, 0, dots, 0, 0);
+    pen.clearRect(0, 0, node.clientWidth, node.clientHeight);
+    if (!points || !node.clientWidth) return;
+    const now = transform();
+    painter.draw(now);
+    const place = (i) => toScreen(xOf(points, i), yOf(points, i), now);
     const style = getComputedStyle(node);
     const colour = (name) => style.getPropertyValue(name).trim();
-    const scale = window.devicePixelRatio || 1;
-    pen.setTransform(scale, 0, 0, scale, 0, 0);
-    pen.clearRect(0, 0, node.clientWidth, node.clientHeight);
-    const edge = size();
-    // what has no picture yet lies below; of the pictures the nearest are drawn last, so that they lie on top
-    for (const point of points) if (point !== lit && !imageOf(point.source)) one(point, edge, false, colour);
-    for (let i = points.length - 1; i >= 0; i--) if (points[i] !== lit && imageOf(points[i].source)) one(points[i], edge, false, colour);
-    if (lit) one(lit, Math.max(edge * 1.6, 84), true, colour);
+    const seen = inView(now);
+    if (seen) drawPictures(pen, seen.map((i) => ({ ...place(i), source: actions.pictureOf(String(points.ids[i])) })), now, view.zoom, colour, later);
+    drawDots(pen, marks.results.map(place), Math.max(2.6, now.size / 2 + 0.5), colour('--accent'), colour('--panel'));
+    drawRings(pen, marks.picked.map(place), Math.max(4, now.size / 2 + 2), colour('--ink'), 2);
+    drawLabels(pen, points.labels, (label) => toScreen(label.x, label.y, now), now, view.zoom, colour);
+    if (lit >= 0) drawRings(pen, [place(lit)], now.size / 2 + 5, colour('--accent'), 3);
+    if (line) drawLine(pen, line, colour('--accent'));
+    clearTimeout(calm);
+    if (seen?.length) calm = setTimeout(() => actions.seen(seen.map((i) => points.ids[i])), 250);
   }
 
-  function one(point, edge, bright, colour) {
-    const { x, y } = toScreen(point);
-    if (x < -edge || y < -edge || x > node.clientWidth + edge || y > node.clientHeight + edge) return;
-    const image = imageOf(point.source);
-    const accent = colour('--accent');
-    if (!image) {
-      pen.beginPath();
-      pen.arc(x, y, bright ? 7 : 4, 0, 7);
-      pen.fillStyle = bright ? accent : colour('--ink-3');
-      pen.fill();
-      return;
-    }
-    const shape = image.naturalWidth / image.naturalHeight || 1;
-    const [w, h] = shape > 1 ? [edge, edge / shape] : [edge * shape, edge];
-    pen.save();
-    pen.beginPath();
-    pen.roundRect(x - w / 2, y - h / 2, w, h, Math.min(8, edge / 8));
-    pen.fillStyle = colour('--tile');
-    pen.shadowColor = 'rgb(0 0 0 / .28)';
-    pen.shadowBlur = bright ? 18 : 5;
-    pen.shadowOffsetY = bright ? 5 : 1;
-    pen.fill();
-    pen.shadowColor = 'transparent';
-    pen.clip();
-    pen.drawImage(image, x - w / 2, y - h / 2, w, h);
-    pen.restore();
-    if (bright) {
-      pen.beginPath();
-      pen.roundRect(x - w / 2 - 2, y - h / 2 - 2, w + 4, h + 4, Math.min(9, edge / 8 + 2));
-      pen.lineWidth = 2.5;
-      pen.strokeStyle = accent;
-      pen.stroke();
-    }
+  /** The point under a place of the canvas, -1 for none. */
+  function hit(at) {
+    if (!points) return -1;
+    const now = transform();
+    const [left, bottom] = toPlace({ x: at.x - REACH, y: at.y + REACH }, now);
+    const [right, top] = toPlace({ x: at.x + REACH, y: at.y - REACH }, now);
+    let best = { i: -1, off: REACH ** 2 };
+    eachWithin(points, left, bottom, right, top, (i) => {
+      const { x, y } = toScreen(xOf(points, i), yOf(points, i), now);
+      const off = (x - at.x) ** 2 + (y - at.y) ** 2;
+      if (off <= best.off) best = { i, off };
+    });
+    return best.i;
   }
 
-  /** The point under a place of the canvas; the one on top where several are. */
-  function hit(x, y) {
-    const reach = Math.max(14, size() / 2);
-    let best = null;
-    for (const point of points) {
-      const at = toScreen(point);
-      const [dx, dy] = [Math.abs(at.x - x), Math.abs(at.y - y)];
-      if (dx <= reach && dy <= reach && (!best || dx + dy < best.off)) best = { point, off: dx + dy };
-    }
-    return best?.point ?? null;
-  }
-
-  function light(point) {
-    if (point === lit) return;
-    lit = point;
-    node.classList.toggle('over', Boolean(point));
-    tip.hidden = !point?.caption;
-    if (point?.caption) {
-      const { x, y } = toScreen(point);
-      tip.textContent = point.caption;
-      tip.style.left = `${Math.max(110, Math.min(node.clientWidth - 110, x))}px`;
-      tip.style.top = `${y + Math.max(size() * 0.8, 42) + 8}px`;
-    }
+  function light(i) {
+    if (i === lit) return;
+    lit = i;
+    node.classList.toggle('over', i >= 0);
+    const at = i < 0 ? { x: 0, y: 0 } : toScreen(xOf(points, i), yOf(points, i));
+    actions.over(i < 0 ? null : String(points.ids[i]), at.x, at.y);
     later();
   }
 
   function zoomAt(factor, x, y) {
-    const zoom = Math.max(0.6, Math.min(24, view.zoom * factor));
+    const zoom = Math.max(LEAST_ZOOM, Math.min(MOST_ZOOM, view.zoom * factor));
     const before = unit();
     const after = (before / view.zoom) * zoom;
     const [fromX, fromY] = [x - node.clientWidth / 2, y - node.clientHeight / 2];
     // what is under the pointer stays under it
     view = { zoom, x: view.x + fromX / before - fromX / after, y: view.y + fromY / before - fromY / after };
-    light(null);
+    light(-1);
     later();
   }
 
-  const place = (event) => {
+  function pan(x, y) {
+    view = { ...view, x: view.x + x / unit(), y: view.y + y / unit() };
+    later();
+  }
+
+  const middle = () => ({ x: node.clientWidth / 2, y: node.clientHeight / 2 });
+  const placeOf = (event) => {
     const box = node.getBoundingClientRect();
     return { x: event.clientX - box.left, y: event.clientY - box.top };
   };
 
   node.addEventListener('wheel', (event) => {
     event.preventDefault();
-    const { x, y } = place(event);
+    const { x, y } = placeOf(event);
     zoomAt(Math.exp(-Math.max(-60, Math.min(60, event.deltaY)) * 0.004), x, y);
   }, { passive: false });
 
   node.addEventListener('pointerdown', (event) => {
+    if (event.button) return;
     node.setPointerCapture(event.pointerId);
-    fingers.set(event.pointerId, place(event));
+    fingers.set(event.pointerId, placeOf(event));
     if (fingers.size === 1) moved = 0;
+    line = fingers.size === 1 && (event.shiftKey || actions.lassoing()) ? [placeOf(event)] : null;
+    if (line) light(-1);
   });
 
   node.addEventListener('pointermove', (event) => {
-    const at = place(event);
+    const at = placeOf(event);
     const from = fingers.get(event.pointerId);
     if (!from) {
-      const point = hit(at.x, at.y);
-      light(point);
-      actions.over(point?.id ?? null);
+      light(hit(at));
       return;
     }
     const [other] = [...fingers].filter(([id]) => id !== event.pointerId).map(([, finger]) => finger);
     moved += Math.hypot(at.x - from.x, at.y - from.y);
-    if (other) {
+    if (line && !other) {
+      line.push(at);
+      later();
+    } else if (other) {
       const spread = Math.hypot(at.x - other.x, at.y - other.y) / Math.max(1, Math.hypot(from.x - other.x, from.y - other.y));
       zoomAt(spread, (at.x + other.x) / 2, (at.y + other.y) / 2);
     } else if (moved > CLICK_DISTANCE) {
-      view = { ...view, x: view.x - (at.x - from.x) / unit(), y: view.y - (at.y - from.y) / unit() };
       node.classList.add('dragged');
-      light(null);
-      later();
+      light(-1);
+      pan(from.x - at.x, from.y - at.y);
     }
     fingers.set(event.pointerId, at);
   });
@@ -192,32 +182,39 @@ export function makeCanvas(node, tip, actions) {
     const at = fingers.get(event.pointerId);
     fingers.delete(event.pointerId);
     node.classList.remove('dragged');
-    if (event.type !== 'pointerup' || !at || moved > CLICK_DISTANCE) return;
-    const point = hit(at.x, at.y);
-    if (point) actions.open(point.id);
+    const drawn = line;
+    line = null;
+    if (drawn) later();
+    if (event.type !== 'pointerup' || !at) return;
+    if (drawn && moved > CLICK_DISTANCE) {
+      const now = transform();
+      actions.lassoed(drawn.map((one) => toPlace(one, now)));
+    } else if (moved <= CLICK_DISTANCE) {
+      const i = hit(at);
+      if (i >= 0) actions.open(String(points.ids[i]));
+    }
   };
   node.addEventListener('pointerup', lift);
   node.addEventListener('pointercancel', lift);
-  node.addEventListener('pointerleave', () => {
-    light(null);
-    actions.over(null);
-  });
+  node.addEventListener('pointerleave', () => light(-1));
+  node.addEventListener('blur', () => light(-1));
 
   node.addEventListener('keydown', (event) => {
-    const by = 60 / unit();
     const keys = {
-      ArrowLeft: () => (view = { ...view, x: view.x - by }),
-      ArrowRight: () => (view = { ...view, x: view.x + by }),
-      ArrowUp: () => (view = { ...view, y: view.y - by }),
-      ArrowDown: () => (view = { ...view, y: view.y + by }),
-      '+': () => zoomAt(1.4, node.clientWidth / 2, node.clientHeight / 2),
-      '-': () => zoomAt(1 / 1.4, node.clientWidth / 2, node.clientHeight / 2),
+      ArrowLeft: () => pan(-60, 0),
+      ArrowRight: () => pan(60, 0),
+      ArrowUp: () => pan(0, -60),
+      ArrowDown: () => pan(0, 60),
+      '+': () => zoomAt(1.4, middle().x, middle().y),
+      '-': () => zoomAt(1 / 1.4, middle().x, middle().y),
       0: fit,
+      Enter: () => lit >= 0 && actions.open(String(points.ids[lit])),
     };
     if (!keys[event.key] || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     keys[event.key]();
-    later();
+    // what is in the middle is what Enter opens
+    if (event.key !== 'Enter') light(hit(middle()));
   });
 
   function fit() {
@@ -225,17 +222,44 @@ export function makeCanvas(node, tip, actions) {
     later();
   }
 
+  const marked = (ids) => [...ids].map((id) => pointOf(points, id)).filter((i) => i >= 0);
+
   new ResizeObserver(resize).observe(node);
 
   return {
     resize,
     fit,
-    zoom: (factor) => zoomAt(factor, node.clientWidth / 2, node.clientHeight / 2),
-    highlight: (id) => light(points.find((point) => point.id === id) ?? null),
-    show(given) {
+    redraw: later,
+    zoom: (factor) => zoomAt(factor, middle().x, middle().y),
+    /** Goes to a place, so near that a region fills the field. */
+    goTo(x, y, zoom) {
+      view = { x: 0, y: 0, zoom };
+      view = { zoom, x: x * stretch().x, y: -y * stretch().y };
+      later();
+    },
+    highlight: (id) => light(id === null || !points ? -1 : pointOf(points, id)),
+    /** Shows these points, or none; the view stays where they are of the same map. */
+    show(given, same) {
       points = given;
-      light(null);
-      fit();
+      lit = -1;
+      marks = { results: [], picked: [] };
+      painter.points(given ? given.xy : new Uint16Array());
+      if (!same) fit();
+      later();
+    },
+    paint(rgba) {
+      painter.colours(rgba);
+      later();
+    },
+    mark(results, picked) {
+      if (!points) return;
+      marks = { results: marked(results), picked: marked(picked) };
+      later();
+    },
+    /** The line around all that is in view. */
+    around() {
+      const { width, height } = field();
+      return [[0, 0], [width, 0], [width, height], [0, height]].map(([x, y]) => toPlace({ x, y }));
     },
   };
 }

@@ -1,9 +1,11 @@
 /** The panel of filters, made from the table's columns, and the pills of those in use. */
 
 import { openDialog } from './dialogs.js';
-import { button, byId, el } from './dom.js';
+import { button, byId, el, plural } from './dom.js';
 import { SHOWN_OPERATIONS, describe, knownColumns, mistakeIn, operationsOf } from './filters.js';
 import { change, now } from './state.js';
+
+const LONGEST = 200; // characters of a condition in its pill
 
 /** The filters in use, each of which can be taken out. */
 export function drawPills(state, table) {
@@ -18,11 +20,18 @@ export function drawPills(state, table) {
     }
     return pill;
   });
-  if (state.where.trim()) pills.push(out('Remove the WHERE', `WHERE ${state.where.trim()}`, () => change({ where: '' })));
+  if (state.where.trim()) pills.push(out('Remove the WHERE', shortened(state.where.trim()), () => change({ where: '' })));
   if (state.model) pills.push(out('Search with the column’s own model', `model ${state.model}`, () => change({ model: null })));
   if (pills.length > 1) pills.push(button('Clear all', { text: 'Clear all', class: 'link', onclick: () => change({ filters: [], where: '', model: null }) }));
   byId('pills').replaceChildren(...pills);
   byId('pills').hidden = !pills.length;
+}
+
+/** A condition as its pill has it; rows that were chosen by hand are counted. */
+function shortened(where) {
+  const chosen = /^_row IN \(([\d, ]+)\)$/.exec(where);
+  if (chosen) return plural(chosen[1].split(',').length, 'chosen row');
+  return `WHERE ${where.length > LONGEST ? `${where.slice(0, LONGEST)}…` : where}`;
 }
 
 /** Opens the panel; what is set there counts at once. */

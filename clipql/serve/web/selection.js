@@ -7,6 +7,7 @@
 import { call, send } from './api.js';
 import { copyButton, openDialog, saveFile } from './dialogs.js';
 import { announce, byId, button, count, el, plural, webAddress } from './dom.js';
+import { picked, tellPicks } from './picks.js';
 import { change } from './state.js';
 import { catalog, loadCatalog, quoted } from './tables.js';
 
@@ -14,7 +15,6 @@ const UNDO_SECONDS = 8;
 const MOST_TERMS = 32; // parts of one query
 const FORMATS = { CSV: ['CSVWithNames', 'csv'], JSON: ['JSONEachRow', 'jsonl'], Parquet: ['Parquet', 'parquet'], Arrow: ['Arrow', 'arrow'] };
 
-const picked = new Map(); // id → row, in the order in which they were picked
 let list = null;
 let table = () => null;
 let rowOf = () => null;
@@ -46,10 +46,17 @@ function add(id) {
   if (row) picked.set(id, row);
 }
 
-/** Picks all pictures that are shown. */
-export function pickAll() {
+/** Picks rows besides those that are picked already. */
+export function pickRows(rows) {
   takeOwner();
-  for (const tile of list.querySelectorAll('.tile[data-id]')) add(tile.dataset.id);
+  for (const row of rows) picked.set(row.id, row);
+  draw();
+}
+
+/** Picks pictures that are shown, by their ids. */
+export function pickShown(ids) {
+  takeOwner();
+  for (const id of ids) add(id);
   draw();
 }
 
@@ -82,6 +89,7 @@ function draw() {
   tray.hidden = picked.size === 0;
   document.body.classList.toggle('with-tray', picked.size > 0);
   mark();
+  tellPicks();
   if (tray.hidden) return;
   const tool = (label, icon, onclick) => button(label, { icon, text: label, class: 'tool', onclick });
   const writing = catalog.write ? [tool('Tag', 'plus', askTag), tool('Save as a table', 'stack', askTable), tool('Delete', 'minus', deleteSoon)] : [];

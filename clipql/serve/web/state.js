@@ -22,6 +22,7 @@ export const DEFAULTS = Object.freeze({
   hybrid: false, // whether one text is looked for as words, too
   cut: null, // the least similarity that is shown; null: any
   recall: null, // null: the server's own choice; a number below 1; or 'exact'
+  colour: null, // what the map's points are coloured by: a column, or how similar they are
   row: null, // the row whose details are open
   sql: '',
 });
@@ -122,6 +123,7 @@ export function toHash(state) {
   put('hybrid', state.hybrid ? 1 : '', '');
   put('cut', state.cut, null);
   put('recall', state.recall, null);
+  put('colour', state.view === 'map' ? state.colour : null, null);
   put('row', state.row, null);
   put('sql', state.view === 'sql' ? state.sql : '', '');
   const text = out.toString();
@@ -134,7 +136,7 @@ export function fromHash(hash) {
   if (VIEWS.includes(view)) state.view = view;
   for (const [name, value] of new URLSearchParams(text)) {
     if (name === 'db') state.database = value;
-    else if (name === 'table' || name === 'column' || name === 'model' || name === 'where' || name === 'row' || name === 'sql') state[name] = value;
+    else if (name === 'table' || name === 'column' || name === 'model' || name === 'where' || name === 'colour' || name === 'row' || name === 'sql') state[name] = value;
     else if (name === 'q') state.words = value;
     else if (name === 'weight') state.weight = weightOf(value);
     else if (name in KINDS) putTerm(state.terms, KINDS[name], value);

@@ -30,6 +30,7 @@ from clipql.serve.workers.supervisor import WRITER
 
 # seconds between two signs of life
 BEAT = 0.5
+_OF_WRITER = "/api/projection"  # it alone keeps maps, and has them laid out
 _ANYWHERE = frozenset({"/ping", "/replicas_status", "/healthz", "/metrics", "/api/openapi.json", "/api/login"})
 Protocol = Callable[[], asyncio.Protocol]
 
@@ -194,7 +195,11 @@ class _Worker:
             await self._statement(scope, receive, send)
         elif path in _ANYWHERE or not path.startswith("/api/"):
             await self._app(scope, receive, send)
-        elif not self._is_current() or (self._elsewhere.names and scope["method"] == "POST"):
+        elif (
+            (path == _OF_WRITER and self._follower is not None)
+            or not self._is_current()
+            or (self._elsewhere.names and scope["method"] == "POST")
+        ):
             await self._forward(scope, receive, send)
         else:
             await self._app(scope, receive, send)
