@@ -15,7 +15,8 @@ from bench.results import Comparison, Plot, at_least, median
 QUERY = "SELECT url, caption FROM laion ORDER BY L2Distance(image_embedding, {target:Array(Float32)}) LIMIT 10"
 WARM_UP, ROUNDS = 5, 30
 HOW = f"""\
-`{QUERY}` with {ROUNDS} caption vectors in turns, after {WARM_UP} to warm up. The plain MergeTree has the same rows as
+`{QUERY}` with {ROUNDS} caption vectors in turns, after {WARM_UP} to warm up, and once the codes that exact searches ask
+for are made (`proven` has them beside a scan of all). The plain MergeTree has the same rows as
 `Array(Float32)`, unmerged, which is how chDB reads them fastest. Whole statements, text in to rows out. Both gave the
 same rows."""
 Ask = Callable[[int], Any]
@@ -59,6 +60,8 @@ def serve_clipql(part: str, place: str) -> Iterator[Ask]:
         db.ingest(part, table="laion")
 
         def ask(number: int) -> Any:
+            if number == WARM_UP:
+                db.wait_for_indexes()  # the codes that exact searches ask for
             began = time.perf_counter()
             rows = db.sql(QUERY, target=queries[number]).rows
             return {"seconds": time.perf_counter() - began, "rows": rows}

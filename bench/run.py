@@ -23,6 +23,7 @@ from bench import (
     ingest,
     kernel,
     page_speed,
+    proven,
     report,
     results,
     serve_load,
@@ -44,6 +45,7 @@ COMPARISONS: dict[str, Callable[[int], Comparison]] = {
 # an hour more, so only when they are named
 LONG: dict[str, Callable[[int], Comparison]] = {
     "index": index.compare_call,
+    "proven": proven.compare,
     "statements": statements.compare,
     "index-sql": index.compare_sql,
     "filters": index.compare_filters,

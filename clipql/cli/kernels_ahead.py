@@ -15,12 +15,14 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from clipql.serve import scratch
+from clipql.serve import logs, scratch
 from clipql.version import __version__
 
 _PACKAGE = Path(__file__).parents[1]
+_FORGOTTEN = 90 * 86_400.0  # seconds after which nobody starts a server of an installation any more
 
 
 def compile_ahead() -> None:
@@ -35,11 +37,11 @@ def compile_ahead() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if done.exists():
                 return
-            sys.stderr.write("clipql compiles its kernels, once after an installation\n")
-            sys.stderr.flush()
+            logs.event("compiling", why="clipql compiles its kernels, once after an installation")
             scratch.in_child(_warm)
-            for earlier in folder.glob("compiled-*"):
-                earlier.unlink(missing_ok=True)
+            for earlier in folder.glob("compiled-*"):  # those of other installations stay
+                if time.time() - earlier.stat().st_mtime > _FORGOTTEN:
+                    earlier.unlink(missing_ok=True)
             done.touch()
 
 

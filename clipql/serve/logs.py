@@ -32,6 +32,15 @@ class _Lines(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
+def event(name: str, **fields: str) -> None:
+    """Write a line before the logs are set up."""
+    now = time.time()
+    when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+    told = {"time": when, "level": "info", "event": name, **_PROCESS, **fields}
+    sys.stderr.write(json.dumps(told, ensure_ascii=False) + "\n")
+    sys.stderr.flush()
+
+
 def log_to_stderr(level: str) -> None:
     """Send the server's logs to standard error, as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)

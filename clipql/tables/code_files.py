@@ -60,6 +60,7 @@ class CodeFiles:
         self._folder = folder
         self.want: Callable[[str, str], None] | None = None
         self._opened: dict[tuple[str, str], tuple[ColumnStore, CodeFile | None]] = {}
+        self._whole: dict[Path, CodeFile] = {}  # opened, and checked as far as they were read
         self._searches: dict[tuple[str, str], int] = {}
         self._failed: dict[tuple[str, str], ColumnStore] = {}  # where it could not be made, and is not tried again
         self._coming: set[str] = set()  # names of files that are being made
@@ -105,11 +106,12 @@ class CodeFiles:
         if best is None:
             return None
         try:
-            opened = CodeFile(best[1])
+            if best[1] not in self._whole:
+                self._whole[best[1]] = CodeFile(best[1])
+            opened = self._whole[best[1]]
             return opened if opened.rows == best[0] else None
         except (ClipqlError, OSError):
-            if self.want is not None:
-                files.remove(best[1])
+            self._forget(best[1])
             return None
 
     def distrust(self, table: str, column: VectorColumn) -> None:
@@ -118,8 +120,13 @@ class CodeFiles:
             store, found = self._opened.get((table, column.folder), (None, None))
             if store is not None:
                 self._opened[table, column.folder] = store, None
-            if found is not None and self.want is not None:
-                files.remove(found.folder)
+            if found is not None:
+                self._forget(found.folder)
+
+    def _forget(self, place: Path) -> None:
+        self._whole.pop(place, None)
+        if self.want is not None:
+            files.remove(place)
 
     def build(self, table: Table, column: str, store: ColumnStore, progress: Progress | None = None) -> None:
         """Make the codes of all rows of a column, or of those that came since. Raises DiskFull, StorageError."""
@@ -147,7 +154,7 @@ class CodeFiles:
             self._opened.pop(key, None)
             self._failed.pop(key, None)
         if before is not None:
-            files.remove(before.folder)
+            self._forget(before.folder)
 
     def remove(self, table: Table, column: str) -> None:
         """Remove the codes of a column."""
@@ -158,7 +165,7 @@ class CodeFiles:
             self._searches.pop((table.id, found.folder), None)
         for entry in files.entries(self._folder() / CODES / table.id):
             if entry.name.startswith(f"{found.folder}-"):
-                files.remove(Path(entry.path))
+                self._forget(Path(entry.path))
 
     def sweep(self, tables: Iterable[tuple[Table, Callable[[str], ColumnStore]]]) -> None:
         """Remove what is of no table any more, or of other vectors, or was not finished."""
@@ -169,6 +176,7 @@ class CodeFiles:
             for entry in files.entries(Path(folder.path)):
                 coming = any(entry.name.startswith(f".{name}.") for name in [*self._coming])
                 if not coming and entry.name not in kept.get(folder.name, ()):
+                    self._whole.pop(Path(entry.path), None)
                     files.remove(Path(entry.path))
             with contextlib.suppress(OSError):
                 os.rmdir(folder.path)  # where nothing is left in it

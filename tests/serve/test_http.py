@@ -353,6 +353,7 @@ def test_every_request_is_a_line_of_json_in_the_log(tmp_path: Path) -> None:
     server.ask("/api/rows/default/laion/999999")
     stop(server)
     log = [json.loads(line) for line in (tmp_path / "server.log").read_text().splitlines()]
+    log = [entry for entry in log if entry["event"] != "compiling"]  # once after an installation
     assert [entry["event"] for entry in log] == ["started", *["query"] * 3, *["request"] * 2, "stopping", "stopped"]
     short, wrong, broken = log[1:4]
     assert (short["query_id"], short["status"], short["sql"], "code" in short) == ("short", 200, "SELECT 1", False)

@@ -25,6 +25,7 @@ from clipql.index.bounded.coder import SAMPLED, Coder, learn
 
 STRETCH = 1 << 15  # rows that are checked, and searched, at once
 WORTH = 0.7  # a search that reads a larger share of the rows' bytes than this is no gain
+LEARNED_FOR = 4  # times the rows that a coder was learnt from; more rows are coded by a new one
 _CODED = 4096
 VERSION = 1
 _COLUMNS = ("codes", "residual", "norm")
@@ -93,12 +94,12 @@ def write(
 ) -> None:
     """Write the code file of all rows of a column into a new folder.
 
-    older: one of its first rows, whose coder and codes are kept. progress: told of stage, done, total; what it raises
-    ends the work and leaves nothing. Where codes would rule out too little, the file says so and holds none. Raises
-    OSError.
+    older: one of its first rows, whose coder and codes are kept, unless there are many times the rows by now. progress:
+    told of stage, done, total; what it raises ends the work and leaves nothing. Where codes would rule out too little,
+    the file says so and holds none. Raises OSError.
     """
     rows = vectors.rows
-    kept = older if older is not None and older.useful else None
+    kept = older if older is not None and older.useful and rows <= LEARNED_FOR * older.learned else None
     coder = kept.coder if kept else _learned(vectors, seed)
     learned, first = (kept.learned, kept.rows // STRETCH * STRETCH) if kept else (rows, 0)
     kernels.warm()  # so that no search has to
