@@ -27,7 +27,7 @@ from clipql.serve.pool import Busy, Pipe, gone
 from clipql.serve.request_body import Held, content_length
 from clipql.serve.service import Request, Service
 from clipql.serve.spelling import check_size
-from clipql.serve.statements import SHORT, Call, Statements, format_of
+from clipql.serve.statements import SHORT, Call, Statements, format_of, makes_room
 from clipql.serve.unpacking import too_large, unpack_blocks
 from clipql.sql import settings as own_settings
 from clipql.sql.session import Answer
@@ -115,10 +115,13 @@ class ClickHouse:
     # from the request to a statement
 
     async def _answer(self, request: HttpRequest, call: Call) -> Response:
-        service = self._service
-        service.pool.check()
+        short = request.method == "GET" or (content_length(request) or SHORT) < SHORT
+        if not short:
+            self._service.pool.check()
         try:
             await self._read(request, call)
+            if short and not makes_room(call.asked.sql):
+                self._service.pool.check()
             return await self._answer_read(request, call)
         except BaseException:
             if not call.submitted:

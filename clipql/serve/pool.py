@@ -28,6 +28,8 @@ T = TypeVar("T")
 FIRST_WORD, GIVEN_UP = 0.3, 1.0
 # seconds after which a query that was cancelled, and runs, is cancelled again
 AGAIN = 0.25
+# statements that make room and may wait for each other
+MOST_ASIDE = 16
 # seconds after which what waits for other processes of the server looks again
 TURN = 0.01
 
@@ -73,6 +75,7 @@ class Pool:
         self._fellows, self._moment = fellows, moment
         self._threads = ThreadPoolExecutor(limits.running, "clipql-serve")
         self._cancellers = ThreadPoolExecutor(4, "clipql-cancel")
+        self._aside, self._aside_taken = ThreadPoolExecutor(1, "clipql-kill"), 0
         self._all: dict[int, _Job] = {}
         self._queue: dict[int, _Job] = {}
         self._stopping: set[int] = set()
@@ -105,6 +108,20 @@ class Pool:
         self._queue[id(acting)] = job
         self._start_next()
         return outer
+
+    def aside(self, work: Callable[[], T], ended: Callable[[], None]) -> asyncio.Future[T]:
+        """The result of short work that shall be done though all places are taken: what makes room. As `submit`."""
+        if self._aside_taken >= MOST_ASIDE:
+            raise Busy(f"{self._aside_taken} queries are being killed, as many as may at once: try again in a second")
+        self._aside_taken += 1
+        found = asyncio.wrap_future(self._aside.submit(work))
+
+        def done(_: asyncio.Future[Any]) -> None:
+            self._aside_taken -= 1
+            ended()
+
+        found.add_done_callback(done)
+        return found
 
     def _start_next(self) -> None:
         """Start what waits, as far as all processes together may."""
@@ -221,6 +238,7 @@ class Pool:
     def close(self, seconds: float) -> bool:
         """Take nothing more, and wait for what runs, so long at most; whether it has ended."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._aside.shutdown(wait=False, cancel_futures=True)
         if wait(self._work, seconds).not_done:
             return False
         self._threads.shutdown(wait=True)

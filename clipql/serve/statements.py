@@ -7,9 +7,11 @@ which follows once the work on it has ended in truth; the guard looks at each be
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from clipql.engine.quoting import quote_name
@@ -34,6 +36,7 @@ from clipql.syntax.statements import Insert
 LOG = logging.getLogger("clipql.serve")
 # what is shorter is read at once, on the event loop
 SHORT = 1 << 13
+_KILL = re.compile(r"\s*KILL\s", re.IGNORECASE)
 # statements after which a session is as it was before
 LEAVE_NOTHING = words("SELECT WITH SHOW DESCRIBE DESC EXISTS EXPLAIN INSERT KILL")
 
@@ -142,9 +145,9 @@ class Statements:
         assert call.acting is not None
         self._running.add(call.query_id, call.acting)
         self._texts[call.query_id] = (call.asked.sql, time.time())
-        future = self.service.pool.submit(
-            lambda: self._carried_out(call, pipe.put), call.acting, lambda: self.leave(call)
-        )
+        work, ended = partial(self._carried_out, call, pipe.put), partial(self.leave, call)
+        pool = self.service.pool
+        future = pool.aside(work, ended) if makes_room(call.asked.sql) else pool.submit(work, call.acting, ended)
         call.submitted = True
         return future
 
@@ -221,6 +224,11 @@ class Statements:
         format = own_settings.take_format(f"SELECT {call.asked.sql}")[1] or call.request.format
         output = self.service.engine.query(sql, format, params={"id": query_id}, user=False)
         return Answer(output, format, 0.0)
+
+
+def makes_room(sql: str) -> bool:
+    """Whether a statement is a KILL, which is carried out though all places are taken."""
+    return len(sql) < SHORT and _KILL.match(sql) is not None
 
 
 def format_of(name: str) -> str:

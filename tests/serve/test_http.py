@@ -324,6 +324,10 @@ def test_limits_hold_and_the_crowd_is_told_to_come_back(tmp_path: Path) -> None:
         wait_until_busy(server, 4)
         refused = [server.sql("SELECT 1") for _ in range(6)]
         assert {(r.status, r.headers.get("retry-after")) for r in refused} == {(429, "1")}
+        killed = server.sql("KILL QUERY WHERE query_id = 'crowd0'")  # what makes room is done at once
+        assert (killed.status, killed.text) == (200, "waiting\tcrowd0\tdefault\n")
+        assert taken[0].getresponse().status == 500
+        wait_until_busy(server, 3)
         for connection in taken:
             connection.close()
         wait_until_busy(server, 0)

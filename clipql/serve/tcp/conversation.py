@@ -18,7 +18,7 @@ from clipql.serve.external import External
 from clipql.serve.pool import Busy, Pipe
 from clipql.serve.request_body import Held
 from clipql.serve.spelling import check_size
-from clipql.serve.statements import Call, Statements
+from clipql.serve.statements import Call, Statements, makes_room
 from clipql.serve.tcp import packets
 from clipql.serve.tcp.inserting import insert
 from clipql.serve.tcp.talk import Client, Line, Lost, Talk, too_many
@@ -140,7 +140,8 @@ class Conversation:
             self.statements.finished("tcp", call, status)
 
     def _check(self, asking: packets.Asking, call: Call) -> None:
-        self.service.pool.check()
+        if not makes_room(call.asked.sql):
+            self.service.pool.check()
         check_size(call.asked.sql, self.talk.limits)
         if not call.asked.sql.strip():
             raise QueryError("Empty query", code=62, name="SYNTAX_ERROR")
