@@ -139,29 +139,35 @@ def await_mutations(engine: Engine) -> bool:
 
 
 def sweep(registry: Registry) -> None:
-    """Remove staged rows, shapes of tables that are gone, and files that nothing refers to. Links are not followed."""
+    """Remove staged rows, shapes of tables that are gone, and files that nothing refers to. Links are not followed, and
+    what cannot be removed stays, as for a server that may only read: nothing reads it."""
     known = {t.id for t in registry.catalog.tables}
     rewritten = {t.name for t in registry.catalog.tables if t.database == INTERNAL}
     names = registry.engine.arrow(f"SELECT name FROM system.tables WHERE database = '{INTERNAL}'").column(0).to_pylist()
     for name in names:
         if name not in known | rewritten:
             registry.engine.run(f"DROP TABLE IF EXISTS {INTERNAL}.{quote_name(name)} SYNC")
-    files.remove(registry.folder / (catalog.NAME + ".tmp"))
+    _tidy(registry.folder / (catalog.NAME + ".tmp"))
     for stray in (*registry.folder.glob(f"{strays.STAGED}*"), registry.folder / "engine" / "shadow"):
-        files.remove(stray)  # of a backup that was cut off
+        _tidy(stray)  # of a backup that was cut off
     for folder in files.entries(registry.folder / stored.FOLDER):
         if registry.catalog.by_id(folder.name) is None:
-            files.remove(Path(folder.path))
+            _tidy(Path(folder.path))
     for folder in files.entries(registry.folder / "vectors"):
         table = registry.catalog.by_id(folder.name)
         if table is None:
-            files.remove(Path(folder.path))
+            _tidy(Path(folder.path))
             continue
         kept = {(c.folder, name) for c in table.columns for s in c.segments for name in s.files}
         for column in files.entries(Path(folder.path)):
             for file in files.entries(Path(column.path)):
                 if (column.name, file.name) not in kept:
-                    files.remove(Path(file.path))
+                    _tidy(Path(file.path))
+
+
+def _tidy(stray: Path) -> None:
+    with contextlib.suppress(StorageError):
+        files.remove(stray)
 
 
 def take_back_rows(registry: Registry, table: Table) -> None:

@@ -242,6 +242,9 @@ def test_inside_a_sandbox_only_what_the_plan_names_can_be_done(tmp_path: Path) -
 @walled
 def test_a_server_tells_its_state_and_leaves_nothing_behind(tmp_path: Path) -> None:
     fill(tmp_path)
+    stray = tmp_path / "test.db/vectors/none-of-its-tables"  # which whoever may only read cannot remove
+    stray.mkdir()
+    (stray / "0.npy").write_bytes(b"of a table that is gone")
     before = contents(tmp_path, of_database=True)
     left = tmp_path / "test.db/tmp/serve-killed"
     (left / "temporary/clickhouse-embedded-x").mkdir(parents=True)
