@@ -13,11 +13,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cases import ALL
 from writing import ROOT
 
 import clipql
 
-KILLS = int(os.environ.get("CLIPQL_KILLS", "12"))
+KILLS = int(os.environ.get("CLIPQL_KILLS", "12" if ALL else "8"))
 BATCH = 40  # rows that one INSERT brings
 WRITER = """
 import random, sys, clipql

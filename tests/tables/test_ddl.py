@@ -265,16 +265,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("sql", "message"), REFUSED)
-def test_what_vectors_cannot_take_part_in_is_refused_with_the_reason(
-    t: clipql.Database, sql: str, message: str
-) -> None:
+def test_what_vectors_cannot_take_part_in_is_refused_with_the_reason(t: clipql.Database) -> None:
     t.sql("CREATE TABLE u AS t")
     before = state(t)
-    with pytest.raises(UnsupportedStatement) as caught:
-        t.sql(sql)
-    assert message in str(caught.value)
-    assert state(t) == before
+    for sql, message in REFUSED:
+        with pytest.raises(UnsupportedStatement) as caught:
+            t.sql(sql)
+        assert message in str(caught.value), sql
+        assert state(t) == before, sql
 
 
 WRONG = [
@@ -295,12 +293,12 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("sql", WRONG)
-def test_an_alter_that_clickhouse_refuses_changes_nothing(t: clipql.Database, sql: str) -> None:
+def test_an_alter_that_clickhouse_refuses_changes_nothing(t: clipql.Database) -> None:
     before = state(t), rows(t, "SHOW CREATE TABLE t")
-    with pytest.raises(ClipqlError):
-        t.sql(sql)
-    assert (state(t), rows(t, "SHOW CREATE TABLE t")) == before
+    for sql in WRONG:
+        with pytest.raises(ClipqlError):
+            t.sql(sql)
+        assert (state(t), rows(t, "SHOW CREATE TABLE t")) == before, sql
     t.sql("INSERT INTO t VALUES (4, 'four', [9, 9])")
     with reopened(t) as again:
         assert rows(again, "SELECT * FROM t ORDER BY id") == [*THREE, (4, "four", [9.0, 9.0])]
@@ -629,16 +627,14 @@ BAD_INSERTS = [
 ]
 
 
-@pytest.mark.parametrize(("sql", "error", "message"), BAD_INSERTS)
-def test_a_bad_insert_says_why_and_changes_nothing(
-    t: clipql.Database, sql: str, error: type[ClipqlError], message: str
-) -> None:
+def test_a_bad_insert_says_why_and_changes_nothing(t: clipql.Database) -> None:
     before = state(t)
-    with pytest.raises(ClipqlError) as caught:
-        t.sql(sql)
-    assert isinstance(caught.value, error)
-    assert message in str(caught.value)
-    assert state(t) == before
+    for sql, error, message in BAD_INSERTS:
+        with pytest.raises(ClipqlError) as caught:
+            t.sql(sql)
+        assert isinstance(caught.value, error), sql
+        assert message in str(caught.value), sql
+        assert state(t) == before, sql
 
 
 def test_vectors_are_float16_where_that_loses_nothing_and_float32_elsewhere(db: clipql.Database) -> None:
