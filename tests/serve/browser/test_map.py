@@ -81,6 +81,7 @@ def test_points_are_coloured_by_a_column_whose_values_filter_or_by_similarity(pa
     colour.select_option("category")
     legend = page.get_by_role("group", name="Legend")
     first = legend.get_by_role("button").first
+    expect(first).to_be_visible()
     name, rows = first.locator("span:not(:empty)").all_inner_texts()
     asked = {"table": "emoji", "where": f"category = '{name}'"}
     counted = page.request.post(f"{page.url.partition('#')[0]}api/count", data=asked)
@@ -123,6 +124,7 @@ def test_keys_move_the_map_and_open_what_is_in_its_middle(page: Page) -> None:
 
 
 def test_a_band_over_the_grid_picks_what_it_touches(page: Page) -> None:
+    expect(page.locator("#view-pictures")).to_have_attribute("data-band", "")
     tiles = page.locator(".tile[data-id]")
     first, third = tiles.nth(0).bounding_box(), tiles.nth(2).bounding_box()
     assert first is not None
