@@ -55,7 +55,7 @@ def is_there() -> bool:
 def umap(values: Floats, tell: Tell) -> Floats:
     """By UMAP, the same each time for the same points."""
     import numpy as np
-    from umap import UMAP  # type: ignore[import-not-found,unused-ignore]
+    from umap import UMAP
 
     class Bar:
         """What tqdm writes its progress to."""

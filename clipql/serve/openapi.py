@@ -6,6 +6,7 @@ from typing import Any
 
 from clipql.serve import search_batch
 from clipql.serve.limits import Options
+from clipql.serve.packing import MAP
 from clipql.version import __version__
 
 _TEXT = {"type": "string"}
@@ -145,6 +146,26 @@ def _search(options: Options) -> dict[str, Any]:
     return made
 
 
+def _projection(options: Options) -> dict[str, Any]:
+    made = _post("A point for every row that a search goes through, or what colours the points", {}, {})
+    asked = dict(_search(options)["post"]["requestBody"]["content"]["application/json"]["schema"])
+    more = {
+        "by": {"type": ["string", "null"], "description": "a column, whose values are given in the place of places"},
+        "by_similarity": {"type": "boolean", "default": False, "description": "how similar each row is to `terms`"},
+        "better_than": {"type": ["string", "null"], "description": "the `method` of the points that are known already"},
+    }
+    shape = {key: value for key, value in asked["properties"].items() if key != "queries"}
+    made["post"]["requestBody"]["content"]["application/json"] = {"schema": _object({**shape, **more}, ["table"])}
+    told = "the length of a header, uint32; the header, JSON; and the arrays that it lists"
+    numbers = {"type": "string", "format": "binary", "description": told}
+    stage = _object({"stage": _object({"name": _TEXT, "done": _WHOLE, "total": _WHOLE})})
+    made["post"]["responses"] = {
+        **_reply("points or values", numbers, MAP),
+        "202": {"description": "there are none yet", "content": {"application/json": {"schema": stage}}},
+    }
+    return made
+
+
 def _rest(options: Options) -> dict[str, Any]:
     point = _object({"id": _TEXT, "x": _NUMBER, "y": _NUMBER})
     size = {"name": "size", "in": "query", "schema": {**_WHOLE, "minimum": 16, "maximum": 1024, "default": 256}}
@@ -199,6 +220,7 @@ def _rest(options: Options) -> dict[str, Any]:
         "/api/map": _post(
             "Places of rows in the plane, within [-1, 1]", asked, _object({"points": {"type": "array", "items": point}})
         ),
+        "/api/projection": _projection(options),
         "/api/explain": _post(
             "The plan of a statement", _object({"sql": _TEXT, "database": _TEXT}, ["sql"]), _object({"plan": _NAMES})
         ),

@@ -11,6 +11,8 @@ export function makeGridLasso(area, list, pick) {
   let band = null;
   let box = null;
 
+  area.dataset.band = ''; // one can be drawn now
+
   const at = (event) => ({ x: event.clientX, y: event.clientY + window.scrollY });
 
   function draw(to) {

@@ -260,7 +260,7 @@ function choose(ids) {
   };
   const show = () => change({ view: 'pictures', row: null, where: conditionOf(ids) });
   nodes.chosen.replaceChildren(
-    el('span', { class: 'tray-count', role: 'status' }, many ? `${count(ids.length)} chosen: at most ${count(MOST_LASSOED)} are taken at once` : `${count(ids.length)} chosen`),
+    el('b', { role: 'status' }, many ? `${count(ids.length)} chosen: at most ${count(MOST_LASSOED)} are taken at once` : `${count(ids.length)} chosen`),
     ...(many ? [] : [tool(ids.length === 1 ? 'Pick it' : `Pick these ${count(ids.length)}`, 'pick', pick), tool(ids.length === 1 ? 'Show it' : `Show these ${count(ids.length)}`, 'grid', show)]),
     button('Choose none', { icon: 'close', onclick: () => choose([]) }),
   );

@@ -3,6 +3,7 @@
 const THUMB = 46; // pixels at zoom 1
 const LARGEST = 150;
 const MOST_IMAGES = 1000;
+const ABOVE = 13; // pixels that a label stands above its place
 const LEVELS = [{ from: 0, size: 15 }, { from: 2.2, size: 13 }, { from: 6, size: 12 }]; // zoom from which labels are shown; pixels
 
 const images = new Map(); // address → {image, ready}
@@ -84,7 +85,8 @@ export function drawLabels(pen, labels, place, { width, height }, zoom, colour) 
   for (const label of labels ?? []) {
     const { from, size } = LEVELS[Math.min(label.level, LEVELS.length - 1)];
     if (zoom < from || said.has(label.text)) continue;
-    const { x, y } = place(label);
+    const at = place(label);
+    const [x, y] = [at.x, at.y - ABOVE]; // what it names is seen below it
     pen.font = `${label.level ? 500 : 650} ${size}px system-ui, sans-serif`;
     const half = pen.measureText(label.text).width / 2 + 6;
     if (x < -half || y < -20 || x > width + half || y > height + 20) continue;
