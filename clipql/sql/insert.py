@@ -8,8 +8,8 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from clipql.encode.names import canonical
 from clipql.encode.service import Batch
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, VectorError
+from clipql.sql.native_vectors import NUMBERS, Apart, Matrices, taken_apart
 from clipql.sql.passed_on import check_models, passed_on
 from clipql.sql.planner import Planner
 from clipql.sql.rowwise import LAZY
@@ -51,7 +52,8 @@ class _Source:
     """Queries, one after the other, whose columns are the table's by position.
 
     stored: for a vector column whose vectors another table already stores, that table and column; the query then
-    gives the row number in its place. batches, heads: what its rows will ask for, held until they have.
+    gives the row number in its place. apart: for one whose vectors came apart, those, by such numbers. batches,
+    heads: what its rows will ask for, held until they have.
     """
 
     queries: tuple[str, ...]
@@ -61,6 +63,7 @@ class _Source:
     stored: Mapping[str, tuple[Table, str]]
     batches: tuple[Batch, ...] = ()
     heads: tuple[Head, ...] = ()
+    apart: Mapping[str, Matrices] = field(default_factory=dict)
 
 
 def insert(
@@ -93,7 +96,20 @@ def load(registry: Registry, table: Table, statement: Insert, format: str, data:
     """
     table = registry.current(table)
     names, _ = _filled(registry, table, statement)
+    if format == "Native":
+        data = list(data)
+        found = _vectors_apart(registry, table, statement, data)
+        if found is not None:
+            return _staged(registry, table, "", statement, names, {}, (format, found.pieces), found.vectors)
     return _staged(registry, table, "", statement, names, {}, (format, data))
+
+
+def _vectors_apart(registry: Registry, table: Table, statement: Insert, data: Sequence[bytes]) -> Apart | None:
+    """The data with the vectors apart; None where ClickHouse needs them to read the rest, or should read them."""
+    names = [c.name for c in table.columns if statement.columns is None or c.name in statement.columns]
+    if not names or reading(registry.engine, table) or shape.has_constraints(registry.engine, table):
+        return None
+    return taken_apart(data, names)
 
 
 def _filled(registry: Registry, table: Table, statement: Insert) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -119,12 +135,16 @@ def _staged(
     names: Sequence[str],
     params: Mapping[str, Any],
     data: tuple[str, Iterable[bytes]] | None = None,
+    apart: Mapping[str, Matrices] | None = None,
 ) -> int:
-    """Let ClickHouse itself read VALUES or a FORMAT, defaults included, into a table in memory of the same shape."""
+    """Let ClickHouse itself read VALUES or a FORMAT, defaults included, into a table in memory of the same shape.
+
+    apart: vectors that are not in the data, which has numbers of rows in their place.
+    """
     stage = f"{INTERNAL}.`insert {next(_serial)} into {table.id}`"
     engine = registry.engine
     later = _computed_later(registry, table, statement.columns)
-    engine.run(f"CREATE TABLE {stage} {_stage(registry, table, later)} ENGINE = Memory")
+    engine.run(f"CREATE TABLE {stage} {_stage(registry, table, later, apart or {})} ENGINE = Memory")
     try:
         listed = "(" + ", ".join(map(quote_name, statement.columns)) + ") " if statement.columns else ""
         settings = statement.settings
@@ -137,7 +157,9 @@ def _staged(
             engine.insert_bytes(head, *data, user=True)
         everything = tuple(n for n, _ in shape.insertable(engine, table) if n not in later)
         columns = ", ".join(map(quote_name, everything))
-        return _store(registry, table, _Source((f"SELECT {columns} FROM {stage}",), everything, {}, {}, {}))
+        return _store(
+            registry, table, _Source((f"SELECT {columns} FROM {stage}",), everything, {}, {}, {}, apart=apart or {})
+        )
     finally:
         engine.run(f"DROP TABLE IF EXISTS {stage} SYNC")
 
@@ -152,16 +174,19 @@ def _computed_later(registry: Registry, table: Table, given: Sequence[str] | Non
     return {n for n in reading(registry.engine, table) if n not in defaults or (given and n not in given)}
 
 
-def _stage(registry: Registry, table: Table, later: set[str]) -> str:
-    """What stands between CREATE TABLE and ENGINE for a table that takes what the shape takes, but for some columns."""
-    if not later:
+def _stage(registry: Registry, table: Table, later: set[str], numbered: Collection[str]) -> str:
+    """What stands between CREATE TABLE and ENGINE for a table that takes what the shape takes, but for columns that are
+    computed later, and has numbers of rows in those that are numbered."""
+    if not later and not numbered:
         return f"AS {registry.shape(table)}"
     found = registry.engine.arrow(
         "SELECT name, type, default_kind AS kind, default_expression AS text FROM system.columns "
         f"WHERE database = '{INTERNAL}' AND table = {quote_string(table.id)} ORDER BY position"
     )
     columns = (
-        f"{quote_name(row['name'])} {row['type']} {'ALIAS' if row['name'] in later else row['kind']} {row['text']}"
+        f"{quote_name(row['name'])} {NUMBERS}"
+        if row["name"] in numbered
+        else f"{quote_name(row['name'])} {row['type']} {'ALIAS' if row['name'] in later else row['kind']} {row['text']}"
         for row in found.to_pylist()
     )
     return f"({', '.join(columns)})"
@@ -321,6 +346,12 @@ def _without_vectors(registry: Registry, insertion: Insertion, source: _Source) 
     for block in itertools.chain.from_iterable(map(stream, source.queries)):
         for name in vectors:
             column = block.column(source.names.index(name))
+            if name in source.apart:
+                at = row
+                for part in source.apart[name].take(column.to_numpy(zero_copy_only=False)):
+                    insertion.add_vectors(name, part, at)
+                    at += len(part)
+                continue
             if name in source.stored:
                 origin, original = source.stored[name]
                 numbers, store = column.to_numpy(zero_copy_only=False), registry.store(origin, original)
