@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from clipql.encode.names import canonical
 from clipql.encode.service import Batch
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, VectorError
+from clipql.sql import staging
 from clipql.sql.native_vectors import NUMBERS, Apart, Matrices, taken_apart
 from clipql.sql.passed_on import check_models, passed_on
 from clipql.sql.planner import Planner
@@ -35,7 +36,6 @@ from clipql.tables.registry import INTERNAL, ROW, Registry
 from clipql.tables.vector_expressions import reading
 from clipql.tables.writer import Insertion
 
-_serial = itertools.count()
 # numpy 2 writes its scalars so, and pandas writes lists of them into CSV files
 _NUMPY_SCALAR = "np\\.float(16|32|64)\\(([^)]*)\\)"
 # np.float16(0.0675) stands for the float16 nearest to it, 0.0675049: eleven significant bits, 2^-24 at the least
@@ -107,7 +107,9 @@ def load(registry: Registry, table: Table, statement: Insert, format: str, data:
 def _vectors_apart(registry: Registry, table: Table, statement: Insert, data: Sequence[bytes]) -> Apart | None:
     """The data with the vectors apart; None where ClickHouse needs them to read the rest, or should read them."""
     names = [c.name for c in table.columns if statement.columns is None or c.name in statement.columns]
-    if not names or reading(registry.engine, table) or shape.has_constraints(registry.engine, table):
+    where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)} AND default_kind = 'ALIAS'"
+    alias = registry.engine.scalar(f"SELECT count() FROM system.columns WHERE {where}")
+    if not names or alias or reading(registry.engine, table):
         return None
     return taken_apart(data, names)
 
@@ -141,11 +143,16 @@ def _staged(
 
     apart: vectors that are not in the data, which has numbers of rows in their place.
     """
-    stage = f"{INTERNAL}.`insert {next(_serial)} into {table.id}`"
     engine = registry.engine
     later = _computed_later(registry, table, statement.columns)
-    engine.run(f"CREATE TABLE {stage} {_stage(registry, table, later, apart or {})} ENGINE = Memory")
-    try:
+    plain = not later and not apart
+    numbers = dict.fromkeys(apart or (), NUMBERS)
+    shape_of = (
+        f"AS {registry.shape(table)}"
+        if plain and data is None
+        else staging.columns(engine, INTERNAL, table.id, computed=later, retyped=numbers)
+    )
+    with staging.stage(engine, table.id, shape_of) as stage:
         listed = "(" + ", ".join(map(quote_name, statement.columns)) + ") " if statement.columns else ""
         settings = statement.settings
         if _VERBATIM not in settings:
@@ -154,14 +161,10 @@ def _staged(
         if data is None:
             engine.query(f"{head} {body}", "Null", params=params, user=True)
         else:
-            engine.insert_bytes(head, *data, user=True)
+            staging.fill(engine, stage, head, *data)
         everything = tuple(n for n, _ in shape.insertable(engine, table) if n not in later)
-        columns = ", ".join(map(quote_name, everything))
-        return _store(
-            registry, table, _Source((f"SELECT {columns} FROM {stage}",), everything, {}, {}, {}, apart=apart or {})
-        )
-    finally:
-        engine.run(f"DROP TABLE IF EXISTS {stage} SYNC")
+        select = f"SELECT {', '.join(map(quote_name, everything))} FROM {stage}"
+        return _store(registry, table, _Source((select,), everything, {}, {}, {}, apart=apart or {}))
 
 
 def _computed_later(registry: Registry, table: Table, given: Sequence[str] | None) -> set[str]:
@@ -172,24 +175,6 @@ def _computed_later(registry: Registry, table: Table, given: Sequence[str] | Non
         return set()
     defaults = {name for name, _ in shape.insertable(registry.engine, table)}
     return {n for n in reading(registry.engine, table) if n not in defaults or (given and n not in given)}
-
-
-def _stage(registry: Registry, table: Table, later: set[str], numbered: Collection[str]) -> str:
-    """What stands between CREATE TABLE and ENGINE for a table that takes what the shape takes, but for columns that are
-    computed later, and has numbers of rows in those that are numbered."""
-    if not later and not numbered:
-        return f"AS {registry.shape(table)}"
-    found = registry.engine.arrow(
-        "SELECT name, type, default_kind AS kind, default_expression AS text FROM system.columns "
-        f"WHERE database = '{INTERNAL}' AND table = {quote_string(table.id)} ORDER BY position"
-    )
-    columns = (
-        f"{quote_name(row['name'])} {NUMBERS}"
-        if row["name"] in numbered
-        else f"{quote_name(row['name'])} {row['type']} {'ALIAS' if row['name'] in later else row['kind']} {row['text']}"
-        for row in found.to_pylist()
-    )
-    return f"({', '.join(columns)})"
 
 
 def _from_select(

@@ -114,13 +114,6 @@ def reads_vectors(engine: Engine, table: Table) -> bool:
     return bool(engine.scalar(f"SELECT {' + '.join(counts)}")) or bool(reading(engine, table))
 
 
-def has_constraints(engine: Engine, table: Table) -> bool:
-    """Whether rows are held to conditions (CONSTRAINT … CHECK)."""
-    where = f"database = '{INTERNAL}' AND name = {quote_string(table.id)}"
-    text = str(engine.scalar(f"SELECT create_table_query FROM system.tables WHERE {where}"))
-    return any(token.upper == "CONSTRAINT" for token in read(text).tokens)
-
-
 def check_computed(engine: Engine, table: Table) -> None:
     """Refuse what ClickHouse would compute from vectors by itself, in the background, where it cannot read them.
 
