@@ -48,3 +48,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """What `%load_ext clipql` calls; see `clipql.notebook`."""
+    from clipql.notebook import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """What `%unload_ext clipql` calls."""
+    from clipql.notebook import unload
+
+    unload(shell)

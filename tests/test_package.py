@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # from the bottom up, as ARCHITECTURE.md lists them: a file imports from its own room and from those below
 ROOMS = (
     "errors", "version", "brief", "synthetic", "engine", "syntax", "storage", "index", "projection", "encode",
-    "tables", "sql", "result", "ingest", "care", "database", "reader", "curate", "serve", "cluster", "connection",
+    "tables", "sql", "result", "ingest", "care", "database", "reader", "curate", "serve", "mcp", "cluster",
+    "connection", "notebook",
     "__init__", "cli", "__main__",
 )  # fmt: skip
 LOCKS = sorted(ROOT.glob("requirements*.lock"))

@@ -23,6 +23,7 @@ from clipql.cli.commands import (
     evaluate,
     export,
     ingest,
+    mcp,
     model,
     recall,
     search,
@@ -93,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"clipql {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", title="commands")
     for each in (
-        sql, ingest, download, embed, search, recall, evaluate, dedup, cluster_rows, takedown, serve, care, export,
+        sql, ingest, download, embed, search, recall, evaluate, dedup, cluster_rows, takedown, serve, mcp, care, export,
         cluster, demo, model, udf,
     ):  # fmt: skip
         each.add(commands, shared)

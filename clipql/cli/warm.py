@@ -15,9 +15,9 @@ import clipql
 from clipql.index import ivf
 from clipql.index.bounded import kernels as bounded
 from clipql.index.rows import ArrayRows
-from clipql.serve import native_blocks
 from clipql.serve.cityhash import cityhash128
 from clipql.serve.tcp import blocks
+from clipql.sql import native_columns
 from clipql.storage.vectors import chosen, kernels, row_numbers, rowwise
 from clipql.storage.vectors.metrics import Metric
 
@@ -39,7 +39,7 @@ def warm() -> None:
     bounded.warm()
     rowwise.warm()
     row_numbers.warm()
-    native_blocks.warm()
+    native_columns.warm()
     blocks.warm()
     cityhash128(b"a packet")
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import glob
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ from clipql.encode.service import Batch
 from clipql.engine.arrow import numpy_numbers
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, VectorError
+from clipql.sql import staging
+from clipql.sql.native_vectors import NUMBERS, Apart, Matrices, taken_apart
 from clipql.sql.passed_on import check_models, passed_on
 from clipql.sql.planner import Planner
 from clipql.sql.rowwise import LAZY
@@ -35,7 +37,6 @@ from clipql.tables.registry import INTERNAL, ROW, Registry
 from clipql.tables.vector_expressions import reading
 from clipql.tables.writer import Insertion
 
-_serial = itertools.count()
 # numpy 2 writes its scalars so, and pandas writes lists of them into CSV files
 _NUMPY_SCALAR = "np\\.float(16|32|64)\\(([^)]*)\\)"
 # np.float16(0.0675) stands for the float16 nearest to it, 0.0675049: eleven significant bits, 2^-24 at the least
@@ -52,7 +53,8 @@ class _Source:
     """Queries, one after the other, whose columns are the table's by position.
 
     stored: for a vector column whose vectors another table already stores, that table and column; the query then
-    gives the row number in its place. batches, heads: what its rows will ask for, held until they have.
+    gives the row number in its place. apart: for one whose vectors came apart, those, by such numbers. batches,
+    heads: what its rows will ask for, held until they have.
     """
 
     queries: tuple[str, ...]
@@ -62,6 +64,7 @@ class _Source:
     stored: Mapping[str, tuple[Table, str]]
     batches: tuple[Batch, ...] = ()
     heads: tuple[Head, ...] = ()
+    apart: Mapping[str, Matrices] = field(default_factory=dict)
 
 
 def insert(
@@ -94,7 +97,22 @@ def load(registry: Registry, table: Table, statement: Insert, format: str, data:
     """
     table = registry.current(table)
     names, _ = _filled(registry, table, statement)
+    if format == "Native":
+        data = list(data)
+        found = _vectors_apart(registry, table, statement, data)
+        if found is not None:
+            return _staged(registry, table, "", statement, names, {}, (format, found.pieces), found.vectors)
     return _staged(registry, table, "", statement, names, {}, (format, data))
+
+
+def _vectors_apart(registry: Registry, table: Table, statement: Insert, data: Sequence[bytes]) -> Apart | None:
+    """The data with the vectors apart; None where ClickHouse needs them to read the rest, or should read them."""
+    names = [c.name for c in table.columns if statement.columns is None or c.name in statement.columns]
+    where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)} AND default_kind = 'ALIAS'"
+    alias = registry.engine.scalar(f"SELECT count() FROM system.columns WHERE {where}")
+    if not names or alias or reading(registry.engine, table):
+        return None
+    return taken_apart(data, names)
 
 
 def _filled(registry: Registry, table: Table, statement: Insert) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -120,13 +138,22 @@ def _staged(
     names: Sequence[str],
     params: Mapping[str, Any],
     data: tuple[str, Iterable[bytes]] | None = None,
+    apart: Mapping[str, Matrices] | None = None,
 ) -> int:
-    """Let ClickHouse itself read VALUES or a FORMAT, defaults included, into a table in memory of the same shape."""
-    stage = f"{INTERNAL}.`insert {next(_serial)} into {table.id}`"
+    """Let ClickHouse itself read VALUES or a FORMAT, defaults included, into a table in memory of the same shape.
+
+    apart: vectors that are not in the data, which has numbers of rows in their place.
+    """
     engine = registry.engine
     later = _computed_later(registry, table, statement.columns)
-    engine.run(f"CREATE TABLE {stage} {_stage(registry, table, later)} ENGINE = Memory")
-    try:
+    plain = not later and not apart
+    numbers = dict.fromkeys(apart or (), NUMBERS)
+    shape_of = (
+        f"AS {registry.shape(table)}"
+        if plain and data is None
+        else staging.columns(engine, INTERNAL, table.id, computed=later, retyped=numbers)
+    )
+    with staging.stage(engine, table.id, shape_of) as stage:
         listed = "(" + ", ".join(map(quote_name, statement.columns)) + ") " if statement.columns else ""
         settings = statement.settings
         if _VERBATIM not in settings:
@@ -135,12 +162,10 @@ def _staged(
         if data is None:
             engine.query(f"{head} {body}", "Null", params=params, user=True)
         else:
-            engine.insert_bytes(head, *data, user=True)
+            staging.fill(engine, stage, head, *data)
         everything = tuple(n for n, _ in shape.insertable(engine, table) if n not in later)
-        columns = ", ".join(map(quote_name, everything))
-        return _store(registry, table, _Source((f"SELECT {columns} FROM {stage}",), everything, {}, {}, {}))
-    finally:
-        engine.run(f"DROP TABLE IF EXISTS {stage} SYNC")
+        select = f"SELECT {', '.join(map(quote_name, everything))} FROM {stage}"
+        return _store(registry, table, _Source((select,), everything, {}, {}, {}, apart=apart or {}))
 
 
 def _computed_later(registry: Registry, table: Table, given: Sequence[str] | None) -> set[str]:
@@ -151,21 +176,6 @@ def _computed_later(registry: Registry, table: Table, given: Sequence[str] | Non
         return set()
     defaults = {name for name, _ in shape.insertable(registry.engine, table)}
     return {n for n in reading(registry.engine, table) if n not in defaults or (given and n not in given)}
-
-
-def _stage(registry: Registry, table: Table, later: set[str]) -> str:
-    """What stands between CREATE TABLE and ENGINE for a table that takes what the shape takes, but for some columns."""
-    if not later:
-        return f"AS {registry.shape(table)}"
-    found = registry.engine.arrow(
-        "SELECT name, type, default_kind AS kind, default_expression AS text FROM system.columns "
-        f"WHERE database = '{INTERNAL}' AND table = {quote_string(table.id)} ORDER BY position"
-    )
-    columns = (
-        f"{quote_name(row['name'])} {row['type']} {'ALIAS' if row['name'] in later else row['kind']} {row['text']}"
-        for row in found.to_pylist()
-    )
-    return f"({', '.join(columns)})"
 
 
 def _from_select(
@@ -322,6 +332,12 @@ def _without_vectors(registry: Registry, insertion: Insertion, source: _Source) 
     for block in itertools.chain.from_iterable(map(stream, source.queries)):
         for name in vectors:
             column = block.column(source.names.index(name))
+            if name in source.apart:
+                at = row
+                for part in source.apart[name].take(column.to_numpy(zero_copy_only=False)):
+                    insertion.add_vectors(name, part, at)
+                    at += len(part)
+                continue
             if name in source.stored:
                 origin, original = source.stored[name]
                 numbers, store = numpy_numbers(column), registry.store(origin, original)

@@ -38,6 +38,7 @@ from clipql.sql.prepared import Asked, Repeats
 from clipql.sql.read_only import reads, refuse
 from clipql.sql.safeguard import Safeguard, with_names
 from clipql.sql.short import is_short
+from clipql.sql.staging import load_plain
 from clipql.sql.stars import Stars
 from clipql.sql.words import telling_where
 from clipql.storage.catalog import Table
@@ -404,7 +405,7 @@ class Session:
         if table is not None:
             rows = self._fill(table, partial(load, self._registry, table, statement, format, data))
         else:
-            rows = self._engine.insert_bytes(sql[: statement.body], format, data, user=True)
+            rows = load_plain(self._engine, sql[: statement.body], statement, format, data)
             self._registry.announce()
         elapsed, told = time.perf_counter() - began, self._indexes_of(statement)
         return Answer(Output(elapsed=elapsed), "Null", elapsed, rows=rows, indexes=told)

@@ -15,7 +15,9 @@ import numpy as np
 from clipql.engine.row_writer import varint
 from clipql.errors import QueryError
 from clipql.serve.native_blocks import CUSTOM_SERIALIZATION
-from clipql.serve.native_types import (
+from clipql.serve.tcp.wire import Source, broken, others
+from clipql.serve.unpacking import too_large
+from clipql.sql.native_types import (
     BASIC,
     HAS_KEYS,
     JSON_TEXTS,
@@ -29,8 +31,6 @@ from clipql.serve.native_types import (
     typed_paths,
     unknown_version,
 )
-from clipql.serve.tcp.wire import Source, broken, others
-from clipql.serve.unpacking import too_large
 from clipql.storage.vectors.compiled import compiled
 
 _NAME, _COLUMNS = 1 << 16, 10_000

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from clipql.errors import QueryError
 from clipql.serve import clickhouse_request as reading
 from clipql.serve import native_blocks as native
-from clipql.serve.native_types import check_type
 from clipql.serve.pool import Pipe
 from clipql.serve.request_body import Bodies, Held
 from clipql.serve.statements import Call
@@ -16,6 +15,7 @@ from clipql.serve.tcp import packets
 from clipql.serve.tcp.blocks import Block
 from clipql.serve.tcp.talk import Client, Lost, Talk
 from clipql.serve.tcp.wire import broken
+from clipql.sql.native_types import check_type
 from clipql.syntax.reading import read
 from clipql.syntax.statements import Insert
 

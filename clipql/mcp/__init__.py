@@ -1,0 +1,1 @@
+"""A database as tools for agents, by the Model Context Protocol."""
