@@ -41,14 +41,16 @@ _NONE, _EVERY = np.empty(0, np.float32), np.empty(0, np.bool_)
 
 
 class Asked(NamedTuple):
-    """A query as codes are multiplied by it. levels: int8 (fields, 2, 64), high and low bytes.
+    """A query as codes are multiplied by it. levels: uint8 (fields, 128), as `kernels.arranged`. layout:
+    `Coder.layout`.
 
     form: base, slope, slack, square, rounded, constant, float64: the key of a row is at least base + n (square n +
     constant + slope s - slack r) - rounded n², by its length n, its residual r and the integer sum s.
     """
 
-    levels: NDArray[np.int8]
+    levels: NDArray[np.uint8]
     form: NDArray[np.float64]
+    layout: NDArray[np.int16]
 
 
 def asked(file: CodeFile, term: Term) -> Asked | None:
@@ -83,9 +85,9 @@ def asked(file: CodeFile, term: Term) -> Asked | None:
             SLACK,
             -2 * s * constant - 2 * lost,
         )
-    whole = levels.astype(np.int64).reshape(-1, kernels.LANES)
-    high = (whole + kernels.HIGH // 2) // kernels.HIGH
-    return Asked(np.stack([high, whole - kernels.HIGH * high], 1).astype(np.int8), np.array(form))
+    out = np.empty((len(levels) // kernels.LANES, 2 * kernels.LANES), np.uint8)
+    kernels.arranged(levels.astype(np.int16).reshape(-1, kernels.LANES), out)
+    return Asked(out, np.array(form), coder.layout)
 
 
 def _form_limit(term: Term, key: float) -> float:
@@ -253,7 +255,7 @@ class BoundedScan:
             norm,
             among,
             query.levels,
-            file.coder.layout,
+            query.layout,
             query.form,
             limit,
             rows,
