@@ -27,7 +27,7 @@ from clipql.storage.vectors.store import ColumnStore
 from clipql.tables.background import Stopped
 
 FEWEST_ROWS = 50_000  # a scan of fewer takes a millisecond or two
-LONGEST = 4096  # numbers of a vector: a rotation of more takes minutes to learn
+LONGEST = 2048  # numbers of a vector: a rotation of more takes minutes to learn
 GROWN = 8  # a file is grown when one of so many rows is newer
 SEARCHES = 2  # exact searches of a column before codes are made: one alone takes less than making them
 

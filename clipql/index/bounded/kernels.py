@@ -252,7 +252,7 @@ def warm() -> None:
     layout, query = np.array([[0, 0, 0x0F0F]], np.int16), np.zeros((1, 2 * LANES), np.uint8)
     arranged(np.zeros((1, LANES), np.int16), query)
     encode(np.zeros((2, LANES), np.float32), np.ones(LANES), np.full(LANES, 8.0), layout, codes, np.empty(2))
-    for array in (codes, lengths):
+    among = np.ones(2, np.bool_)
+    for array in (codes, lengths, among):
         array.setflags(write=False)
-    for among in (np.zeros(0, np.bool_), np.ones(2, np.bool_)):
-        lowest(codes, lengths, lengths, among, query, layout, np.ones(6), 0.0, np.empty(2, np.int64), np.empty(2))
+    lowest(codes, lengths, lengths, among, query, layout, np.ones(6), 0.0, np.empty(2, np.int64), np.empty(2))

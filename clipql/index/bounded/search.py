@@ -37,7 +37,6 @@ SPARSE = 13
 # relative, of keys: what Float32 and the order of a sum in float64 may change
 ROUNDED = 3e-7
 Found = TypeVar("Found")
-_NONE, _EVERY = np.empty(0, np.float32), np.empty(0, np.bool_)
 
 
 class Asked(NamedTuple):
@@ -247,8 +246,9 @@ class BoundedScan:
     def _lowest(self, first: int, last: int, limit: float, rows: NDArray[np.int64], keys: NDArray[np.float64]) -> int:
         file, query = self._file, self._asked
         assert query is not None, "looked at before"
-        norm = _NONE if self._term.metric is Metric.COSINE else file.norm[first:last]
-        among = _EVERY if self._among is None else self._among[first:last]
+        norm = file.norm[:0] if self._term.metric is Metric.COSINE else file.norm[first:last]
+        among = np.empty(0, np.bool_) if self._among is None else self._among[first:last].view()
+        among.setflags(write=False)  # as mapped arrays are: the kernel is compiled for one kind
         return kernels.lowest(
             file.codes[first:last],
             file.residual[first:last],
