@@ -56,7 +56,7 @@ def asked(file: CodeFile, term: Term) -> Asked | None:
     """The query of a term; None where codes say nothing of it."""
     q, coder, w = term.query, file.coder, term.weight
     length = float(np.linalg.norm(q)) if np.isfinite(q).all() else math.inf
-    if not (SHORTEST < length < LONGEST and SHORTEST < abs(w) < LONGEST) or term.wide or q.shape != coder.mean.shape:
+    if not (SHORTEST < length < LONGEST and SHORTEST < abs(w) < LONGEST) or q.shape != coder.mean.shape:
         return None
     n = len(coder.step)
     g = (coder.turn[:n].astype(np.float64) @ q) * coder.step
