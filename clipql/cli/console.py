@@ -80,7 +80,7 @@ def work_of(steps: Sequence[Step], read: Mapping[str, Any]) -> Work:
     for step in steps:
         columns = step.plan.columns
         widths = [s.dimension * (2 if s.dtype == "float16" else 4) for c in columns for s in c.segments[-1:]]
-        code = sum(c.dimension or 0 for c in columns) // 8
+        code = sum(c.dimension or 0 for c in columns) // (2 if step.cost.proven else 8)
         rows += step.cost.rows_scanned + step.cost.codes_scanned
         size += step.cost.rows_scanned * sum(widths) + step.cost.codes_scanned * code
     return Work(rows, size)

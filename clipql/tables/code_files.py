@@ -27,7 +27,7 @@ from clipql.storage.vectors.store import ColumnStore
 from clipql.tables.background import Stopped
 
 FEWEST_ROWS = 50_000  # a scan of fewer takes a millisecond or two
-LONGEST = 4096  # numbers of a vector: a rotation of more takes minutes to learn
+LONGEST = 2048  # numbers of a vector: a rotation of more takes minutes to learn
 GROWN = 8  # a file is grown when one of so many rows is newer
 SEARCHES = 2  # exact searches of a column before codes are made: one alone takes less than making them
 
@@ -60,7 +60,8 @@ class CodeFiles:
         self._folder = folder
         self.want: Callable[[str, str], None] | None = None
         self._opened: dict[tuple[str, str], tuple[ColumnStore, CodeFile | None]] = {}
-        self._whole: dict[Path, CodeFile] = {}  # opened, and checked as far as they were read
+        # the file of each column that is open, by its name, and checked as far as it was read
+        self._whole: dict[tuple[str, str], tuple[str, CodeFile]] = {}
         self._searches: dict[tuple[str, str], int] = {}
         self._failed: dict[tuple[str, str], ColumnStore] = {}  # where it could not be made, and is not tried again
         self._coming: set[str] = set()  # names of files that are being made
@@ -104,14 +105,16 @@ class CodeFiles:
             if rows and entry.name.startswith(f"{column.folder}-") and (best is None or rows > best[0]):
                 best = rows, Path(entry.path)
         if best is None:
+            self._whole.pop((table, column.folder), None)
             return None
         try:
-            if best[1] not in self._whole:
-                self._whole[best[1]] = CodeFile(best[1])
-            opened = self._whole[best[1]]
+            name, opened = self._whole.get((table, column.folder), ("", None))
+            if opened is None or name != best[1].name:
+                opened = CodeFile(best[1])
+                self._whole[table, column.folder] = best[1].name, opened
             return opened if opened.rows == best[0] else None
         except (ClipqlError, OSError):
-            self._forget(best[1])
+            self._forget(table, column.folder, best[1])
             return None
 
     def distrust(self, table: str, column: VectorColumn) -> None:
@@ -121,10 +124,10 @@ class CodeFiles:
             if store is not None:
                 self._opened[table, column.folder] = store, None
             if found is not None:
-                self._forget(found.folder)
+                self._forget(table, column.folder, self._folder() / CODES / table / found.folder.name)
 
-    def _forget(self, place: Path) -> None:
-        self._whole.pop(place, None)
+    def _forget(self, table: str, column: str, place: Path) -> None:
+        self._whole.pop((table, column), None)
         if self.want is not None:
             files.remove(place)
 
@@ -154,7 +157,7 @@ class CodeFiles:
             self._opened.pop(key, None)
             self._failed.pop(key, None)
         if before is not None:
-            self._forget(before.folder)
+            files.remove(before.folder)
 
     def remove(self, table: Table, column: str) -> None:
         """Remove the codes of a column."""
@@ -165,7 +168,7 @@ class CodeFiles:
             self._searches.pop((table.id, found.folder), None)
         for entry in files.entries(self._folder() / CODES / table.id):
             if entry.name.startswith(f"{found.folder}-"):
-                self._forget(Path(entry.path))
+                self._forget(table.id, found.folder, Path(entry.path))
 
     def sweep(self, tables: Iterable[tuple[Table, Callable[[str], ColumnStore]]]) -> None:
         """Remove what is of no table any more, or of other vectors, or was not finished."""
@@ -176,12 +179,13 @@ class CodeFiles:
             for entry in files.entries(Path(folder.path)):
                 coming = any(entry.name.startswith(f".{name}.") for name in [*self._coming])
                 if not coming and entry.name not in kept.get(folder.name, ()):
-                    self._whole.pop(Path(entry.path), None)
                     files.remove(Path(entry.path))
             with contextlib.suppress(OSError):
                 os.rmdir(folder.path)  # where nothing is left in it
         with self._guard:
             self._opened.clear()
+            for key in [k for k in self._whole if k[0] not in kept]:
+                del self._whole[key]
 
 
 def _digests(store: ColumnStore) -> dict[str, int]:

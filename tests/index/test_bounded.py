@@ -107,10 +107,11 @@ def test_no_bound_is_above_the_key_of_its_row(
     n = len(rows)
     given, out = np.empty(n, np.int64), np.empty(n)
     norms = norm[:0] if metric is Metric.COSINE else norm
-    for array in (codes, residual, norms):
+    every = np.empty(0, np.bool_)
+    for array in (codes, residual, norms, every):
         array.setflags(write=False)
     counted = kernels.lowest(
-        codes, residual, norms, np.empty(0, np.bool_), question.levels, coder.layout, question.form, np.inf, given, out
+        codes, residual, norms, every, question.levels, coder.layout, question.form, np.inf, given, out
     )
     assert counted == n
     if metric in (Metric.COSINE, Metric.DOT):

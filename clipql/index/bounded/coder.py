@@ -19,6 +19,7 @@ rounded:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,10 +101,12 @@ def _up(values: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.where(short < values, np.nextafter(short, np.float32(np.inf)), short)
 
 
-def learn(sample: NDArray[np.floating], itemsize: int, seed: int = 0) -> tuple[Coder, float] | None:
+def learn(
+    sample: NDArray[np.floating], itemsize: int, seed: int = 0, tick: Callable[[], None] = lambda: None
+) -> tuple[Coder, float] | None:
     """A coder for rows like these (n, d), and what a search by it reads, as a share of the rows' own bytes.
 
-    itemsize: bytes of a number as it is stored.
+    itemsize: bytes of a number as it is stored. tick: called now and then; what it raises ends the work.
 
     None where too few rows have a direction.
     """
@@ -128,6 +131,7 @@ def learn(sample: NDArray[np.floating], itemsize: int, seed: int = 0) -> tuple[C
     turned, asked = y[apart : apart + TRIED] @ exact.T, _standins(wide[:apart], seed) @ exact.T
     best: tuple[float, Coder] | None = None
     for words in range(1, groups + 1):
+        tick()
         bits = _bits(spread, words)
         step = np.repeat([STEPS[b] for b in bits.tolist()], LANES) * spread[: len(bits) * LANES]
         floor = max(float(spread.max()), 1e-6) * 1e-4  # an axis in which rows do not differ

@@ -46,7 +46,7 @@ class CodeFile:
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise DatabaseDamaged(f"{folder} cannot be read: {error}") from error
         self.folder = folder
-        self.coder = Coder(arrays["mean"], arrays["turn"], skew, arrays["bits"], arrays["step"])
+        self.coder = Coder(arrays["mean"], arrays["turn"], skew, arrays["bits"], np.array(arrays["step"]))
         self.codes, self.residual, self.norm = (arrays[name] for name in _COLUMNS)
         self._hashes = arrays["hashes"]
         if self.useful and (
@@ -100,7 +100,7 @@ def write(
     """
     rows = vectors.rows
     kept = older if older is not None and older.useful and rows <= LEARNED_FOR * older.learned else None
-    coder = kept.coder if kept else _learned(vectors, seed)
+    coder = kept.coder if kept else _learned(vectors, seed, lambda: progress("learning", 0, rows) if progress else None)
     learned, first = (kept.learned, kept.rows // STRETCH * STRETCH) if kept else (rows, 0)
     kernels.warm()  # so that no search has to
     with folders.NewFolder(place) as new:
@@ -134,11 +134,11 @@ def write(
         new.commit({**meta, "useful": coder is not None, "skew": made.skew})
 
 
-def _learned(vectors: Vectors, seed: int) -> Coder | None:
+def _learned(vectors: Vectors, seed: int, tick: Callable[[], None]) -> Coder | None:
     """A coder for the rows of a column; None where codes rule out too little."""
     chosen = np.arange(vectors.rows)
     if len(chosen) > SAMPLED:
         chosen = np.sort(np.random.default_rng(seed).choice(len(chosen), SAMPLED, replace=False))
     [(_, block)] = vectors.blocks(0, 1)
-    found = learn(vectors.take(chosen), block.dtype.itemsize, seed)
+    found = learn(vectors.take(chosen), block.dtype.itemsize, seed, tick)
     return found[0] if found and found[1] <= WORTH else None

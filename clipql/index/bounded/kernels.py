@@ -1,8 +1,9 @@
 """The loops over codes: rows are coded, and codes are multiplied by a query, in integers.
 
 A code is some words of 64 bytes. A *field* is the same few bits (8, 4, 2 or 1) of all 64 bytes of a word: the levels of
-64 numbers of a row. So one shift and one mask unpack 64 numbers as bytes. A query is int16, split into two bytes, high
-and low, each of which is multiplied by those and added up in one instruction where the processor has it (VNNI).
+64 numbers of a row. So one shift and one mask unpack 64 numbers as bytes. A query is int16. Where the processor
+multiplies bytes and adds the products up in one instruction (VNNI), it is split into high and low bytes; elsewhere
+levels are widened, and multiplied and added up in pairs (AVX-512, AVX2, SSE2).
 
 What must stay true: the sum over a row is exact, as the query is scaled so that no sum leaves int32.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import int64, types, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -34,32 +35,75 @@ def _load(builder: Any, address: Any, kind: Any, align: int) -> Any:
     return value
 
 
-def _added(b: Any, total: Any, levels: Any, asked: Any) -> Any:
+def _has(context: Any, feature: str) -> bool:
+    """Whether the processor that is compiled for has something."""
+    return f"+{feature}" in context.codegen().magic_tuple()[2].split(",")
+
+
+@intrinsic
+def multiplies_bytes(typingctx: Any) -> Any:
+    """Whether there is an instruction that multiplies and adds up bytes, and queries are split into those."""
+    sig = types.boolean()
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(ir.IntType(1), int(_has(context, "avx512vnni")))
+
+    return sig, codegen
+
+
+def _added_bytes(b: Any, total: Any, levels: Any, asked: Any) -> Any:
     """16 int32 and, added to each, four products of an unsigned byte and a signed one."""
-    if binding.get_host_cpu_features().get("avx512vnni"):
-        kind = ir.FunctionType(_INTS, [_INTS, _INTS, _INTS])
-        multiply = cgutils.get_or_insert_function(b.module, kind, "llvm.x86.avx512.vpdpbusd.512")
-        return b.call(multiply, [total, b.bitcast(levels, _INTS), b.bitcast(asked, _INTS)])
-    wide = ir.VectorType(_INT, 64)
-    product = b.mul(b.zext(levels, wide), b.sext(asked, wide))
-    for start in range(4):
-        chosen = ir.Constant(_INTS, list(range(start, 64, 4)))
-        total = b.add(total, b.shuffle_vector(product, ir.Constant(wide, ir.Undefined), chosen))
-    return total
+    kind = ir.FunctionType(_INTS, [_INTS, _INTS, _INTS])
+    multiply = cgutils.get_or_insert_function(b.module, kind, "llvm.x86.avx512.vpdpbusd.512")
+    return b.call(multiply, [total, b.bitcast(levels, _INTS), b.bitcast(asked, _INTS)])
+
+
+def _added_shorts(context: Any, b: Any, total: Any, x: Any, y: Any) -> Any:
+    """16 int32 and, added to each, two products of int16."""
+    for feature, name, lanes in (
+        ("avx512bw", "avx512.pmaddw.d.512", 32),
+        ("avx2", "avx2.pmadd.wd", 16),
+        ("sse2", "sse2.pmadd.wd", 8),
+    ):
+        if _has(context, feature):
+            part, sums = ir.VectorType(_SHORT, lanes), ir.VectorType(_INT, lanes // 2)
+            kind = ir.FunctionType(sums, [part, part])
+            multiply = cgutils.get_or_insert_function(b.module, kind, f"llvm.x86.{name}")
+            pieces = [
+                b.call(multiply, [_part(b, x, first, lanes), _part(b, y, first, lanes)])
+                for first in range(0, 32, lanes)
+            ]
+            while len(pieces) > 1:
+                pieces = [_both(b, *pieces[i : i + 2]) for i in range(0, len(pieces), 2)]
+            return b.add(total, pieces[0])
+    wide = ir.VectorType(_INT, 32)
+    product = b.mul(b.sext(x, wide), b.sext(y, wide))
+    return b.add(total, b.add(_part(b, product, 0, 16), _part(b, product, 16, 16)))
+
+
+def _part(b: Any, vector: Any, first: int, lanes: int) -> Any:
+    chosen = ir.Constant(ir.VectorType(_INT, lanes), list(range(first, first + lanes)))
+    return b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), chosen)
+
+
+def _both(b: Any, one: Any, other: Any) -> Any:
+    lanes = 2 * one.type.count
+    return b.shuffle_vector(one, other, ir.Constant(ir.VectorType(_INT, lanes), list(range(lanes))))
 
 
 @intrinsic
 def fields_dot(typingctx: Any, code: Any, stride: Any, query: Any, layout: Any, fields: Any, out: Any) -> Any:
     """The sums of `TOGETHER` rows' levels times a query, as int32.
 
-    Addresses: of the first row's words (`stride` bytes from one row to the next); of fields x 2 x 64 int8, high and
-    low; of three int16 a field: the byte in the row where its word begins, the first of its bits in a byte, and their
-    mask, in both bytes; of room for the sums.
+    Addresses: of the first row's words (`stride` bytes from one row to the next); of fields x 128 bytes of a query, as
+    `arranged` gives them; of three int16 a field: the byte in the row where its word begins, the first of its bits in a
+    byte, and their mask, in both bytes; of room for the sums.
     """
     sig = types.void(types.uint64, types.uint64, types.uint64, types.uint64, types.int64, types.uint64)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         code, stride, query, layout, count, out = args
+        by_bytes = _has(context, "avx512vnni")
         none = ir.Constant(_INTS, [0] * 16)
         totals = [[cgutils.alloca_once_value(b, none) for _ in range(2)] for _ in range(TOGETHER)]
         rows = [b.add(code, b.mul(stride, _LONG(r))) for r in range(TOGETHER)]
@@ -75,20 +119,45 @@ def fields_dot(typingctx: Any, code: Any, stride: Any, query: Any, layout: Any, 
             shift = splat(_load(b, b.add(at, _LONG(2)), _SHORT, 2))
             mask = splat(_load(b, b.add(at, _LONG(4)), _SHORT, 2))
             place = b.add(query, b.mul(loop.index, _LONG(2 * LANES)))
-            asked = [_load(b, b.add(place, _LONG(LANES * half)), _BYTES, 1) for half in range(2)]
+            asked = [_load(b, b.add(place, _LONG(LANES * half)), _SHORTS, 1) for half in range(2)]
             for row, both in zip(rows, totals, strict=True):
                 levels = b.and_(b.lshr(_load(b, b.add(row, start), _SHORTS, 1), shift), mask)
-                for half, total in enumerate(both):
-                    b.store(_added(b, b.load(total), b.bitcast(levels, _BYTES), asked[half]), total)
+                if by_bytes:
+                    for half, total in enumerate(both):
+                        b.store(_added_bytes(b, b.load(total), levels, asked[half]), total)
+                    continue
+                even = b.and_(levels, ir.Constant(_SHORTS, [255] * 32))
+                odd = b.lshr(levels, ir.Constant(_SHORTS, [8] * 32))
+                total = _added_shorts(context, b, b.load(both[0]), even, asked[0])
+                b.store(_added_shorts(context, b, total, odd, asked[1]), both[0])
         kind = ir.FunctionType(_INT, [_INTS])
         add_up = cgutils.get_or_insert_function(b.module, kind, "llvm.vector.reduce.add.v16i32")
         for r, (high, low) in enumerate(totals):
             place = b.inttoptr(b.add(out, _LONG(4 * r)), _INT.as_pointer())
-            whole = b.add(b.mul(b.load(high), ir.Constant(_INTS, [HIGH] * 16)), b.load(low))
+            whole = b.load(high)
+            if by_bytes:
+                whole = b.add(b.mul(whole, ir.Constant(_INTS, [HIGH] * 16)), b.load(low))
             b.store(b.call(add_up, [whole]), place).align = 4
         return context.get_dummy_value()
 
     return sig, codegen
+
+
+@kernel
+def arranged(query: NDArray[np.int16], out: NDArray[np.uint8]) -> None:
+    """A query, int16 (fields, 64), as the processor multiplies it: its high and low bytes, or every other number.
+
+    out: uint8 (fields, 128).
+    """
+    for f in range(query.shape[0]):
+        for j in range(LANES):
+            q = int64(query[f, j])
+            if multiplies_bytes():
+                high = (q + HIGH // 2) // HIGH
+                out[f, j], out[f, LANES + j] = np.uint8(high & 255), np.uint8((q - HIGH * high) & 255)
+            else:
+                at = (j & 1) * LANES + (j >> 1) * 2
+                out[f, at], out[f, at + 1] = np.uint8(q & 255), np.uint8((q >> 8) & 255)
 
 
 @kernel
@@ -97,7 +166,7 @@ def lowest(
     residual: NDArray[np.float32],
     norm: NDArray[np.float32],
     among: NDArray[np.bool_],
-    query: NDArray[np.int8],
+    query: NDArray[np.uint8],
     layout: NDArray[np.int16],
     form: NDArray[np.float64],
     limit: float,
@@ -107,7 +176,7 @@ def lowest(
     """Write the rows whose key may be at most `limit`, and the least that it may be; returns how many.
 
     codes: uint8 (n, bytes), residual and norm: (n,); norm is empty where the key does not depend on it. among: bool
-    (n,) or empty. form: see `search.Asked`. rows, keys: room for n.
+    (n,) or empty. query: as `arranged`. form: see `search.Asked`. rows, keys: room for n.
     """
     base, slope, slack, square, rounded, constant = form[0], form[1], form[2], form[3], form[4], form[5]
     address, size, total = uint64(codes.ctypes.data), uint64(codes.shape[1]), codes.shape[0]
@@ -180,9 +249,10 @@ def encode(
 def warm() -> None:
     """Compile all, for arrays as they are mapped, and leave it in the cache."""
     codes, lengths = np.zeros((2, LANES), np.uint8), np.ones(2, np.float32)
-    layout, query = np.array([[0, 0, 0x0F0F]], np.int16), np.zeros((1, 2, LANES), np.int8)
+    layout, query = np.array([[0, 0, 0x0F0F]], np.int16), np.zeros((1, 2 * LANES), np.uint8)
+    arranged(np.zeros((1, LANES), np.int16), query)
     encode(np.zeros((2, LANES), np.float32), np.ones(LANES), np.full(LANES, 8.0), layout, codes, np.empty(2))
-    for array in (codes, lengths):
+    among = np.ones(2, np.bool_)
+    for array in (codes, lengths, among):
         array.setflags(write=False)
-    for among in (np.zeros(0, np.bool_), np.ones(2, np.bool_)):
-        lowest(codes, lengths, lengths, among, query, layout, np.ones(6), 0.0, np.empty(2, np.int64), np.empty(2))
+    lowest(codes, lengths, lengths, among, query, layout, np.ones(6), 0.0, np.empty(2, np.int64), np.empty(2))

@@ -37,25 +37,26 @@ SPARSE = 13
 # relative, of keys: what Float32 and the order of a sum in float64 may change
 ROUNDED = 3e-7
 Found = TypeVar("Found")
-_NONE, _EVERY = np.empty(0, np.float32), np.empty(0, np.bool_)
 
 
 class Asked(NamedTuple):
-    """A query as codes are multiplied by it. levels: int8 (fields, 2, 64), high and low bytes.
+    """A query as codes are multiplied by it. levels: uint8 (fields, 128), as `kernels.arranged`. layout:
+    `Coder.layout`.
 
     form: base, slope, slack, square, rounded, constant, float64: the key of a row is at least base + n (square n +
     constant + slope s - slack r) - rounded n², by its length n, its residual r and the integer sum s.
     """
 
-    levels: NDArray[np.int8]
+    levels: NDArray[np.uint8]
     form: NDArray[np.float64]
+    layout: NDArray[np.int16]
 
 
 def asked(file: CodeFile, term: Term) -> Asked | None:
     """The query of a term; None where codes say nothing of it."""
     q, coder, w = term.query, file.coder, term.weight
     length = float(np.linalg.norm(q)) if np.isfinite(q).all() else math.inf
-    if not (SHORTEST < length < LONGEST and SHORTEST < abs(w) < LONGEST) or term.wide or q.shape != coder.mean.shape:
+    if not (SHORTEST < length < LONGEST and SHORTEST < abs(w) < LONGEST) or q.shape != coder.mean.shape:
         return None
     n = len(coder.step)
     g = (coder.turn[:n].astype(np.float64) @ q) * coder.step
@@ -83,9 +84,9 @@ def asked(file: CodeFile, term: Term) -> Asked | None:
             SLACK,
             -2 * s * constant - 2 * lost,
         )
-    whole = levels.astype(np.int64).reshape(-1, kernels.LANES)
-    high = (whole + kernels.HIGH // 2) // kernels.HIGH
-    return Asked(np.stack([high, whole - kernels.HIGH * high], 1).astype(np.int8), np.array(form))
+    out = np.empty((len(levels) // kernels.LANES, 2 * kernels.LANES), np.uint8)
+    kernels.arranged(levels.astype(np.int16).reshape(-1, kernels.LANES), out)
+    return Asked(out, np.array(form), coder.layout)
 
 
 def _form_limit(term: Term, key: float) -> float:
@@ -245,15 +246,16 @@ class BoundedScan:
     def _lowest(self, first: int, last: int, limit: float, rows: NDArray[np.int64], keys: NDArray[np.float64]) -> int:
         file, query = self._file, self._asked
         assert query is not None, "looked at before"
-        norm = _NONE if self._term.metric is Metric.COSINE else file.norm[first:last]
-        among = _EVERY if self._among is None else self._among[first:last]
+        norm = file.norm[:0] if self._term.metric is Metric.COSINE else file.norm[first:last]
+        among = np.empty(0, np.bool_) if self._among is None else self._among[first:last].view()
+        among.setflags(write=False)  # as mapped arrays are: the kernel is compiled for one kind
         return kernels.lowest(
             file.codes[first:last],
             file.residual[first:last],
             norm,
             among,
             query.levels,
-            file.coder.layout,
+            query.layout,
             query.form,
             limit,
             rows,
