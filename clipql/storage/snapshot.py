@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clipql.errors import DatabaseDamaged, DatabaseLocked, NotADatabase, StorageError
+from clipql.errors import DatabaseDamaged, DatabaseLocked, DiskFull, NotADatabase, StorageError
 from clipql.storage import catalog, files, places, strays
 from clipql.storage.catalog import Catalog, Table
 from clipql.storage.places import Place
@@ -284,6 +284,7 @@ def _carry(source: Path, target: Path, kind: str, link: Callable[[Path, Path], N
         elif kind == "folder":
             target.mkdir()
         elif kind != "part":
+            _check_room(source, target)
             shutil.copy2(source, target, follow_symlinks=False)
             if _state_of(source.lstat()) != kind:
                 raise _Changed
@@ -298,6 +299,16 @@ def _carry(source: Path, target: Path, kind: str, link: Callable[[Path, Path], N
                 raise _Changed
     except FileNotFoundError as error:
         raise _Changed from error
+
+
+def _check_room(source: Path, target: Path) -> None:
+    """Raise DiskFull for a file that cannot be copied, before the disk is full of it."""
+    size, free = source.lstat().st_size, shutil.disk_usage(target.parent).free
+    if size > free:
+        raise DiskFull(
+            f"{source} has {size:,} bytes, which a reader copies, and {target.parent} has {free:,} free: free some "
+            "room, or look what it is: ClickHouse's own such files are small"
+        )
 
 
 def _point(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from parts import make_part
 
 import clipql
 from clipql.care.backup import INSIDE, LISTING, restore
-from clipql.errors import ClipqlError, DatabaseDamaged, NotADatabase, StorageError
+from clipql.errors import ClipqlError, DatabaseDamaged, DiskFull, NotADatabase, StorageError
 from clipql.index import folder as index_folder
 from clipql.storage import catalog, strays
 from clipql.storage.catalog import Catalog, Table
@@ -210,6 +210,13 @@ def test_a_reader_says_what_is_missing(given: Path) -> None:
     (segment,) = (given / "db").glob("vectors/t-1/column-0/*.npy")
     segment.unlink()
     with pytest.raises(DatabaseDamaged, match=f"{segment} is missing"):
+        clipql.connect(given / "db", read_only=True)
+
+
+def test_a_file_that_the_disk_cannot_hold_twice_is_not_copied_by_a_reader(given: Path) -> None:
+    with open(given / "db" / "engine" / "huge", "wb") as file:
+        file.truncate(1 << 43)
+    with pytest.raises(DiskFull, match=r"engine/huge has 8,796,093,022,208 bytes, which a reader copies"):
         clipql.connect(given / "db", read_only=True)
 
 
