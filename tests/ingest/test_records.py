@@ -36,8 +36,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database
 
 
 @pytest.fixture
-def table() -> str:
-    return f"t{next(_names)}"
+def table(shared: clipql.Database) -> Iterator[str]:
+    """A name for a table, which goes after the test, as what is compared before and after a test is all there is."""
+    name = f"t{next(_names)}"
+    yield name
+    shared.sql(f"DROP TABLE IF EXISTS {name}")
 
 
 def matrix(rows: int = ROWS, seed: int = 0, dtype: Any = np.float32) -> Any:

@@ -54,7 +54,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         folder, "--write", "--max-body", "1", "--max-bodies", "3", "--max-seconds", "2", "--max-statement", "64",
         environment={"CLIPQL_MODEL": BUNDLED},
     )  # fmt: skip
-    assert running.sql("SELECT length(encode_text('a cat')) > 0").text == "1\n"  # what is loaded once is loaded
+    # what is loaded once is loaded, which may take longer than a query may
+    until(lambda: running.sql("SELECT length(encode_text('a cat')) > 0").text == "1\n", "the model is there")
     yield running
     stop(running)
 

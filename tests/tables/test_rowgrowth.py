@@ -153,7 +153,7 @@ PARQUET = {
 }
 
 
-@pytest.mark.parametrize("name", PARQUET)
+@pytest.mark.parametrize("name", some(PARQUET, 2))
 def test_metadata_of_every_type_is_as_clickhouse_stores_it(db: clipql.Database, tmp_path: Path, name: str) -> None:
     kind, column, grows = PARQUET[name]
     db.sql(f"CREATE TABLE laion (id UInt64, c {kind}, image_embedding Array(Float32), text_embedding Array(Float32)) "
