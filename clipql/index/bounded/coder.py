@@ -41,7 +41,8 @@ _NEXT = {0: 1, 1: 2, 2: 4, 4: 8}
 SAMPLED, TRIED = 1 << 14, 1 << 13  # rows that axes are learnt from; that a choice of bits is tried with
 QUERIES = 32  # stand-ins for queries that a choice of bits is tried with
 NEAREST = 1 / 2048  # of the rows tried, so many are the nearest: measured, as far from the rest as ten of a million
-COMPARED = 6.0  # a row that is picked out takes as long as so many times its bytes in a row
+# a row that is picked out takes as long as so many bytes in a row, and as so many times its own
+PICKED, COMPARED = 3_000, 4
 
 
 @dataclass(frozen=True)
@@ -129,18 +130,20 @@ def learn(
     skew = float(np.linalg.norm(np.eye(len(mean)) - exact.T @ exact)) * (1 + SLACK) + 1e-12
     apart = min(2 * QUERIES, len(wide) // 2)  # rows that queries are made of, which are not looked for
     turned, asked = y[apart : apart + TRIED] @ exact.T, _standins(wide[:apart], seed) @ exact.T
+    alike = wide[: apart // 2] @ exact.T
     best: tuple[float, Coder] | None = None
-    for words in range(1, groups + 1):
+    for words in range(1, groups + 1, max(1, groups // 16)):
+        if best is not None and LANES * words >= best[0]:
+            break  # reading these codes alone takes longer
         tick()
         bits = _bits(spread, words)
         step = np.repeat([STEPS[b] for b in bits.tolist()], LANES) * spread[: len(bits) * LANES]
         floor = max(float(spread.max()), 1e-6) * 1e-4  # an axis in which rows do not differ
         coder = Coder(mean, turn, skew, bits, np.maximum(step, floor))
-        cost = coder.row_bytes + 4 + COMPARED * len(mean) * itemsize * _left(coder, turned, asked)
+        left = max(_left(coder, turned, queries) for queries in (asked, alike))
+        cost = coder.row_bytes + 4 + (PICKED + COMPARED * len(mean) * itemsize) * left
         if best is None or cost < best[0]:
             best = cost, coder
-        else:
-            break
     assert best is not None, "one word at least was tried"
     return best[1], best[0] / (len(mean) * itemsize)
 
