@@ -239,8 +239,10 @@ class ClickHouse:
     async def _hold(
         self, pipe: Pipe, future: asyncio.Future[Answer], held: list[bytes], most: float, counted: Held
     ) -> bool:
-        """Take pieces until there are enough to send, or all; whether these are all. counted: what is more than HELD
-        counts as requests' bodies do."""
+        """Take pieces until there are enough to send, or all; whether these are all.
+
+        counted: what is more than HELD counts as requests' bodies do; where these are too many, no more is held.
+        """
         size = 0
         while size < most:
             piece = await pipe.get(future)
@@ -249,7 +251,10 @@ class ClickHouse:
             held.append(piece)
             size += len(piece)
             if size > HELD:
-                counted.take(len(piece))
+                try:
+                    counted.take(len(piece))
+                except Busy:
+                    return False
         return False
 
     async def _stream(

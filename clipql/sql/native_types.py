@@ -97,9 +97,11 @@ def elements(name: str, inner: list[str]) -> list[str]:
 
 def _unnamed(element: str) -> str:
     if element[:1] in ("`", '"'):
-        end = element.index(element[0], 1)
-        while element[end - 1] == "\\" or element[end + 1 : end + 2] == element[0]:
-            end = element.index(element[0], end + (1 if element[end - 1] == "\\" else 2))
+        end = element.find(element[0], 1)
+        while end > 0 and (element[end - 1] == "\\" or element[end + 1 : end + 2] == element[0]):
+            end = element.find(element[0], end + (1 if element[end - 1] == "\\" else 2))
+        if end < 0:
+            raise QueryError(f"the name in {element[:60]} has no end", code=50, name="UNKNOWN_TYPE")
         return element[end + 1 :].strip()
     head = element.partition("(")[0]
     return element.partition(" ")[2] if " " in head.strip() else element

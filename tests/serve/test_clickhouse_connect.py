@@ -180,8 +180,10 @@ def test_errors_are_clickhouses(client: Client) -> None:
 
 def test_an_error_among_the_rows_is_told(client: Client) -> None:
     sql = "SELECT number, throwIf(number = 2900000, 'boo') FROM numbers(3000000) SETTINGS max_threads = 1"
-    with pytest.raises(StreamFailureError, match="boo"):
-        client.query(sql).result_rows  # noqa: B018 (they are read as they are asked for)
+    with pytest.raises(DatabaseError, match="boo"):  # the client has the server wait for the end
+        client.query(sql)
+    with pytest.raises(StreamFailureError, match="boo"), client.query_row_block_stream(sql) as blocks:
+        sum(len(block) for block in blocks)
 
 
 def test_settings_hold_for_their_query_alone(client: Client) -> None:

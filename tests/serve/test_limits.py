@@ -196,6 +196,13 @@ def test_codings_that_are_not_known_are_refused_before_the_body_is_read(small: R
         assert (reply.status, reply.headers["x-clickhouse-exception-code"]) == (400, "89"), coding
 
 
+def test_a_result_that_is_too_long_to_be_waited_for_is_sent_as_it_comes(small: Running) -> None:
+    long = "SELECT number, repeat('x', 90) FROM numbers(60000)"  # more than the bodies of all requests
+    assert small.sql(long, wait_end_of_query="1").body == small.sql(long).body
+    fails = small.sql(long.replace("number,", "throwIf(number = 59000),"), wait_end_of_query="1")
+    assert (fails.status, "FUNCTION_THROW_IF" in fails.text[-2000:]) == (200, True)
+
+
 def test_bodies_are_bounded_in_sum_and_a_client_that_goes_gives_back_its_share(small: Running) -> None:
     def unfinished() -> socket.socket:
         made = socket.create_connection(("127.0.0.1", small.port), LAST_NET_SECONDS)

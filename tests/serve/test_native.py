@@ -7,6 +7,7 @@ import pytest
 from clipql.errors import QueryError
 from clipql.serve import native_blocks as native
 from clipql.serve import unpacking
+from clipql.sql.native_types import check_type
 from tests.serve.conftest import Running
 
 INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
@@ -83,6 +84,9 @@ def test_what_is_not_understood_is_refused() -> None:
         with pytest.raises(QueryError, match="ends at"):
             versioned(broken)
     assert versioned(b"") == b""
+    for type in ("Tuple(`a UInt8)", "Tuple(`a\\` Int8)", "Array(Int8, Int8)", "Variant(Nonsense)"):
+        with pytest.raises(QueryError):
+            check_type(type)
 
 
 def test_a_time_zone_stands_in_the_type_from_its_version_on(server: Running) -> None:
