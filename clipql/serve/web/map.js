@@ -221,7 +221,7 @@ function tell() {
   nodes.said.textContent = better ? `${said} · a better map is being made: ${stageOf(better)}` : said;
 }
 
-const stageOf = ({ name, done, total }) => (total ? `${name}, ${Math.min(100, Math.floor((100 * done) / total))} %` : name);
+const stageOf = ({ name, done, total }) => (total ? `${name}, ${Math.min(100, 5 * Math.floor((20 * done) / total))} %` : name);
 
 /* ---------- hover, and the pictures in view ---------- */
 

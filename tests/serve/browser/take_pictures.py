@@ -45,9 +45,9 @@ def main() -> None:
             take(page, "page-search.png")
             page.goto(f"{served.address}#map?table=emoji&q=animal")
             page.wait_for_selector(".map-list li")
-            page.wait_for_timeout(3000)
-            page.mouse.move(589, 217)
-            page.wait_for_timeout(500)
+            page.wait_for_timeout(4000)
+            page.mouse.move(620, 480)
+            page.wait_for_timeout(1500)
             take(page, "page-map.png")
             browser.close()
 
