@@ -12,6 +12,7 @@ const [LEAST_ZOOM, MOST_ZOOM] = [0.6, 60];
 const CLICK_DISTANCE = 5; // pixels; farther is a drag
 const REACH = 14; // pixels around a pointer in which a point is meant
 const FEW = 300; // points in view, of all of which pictures are shown
+const MOST_RINGS = 300; // of more marks rings would be one blot
 const CELL = 76; // pixels, at least, between pictures of more points
 
 /**
@@ -98,7 +99,8 @@ export function makeCanvas(below, node, actions) {
     const seen = withPicture(now);
     if (seen) drawPictures(pen, seen.map((i) => ({ ...place(i), source: actions.pictureOf(String(points.ids[i])) })), now, view.zoom, colour, later);
     drawDots(pen, marks.results.map(place), Math.max(2.6, now.size / 2 + 0.5), colour('--accent'), colour('--panel'));
-    drawRings(pen, marks.picked.map(place), Math.max(4, now.size / 2 + 2), colour('--ink'), 2);
+    if (marks.picked.length > MOST_RINGS) drawDots(pen, marks.picked.map(place), now.size / 2 + 0.5, colour('--ink'), colour('--panel'));
+    else drawRings(pen, marks.picked.map(place), Math.max(4, now.size / 2 + 2), colour('--ink'), 2);
     drawLabels(pen, points.labels, (label) => toScreen(label.x, label.y, now), now, view.zoom, colour);
     if (lit >= 0) drawRings(pen, [place(lit)], now.size / 2 + 5, colour('--accent'), 3);
     if (line) drawLine(pen, line, colour('--accent'));
