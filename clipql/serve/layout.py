@@ -32,8 +32,8 @@ if TYPE_CHECKING:  # what has threads is not loaded before the walls are up
 
     Floats: TypeAlias = NDArray[np.float32]
 
-LEAST_POINTS = 100
-NEIGHBOURS, APART = 15, 0.1
+LEAST_POINTS = 500  # of fewer PCA tells as much, at once
+NEIGHBOURS, APART = 15, 0.25
 _LONGEST, _LOOK_SECONDS = 4096, 0.2
 _SHAPE = struct.Struct("<QQ")
 _LIBRARY = "umap"

@@ -486,9 +486,10 @@ def test_the_document_describes_every_route_that_there_is(server: Running) -> No
             target = path.replace("{database}", "default").replace("{table}", "laion").replace("{id}", "1")
             reply = server.ask(target, "{}" if method == "post" else None, method=method.upper())
             assert reply.status not in (405, 500), (path, method, reply.text[:100])
-    assert {"/api/status", "/api/tables", "/api/search", "/api/map", "/api/explain", "/api/complete", "/api/login",
-            "/api/count", "/api/chance", "/api/models", "/api/facets", "/api/picture/{database}/{table}/{id}",
-            "/healthz", "/metrics", "/api/rows/{database}/{table}/{id}", "/api/thumbnail/{database}/{table}/{id}",
+    assert {"/api/status", "/api/tables", "/api/search", "/api/map", "/api/projection", "/api/explain", "/api/login",
+            "/api/count", "/api/chance", "/api/models", "/api/facets", "/api/complete", "/healthz", "/metrics",
+            "/api/picture/{database}/{table}/{id}", "/api/rows/{database}/{table}/{id}",
+            "/api/thumbnail/{database}/{table}/{id}",
             "/", "/ping", "/replicas_status", "/api/openapi.json"} == set(document["paths"])  # fmt: skip
 
 

@@ -20,6 +20,7 @@ const LOOK_MS = 900; // between two questions whether a map is there
 const MOST_LASSOED = 10000; // rows that are picked or shown at once
 const HOVER_MS = 90;
 const MOST_SEEN = 120; // rows that are fetched for their pictures
+const FEW_POINTS = 3000; // of which some are shown as pictures from the beginning
 const SIMILARITY = 'similarity to the search';
 
 let canvas = null;
@@ -42,10 +43,12 @@ export function makeMap(actions) {
 function build() {
   const below = el('canvas', { class: 'map-points', 'aria-hidden': 'true' });
   const node = el('canvas', { class: 'map-canvas', tabindex: 0, role: 'img', 'aria-label': 'Map of the table. Arrows move it, plus and minus zoom, Enter opens the picture in the middle; the lists beside it lead to regions and results.' });
-  const lasso = button('Lasso', { icon: 'lasso', 'aria-pressed': 'false', onclick: () => lasso.setAttribute('aria-pressed', String(lasso.getAttribute('aria-pressed') !== 'true')) });
+  const lasso = button('Lasso', { icon: 'lasso', 'aria-pressed': 'false', onclick: () => toggle(lasso) });
+  const sparse = button('Pictures among the points', { icon: 'picture', 'aria-pressed': 'false', onclick: () => toggle(sparse) });
   nodes = {
     node,
     lasso,
+    sparse,
     tip: el('div', { class: 'map-tip', hidden: true }),
     said: el('p', { class: 'map-said quiet', role: 'status' }),
     chosen: el('div', { class: 'map-chosen', role: 'group', 'aria-label': 'Chosen on the map', hidden: true }),
@@ -58,7 +61,8 @@ function build() {
     open: openRow,
     over,
     lassoed: (line) => choose(inside(points, line).map((i) => points.ids[i])),
-    lassoing: () => lasso.getAttribute('aria-pressed') === 'true',
+    lassoing: () => isOn(lasso),
+    sparse: () => isOn(sparse),
     pictureOf: (id) => sourceOf(knownRow(table, id)),
     seen,
   });
@@ -81,6 +85,7 @@ function build() {
           button('Zoom in', { icon: 'plus', onclick: () => canvas.zoom(1.4) }),
           button('Zoom out', { icon: 'minus', onclick: () => canvas.zoom(1 / 1.4) }),
           button('Show all', { icon: 'fit', onclick: () => canvas.fit() }),
+          sparse,
           lasso,
           button('Choose all in view', { icon: 'pick', onclick: () => points && choose(inside(points, canvas.around()).map((i) => points.ids[i])) }),
         ),
@@ -91,6 +96,14 @@ function build() {
   watchPicks(() => now.view === 'map' && mark());
   new MutationObserver(recolour).observe(document.documentElement, { attributes: true, attributeFilter: ['data-theme'] });
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', recolour);
+}
+
+const isOn = (tool) => tool.getAttribute('aria-pressed') === 'true';
+
+function toggle(tool, on = !isOn(tool)) {
+  tool.setAttribute('aria-pressed', String(on));
+  nodes.node.classList.toggle('lassoing', isOn(nodes.lasso));
+  canvas.redraw();
 }
 
 const sourceOf = (row) => (row && !isVeiled(row, table, now.safe) ? pictureOf(row, 128) : null);
@@ -146,6 +159,7 @@ async function look(question, than, mine, same) {
   if (found.stage === undefined) {
     points = found;
     asked.colours = null;
+    if (!same) toggle(nodes.sparse, points.count <= FEW_POINTS);
     canvas.show(points, same && than === null);
     drawRegions();
     mark();
@@ -207,7 +221,7 @@ function tell() {
   nodes.said.textContent = better ? `${said} · a better map is being made: ${stageOf(better)}` : said;
 }
 
-const stageOf = ({ name, done, total }) => (total ? `${name}, ${Math.min(100, Math.floor((100 * done) / total))} %` : name);
+const stageOf = ({ name, done, total }) => (total ? `${name}, ${Math.min(100, 5 * Math.floor((20 * done) / total))} %` : name);
 
 /* ---------- hover, and the pictures in view ---------- */
 
@@ -243,7 +257,7 @@ async function seen(ids) {
 /* ---------- what is chosen ---------- */
 
 function choose(ids) {
-  nodes.lasso.setAttribute('aria-pressed', 'false');
+  toggle(nodes.lasso, false);
   nodes.chosen.hidden = ids.length === 0;
   if (!ids.length) return;
   const many = ids.length > MOST_LASSOED;

@@ -11,11 +11,13 @@ const MARGIN = 40; // pixels kept free around the outermost points
 const [LEAST_ZOOM, MOST_ZOOM] = [0.6, 60];
 const CLICK_DISTANCE = 5; // pixels; farther is a drag
 const REACH = 14; // pixels around a pointer in which a point is meant
-const FEW = 300; // points in view, of which pictures are shown
+const FEW = 300; // points in view, of all of which pictures are shown
+const MOST_RINGS = 300; // of more marks rings would be one blot
+const CELL = 76; // pixels, at least, between pictures of more points
 
 /**
  * `below` and `node`: canvases, of the points and of what lies over them. `actions`: open(id), over(id or null, x, y),
- * lassoed(line), seen(ids), pictureOf(id), lassoing().
+ * lassoed(line), seen(ids), pictureOf(id), lassoing(), sparse(): whether some of many points are shown as pictures.
  */
 export function makeCanvas(below, node, actions) {
   const pen = node.getContext('2d');
@@ -64,13 +66,24 @@ export function makeCanvas(below, node, actions) {
     later();
   }
 
-  /** The numbers of the points in view, as far as they are few; null for more. */
-  function inView(now) {
+  /**
+   * The points whose pictures are shown: all in view where they are few; else, where it is wanted, one of each cell of a
+   * grid that lies still while the map is moved; null for none.
+   */
+  function withPicture(now) {
     const [left, bottom] = toPlace({ x: 0, y: now.height }, now);
     const [right, top] = toPlace({ x: now.width, y: 0 }, now);
     const found = [];
     eachWithin(points, left, bottom, right, top, (i) => found.push(i) <= FEW);
-    return found.length <= FEW ? found : null;
+    if (found.length <= FEW) return found;
+    if (!actions.sparse()) return null;
+    const [wide, high] = [now.scale.x, now.scale.y].map((scale) => 2 ** Math.ceil(Math.log2(CELL / scale)));
+    const cells = new Map();
+    eachWithin(points, left, bottom, right, top, (i) => {
+      const cell = Math.floor(xOf(points, i) / wide) * 1e6 + Math.floor(yOf(points, i) / high);
+      if (!(cells.get(cell) < i)) cells.set(cell, i);
+    });
+    return [...cells.values()];
   }
 
   function draw() {
@@ -83,10 +96,11 @@ export function makeCanvas(below, node, actions) {
     const place = (i) => toScreen(xOf(points, i), yOf(points, i), now);
     const style = getComputedStyle(node);
     const colour = (name) => style.getPropertyValue(name).trim();
-    const seen = inView(now);
+    const seen = withPicture(now);
     if (seen) drawPictures(pen, seen.map((i) => ({ ...place(i), source: actions.pictureOf(String(points.ids[i])) })), now, view.zoom, colour, later);
     drawDots(pen, marks.results.map(place), Math.max(2.6, now.size / 2 + 0.5), colour('--accent'), colour('--panel'));
-    drawRings(pen, marks.picked.map(place), Math.max(4, now.size / 2 + 2), colour('--ink'), 2);
+    if (marks.picked.length > MOST_RINGS) drawDots(pen, marks.picked.map(place), now.size / 2 + 0.5, colour('--ink'), colour('--panel'));
+    else drawRings(pen, marks.picked.map(place), Math.max(4, now.size / 2 + 2), colour('--ink'), 2);
     drawLabels(pen, points.labels, (label) => toScreen(label.x, label.y, now), now, view.zoom, colour);
     if (lit >= 0) drawRings(pen, [place(lit)], now.size / 2 + 5, colour('--accent'), 3);
     if (line) drawLine(pen, line, colour('--accent'));

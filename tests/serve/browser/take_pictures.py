@@ -10,7 +10,7 @@ from pathlib import Path
 
 from browser_support import serve
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[3]
 SIZE = {"width": 1280, "height": 800}
@@ -43,11 +43,14 @@ def main() -> None:
             page.locator(".tile").nth(2).hover()
             page.wait_for_timeout(2500)
             take(page, "page-search.png")
-            page.goto(f"{served.address}#map?table=emoji&q=animal")
+            page.goto(f"{served.address}#map?table=emoji&q=animal&colour=category")
             page.wait_for_selector(".map-list li")
-            page.wait_for_timeout(3000)
-            page.mouse.move(589, 217)
-            page.wait_for_timeout(500)
+            said = page.locator(".map-said")
+            expect(said).to_contain_text("to choose", timeout=600_000)
+            expect(said).not_to_contain_text("better", timeout=600_000)
+            page.wait_for_timeout(4000)
+            page.mouse.move(620, 480)
+            page.wait_for_timeout(1500)
             take(page, "page-map.png")
             browser.close()
 
