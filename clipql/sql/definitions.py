@@ -31,6 +31,7 @@ from clipql.syntax.reading import read
 from clipql.syntax.statements import CreateTable, Insert, OnDatabase, OnTable, TableName
 from clipql.tables import rewrite, schema
 from clipql.tables.index_entries import unbuilt
+from clipql.tables.index_listing import statement
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 from clipql.tables.vector_updates import changes_only_vectors
@@ -297,7 +298,7 @@ class Definitions:
                 raise QueryError(f"{table.full_name} has {rows:,} rows, so DROP TABLE IF EMPTY does not drop it")
 
     def _show_create(self, table: Table, format: str) -> Output:
-        shown = pa.table({"statement": [self._indexes.statement(table)]})
+        shown = pa.table({"statement": [statement(self._registry, table)]})
         return self._engine.query("SELECT statement FROM Python(shown)", format, tables={"shown": shown}, user=True)
 
     def find(self, name: TableName | None) -> Table | None:

@@ -22,6 +22,7 @@ from clipql.storage.catalog import Table
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read
+from clipql.tables.index_listing import statement
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 
@@ -178,7 +179,7 @@ class Introspection:
         by_name = {(t.database, t.name): t for t in self._registry.catalog.tables}
         texts = []
         for row in rows.select(["database", "name"]).to_pylist():
-            text = self._indexes.statement(by_name[row["database"], row["name"]])
+            text = statement(self._registry, by_name[row["database"], row["name"]])
             texts.append(" ".join(line.strip() for line in text.split("\n")).replace("( ", "(").replace(" )", ")"))
         at = rows.column_names.index("create_table_query")
         return rows.set_column(at, rows.schema.field(at), pa.array(texts, rows.schema.field(at).type))

@@ -21,8 +21,8 @@ from clipql.sql.pairs import PairStore, as_pairs, rows_of
 from clipql.sql.range_joins import RangeJoinPlan
 from clipql.sql.row_comparisons import spelled_out
 from clipql.syntax.edits import edited
-from clipql.tables.indexes import reported
 from clipql.tables.registry import Registry
+from clipql.tables.watchers import reported
 
 # pairs that are held in a file, at 24 bytes each; a statement of more is ClickHouse's, which holds none
 MOST_PAIRS = 500_000_000

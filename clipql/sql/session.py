@@ -47,8 +47,10 @@ from clipql.syntax.lexer import Token, string_value
 from clipql.syntax.reading import read
 from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set
-from clipql.tables.indexes import Indexes, watching
+from clipql.tables.index_listing import listing
+from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
+from clipql.tables.watchers import watching
 
 _ROUTES: ContextVar[Sequence[Route]] = ContextVar("clipql_routes", default=())
 
@@ -310,7 +312,7 @@ class Session:
                 if (a.name, dot.text, b.name) == ("clipql", ".", "indexes")
             ],
         )
-        return sql, {**shown, "clipql_indexes": self._indexes.listing()} if "clipql_indexes" in sql else shown
+        return sql, {**shown, "clipql_indexes": listing(self._indexes)} if "clipql_indexes" in sql else shown
 
     def _read(
         self,

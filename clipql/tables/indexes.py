@@ -12,14 +12,11 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.engine.quoting import quote_name
 from clipql.errors import DiskFull, StorageError, VectorError, VectorIndexError
 from clipql.index import folder as index_folder
 from clipql.index import kinds
@@ -41,36 +38,17 @@ from clipql.tables.index_entries import (
     lags,
     measured_recall,
     present,
-    recall_text,
     unbuilt,
     unfinished,
 )
 from clipql.tables.open_indexes import Chosen, OpenIndexes, warn_of
 from clipql.tables.registry import Registry
+from clipql.tables.watchers import Progress, watcher
 
-__all__ = ["Chosen", "Indexes", "reported", "watching"]
+__all__ = ["Chosen", "Indexes"]
 
-Progress = Callable[[str, int, int], None]
 _CODES = "\0codes of "  # before the name of a column, where no index can be meant
 RESUME_SECONDS = 3.0  # from the opening of a database until what was cut off goes on
-_watcher: ContextVar[Progress | None] = ContextVar("clipql_build_watcher", default=None)
-
-
-@contextlib.contextmanager
-def watching(progress: Progress) -> Iterator[None]:
-    """Have the builds, and other long work, that this thread starts reported as (stage, done, total)."""
-    before = _watcher.set(progress)
-    try:
-        yield
-    finally:
-        _watcher.reset(before)
-
-
-def reported(stage: str, done: int, total: int) -> None:
-    """Tell whoever watches this thread's work."""
-    watcher = _watcher.get()
-    if watcher is not None:
-        watcher(stage, done, total)
 
 
 class _Outdated(Exception):
@@ -118,7 +96,7 @@ class Indexes(OpenIndexes):
 
     def wait(self, progress: Progress | None = None) -> None:
         """Return when all that is built in the background is done."""
-        self.background.wait(progress or _watcher.get())
+        self.background.wait(progress or watcher())
 
     def catching_up(self, table_id: str) -> str:
         """How far the indexes of a table are that are built in the background; empty where none is."""
@@ -240,12 +218,12 @@ class Indexes(OpenIndexes):
 
     def _told(self, progress: Progress | None) -> Progress:
         """Whom a build tells how far it is."""
-        watcher = progress or _watcher.get()
+        told = progress or watcher()
 
         def tell(stage: str, done: int, total: int) -> None:
             self.background.tell(stage, done, total)
-            if watcher is not None:
-                watcher(stage, done, total)
+            if told is not None:
+                told(stage, done, total)
 
         return tell
 
@@ -435,46 +413,6 @@ class Indexes(OpenIndexes):
     def _sweep_codes(self) -> None:
         registry = self.registry
         registry.codes.sweep([(t, functools.partial(registry.store, t)) for t in registry.catalog.tables])
-
-    def listing(self) -> pa.Table:
-        """All indexes, as `SELECT * FROM clipql.indexes` shows them."""
-        rows = [(t, i) for t in self.registry.catalog.tables for i in t.indexes]
-        text = pa.string()
-        return pa.table(
-            {
-                "database": pa.array([t.database for t, _ in rows], text),
-                "table": pa.array([t.name for t, _ in rows], text),
-                "name": pa.array([i.name for _, i in rows], text),
-                "column": pa.array([i.column for _, i in rows], text),
-                "type": pa.array([i.kind for _, i in rows], text),
-                "metric": pa.array([i.metric for _, i in rows], text),
-                "definition": pa.array([i.definition for _, i in rows], text),
-                "rows": pa.array([t.rows for t, _ in rows], pa.uint64()),
-                "rows_covered": pa.array([i.rows for _, i in rows], pa.uint64()),
-                "bytes": pa.array([i.bytes for _, i in rows], pa.uint64()),
-                "build_seconds": pa.array([i.seconds for _, i in rows], pa.float64()),
-                "recall": pa.array([recall_text(i) for _, i in rows], text),
-                "state": pa.array([self._told_state(t, i) for t, i in rows], text),
-                "rows_without_vector": pa.array([absent_of(t, i) for t, i in rows], pa.uint64()),
-                "rows_changed": pa.array([len(i.changed) for _, i in rows], pa.uint64()),
-            }
-        )
-
-    def _told_state(self, table: Table, entry: IndexEntry) -> str:
-        stage = self.background.stage((table.id, entry.name))
-        return self._state(table, entry) + (f"; in the background: {stage}" if stage else "")
-
-    def statement(self, table: Table) -> str:
-        """CREATE TABLE as its user gave it, vector indexes and all."""
-        shape = str(self.registry.engine.scalar(f"SHOW CREATE TABLE {self.registry.shape(table)}"))
-        lines = shape.split("\n")
-        lines[0] = f"CREATE TABLE {table.full_name}"
-        end = lines.index(")")
-        for entry in table.indexes:
-            lines[end - 1] += ","
-            lines.insert(end, f"    INDEX {quote_name(entry.name)} {quote_name(entry.column)} {entry.definition}")
-            end += 1
-        return "\n".join(lines)
 
 
 @contextlib.contextmanager

@@ -128,7 +128,8 @@ class OpenIndexes:
             return None
         return self.registry.store(table, "text_embedding")
 
-    def _state(self, table: Table, entry: IndexEntry) -> str:
+    def state(self, table: Table, entry: IndexEntry) -> str:
+        """What an index is good for now, in words."""
         if entry.kind == "flat":
             return "exact scan"
         if entry.folder is None:

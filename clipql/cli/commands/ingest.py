@@ -75,7 +75,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """`clipql ingest`."""
     from clipql.cli.console import IngestDisplay, counted, ingest_summary, printable
-    from clipql.tables.indexes import watching
+    from clipql.tables.watchers import watching
 
     take = _take if arguments.address is None else _take_from
     with open_database(arguments) as db, IngestDisplay(sys.stderr) as display, watching(display.building):
