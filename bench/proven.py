@@ -36,8 +36,8 @@ def compare(rows: int) -> Comparison:
             f"{found['compared'][name]:.2%} of the rows compared)"
         )
         if "WHERE" in name:  # ClickHouse's own part of such a statement is as long as the search
-            codes, scan = (1000 * median(found["search"][f"{name}, {by}"]) for by in ("codes", "scan"))
-            measured = f"the search {codes:.1f} ms, of all {scan:.1f} ms; the statement {measured}"
+            search = [1000 * median(found["search"][f"{name}, {by}"]) for by in ("codes", "scan")]
+            measured += f", of which the search takes {search[0]:.1f} and {search[1]:.1f} ms"
         lines.append(at_least(f"exact, {name}, {rows:,} × 512, by codes", measured, scan / codes, 2))
     lines.append(Line("the codes", f"{found['bytes']} bytes a row, made in {found['built']:.1f} s"))
     bars = {name: 1000 * median(seconds[name]) for name in seconds if "WHERE" not in name}
