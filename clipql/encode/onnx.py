@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,14 +122,16 @@ class _Tower:
         self._file = file
         self._dimension = folder.dimension
         self._session: InferenceSession = self._guarded(lambda: _session(file, threads), "cannot be loaded")
-        self.inputs: dict[str, list[Any]] = {each.name: list(each.shape) for each in self._session.get_inputs()}
+        odd = "has inputs or outputs whose names cannot be read"
+        self.inputs: dict[str, list[Any]] = self._guarded(lambda: _shapes(self._session.get_inputs()), odd)
+        self._outputs: dict[str, list[Any]] = self._guarded(lambda: _shapes(self._session.get_outputs()), odd)
         self._dtypes = {each.name: _dtype(file, each.name, each.type) for each in self._session.get_inputs()}
         self._output = self._output_name(output)
         first = next(iter(self.inputs.values()))
         self._batch = first[0] if first and isinstance(first[0], int) else None
 
     def _output_name(self, wanted: str) -> str:
-        outputs = {each.name: list(each.shape) for each in self._session.get_outputs()}
+        outputs = self._outputs
         flat = [name for name, shape in outputs.items() if len(shape) == 2]
         if wanted not in outputs and len(flat) != 1:
             shown = ", ".join(f"{name} {shape}" for name, shape in outputs.items())
@@ -170,6 +172,10 @@ class _Tower:
             return work()
         except Exception as error:  # those of ONNX Runtime have no base class of their own
             raise ModelError(f"{self._file} {what}: {error}") from error
+
+
+def _shapes(told: Sequence[Any]) -> dict[str, list[Any]]:
+    return {each.name: list(each.shape) for each in told}
 
 
 def _session(file: Path, threads: int) -> InferenceSession:

@@ -148,6 +148,20 @@ def test_a_query_in_words_does_not_load_the_vision_tower(folder: Path, tmp_path:
         encoder.encode_pictures([PHOTO])
 
 
+def test_a_graph_whose_names_are_no_text_is_refused_by_name(tmp_path: Path, folder: Path) -> None:
+    import shutil
+
+    import onnx
+
+    odd = Path(shutil.copytree(folder, tmp_path / "odd"))
+    file = odd / "onnx" / "vision_model.onnx"
+    network = onnx.load(file)
+    network.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "of_any_number"
+    file.write_bytes(network.SerializeToString().replace(b"of_any_number", b"\xfff_any_number"))
+    with pytest.raises(ModelError, match=r"vision_model\.onnx has inputs or outputs whose names cannot be read"):
+        models.encoder(odd).encode_pictures([PHOTO])
+
+
 def test_graphs_made_for_one_batch_size_are_filled_up(tmp_path: Path, folder: Path, encoder: ClipEncoder) -> None:
     import shutil
 
