@@ -25,14 +25,14 @@ from clipql.curate.tables import known_column
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_string
 from clipql.errors import ClipqlError
+from clipql.projection import stored
 from clipql.sql.row_changes import naming
 from clipql.storage import files
 from clipql.tables.registry import ROW
 
 if TYPE_CHECKING:
     from clipql.database import Database
-    from clipql.projection import stored
-from clipql.storage.catalog import Table
+    from clipql.storage.catalog import Table
 
 Stage = Callable[[str, int, int], None]
 Picture = str | os.PathLike[str]

@@ -76,13 +76,19 @@ def read(database: Path, table: Table, column: VectorColumn, method: str) -> Pro
         rows = np.frombuffer(body, np.int64, n)
         places = np.frombuffer(body, np.float32, 2 * n, rows.nbytes).reshape(n, 2)
         axes = np.frombuffer(body, np.float32, tall * wide, rows.nbytes + places.nbytes).reshape(tall, wide)
+        looked, step = int(head["looked"]), int(head["step"])
+        # a folder may be somebody else's: nothing is looked up by numbers that are no rows of the column
+        if step < 1 or (n and (rows[0] < 0 or rows[-1] >= looked or (np.diff(rows) < 1).any())):
+            return None
+        if not (np.abs(places) <= 1).all():
+            return None
         return Projection(
             method,
             rows,
             places,
             int(head["covered"]),
-            int(head["looked"]),
-            int(head["step"]),
+            looked,
+            step,
             str(head["witness"]),
             axes if tall else None,
             tuple(Label(**label) for label in head["labels"]),

@@ -43,6 +43,7 @@ from clipql.version import __version__
 
 LOG = logging.getLogger("clipql.serve")
 MAP_ROWS = 5_000
+VALUES = ("values_of", "containing")  # of /api/facets: a column, and what its values have in them
 _EXPLAIN = "EXPLAIN "
 Body = Callable[[HttpRequest], Any]
 T = TypeVar("T")
@@ -269,8 +270,16 @@ class Api:
         return JSONResponse(await self.in_thread(request, lambda: counts(self._service, asked)))
 
     async def _facets(self, request: HttpRequest) -> Response:
-        asked = Counted.read(await self.json_of(request))
-        return JSONResponse(await self.in_thread(request, lambda: self._of_columns.of(asked)))
+        given = await self.json_of(request)
+        rest = {k: v for k, v in given.items() if k not in VALUES} if isinstance(given, Mapping) else given
+        asked = Counted.read(rest)
+        column, part = (search.text(given, name) for name in VALUES)
+        facets = self._of_columns
+        return JSONResponse(
+            await self.in_thread(
+                request, lambda: facets.within(asked, column, part or "") if column else facets.of(asked)
+            )
+        )
 
     async def _chance(self, request: HttpRequest) -> Response:
         given = await self.json_of(request)

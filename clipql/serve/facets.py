@@ -1,7 +1,7 @@
 """Facets: which values the rows of a search have, and how many rows each; numbers and dates as histograms.
 
 Exact, by SQL over the rows that `/api/count` counts. What must stay true: every statement is one that the guard has
-seen, and a column of more values than anybody reads is left out rather than cut off.
+seen, and of a column of more values than anybody reads those are given that contain what is looked for.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from clipql.engine.quoting import quote_name
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.serve import search_request as search
 from clipql.serve.column_roles import ColumnRoles, column_roles, kind
 from clipql.serve.condition_errors import in_conditions
@@ -26,51 +26,69 @@ class Facets:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._few: dict[tuple[str, int, int], tuple[str, ...]] = {}
+        self._known: dict[tuple[str, int, int], tuple[tuple[str, ...], tuple[str, ...]]] = {}
         self._lock = threading.Lock()
 
     def of(self, asked: Counted) -> dict[str, Any]:
-        """The counts of a search, and `columns`: of each, its values or its histogram. Raises ClipqlError."""
+        """The counts of a search, `columns`: of each, its values or its histogram, and `many`: the names of those that
+        have more values than are read. Raises ClipqlError."""
         table = self._service.table(asked.database, asked.table)
         roles = column_roles(self._service.engine, table)
         safe = roles.safe if asked.safe else None
-        columns = [self._values(table, name, asked, safe) for name in self._few_valued(table, roles)]
+        few, many = self._valued(table, roles)
+        columns = [self._values(table, name, asked, safe) for name in few]
         ranges = [n for n in roles.plain if kind(roles.types[n]) in ("number", "date")]
         return {
             **counts(self._service, asked),
             "columns": [*columns, *self._histograms(table, roles, ranges, asked, safe)],
+            "many": list(many),
         }
+
+    def within(self, asked: Counted, name: str, part: str) -> dict[str, Any]:
+        """The values of a column that contain a text, in whatever case, as `of` gives them. Raises ClipqlError."""
+        table = self._service.table(asked.database, asked.table)
+        roles = column_roles(self._service.engine, table)
+        if name not in roles.plain or kind(roles.types[name]) != "text":
+            raise search.wrong(f"values_of: {name[:60]!r} is no column of text")
+        has = f"positionCaseInsensitiveUTF8(toString({quote_name(name)}), {quote_string(part)}) > 0"
+        found = self._values(table, name, asked, roles.safe if asked.safe else None, has)
+        return {"columns": [found]}
 
     def _rows(self, sql: str, asked: Counted) -> list[tuple[Any, ...]]:
         with in_conditions(sql, asked.where):
             found = self._service.run(Request(sql), self._service.engine.acting).output.arrow()
         return list(zip(*(column.to_pylist() for column in found.columns), strict=True))
 
-    def _few_valued(self, table: Table, roles: ColumnRoles) -> tuple[str, ...]:
-        """The columns of words and truth values that have few values in the whole table; found out once."""
+    def _valued(self, table: Table, roles: ColumnRoles) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The columns of words and truth values that have few values in the whole table, and those of words that have
+        many; found out once."""
         key = (table.id, table.rows, len(table.parts))
         with self._lock:
-            if key in self._few:
-                return self._few[key]
+            if key in self._known:
+                return self._known[key]
         own = {roles.caption, roles.url, roles.file}
         names = [n for n in roles.plain if kind(roles.types[n]) in ("text", "bool") and n not in own]
         few: tuple[str, ...] = ()
+        many: tuple[str, ...] = ()
         if names:
             each = ", ".join(f"uniqUpTo({MOST_VALUES})({quote_name(n)})" for n in names)
             found = self._rows(f"SELECT {each} FROM {source_of(table)}", Counted(table.name, table.database, (), False))
             few = tuple(n for n, values in zip(names, found[0], strict=True) if 1 < values <= MOST_VALUES)
+            many = tuple(n for n, values in zip(names, found[0], strict=True) if values > MOST_VALUES)
         with self._lock:
-            self._few = {k: v for k, v in self._few.items() if k[0] != table.id} | {key: few}
-        return few
+            self._known = {k: v for k, v in self._known.items() if k[0] != table.id} | {key: (few, many)}
+        return few, many
 
-    def _values(self, table: Table, name: str, asked: Counted, safe: str | None) -> dict[str, Any]:
-        """The values of a column that most rows have, first."""
-        where = search.where_sql(asked.where, safe)
+    def _values(
+        self, table: Table, name: str, asked: Counted, safe: str | None, also: str | None = None
+    ) -> dict[str, Any]:
+        """The values of a column that most rows have, first; `others`: how many more there are."""
+        where = search.where_sql(asked.where, safe, also)
         column = quote_name(name)
         sql = f"SELECT {column} AS value, count() AS rows FROM {source_of(table)}{where} GROUP BY value"
         found = self._rows(f"{sql} ORDER BY rows DESC, value LIMIT {MOST_VALUES + 1}", asked)
         listed = [{"value": plain(value), "rows": rows} for value, rows in found[:LISTED]]
-        return {"name": name, "values": listed, "others": len(found) - len(listed)}
+        return {"name": name, "values": listed, "others": len(found) - len(listed), "more": len(found) > MOST_VALUES}
 
     def _histograms(
         self, table: Table, roles: ColumnRoles, names: list[str], asked: Counted, safe: str | None

@@ -195,13 +195,24 @@ def _rest(options: Options) -> dict[str, Any]:
         ),
         "/api/facets": _post(
             "The same counts, and of each column the values that the rows of a search have, or their histogram",
-            _object({"database": _TEXT, "table": _TEXT, "where": _WHERE, "safe": {"type": "boolean"}}, ["table"]),
+            _object(
+                {
+                    "database": _TEXT,
+                    "table": _TEXT,
+                    "where": _WHERE,
+                    "safe": {"type": "boolean"},
+                    "values_of": {"type": ["string", "null"], "description": "only this column's, of whatever number"},
+                    "containing": {"type": ["string", "null"], "description": "what those values have in them"},
+                },
+                ["table"],
+            ),
             _object(
                 {
                     "rows": _WHOLE,
                     "matching": _WHOLE,
                     "hidden": _WHOLE,
                     "columns": {"type": "array", "items": {"type": "object"}},
+                    "many": _NAMES,
                 }
             ),
         ),

@@ -48,7 +48,11 @@ def test_rows_go_by_ids_urls_and_likeness(path: Path, vectors: np.ndarray) -> No
         assert [set(a.ids) for a in told.asked] == [{"3", "50", "51"}, {"9"}]
         assert told.asked[0].distances[:2] == (0.0, 0.0)
         assert ids(db) == all_ids
-        files = {p for p in path.rglob("*") if p.suffix == ".npy"}
+        table = db.registry.catalog.tables[0]
+        kept = path / "maps" / table.id / "column-0-0-pca.map"  # a map tells where the vectors of rows are
+        kept.parent.mkdir(parents=True)
+        kept.write_bytes(b"a map")
+        files = {p for p in path.rglob("*") if p.suffix in (".npy", ".map")}
         done = takedown(db, "t", ids=[3, 4, 7, "x"], column="v v")
         assert done.missing == ("7", "x")
         assert (done.removed, done.left, done.erased, done.still) == (2, 57, True, ())

@@ -294,6 +294,14 @@ def test_facets_count_what_the_rows_of_a_search_have(server: Running) -> None:
     assert sum(similarity["bins"]) == len(values)
     assert np.abs(np.array(similarity["bins"]) - expected).sum() <= 4  # a value on the line between two
     assert not {"caption", "url", "image_embedding"} & set(columns)
+    part = "9 OF PART"
+    within = server.post("/api/facets", {**asked, "values_of": "caption", "containing": part}).json["columns"][0]
+    wanted = collections.Counter(r["caption"] for r in rows if part.lower() in r["caption"].lower())
+    assert within["values"] == [
+        {"value": v, "rows": wanted[v]} for v in sorted(wanted, key=lambda v: (-wanted[v], v))[:12]
+    ]
+    assert within["others"] == len(wanted) - len(within["values"])
+    assert server.post("/api/facets", {**asked, "values_of": "similarity"}).status == 400
     wrong = server.post("/api/facets", {**asked, "where": "nosuch > 1"})
     assert (wrong.status, "SELECT" in wrong.text) == (404, False)
     assert server.post("/api/facets", {**asked, "where": "url IN (SELECT * FROM file('/etc/passwd'))"}).status == 403

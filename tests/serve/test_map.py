@@ -170,7 +170,9 @@ def test_a_map_follows_what_is_inserted_updated_and_deleted_and_goes_with_its_ta
 def test_a_map_that_was_kept_is_the_same_or_is_none(tmp_path: Path) -> None:
     table, column = Table("default", "t", "id", (), 3), VectorColumn("v", "column-0", 2)
     axes = np.arange(6, dtype=np.float32).reshape(3, 2)
-    some = fitting.Projection("pca", np.array([0, 2, 1 << 40]), np.eye(3, 2, dtype=np.float32), 3, 3, 2, "w", axes)
+    some = fitting.Projection(
+        "pca", np.array([0, 2, 1 << 40]), np.eye(3, 2, dtype=np.float32), 3, 1 << 41, 2, "w", axes
+    )
     some = dataclasses.replace(some, labels=labels(np.zeros((60, 2), np.float32), ["fish", "fish", "a cat"] * 20))
     stored.keep(tmp_path, table, column, some)
     found = stored.read(tmp_path, table, column, "pca")
@@ -178,6 +180,15 @@ def test_a_map_that_was_kept_is_the_same_or_is_none(tmp_path: Path) -> None:
     assert [label.text for label in found.labels] == ["cat"]  # nearly every caption has the other word
     for name in ("rows", "places", "axes"):
         assert np.array_equal(getattr(found, name), getattr(some, name))
+    for wrong in (
+        {"looked": 9},
+        {"step": 0},
+        {"rows": np.array([2, 1, 3])},
+        {"places": np.full((3, 2), 2, np.float32)},
+    ):
+        stored.keep(tmp_path, table, column, dataclasses.replace(some, **wrong))
+        assert stored.read(tmp_path, table, column, "pca") is None
+    stored.keep(tmp_path, table, column, some)
     path = stored.place(tmp_path, table, column, "pca")
     data = bytearray(path.read_bytes())
     data[-3] ^= 1

@@ -115,6 +115,7 @@ const KEYS = [
   ['↓', 'from the search box into the pictures'],
   ['← → ↑ ↓', 'from picture to picture; in the details, to the one before and after'],
   ['x', 'pick the picture, or take the pick back; with Shift: all up to it. So do Ctrl and Shift with a click'],
+  ['Shift and drag', 'choose on the map what is inside; pick in the grid what is touched'],
   ['m', 'more like the picture'],
   ['+ and -', 'add the picture to the search, or take it away'],
   ['Escape', 'close; in the search box: clear'],

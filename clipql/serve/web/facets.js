@@ -9,6 +9,9 @@ import { byId, count, el, plural } from './dom.js';
 import { whereOf } from './filters.js';
 import { change, now, watch } from './state.js';
 
+const CALM_MS = 200;
+const lookedFor = new Map(); // of a column of many values, what was typed
+
 let place = null;
 let currentTable = () => null;
 let newest = null;
@@ -49,8 +52,9 @@ async function ask() {
   place.replaceChildren(
     el('p', { class: 'quiet', role: 'status' }, `${count(found.matching)} of ${plural(found.rows, 'row')} match${found.hidden ? `, ${count(found.hidden)} hidden by Safe` : ''}`),
     ...found.columns.map((facet) => drawn(facet, table)).filter(Boolean),
+    ...(found.many ?? []).map((name) => searched(name, body)),
   );
-  if (focused) [...place.querySelectorAll('button')].find((node) => node.dataset.key === focused)?.focus();
+  if (focused) [...place.querySelectorAll('button, input')].find((node) => node.dataset.key === focused)?.focus();
 }
 
 function drawn(facet, table) {
@@ -58,6 +62,34 @@ function drawn(facet, table) {
   if (!column) return null;
   const content = facet.bins ? histogram(facet, column) : values(facet, column);
   return el('section', { class: 'facet', 'aria-label': facet.name }, el('h3', {}, facet.name), content);
+}
+
+/** Of a column of many values those that contain what is typed. */
+function searched(name, body) {
+  const lines = el('div', { class: 'facet', role: 'group', 'aria-label': `Values of ${name}` });
+  const field = el('input', { type: 'search', value: lookedFor.get(name) ?? '', placeholder: 'Find a value', 'aria-label': `Find a value of ${name}`, autocomplete: 'off', spellcheck: 'false', dataset: { key: `${name}?` } });
+  let calm = 0;
+  let latest = null;
+  const find = async () => {
+    const mine = (latest = Symbol('values'));
+    const part = field.value.trim();
+    lookedFor.set(name, field.value);
+    if (!part) return lines.replaceChildren();
+    try {
+      const { columns } = await call('/api/facets', { body: { ...body, values_of: name, containing: part } });
+      const column = currentTable()?.columns.find((one) => one.name === name);
+      if (mine !== latest || !column) return;
+      lines.replaceChildren(...(columns[0].values.length ? values(columns[0], column).flat().filter(Boolean) : [el('p', { class: 'quiet', role: 'status' }, 'No value has that in it.')]));
+    } catch (error) {
+      if (mine === latest) lines.replaceChildren(el('p', { class: 'filter-error' }, error.message));
+    }
+  };
+  field.addEventListener('input', () => {
+    clearTimeout(calm);
+    calm = setTimeout(find, CALM_MS);
+  });
+  if (field.value) find();
+  return el('section', { class: 'facet', 'aria-label': name }, el('h3', {}, name), field, lines);
 }
 
 const without = (column, ops) => now.filters.filter((filter) => !(filter.column === column.name && ops.includes(filter.op)));
@@ -79,7 +111,7 @@ function values(facet, column) {
     line.style.setProperty('--part', rows / most);
     return line;
   });
-  return [lines, facet.others ? el('p', { class: 'quiet' }, `and ${plural(facet.others, 'other value')}`) : null];
+  return [lines, facet.others ? el('p', { class: 'quiet' }, facet.more ? 'and many others' : `and ${plural(facet.others, 'other value')}`) : null];
 }
 
 /** Bars that a pointer is drawn over, or that are pressed one by one; the range between the ends is the filter. */

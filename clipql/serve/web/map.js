@@ -110,11 +110,26 @@ const sourceOf = (row) => (row && !isVeiled(row, table, now.safe) ? pictureOf(ro
 
 /** Brings the map in line with the state; does nothing while another view is open. */
 export async function drawMap(state, current) {
-  if (state.view !== 'map' || !current) return;
+  if (state.view !== 'map') return;
+  if (!current) {
+    if (canvas) empty(); // nothing of another table is left
+    return;
+  }
   if (!canvas) build();
   table = current;
   canvas.resize();
   await Promise.all([drawPoints(state), drawList(state)]);
+}
+
+function empty() {
+  going?.abort();
+  clearTimeout(looking);
+  points = values = better = null;
+  asked = { points: null, colours: null, list: null };
+  canvas.show(null, false);
+  for (const node of [nodes.regions, nodes.legend, nodes.list]) node.replaceChildren();
+  nodes.said.textContent = '';
+  choose([]);
 }
 
 function fail(error) {
@@ -181,10 +196,12 @@ async function drawColours(state) {
   try {
     if (similar ? parts(state).length : state.colour) values = await fetchValues(state, table, similar ? null : state.colour, going.signal);
   } catch (error) {
-    if (key === asked.colours) fail(error);
+    if (key !== asked.colours || error.name === 'AbortError') return;
+    recolour();
+    nodes.legend.replaceChildren(el('p', { class: 'filter-error', role: 'status' }, error.message));
+    return;
   }
-  if (key !== asked.colours) return;
-  recolour();
+  if (key === asked.colours) recolour();
 }
 
 function recolour() {

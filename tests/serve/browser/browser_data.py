@@ -63,6 +63,7 @@ def main(folder: Path, pictures_url: str, most: int) -> None:
         "width": [width for width, _ in pictures.sizes],
         "height": [height for _, height in pictures.sizes],
         "letters": [len(row["name"]) for row in rows],
+        "key": [str(row["key"]) for row in rows],
     }
     write_part(folder / "parts-emoji", pictures.vectors, words, pa.table(emoji))
 

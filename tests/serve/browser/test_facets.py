@@ -47,3 +47,17 @@ def test_a_histogram_is_brushed_and_says_what_safe_hides(open_page: Callable[...
     expect(panel.get_by_role("status")).to_contain_text(f"{len([i for i in half if i % 7 != 6])} of {WEB} rows match")
     panel.get_by_role("button", name="all").click()
     expect(panel.get_by_role("status")).to_contain_text(f"{WEB - UNSAFE} of {WEB} rows match")
+
+
+def test_a_value_among_many_is_found_by_a_part_of_it(page: Page) -> None:
+    page.get_by_role("button", name="Facets").click()
+    panel = page.get_by_role("dialog", name="Facets")
+    section = panel.get_by_role("region", name="key")
+    expect(section.get_by_role("button")).to_have_count(0)
+    key = page.request.get(f"{page.url.partition('#')[0]}api/rows/default/emoji/7").json()["values"]["key"]
+    section.get_by_role("searchbox").fill(key.upper())
+    section.get_by_role("button", name=key).first.click()
+    expect(page.locator(".pill")).to_have_text([f"key = {key}"])
+    expect(panel.get_by_role("status").first).to_have_text(f"1 of {EMOJI} rows match")
+    expect(section.get_by_role("searchbox")).to_have_value(key.upper())
+    expect(section.get_by_role("button", name=key)).to_have_attribute("aria-pressed", "true")
