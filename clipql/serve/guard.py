@@ -260,6 +260,12 @@ class Guard:
         if each is not None and not each.table:
             raise denied(f"{each} is not for the network: {each.why}")
 
+    def check_named(self, name: str) -> None:
+        """Raise QueryError for a name of what is left out, as statements that have it are refused."""
+        each = self._tokens.left_out.get(name.lower())
+        if each is not None:
+            raise denied(f"{each} is not for the network: {each.why}")
+
     # the syntax tree
 
     def _tree(self, head: str, tokens: Sequence[Token]) -> str:

@@ -125,7 +125,9 @@ class Service:
         return answer
 
     def table(self, database: str | None, name: str) -> Table:
-        """A table with vectors. Raises UnknownTable."""
+        """A table with vectors. Raises UnknownTable, and QueryError for one that is left out."""
+        for each in (name, database or ""):
+            self.guard.check_named(each)
         found = None if database == INTERNAL else self.registry.find(database, name)
         if found is None:
             tables = ", ".join(t.full_name for t in self.registry.catalog.tables if t.database != INTERNAL)

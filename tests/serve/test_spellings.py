@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from spellings import GROUPS, NAMED_FILES, attempts, sample
@@ -15,6 +17,7 @@ from clipql.errors import ClipqlError, QueryError
 from clipql.serve.foreign import detach, foreign
 from clipql.serve.guard import Guard
 from clipql.serve.limits import Options
+from clipql.serve.service import Service
 
 SAMPLE = int(os.environ.get("CLIPQL_ATTEMPTS", "3000"))  # 0: all
 
@@ -120,6 +123,9 @@ def test_what_a_folder_from_somebody_else_defines_is_left_out_and_so_is_what_rea
             guard.check(sql, write=True)
     with pytest.raises(QueryError, match="the network"):
         guard.check_database("folder")
+    for name in ("vectors", "Vectors"):  # REST, which names tables without a statement
+        with pytest.raises(QueryError, match="is not for the network"):
+            Service.table(cast(Any, SimpleNamespace(guard=guard, registry=db.registry)), None, name)
     # what was passed when its turn came, as it names another, is not remembered as good
     with pytest.raises(QueryError, match="is not for the network"):
         guard.check("CREATE VIEW x AS SELECT * FROM default.bad", write=True)
