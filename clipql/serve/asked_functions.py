@@ -14,6 +14,7 @@ from clipql.errors import QueryError
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token, matching, split_list
 from clipql.syntax.reading import read
+from clipql.tables.registry import INTERNAL
 
 NAMED = re.compile(r"host_?name|hasColumnInTable", re.I)
 # what every server calls itself
@@ -60,6 +61,8 @@ def _has_column(tokens: Sequence[Token], first: int, last: int) -> str:
             code=43,
             name="ILLEGAL_TYPE_OF_ARGUMENT",
         )
+    if texts[0] == INTERNAL:
+        raise QueryError(f"Table {texts[0]}.{texts[1]} does not exist", code=60, name="UNKNOWN_TABLE")
     database, table, column = (quote_string(text or "") for text in texts)
     where = f"database = {database} AND table = {table}"
     missing = f"throwIf(count() = 0, {quote_string(f'Table {texts[0]}.{texts[1]} does not exist')})"

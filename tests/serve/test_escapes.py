@@ -19,8 +19,8 @@ REFUSED = (400, 403, 404, 421)
 # the errors of the guard, of its settings and of SQL that is none; None where there is no statement yet
 GUARDED = ("497", "164", "452", "73", "62", "115", "456", None)
 # what else may refuse: values that are expressions (344) and settings that are no value (27) by ClickHouse, pictures
-# that are paths by the encoder (36), names that are no table's (60, 47)
-OTHERS = ("344", "27", "36", "60", "47")
+# that are paths by the encoder (36), names that are no table's (60, 47), and what asks another server (43)
+OTHERS = ("344", "27", "36", "60", "47", "43")
 
 
 @dataclass(frozen=True)
