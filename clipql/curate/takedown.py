@@ -214,7 +214,7 @@ def _copies(db: Database, table: Table, column: str, hashes: NDArray[np.uint64],
     return tuple(map(_text, found.column(0).to_pylist()))
 
 
-def _files(db: Database, table: Table) -> dict[Path, tuple[int, tuple[int, int]]]:
+def _files(db: Database, table: Table) -> dict[Path, tuple[int, tuple[int, ...]]]:
     """The files that hold rows of a table: their sizes, and what tells a file from others by whatever name."""
     registry = db.registry
     where = f"database = {quote_string(table.database)} AND name = {quote_string(table.name)}"
@@ -222,12 +222,12 @@ def _files(db: Database, table: Table) -> dict[Path, tuple[int, tuple[int, int]]
     folders = [registry.table_folder(table), Path(str(data)) if data else None]
     folders += [registry.folder / "rows" / table.row_file.folder] if table.row_file else []
     folders += [registry.folder / name / table.id for name in ("index", "codes", stored.FOLDER)]
-    found: dict[Path, tuple[int, tuple[int, int]]] = {}
+    found: dict[Path, tuple[int, tuple[int, ...]]] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")) if folder and folder.is_dir() else ():
             if path.is_file() and path.name != "format_version.txt":
                 stat = path.stat()
-                found[path] = stat.st_size, (stat.st_dev, stat.st_ino)
+                found[path] = stat.st_size, _mark(stat)
     for column in table.columns:
         for segment in column.segments:
             if segment.linked:
@@ -235,13 +235,18 @@ def _files(db: Database, table: Table) -> dict[Path, tuple[int, tuple[int, int]]
     return found
 
 
-def _still(db: Database, before: dict[Path, tuple[int, tuple[int, int]]]) -> list[str]:
+def _mark(stat: os.stat_result) -> tuple[int, ...]:
+    """What a file keeps under any name, and a new one, which may get the number of one that is gone, does not have."""
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _still(db: Database, before: dict[Path, tuple[int, tuple[int, ...]]]) -> list[str]:
     """Where bytes of those files are all the same: under their names, or as links in the database's folder."""
     marks = {mark for _, mark in before.values()}
     found = {str(path) for path in before if path.exists()}
     for path in db.registry.folder.rglob("*"):
         with suppress(OSError):
             stat = path.lstat()
-            if (stat.st_dev, stat.st_ino) in marks and path.is_file():
+            if _mark(stat) in marks and path.is_file():
                 found.add(str(path))
     return sorted(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 # the types of a value, by what is written of its field
@@ -23,7 +24,8 @@ _ACCEPTED: dict[str, frozenset[type]] = {
 
 def check(value: Any) -> None:
     """Raise ValueError for the first field that is of another type, for text that is no Unicode, and for a number that
-    is negative, not finite or beyond 63 bits. Fields that are values themselves, or many, are left out."""
+    is negative or not finite, or a whole one beyond 63 bits. Fields that are values themselves, or many, are left out.
+    """
     of: Any = type(value)
     for name, kind, expected in _fields(of):
         found = getattr(value, name)
@@ -36,7 +38,7 @@ def check(value: Any) -> None:
                 raise ValueError(f"{name} of a {type(value).__name__} is {type(each).__name__}, not {kind}")
             if isinstance(each, str) and not each.isascii():
                 each.encode()
-            if isinstance(each, (int, float)) and not 0 <= each < 1 << 63:
+            if isinstance(each, (int, float)) and not 0 <= each < (math.inf if type(each) is float else 1 << 63):
                 raise ValueError(f"{name} of a {type(value).__name__} is no number that it may be")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +55,16 @@ def test_kernels_are_compiled_ahead_once_for_what_is_installed(tmp_path: Path, m
         monkeypatch.setattr(kernels_ahead, "_state", lambda state=state: state)
         kernels_ahead.compile_ahead()
     assert done == ["_warm", "_warm"]
-    assert [p.name for p in (tmp_path / "cache/clipql").glob("compiled-*")] == ["compiled-two"]
+    marks = tmp_path / "cache/clipql"
+    assert sorted(p.name for p in marks.glob("compiled-*")) == ["compiled-one", "compiled-two"]
+    os.utime(marks / "compiled-one", (0, 0))  # of an installation that is long gone
+    monkeypatch.setattr(kernels_ahead, "_state", lambda: "three")
+    kernels_ahead.compile_ahead()
+    assert sorted(p.name for p in marks.glob("compiled-*")) == ["compiled-three", "compiled-two"]
+    assert len(done) == 3
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # where nothing can be kept
     kernels_ahead.compile_ahead()
-    assert len(done) == 2
+    assert len(done) == 3
     monkeypatch.undo()
     assert kernels_ahead._state() == kernels_ahead._state()
