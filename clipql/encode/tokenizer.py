@@ -124,7 +124,9 @@ def _read(file: Path) -> Tokenizer:
 
 
 def _bounded(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer. Raises ValueError for a normaliser by which a few words could fill the memory."""
+    """The tokenizer. Raises ValueError for a normaliser by which a few words could fill the memory, and for a
+    post-processor by which they could take for ever.
+    """
     state = tokenizer.normalizer.__getstate__() if tokenizer.normalizer is not None else b"{}"
     waiting, growth = [json.loads(state)], 1
     while waiting:
@@ -133,7 +135,21 @@ def _bounded(tokenizer: Tokenizer) -> Tokenizer:
         growth *= max(1, *(len(step[name]) for name in ("content", "prepend") if isinstance(step.get(name), str)), 1)
     if growth > _MOST_GROWTH:
         raise ValueError(f"its normaliser makes {growth:,} characters of one")
+    times = _times(tokenizer)
+    if times > 1:
+        raise ValueError(f"its post-processor gives a text {times:,} times over")
     return tokenizer
+
+
+def _times(tokenizer: Tokenizer) -> int:
+    """How often the template of a post-processor has a text in it: what is cut off it grows with the power of that."""
+    state = tokenizer.post_processor.__getstate__() if tokenizer.post_processor is not None else b"{}"
+    waiting, times = [json.loads(state)], 1
+    while waiting:
+        step = waiting.pop()
+        waiting += step.get("processors") or ()
+        times *= max(1, sum("Sequence" in piece for piece in step.get("single") or ()))
+    return times
 
 
 def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:

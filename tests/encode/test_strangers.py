@@ -302,6 +302,18 @@ def test_a_tokenizer_that_contradicts_itself_is_refused(model: Path) -> None:
     refused(model, "tokenizer.json")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_tokenizer_that_would_take_for_ever_over_a_long_text_is_refused(model: Path, nested: bool) -> None:
+    def alter(found: dict[str, Any]) -> None:
+        first, text, *rest = found["post_processor"]["single"]
+        found["post_processor"]["single"] = [first, *[text] * 50, *rest]
+        if nested:
+            found["post_processor"] = {"type": "Sequence", "processors": [found["post_processor"]]}
+
+    tokenizer_with(model, alter)
+    refused(model, "tokenizer.json", "its post-processor gives a text 50 times over")
+
+
 def test_a_tokenizer_that_makes_much_of_little_is_refused(model: Path) -> None:
     def alter(found: dict[str, Any]) -> None:
         step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
