@@ -58,7 +58,9 @@ def _opened(pid: int, server: Running) -> bool:
 
 
 def _state(pid: int) -> str:
+    """The state of a process. Its first thread is a zombie already while others end, which have its files open."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        found = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return "ending" if found == "Z" and len(os.listdir(f"/proc/{pid}/task")) > 1 else found
     except OSError:
         return ""
