@@ -5,11 +5,8 @@ UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 READY := .venv/.ready
 READY_BENCH := .venv/.ready-bench
-READY_BROWSER := .venv/.ready-windowless
+READY_BROWSER := .venv/.ready-browser
 CHROMIUM := chromium chromium-browser google-chrome
-# Chromium without windows, in which a page takes half of the processor time
-WINDOWLESS := chromium-headless-shell
-APT_INSTALL := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
 ifeq ($(UV),)
@@ -75,11 +72,10 @@ endif
 	@touch $@
 
 $(READY_BROWSER):
-	@command -v $(WINDOWLESS) >/dev/null && exit 0; \
+	@for name in $(CHROMIUM); do command -v $$name >/dev/null && exit 0; done; \
 	echo "installing Chromium, in which the page is tested"; \
-	{ $(APT_INSTALL) $(WINDOWLESS); } >/dev/null 2>&1 && exit 0; \
-	for name in $(CHROMIUM); do command -v $$name >/dev/null && exit 0; done; \
-	$(APT_INSTALL) chromium >/dev/null || { echo "no Chromium: install one of $(WINDOWLESS) $(CHROMIUM)"; exit 1; }
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null || \
+	{ echo "no Chromium: install one of $(CHROMIUM)"; exit 1; }
 	@mkdir -p .venv && touch $@
 
 $(READY_BENCH): requirements-bench.lock $(READY)

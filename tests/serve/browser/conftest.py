@@ -24,8 +24,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 HERE = Path(__file__).parent
 ARTEFACTS = HERE / "artefacts"
 expect.set_options(timeout=1000 * LAST_NET_SECONDS)
-# the first is Chromium without windows: a page takes half of the processor time there
-BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="session")
@@ -74,8 +73,7 @@ def browser() -> Iterator[Browser]:
     """Headless Chromium."""
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
-        looked = f"looked for {', '.join(BROWSERS)} on PATH"
-        pytest.fail(f"no browser: {looked}; on Debian, apt-get install chromium-headless-shell")
+        pytest.fail(f"no browser: looked for {', '.join(BROWSERS)} on PATH; on Debian, apt-get install chromium")
     ARTEFACTS.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(
@@ -117,7 +115,6 @@ def open_page(browser: Browser, request: pytest.FixtureRequest, web: Web) -> Ite
     yield open_
     for i, page in enumerate(opened):
         name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))
-        page.unroute_all(behavior="ignoreErrors")  # what a test changes on the way and the page still waits for
         page.screenshot(path=ARTEFACTS / f"{name}{f'-{i}' if i else ''}.png", animations="disabled")
         page.context.close()
     assert mistakes == []
