@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +69,7 @@ class Insertion:
         self._batches: list[pa.RecordBatch] = []
         self._rows, self._serial, self._staged = 0, itertools.count(), False
         self._computed, self._names = False, ""
+        self._began = int(time.time())
 
     def __enter__(self) -> Insertion:
         self._registry.write_lock.acquire()
@@ -327,7 +329,8 @@ class Insertion:
                 mergetree.check_new(self._registry, self.table.database, self.table.name)
             return
         noted = engine.arrow(
-            "SELECT code, name, last_error_message AS message FROM system.errors WHERE last_error_time > now() - 60 "
+            "SELECT code, name, last_error_message AS message FROM system.errors "
+            f"WHERE toUnixTimestamp(last_error_time) >= {self._began} "
             "ORDER BY name = 'NOT_ENOUGH_SPACE' DESC, last_error_time DESC LIMIT 1"
         ).to_pylist()
         code, name, why = tuple(noted[0].values()) if noted else (0, "", "no error was noted")
