@@ -239,6 +239,7 @@ def test_the_details_show_every_value_and_step_with_arrows(page: Page) -> None:
         "width",
         "height",
         "letters",
+        "key",
     ]
     page.keyboard.press("ArrowRight")
     expect(dialog.get_by_role("heading")).to_have_text(captions(page)[1])
