@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
+from clipql.engine import silent_errors
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
@@ -44,15 +45,11 @@ def stage(engine: Engine, into: str, definition: str) -> Iterator[str]:
 
 def fill(engine: Engine, name: str, head: str, format: str, data: Iterable[bytes]) -> int:
     """Have data read into a new table in memory; their rows. Raises QueryError where not all came to be there."""
-    began = int(time.time())
+    before = silent_errors.counts(engine)
     told = engine.insert_bytes(head, format, data, user=True)
     there = int(engine.scalar(f"SELECT count() FROM {name}"))
     if there != told:
-        noted = engine.arrow(
-            "SELECT code, name, last_error_message AS message FROM system.errors "
-            f"WHERE toUnixTimestamp(last_error_time) >= {began} ORDER BY last_error_time DESC LIMIT 1"
-        ).to_pylist()
-        code, error, why = tuple(noted[0].values()) if noted else (0, "", "no error was noted")
+        code, error, why = silent_errors.since(engine, before)
         raise QueryError(f"{there:,} of {told:,} rows were taken: {why}; nothing was changed", code=code, name=error)
     return there
 

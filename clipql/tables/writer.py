@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipql.engine import silent_errors
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import DiskFull, QueryError, VectorError
@@ -69,7 +69,7 @@ class Insertion:
         self._batches: list[pa.RecordBatch] = []
         self._rows, self._serial, self._staged = 0, itertools.count(), False
         self._computed, self._names = False, ""
-        self._began = int(time.time())
+        self._errors: Mapping[int, int] = {}
 
     def __enter__(self) -> Insertion:
         self._registry.write_lock.acquire()
@@ -261,6 +261,7 @@ class Insertion:
 
     def _insert(self, into: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
         names = ", ".join(map(quote_name, schema.names))
+        self._errors = silent_errors.counts(self._registry.engine)
         self._registry.engine.insert(f"INSERT INTO {into} ({names})", schema, batches)
 
     # the end
@@ -328,12 +329,7 @@ class Insertion:
             else:
                 mergetree.check_new(self._registry, self.table.database, self.table.name)
             return
-        noted = engine.arrow(
-            "SELECT code, name, last_error_message AS message FROM system.errors "
-            f"WHERE toUnixTimestamp(last_error_time) >= {self._began} "
-            "ORDER BY name = 'NOT_ENOUGH_SPACE' DESC, last_error_time DESC LIMIT 1"
-        ).to_pylist()
-        code, name, why = tuple(noted[0].values()) if noted else (0, "", "no error was noted")
+        code, name, why = silent_errors.since(engine, self._errors, first="NOT_ENOUGH_SPACE")
         message = f"{there:,} of {self._rows:,} rows were stored in {self.table.full_name}: {why}"
         if name == "NOT_ENOUGH_SPACE" or "No space left on device" in why:
             raise DiskFull(f"the disk is full; {message}; nothing was changed, free some room and try again")
