@@ -6,10 +6,12 @@ which follows once the work on it has ended in truth; the guard looks at each be
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -36,6 +38,8 @@ from clipql.syntax.statements import Insert
 LOG = logging.getLogger("clipql.serve")
 # what is shorter is read at once, on the event loop
 SHORT = 1 << 13
+# bytes of a long statement, words and signs of one of many, and the seconds that such a one waits for another
+LONG, WORDY, PATIENCE = 1 << 15, 4_096, 2.0
 _KILL = re.compile(r"\s*KILL\s", re.IGNORECASE)
 # statements after which a session is as it was before
 LEAVE_NOTHING = words("SELECT WITH SHOW DESCRIBE DESC EXISTS EXPLAIN INSERT KILL")
@@ -85,6 +89,7 @@ class Statements:
         found = service.engine.arrow("SELECT version(), timezone()")
         self.version, self.timezone = (str(column[0].as_py()) for column in found.columns)
         self._running, self._short = service.running, ShortWay(service)
+        self._wordy = threading.Lock()
         self._texts: dict[str, tuple[str, float]] = {}
         self._told = Told(service.options.write, lambda: [(id, *said) for id, said in self._texts.copy().items()])
 
@@ -174,7 +179,7 @@ class Statements:
         call.request.sql = with_identifiers(
             asked_functions.answered(self._told.rewritten(call.asked.sql)), call.binding
         )
-        with service.engine.act(acting):
+        with self._turn_of(call.request.sql), service.engine.act(acting):
             checked = service.guard.check(call.request.sql, write=call.request.write and service.options.write)
             call.checked = checked
             call.writes = checked.writes
@@ -205,6 +210,21 @@ class Statements:
                 return service.run_checked(checked, call.request)
         finally:
             service.engine.forget(user)
+
+    @contextlib.contextmanager
+    def _turn_of(self, sql: str) -> Iterator[None]:
+        """Statements of many words run one after the other, or begin a little later: ClickHouse takes 100 MB for the
+        first look at each, and while many threads take memory the kernel has all others of the process wait.
+        """
+        ours = len(sql) > LONG and self._wordy.acquire(timeout=PATIENCE)
+        if ours and len(read(sql).tokens) <= WORDY:  # a long vector is one
+            self._wordy.release()
+            ours = False
+        try:
+            yield
+        finally:
+            if ours:
+                self._wordy.release()
 
     def _described(self, checked: Checked, call: Call, session: Session | None) -> Answer:
         """The columns of the table of an INSERT, as DESCRIBE has them. Raises QueryError where it would not be run."""
