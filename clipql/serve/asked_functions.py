@@ -19,7 +19,6 @@ from clipql.tables.registry import INTERNAL
 NAMED = re.compile(r"host_?name|hasColumnInTable", re.I)
 # what every server calls itself
 HOST = "clipql"
-_HOST_NAMES = ("hostname", "HOSTNAME")
 # how often a statement may ask for a column, as each call is written out
 _MOST = 64
 

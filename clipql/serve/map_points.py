@@ -70,7 +70,6 @@ class MapPoints:
         service, asked = self._service, all.search
         table = service.table(asked.database, asked.table)
         column = service.column(table, asked.column)
-        self._check(table)
         projection, stage = self._maps.of(table, column)
         told = None if stage is None else {"name": stage.name, "done": stage.done, "total": stage.total}
         if projection is None or (told is not None and projection.method == all.better_than):
@@ -95,17 +94,12 @@ class MapPoints:
 
     def some(self, table: Table, column: VectorColumn, ids: Sequence[str]) -> Response:
         """The places of a few rows, by the two directions in which these differ most. Raises QueryError."""
-        self._check(table)
         rows = self._results.rows_there(table, [search.row_number(i) for i in ids])
         if not rows:
             return JSONResponse({"points": []})
         places = projected(self._service.registry.store(table, column.name).take(np.array(rows, np.int64)))
         points = zip(rows, places.tolist(), strict=True)
         return JSONResponse({"points": [{"id": str(r), "x": round(x, 4), "y": round(y, 4)} for r, (x, y) in points]})
-
-    def _check(self, table: Table) -> None:
-        """Raise ClipqlError for a table that is not for the network: vectors are read here without a statement."""
-        self._service.guard.check(f"SELECT {ROW} FROM {source_of(table)}", write=False)
 
     def _shown(self, asked: Search, table: Table, projection: Projection) -> NDArray[np.bool_]:
         """Which points are there and meet the conditions, bool (n,)."""
