@@ -161,6 +161,11 @@ def _part(number: int, pieces: dict[str, Path]) -> PartFiles:
     return PartFiles(number, pieces["metadata"], pieces.get(IMAGE), pieces.get(TEXT))
 
 
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key of sorting by which part-2 comes before part-10."""
+    return [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", name)]
+
+
 def check_file(path: Path, ending: str) -> int:
     """Open one file of a part, `.npy` or `.parquet`, and return its rows. Raises IngestError where it is not whole."""
     return _read_vectors(path).rows if ending == ".npy" else read_metadata(path)[0]

@@ -20,6 +20,7 @@ from clipql.ingest.fetch.http import Http, shown
 from clipql.ingest.fetch.manners import Manners
 from clipql.ingest.fetch.source import is_address
 from clipql.ingest.fetch.transport import Failure, Transport
+from clipql.ingest.layout import natural
 
 _PATTERN = re.compile(r"[*?\[]")
 
@@ -72,12 +73,7 @@ def _chosen(names: Sequence[str], asked: str, wanted: Callable[[str], bool]) -> 
     else:
         names = [n for n in names if n.startswith(below)]
     shown_names = [n for n in names if not any(p.startswith((".", "_")) for p in n.removeprefix(below).split("/"))]
-    return sorted(filter(wanted, shown_names), key=_natural)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Such that part-2 comes before part-10."""
-    return [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", name)]
+    return sorted(filter(wanted, shown_names), key=natural)
 
 
 def _fixed(asked: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,16 +113,11 @@ def find_files(sources: Sequence[str | os.PathLike[str]], names: Sequence[str] =
 def _inside(folder: Path) -> list[Path]:
     """The files in a folder and in those below it, in the order of their names, hidden ones left out."""
     found: list[Path] = []
-    for path in sorted(folder.iterdir(), key=_natural):
+    for path in sorted(folder.iterdir(), key=lambda p: layout.natural(p.name)):
         if path.name.startswith((".", "_")):
             continue
         found += _inside(path) if path.is_dir() else [path]
     return found
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Such that part-2 comes before part-10."""
-    return [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", path.name)]
 
 
 def _paired(rows: list[Path], arrays: list[Path]) -> list[tuple[Path, Path | None]]:
