@@ -102,6 +102,7 @@ export function drawSql(state, table) {
   const offered = parts.area.value === parts.example; // by the page, before it knew the table or another was chosen
   const text = state.sql || (offered ? '' : parts.area.value) || (parts.example = example(table));
   if (parts.area.value !== text) {
+    if (parts.area.value.trim() !== text.trim()) running?.abort(); // its answer is not one to this text
     parts.area.value = text;
     parts.highlight.draw();
     clear();
@@ -149,14 +150,26 @@ function fail(error, several = false) {
   }
 }
 
+/** One statement runs, or is explained, at a time: the one before is stopped, and what it still answers is not shown. */
+function begin() {
+  running?.abort();
+  running = new AbortController();
+  clear();
+  parts.run.lastChild.textContent = 'Stop';
+  return running;
+}
+
+function end(mine) {
+  if (running !== mine) return;
+  running = null;
+  parts.run.lastChild.textContent = 'Run';
+}
+
 async function runIt() {
   const sql = parts.area.value.trim();
   if (!sql) return;
-  running?.abort();
-  const mine = (running = new AbortController());
   change({ sql }, now.sql === sql ? 'replace' : 'push');
-  clear();
-  parts.run.lastChild.textContent = 'Stop';
+  const mine = begin();
   const began = performance.now();
   const every = statementsOf(sql);
   let at = 0;
@@ -178,14 +191,12 @@ async function runIt() {
     const last = every.at(-1);
     show(text, performance.now() - began, last, (format) => ask(last, `default_format=${format}`));
   } catch (error) {
+    if (running !== mine) return;
     parts.said.textContent = mine.signal.aborted ? 'Stopped.' : every.length > 1 ? `Statement ${at + 1} of ${every.length} failed; those before it have been run.` : '';
     if (!mine.signal.aborted) fail(error, every.length > 1);
   } finally {
     clearInterval(clock);
-    if (running === mine) {
-      running = null;
-      parts.run.lastChild.textContent = 'Run';
-    }
+    end(mine);
   }
 }
 
@@ -248,12 +259,16 @@ function searchBy(vector) {
 async function explainIt() {
   const sql = parts.area.value.trim();
   if (!sql) return;
-  clear();
+  const mine = begin();
   try {
     const body = { sql, database: now.database ?? 'default', params: Object.fromEntries(usedParams()) };
-    const { plan } = await call('/api/explain', { body });
+    const { plan } = await call('/api/explain', { body, signal: mine.signal });
     parts.out.replaceChildren(el('h3', {}, 'How it is run'), el('pre', { class: 'plan', tabindex: 0 }, plan.join('\n')));
   } catch (error) {
-    fail(error);
+    if (running !== mine) return;
+    if (mine.signal.aborted) parts.said.textContent = 'Stopped.';
+    else fail(error);
+  } finally {
+    end(mine);
   }
 }

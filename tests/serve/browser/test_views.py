@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from browser_data import EMOJI
-from browser_steps import captions, ids, painted, search, settled, until
+from browser_steps import captions, ids, meanwhile, painted, search, settled, until
 from browser_support import Served
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 
 def write_sql(page: Page, sql: str) -> None:
@@ -70,6 +71,41 @@ def test_a_wrong_statement_says_what_is_wrong_and_explain_shows_the_plan(page: P
     page.get_by_role("button", name="Explain").click()
     expect(page.locator(".sql-out .plan")).to_contain_text("image_embedding")
     expect(page.locator(".sql-error")).to_be_hidden()
+
+
+@pytest.mark.parametrize("first", ["Run", "Explain"])
+@pytest.mark.parametrize("then", ["Run", "Explain", "another statement"])
+def test_a_late_answer_to_an_older_statement_is_not_shown(page: Page, first: str, then: str) -> None:
+    def hold_first(route: Route) -> None:
+        if "nothing_of_this_name" in (route.request.post_data or ""):
+            held.append(route)
+        else:
+            route.continue_()
+
+    held: list[Route] = []
+    page.get_by_role("link", name="SQL").click()
+    page.route(re.compile("default_format|api/explain"), hold_first)
+    write_sql(page, "SELECT nothing_of_this_name FROM emoji")
+    page.get_by_role("button", name=first).click()
+    meanwhile(page, lambda: held, "the first statement is held")
+    result = {
+        "Run": page.locator(".sql-table td").first,
+        "Explain": page.locator(".sql-out .plan"),
+        "another statement": page.get_by_label("SQL statement"),
+    }[then]
+    if then == "another statement":
+        page.evaluate("location.hash = '#sql?table=emoji&sql=SELECT+7'")
+        expect(result).to_have_value("SELECT 7")
+    else:
+        write_sql(page, "SELECT caption FROM emoji LIMIT 1")
+        page.keyboard.press("Control+Enter") if then == "Run" else page.get_by_role("button", name=then).click()
+        expect(result).to_be_visible()
+    for route in held:
+        route.abort()  # the page has cancelled it already: then nothing tells that it has failed
+    painted(page)
+    expect(result).to_be_visible()
+    expect(page.locator(".sql-error")).to_be_hidden()
+    expect(page.get_by_role("button", name="Run")).to_have_text("Run")
 
 
 def test_the_sql_of_a_search_gives_its_rows(page: Page) -> None:
