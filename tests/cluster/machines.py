@@ -14,7 +14,14 @@ os.environ.update(
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
 )
-NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+NODE = {
+    "num_cpus": 1,
+    "object_store_memory": 80 << 20,
+    "node_ip_address": "127.0.0.1",
+    "include_dashboard": False,
+    "include_log_monitor": False,
+    "no_monitor": True,
+}
 
 # a dead node is noticed within two seconds
 NOTICE = {"health_check_period_ms": 400, "health_check_failure_threshold": 4, "health_check_initial_delay_ms": 1000}

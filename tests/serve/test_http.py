@@ -251,6 +251,7 @@ def test_a_session_is_kept_locked_and_found(server: Running) -> None:
     assert server.sql("SELECT 1", **given).headers["x-clickhouse-exception-code"] == "373"
     until(lambda: "waiting" in server.sql("KILL QUERY WHERE query_id = 'slow'").text, "the query is there")
     slow.join(LAST_NET_SECONDS)
+    until(lambda: server.sql("SELECT 1", **given).status == 200, "what was killed has ended, a while after its reply")
     assert server.sql("SELECT getSetting('max_threads')", **given).text == "1\n"
 
 
