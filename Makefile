@@ -15,6 +15,9 @@ else
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 endif
 
+# a process that may not keep what it compiled compiles all modules, and each of the tests' processes does
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test bench bench-scale bench-cluster lint format lock clean
 .DELETE_ON_ERROR:
 

@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# settings for old builds of OpenBLAS: they slow a current numpy, which would flatter whoever does not use it
-_SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+# settings for old builds of OpenBLAS, which slow a current numpy: that would flatter whoever does not use it; and one
+# by which each process compiles the modules anew
+_SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE")
 
 
 def environment() -> dict[str, str]:

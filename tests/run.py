@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
+NO_CACHE = "PYTHONDONTWRITEBYTECODE"  # where it is set, each of hundreds of processes would compile all modules anew
 SECONDS = 1800  # for one file or folder: what takes longer hangs, however slow the machine
 ROOM, PREFIX = 12 << 30, "clipql-tests-"
 TOGETHER = ("curate", "engine", "storage", "syntax", "edges")  # folders, in which no two files have one name
@@ -87,6 +88,7 @@ def run(unit: Unit, folder: str) -> tuple[Unit, int, str, float]:
 
 def main(arguments: list[str]) -> int:
     """Run everything, or what the arguments ask pytest for."""
+    os.environ.pop(NO_CACHE, None)
     if arguments:
         return subprocess.call([sys.executable, "-m", "pytest", *arguments])
     began, broken, counts = time.monotonic(), [], {"passed": 0, "failed": 0, "skipped": 0}
