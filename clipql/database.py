@@ -20,18 +20,10 @@ from clipql.engine.embedded import Engine
 from clipql.engine.python_values import needs_types
 from clipql.errors import QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
-from clipql.sql import old_views
-from clipql.sql.hybrid import words_column
-from clipql.sql.outputs import Progress
-from clipql.sql.result_types import ResultTypes
-from clipql.sql.search_text import one_condition, search_text
-from clipql.sql.session import Answer, Session
-from clipql.sql.stars import Stars
-from clipql.sql.vector_blocks import VectorBlocks, vector_blocks
 from clipql.storage import catalog, files, places, strays
 from clipql.storage.catalog import Catalog
 from clipql.syntax.lexer import split_statements
-from clipql.syntax.reading import read
+from clipql.syntax.once import once
 from clipql.tables import opening, recover
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
@@ -39,6 +31,10 @@ from clipql.tables.registry import INTERNAL, Registry
 if TYPE_CHECKING:
     from clipql.care.backup import BackupReport
     from clipql.care.report import CheckReport
+    from clipql.sql.outputs import Progress
+    from clipql.sql.result_types import ResultTypes
+    from clipql.sql.session import Answer, Session
+    from clipql.sql.vector_blocks import VectorBlocks
 
 
 @dataclass(frozen=True)
@@ -96,9 +92,10 @@ class Database:
         self._indexes.sweep()
         self.encoders = Encoders(model)
         self.encoders.register(self._engine)
-        self._session = Session(self._registry, self._indexes, self.encoders)
-        self._result_types = ResultTypes(self._registry)
-        old_views.put_in_order(self._registry, Stars(self._registry))
+        if self._registry.catalog.tables:
+            from clipql.sql.old_views import put_in_order
+
+            put_in_order(self._registry)
         self._closing = threading.Lock()
         self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
 
@@ -128,7 +125,11 @@ class Database:
 
     def _types(self, statement: str, params: Mapping[str, Any]) -> Mapping[str, str]:
         """ClickHouse's types of what a statement returns, by name; none where they are not told."""
-        return {} if self._result_types is None else self._result_types.of(statement, params)
+        if self._result_types is None:
+            from clipql.sql.result_types import ResultTypes
+
+            self._result_types = ResultTypes(self._registry)
+        return self._result_types.of(statement, params)
 
     def sql_many(self, text: str, params: Sequence[Mapping[str, Any]], /) -> list[Result]:
         """Run one statement for each of some sets of parameters, and return the results in their order.
@@ -162,8 +163,19 @@ class Database:
         if self._closed:
             raise QueryError(f"the database {self.path} is closed")
 
+    @once
+    def _session(self) -> Session:
+        """The session of `sql`: the first statement loads the room of SQL, which takes rows in, copies and checks
+        without it.
+        """
+        from clipql.sql.session import Session
+
+        return Session(self._registry, self._indexes, self.encoders)
+
     def session(self) -> Session:
         """A session of its own on this database; what it SETs stays apart only where `Engine.act` says who acts."""
+        from clipql.sql.session import Session
+
         return Session(self._registry, self._indexes, self.encoders, self._session.repeats)
 
     def search(
@@ -262,6 +274,8 @@ class Database:
         words: str | None = None,
     ) -> str:
         """The statement that `search` runs; its parameter `query` is a vector, a text, or an image's path (`by`)."""
+        from clipql.sql.search_text import search_text
+
         known = self._searched(table)
         if column not in known.vectors:
             raise VectorError(f"{known.name} has no vector column {column}; it has {', '.join(known.vectors)}")
@@ -272,6 +286,8 @@ class Database:
 
     def _words(self, known: Searched, named: str | None) -> str:
         """The column whose words a hybrid search looks for. Raises QueryError."""
+        from clipql.sql.hybrid import words_column
+
         if known.indexed is None:
             raise QueryError(f"{known.name} lies in shards, which are not searched by words: leave hybrid out")
         return words_column(known.indexed(), known.plain(), named)
@@ -289,6 +305,8 @@ class Database:
 
     def _worded_columns(self, id: str) -> list[str]:
         """The columns with a text index of ClickHouse's."""
+        from clipql.syntax.reading import read
+
         found = self._engine.arrow(
             f"SELECT expr FROM system.data_skipping_indices WHERE database = '{INTERNAL}' AND table = {{id:String}} "
             "AND type = 'text'",
@@ -338,6 +356,9 @@ class Database:
         columns: plain columns whose values come with each block, as `block.values`.
         Raises UnknownTable, VectorError where there is no such column, QueryError for what `where` cannot be.
         """
+        from clipql.sql.search_text import one_condition
+        from clipql.sql.vector_blocks import vector_blocks
+
         self._check_open()
         registry, indexes = self.registry, self.indexes
         found = self._searched(table)

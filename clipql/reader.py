@@ -22,12 +22,6 @@ from clipql.encode.service import Encoders
 from clipql.engine.on_demand import EngineOnDemand
 from clipql.errors import NotADatabase, QueryError, ReadOnly, StorageError
 from clipql.result import Result
-from clipql.sql import old_views
-from clipql.sql.outputs import Progress
-from clipql.sql.result_types import ResultTypes
-from clipql.sql.session import Answer, Session
-from clipql.sql.stars import Stars
-from clipql.sql.vector_blocks import VectorBlocks
 from clipql.storage import snapshot
 from clipql.storage.snapshot import Snapshot
 from clipql.tables import opening, recover, unopened
@@ -39,6 +33,9 @@ from clipql.tables.registry import Registry
 if TYPE_CHECKING:
     from clipql.care.backup import BackupReport
     from clipql.care.report import CheckReport
+    from clipql.sql.outputs import Progress
+    from clipql.sql.session import Answer
+    from clipql.sql.vector_blocks import VectorBlocks
 
 
 class ReadOnlyDatabase(Database):
@@ -71,8 +68,6 @@ class ReadOnlyDatabase(Database):
             self._registry = Registry(folder, self._engine, found, reads_of=self.path)
             self._indexes = Indexes(self._registry)
             self.encoders = Encoders(model)
-            self._session = Session(self._registry, self._indexes, self.encoders)
-            self._result_types = ResultTypes(self._registry)
             if found.pending is not None:
                 self._engine.start()
         except BaseException:
@@ -90,7 +85,10 @@ class ReadOnlyDatabase(Database):
             recover.check_parts(engine, unsettled=unsettled)
             opening.settle(registry)
             self.encoders.register(engine)
-            old_views.put_in_order(registry, Stars(registry))
+            if registry.catalog.tables:
+                from clipql.sql.old_views import put_in_order
+
+                put_in_order(registry)
             engine.run("SYSTEM STOP MERGES")
             if self.opened is not None and not engine.started:
                 self.opened()

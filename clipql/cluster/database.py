@@ -43,7 +43,7 @@ from clipql.ingest.forecast import IngestForecast
 from clipql.ingest.layout import check_part, find_parts, parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport
 from clipql.result import Result, Stats
-from clipql.sql.result_types import ResultTypes
+from clipql.syntax.once import once
 
 DATA = "~/.local/share/clipql-cluster"
 LOOK_SECONDS, LEAVE_SECONDS = 1.0, 5.0
@@ -92,7 +92,6 @@ class ClusterDatabase(Database):
             self._scatter = Scatter(self._state(), self._state)
             self._ranking = Ranking(Path(self._folder) / "ranking", self._from_any)
             self.scatter_gather = ScatterGather(self._registry.engine, self.shape, self._run_on_shards)
-            self._session: ClusterSession = self.session()
             self.refresh()
         except BaseException:
             if hasattr(self, "_closing"):
@@ -172,7 +171,7 @@ class ClusterDatabase(Database):
         shape = one_shape(found)
         if known is None or (known.listed, known.unlisted) != (shape.listed, shape.unlisted):
             declare(self._registry.engine, shape)
-            self._result_types = ResultTypes(self._registry)  # what is remembered is of the columns as they were
+            self._result_types = None  # what is remembered is of the columns as they were
         self._known[table.full_name] = shape
 
     def _from_any(self, shard: int, method: str, *arguments: Any) -> Any:
@@ -352,6 +351,11 @@ class ClusterDatabase(Database):
         return moves
 
     # as a database
+
+    @once
+    def _session(self) -> ClusterSession:
+        """The session of `sql`."""
+        return self.session()
 
     def session(self) -> ClusterSession:
         """A session of its own."""
