@@ -36,13 +36,14 @@ from clipql.cluster.scatter import Scatter
 from clipql.cluster.scatter_gather import Gathered, ScatterGather
 from clipql.cluster.session import ClusterSession
 from clipql.cluster.shard_map import ShardedTable, ShardMap
-from clipql.database import Database, Searched
+from clipql.database import Database
 from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, ClusterError, ReplicaUnavailable, UnknownTable
 from clipql.ingest.forecast import IngestForecast
 from clipql.ingest.layout import check_part, find_parts, parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport
 from clipql.result import Result, Stats
+from clipql.sql.search_text import Searched
 from clipql.syntax.once import once
 
 DATA = "~/.local/share/clipql-cluster"

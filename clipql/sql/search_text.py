@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from clipql.engine.quoting import quote_name
@@ -17,6 +18,19 @@ QUERIES = {
     "text": "encode_text({query:String})",
     "image": "encode_image({query:String})",
 }
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A table that is searched: its name, how FROM names it, its vector columns, what gives its other columns, and what
+    those with a text index; None where words are not searched.
+    """
+
+    name: str
+    source: str
+    vectors: tuple[str, ...]
+    plain: Callable[[], list[str]]
+    indexed: Callable[[], list[str]] | None = None
 
 
 def search_text(
