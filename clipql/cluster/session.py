@@ -24,10 +24,10 @@ from clipql.errors import UnsupportedStatement
 from clipql.index import definition
 from clipql.sql import settings
 from clipql.sql.encode_calls import Encoding
-from clipql.sql.execution import Step
 from clipql.sql.outputs import Progress, Sink
 from clipql.sql.prepared import Asked
 from clipql.sql.session import Answer, Session, select_of
+from clipql.sql.work import Step
 from clipql.storage.catalog import Table
 from clipql.syntax.reading import read
 from clipql.syntax.spelling import respelled

@@ -24,10 +24,11 @@ from clipql.sql.batch_search import same_but, search_each, stacked
 from clipql.sql.constants import Constants, QueryVector
 from clipql.sql.direct import Item, answer
 from clipql.sql.encode_calls import Encoded
-from clipql.sql.execution import Direct, Execution, Step, Work
+from clipql.sql.execution import Execution
 from clipql.sql.filters import FilterMemory
 from clipql.sql.plan import LARGEST_K, Plan
 from clipql.sql.turns import Turns
+from clipql.sql.work import Direct, Step, Work
 from clipql.storage.catalog import Catalog
 from clipql.syntax.recent import Recent
 from clipql.syntax.skeleton import LONGEST, Skeleton, certain, skeleton

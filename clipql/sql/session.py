@@ -28,7 +28,6 @@ from clipql.sql import explain, settings
 from clipql.sql.bounded_changes import within_limits
 from clipql.sql.calls import find_sources
 from clipql.sql.definitions import Definitions
-from clipql.sql.execution import Step
 from clipql.sql.harmless import settings_allow
 from clipql.sql.insert import insert, load
 from clipql.sql.introspection import Introspection
@@ -41,6 +40,7 @@ from clipql.sql.short import is_short
 from clipql.sql.staging import load_plain
 from clipql.sql.stars import Stars
 from clipql.sql.words import telling_where
+from clipql.sql.work import Step
 from clipql.storage.catalog import Table
 from clipql.syntax.edits import edited
 from clipql.syntax.lexer import Token, string_value
