@@ -44,6 +44,7 @@ from clipql.ingest.layout import check_part, find_parts, parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport
 from clipql.result import Result, Stats
 from clipql.sql.search_text import Searched
+from clipql.storage import places
 from clipql.syntax.once import once
 
 DATA = "~/.local/share/clipql-cluster"
@@ -83,7 +84,7 @@ class ClusterDatabase(Database):
             ray_connection.disconnect()
             raise
         self._folder = tempfile.mkdtemp(prefix="clipql-cluster-")
-        weakref.finalize(self, _remove, self._folder, os.getpid())  # where it is never closed
+        weakref.finalize(self, places.remove_own, self._folder, os.getpid())  # where it is never closed
         try:
             super().__init__(Path(self._folder) / "merging", model=model)
             self.path = Path(address)
@@ -150,7 +151,7 @@ class ClusterDatabase(Database):
             for table in map.tables:
                 known, old = self._known.get(table.full_name), before.get(table.full_name)
                 fixed = known is not None and all(d for d, _ in known.vectors.values())
-                if table.definition and not (fixed and old and _goes_on(old, table)):
+                if table.definition and not (fixed and old and table.goes_on(old)):
                     try:
                         self._learn(table, known)
                         self._broken.pop((table.database, table.name), None)
@@ -394,16 +395,3 @@ class ClusterDatabase(Database):
             super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
             ray_connection.disconnect()
-
-
-def _remove(folder: str, process: int) -> None:
-    """Remove a folder, in the process that made it: a fork of it would take it away."""
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _goes_on(old: ShardedTable, table: ShardedTable) -> bool:
-    """Whether a table is the one that was known, with parts that came since, and not another made in its place."""
-    pairs = zip(old.shards, table.shards, strict=False)
-    same = all([p.fingerprint for p in a] == [p.fingerprint for p in b[: len(a)]] for a, b in pairs)
-    return same and old.definition == table.definition and len(old.shards) == len(table.shards)
