@@ -18,7 +18,7 @@ from clipql.cluster.placeholder import Shape
 from clipql.cluster.scatter_gather import Rewritten, ScatterGather
 from clipql.encode.service import Encoders
 from clipql.engine.arrays import with_numbers
-from clipql.engine.embedded import Output
+from clipql.engine.output import Output
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement
 from clipql.index import definition

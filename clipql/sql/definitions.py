@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipql.engine.embedded import Output
+from clipql.engine.output import Output
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index import definition
 from clipql.sql import heads

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from clipql.engine.embedded import Output
+from clipql.engine.output import Output
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
 from clipql.storage.catalog import Table

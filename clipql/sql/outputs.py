@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from clipql.engine.arrow import arrow_stream
-from clipql.engine.embedded import Output
+from clipql.engine.output import Output
 from clipql.engine.row_writer import written
 from clipql.errors import QueryError
 from clipql.sql import heads

@@ -20,7 +20,7 @@ from clipql.brief import Brief
 from clipql.encode.service import Encoders
 from clipql.engine import chunks
 from clipql.engine.arrays import with_numbers
-from clipql.engine.embedded import Output
+from clipql.engine.output import Output
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index.base import Route
 from clipql.sql import explain, settings
