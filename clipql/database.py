@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,38 +19,23 @@ from clipql.engine.embedded import Engine
 from clipql.engine.python_values import needs_types
 from clipql.errors import QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
-from clipql.sql import old_views
-from clipql.sql.hybrid import words_column
-from clipql.sql.outputs import Progress
-from clipql.sql.result_types import ResultTypes
-from clipql.sql.search_text import one_condition, search_text
-from clipql.sql.session import Answer, Session
-from clipql.sql.stars import Stars
-from clipql.sql.vector_blocks import VectorBlocks, vector_blocks
 from clipql.storage import catalog, files, places, strays
 from clipql.storage.catalog import Catalog
 from clipql.syntax.lexer import split_statements
-from clipql.syntax.reading import read
-from clipql.tables import opening, recover
+from clipql.syntax.once import once
+from clipql.tables import opening
 from clipql.tables.indexes import Indexes
-from clipql.tables.registry import INTERNAL, Registry
+from clipql.tables.plain_columns import PlainColumns
+from clipql.tables.registry import Registry
 
 if TYPE_CHECKING:
     from clipql.care.backup import BackupReport
     from clipql.care.report import CheckReport
-
-
-@dataclass(frozen=True)
-class Searched:
-    """A table that is searched: its name, how FROM names it, its vector columns, what gives its other columns, and what
-    those with a text index; None where words are not searched.
-    """
-
-    name: str
-    source: str
-    vectors: tuple[str, ...]
-    plain: Callable[[], list[str]]
-    indexed: Callable[[], list[str]] | None = None
+    from clipql.sql.outputs import Progress
+    from clipql.sql.result_types import ResultTypes
+    from clipql.sql.search_text import Searched
+    from clipql.sql.session import Answer, Session
+    from clipql.sql.vector_blocks import VectorBlocks
 
 
 class Database:
@@ -87,7 +71,7 @@ class Database:
             self._lock.release()
             raise
         try:
-            self._registry = _open(self.path, self._engine, found)
+            self._registry = opening.opened(self.path, self._engine, found)
         except BaseException:
             self._engine.close()
             self._lock.release()
@@ -96,11 +80,12 @@ class Database:
         self._indexes.sweep()
         self.encoders = Encoders(model)
         self.encoders.register(self._engine)
-        self._session = Session(self._registry, self._indexes, self.encoders)
-        self._result_types = ResultTypes(self._registry)
-        old_views.put_in_order(self._registry, Stars(self._registry))
+        if self._registry.catalog.tables:
+            from clipql.sql.old_views import put_in_order
+
+            put_in_order(self._registry)
         self._closing = threading.Lock()
-        self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
+        self._plain = PlainColumns(self._registry)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}{', closed' if self._closed else ''})"
@@ -128,7 +113,11 @@ class Database:
 
     def _types(self, statement: str, params: Mapping[str, Any]) -> Mapping[str, str]:
         """ClickHouse's types of what a statement returns, by name; none where they are not told."""
-        return {} if self._result_types is None else self._result_types.of(statement, params)
+        if self._result_types is None:
+            from clipql.sql.result_types import ResultTypes
+
+            self._result_types = ResultTypes(self._registry)
+        return self._result_types.of(statement, params)
 
     def sql_many(self, text: str, params: Sequence[Mapping[str, Any]], /) -> list[Result]:
         """Run one statement for each of some sets of parameters, and return the results in their order.
@@ -162,8 +151,19 @@ class Database:
         if self._closed:
             raise QueryError(f"the database {self.path} is closed")
 
+    @once
+    def _session(self) -> Session:
+        """The session of `sql`: the first statement loads the room of SQL, which takes rows in, copies and checks
+        without it.
+        """
+        from clipql.sql.session import Session
+
+        return Session(self._registry, self._indexes, self.encoders)
+
     def session(self) -> Session:
         """A session of its own on this database; what it SETs stays apart only where `Engine.act` says who acts."""
+        from clipql.sql.session import Session
+
         return Session(self._registry, self._indexes, self.encoders, self._session.repeats)
 
     def search(
@@ -262,6 +262,8 @@ class Database:
         words: str | None = None,
     ) -> str:
         """The statement that `search` runs; its parameter `query` is a vector, a text, or an image's path (`by`)."""
+        from clipql.sql.search_text import search_text
+
         known = self._searched(table)
         if column not in known.vectors:
             raise VectorError(f"{known.name} has no vector column {column}; it has {', '.join(known.vectors)}")
@@ -272,43 +274,24 @@ class Database:
 
     def _words(self, known: Searched, named: str | None) -> str:
         """The column whose words a hybrid search looks for. Raises QueryError."""
+        from clipql.sql.hybrid import words_column
+
         if known.indexed is None:
             raise QueryError(f"{known.name} lies in shards, which are not searched by words: leave hybrid out")
         return words_column(known.indexed(), known.plain(), named)
 
     def _searched(self, table: str) -> Searched:
         """A table that is searched. Raises UnknownTable."""
+        from clipql.sql.search_text import Searched
+
         database, _, name = table.rpartition(".")
         known = self._registry.find(database or None, name)
         if known is None:
             tables = ", ".join(t.full_name for t in self._registry.catalog.tables) or f"none in {self.path} yet"
             raise UnknownTable(f"there is no table {table} with vector columns; there are: {tables}")
-        vectors, plain = tuple(c.name for c in known.columns), partial(self._plain_columns, known.id)
-        indexed = partial(self._worded_columns, known.id)
+        vectors, plain = tuple(c.name for c in known.columns), partial(self._plain.names, known.id)
+        indexed = partial(self._plain.worded, known.id)
         return Searched(known.full_name, self._registry.physical(known), vectors, plain, indexed)
-
-    def _worded_columns(self, id: str) -> list[str]:
-        """The columns with a text index of ClickHouse's."""
-        found = self._engine.arrow(
-            f"SELECT expr FROM system.data_skipping_indices WHERE database = '{INTERNAL}' AND table = {{id:String}} "
-            "AND type = 'text'",
-            params={"id": id},
-        )
-        named = {t.name for expr in found.column(0).to_pylist() for t in read(expr).tokens}
-        return [name for name in self._plain_columns(id) if name in named]
-
-    def _plain_columns(self, id: str) -> list[str]:
-        table, state = self._registry.catalog.by_id(id), (self._registry.catalog.serial, self._registry.changes)
-        known = self._plain.get(id)
-        if known is None or known[0] != state:
-            names = self._engine.arrow(
-                f"SELECT name FROM system.columns WHERE database = '{INTERNAL}' AND table = {{id:String}} "
-                "ORDER BY position",
-                params={"id": id},
-            )
-            found = [n for n in names.column(0).to_pylist() if table is None or table.column(n) is None]
-            known = self._plain[id] = state, found
-        return list(known[1])
 
     def ingest(
         self, source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, table: str = "laion", **options: Any
@@ -338,6 +321,9 @@ class Database:
         columns: plain columns whose values come with each block, as `block.values`.
         Raises UnknownTable, VectorError where there is no such column, QueryError for what `where` cannot be.
         """
+        from clipql.sql.search_text import one_condition
+        from clipql.sql.vector_blocks import vector_blocks
+
         self._check_open()
         registry, indexes = self.registry, self.indexes
         found = self._searched(table)
@@ -407,14 +393,3 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _open(path: Path, engine: Engine, found: Catalog) -> Registry:
-    # ClickHouse makes it at the first DROP, which on a full disk would then fail
-    with files.translated(path, "opening"):
-        (path / "engine" / "metadata_dropped").mkdir(exist_ok=True)
-    recover.verify_vectors(path, found)
-    recover.check_parts(engine, unsettled=found.pending is not None)
-    registry = Registry(path, engine, found)
-    opening.settle(registry)
-    return registry

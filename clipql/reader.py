@@ -22,23 +22,21 @@ from clipql.encode.service import Encoders
 from clipql.engine.on_demand import EngineOnDemand
 from clipql.errors import NotADatabase, QueryError, ReadOnly, StorageError
 from clipql.result import Result
-from clipql.sql import old_views
-from clipql.sql.outputs import Progress
-from clipql.sql.result_types import ResultTypes
-from clipql.sql.session import Answer, Session
-from clipql.sql.stars import Stars
-from clipql.sql.vector_blocks import VectorBlocks
 from clipql.storage import snapshot
 from clipql.storage.snapshot import Snapshot
-from clipql.tables import opening, recover, unopened
+from clipql.tables import opening, recover
 from clipql.tables.catch_up import catch_up
 from clipql.tables.indexes import Indexes
+from clipql.tables.plain_columns import PlainColumns
 from clipql.tables.read_write_lock import ReadWriteLock
 from clipql.tables.registry import Registry
 
 if TYPE_CHECKING:
     from clipql.care.backup import BackupReport
     from clipql.care.report import CheckReport
+    from clipql.sql.outputs import Progress
+    from clipql.sql.session import Answer
+    from clipql.sql.vector_blocks import VectorBlocks
 
 
 class ReadOnlyDatabase(Database):
@@ -59,7 +57,6 @@ class ReadOnlyDatabase(Database):
         self._closed = False
         self._closing, self._refreshing = threading.Lock(), threading.Lock()
         self._moment, self._inside = ReadWriteLock(), threading.local()
-        self._plain: dict[str, tuple[tuple[int, int], list[str]]] = {}
         self._taken = snapshot.take(moment or self.path, self.path)
         self._opened: Snapshot | None = None  # the one in which ClickHouse is open, where that is an earlier one
         self.opened: Callable[[], None] | None = None  # called when ClickHouse has been opened anew
@@ -69,10 +66,8 @@ class ReadOnlyDatabase(Database):
             recover.verify_vectors(folder, found)
             self._engine: EngineOnDemand = EngineOnDemand(folder / "engine", self._prepare)
             self._registry = Registry(folder, self._engine, found, reads_of=self.path)
-            self._indexes = Indexes(self._registry)
+            self._indexes, self._plain = Indexes(self._registry), PlainColumns(self._registry)
             self.encoders = Encoders(model)
-            self._session = Session(self._registry, self._indexes, self.encoders)
-            self._result_types = ResultTypes(self._registry)
             if found.pending is not None:
                 self._engine.start()
         except BaseException:
@@ -90,7 +85,10 @@ class ReadOnlyDatabase(Database):
             recover.check_parts(engine, unsettled=unsettled)
             opening.settle(registry)
             self.encoders.register(engine)
-            old_views.put_in_order(registry, Stars(registry))
+            if registry.catalog.tables:
+                from clipql.sql.old_views import put_in_order
+
+                put_in_order(registry)
             engine.run("SYSTEM STOP MERGES")
             if self.opened is not None and not engine.started:
                 self.opened()
@@ -264,13 +262,6 @@ class ReadOnlyDatabase(Database):
     def ingest(self, source: Any, *, table: str = "laion", **options: Any) -> NoReturn:
         """Raises ReadOnly."""
         raise ReadOnly("ingest", self.path)
-
-    def _plain_columns(self, id: str) -> list[str]:
-        table = self._registry.catalog.by_id(id)
-        columns = unopened.columns(self._registry.folder / "engine", table) if table else None
-        if table is None or columns is None:
-            return super()._plain_columns(id)
-        return [name for name, _ in columns if table.column(name) is None]
 
     def _check_open(self) -> None:
         if self._closed:

@@ -19,13 +19,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
+from clipql.care.copying import Tick, copy_tree, hashed, sync_tree, walk
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged, DatabaseVersion, NotADatabase, StorageError
 from clipql.storage import catalog, files, strays
@@ -39,10 +38,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 LISTING, INSIDE = "backup.json", "database"
-_READ = 8 << 20
 _LARGEST_LISTING = 1 << 30  # some millions of files
 _NOT_COPIED = ("shadow", "tmp", "metadata_dropped")
-Tick = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,10 @@ def backup(
             strays.refuse(db.registry.folder)
             found = _hold(db, stage, keep_links=keep_links)
             held = time.perf_counter() - held
-        listing = _copy_tree(stage, made / INSIDE, hard_links, progress, ours=True)
+        listing = copy_tree(stage, made / INSIDE, hard_links, progress, ours=True)
         _verify_segments(made / INSIDE, found)
         _write_listing(made, listing)
-        _sync_tree(made)
+        sync_tree(made)
         verify(made)
     return BackupReport(
         place, len(listing), sum(size for size, _ in listing.values()), time.perf_counter() - began, held
@@ -102,10 +99,10 @@ def restore(
     listing = verify(source)
     _verify_linked(source / INSIDE)
     with _building(place) as made:
-        copied = _copy_tree(source / INSIDE, made, False, progress)
+        copied = copy_tree(source / INSIDE, made, False, progress)
         if copied != listing:
             raise DatabaseDamaged(f"{source} changed while it was copied: try again")
-        _sync_tree(made)
+        sync_tree(made)
     return BackupReport(place, len(listing), sum(size for size, _ in listing.values()), time.perf_counter() - began)
 
 
@@ -119,13 +116,13 @@ def verify(path: str | os.PathLike[str]) -> dict[str, tuple[int, str]]:
     if (place / INSIDE).is_symlink() or not (place / INSIDE).is_dir():
         raise NotADatabase(f"{place} is no backup of clipql: it has no folder {INSIDE}")
     strays.refuse(place / INSIDE)
-    there = {str(p.relative_to(place / INSIDE)) for p in _walk(place / INSIDE)}
+    there = {str(p.relative_to(place / INSIDE)) for p in walk(place / INSIDE)}
     if there != set(listing):
         missing = sorted(set(listing) - there)
         what = f"{missing[0]} is missing" if missing else f"{sorted(there - set(listing))[0]} is not listed"
         raise DatabaseDamaged(f"the backup {place} is not whole: {what}; use another backup")
     for name, known in listing.items():
-        found = _hashed(place / INSIDE / name)
+        found = hashed(place / INSIDE / name)
         if found != known:
             raise DatabaseDamaged(
                 f"the backup {place} is damaged: {name} has {found[0]:,} bytes with hash {found[1]}, expected "
@@ -169,7 +166,7 @@ def _hold(db: OpenDatabase, stage: Path, *, keep_links: bool) -> Catalog:
             ("rows", [t.row_file.folder for t in found.tables if t.row_file]),
         ):
             for name in names:
-                for file in _walk(registry.folder / top / name):
+                for file in walk(registry.folder / top / name):
                     _link(file, stage / top / file.relative_to(registry.folder / top))
         _freeze(db, stage / "engine")
     catalog.save(stage, found)
@@ -239,7 +236,7 @@ def _freeze(db: OpenDatabase, stage: Path) -> None:
                 (target / "detached").mkdir(parents=True)
                 shutil.copy2(folder / "format_version.txt", target / "format_version.txt")
                 frozen = shadow / os.path.relpath(folder, source)
-                for file in _walk(frozen) if frozen.is_dir() else ():
+                for file in walk(frozen) if frozen.is_dir() else ():
                     _link(file, target / file.relative_to(frozen))
             elif folder.is_dir():  # of the Log family, which ClickHouse appends to
                 shutil.copytree(folder, target, symlinks=True, dirs_exist_ok=True)
@@ -289,80 +286,6 @@ def _building(place: Path) -> Iterator[Path]:
         raise
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files and symbolic links below a folder, which is none itself."""
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    for place, folders, names in os.walk(folder, onerror=stop):
-        folders.sort()
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        yield from (Path(place, name) for name in sorted([*links, *names]))
-
-
-def _copy_tree(
-    source: Path, target: Path, hard_links: bool, progress: Tick | None, *, ours: bool = False
-) -> dict[str, tuple[int, str]]:
-    """Copy a tree of files, hashed on the way. Links within ClickHouse's folders stay links.
-
-    ours: other links are our own, to files on another disk, and become files.
-    """
-    paths = list(_walk(source))
-    total, done = sum(_size(p) for p in paths), 0
-    listing: dict[str, tuple[int, str]] = {}
-    for folder, _, _ in os.walk(source):
-        (target / os.path.relpath(folder, source)).mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        name = str(path.relative_to(source))
-        place = target / name
-        if path.is_symlink() and not os.path.isabs(os.readlink(path)):
-            place.symlink_to(os.readlink(path))
-            listing[name] = _hashed(place)
-            continue
-        if hard_links and not path.is_symlink() and path.suffix not in (".sql", ".json"):
-            with contextlib.suppress(OSError):
-                os.link(path, place)
-                listing[name] = _hashed(place)
-        if name not in listing:
-            listing[name] = _copy(path, place, follow=ours)
-        done += listing[name][0]
-        if progress:
-            progress(name, done, total)
-    return listing
-
-
-def _size(path: Path) -> int:
-    return path.lstat().st_size if path.is_symlink() and not os.path.isabs(os.readlink(path)) else path.stat().st_size
-
-
-def _copy(source: Path, target: Path, *, follow: bool) -> tuple[int, str]:
-    digest, size = xxhash.xxh3_128(), 0
-    with files.open_plain(source, follow=follow) as reading, open(target, "wb", buffering=0) as writing:
-        while piece := reading.read(_READ):
-            digest.update(piece)
-            size += len(piece)
-            view = memoryview(piece)
-            while view:
-                view = view[writing.write(view) :]
-        os.fsync(writing.fileno())
-        with contextlib.suppress(AttributeError, OSError):  # so that reading it back reads the disk
-            os.posix_fadvise(writing.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return size, digest.hexdigest()
-
-
-def _hashed(path: Path) -> tuple[int, str]:
-    if path.is_symlink():
-        target = os.readlink(path)
-        return len(target), xxhash.xxh3_128_hexdigest(target.encode())
-    digest, size = xxhash.xxh3_128(), 0
-    with files.translated(path, "reading"), files.open_plain(path) as file:
-        while piece := file.read(_READ):
-            digest.update(piece)
-            size += len(piece)
-    return size, digest.hexdigest()
-
-
 def _verify_segments(folder: Path, found: Catalog) -> None:
     """A damaged segment must not get into a backup unnoticed: compare with the hashes of when it was written."""
     for table in found.tables:
@@ -380,11 +303,6 @@ def _verify_linked(folder: Path) -> None:
         for segment in (s for c in table.columns for s in c.segments if s.linked):
             if os.path.lexists(segment.file):
                 segments.verify(folder, segment)
-
-
-def _sync_tree(folder: Path) -> None:
-    for place, _, _ in os.walk(folder, topdown=False):
-        files.sync_folder(Path(place))
 
 
 def _write_listing(made: Path, listing: Mapping[str, tuple[int, str]]) -> None:

@@ -36,14 +36,16 @@ from clipql.cluster.scatter import Scatter
 from clipql.cluster.scatter_gather import Gathered, ScatterGather
 from clipql.cluster.session import ClusterSession
 from clipql.cluster.shard_map import ShardedTable, ShardMap
-from clipql.database import Database, Searched
+from clipql.database import Database
 from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, ClusterError, ReplicaUnavailable, UnknownTable
 from clipql.ingest.forecast import IngestForecast
 from clipql.ingest.layout import check_part, find_parts, parse_numbers
 from clipql.ingest.pipeline import IngestProgress, IngestReport
 from clipql.result import Result, Stats
-from clipql.sql.result_types import ResultTypes
+from clipql.sql.search_text import Searched
+from clipql.storage import places
+from clipql.syntax.once import once
 
 DATA = "~/.local/share/clipql-cluster"
 LOOK_SECONDS, LEAVE_SECONDS = 1.0, 5.0
@@ -82,7 +84,7 @@ class ClusterDatabase(Database):
             ray_connection.disconnect()
             raise
         self._folder = tempfile.mkdtemp(prefix="clipql-cluster-")
-        weakref.finalize(self, _remove, self._folder, os.getpid())  # where it is never closed
+        weakref.finalize(self, places.remove_own, self._folder, os.getpid())  # where it is never closed
         try:
             super().__init__(Path(self._folder) / "merging", model=model)
             self.path = Path(address)
@@ -92,7 +94,6 @@ class ClusterDatabase(Database):
             self._scatter = Scatter(self._state(), self._state)
             self._ranking = Ranking(Path(self._folder) / "ranking", self._from_any)
             self.scatter_gather = ScatterGather(self._registry.engine, self.shape, self._run_on_shards)
-            self._session: ClusterSession = self.session()
             self.refresh()
         except BaseException:
             if hasattr(self, "_closing"):
@@ -150,7 +151,7 @@ class ClusterDatabase(Database):
             for table in map.tables:
                 known, old = self._known.get(table.full_name), before.get(table.full_name)
                 fixed = known is not None and all(d for d, _ in known.vectors.values())
-                if table.definition and not (fixed and old and _goes_on(old, table)):
+                if table.definition and not (fixed and old and table.goes_on(old)):
                     try:
                         self._learn(table, known)
                         self._broken.pop((table.database, table.name), None)
@@ -172,7 +173,7 @@ class ClusterDatabase(Database):
         shape = one_shape(found)
         if known is None or (known.listed, known.unlisted) != (shape.listed, shape.unlisted):
             declare(self._registry.engine, shape)
-            self._result_types = ResultTypes(self._registry)  # what is remembered is of the columns as they were
+            self._result_types = None  # what is remembered is of the columns as they were
         self._known[table.full_name] = shape
 
     def _from_any(self, shard: int, method: str, *arguments: Any) -> Any:
@@ -353,6 +354,11 @@ class ClusterDatabase(Database):
 
     # as a database
 
+    @once
+    def _session(self) -> ClusterSession:
+        """The session of `sql`."""
+        return self.session()
+
     def session(self) -> ClusterSession:
         """A session of its own."""
         return ClusterSession(self, self._registry, self._indexes, self.encoders)
@@ -389,16 +395,3 @@ class ClusterDatabase(Database):
             super().close()
             shutil.rmtree(self._folder, ignore_errors=True)
             ray_connection.disconnect()
-
-
-def _remove(folder: str, process: int) -> None:
-    """Remove a folder, in the process that made it: a fork of it would take it away."""
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _goes_on(old: ShardedTable, table: ShardedTable) -> bool:
-    """Whether a table is the one that was known, with parts that came since, and not another made in its place."""
-    pairs = zip(old.shards, table.shards, strict=False)
-    same = all([p.fingerprint for p in a] == [p.fingerprint for p in b[: len(a)]] for a, b in pairs)
-    return same and old.definition == table.definition and len(old.shards) == len(table.shards)

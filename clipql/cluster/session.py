@@ -18,18 +18,18 @@ from clipql.cluster.placeholder import Shape
 from clipql.cluster.scatter_gather import Rewritten, ScatterGather
 from clipql.encode.service import Encoders
 from clipql.engine.arrays import with_numbers
-from clipql.engine.embedded import Output
+from clipql.engine.output import Output
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement
 from clipql.index import definition
 from clipql.sql import settings
 from clipql.sql.encode_calls import Encoding
-from clipql.sql.execution import Step
 from clipql.sql.outputs import Progress, Sink
 from clipql.sql.prepared import Asked
-from clipql.sql.session import Answer, Session, select_of
+from clipql.sql.session import Answer, Session
+from clipql.sql.work import Step
 from clipql.storage.catalog import Table
-from clipql.syntax.reading import read
+from clipql.syntax.reading import read, select_of
 from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Select, Set, TableName
 from clipql.tables.indexes import Indexes

@@ -71,6 +71,12 @@ class ShardedTable:
         """`database.table`, as messages show it."""
         return f"{self.database}.{self.name}"
 
+    def goes_on(self, old: ShardedTable) -> bool:
+        """Whether it is the one that was known, with parts that came since, and not another made in its place."""
+        pairs = zip(old.shards, self.shards, strict=False)
+        same = all([p.fingerprint for p in a] == [p.fingerprint for p in b[: len(a)]] for a, b in pairs)
+        return same and old.definition == self.definition and len(old.shards) == len(self.shards)
+
     def snapshot(self, shard: int) -> Snapshot:
         """The rows of a shard that are taken in."""
         runs, fingerprints, local = [], [], 0

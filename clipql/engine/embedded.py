@@ -14,48 +14,22 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
-from clipql.brief import Brief
 from clipql.engine import chunks, forks
 from clipql.engine.arrow import Appender
+from clipql.engine.output import Output
 from clipql.engine.quoting import parameter_texts
+from clipql.engine.tables_by_name import with_tables
 from clipql.engine.translate import CHDB_ERRORS, translate
 from clipql.engine.users import ACTING, Acting, Connection, EngineUser
-from clipql.errors import (
-    DatabaseDamaged,
-    DatabaseLocked,
-)
+from clipql.errors import DatabaseDamaged, DatabaseLocked
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, repr=False)
-class Output(Brief):
-    """The bytes of a result in the format asked for, its rows, and what it took: seconds, rows and bytes read.
-
-    table: the result instead of its bytes, for a caller that said it takes tables.
-    """
-
-    data: bytes = b""
-    elapsed: float = 0.0
-    rows: int = 0
-    rows_read: int = 0
-    bytes_read: int = 0
-    table: pa.Table | None = None
-
-    def arrow(self) -> pa.Table:
-        """The result as an Arrow table; the query must have asked for ArrowStream."""
-        if self.table is not None:
-            return self.table
-        if not self.data:
-            return pa.table({})
-        return pa.ipc.open_stream(pa.py_buffer(self.data)).read_all()
 
 
 class Engine:
@@ -237,7 +211,7 @@ class Engine:
         """
         texts = parameter_texts(sql, params)
         with self._borrow(user) as connection:
-            run = _with_tables(connection.raw, tables) if tables else connection.raw.query
+            run = with_tables(connection.raw, tables) if tables else connection.raw.query
             if progress is not None:
                 connection.raw.set_progress_callback(progress)
             try:
@@ -281,7 +255,7 @@ class Engine:
         texts = parameter_texts(sql, params)
         with self._borrow(user) as connection:
             raw = connection.raw
-            send = _with_tables(raw, tables, stream=True) if tables else raw.send_query
+            send = with_tables(raw, tables, stream=True) if tables else raw.send_query
             with contextlib.closing(self._chunks(connection, lambda: send(sql, "ArrowStream", params=texts))) as chunks:
                 for chunk in chunks:
                     yield from pa.ipc.open_stream(pa.py_buffer(chunk.bytes()))
@@ -403,14 +377,3 @@ def _leave_to_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)
-
-
-def _with_tables(raw: Any, tables: Mapping[str, pa.Table], *, stream: bool = False) -> Callable[..., Any]:
-    """chDB finds `Python(name)` among the local variables of its caller: make a caller that has just these."""
-
-    def call(sql: str, format: str, params: Mapping[str, str]) -> Any:
-        scope: dict[str, Any] = {"_run": raw.send_query if stream else raw.query, **tables}
-        scope.update(_sql=sql, _format=format, _params=dict(params))
-        return eval("_run(_sql, _format, params=_params)", scope)
-
-    return call

@@ -8,9 +8,7 @@ from typing import Any
 
 from clipql.errors import IngestError
 from clipql.ingest.pipeline import ingest
-from clipql.ingest.records.adding import add_column
 from clipql.ingest.records.sources import are_records
-from clipql.ingest.records.taking import ingest_files
 from clipql.tables.open_database import OpenDatabase
 
 _OF_FILES = ("vector_column", "skip_bad")
@@ -32,6 +30,8 @@ def take_in(
         raise IngestError("by says which vector is whose in a new column: name that too (add_column)")
     if "add_column" in given:
         _refuse(given, _OF_PARTS, "a new column, which all rows of the files fill")
+        from clipql.ingest.records.adding import add_column  # each way is loaded when it is gone
+
         way = add_column
     elif "parts" not in given and sources and all(isinstance(s, str) and _is_address(s) for s in sources):
         from clipql.ingest.records.from_address import ingest_addresses
@@ -45,6 +45,8 @@ def take_in(
         _refuse(given, _OF_FILES, "LAION parts from an address")
         return ingest_from(db, source, table=table, **options)
     elif options.get("vector_column") or are_records(sources):
+        from clipql.ingest.records.taking import ingest_files
+
         way = ingest_files
     else:
         _refuse(given, _OF_FILES, "LAION parts, but for files whose rows hold their vectors")

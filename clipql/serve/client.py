@@ -27,7 +27,7 @@ from clipql.database import Database
 from clipql.encode import pictures
 from clipql.encode.base import Picture
 from clipql.engine.arrays import with_numbers
-from clipql.engine.embedded import Output
+from clipql.engine.output import Output
 from clipql.engine.quoting import parameter_text, quote_name
 from clipql.engine.translate import translate
 from clipql.errors import ClipqlError, QueryError, ServerError

@@ -20,9 +20,10 @@ from clipql.index.batch import QUERIES_AT_ONCE, candidates_each
 from clipql.index.flat import Term, each_core, exact
 from clipql.sql import vector_search
 from clipql.sql.direct import Item, answer
-from clipql.sql.execution import Execution, Step
+from clipql.sql.execution import Execution
 from clipql.sql.pages import steps
 from clipql.sql.plan import Plan
+from clipql.sql.work import Step
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 

@@ -61,7 +61,11 @@ class Constants:
 
     def _vector(self, text: str, prefix: str) -> QueryVector | None:
         found = self._literal(text) or self._parameter(text) or self._evaluated(text, prefix)
-        if found is not None and not np.isfinite(found.values).all():
+        if found is None:
+            return None
+        with np.errstate(over="ignore", invalid="ignore"):  # a sum is finite, where it is, in a third of the time
+            finite = math.isfinite(found.values.sum()) or bool(np.isfinite(found.values).all())
+        if not finite:
             at = int(np.flatnonzero(~np.isfinite(found.values))[0])
             raise VectorError(f"the query vector holds {found.values[at]} at position {at}; it must be finite")
         return found
@@ -152,6 +156,8 @@ def _short(text: str) -> str:
 
 def with_clause(text: str, withs: tuple[str, ...], aliases: Mapping[str, str]) -> str:
     """The WITH clause, ending in a space, that gives an expression the names it uses; empty where it needs none."""
+    if not withs and not aliases:
+        return ""
     needed: dict[str, str] = {}
     todo = [t.name for t in read(text).tokens]
     while todo:

@@ -12,11 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipql.engine.embedded import Output
+from clipql.engine.output import Output
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index import definition
 from clipql.sql import heads
-from clipql.sql.execution import Step
 from clipql.sql.explain import describe
 from clipql.sql.insert import insert, star
 from clipql.sql.passed_on import passed_on
@@ -24,6 +23,7 @@ from clipql.sql.planner import Planner, Rewritten
 from clipql.sql.row_changes import plans, with_rows_found
 from clipql.sql.safeguard import Ruling
 from clipql.sql.settings import SearchOptions
+from clipql.sql.work import Step
 from clipql.storage.catalog import IndexEntry, Table, VectorColumn
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import split_list

@@ -7,15 +7,13 @@ meaning. What must stay true: the edited statement gives the rows that the origi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.brief import Brief, short
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged, QueryCancelled, QueryError
@@ -23,15 +21,13 @@ from clipql.index.base import Candidates, Cost
 from clipql.index.flat import Scan, Term, exact
 from clipql.sql import vector_search as search
 from clipql.sql.calls import Call
-from clipql.sql.components import Components
 from clipql.sql.conditions import plain_mask
 from clipql.sql.constants import with_clause
 from clipql.sql.filters import FilterMemory
 from clipql.sql.harmless import settings_allow
-from clipql.sql.pairs import JoinPlan
 from clipql.sql.plan import ALIAS_COST, FEW_OF_RANGE, LARGEST_RANGE, MOST_DISTANCES, Plan
-from clipql.sql.range_joins import RangeJoinPlan
-from clipql.sql.rowwise import LAZY, RowDistances
+from clipql.sql.rowwise import LAZY
+from clipql.sql.work import NO_COST, Direct, Step, Work
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
@@ -41,51 +37,9 @@ from clipql.tables.rowfile import RowFiles
 INLINE = 1_000
 # with a larger share of the rows, a distance is looked up by a row's number and not searched for
 SPARSE = 20
-NO_COST = Cost()
 # clauses of SELECTs whose rows are not the table's, and words of an ORDER BY or LIMIT that no key may be added to
 _NO_ROWS = frozenset({"GROUP", "HAVING", "WINDOW", "QUALIFY", "LIMIT 2", "FETCH"})
 _OWN_ORDER = frozenset({"FILL", "INTERPOLATE", "ALL", "TIES", "BY"})
-
-
-@dataclass(frozen=True, repr=False)
-class Step:
-    """What was done for one SELECT: the plan, how it ended up (`kind` may be 'as it is' after all), and its cost."""
-
-    plan: Components | Plan | JoinPlan | RangeJoinPlan | RowDistances
-    kind: str
-    why: str
-    cost: Cost = NO_COST
-    filtered: int | None = None
-    found: int = 0
-
-    def __repr__(self) -> str:
-        compared = f", {self.cost.rows_scanned:,} compared" if self.cost.rows_scanned else ""
-        return f"Step({self.kind!r}, {self.plan.searched}, {self.found:,} found{compared}, why={short(self.why)})"
-
-
-@dataclass(frozen=True, repr=False)
-class Direct(Brief):
-    """A result from the row file. types: ClickHouse's, where it is to be written in another format than Arrow's."""
-
-    table: pa.Table
-    types: tuple[str, ...] | None
-
-
-@dataclass
-class Work:
-    """A statement being edited, with what the edits refer to."""
-
-    sql: str
-    params: dict[str, Any]
-    tables: dict[str, pa.Table] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-    answer: Direct | None = None
-
-    def edit(self, edits: Sequence[Edit]) -> None:
-        self.sql = edited(self.sql, edits)
-
-    def name(self, kind: str) -> str:
-        return f"clipql_{kind}_{len(self.params) + len(self.tables)}"
 
 
 def _with(why: str, doubt: str) -> str:

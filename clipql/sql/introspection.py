@@ -15,14 +15,14 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from clipql.engine.embedded import Output
+from clipql.engine.output import Output
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
 from clipql.storage.catalog import Table
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read
-from clipql.tables.index_listing import statement
+from clipql.tables.index_listing import listing, statement
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import INTERNAL, Registry
 
@@ -62,6 +62,22 @@ class Introspection:
 
     def __init__(self, registry: Registry, indexes: Indexes) -> None:
         self._registry, self._indexes, self._engine = registry, indexes, registry.engine
+
+    def listed(self, sql: str) -> tuple[str, dict[str, pa.Table]]:
+        """As `shown`, with `clipql.indexes` too as what it stands for."""
+        sql, shown = self.shown(sql)
+        if "clipql" not in sql:
+            return sql, shown
+        tokens = read(sql).words
+        sql = edited(
+            sql,
+            [
+                (a.start, b.end, "Python(clipql_indexes)")
+                for a, dot, b in zip(tokens, tokens[1:], tokens[2:], strict=False)
+                if (a.name, dot.text, b.name) == ("clipql", ".", "indexes")
+            ],
+        )
+        return sql, {**shown, "clipql_indexes": listing(self._indexes)} if "clipql_indexes" in sql else shown
 
     def shown(self, sql: str) -> tuple[str, dict[str, pa.Table]]:
         """A SELECT with each of ClickHouse's tables about tables as a subquery, and the tables that this reads.

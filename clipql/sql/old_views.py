@@ -16,7 +16,7 @@ from clipql.syntax.reading import read
 from clipql.tables.registry import INTERNAL, Registry
 
 
-def put_in_order(registry: Registry, stars: Stars) -> None:
+def put_in_order(registry: Registry) -> None:
     """Make such views anew. One that cannot be is left as it is."""
     if not registry.catalog.tables:
         return
@@ -25,7 +25,7 @@ def put_in_order(registry: Registry, stars: Stars) -> None:
         f"AND database != '{INTERNAL}' AND (position(create_table_query, '*') > 0 "
         "OR positionCaseInsensitive(create_table_query, 'COLUMNS(') > 0)"
     ).to_pylist()
-    changed: set[str] = set()
+    stars, changed = Stars(registry), set[str]()
     again = True
     while again:
         again = False

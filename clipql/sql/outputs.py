@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from clipql.engine.arrow import arrow_stream
-from clipql.engine.embedded import Output
+from clipql.engine.output import Output
 from clipql.engine.row_writer import written
 from clipql.errors import QueryError
 from clipql.sql import heads
 from clipql.sql.components import NAME as CONNECTED
 from clipql.sql.direct import as_select
-from clipql.sql.execution import Direct, Step
 from clipql.sql.harmless import written_by_default
 from clipql.sql.near_any import written_out
 from clipql.sql.planner import Rewritten
+from clipql.sql.work import Direct, Step
 from clipql.tables.registry import Registry
 
 Progress = Callable[[Mapping[str, Any]], None]

@@ -9,6 +9,7 @@ either: that is what its recall says.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,7 +29,7 @@ Nearest = Callable[[int], Candidates]
 
 def steps(k: int) -> Sequence[int]:
     """How many rows an index is asked for, one after the other, where k are wanted."""
-    return STEPS[: 1 + sum(step < k for step in STEPS[:-1])]
+    return STEPS[: 1 + bisect_left(STEPS, k, hi=len(STEPS) - 1)]
 
 
 def settled(k: int, by_index: Nearest, by_scan: Nearest, most: float) -> Candidates:

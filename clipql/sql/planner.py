@@ -22,7 +22,7 @@ from clipql.sql.calls import find_sources
 from clipql.sql.components import Components
 from clipql.sql.constants import Constants
 from clipql.sql.encode_calls import Encoded, Encoding
-from clipql.sql.execution import Direct, Execution, Step, Work, no_answer, where_edits
+from clipql.sql.execution import Execution, no_answer, where_edits
 from clipql.sql.given_vectors import fetched
 from clipql.sql.heads import with_heads
 from clipql.sql.identity import Origins
@@ -41,6 +41,7 @@ from clipql.sql.settings import SearchOptions
 from clipql.sql.untouched import Untouched, untouched
 from clipql.sql.views import finder
 from clipql.sql.words import Words
+from clipql.sql.work import Direct, Step, Work
 from clipql.storage.vectors.heads import Head
 from clipql.syntax.edits import Edit
 from clipql.syntax.reading import read

@@ -8,12 +8,11 @@ is read anew.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -25,15 +24,18 @@ from clipql.sql.batch_search import same_but, search_each, stacked
 from clipql.sql.constants import Constants, QueryVector
 from clipql.sql.direct import Item, answer
 from clipql.sql.encode_calls import Encoded
-from clipql.sql.execution import Direct, Execution, Step, Work
+from clipql.sql.execution import Execution
 from clipql.sql.filters import FilterMemory
 from clipql.sql.plan import LARGEST_K, Plan
 from clipql.sql.turns import Turns
+from clipql.sql.work import Direct, Step, Work
 from clipql.storage.catalog import Catalog
 from clipql.syntax.recent import Recent
 from clipql.syntax.skeleton import LONGEST, Skeleton, certain, skeleton
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
+
+T = TypeVar("T")
 
 MOST = 256  # statements kept
 _PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*([^{}]+?)\s*\}")
@@ -208,10 +210,10 @@ class Repeats:
         if page is None or offset is None or page < 1 or page + offset > LARGEST_K:
             return None
         at = {id(call): i for i, call in enumerate(plan.select.calls)}
-        terms = tuple(dataclasses.replace(t, vector=vectors[at[id(t.call)]]) for t in plan.terms)
+        terms = tuple(_replaced(t, vector=vectors[at[id(t.call)]]) for t in plan.terms)
         if any(a.narrow != b.narrow or a.integral != b.integral for a, b in zip(vectors, plan.vectors, strict=True)):
             return None  # the distance is of another type
-        return dataclasses.replace(plan, vectors=tuple(vectors), terms=terms, k=page + offset, page=page)
+        return _replaced(plan, vectors=tuple(vectors), terms=terms, k=page + offset, page=page)
 
     def _fetched(self, plan: Plan, prepared: Prepared, given: Mapping[str, Any], found: Candidates) -> Direct | None:
         offset = _count(plan.select.offset or "0", given) or 0
@@ -219,8 +221,20 @@ class Repeats:
         return None if table is None else Direct(table, prepared.types)
 
 
+def _replaced(value: T, **fields: Any) -> T:
+    """As `dataclasses.replace`, in a quarter of the time: that makes a value of so many fields anew, one by one.
+
+    value: one with nothing beside its fields, and without slots.
+    """
+    found = object.__new__(type(value))
+    found.__dict__.update(value.__dict__, **fields)
+    return found
+
+
 def _count(text: str | None, params: Mapping[str, Any]) -> int | None:
     """A number of rows that is written out, or that an integer parameter gives."""
+    if text == "0":
+        return 0
     match = _COUNT.fullmatch(text or "")
     if not match:
         return None

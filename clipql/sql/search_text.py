@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 from clipql.engine.quoting import quote_name
 from clipql.errors import QueryError
@@ -16,6 +18,19 @@ QUERIES = {
     "text": "encode_text({query:String})",
     "image": "encode_image({query:String})",
 }
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A table that is searched: its name, how FROM names it, its vector columns, what gives its other columns, and what
+    those with a text index; None where words are not searched.
+    """
+
+    name: str
+    source: str
+    vectors: tuple[str, ...]
+    plain: Callable[[], list[str]]
+    indexed: Callable[[], list[str]] | None = None
 
 
 def search_text(
@@ -38,6 +53,22 @@ def search_text(
         raise QueryError(f"{distance} is no distance function; known are {', '.join(m.value for m in Metric)}")
     if not isinstance(k, int) or k < 1:
         raise QueryError(f"k = {k!r}: expected a whole number of at least 1")
+    return _statement(source, tuple(shown), column, by, k, where, metric, recall, words)
+
+
+@lru_cache(maxsize=256, typed=True)
+def _statement(
+    source: str,
+    shown: tuple[str, ...],
+    column: str,
+    by: str,
+    k: int,
+    where: str | None,
+    metric: Metric,
+    recall: float | None,
+    words: str | None,
+) -> str:
+    """The same for what was checked: most searches come again with another vector."""
     condition = one_condition(where) if where else ""
     key = f"{metric.value}({quote_name(column)}, {QUERIES[by]})"
     asked = f" SETTINGS recall = {recall}" if recall is not None else ""

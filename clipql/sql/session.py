@@ -20,15 +20,12 @@ from clipql.brief import Brief
 from clipql.encode.service import Encoders
 from clipql.engine import chunks
 from clipql.engine.arrays import with_numbers
-from clipql.engine.embedded import Output
-from clipql.engine.quoting import quote_name
+from clipql.engine.output import Output
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index.base import Route
 from clipql.sql import explain, settings
 from clipql.sql.bounded_changes import within_limits
-from clipql.sql.calls import find_sources
 from clipql.sql.definitions import Definitions
-from clipql.sql.execution import Step
 from clipql.sql.harmless import settings_allow
 from clipql.sql.insert import insert, load
 from clipql.sql.introspection import Introspection
@@ -40,14 +37,14 @@ from clipql.sql.safeguard import Safeguard, with_names
 from clipql.sql.short import is_short
 from clipql.sql.staging import load_plain
 from clipql.sql.stars import Stars
+from clipql.sql.temporary import note_temporary
+from clipql.sql.views import check_view
 from clipql.sql.words import telling_where
+from clipql.sql.work import Step
 from clipql.storage.catalog import Table
-from clipql.syntax.edits import edited
-from clipql.syntax.lexer import Token, string_value
-from clipql.syntax.reading import read
+from clipql.syntax.reading import read, select_of
 from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set
-from clipql.tables.index_listing import listing
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 from clipql.tables.watchers import watching
@@ -254,7 +251,7 @@ class Session:
             self._registry.changes += 1
         if not reads(statement):
             self._registry.announce()
-        self._note_temporary(tokens)
+        note_temporary(self._registry, tokens)
         return Answer(
             output, own or format, time.perf_counter() - began, steps, rows, indexes=self._indexes_of(statement)
         )
@@ -268,51 +265,17 @@ class Session:
                 "`clipql restore`"
             )
         if statement.word == "CREATE":
-            self._check_view(sql)
+            check_view(sql, self._registry.find)
         shown = self._introspection.show(sql, read(sql).words, format) if statement.word == "SHOW" else None
         if shown is not None:
             return shown
         return self._engine.query(sql, format, params=params, progress=progress, user=True)
 
-    def _note_temporary(self, tokens: Sequence[Token]) -> None:
-        """A temporary table hides a table of ours of the same name, as it does in ClickHouse."""
-        words = [t.upper for t in tokens[:8]]
-        if not words or words[0] not in ("CREATE", "REPLACE", "DROP"):
-            return
-        named = {t.name for t in tokens[1:8] if t.name} if "TEMPORARY" in words else set()
-        hidden = self._registry.hidden
-        for name in hidden | {n for n in named if self._registry.catalog.table(self._registry.database, n)}:
-            there = self._engine.scalar(f"EXISTS TEMPORARY TABLE {quote_name(name)}", user=True)
-            (hidden.add if there else hidden.discard)(name)
-
-    def _check_view(self, sql: str) -> None:
-        """Refuse a materialized view that reads a table of ours: rows move into such a table past its views."""
-        tokens = read(sql).words
-        if not any(t.upper == "MATERIALIZED" for t in tokens[:4]):
-            return
-        for scope in read(sql).selects:
-            for source in find_sources(scope, self._registry.find)[0]:
-                raise UnsupportedStatement(
-                    f"a materialized view on {source.table.full_name} would not see its inserts; use a plain view"
-                )
-
     # reading
 
     def _listed(self, sql: str) -> tuple[str, dict[str, pa.Table]]:
         """The statement with `clipql.indexes` and ClickHouse's tables about tables as what they stand for."""
-        sql, shown = self._introspection.shown(sql)
-        if "clipql" not in sql:
-            return sql, shown
-        tokens = read(sql).words
-        sql = edited(
-            sql,
-            [
-                (a.start, b.end, "Python(clipql_indexes)")
-                for a, dot, b in zip(tokens, tokens[1:], tokens[2:], strict=False)
-                if (a.name, dot.text, b.name) == ("clipql", ".", "indexes")
-            ],
-        )
-        return sql, {**shown, "clipql_indexes": listing(self._indexes)} if "clipql_indexes" in sql else shown
+        return self._introspection.listed(sql)
 
     def _read(
         self,
@@ -362,7 +325,7 @@ class Session:
         theirs: list[str] = []
         for name, text in statement.assignments:
             if name.startswith("param_"):
-                self.params[name.removeprefix("param_")] = _parameter(text)
+                self.params[name.removeprefix("param_")] = settings.parameter(text)
             elif name in settings.OURS:
                 self.settings[name] = settings.checked(name, text)
             elif (why := settings.broken(name, text)) is not None:
@@ -423,22 +386,6 @@ class Session:
         """How far the indexes of the table are that rows were inserted into."""
         table = self._definitions.find(statement.table) if isinstance(statement, Insert) else None
         return self._indexes.catching_up(table.id) if table else ""
-
-
-def select_of(sql: str) -> str:
-    """The SELECT whose rows an INSERT or CREATE takes; the statement itself where it is one."""
-    inner = read(sql).kind
-    if isinstance(inner, Insert):
-        return sql[inner.body :] if inner.source == "SELECT" else ""
-    if isinstance(inner, CreateTable):
-        return sql[inner.select :] if inner.select is not None else ""
-    return sql
-
-
-def _parameter(text: str) -> str:
-    """The value of SET param_x = …: a string without its quotes, anything else as it is written."""
-    value = string_value(text)
-    return text if value is None else value.decode("utf-8", "surrogateescape")
 
 
 def _reported(progress: Progress) -> Callable[[str, int, int], None]:

@@ -139,3 +139,9 @@ def take_format(sql: str) -> tuple[str, str | None]:
     ) and tokens[0].upper in ("SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "("):
         return sql[: tokens[-2].start].rstrip(), tokens[-1].text
     return sql, None
+
+
+def parameter(text: str) -> str:
+    """The value of SET param_x = …: a string without its quotes, anything else as it is written."""
+    value = string_value(text)
+    return text if value is None else value.decode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""What ClickHouse knows of views and columns, as `inline.py` asks for it."""
+"""Views: what ClickHouse knows of them and their columns, as `inline.py` asks for it, and which cannot be made."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipql.engine.quoting import quote_string
+from clipql.errors import UnsupportedStatement
+from clipql.sql.calls import FindTable, find_sources
 from clipql.sql.inline import Finder
 from clipql.storage.catalog import Table
+from clipql.syntax.reading import read
 from clipql.tables import shape
 from clipql.tables.registry import Registry
 
@@ -38,3 +41,15 @@ def finder(registry: Registry, params: Mapping[str, Any]) -> Finder:
         return [str(name) for name in found.column(0).to_pylist()]
 
     return Finder(registry.find, view, columns, describe)
+
+
+def check_view(sql: str, find: FindTable) -> None:
+    """Refuse a materialized view that reads a table of ours: rows move into such a table past its views."""
+    tokens = read(sql).words
+    if not any(t.upper == "MATERIALIZED" for t in tokens[:4]):
+        return
+    for scope in read(sql).selects:
+        for source in find_sources(scope, find)[0]:
+            raise UnsupportedStatement(
+                f"a materialized view on {source.table.full_name} would not see its inserts; use a plain view"
+            )

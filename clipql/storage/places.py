@@ -116,3 +116,9 @@ def only_snapshots(path: Path) -> bool:
         with contextlib.suppress(OSError):
             found += os.path.samestat((Path(entry.path) / path.relative_to(folder)).lstat(), before)
     return before.st_nlink == path.lstat().st_nlink == found + 1
+
+
+def remove_own(folder: str, process: int) -> None:
+    """Remove a folder, in the process that made it: a fork of it would take it away."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -84,3 +84,13 @@ def read(text: str) -> Statement:
 _RECENT: Recent[str, Statement] = Recent(_MOST, _ROOM)
 _WORKED_WITH: WeakValueDictionary[str, Statement] = WeakValueDictionary()
 _LOCK = threading.Lock()
+
+
+def select_of(sql: str) -> str:
+    """The SELECT whose rows an INSERT or CREATE takes; the statement itself where it is one."""
+    inner = read(sql).kind
+    if isinstance(inner, statements.Insert):
+        return sql[inner.body :] if inner.source == "SELECT" else ""
+    if isinstance(inner, statements.CreateTable):
+        return sql[inner.select :] if inner.select is not None else ""
+    return sql

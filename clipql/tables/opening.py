@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from clipql.engine.embedded import Engine
+from clipql.storage import files
+from clipql.storage.catalog import Catalog
 from clipql.tables import recover, schema
 from clipql.tables.registry import INTERNAL, Registry
+
+
+def opened(path: Path, engine: Engine, found: Catalog) -> Registry:
+    """The tables of a database folder that ClickHouse has open, at its last commit. Raises DatabaseDamaged."""
+    # ClickHouse makes it at the first DROP, which on a full disk would then fail
+    with files.translated(path, "opening"):
+        (path / "engine" / "metadata_dropped").mkdir(exist_ok=True)
+    recover.verify_vectors(path, found)
+    recover.check_parts(engine, unsettled=found.pending is not None)
+    registry = Registry(path, engine, found)
+    settle(registry)
+    return registry
 
 
 def settle(registry: Registry) -> None:

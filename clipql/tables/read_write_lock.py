@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from types import TracebackType
 
 
 class ReadWriteLock:
@@ -17,18 +18,15 @@ class ReadWriteLock:
         self._writer: int | None = None
         self._waiting = 0
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> contextlib.AbstractContextManager[None]:
         """Hold the gate together with other readers; a thread may enter again."""
-        me = threading.get_ident()
+        return _Reading(self)
+
+    def _entered(self, me: int) -> None:
         with self._changed:
             while not (me in self._readers or self._writer == me or (self._writer is None and not self._waiting)):
                 self._changed.wait()
             self._readers[me] = self._readers.get(me, 0) + 1
-        try:
-            yield
-        finally:
-            self._left(me)
 
     @contextlib.contextmanager
     def reading_now(self) -> Iterator[bool]:
@@ -49,7 +47,8 @@ class ReadWriteLock:
             self._readers[me] -= 1
             if not self._readers[me]:
                 del self._readers[me]
-            self._changed.notify_all()
+            if self._waiting:  # nobody but a writer waits for a reader
+                self._changed.notify_all()
 
     @contextlib.contextmanager
     def writing(self, seconds: float | None = None) -> Iterator[None]:
@@ -69,9 +68,11 @@ class ReadWriteLock:
                     while self._writer is not None or any(reader != me for reader in self._readers):
                         left = None if end is None else end - time.monotonic()
                         if left is not None and left <= 0:
-                            self._changed.notify_all()  # those that this one held up
                             raise TimeoutError
                         self._changed.wait(left)
+                except BaseException:
+                    self._changed.notify_all()  # those that this one held up
+                    raise
                 finally:
                     self._waiting -= 1
                 self._writer = me
@@ -82,3 +83,21 @@ class ReadWriteLock:
                 with self._changed:
                     self._writer = None
                     self._changed.notify_all()
+
+
+class _Reading:
+    """What `reading` gives: each statement enters one, and a generator's would take three times as long."""
+
+    __slots__ = ("_gate", "_me")
+
+    def __init__(self, gate: ReadWriteLock) -> None:
+        self._gate, self._me = gate, 0
+
+    def __enter__(self) -> None:
+        self._me = threading.get_ident()
+        self._gate._entered(self._me)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate._left(self._me)

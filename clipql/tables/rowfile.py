@@ -18,6 +18,8 @@ import itertools
 import mmap
 import shutil
 import threading
+from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,7 @@ class RowReader:
                 raise DatabaseDamaged(f"{folder} does not match its hash, so it was altered")
             self.schema = pa.ipc.read_schema(pa.py_buffer(schema))
             self._places = np.frombuffer(places, PLACES)
+            self._firsts = array("Q", self._places["first"].astype(np.uint64).tobytes())
             self._data = _mapped(folder / ROWS) if len(self._places) else None
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
             raise DatabaseDamaged(f"{folder} cannot be read: {error}") from error
@@ -81,19 +84,20 @@ class RowReader:
         self.columns: ColumnReader = ColumnReader(folder, listing["columns"], before)
         self._batches: dict[int, _Opened] = dict(older._batches) if older else {}
         self._column_at = {name: i for i, name in enumerate(self.schema.names)}
+        self._kinds: Sequence[pa.DataType] = self.schema.types
         self._guard = threading.Lock()
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> dict[str, pa.Array]:
         """These columns of these rows, in this order, by name."""
         wanted = dict.fromkeys(columns)
-        batches = np.searchsorted(self._places["first"], np.asarray(rows, np.uint64), side="right") - 1
         if len(rows) > FEW:
+            batches = np.searchsorted(self._places["first"], np.asarray(rows, np.uint64), side="right") - 1
             return self._take_many(np.asarray(rows, np.int64), batches, list(wanted))
-        numbers = batches.tolist()
+        numbers = [bisect_right(self._firsts, row) - 1 for row in rows]
         self._ask_disk(numbers)
         places: list[tuple[_Opened, int]] = []
         for row, number in zip(rows, numbers, strict=True):
-            opened = self._opened(number)
+            opened = self._batches.get(number) or self._opened(number)
             at = row - opened.first
             if not opened.dense:  # rows before it were deleted
                 at = int(np.searchsorted(opened.numbers, row))
@@ -106,10 +110,10 @@ class RowReader:
         for name in wanted:
             column = self._column_at[name]
             pieces = [opened.columns[column].slice(at, 1) for opened, at in places]
-            kind = self.schema.field(column).type
+            kind = self._kinds[column]
             if not pieces:
                 found[name] = pa.array([], kind)
-            elif pa.types.is_dictionary(kind):
+            elif isinstance(kind, pa.DictionaryType):
                 found[name] = pa.chunked_array(pieces, kind).unify_dictionaries().combine_chunks()
             else:
                 found[name] = pa.concat_arrays(pieces)

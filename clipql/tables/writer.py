@@ -29,7 +29,7 @@ from clipql.engine.quoting import quote_name
 from clipql.errors import DiskFull, QueryError, VectorError
 from clipql.storage import files
 from clipql.storage.catalog import Part, Pending, Segment, Table, VectorColumn
-from clipql.storage.vectors import presence, segments
+from clipql.storage.vectors import joining, presence, segments
 from clipql.storage.vectors.segments import ArrayFile, SegmentWriter
 from clipql.tables import parts as mergetree
 from clipql.tables import recover, shape
@@ -37,7 +37,6 @@ from clipql.tables.registry import INTERNAL, ROW, Registry
 from clipql.tables.rowgrowth import LEAST_ROWS, RowGrowth
 
 DIRECT_ROWS = 50_000  # up to this many rows go into MergeTree as one block, which is atomic by itself
-SMALL_ROWS, SMALL_SEGMENTS, MERGED_ROWS = 4_096, 32, 131_072
 
 
 class _Abandoned(Exception):
@@ -377,27 +376,11 @@ class Insertion:
         self, column: VectorColumn, run: tuple[Segment, ...], dimension: int
     ) -> tuple[tuple[Segment, ...], list[Path]]:
         """Many small inserts would make many small files: join those at the end once there are enough of them."""
-        first = len(run)
-        rows = 0
-        while first and not run[first - 1].linked and rows + run[first - 1].rows <= MERGED_ROWS:
-            if run[first - 1].rows > max(SMALL_ROWS, rows):
-                break
-            rows += run[first - 1].rows
-            first -= 1
-        if len(run) - first < SMALL_SEGMENTS:
+        first = joining.small_from(run)
+        if first == len(run):
             return run, []
-        folder = self._registry.column_folder(self.table, column.name)
-        tail = run[first:]
-        dtype = "float16" if all(s.dtype == "float16" for s in tail) else "float32"
+        folder, tail = self._registry.column_folder(self.table, column.name), run[first:]
         path = folder / f"{tail[0].first:012d}-{self._registry.catalog.serial}-{next(self._serial)}.npy"
-        with files.new_file(path) as file:
-            writer = SegmentWriter(file, path, tail[0].first, dimension, dtype)
-            for segment in tail:
-                writer.append(segments.map_segment(folder, segment, dimension), str(folder / segment.file), 0)
-            joined = writer.finish()
-        there = presence.joined([presence.read(folder, s) for s in tail], [s.rows for s in tail])
-        if there is not None:
-            joined = presence.write(folder, joined, there)
-        files.sync_folder(folder)
+        joined = joining.join(folder, tail, dimension, path)
         self._vectors[column.name].append(joined)
         return (*run[:first], joined), [folder / name for s in tail for name in s.files]

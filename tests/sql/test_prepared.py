@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,8 @@ WAYS = {
     "settings": f"SELECT id, {BY} AS d FROM t ORDER BY d LIMIT 7 SETTINGS recall = 1",
     "the other column": "SELECT id, cosineDistance({q:Array(Float32)}, b) AS d FROM t ORDER BY d LIMIT 7",
 }  # fmt: skip
+# of Python functions, by one statement that is prepared: its time without the search, whatever the machine
+MOST_CALLS = 260
 
 
 @pytest.fixture(scope="module", params=["no index", "ivf"])
@@ -63,6 +67,24 @@ def test_other_values_give_what_a_first_reading_gives(db: Database, way: str, mo
         again = db.sql(sql, **given)
         assert again.arrow() == anew(db, sql, **given).arrow()
     assert answered == [True] * (len(QUERIES) - 1)
+
+
+def test_a_statement_that_comes_again_is_little_work_for_python(db: Database) -> None:
+    sql = WAYS["parameter"]
+    for number in (0, 1):
+        db.sql(sql, **values(number, sql))
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        db.sql(sql, **values(2, sql))
+    finally:
+        sys.setprofile(None)
+    assert calls <= MOST_CALLS, f"a search for another vector calls {calls} functions; it was {MOST_CALLS} at most"
 
 
 def test_a_literal_vector_in_the_text_is_a_value(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from parts import make_part, stored, vector_files
 from patience import LAST_NET_SECONDS
 
 import clipql
+from clipql.storage.vectors import joining
 from clipql.tables import writer
 
 TABLE = (
@@ -148,7 +149,7 @@ def test_a_crash_at_any_step_leaves_all_or_nothing(
     operation: Operation, tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "DIRECT_ROWS", 30 if operation.name == "staged insert" else 50_000)
-    monkeypatch.setattr(writer, "SMALL_SEGMENTS", 5)
+    monkeypatch.setattr(joining, "SMALL_SEGMENTS", 5)
     copies: list[tuple[str, Path]] = []
     one_at_a_time = threading.Lock()
 

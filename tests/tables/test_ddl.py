@@ -11,6 +11,7 @@ from parts import state, stored, vector_files
 
 import clipql
 from clipql.errors import ClipqlError, QueryError, UnknownColumn, UnknownTable, UnsupportedStatement, VectorError
+from clipql.storage.vectors import joining
 from clipql.tables import writer
 
 CREATE = "CREATE TABLE t (id UInt64, caption String, v Array(Float32)) ENGINE = MergeTree ORDER BY id"
@@ -579,7 +580,7 @@ def test_tables_of_several_databases_keep_apart(db: clipql.Database) -> None:
 
 
 def test_many_small_inserts_are_joined_into_few_files(db: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "SMALL_SEGMENTS", 8)
+    monkeypatch.setattr(joining, "SMALL_SEGMENTS", 8)
     db.sql(CREATE)
     for i in range(20):
         db.sql("INSERT INTO t VALUES ({i:UInt64}, '', [{i:UInt64}, {x:Float32}])", i=i, x=0.1 if i == 11 else 0.5)

@@ -6,6 +6,7 @@ What must stay true: importing this imports nothing heavy; results go to standar
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from clipql.errors import VectorError
 
 if TYPE_CHECKING:
     from clipql.database import Database
+
+# objects made between two looks for garbage: loading makes 300,000 and drops none of them
+SELDOM = 50_000
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -83,12 +87,17 @@ def open_database(arguments: argparse.Namespace) -> Iterator[Database]:
     from clipql.connection import connect
 
     where = getattr(arguments, "url", None) or getattr(arguments, "db", None)
-    with connect(where, read_only=getattr(arguments, "read_only", None)) as db:
-        if sys.stdout.isatty():
-            from clipql.cli.console import DISPLAY
+    before = gc.get_threshold()
+    gc.set_threshold(SELDOM, *before[1:])
+    try:
+        with connect(where, read_only=getattr(arguments, "read_only", None)) as db:
+            if sys.stdout.isatty():
+                from clipql.cli.console import DISPLAY
 
-            db.execute(DISPLAY)
-        yield db
+                db.execute(DISPLAY)
+            yield db
+    finally:
+        gc.set_threshold(*before)
 
 
 def print_answer(db: Database, statement: str, params: Mapping[str, Any], format: str | None) -> None:
