@@ -280,9 +280,10 @@ class Indexes(OpenIndexes):
                 place, store = self.registry.folder / "index" / folder, self.registry.store(table, entry.column)
                 began = time.perf_counter()
                 with files.translated(place, "building"):
-                    index = kinds.grow(entry, self.folder(entry), place, store, self._told(progress))
+                    captions = self.captions(table, entry)
+                    index = kinds.grow(entry, self.folder(entry), place, store, captions, self._told(progress))
                 tenths = [10 * rows // max(1, learned) for rows in (entry.rows, index.rows_covered)]
-                falls = tenths[0] < tenths[1] and growing.falls(index, store, self.captions(table, entry), entry)
+                falls = tenths[0] < tenths[1] and growing.falls(index, store, captions, entry)
                 if falls:
                     files.remove(place)
                     continue
@@ -291,6 +292,7 @@ class Indexes(OpenIndexes):
                     folder=folder,
                     rows=index.rows_covered,
                     seconds=round(entry.seconds + time.perf_counter() - began, 3),
+                    recall=measured_recall(index),
                     bytes=sum(f.stat().st_size for f in place.rglob("*") if f.is_file()),
                 )
                 table = self._put(table, entry, grown, index, store)

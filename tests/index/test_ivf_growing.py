@@ -17,8 +17,22 @@ from test_ivf import Blocks, World, make_world, recall, truth
 import clipql
 from clipql.errors import VectorIndexError
 from clipql.index.folder import read, write_meta
-from clipql.index.ivf import IvfIndex, build, can_grow, grow, growth, open_index, open_model, verify
+from clipql.index.ivf import (
+    IvfIndex,
+    balance,
+    build,
+    can_grow,
+    grow,
+    growth,
+    lists_for,
+    merge,
+    open_index,
+    open_model,
+    verify,
+)
+from clipql.index.ivf.geometry import Space, Workers
 from clipql.index.ivf.search import arrays_of
+from clipql.index.ivf.train import Lists, to_small
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables import background, index_entries, indexes
 from clipql.tables import growing as check_of_growth
@@ -104,7 +118,7 @@ def test_rows_that_lie_apart_stay_apart_and_are_found(world: World, tmp_path: Pa
 
 def test_a_growth_takes_a_bounded_number_of_rows(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "MOST_AT_ONCE", 700)
-    monkeypatch.setattr(growth, "_COPIED", 100)
+    monkeypatch.setattr(merge, "COPIED", 100)
     build(first(world.images), Metric.L2, tmp_path / "a")
     assert grow(tmp_path / "a", tmp_path / "b", world.images).rows_covered == 2_700
     arrays = arrays_of(tmp_path / "b")
@@ -119,6 +133,65 @@ def test_an_index_without_its_coder_is_not_grown(world: World, tmp_path: Path) -
     assert not can_grow(tmp_path / "a")
     with pytest.raises(VectorIndexError, match="keeps no coder, so no rows can be added to it: build it anew"):
         grow(tmp_path / "a", tmp_path / "b", world.images)
+
+
+# lists that grow with their table
+
+
+@pytest.fixture(scope="module")
+def doubled(world: World, tmp_path_factory: pytest.TempPathFactory) -> Grown:
+    """Built from 1,300 rows, grown to 3,200; the last step is not measured again."""
+    folder = tmp_path_factory.mktemp("doubled")
+    base = build(first(world.images, 1_300), Metric.L2, folder / "0", queries=first(world.captions, 1_300), seed=3)
+    for step, rows in enumerate((1_500, 2_700, 3_200)):
+        grow(folder / str(step), folder / str(step + 1), first(world.images, rows), queries=first(world.captions, rows))
+        verify(folder / str(step + 1))
+    return Grown(base, open_index(folder / "3", world.images), folder / "3")
+
+
+def test_lists_stay_as_many_and_as_full_as_those_of_a_build(doubled: Grown) -> None:
+    sizes = np.diff(doubled.index._arrays.start)
+    assert abs(doubled.index.lists / lists_for(3_200) - 1) < 0.2
+    assert np.array_equal(np.sort(doubled.index._arrays.rows), np.arange(3_200))
+    assert sizes.max() < 4 * sizes.mean()
+    assert len(doubled.index._arrays.parents) > len(doubled.base._arrays.parents)
+    assert read(doubled.folder)["measured"]["rows"] == 2_700
+
+
+def test_a_grown_index_finds_what_a_fresh_one_finds(world: World, doubled: Grown, tmp_path: Path) -> None:
+    fresh = build(world.images, doubled.index.metric, tmp_path / "fresh", queries=world.captions, seed=3)
+    assert read(tmp_path / "fresh")["files"].keys() == read(doubled.folder)["files"].keys()
+    for queries in (world.image_queries, world.text_queries):
+        assert recall(doubled.index, world.images, queries) >= recall(fresh, world.images, queries) - 0.05
+        codes = [sum(i.search(q, 10).cost.codes_scanned for q in queries) for i in (doubled.index, fresh)]
+        assert codes[0] < 1.5 * codes[1]  # of 3,200 rows and 60 queries little can be told
+
+
+def test_codes_and_bounds_are_right_wherever_rows_were_dealt_to(world: World, doubled: Grown) -> None:
+    everything = {"nprobe": doubled.index.lists, "rescore": 400}
+    for query in world.image_queries[:10]:
+        nearest = truth(doubled.index.metric, world.images, query, 20)
+        assert set(doubled.index.search(query, 10, knobs=everything).rows.tolist()) == set(nearest[:10])
+        possible = doubled.index.within(query, float(doubled.index.distances(query, np.array(nearest[-1:]))[0]))
+        assert possible is None or set(nearest) <= set(possible.tolist())
+
+
+def test_lists_are_only_added_to_without_the_captions_they_were_learnt_with(
+    world: World, doubled: Grown, tmp_path: Path
+) -> None:
+    assert grow(doubled.folder.parent / "0", tmp_path / "b", world.images).lists == doubled.base.lists
+
+
+def test_a_parent_of_equal_rows_is_learnt_anew_only_as_it_grows() -> None:
+    """No k-means splits a list of equal rows, and a growth does not try each time."""
+    equal = Blocks((np.ones((600, 4), np.float32),))
+    lists = Lists(np.ones((1, 4), np.float32), np.array([0, 1]), *to_small(np.ones((1, 4), np.float32)))
+    space, workers = Space(Metric.L2, np.zeros(4, np.float32)), Workers(1)
+    found = balance.relearn(equal, space, lists, {0: np.arange(600)}, 64.0, (0,), workers)
+    workers.close()
+    assert found.lists.count == len(found.parents)  # one list in each
+    assert balance.unlike(np.array([600]), np.array([600]), 64.0, 10, 10_000).tolist() == []
+    assert balance.unlike(np.array([600, 700, 900]), np.array([600] * 3), 64.0, 50, 10_000).tolist() == [2]
 
 
 # in a table
