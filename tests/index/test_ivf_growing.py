@@ -239,21 +239,22 @@ def test_an_insert_adds_its_rows_to_the_index_once_they_are_worth_it(table: clip
     assert table.check(deep=True).findings == ()
 
 
-def test_lists_are_learnt_anew_once_the_table_has_doubled(table: clipql.Database) -> None:
-    for at in range(1_500, 3_000, 750):
-        insert(table, at, 750)
+def test_codes_are_learnt_anew_once_the_table_is_four_times_as_large(table: clipql.Database) -> None:
+    for at in (1_500, 3_500):
+        insert(table, at, 2_000)
     [entry] = table.registry.find(None, "t").indexes
-    assert table.indexes._learned(table.registry.find(None, "t"), entry) == 1_500
-    insert(table, 3_000, 400)
+    learned = table.indexes._learned(table.registry.find(None, "t"), entry)
+    assert (learned.rows, learned.balanced, entry.rows) == (1_500, True, 5_500)
+    insert(table, 5_500, 600)
     [entry] = table.registry.find(None, "t").indexes
-    assert table.indexes._learned(table.registry.find(None, "t"), entry) == entry.rows == 3_400
+    assert table.indexes._learned(table.registry.find(None, "t"), entry).rows == entry.rows == 6_100
 
 
 def test_lists_are_learnt_anew_where_recall_falls(table: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_of_growth, "FALL", -1.0)
     insert(table, 1_500, 400)
     [entry] = table.registry.find(None, "t").indexes
-    assert table.indexes._learned(table.registry.find(None, "t"), entry) == entry.rows == 1_900
+    assert table.indexes._learned(table.registry.find(None, "t"), entry).rows == entry.rows == 1_900
 
 
 def test_deleted_rows_stay_deleted_in_a_grown_index(table: clipql.Database) -> None:
@@ -279,22 +280,22 @@ def test_an_insert_says_how_far_its_index_is_and_does_not_wait_for_it(
         return build(*args, **named)
 
     monkeypatch.setattr(indexes.kinds, "build", held)
-    made = table.sql("INSERT INTO t " + ROWS.format(1_500, 2_500))
-    told = "index near covers 1,500 of 4,000 rows, the others are added in the background"
+    made = table.sql("INSERT INTO t " + ROWS.format(1_500, 4_700))
+    told = "index near covers 1,500 of 6,200 rows, the others are added in the background"
     assert made.stats.indexes == told
     begun.wait()
     state = table.sql("SELECT state FROM clipql.indexes").rows
     assert state == [("in use; in the background: beginning",)]
     # statements go on meanwhile, also those that change the table
-    assert nearest(table, 3_999) == nearest(table, 3_999, " SETTINGS vector_index = 0")
+    assert nearest(table, 6_199) == nearest(table, 6_199, " SETTINGS vector_index = 0")
     table.sql("DELETE FROM t WHERE id = 7")
-    table.sql("INSERT INTO t " + ROWS.format(4_000, 100))
+    table.sql("INSERT INTO t " + ROWS.format(6_200, 100))
     may_go_on.set()
     stages: list[str] = []
     table.wait_for_indexes(lambda stage, done, total: stages.append(stage))
-    assert covered(table) == [(4_100, 4_000)]
+    assert covered(table) == [(6_300, 6_200)]
     assert table.sql("SELECT state FROM clipql.indexes").rows == [("in use",)]
-    for id in (6, 8, 4_050):
+    for id in (6, 8, 6_250):
         assert nearest(table, id) == nearest(table, id, " SETTINGS vector_index = 0")
     assert table.check(deep=True).findings == ()
 

@@ -20,7 +20,6 @@ from clipql.index.ivf.geometry import Floats, Space, Workers
 from clipql.index.ivf.learn import SAMPLE_PER_LIST, drawn
 from clipql.index.ivf.train import COARSE_ROUNDS, FINE_ROUNDS, Integers, Lists, kmeans, nearest, parents_for, to_small
 
-LEARNT_ROWS = "parent_rows"  # rows that each parent's lists held when they were learnt
 UNLIKE = 0.1  # share by which the rows of a parent differ from those before its lists are learnt anew
 AHEAD = 1.05  # of the lists that its rows call for, as more will come
 PER_NEW_ROW = 16  # rows that are dealt again in one growth, at most, for each that is new

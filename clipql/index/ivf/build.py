@@ -22,14 +22,14 @@ from clipql.errors import VectorIndexError
 from clipql.index.base import Vectors
 from clipql.index.folder import VERSION, NewFolder
 from clipql.index.ivf import codes, kernels, state
-from clipql.index.ivf.balance import LEARNT_ROWS, rows_of_parents
+from clipql.index.ivf.balance import rows_of_parents
 from clipql.index.ivf.bounds import spanned
 from clipql.index.ivf.buckets import Buckets
 from clipql.index.ivf.fitting import FITTED_ON, Fitting, Tally
 from clipql.index.ivf.forecast import check_room, forecast
 from clipql.index.ivf.geometry import Space, Workers, fitted_space
 from clipql.index.ivf.learn import FEWEST_ROWS, learn, spread
-from clipql.index.ivf.model import RANKING, Model, coder_arrays, own_coder_arrays
+from clipql.index.ivf.model import LEARNT_ROWS, RANKING, Model, coder_arrays, own_coder_arrays
 from clipql.index.ivf.place import KEPT, Progressed, beginning, lay_out, limits, place, record
 from clipql.index.ivf.ranges import SPAN
 from clipql.index.ivf.routing import Followed, buckets_for

@@ -23,7 +23,7 @@ from clipql.errors import VectorIndexError
 from clipql.index.base import Vectors
 from clipql.index.folder import META, NewFolder, read
 from clipql.index.ivf import kernels
-from clipql.index.ivf.balance import LEARNT_ROWS, Relearnt, relearn, rows_of_parents, unlike
+from clipql.index.ivf.balance import Relearnt, relearn, rows_of_parents, unlike
 from clipql.index.ivf.bounds import Bounds
 from clipql.index.ivf.build import lists_for
 from clipql.index.ivf.codes import Coder
@@ -31,7 +31,7 @@ from clipql.index.ivf.fitting import ROUTE, Fitting, Tally, route_coder
 from clipql.index.ivf.geometry import Floats, Workers
 from clipql.index.ivf.learn import CHUNK, chunks
 from clipql.index.ivf.merge import OF_ROWS, merge, stretches
-from clipql.index.ivf.model import CODER, OWN, RANKING, space_of
+from clipql.index.ivf.model import CODER, LEARNT_ROWS, OWN, RANKING, space_of
 from clipql.index.ivf.place import record, records_of
 from clipql.index.ivf.ranges import BOUNDS
 from clipql.index.ivf.routing import CAPTIONS_PER_PARENT, Followed, pull

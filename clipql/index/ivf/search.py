@@ -23,7 +23,7 @@ from clipql.index.folder import read
 from clipql.index.ivf import kernels, rescore
 from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.knobs import DEFAULT_RECALL, KNOBS, Curves, Setting, careful, reached
-from clipql.index.ivf.model import identity_of, space_of
+from clipql.index.ivf.model import CODER, LEARNT_ROWS, OWN, identity_of, space_of
 from clipql.index.ivf.ranges import BOUNDS, SPAN, Ranges, opened
 from clipql.storage.vectors.metrics import Metric
 
@@ -64,6 +64,7 @@ class IvfIndex:
         measured = meta.get("measured") or {"rows": self._learned, "lists": len(arrays.list_scale)}
         self._more_rows = max(1.0, self._rows / max(1, int(measured["rows"])))
         self._more_lists = max(1.0, len(arrays.list_scale) / max(1, int(measured["lists"])))
+        self._balanced = f"{OWN}{CODER[0]}.npy" in meta.get("files", ()) and f"{LEARNT_ROWS}.npy" in meta["files"]
         self._seconds = float(meta.get("build_seconds", 0.0))
         self._curves = Curves.from_meta(meta)
         self._table, self._blocks = _table(vectors, self._rows)
@@ -84,6 +85,11 @@ class IvfIndex:
     def learned_rows(self) -> int:
         """Rows that its lists were learnt from; those that came later were added to these lists."""
         return self._learned
+
+    @property
+    def balanced(self) -> bool:
+        """Whether its lists grow with the rows that are added to it."""
+        return self._balanced
 
     @property
     def lists(self) -> int:
