@@ -61,8 +61,9 @@ class Tally:
 
 def route_coder(found: dict[str, NDArray[Any]]) -> Coder:
     """The coder of lists, by its arrays in an index (ROUTE and RANKING); it can `encode`."""
+    rows = found["route_rows"] if found["route_rows"].size else np.ascontiguousarray(found["list_turn"].T)
     return Coder(
-        found["route_rows"], found["list_turn"], found["route_bits"], found["route_step"], np.empty(0, np.float32),
+        rows, found["list_turn"], found["route_bits"], found["route_step"], np.empty(0, np.float32),
         found["list_word_block"], found["list_word_weight"],
     )  # fmt: skip
 
@@ -121,8 +122,8 @@ class Fitting:
             lambda done, total: self.progress("route", done, total),
         )  # fmt: skip
         middle = _mean(to)  # what is left out here is the same for every list, and so does not change their order
-        rows = spread(self.rows, FITTED_ON, (self.seed, 6))
-        asked = self.asked(rows, self.vectors.take(rows))
+        some_rows = spread(self.rows, FITTED_ON, (self.seed, 6))
+        asked = self.asked(some_rows, self.vectors.take(some_rows))
         some = np.asarray(to[:: max(1, len(to) // FITTED_ON)]) - middle
         coder = codes.fitted_coder(some, asked, np.random.default_rng((self.seed, 10)))
         words, scale = np.empty((len(to), coder.words), np.uint64), np.empty(len(to), np.float32)
@@ -131,7 +132,9 @@ class Fitting:
             words[part], scale[part], _ = coder.encode(to[part] - middle, self.workers)
         told: list[NDArray[Any]] = [words, scale, tally.bias(self.space) + lift, tally.spread]
         told += [coder.query, coder.word_block, coder.word_weight]
-        kept: list[NDArray[Any]] = [coder.rows, coder.bits, coder.step, middle]
+        # a rotation is the same either way, and is not kept twice
+        rows = np.empty((0, 0), np.float32) if np.array_equal(coder.rows, coder.query.T) else coder.rows
+        kept: list[NDArray[Any]] = [rows, coder.bits, coder.step, middle]
         return dict(zip((*RANKING, *ROUTE), (*told, *kept), strict=True))
 
     def calibrated(self, known: Known, truth: Truth, *, captions: bool) -> dict[str, Any]:
