@@ -11,6 +11,7 @@ rounds), the largest list beside the mean one, and the processor time of all add
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -77,7 +78,10 @@ def main() -> None:
         grown = build(First(images, given.rows), Metric.COSINE, folder / "0", queries=First(texts, given.rows))
         began = time.process_time()
         for number in range(1, given.additions + 1):
-            grown = grow(folder / str(number - 1), folder / str(number), First(images, given.rows + number * step))
+            rows = given.rows + number * step
+            came = First(images, rows), First(texts, rows)
+            grown = grow(folder / str(number - 1), folder / str(number), came[0], queries=came[1])
+            shutil.rmtree(folder / str(number - 1))
         adding, began = time.process_time() - began, time.process_time()
         fresh = build(First(images, total), Metric.COSINE, folder / "fresh", queries=captions)
         building = time.process_time() - began

@@ -2,11 +2,12 @@
 
     python -m bench.kills --kills 200 --seed 1
 
-A child process inserts, ingests, deletes, optimises, builds indexes and renames, adds a second vector column, fills it
-for some rows, updates vectors of either column, clears and drops it, and says before and after each what it does; it is
-killed (SIGKILL) at a random time, at times while it opens the database. Every vector follows from its row's id and from
-the step that gave it, so a row with another's vector, or with an older one, is seen, and so is a vector of a row that
-has none. Whatever was acknowledged must be there; what was under way may be there or not, as a whole.
+A child process inserts, ingests, deletes, optimises, builds indexes, has rows added to them and renames, adds a second
+vector column, fills it for some rows, updates vectors of either column, clears and drops it, and says before and after
+each what it does; it is killed (SIGKILL) at a random time, at times while it opens the database. Every vector follows
+from its row's id and from the step that gave it, so a row with another's vector, or with an older one, is seen, and so
+is a vector of a row that has none. Whatever was acknowledged must be there; what was under way may be there or not, as
+a whole; each row that an index covers is in one of its lists, once.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import clipql
+from clipql.index.ivf.search import arrays_of
+from clipql.tables import index_entries
 
 DIMENSION, SECOND = 8, 7
 FLIP = 32  # what an UPDATE of the first column adds to the first number
 STEP = 23  # of the rows that an UPDATE or a file is about
 VERBS = {
     "insert": 6,
+    "grow": 4,
     "big insert": 1,
     "ingest": 3,
     "file": 3,
@@ -54,6 +58,9 @@ VERBS = {
     "clear": 0.5,
     "drop": 0.5,
 }
+_OF_ROWS = ("insert", "grow", "big insert", "ingest", "file")
+# so many rows are added to an index at once, in the child: an INSERT of few does it, too
+FEWEST_ADDED = 300
 # of the second column
 _OF_SECOND = ("update", "index second", "clear", "drop")
 
@@ -101,7 +108,7 @@ class Model:
         done = Model(
             set(self.rows), self.table, self.next, self.part, self.other, set(self.flipped), second, self.version
         )
-        if step["verb"] in ("insert", "big insert", "ingest", "file"):
+        if step["verb"] in _OF_ROWS:
             done.rows |= set(range(step["first"], step["first"] + step["rows"]))
         elif step["verb"] == "delete":
             done.rows = {i for i in self.rows if i % 37 != step["rest"]}
@@ -136,8 +143,14 @@ def plan(model: Model, luck: random.Random) -> dict[str, Any]:
     step: dict[str, Any] = {"verb": verb}
     if verb in ("fill", "update", "flip"):
         step |= {"rest": luck.randrange(STEP), "version": model.version}
-    if verb in ("insert", "big insert", "ingest", "file"):
-        sizes = {"insert": (1, 300), "big insert": (60_000, 60_000), "ingest": (50, 2000), "file": (50, 60_000)}
+    if verb in _OF_ROWS:
+        sizes = {
+            "insert": (1, 300),
+            "grow": (FEWEST_ADDED, 4 * FEWEST_ADDED),
+            "big insert": (60_000, 60_000),
+            "ingest": (50, 2000),
+            "file": (50, 60_000),
+        }
         rows = luck.randint(*sizes[verb])
         step |= {"first": model.next, "rows": rows, "part": model.part}
     elif verb == "delete":
@@ -150,12 +163,14 @@ def plan(model: Model, luck: random.Random) -> dict[str, Any]:
 def carry_out(db: clipql.Database, model: Model, step: dict[str, Any], work: Path) -> None:
     """Do a step."""
     verb, table = step["verb"], model.table
-    if verb in ("insert", "big insert"):
+    if verb in ("insert", "big insert", "grow"):
         digits = ", ".join(f"toFloat32(bitAnd(bitShiftRight(number, {4 * i}), 15) + 1)" for i in range(DIMENSION))
         db.sql(
             f"INSERT INTO {table} (id, caption, image_embedding) SELECT number, toString(number), [{digits}] "
             f"FROM numbers({step['first']}, {step['rows']})"
         )
+        if verb == "grow":
+            db.wait_for_indexes()
     elif verb == "ingest":
         ids = np.arange(step["first"], step["first"] + step["rows"])
         np.save(work / f"img_emb_{step['part']}.npy", vectors(ids).astype(np.float16))
@@ -216,6 +231,7 @@ def child(folder: Path, work: Path, state: str, seed: int) -> None:
     luck, model = random.Random(seed), Model()
     model.table, model.next, model.part, model.other = (given[n] for n in ("table", "next", "part", "other"))
     model.second, model.version = {} if given["second"] else None, given["version"]
+    index_entries.FEWEST_ADDED = FEWEST_ADDED
     with clipql.connect(folder) as db:
         print("ready", flush=True)
         while True:
@@ -259,9 +275,21 @@ def check(db: clipql.Database, model: Model, luck: random.Random) -> str | None:
             ).rows
             if near != [(wanted, str(wanted))]:
                 return f"{name}: the search for the vector of {wanted} gives {near}"
-        problem = _check_second(db, name, model, luck)
+        problem = _check_indexes(db, name) or _check_second(db, name, model, luck)
         if problem:
             return f"{name}: {problem}"
+    return None
+
+
+def _check_indexes(db: clipql.Database, name: str) -> str | None:
+    """What is wrong with the lists of a table's indexes: each row that has a vector is in one of them, once."""
+    table = db.registry.find(None, name)
+    for entry in table.indexes if table else ():
+        column = table.column(entry.column) if table else None
+        if entry.folder and column and not column.absent and not entry.changed:
+            rows = np.sort(arrays_of(db.indexes.folder(entry)).rows)
+            if not np.array_equal(rows, np.arange(entry.rows)):
+                return f"the index {entry.name} of {entry.rows:,} rows has {len(np.unique(rows)):,} of them"
     return None
 
 
@@ -297,6 +325,11 @@ def run(folder: Path, work: Path, kills: int, seed: int, say: Any = print, secon
             "CREATE TABLE one (id Int64, caption String, image_embedding Array(Float32), "
             "INDEX near image_embedding TYPE ivf('L2Distance')) ENGINE = MergeTree ORDER BY id"
         )
+        # a vector column that is added to an empty table is one that each row needs
+        begin = {"verb": "insert", "first": 0, "rows": 1_500}
+        carry_out(db, model, begin, work)
+        model = model.after(begin)
+        model.reserve(begin)
     began = time.monotonic()
     for number in range(kills):
         told = {n: getattr(model, n) for n in ("table", "next", "part", "other", "version")}

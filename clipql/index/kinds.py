@@ -110,11 +110,14 @@ def can_grow(entry: IndexEntry, folder: Path) -> bool:
     return not entry.changed and partial.noted(folder) is None and ivf.can_grow(folder)
 
 
-def grow(entry: IndexEntry, folder: Path, place: Path, vectors: Vectors, progress: Progress) -> Index:
+def grow(
+    entry: IndexEntry, folder: Path, place: Path, vectors: Vectors, queries: Vectors | None, progress: Progress
+) -> Index:
     """Write an index with the rows that came since, in another folder; see `clipql.index.ivf.grow`."""
     from clipql.index import ivf
 
-    return ivf.grow(folder, place, vectors, progress=progress)
+    lists = entry.options.get("lists")
+    return ivf.grow(folder, place, vectors, queries=queries, lists=lists, progress=progress)
 
 
 def forecast(entry: IndexEntry, vectors: Vectors, folder: Path) -> str:

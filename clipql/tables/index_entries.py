@@ -18,19 +18,31 @@ from clipql.storage.vectors.metrics import Metric
 
 # rows that came since the build are scanned exactly: so many cost as much as the search itself
 UNCOVERED = 20_000
+# an index is built anew when there are so many times the rows that its codes were learnt from
+LASTS, BALANCED_LASTS = 2, 4
 # so many rows with other vectors than an index knows are compared beside it; with more it is built anew
 MOST_CHANGED = 4_096
 # so many are added to an index of any size, and no more are left to be scanned
 FEWEST_ADDED, MOST_SCANNED = 4_096, 262_144
 
 
-def behind(entry: IndexEntry, rows: int, learned: int | None = None) -> bool:
-    """Whether an index was learnt from less than half of so many rows, and the others are enough to be worth it.
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """rows: those that an index was built from. balanced: whether its lists grow with those that are added."""
 
-    learned: rows that it was built from, where others were added to it since.
+    rows: int
+    balanced: bool = False
+
+
+def behind(entry: IndexEntry, rows: int, learned: Learned | None = None) -> bool:
+    """Whether an index was learnt from less than half of so many rows, a quarter where its lists grow with them, and
+    the others are enough to be worth it.
+
+    learned: where rows were added to the index since.
     """
-    learned = entry.rows if learned is None else learned
-    return entry.kind != "flat" and rows - learned > max(UNCOVERED, learned)
+    learned = learned or Learned(entry.rows)
+    times = BALANCED_LASTS if learned.balanced else LASTS
+    return entry.kind != "flat" and rows - learned.rows > max(UNCOVERED, (times - 1) * learned.rows)
 
 
 def lags(entry: IndexEntry, rows: int) -> bool:

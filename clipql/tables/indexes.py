@@ -28,6 +28,7 @@ from clipql.tables import growing
 from clipql.tables.background import Background
 from clipql.tables.index_entries import (
     MOST_CHANGED,
+    Learned,
     absent_of,
     behind,
     check_column,
@@ -151,13 +152,13 @@ class Indexes(OpenIndexes):
 
     def _is_stale(self, table: Table, entry: IndexEntry) -> bool:
         late = lags(entry, table.rows)
-        return behind(entry, table.rows, self._learned(table, entry) if late else entry.rows) or (
+        return behind(entry, table.rows, self._learned(table, entry) if late else None) or (
             late and not absent_of(table, entry) and kinds.can_grow(entry, self.folder(entry))
         )
 
     def _bring_up_to_date(self, table: Table, entry: IndexEntry, progress: Progress | None) -> None:
         late = lags(entry, table.rows)
-        if behind(entry, table.rows, self._learned(table, entry) if late else entry.rows):
+        if behind(entry, table.rows, self._learned(table, entry) if late else None):
             self._build(table, entry.name, progress)
         elif late and not absent_of(table, entry) and kinds.can_grow(entry, self.folder(entry)):
             self._grow(table, entry.name, progress)
@@ -264,25 +265,26 @@ class Indexes(OpenIndexes):
             self.rows.build(now)
         return now
 
-    def _learned(self, table: Table, entry: IndexEntry) -> int:
-        """The rows that an index was built from, before others were added to it."""
+    def _learned(self, table: Table, entry: IndexEntry) -> Learned:
+        """What an index was built from, before rows were added to it."""
         opened = self._open(table, entry) if entry.kind == "ivf" and entry.folder else None
-        return int(getattr(opened, "learned_rows", entry.rows))
+        return Learned(int(getattr(opened, "learned_rows", entry.rows)), bool(getattr(opened, "balanced", False)))
 
     def _grow(self, table: Table, name: str, progress: Progress | None) -> None:
         """Add the rows that came since to the lists of an index; build it anew where it finds less by that than it did.
 
         Raises VectorIndexError, DatabaseDamaged or DiskFull.
         """
-        learned, more, falls = self._learned(table, entry_of(table, name)), True, False
+        learned, more, falls = self._learned(table, entry_of(table, name)).rows, True, False
         while more and not falls:
             with self._writing(table, name) as (table, entry, folder):
                 place, store = self.registry.folder / "index" / folder, self.registry.store(table, entry.column)
                 began = time.perf_counter()
                 with files.translated(place, "building"):
-                    index = kinds.grow(entry, self.folder(entry), place, store, self._told(progress))
+                    captions = self.captions(table, entry)
+                    index = kinds.grow(entry, self.folder(entry), place, store, captions, self._told(progress))
                 tenths = [10 * rows // max(1, learned) for rows in (entry.rows, index.rows_covered)]
-                falls = tenths[0] < tenths[1] and growing.falls(index, store, self.captions(table, entry), entry)
+                falls = tenths[0] < tenths[1] and growing.falls(index, store, captions, entry)
                 if falls:
                     files.remove(place)
                     continue
@@ -291,6 +293,7 @@ class Indexes(OpenIndexes):
                     folder=folder,
                     rows=index.rows_covered,
                     seconds=round(entry.seconds + time.perf_counter() - began, 3),
+                    recall=measured_recall(index),
                     bytes=sum(f.stat().st_size for f in place.rglob("*") if f.is_file()),
                 )
                 table = self._put(table, entry, grown, index, store)

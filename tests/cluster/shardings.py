@@ -34,15 +34,20 @@ def row(i: int, rng: np.random.Generator) -> str:
 class Shardings:
     """The tables, and a reader of the sharded ones."""
 
-    def __init__(self, db: clipql.Database, rows: int = 240) -> None:
-        self.db, self._runs = db, dict[tuple[int, int], list[Run]]()
+    def __init__(self, db: clipql.Database, rows: int = 240, *, name: str = "", most: int = MOST) -> None:
+        """name: before the names of all tables. most: shards. With a name, the tables also have a column `x` of vectors
+        that two thirds of the rows lack, and all rows of some shards.
+        """
+        self.db, self._name, self._runs = db, name, dict[tuple[int, int], list[Run]]()
         rng = np.random.default_rng(7)
         texts = [row(i, rng) for i in range(rows)]
-        self._fill(ONE, texts)
-        for shards in range(1, MOST + 1):
+        self._fill(f"{name}{ONE}", texts)
+        for shards in range(1, most + 1):
             self._deal(shards, texts, np.random.default_rng(shards))
-        listed = rows_of(self._run(f"SELECT * FROM {ONE} LIMIT 0")).columns
-        self._shapes = {f"n{n}": Shape("default", f"n{n}", listed, (), {"e": (3, None)}) for n in range(1, MOST + 1)}
+        listed = rows_of(self._run(f"SELECT * FROM {name}{ONE} LIMIT 0")).columns
+        vectors = {"e": (3, None), **({"x": (2, None)} if name else {})}
+        names = [f"{name}n{n}" for n in range(1, most + 1)]
+        self._shapes = {each: Shape("default", each, listed, (), vectors) for each in names}
         for shape in self._shapes.values():
             declare(db.registry.engine, shape)
         self.scatter_gather = ScatterGather(db.registry.engine, self._find, self._run_on_shards)
@@ -54,6 +59,9 @@ class Shardings:
         self.db.sql(f"CREATE TABLE {name} ({COLUMNS}) ENGINE = MergeTree ORDER BY id")
         if texts:
             self.db.sql(f"INSERT INTO {name} VALUES {', '.join(texts)}")
+        if self._name:
+            self.db.sql(f"ALTER TABLE {name} ADD COLUMN x Array(Float32)")
+            self.db.sql(f"ALTER TABLE {name} UPDATE x = [id % 9, s] WHERE id % 3 = 0 AND id < 50")
 
     def _deal(self, shards: int, texts: list[str], rng: np.random.Generator) -> None:
         """Parts of 1 to 60 rows, each to a shard; some shards may stay empty."""
@@ -67,13 +75,13 @@ class Shardings:
             at += len(part)
         for shard, rows in enumerate(held):
             # rows that a query does not see: a part that goes in meanwhile
-            self._fill(f"n{shards}s{shard}", [*rows, texts[0]])
+            self._fill(f"{self._name}n{shards}s{shard}", [*rows, texts[0]])
 
     def _run_on_shards(self, queries: Sequence[PartialQuery], shape: Shape) -> list[Gathered]:
         return [self._asked(query, shape) for query in queries]
 
     def _asked(self, query: PartialQuery, shape: Shape) -> Gathered:
-        shards = int(shape.name[1:])
+        shards = int(shape.name.removeprefix(self._name)[1:])
         answers = []
         for shard in range(shards):
             snapshot = Snapshot(tuple(self._runs.get((shards, shard), ())))
@@ -86,11 +94,11 @@ class Shardings:
 
     def one(self, sql: str, **params: Any) -> tuple[Any, ...]:
         """Names, types and rows that the one table gives for {t}."""
-        return self._seen(self._run(sql.replace("{t}", ONE), params))
+        return self._seen(self._run(sql.replace("{t}", f"{self._name}{ONE}"), params))
 
     def sharded(self, shards: int, sql: str, **params: Any) -> tuple[Any, ...]:
         """The same over so many shards."""
-        with self.scatter_gather.rewritten(sql.replace("{t}", f"n{shards}"), params, {}) as reading:
+        with self.scatter_gather.rewritten(sql.replace("{t}", f"{self._name}n{shards}"), params, {}) as reading:
             return self._seen(self._run(reading.sql, reading.params))
 
     def shard_plans(self, shards: int, sql: str, **params: Any) -> list[str]:
@@ -99,8 +107,8 @@ class Shardings:
         scatter_gather = ScatterGather(
             self.db.registry.engine, self._find, lambda p, s: (asked.extend(p), self._run_on_shards(p, s))[1]
         )
-        with scatter_gather.rewritten(sql.replace("{t}", f"n{shards}"), params, {}):
-            own = replace(asked[-1], table=f"n{shards}s0")
+        with scatter_gather.rewritten(sql.replace("{t}", f"{self._name}n{shards}"), params, {}):
+            own = replace(asked[-1], table=f"{self._name}n{shards}s0")
             snapshot = Snapshot(tuple(self._runs[shards, 0]))
             found = self.db.sql(f"EXPLAIN {statement(own, snapshot, snapshot.rows + 1)}", **own.params).rows
             return [str(r[0]) for r in found]

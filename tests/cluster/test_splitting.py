@@ -36,6 +36,33 @@ def test_shards_give_what_one_table_gives(tables: Shardings, statement: str) -> 
     assert tables.sharded(3, statement, q=QUERY, n=3) == expected
 
 
+# two thirds of the rows have no vector in x, and all rows of some shards
+LACKING = (
+    "SELECT id, L2Distance(x, [2, 3]) AS d FROM {t} ORDER BY d, _row LIMIT 50",
+    "SELECT id, x FROM {t} WHERE s < 6 ORDER BY cosineDistance(x, [1, 0.5]), _row LIMIT 4 OFFSET 2",
+    "SELECT id FROM {t} ORDER BY dotProduct(x, [1, 1]) DESC, _row LIMIT 5",
+    "SELECT id FROM {t} WHERE L2Distance(x, [2, 3]) < 4 ORDER BY id",
+    "SELECT count() FROM {t} WHERE L2Distance(x, [2, 3]) < 1e9",
+    "SELECT count(), countIf(empty(x)), countIf(notEmpty(x)), sum(length(x)) FROM {t}",
+    "SELECT lang, round(avg(L2Distance(x, [2, 3])), 3) FROM {t} WHERE notEmpty(x) GROUP BY lang ORDER BY lang",
+    "SELECT empty(x), max(x[1]), groupArray(id) FROM {t} GROUP BY empty(x) ORDER BY 1",
+    "SELECT id, x FROM {t} WHERE empty(x) ORDER BY id LIMIT 3",
+    "SELECT id FROM {t} ORDER BY L2Distance(e, {q:Array(Float32)}), _row LIMIT 5",
+)
+
+
+@pytest.fixture(scope="module")
+def lacking(tables: Shardings) -> Shardings:
+    return Shardings(tables.db, 70, name="lacking_", most=3)
+
+
+@pytest.mark.parametrize("statement", LACKING)
+def test_shards_with_rows_without_a_vector_give_what_one_table_gives(lacking: Shardings, statement: str) -> None:
+    expected = lacking.one(statement, q=QUERY)
+
+    assert lacking.sharded(3, statement, q=QUERY) == lacking.sharded(1, statement, q=QUERY) == expected
+
+
 filters = st.sampled_from(["1", "w > 1", "lang = 'en'", "s < 4 OR w IS NULL", "id % 7 = 0", "0", "has(tags, 'b')"])
 distances = st.sampled_from(["L2Distance", "cosineDistance", "L2SquaredDistance"])
 keys = st.sampled_from(["lang", "w", "lang, w", "id % 3", "toHour(ts)", "tags"])

@@ -17,8 +17,22 @@ from test_ivf import Blocks, World, make_world, recall, truth
 import clipql
 from clipql.errors import VectorIndexError
 from clipql.index.folder import read, write_meta
-from clipql.index.ivf import IvfIndex, build, can_grow, grow, growth, open_index, open_model, verify
+from clipql.index.ivf import (
+    IvfIndex,
+    balance,
+    build,
+    can_grow,
+    grow,
+    growth,
+    lists_for,
+    merge,
+    open_index,
+    open_model,
+    verify,
+)
+from clipql.index.ivf.geometry import Space, Workers
 from clipql.index.ivf.search import arrays_of
+from clipql.index.ivf.train import Lists, to_small
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables import background, index_entries, indexes
 from clipql.tables import growing as check_of_growth
@@ -104,7 +118,7 @@ def test_rows_that_lie_apart_stay_apart_and_are_found(world: World, tmp_path: Pa
 
 def test_a_growth_takes_a_bounded_number_of_rows(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "MOST_AT_ONCE", 700)
-    monkeypatch.setattr(growth, "_COPIED", 100)
+    monkeypatch.setattr(merge, "COPIED", 100)
     build(first(world.images), Metric.L2, tmp_path / "a")
     assert grow(tmp_path / "a", tmp_path / "b", world.images).rows_covered == 2_700
     arrays = arrays_of(tmp_path / "b")
@@ -119,6 +133,65 @@ def test_an_index_without_its_coder_is_not_grown(world: World, tmp_path: Path) -
     assert not can_grow(tmp_path / "a")
     with pytest.raises(VectorIndexError, match="keeps no coder, so no rows can be added to it: build it anew"):
         grow(tmp_path / "a", tmp_path / "b", world.images)
+
+
+# lists that grow with their table
+
+
+@pytest.fixture(scope="module")
+def doubled(world: World, tmp_path_factory: pytest.TempPathFactory) -> Grown:
+    """Built from 1,300 rows, grown to 3,200; the last step is not measured again."""
+    folder = tmp_path_factory.mktemp("doubled")
+    base = build(first(world.images, 1_300), Metric.L2, folder / "0", queries=first(world.captions, 1_300), seed=3)
+    for step, rows in enumerate((1_500, 2_700, 3_200)):
+        grow(folder / str(step), folder / str(step + 1), first(world.images, rows), queries=first(world.captions, rows))
+        verify(folder / str(step + 1))
+    return Grown(base, open_index(folder / "3", world.images), folder / "3")
+
+
+def test_lists_stay_as_many_and_as_full_as_those_of_a_build(doubled: Grown) -> None:
+    sizes = np.diff(doubled.index._arrays.start)
+    assert abs(doubled.index.lists / lists_for(3_200) - 1) < 0.2
+    assert np.array_equal(np.sort(doubled.index._arrays.rows), np.arange(3_200))
+    assert sizes.max() < 4 * sizes.mean()
+    assert len(doubled.index._arrays.parents) > len(doubled.base._arrays.parents)
+    assert read(doubled.folder)["measured"]["rows"] == 2_700
+
+
+def test_a_grown_index_finds_what_a_fresh_one_finds(world: World, doubled: Grown, tmp_path: Path) -> None:
+    fresh = build(world.images, doubled.index.metric, tmp_path / "fresh", queries=world.captions, seed=3)
+    assert read(tmp_path / "fresh")["files"].keys() == read(doubled.folder)["files"].keys()
+    for queries in (world.image_queries, world.text_queries):
+        assert recall(doubled.index, world.images, queries) >= recall(fresh, world.images, queries) - 0.05
+        codes = [sum(i.search(q, 10).cost.codes_scanned for q in queries) for i in (doubled.index, fresh)]
+        assert codes[0] < 1.5 * codes[1]  # of 3,200 rows and 60 queries little can be told
+
+
+def test_codes_and_bounds_are_right_wherever_rows_were_dealt_to(world: World, doubled: Grown) -> None:
+    everything = {"nprobe": doubled.index.lists, "rescore": 400}
+    for query in world.image_queries[:10]:
+        nearest = truth(doubled.index.metric, world.images, query, 20)
+        assert set(doubled.index.search(query, 10, knobs=everything).rows.tolist()) == set(nearest[:10])
+        possible = doubled.index.within(query, float(doubled.index.distances(query, np.array(nearest[-1:]))[0]))
+        assert possible is None or set(nearest) <= set(possible.tolist())
+
+
+def test_lists_are_only_added_to_without_the_captions_they_were_learnt_with(
+    world: World, doubled: Grown, tmp_path: Path
+) -> None:
+    assert grow(doubled.folder.parent / "0", tmp_path / "b", world.images).lists == doubled.base.lists
+
+
+def test_a_parent_of_equal_rows_is_learnt_anew_only_as_it_grows() -> None:
+    """No k-means splits a list of equal rows, and a growth does not try each time."""
+    equal = Blocks((np.ones((600, 4), np.float32),))
+    lists = Lists(np.ones((1, 4), np.float32), np.array([0, 1]), *to_small(np.ones((1, 4), np.float32)))
+    space, workers = Space(Metric.L2, np.zeros(4, np.float32)), Workers(1)
+    found = balance.relearn(equal, space, lists, {0: np.arange(600)}, 64.0, (0,), workers)
+    workers.close()
+    assert found.lists.count == len(found.parents)  # one list in each
+    assert balance.unlike(np.array([600]), np.array([600]), 64.0, 10, 10_000).tolist() == []
+    assert balance.unlike(np.array([600, 700, 900]), np.array([600] * 3), 64.0, 50, 10_000).tolist() == [2]
 
 
 # in a table
@@ -166,21 +239,22 @@ def test_an_insert_adds_its_rows_to_the_index_once_they_are_worth_it(table: clip
     assert table.check(deep=True).findings == ()
 
 
-def test_lists_are_learnt_anew_once_the_table_has_doubled(table: clipql.Database) -> None:
-    for at in range(1_500, 3_000, 750):
-        insert(table, at, 750)
+def test_codes_are_learnt_anew_once_the_table_is_four_times_as_large(table: clipql.Database) -> None:
+    for at in (1_500, 3_500):
+        insert(table, at, 2_000)
     [entry] = table.registry.find(None, "t").indexes
-    assert table.indexes._learned(table.registry.find(None, "t"), entry) == 1_500
-    insert(table, 3_000, 400)
+    learned = table.indexes._learned(table.registry.find(None, "t"), entry)
+    assert (learned.rows, learned.balanced, entry.rows) == (1_500, True, 5_500)
+    insert(table, 5_500, 600)
     [entry] = table.registry.find(None, "t").indexes
-    assert table.indexes._learned(table.registry.find(None, "t"), entry) == entry.rows == 3_400
+    assert table.indexes._learned(table.registry.find(None, "t"), entry).rows == entry.rows == 6_100
 
 
 def test_lists_are_learnt_anew_where_recall_falls(table: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_of_growth, "FALL", -1.0)
     insert(table, 1_500, 400)
     [entry] = table.registry.find(None, "t").indexes
-    assert table.indexes._learned(table.registry.find(None, "t"), entry) == entry.rows == 1_900
+    assert table.indexes._learned(table.registry.find(None, "t"), entry).rows == entry.rows == 1_900
 
 
 def test_deleted_rows_stay_deleted_in_a_grown_index(table: clipql.Database) -> None:
@@ -206,22 +280,22 @@ def test_an_insert_says_how_far_its_index_is_and_does_not_wait_for_it(
         return build(*args, **named)
 
     monkeypatch.setattr(indexes.kinds, "build", held)
-    made = table.sql("INSERT INTO t " + ROWS.format(1_500, 2_500))
-    told = "index near covers 1,500 of 4,000 rows, the others are added in the background"
+    made = table.sql("INSERT INTO t " + ROWS.format(1_500, 4_700))
+    told = "index near covers 1,500 of 6,200 rows, the others are added in the background"
     assert made.stats.indexes == told
     begun.wait()
     state = table.sql("SELECT state FROM clipql.indexes").rows
     assert state == [("in use; in the background: beginning",)]
     # statements go on meanwhile, also those that change the table
-    assert nearest(table, 3_999) == nearest(table, 3_999, " SETTINGS vector_index = 0")
+    assert nearest(table, 6_199) == nearest(table, 6_199, " SETTINGS vector_index = 0")
     table.sql("DELETE FROM t WHERE id = 7")
-    table.sql("INSERT INTO t " + ROWS.format(4_000, 100))
+    table.sql("INSERT INTO t " + ROWS.format(6_200, 100))
     may_go_on.set()
     stages: list[str] = []
     table.wait_for_indexes(lambda stage, done, total: stages.append(stage))
-    assert covered(table) == [(4_100, 4_000)]
+    assert covered(table) == [(6_300, 6_200)]
     assert table.sql("SELECT state FROM clipql.indexes").rows == [("in use",)]
-    for id in (6, 8, 4_050):
+    for id in (6, 8, 6_250):
         assert nearest(table, id) == nearest(table, id, " SETTINGS vector_index = 0")
     assert table.check(deep=True).findings == ()
 

@@ -36,8 +36,8 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     made.add_argument("--model", metavar="NAME", help="the model that made the vectors")
     group = made.add_argument_group(
         "files with vectors",
-        "Parquet, Arrow and Feather, JSON lines, CSV; a .npy beside a file has its rows' vectors. What an address "
-        "names is fetched file by file: hf://datasets/OWNER/NAME/data/*.parquet, s3://BUCKET/FOLDER/, https://…/a.parquet.",
+        "Parquet, Arrow and Feather, Lance, JSON lines, CSV; a .npy beside a file has its rows' vectors. What an "
+        "address names is fetched file by file: hf://datasets/OWNER/NAME/data/*.parquet, s3://BUCKET/FOLDER/, https://…/a.parquet.",
     )
     group.add_argument(
         "--vector-column",

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,18 @@ from clipql.errors import VectorIndexError
 from clipql.index.base import Vectors
 from clipql.index.folder import VERSION, NewFolder
 from clipql.index.ivf import codes, kernels, state
+from clipql.index.ivf.balance import rows_of_parents
 from clipql.index.ivf.bounds import spanned
 from clipql.index.ivf.buckets import Buckets
-from clipql.index.ivf.calibrate import Owned, measure
+from clipql.index.ivf.fitting import FITTED_ON, Fitting, Tally
 from clipql.index.ivf.forecast import check_room, forecast
-from clipql.index.ivf.geometry import Floats, Space, Workers, fitted_space, unit_rows
-from clipql.index.ivf.knobs import Curves
+from clipql.index.ivf.geometry import Space, Workers, fitted_space
 from clipql.index.ivf.learn import FEWEST_ROWS, learn, spread
-from clipql.index.ivf.model import Model, coder_arrays, own_coder_arrays, scale_told
+from clipql.index.ivf.model import LEARNT_ROWS, RANKING, Model, coder_arrays, own_coder_arrays
 from clipql.index.ivf.place import KEPT, Progressed, beginning, lay_out, limits, place, record
 from clipql.index.ivf.ranges import SPAN
 from clipql.index.ivf.routing import Followed, buckets_for
-from clipql.index.ivf.search import IvfIndex, arrays_of, open_index
-from clipql.index.ivf.standin import Queries, StandIn
+from clipql.index.ivf.search import IvfIndex, open_index
 from clipql.index.ivf.train import Assigner, Lists
 from clipql.index.ivf.truth import Truth
 from clipql.storage.vectors.metrics import Metric
@@ -42,12 +41,7 @@ from clipql.storage.vectors.metrics import Metric
 ROWS_PER_LIST, FEWEST_PER_LIST = 64, 16
 MOST_LISTS = 1_000_000  # by default; so many can still be learnt from the largest sample
 MOST_ROWS, MOST_NUMBERS = 2**32, 8192
-FITTED_ON = 40_000  # residuals, and as many queries of each kind, that the coder is fitted to
-CALIBRATED_ON = 200  # queries of each kind
-OWNED = 1000  # queries whose own rows are looked up
-TOLD_APART = 0.98  # of rows and of captions, by their means, for a query's kind to be believed
 FORETOLD = 1_000_000  # rows from which on a forecast is worth the second it takes
-ENCODED = 65_536  # lists turned into numbers at once
 Progress = Callable[[str, int, int], None]
 
 
@@ -176,9 +170,16 @@ class _Job:
     def run(self) -> dict[str, Any]:
         known = self.model.known if self.model else self._begun()
         space = known.space
-        truth = self._truth(space)
+        fitting = self._fitting(space)
+        truth = fitting.truth()
         longest = self._pass(space, known, truth)
-        return {**self._calibrated(known, truth), "longest_code": longest}
+        meta = fitting.calibrated(known, truth, captions=self.captions is not None)
+        return {**meta, "longest_code": longest}
+
+    def _fitting(self, space: Space) -> Fitting:
+        return Fitting(
+            self.vectors, self.captions, space, self.rows, self.seed, self.workers, self.folder, self.progress
+        )
 
     def _begun(self) -> state.Known:
         """What was learnt before the build was cut off, or is now."""
@@ -195,18 +196,6 @@ class _Job:
         lists = learn(self.vectors, space, self.lists, self.folder.path, self.seed, self.workers, self.progress)
         return state.Known(space, lists, *self._coder(space, lists))
 
-    def _queries(self, space: Space) -> Queries:
-        """The captions, or what stands in for them."""
-        return self.captions or StandIn(self.vectors, space, self.seed, self.workers)
-
-    def _asked(self, space: Space, rows: NDArray[np.int64], raw: Floats) -> Floats:
-        """Queries of each kind: the rows themselves and their captions. Each kind counts the same, whatever its length
-        (a dot product's queries may be of any).
-        """
-        good = space.rows(raw, self.workers)[1]
-        asked = [space.queries(raw[good]), space.queries(self._queries(space).take(rows[good]))]
-        return np.concatenate([q / max(float(np.sqrt((q * q).sum(1).mean())), 1e-20) for q in asked])
-
     def _coder(self, space: Space, lists: Lists) -> tuple[codes.Coder, float]:
         """The coder of rows, and the deviation of their estimates in units of scale times length."""
         rows = spread(self.rows, FITTED_ON, (self.seed, 6))
@@ -215,7 +204,7 @@ class _Job:
         rows, raw, y = rows[good], raw[good], y[good]
         owner = Assigner(lists, self.workers)(y)
         residuals = y - lists.small[owner] * lists.scale[owner, None]
-        asked = self._asked(space, rows, raw)
+        asked = self._fitting(space).asked(rows, raw)
         coder = codes.fitted_coder(residuals, asked, np.random.default_rng((self.seed, 5)))
         few = slice(0, len(rows), max(1, len(rows) // 2000))
         coded, scale, _ = coder.encode(residuals[few], self.workers)
@@ -227,17 +216,6 @@ class _Job:
             unit = np.maximum(scale * np.sqrt((turned * turned).sum()), 1e-30)
             errors.append((out - residuals[few] @ v) / unit)
         return coder, float(np.sqrt(np.mean(np.square(errors))))
-
-    def _truth(self, space: Space) -> Truth:
-        rng = np.random.default_rng((self.seed, 7))
-        held = np.sort(rng.choice(self.rows, min(CALIBRATED_ON, self.rows // 10), replace=False, shuffle=False))
-        held = held[space.rows(self.vectors.take(held), self.workers)[1]]
-        asked = [self.vectors.take(held), self._queries(space).take(held)]
-        queries, rows = np.concatenate(asked), np.tile(held, len(asked))
-        sound = np.flatnonzero(np.isfinite(queries).all(1) & queries.any(1))
-        sound = sound[[space.reaches(space.query(q)) for q in queries[sound]]]
-        kind = np.repeat(np.arange(len(asked)), len(held))
-        return Truth(space, queries[sound], rows[sound], kind[sound], self.workers)
 
     def _pass(self, space: Space, known: state.Known, truth: Truth) -> float:
         """Assign and encode all rows, from where a build before this one came; write all arrays. Returns the length of
@@ -286,115 +264,16 @@ class _Job:
             "shape": coder.shape,
             SPAN: spanned(coder)[0],
             "mean": space.mean,
-            **(self.model.ranking if self.model else self._ranking(space, lists, done, followed)),
             **(coder_arrays(coder) if self.shared else own_coder_arrays(coder)),
         }
+        if self.model is not None:
+            small.update(self.model.ranking)
+        else:
+            assert followed is not None, "only where a model is at hand are rows not followed"
+            tally = Tally(done.counts, done.energy, done.square)
+            ranking = self._fitting(space).ranking(lists, tally, followed)
+            small.update({name: array for name, array in ranking.items() if name in RANKING or not self.shared})
+            if not self.shared:
+                small[LEARNT_ROWS] = rows_of_parents(lists.edges, done.counts)
         for name, array in small.items():
             self.folder.save(name, array)
-
-    def _ranking(
-        self, space: Space, lists: Lists, done: Progressed, followed: Followed | None
-    ) -> dict[str, NDArray[Any]]:
-        """What lists are ranked by: codes of where queries find their nearest rows."""
-        assert followed is not None, "only where a model is at hand are rows not followed"
-        size = np.maximum(done.counts, 1)
-        bias = (-0.5 * done.square / size if space.biased else np.zeros(len(size))).astype(np.float32)
-        to = self.folder.scratch("towards", lists.small.shape, np.float32)
-        for a in range(0, lists.count, ENCODED):
-            to[a : a + ENCODED] = lists.centroids(a, a + ENCODED)
-        lift = np.zeros(lists.count, np.float32)
-        queries = self._queries(space)
-        followed.pull(
-            space, lambda rows, stored: space.queries(self._of_rows(rows, stored, queries)), to, lift, self.workers,
-            lambda done, total: self.progress("route", done, total),
-        )  # fmt: skip
-        middle = _mean(to)  # what is left out here is the same for every list, and so does not change their order
-        rows = spread(self.rows, FITTED_ON, (self.seed, 6))
-        asked = self._asked(space, rows, self.vectors.take(rows))
-        some = np.asarray(to[:: max(1, len(to) // FITTED_ON)]) - middle
-        coder = codes.fitted_coder(some, asked, np.random.default_rng((self.seed, 10)))
-        words, scale = np.empty((len(to), coder.words), np.uint64), np.empty(len(to), np.float32)
-        for a in range(0, len(to), ENCODED):
-            part = slice(a, a + ENCODED)
-            words[part], scale[part], _ = coder.encode(to[part] - middle, self.workers)
-        return {
-            "list_codes": words,
-            "list_scale": scale,
-            "list_bias": bias + lift,
-            "list_spread": np.sqrt(done.energy / size).astype(np.float32),
-            "list_turn": coder.query,
-            "list_word_block": coder.word_block,
-            "list_word_weight": coder.word_weight,
-        }
-
-    def _of_rows(self, rows: NDArray[np.int64], stored: NDArray[np.floating], queries: Queries) -> Floats:
-        """The queries of rows that are at hand."""
-        return queries.made_of(rows, stored) if isinstance(queries, StandIn) else queries.take(rows)
-
-    def _calibrated(self, known: state.Known, truth: Truth) -> dict[str, Any]:
-        """meta.json's content, with the curves of the index as written so far."""
-        means = self._means()
-        meta: dict[str, Any] = {
-            "version": VERSION,
-            "kind": "ivf",
-            "metric": self.metric.value,
-            "dimension": self.vectors.dimension,
-            "rows": self.rows,
-            "learned_rows": self.rows,
-            "parameters": {
-                "lists": known.lists.count,
-                "parents": len(known.lists.parents),
-                "seed": self.seed,
-                "bits": known.coder.bits.tolist(),
-                "captions": self.captions is not None,
-            },
-            "code_error": known.error,
-            "scale": scale_told(known.space),
-            "curves": means.to_meta(),
-        }
-        index = IvfIndex(meta, arrays_of(self.folder.path), self.vectors)
-        which = np.arange(len(truth.own))
-        split = int(np.searchsorted(truth.kind, 1))
-        steps = [0]
-
-        def tick() -> None:
-            steps[0] += 1
-            self.progress("calibrate", steps[0], 0)
-
-        image = measure(index, truth, which[:split], self._owned(known.space, None), self.workers.threads, tick)
-        asked = self._owned(known.space, self._queries(known.space))
-        text = measure(index, truth, which[split:], asked, self.workers.threads, tick)
-        meta["curves"] = replace(means, image=image, text=text).to_meta()
-        return meta
-
-    def _owned(self, space: Space, queries: Queries | None) -> Owned:
-        """Queries for calibration whose own rows are looked up: stored rows, or queries of them."""
-        rows = spread(self.rows, min(OWNED, self.rows // 10) if queries else 0, (self.seed, 12))
-        rows = rows[space.rows(self.vectors.take(rows), self.workers)[1]]
-        asked = self.vectors.take(rows) if queries is None else queries.take(rows)
-        sound = np.flatnonzero(np.isfinite(asked).all(1) & asked.any(1))
-        sound = sound[[space.reaches(space.query(q)) for q in asked[sound]]]
-        return Owned(asked[sound], rows[sound])
-
-    def _means(self) -> Curves:
-        """Where the two kinds of query lie; no points yet."""
-        rows = np.linspace(0, self.rows - 1, min(self.rows, 20_000)).astype(np.int64)
-        unit = unit_rows(self.vectors.take(rows))
-        image_mean = unit_rows(unit.mean(0, keepdims=True))[0]
-        familiar = float(np.quantile(unit @ image_mean, 0.001))
-        if self.captions is None:
-            return Curves([], [], image_mean, None, familiar)
-        captions = unit_rows(self.captions.take(rows))
-        text_mean = unit_rows(captions.mean(0, keepdims=True))[0]
-        told = min(
-            np.mean(unit @ image_mean >= unit @ text_mean), np.mean(captions @ text_mean > captions @ image_mean)
-        )
-        return Curves([], [], image_mean, text_mean, familiar, bool(told >= TOLD_APART))
-
-
-def _mean(x: Floats) -> Floats:
-    """The mean of rows, of which there may be many on disk."""
-    total = np.zeros(x.shape[1])
-    for a in range(0, len(x), ENCODED):
-        total += x[a : a + ENCODED].sum(0, dtype=np.float64)
-    return np.asarray(total / len(x), np.float32)

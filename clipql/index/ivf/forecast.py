@@ -93,7 +93,8 @@ def forecast(
     rows, d = vectors.rows, vectors.dimension
     words, parents, size = words_for(d), parents_for(lists), np.dtype(row_kind(vectors)).itemsize
     biased = metric in (Metric.L2, Metric.L2_SQUARED)
-    kept = rows * (8 * words + 12 + 4 * biased) + lists * (8 * words + d + 24) + parents * 4 * d + 12 * d * d
+    kept = rows * (8 * words + 12 + 4 * biased) + lists * (8 * words + d + 24) + parents * (4 * d + 8) + 12 * d * d
+    kept += 4 * d * d * (lists >= 4 * d) + 4 * d  # what lists that come later are coded by
     sample = min(rows, LARGEST_SAMPLE, max(SAMPLE_PER_LIST * lists, 20_000)) if learns else 0
     followed = min(rows, MOST_ROWS) * (d * size + 8) if learns else 0
     learned = lists * (d + 28) + parents * 4 * d if learns else 0

@@ -29,6 +29,8 @@ from clipql.storage.vectors.metrics import Metric
 CODER = ("coder_rows", "coder_bits", "coder_step")
 # before the names of those arrays in an index that keeps no model for others
 OWN = "own_"
+# rows that each parent's lists held when they were learnt, in such an index
+LEARNT_ROWS = "parent_rows"
 LEARNED = ("mean", "parents", "edges", "list_small", "list_unit", "turn", "word_block", "word_weight", "shape")
 RANKING = ("list_codes", "list_scale", "list_bias", "list_spread", "list_turn", "list_word_block", "list_word_weight")
 FILES = (META, *(f"{name}.npy" for name in (*CODER, *LEARNED, *RANKING)))

@@ -23,7 +23,7 @@ from clipql.index.folder import read
 from clipql.index.ivf import kernels, rescore
 from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.knobs import DEFAULT_RECALL, KNOBS, Curves, Setting, careful, reached
-from clipql.index.ivf.model import identity_of, space_of
+from clipql.index.ivf.model import CODER, LEARNT_ROWS, OWN, identity_of, space_of
 from clipql.index.ivf.ranges import BOUNDS, SPAN, Ranges, opened
 from clipql.storage.vectors.metrics import Metric
 
@@ -41,6 +41,8 @@ APART_EFFORT, MOST_APART = 2.0, 0.05
 # With more lists than this, and than so many for each one probed, only the lists of the nearest parents are ranked, an
 # eighth of all at least.
 RANKED_LISTS, RANKED_PER_PROBE = 8192, 64
+# where lists have become more since recall was measured, more are looked into: by this power of the ratio
+MORE_LISTS = 0.75
 _NO_FILTER, _NOT_ROUTED = np.empty(0, np.bool_), np.empty(0, np.int64)
 
 
@@ -59,6 +61,10 @@ class IvfIndex:
         self._error = float(meta["code_error"])
         self._rows = int(meta["rows"])
         self._learned = int(meta.get("learned_rows", self._rows))
+        measured = meta.get("measured") or {"rows": self._learned, "lists": len(arrays.list_scale)}
+        self._more_rows = max(1.0, self._rows / max(1, int(measured["rows"])))
+        self._more_lists = max(1.0, len(arrays.list_scale) / max(1, int(measured["lists"])))
+        self._balanced = f"{OWN}{CODER[0]}.npy" in meta.get("files", ()) and f"{LEARNT_ROWS}.npy" in meta["files"]
         self._seconds = float(meta.get("build_seconds", 0.0))
         self._curves = Curves.from_meta(meta)
         self._table, self._blocks = _table(vectors, self._rows)
@@ -79,6 +85,11 @@ class IvfIndex:
     def learned_rows(self) -> int:
         """Rows that its lists were learnt from; those that came later were added to these lists."""
         return self._learned
+
+    @property
+    def balanced(self) -> bool:
+        """Whether its lists grow with the rows that are added to it."""
+        return self._balanced
 
     @property
     def lists(self) -> int:
@@ -348,9 +359,10 @@ class IvfIndex:
         if "nprobe" in knobs and "rescore" in knobs:
             return Setting(int(knobs["nprobe"]), int(knobs["rescore"]))
         picked = self._curves.setting(kind, recall, self.lists)
-        # measured when lists had fewer rows: as many more seem to be as near as the k-th
-        compared = round(picked.rescore * max(1.0, self._rows / max(1, self._learned)))
-        return Setting(int(knobs.get("nprobe", picked.nprobe)), int(knobs.get("rescore", compared)))
+        # measured when there were fewer rows: as many more seem to be as near as the k-th
+        compared = round(picked.rescore * self._more_rows)
+        probed = min(self.lists, round(picked.nprobe * self._more_lists**MORE_LISTS))
+        return Setting(int(knobs.get("nprobe", probed)), int(knobs.get("rescore", compared)))
 
 
 def _told(knobs: Mapping[str, float] | None) -> bool:

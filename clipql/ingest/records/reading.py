@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from clipql.engine.arrow import arrow_numbers
 from clipql.errors import IngestError, VectorError
 from clipql.ingest.layout import DAMAGED
+from clipql.ingest.records import lance_files
 from clipql.ingest.records.nesting import Shallow
 from clipql.ingest.records.nesting import check as check_nesting
 from clipql.ingest.records.sources import ARROW, JSON, PARQUET, STREAM, TEXT_BLOCK, RecordFile, csv_reader
@@ -59,7 +60,9 @@ def _batches(
     file: RecordFile, group: int, vectors: Sequence[str], rows: int, only: str | None
 ) -> Iterator[pa.RecordBatch]:
     path = str(file.path)
-    if file.form == PARQUET:
+    if file.fragment is not None:
+        yield from lance_files.batches(file.path, file.fragment, rows, None if only is None else [only])
+    elif file.form == PARQUET:
         # what is buffered before is a whole row group
         options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
         with pq.ParquetFile(path, **options) as parquet:

@@ -20,11 +20,13 @@ from clipql.brief import Brief
 from clipql.errors import IngestError, VectorError
 from clipql.ingest import layout
 from clipql.ingest.layout import DAMAGED
+from clipql.ingest.records import lance_files
+from clipql.ingest.records.lance_files import Fragment
 from clipql.ingest.records.nesting import Shallow
 from clipql.storage.vectors import segments
 from clipql.storage.vectors.segments import ArrayFile
 
-PARQUET, ARROW, STREAM, JSON, CSV, TSV = "parquet", "arrow", "stream", "json", "csv", "tsv"
+PARQUET, ARROW, STREAM, JSON, CSV, TSV, LANCE = "parquet", "arrow", "stream", "json", "csv", "tsv", "lance"
 _ENDINGS = {
     ".parquet": PARQUET, ".pq": PARQUET, ".arrow": ARROW, ".feather": ARROW, ".ipc": ARROW, ".arrows": ARROW,
     ".jsonl": JSON, ".ndjson": JSON, ".json": JSON, ".csv": CSV, ".tsv": TSV,
@@ -38,10 +40,10 @@ BESIDE = "vector"
 
 @dataclass(frozen=True, repr=False)
 class RecordFile(Brief):
-    """A file of rows. form: one of the constants above. groups: the rows of each of its row groups (Parquet) or record
-    batches (Arrow); one of None where only reading tells. bytes: of its rows, unpacked, by group. digest: of its size,
-    its first and last 64 KB. origin: the address that it was fetched from. beside: a `.npy` with the vector of each
-    row, whose column has the name `beside_name`.
+    """A file of rows, or a fragment of a Lance data set. form: one of the constants above. groups: the rows of each of
+    its row groups (Parquet) or record batches (Arrow), or of the fragment; one of None where only reading tells. bytes:
+    of its rows, unpacked, by group. digest: of its size, its first and last 64 KB. origin: the address that it was
+    fetched from. beside: a `.npy` with the vector of each row, whose column has the name `beside_name`.
     """
 
     path: Path
@@ -53,11 +55,12 @@ class RecordFile(Brief):
     beside: ArrayFile | None = None
     beside_name: str = BESIDE
     origin: str = ""
+    fragment: Fragment | None = None
 
     @property
     def unit(self) -> str:
         """What a group of it is called."""
-        return {PARQUET: "row group", ARROW: "record batch"}.get(self.form, "file")
+        return {PARQUET: "row group", ARROW: "record batch", LANCE: "fragment"}.get(self.form, "file")
 
     def weight(self, group: int) -> int:
         """The rows of a group, or about how many they are."""
@@ -66,6 +69,8 @@ class RecordFile(Brief):
 
     def where(self, group: int, row: int) -> str:
         """A row, as messages name it. row: from 0 within the group."""
+        if self.fragment is not None:
+            return f"{self.path}: row {row:,} of fragment {self.fragment.id}"
         if self.form in (PARQUET, ARROW):
             return f"{self.origin or self.path}: row {row:,} of {self.unit} {group}"
         return f"{self.origin or self.path}: row {row:,}"
@@ -75,7 +80,9 @@ def are_records(sources: Sequence[str | os.PathLike[str]]) -> bool:
     """Whether paths name files of rows with vectors, and not LAION parts."""
     found = False
     for source in map(Path, sources):
-        if source.is_dir():
+        if lance_files.is_dataset(source):
+            found = True
+        elif source.is_dir():
             paths = _inside(source)
             if any(layout.is_of_part(p.name) for p in paths if p.suffix != ".parquet"):
                 return False
@@ -100,23 +107,26 @@ def find_files(sources: Sequence[str | os.PathLike[str]], names: Sequence[str] =
     for source in map(Path, sources):
         if not source.exists():
             raise IngestError(f"there is no {source}")
-        inside = [p for p in _inside(source) if _form(p) or p.suffix == ".npy"] if source.is_dir() else [source]
+        whole = lance_files.is_dataset(source) or not source.is_dir()
+        inside = [source] if whole else [p for p in _inside(source) if _form(p) or p.suffix == ".npy"]
         if not inside:
             raise IngestError(f"{source} has no file of rows in it: expected names that end in {', '.join(_ENDINGS)}")
         paths += inside
     paths = list(dict.fromkeys(paths))
     arrays = [p for p in paths if p.suffix == ".npy"]
     rows = [p for p in paths if p.suffix != ".npy"]
-    return [_open(path, beside, names) for path, beside in _paired(rows, arrays)]
+    return [file for path, beside in _paired(rows, arrays) for file in _opened(path, beside, names)]
 
 
 def _inside(folder: Path) -> list[Path]:
-    """The files in a folder and in those below it, in the order of their names, hidden ones left out."""
+    """The files and Lance data sets in a folder and in those below it, in the order of their names, hidden ones left
+    out.
+    """
     found: list[Path] = []
     for path in sorted(folder.iterdir(), key=lambda p: layout.natural(p.name)):
         if path.name.startswith((".", "_")):
             continue
-        found += _inside(path) if path.is_dir() else [path]
+        found += _inside(path) if path.is_dir() and not lance_files.is_dataset(path) else [path]
     return found
 
 
@@ -139,11 +149,26 @@ def _stem(path: Path) -> str:
 
 
 def _form(path: Path) -> str | None:
+    if lance_files.is_dataset(path):
+        return LANCE
     ending = path.suffix.lower()
     if ending in _PACKED:
         inner = _ENDINGS.get(Path(path.stem).suffix.lower())
         return inner if inner in (JSON, CSV, TSV) else None
     return _ENDINGS.get(ending)
+
+
+def _opened(path: Path, beside: Path | None, names: Sequence[str]) -> list[RecordFile]:
+    """A file, or a Lance data set as one for each fragment."""
+    if not lance_files.is_dataset(path):
+        return [_open(path, beside, names)]
+    if beside is not None:
+        raise IngestError(f"{beside} lies beside the Lance data set {path}, which holds its vectors itself: name one")
+    schema, fragments = lance_files.fragments_of(path)
+    layout.check_names(path, schema.names, ("_row",))
+    if not fragments:
+        raise IngestError(f"{path} is a Lance data set without rows")
+    return [RecordFile(path, LANCE, schema, (f.rows,), (f.bytes,), f.digest, fragment=f) for f in fragments]
 
 
 def _open(path: Path, beside: Path | None, names: Sequence[str]) -> RecordFile:

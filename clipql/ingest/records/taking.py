@@ -299,7 +299,8 @@ def _key(group: _Group, last: int) -> str:
     file = group.file
     if file.origin:
         return f"{file.origin}#{group.index}-{last}/{len(file.groups)}"
-    return f"{file.path.resolve()}#{group.index}-{last}"
+    first = group.index if file.fragment is None else file.fragment.id
+    return f"{file.path.resolve()}#{first}-{last if file.fragment is None else first}"
 
 
 def rows_of(table: Table, digest: str) -> int | None:
