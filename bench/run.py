@@ -27,6 +27,8 @@ from bench import (
     report,
     results,
     serve_load,
+    serve_peers,
+    serve_workers,
     start,
     statements,
     tutorial,
@@ -55,6 +57,8 @@ LONG: dict[str, Callable[[int], Comparison]] = {
     "encode-pictures": encode_speed.pictures,
     "encode-sql": encode_sql.compare,
     "serve": serve_load.compare,
+    "workers": serve_workers.compare,
+    "serve-peers": serve_peers.compare,
     "page": page_speed.compare,
     "cluster": cluster.compare,
 }
