@@ -6,6 +6,7 @@ beforehand.
 
 from __future__ import annotations
 
+import bisect
 import http.client
 import json
 import os
@@ -86,15 +87,15 @@ def settle(part: str, place: str, true: list[list[int]]) -> tuple[float, float]:
     import clipql
     from bench.statements import row_numbers
 
-    asked = got = 0.0
     with clipql.connect(place, read_only=True) as db:
-        numbers = row_numbers(db)
-        for asked in ASKED:
-            found = [[numbers[r[0]] for r in db.sql(f"{QUERY}{asked}", q=q).rows] for q in queries_of(part, "text")]
-            got = recall(found, np.array(true))
-            if got >= RECALL:
-                break
-    return asked, got
+        numbers, queries = row_numbers(db), queries_of(part, "text")
+
+        def got(asked: float) -> float:
+            found = [[numbers[r[0]] for r in db.sql(f"{QUERY}{asked}", q=q).rows] for q in queries]
+            return recall(found, np.array(true))
+
+        asked = ASKED[bisect.bisect_left(ASKED, RECALL, hi=len(ASKED) - 1, key=got)]
+        return asked, got(asked)
 
 
 # HTTP
@@ -175,14 +176,17 @@ class Server:
 def serving(place: Path, *more: str) -> Iterator[Server]:
     """`clipql serve` on a database."""
     command = [sys.executable, "-m", "clipql", "--db", str(place), "serve", "--port", "0", "--log-level", "warning"]
-    with started([*command, *more]) as server:
+    # within its wall it may read what is installed, and none of the peers that PYTHONPATH may lead to
+    with started([*command, *more], PYTHONPATH=str(child.ROOT)) as server:
         yield server
 
 
 @contextmanager
-def started(command: Sequence[str]) -> Iterator[Server]:
+def started(command: Sequence[str], **environment: str) -> Iterator[Server]:
     """A server whose first line ends with its port."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child.environment(), cwd=child.ROOT)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**child.environment(), **environment}, cwd=child.ROOT
+    )
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
@@ -201,7 +205,7 @@ def load(server: Server, asked: Sequence[bytes], clients: int, seconds: float) -
         script, file = Path(folder) / "load.lua", Path(folder) / "asked"
         script.write_text(_SCRIPT)
         file.write_bytes(b"".join(each + b"\0" for each in asked))
-        command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "10s", "-s", str(script)]
+        command = ["wrk", "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "-s", str(script)]
         before = server.work()
         done = subprocess.run(
             [*command, f"http://127.0.0.1:{server.port}"],
