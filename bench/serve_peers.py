@@ -151,6 +151,8 @@ class Crowd:
             got.append((recall(found, np.array(true)[:TRIED]), setting))
             if got[-1][0] >= served.RECALL:
                 return setting, got[-1][0]
+            if self._peer.anew:
+                self._workers.pop().__exit__(None, None, None)
         most = max(got, key=lambda each: each[0])
         return most[1], most[0]
 
