@@ -97,7 +97,7 @@ def beside_ingest(rows: int) -> Comparison:
                 ingests[name].append(rate)
     lines = []
     for name in ("held", "followed"):
-        p = {q: (1000 * np.quantile(idle[name], q), 1000 * np.quantile(busy[name], q)) for q in (0.5, 0.99)}
+        p = {q: tuple(1000 * float(np.quantile(t[name], q)) for t in (idle, busy)) for q in (0.5, 0.99)}
         shown = "; ".join(f"p{100 * q:.0f} {a:.2f} ms alone, {b:.2f} ms beside" for q, (a, b) in p.items())
         ratio = p[0.99][1] / p[0.99][0]
         lines.append(at_most(f"readers beside an ingest, {name}", f"{shown}: p99 ", ratio, 3, "times"))
@@ -163,6 +163,7 @@ def read(part: str, place: str, asked: float, follow: bool = False) -> Iterator[
             return [count / took]
 
         def paced(seconds: float) -> list[float]:
+            db.sql(sql, q=queries[0])  # takes what was committed before
             took, began = [], time.perf_counter()
             for count in range(int(seconds * EACH)):
                 due = began + count / EACH
