@@ -24,7 +24,8 @@ _SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE")
 
 def environment() -> dict[str, str]:
     """The environment of a measured process."""
-    return {**{k: v for k, v in os.environ.items() if k not in _SLOWING}, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**{k: v for k, v in os.environ.items() if k not in _SLOWING}, "PYTHONPATH": path}
 
 
 def run(function: Callable[..., Any], **arguments: Any) -> Any:

@@ -36,6 +36,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+_MOST_SEEN, _LONGEST_SEEN = 64, 256
 _RAW = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in HEADERS.items()]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -48,6 +49,7 @@ class AccessControl:
     def __init__(self, app: Any, options: Options) -> None:
         self._app = app
         self._origins = frozenset(origin.rstrip("/").lower() for origin in options.origins)
+        self._seen: set[str] = set()  # some of the hosts that are good
         self._names = {"localhost", socket.gethostname().lower(), *(h.lower() for h in options.hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,6 +107,14 @@ class AccessControl:
         return None
 
     def _known(self, host: str) -> bool:
+        if host in self._seen:
+            return True
+        known = self._is_known(host)
+        if known and len(self._seen) < _MOST_SEEN and len(host) < _LONGEST_SEEN:
+            self._seen.add(host)
+        return known
+
+    def _is_known(self, host: str) -> bool:
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:

@@ -35,6 +35,7 @@ from clipql.serve.search_batch import Batch
 from clipql.serve.search_request import Search
 from clipql.serve.search_results import SearchResults
 from clipql.serve.service import Request, Service
+from clipql.serve.statements import SHORT
 from clipql.serve.thumbnails import SIZES, Thumbnails
 from clipql.serve.unpacking import too_large
 from clipql.storage.catalog import Table
@@ -234,6 +235,9 @@ class Api:
             batch = await self._service.bodies.in_thread(lambda: Batch.read(given, uploads, limits))
             return await self.in_thread(request, lambda: search_batch.answer(self._service, self.results, batch))
         asked = Search.read(given, uploads, limits)
+        found = self.results.at_once(asked)
+        if found is not None:
+            return found
         return await self.in_thread(request, lambda: self.results.answer(asked))
 
     async def _search_body(self, request: HttpRequest) -> tuple[Any, dict[str, bytes]]:
@@ -260,7 +264,7 @@ class Api:
         service.pool.check()
         most = min(service.options.limits.json, service.options.limits.body)
         body = await service.bodies.read(request, most, request.state.held)
-        return await service.bodies.in_thread(lambda: search.parsed(body))
+        return search.parsed(body) if len(body) < SHORT else await service.bodies.in_thread(lambda: search.parsed(body))
 
     async def _models(self, request: HttpRequest) -> Response:
         return JSONResponse({"models": await self.in_thread(request, models)})

@@ -43,10 +43,20 @@ class Roles:
         self._known: dict[str, tuple[object, int, ColumnRoles]] = {}
 
     def __getitem__(self, table: Table) -> ColumnRoles:
-        state = (self._registry.catalog, self._registry.changes)
+        known, state = self._at_hand(table), (self._registry.catalog, self._registry.changes)
+        if known is None:
+            known = column_roles(self._registry.engine, table)
+            self._known[table.id] = (*state, known)
+        return known
+
+    def knows(self, table: Table) -> bool:
+        """Whether a table's are at hand, so that ClickHouse is not asked for them."""
+        return self._at_hand(table) is not None
+
+    def _at_hand(self, table: Table) -> ColumnRoles | None:
         known = self._known.get(table.id)
-        if known is None or known[0] is not state[0] or known[1] != state[1]:
-            known = self._known[table.id] = (*state, column_roles(self._registry.engine, table))
+        if known is None or known[0] is not self._registry.catalog or known[1] != self._registry.changes:
+            return None
         return known[2]
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
 from prometheus_client.core import GaugeMetricFamily
@@ -67,6 +68,9 @@ class Metrics:
         self._work = Counter(
             "clipql_search_work", "Rows and codes compared with a query vector", ["what"], registry=own
         )
+        # looking a label's up takes longer than counting
+        self._stages = dict[str, Any]()
+        self._kinds_of_work = [(what, self._work.labels(what)) for what in _WORK]
         self.bytes_sent = Counter("clipql_sent_bytes", "Bytes of results before compression", registry=own)
         by = ["function"]
         self._encoded = (
@@ -94,15 +98,18 @@ class Metrics:
 
     def took(self, name: str, seconds: float) -> None:
         """Note how long a stage took."""
-        self._stage.labels(name).observe(seconds)
+        found = self._stages.get(name)
+        if found is None:
+            found = self._stages[name] = self._stage.labels(name)
+        found.observe(seconds)
 
     def searched(self, answer: Answer) -> None:
         """Note the vector searches of a statement."""
         for step in answer.steps:
             index = step.plan.chosen.entry.kind if step.plan.chosen.index and step.plan.chosen.entry else "none"
             self._searches.labels(step.kind, index).inc()
-            for what in _WORK:
-                self._work.labels(what).inc(getattr(step.cost, what))
+            for what, counter in self._kinds_of_work:
+                counter.inc(getattr(step.cost, what))
             for stage, seconds in step.cost.seconds.items():
                 self.took(f"index {stage}", seconds)
 

@@ -206,10 +206,15 @@ def flag(given: Mapping[str, Any], name: str, default: bool) -> bool:
 def _vector(value: Any) -> tuple[float, ...]:
     if not isinstance(value, list) or not value or len(value) > MOST_NUMBERS:
         raise wrong(f"vector: expected a list of 1 to {MOST_NUMBERS:,} numbers")
-    # NaN is not between them either; a whole number may have 400 digits
-    if not {*map(type, value)} <= {int, float} or not all(-MOST_FLOAT <= number <= MOST_FLOAT for number in value):
-        raise wrong("vector: expected finite numbers, as Float32 holds them")
-    return tuple(map(float, value))
+    try:
+        if not {*map(type, value)} <= {int, float}:
+            raise OverflowError
+        numbers = np.array(value, np.float64)  # raises OverflowError for a whole number of 400 digits
+        if not np.all(np.abs(numbers) <= MOST_FLOAT):  # NaN is not either
+            raise OverflowError
+    except OverflowError:
+        raise wrong("vector: expected finite numbers, as Float32 holds them") from None
+    return tuple(numbers.tolist())
 
 
 def terms_of(given: Any, uploads: Mapping[str, bytes], place: str, *, least: int = 1) -> tuple[Term, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -23,9 +23,11 @@ from clipql.serve.condition_errors import in_conditions
 from clipql.serve.models_at_hand import model_for
 from clipql.serve.search_request import Search
 from clipql.serve.service import Request, Service
+from clipql.serve.short_way import ShortWay
 from clipql.serve.values import folded, plain
 from clipql.sql import explain
 from clipql.sql.hybrid import SCORE
+from clipql.sql.session import Answer
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import ROW
 
@@ -37,10 +39,40 @@ class SearchResults:
     """What searches find, and single rows. Call it in a thread of the pool, as whoever acts there."""
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        self._service, self._short = service, ShortWay(service)
+
+    def at_once(self, asked: Search) -> Response | None:
+        """The response to a search by vectors that was asked before with others; None where it is not short work.
+
+        Call it from the event loop, as whoever acts there. Raises ClipqlError.
+        """
+        if (
+            not asked.terms
+            or not all(t.vector for t in asked.terms)
+            or asked.format != "JSON"
+            or asked.fold is not None
+        ):
+            return None
+        service = self._service
+        with service.moment_now() as held:
+            if not held or not service.roles.knows(service.table(asked.database, asked.table)):
+                return None
+            return self._answer(asked, self._run_at_once)
+
+    def _run_at_once(self, run: Request) -> Answer | None:
+        return self._short.answer(run.sql, run.params, run.format, self._service.acting(), {}, write=False)
+
+    def _run(self, run: Request) -> Answer:
+        return self._service.run(run, self._service.engine.acting)
 
     def answer(self, asked: Search) -> Response:
         """The response to a search: a page of rows, or a file of them. Raises ClipqlError."""
+        found = self._answer(asked, self._run)
+        assert found is not None
+        return found
+
+    def _answer(self, asked: Search, run: Callable[[Request], Answer | None]) -> Response | None:
+        """The response to a search, whose statement is run so; None where that gives none."""
         service = self._service
         began = time.perf_counter()
         table = service.table(asked.database, asked.table)
@@ -55,9 +87,11 @@ class SearchResults:
         if download and asked.fold is not None:
             alike = self._alike(asked, table, column, roles, vector)
         made = search.statement(asked, table, column, roles, vector, download=download, without=alike)
-        run = Request(made.sql, made.params, search.FORMATS[asked.format] if download else "ArrowStream")
+        format = search.FORMATS[asked.format] if download else "ArrowStream"
         with in_conditions(made.sql, asked.where):
-            answer = service.run(run, service.engine.acting)
+            answer = run(Request(made.sql, made.params, format))
+        if answer is None:
+            return None
         searched = time.perf_counter()
         if asked.terms:
             service.metrics.took("encode", encoded - began)
@@ -154,14 +188,13 @@ class SearchResults:
         score = row.pop(SCORE, None) if SCORE not in roles.types else None
         url = row.get(roles.url) if roles.url else None
         good = isinstance(url, str) and url.lower().startswith(("http://", "https://"))
-        drawn = f"/api/thumbnail/{_part(table.database)}/{_part(table.name)}/{number}"
         twin = (duplicates or {}).get(number)
         return {
             "id": str(number),
             "distance": plain(distance),
             "caption": plain(row.get(roles.caption)) if roles.caption else None,
             "picture": url if good else None,
-            "thumbnail": drawn if roles.file and row.get(roles.file, True) else None,
+            "thumbnail": _thumbnail(table, number) if roles.file and row.get(roles.file, True) else None,
             "values": {name: plain(value) for name, value in row.items()},
             "duplicate_of": None if twin is None else str(twin),
             **({} if score is None else {SCORE: plain(score)}),
@@ -176,8 +209,9 @@ class SearchResults:
         return rows[0] if rows else None
 
 
-def _part(name: str) -> str:
-    return quote(name, safe="")
+def _thumbnail(table: Table, row: int) -> str:
+    """The address of a row's small picture."""
+    return f"/api/thumbnail/{quote(table.database, safe='')}/{quote(table.name, safe='')}/{row}"
 
 
 def _records(found: pa.Table, types: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -196,7 +196,26 @@ def test_pages_with_an_index_are_those_of_one_long_search(server: Running) -> No
     assert every == ids(search(server, **asked, k=920))
     folded = [search(server, **asked, k=k, offset=offset, fold=0.96) for offset, k in pages[:4]]
     assert [row for page in folded for row in ids(page)] == every[:280]
+    for row in (5, 6, 7, 8):  # of these, all but the first are known, and short work
+        vector = json.loads(server.sql(f"SELECT v FROM many WHERE id = {row} FORMAT JSONCompact").text)["data"][0][0]
+        by_vector = search(server, table="many", terms=[{"vector": vector}], safe=False, k=3)
+        in_sql = server.sql(
+            f"SELECT id, cosineDistance(v, {vector}) AS d FROM many ORDER BY d LIMIT 3 FORMAT JSON"
+        ).json
+        assert [(r["id"], r["distance"]) for r in by_vector["rows"]] == [  # type: ignore[attr-defined]
+            (str(r["id"]), pytest.approx(r["d"])) for r in in_sql["data"]
+        ]
+        assert ids(by_vector)[0] == str(row)
+        assert by_vector["more"]
+        assert by_vector["params"] == {"vector0": pytest.approx(vector)}
+    for wrong in ([1.0, 2.0], [0.0] * 15 + [1e39]):
+        reply = server.post("/api/search", {"table": "many", "terms": [{"vector": wrong}], "safe": False, "k": 3})
+        assert reply.status == 400, reply.text
+    server.sql("DELETE FROM many WHERE id = 8")
+    assert ids(search(server, table="many", terms=[{"vector": vector}], safe=False, k=3))[0] != "8"
     server.sql("DROP TABLE many")
+    reply = server.post("/api/search", {"table": "many", "terms": [{"vector": vector}], "safe": False, "k": 3})
+    assert reply.status == 404
 
 
 def test_results_are_downloaded_in_other_formats(server: Running) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import mmap
 import sys
+import threading
 
-# the numbers of a row, then the hashes of the ids of queries that run, and of sessions. FULL: not all had room
-BEAT, RUNNING, TAKEN, BODIES, CLOSED, FULL, _NUMBERS = range(7)
+# the numbers of a row, then the hashes of the ids of queries that run, and of sessions. FULL: not all had room. TOP:
+# into how many places to look, so that looking at many processes that run little costs little
+BEAT, RUNNING, TAKEN, BODIES, CLOSED, FULL, TOP, _NUMBERS = range(8)
 QUERIES = 1 << 11
 _ROW = _NUMBERS + QUERIES
 
@@ -24,6 +26,7 @@ class Board:
         self.members = members
         self._map = mmap.mmap(-1, 8 * (1 + members * _ROW))
         self._at = memoryview(self._map).cast("q")
+        self._noting = threading.Lock()  # of a process's own threads, over its own places
 
     @property
     def written(self) -> int:
@@ -58,27 +61,35 @@ class Board:
 
     def note(self, member: int, query_id: str) -> int | None:
         """Write down that a query runs; the place, to be given to `forget`, or None where there is no room."""
-        place = self._place(member, 0)
-        if place is None:
-            self.put(member, FULL, 1)
-        else:
-            self._at[1 + member * _ROW + _NUMBERS + place] = _hash(query_id)
-        return place
+        with self._noting:
+            place = self._place(member, 0, QUERIES)
+            if place is None:
+                self.put(member, FULL, 1)
+            else:
+                self._at[1 + member * _ROW + _NUMBERS + place] = _hash(query_id)
+                self.put(member, TOP, max(self.get(member, TOP), place + 1))
+            return place
 
     def forget(self, member: int, place: int) -> None:
         """The query there has ended."""
-        self._at[1 + member * _ROW + _NUMBERS + place] = 0
+        with self._noting:
+            first, top = 1 + member * _ROW + _NUMBERS, self.get(member, TOP)
+            self._at[first + place] = 0
+            while top and not self._at[first + top - 1]:
+                top -= 1
+            self.put(member, TOP, top)
 
     def who_runs(self, query_id: str, but: int) -> int | None:
         """The process, but for one, that runs a query of this id."""
         wanted = _hash(query_id)
         others = (member for member in range(self.members) if member != but)
-        return next((member for member in others if self._place(member, wanted) is not None), None)
+        used = ((member, top) for member in others if (top := self.get(member, TOP)))
+        return next((member for member, top in used if self._place(member, wanted, top) is not None), None)
 
-    def _place(self, member: int, wanted: int) -> int | None:
-        """Where a number stands among the hashes of a process."""
+    def _place(self, member: int, wanted: int, places: int) -> int | None:
+        """Where a number stands among the first hashes of a process."""
         start = 8 * (1 + member * _ROW + _NUMBERS)
-        end, value = start + 8 * QUERIES, wanted.to_bytes(8, sys.byteorder, signed=True)
+        end, value = start + 8 * places, wanted.to_bytes(8, sys.byteorder, signed=True)
         found = self._map.find(value, start, end)
         while found >= 0 and found % 8:
             found = self._map.find(value, found + 1, end)

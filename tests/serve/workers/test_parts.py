@@ -137,6 +137,16 @@ def test_a_query_id_is_known_to_all_until_it_ends() -> None:
     assert (a.runs("same"), b.runs("same"), b.runs("other")) == (False, True, False)
     a.ended("same")
     assert not b.runs("same")
+    for id in ("first", "second", "third"):
+        b.began(id)
+    b.ended("third")
+    b.ended("first")
+    assert a.runs("second")
+    b.began("fourth")  # in the place of the first
+    b.ended("second")
+    assert [a.runs(id) for id in ("first", "second", "third", "fourth")] == [False, False, False, True]
+    b.ended("fourth")
+    assert board.get(1, numbers.TOP) == 0  # nothing is looked through where nothing runs
     for n in range(QUERIES + 1):
         a.began(str(n))
     assert b.runs(str(QUERIES - 1))
