@@ -30,6 +30,7 @@ from clipql.serve.sessions import Kept, Sessions
 from clipql.serve.short_way import ShortWay
 from clipql.serve.spelling import with_identifiers
 from clipql.serve.told import Asked, Told
+from clipql.serve.totals import Apart
 from clipql.sql import settings as own_settings
 from clipql.sql.session import Answer, Session
 from clipql.syntax.reading import read
@@ -49,8 +50,9 @@ LEAVE_NOTHING = words("SELECT WITH SHOW DESCRIBE DESC EXISTS EXPLAIN INSERT KILL
 class Call:
     """One statement, taken apart. held: what its data take. alone: its user, where there is one of its own.
 
-    version: of the client, for answers in Native; 0 for one that names none. blocks: whether the answer is blocks of
-    Native, handed over one by one, the first of which has no rows and names the columns. describes: whether the answer
+    version: of the client, for answers in Native; 0 for one that names none. apart: where the answer is blocks of
+    Native, handed over one by one, the first of which has no rows and names the columns; there are those of totals and
+    extremes then. describes: whether the answer
     to an INSERT is the columns that it fills, and nothing is inserted.
     """
 
@@ -65,7 +67,7 @@ class Call:
     kept: Kept | None = None
     checked: Checked | None = None
     version: int = 0
-    blocks: bool = False
+    apart: Apart | None = None
     describes: bool = False
     binding: Mapping[str, Any] = field(default_factory=dict)
     submitted: bool = False
@@ -202,7 +204,7 @@ class Statements:
             if not alone:
                 with external.given(service, call.tables, session or service.database.session()):
                     return native_answers.run(
-                        service, checked, call.request, call.version, session, sink, apart=call.blocks
+                        service, checked, call.request, call.version, session, sink, apart=call.apart
                     )
         user = service.new_user()  # what is SET without a session holds for nothing else
         try:

@@ -40,6 +40,7 @@ from clipql.sql.safeguard import Safeguard, with_names
 from clipql.sql.short import is_short
 from clipql.sql.staging import load_plain
 from clipql.sql.stars import Stars
+from clipql.sql.totals import may_have_more
 from clipql.sql.words import telling_where
 from clipql.storage.catalog import Table
 from clipql.syntax.edits import edited
@@ -348,8 +349,9 @@ class Session:
             if rewritten.answer is not None:
                 return self._outputs.answered(rewritten.answer, format, began), rewritten.steps
             rewritten = dataclasses.replace(rewritten, tables={**rewritten.tables, **listing})
-            if sink is not None and chunks.joins(format) and not (rewritten.steps or rewritten.tables):
-                return self._outputs.stream(rewritten, format, sink), ()
+            plain = chunks.joins(format) and not (rewritten.steps or rewritten.tables)
+            if sink is not None and plain and not (chunks.tells_more(format) and may_have_more(text, self._registry)):
+                return self._outputs.stream(rewritten, format, sink, progress), ()
             return self._outputs.run(rewritten, text, params, format, progress)
 
     # SET

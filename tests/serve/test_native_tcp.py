@@ -157,6 +157,39 @@ def _quietly(asking: Client, sql: str, id: str) -> None:
         assert id == "leave"
 
 
+def test_what_is_read_is_told_while_a_query_runs(server: Running, native: Client) -> None:
+    with client(server.native) as asking:
+        told = asking.execute_with_progress("SELECT count() FROM numbers(1000000000000) WHERE cityHash64(number) = 1")
+        (first, whole), (second, _) = next(iter(told)), next(iter(told))
+        assert 0 < first < second < whole == 1_000_000_000_000
+    native.execute("SELECT sum(number) FROM numbers(100000)")
+    assert (native.last_query.progress.rows, native.last_query.progress.total_rows) == (100_000, 100_000)
+
+
+def test_totals_and_extremes_are_blocks_of_their_own(server: Running, native: Client) -> None:
+    values = (
+        "toString(number % 3) || unhex('ff0a') AS s, NULL AS n, [nan, 1.5] AS a, toDateTime(k, 'Asia/Tokyo') AS d, "
+        "sum(number) AS sum, any(toLowCardinality('x')) AS l, map(toFixedString('a', 2), toDecimal64(k, 3)) AS m"
+    )
+    grouped = f"SELECT number % 3 AS k, {values} FROM numbers(10) GROUP BY k, s WITH TOTALS ORDER BY k"
+    by_http = server.sql(f"{grouped} FORMAT JSON", extremes="1").json
+    both = native.execute(grouped, settings={"extremes": 1, "strings_as_bytes": True})
+    assert [row[5] for row in both] == [18, 12, 15, 45, 12, 18]
+    assert [row[0] for row in both] == [0, 1, 2, 0, 0, 2]
+    parts = [*by_http["data"], by_http["totals"], by_http["extremes"]["min"], by_http["extremes"]["max"]]
+    assert [each["sum"] for each in parts] == [row[5] for row in both]
+    rows, types = native.execute(grouped, with_column_types=True, settings={"strings_as_bytes": True})
+    assert types == [(each["name"], each["type"]) for each in by_http["meta"]]
+    assert (rows[2][1], rows[2][2], rows[2][3][1], rows[3][1]) == (b"2\xff\n", None, 1.5, b"")
+    assert str(rows[0][4]) == "1970-01-01 09:00:00+09:00"
+    assert native.execute("SELECT '' AS e FROM numbers(3) SETTINGS extremes = 1") == [("",)] * 5
+    none = "SELECT number FROM numbers(10) GROUP BY number WITH TOTALS HAVING number > 20"
+    assert native.execute(none) == [(0,)]
+    search = "SELECT url, L2Distance(image_embedding, {q:Array(Float32)}) AS d FROM laion ORDER BY d LIMIT 3"
+    found = native.execute(search.replace("{q:Array(Float32)}", str([0.25] * 16)), settings={"extremes": 1})
+    assert (len(found), found[3][1], found[4][1]) == (5, found[0][1], found[2][1])
+
+
 def test_who_knocks_at_the_wrong_port_is_told_the_right_one(server: Running) -> None:
     with client(server.port) as mistaken:
         code, said = refusal(lambda: mistaken.execute("SELECT 1"))

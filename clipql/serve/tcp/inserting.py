@@ -9,6 +9,7 @@ from clipql.errors import QueryError
 from clipql.serve import clickhouse_request as reading
 from clipql.serve import native_blocks as native
 from clipql.serve.pool import Pipe
+from clipql.serve.progress import Counts
 from clipql.serve.request_body import Bodies, Held
 from clipql.serve.statements import Call
 from clipql.serve.tcp import packets
@@ -96,7 +97,7 @@ async def insert(talk: Talk, client: Client, asking: packets.Asking, call: Call)
         if running is not None:
             running.cancel()
     _tell_events(talk)
-    talk.line.send(packets.progress(talk.revision, rows=0, size=0, written=rows, seconds=0.0))
+    talk.line.send(packets.progress(talk.revision, Counts(written=rows)))
     talk.line.send(bytes([packets.END_OF_STREAM]))
 
 

@@ -115,12 +115,12 @@ class Talk:
         request = Request(call.asked.sql, params, "Native", settings, client.database, write)
         self.statements.prepare(call, request, kept)
 
-    def send_block(self, block: bytes, *, packed: bool) -> None:
-        """Send a block of Native as a Data packet."""
+    def send_block(self, block: bytes, kind: int = packets.DATA_SENT, *, packed: bool) -> None:
+        """Send a block of Native as a Data packet, or as one of totals or extremes."""
         if packed:
             step = compression.BLOCK
             block = b"".join(compression.pack_block(block[at : at + step]) for at in range(0, len(block), step))
-        self.line.send(packets.data(block))
+        self.line.send(packets.data(block, kind))
 
     async def carried_out(
         self,
