@@ -56,6 +56,21 @@ def test_vectors_stay_with_their_rows_whichever_way_they_come(
         assert db.sql(f"SELECT {TOLD} FROM t ORDER BY id").arrow().to_pylist() == expected.to_pylist()
 
 
+@pytest.mark.parametrize("flat", [0, 1])
+def test_nested_columns_are_taken_as_their_table_has_them(db: clipql.Database, flat: int) -> None:
+    nested = "[(1, 'x'), (2, 'y')]::Nested(a UInt8, b String) AS n"
+    given = nested if not flat else "[1, 2]::Array(UInt8) AS `n.a`, ['x', 'y'] AS `n.b`"
+    for vector, value in ((", v Array(Float32)", ", [0.5]::Array(Float32) AS v"), ("", "")):
+        db.sql(f"SET flatten_nested = {flat}")
+        data = [native(db, f"SELECT 1::UInt64 AS id, {given}{value}")]
+        columns = f"id UInt64, n Nested(a UInt8, b String), c UInt8 DEFAULT 7{vector}"
+        listed = f"(id, {'`n.a`, `n.b`' if flat else 'n'}{', v' if vector else ''})"
+        assert load(db, columns, data, listed) == 1
+        shown = "arrayZip(n.a, n.b)" if flat else "n"
+        assert db.sql(f"SELECT toString({shown}), c FROM t").rows == [("[(1,'x'),(2,'y')]", 7)], vector
+    db.sql("SET flatten_nested = DEFAULT")
+
+
 def test_rows_that_come_back_in_another_order_keep_their_vectors() -> None:
     blocks = [np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(8, 12, dtype=np.float32).reshape(2, 2)]
     given = native_vectors.Matrices(blocks, [0, 4, 6])
