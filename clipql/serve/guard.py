@@ -320,7 +320,7 @@ class Guard:
         name = node.name
         place = node.parent.kind if node.parent else ""
         if place == "TableExpression":
-            if name.lower() not in allowed.TABLE_FUNCTIONS:
+            if name.lower() not in allowed.TABLE_FUNCTIONS and not (name == "input" and _is_inserted(node)):
                 raise denied(f"the table function {name[:60]} is not run for the network")
         elif place == "Storage":
             if name.lower() not in allowed.ENGINES and not allowed.function(name):
@@ -374,6 +374,14 @@ def _is_defined(node: syntax_tree.Node) -> bool:
     """Whether it is part of a projection or a constraint, which rows are held to later, whoever asks then."""
     around: syntax_tree.Node | None = node
     while around is not None and around.kind not in ("Projection", "Constraint"):
+        around = around.parent
+    return around is not None
+
+
+def _is_inserted(node: syntax_tree.Node) -> bool:
+    """Whether it is part of an INSERT."""
+    around: syntax_tree.Node | None = node
+    while around is not None and around.kind != "InsertQuery":
         around = around.parent
     return around is not None
 

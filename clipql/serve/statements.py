@@ -33,6 +33,7 @@ from clipql.serve.told import Asked, Told
 from clipql.serve.totals import Apart
 from clipql.sql import settings as own_settings
 from clipql.sql.session import Answer, Session
+from clipql.syntax.inputs import input_of
 from clipql.syntax.reading import read
 from clipql.syntax.statements import Insert
 
@@ -200,7 +201,7 @@ class Statements:
             if call.asked.data is not None and checked.writes:
                 own = session or service.database.session()
                 data = [call.asked.data] if isinstance(call.asked.data, bytes) else call.asked.data
-                return own.load(checked.sql, call.asked.format, data)
+                return own.load(checked.sql, call.asked.format, data, call.binding)
             if not alone:
                 with external.given(service, call.tables, session or service.database.session()):
                     return native_answers.run(
@@ -229,11 +230,17 @@ class Statements:
                 self._wordy.release()
 
     def _described(self, checked: Checked, call: Call, session: Session | None) -> Answer:
-        """The columns of the table of an INSERT, as DESCRIBE has them. Raises QueryError where it would not be run."""
+        """The columns of the table of an INSERT, or of its input(), as DESCRIBE has them.
+
+        Raises QueryError where it would not be run.
+        """
         statement = read(checked.sql).kind
         if not isinstance(statement, Insert):
             raise QueryError("expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")
         table = ".".join(quote_name(n) for n in (statement.table.database, statement.table.name) if n)
+        fed = input_of(checked.sql)
+        if fed is not None and fed.structure.strip():
+            table = f"null({fed.structure})"
         described = self.service.guard.check(f"DESCRIBE TABLE {table}", write=False)
         return self.service.run_checked(described, replace(call.request, format="ArrowStream"), session)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import struct
 import threading
@@ -99,6 +100,23 @@ def test_vectors_are_inserted_in_blocks_and_found(server: Running, native: Clien
     assert refusal(lambda: native.execute("INSERT INTO tcp_rows (id, w) VALUES", [(1, [0.0])]))[0] == 16
     assert native.execute("SELECT count() FROM tcp_rows") == before == [(51,)]
     native.execute("DROP TABLE tcp_rows")
+
+
+def test_input_takes_what_comes_by_both_protocols(server: Running, native: Client) -> None:
+    server.sql("CREATE TABLE fed (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    fed = "INSERT INTO fed SELECT i + 1, arrayMap(x -> x / 2, w) FROM input('i UInt8, w Array(Float64)') FORMAT"
+    assert native.execute(f"{fed} Native", [(1, [1.0, 2.0]), (2, [3.0, 4.0])]) == 2
+    assert native.execute("INSERT INTO fed SELECT * FROM input() FORMAT Values", [(4, [1.5, 2.5])]) == 1
+    reply = server.ask("/", b"4\t[5,6]\n5\t[7,8]\n", query=f"{fed} TSV")
+    assert (reply.status, json.loads(reply.headers["x-clickhouse-summary"])["written_rows"]) == (200, "2")
+    assert server.sql(f'{fed} CSV\n6,"[9,10]"').status == 200
+    rows = native.execute("SELECT id, v FROM fed ORDER BY id")
+    assert rows == [(i, [float(i) - 1.5, i - 1.0]) if i != 4 else (4, [1.5, 2.5]) for i in (2, 3, 4)] + [
+        (5, [2.5, 3.0]), (6, [3.5, 4.0]), (7, [4.5, 5.0])
+    ]  # fmt: skip
+    assert "holds 2 numbers" in refusal(lambda: native.execute(f"{fed} Native", [(1, [1.0])]))[1]
+    assert "input" in server.sql("SELECT * FROM input('a UInt8')").text
+    assert native.execute("SELECT count() FROM fed") == [(6,)]
 
 
 def test_a_connection_is_a_session(server: Running, native: Client) -> None:

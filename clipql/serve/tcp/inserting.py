@@ -17,6 +17,7 @@ from clipql.serve.tcp.blocks import Block
 from clipql.serve.tcp.talk import Client, Lost, Talk
 from clipql.serve.tcp.wire import broken
 from clipql.sql.native_types import check_type
+from clipql.syntax.inputs import input_of
 from clipql.syntax.reading import read
 from clipql.syntax.statements import Insert
 
@@ -48,6 +49,9 @@ class Portion:
 
 def body_of(sql: str) -> int:
     """The place in an INSERT where VALUES or FORMAT begins."""
+    fed = input_of(sql)
+    if fed is not None:
+        return fed.clause
     statement = read(sql).kind
     return statement.body if isinstance(statement, Insert) else len(sql)
 
@@ -133,10 +137,14 @@ async def _sample(talk: Talk, client: Client, asking: packets.Asking, call: Call
     if answer is None:
         raise QueryError("the INSERT was cancelled", code=394, name="QUERY_WAS_CANCELLED")
     described = answer.output.arrow().to_pylist()
-    columns = filled(call.asked.sql, described)
+    fed = input_of(call.asked.sql)
+    if fed is not None and fed.structure.strip():
+        columns = [(each["name"], each["type"]) for each in described]
+    else:
+        columns = filled(call.asked.sql, described)
     for _, type in columns:
         check_type(type)  # before the client sends what could not be read
-    if any(each["default_type"] for each in described):
+    if fed is None and any(each["default_type"] for each in described):
         talk.line.send(packets.columns(described))
     talk.send_block(native.Blocks(talk.revision, dict).header(columns), packed=asking.packed)
     await talk.line.drained()
