@@ -96,9 +96,9 @@ class Meter:
             self._tell(counts)
 
     def counted(self, answer: Answer) -> Answer:
-        """An answer with what was read for it."""
+        """An answer with what ClickHouse says that it has read for it."""
         output, now = answer.output, self.now
-        rows, size = max(output.rows_read, now.rows), max(output.bytes_read, now.size)
+        rows, size = now.rows or output.rows_read, now.size or output.bytes_read
         return replace(answer, output=replace(output, rows_read=rows, bytes_read=size))
 
     def close(self) -> None:

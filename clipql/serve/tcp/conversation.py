@@ -213,11 +213,13 @@ class Conversation:
                 meter.now.written_size if call.writes else 0,
                 0.0 if call.writes else answer.elapsed,  # as ClickHouse has it
             )
-            sent.tell(read.at_least(sent.told))
+            told = read.at_least(sent.told)
+            sent.tell(told)
             if sent.blocks:
                 self.line.send(
                     packets.profile(self.talk.revision, rows=output.rows, blocks=sent.blocks - 1, size=sent.size)
                 )
+            sent.tell(told)  # nothing more, as ClickHouse ends
             if call.checked is not None and call.checked.word == "USE":
                 client.database = None
         self.line.send(bytes([packets.END_OF_STREAM]))
