@@ -22,6 +22,7 @@ from bench import (
     index,
     ingest,
     kernel,
+    native,
     page_speed,
     proven,
     report,
@@ -55,6 +56,7 @@ LONG: dict[str, Callable[[int], Comparison]] = {
     "encode-pictures": encode_speed.pictures,
     "encode-sql": encode_sql.compare,
     "serve": serve_load.compare,
+    "native": native.compare,
     "page": page_speed.compare,
     "cluster": cluster.compare,
 }
