@@ -60,5 +60,5 @@ def test_ibis_reads_writes_and_searches(server: Running) -> None:
     with_it.create_table("ibises", schema=ibis.schema({"id": "!int64", "v": "!array<!float32>"}))
     with_it.insert("ibises", given)
     assert with_it.table("ibises").order_by("id").execute()["v"].tolist() == given["v"].tolist()
-    with_it.drop_table("ibises")
+    with_it.con.command("DROP TABLE ibises")  # drop_table needs an older sqlglot than ibis 12 asks for
     assert "ibises" not in with_it.list_tables()
