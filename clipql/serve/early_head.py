@@ -13,6 +13,8 @@ from typing import Any
 from starlette.requests import Request
 
 _EXTENSION = "clipql.head"
+# a header of requests whose reply shall have its head at once, as another process reads it whole
+HEAD_AT_ONCE = "x-clipql-head-at-once"
 
 
 class EarlyHead:
@@ -55,5 +57,7 @@ def begun(cycle: Any) -> bool:
 def sender(request: Request) -> Callable[[str, str], None] | None:
     """What sends a line of the head of a request's reply, of printable ASCII, unless the head has been sent; None where
     the connection cannot."""
+    if HEAD_AT_ONCE in request.headers:
+        return None
     found: Callable[[str, str], None] | None = request.scope.get("extensions", {}).get(_EXTENSION)
     return found

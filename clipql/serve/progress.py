@@ -6,6 +6,7 @@ What must stay true: numbers never fall; the thread waits for nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -89,7 +90,8 @@ class Meter:
         )
         if now - self._last >= self._seconds and not self._closed:
             self._last = now
-            self._loop.call_soon_threadsafe(self._told, self.now)
+            with contextlib.suppress(RuntimeError):  # the server has ended
+                self._loop.call_soon_threadsafe(self._told, self.now)
 
     def _told(self, counts: Counts) -> None:
         if not self._closed:

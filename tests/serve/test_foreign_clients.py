@@ -40,6 +40,7 @@ def test_sqlalchemy_reflects_reads_and_writes(server: Running) -> None:
         connection.execute(sa.text("DROP TABLE alchemy"))
 
 
+@pytest.mark.filterwarnings("ignore")  # of pandas, about what ibis asks of it
 def test_ibis_reads_writes_and_searches(server: Running) -> None:
     ibis: Any = pytest.importorskip("ibis")
     pd = pytest.importorskip("pandas")

@@ -28,6 +28,8 @@ from clipql.syntax.reading import read
 
 T = TypeVar("T")
 _NAME = 1 << 12
+# seconds after which a query that was cancelled is stopped, as ClickHouse looks no sooner
+LOOKS = 0.1
 
 
 class Lost(Exception):
@@ -135,18 +137,22 @@ class Talk:
         """
         self.line.expects("nothing")
         watch = asyncio.ensure_future(self._cancels())
+        watched = {watch}
         try:
             while True:
                 piece = asyncio.ensure_future(pipe.get(future))
-                await asyncio.wait({piece, watch}, return_when=asyncio.FIRST_COMPLETED)
-                if watch.done():
-                    piece.cancel()
-                    self.statements.stop(call, pipe)
-                    watch.result()
-                    await asyncio.wait({future})
-                    future.exception()
-                    return None
-                found = piece.result()
+                await asyncio.wait({piece, *watched}, return_when=asyncio.FIRST_COMPLETED)
+                if watched and watch.done():
+                    may_end = take is not None and watch.exception() is None
+                    if not (may_end and (await asyncio.wait({future}, timeout=LOOKS))[0]):
+                        piece.cancel()
+                        self.statements.stop(call, pipe)
+                        watch.result()
+                        await asyncio.wait({future})
+                        future.exception()
+                        return None
+                    watched = set()  # what has ended by then is told as a whole
+                found = await piece
                 if found is None:
                     return future.result()
                 if take is not None:
