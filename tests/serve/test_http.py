@@ -264,7 +264,7 @@ def test_a_query_is_killed_and_its_client_told(server: Running) -> None:
 
 
 def test_progress_comes_while_a_query_runs_and_an_error_after_it_is_told(server: Running) -> None:
-    asks = "/?query_id=seen&send_progress_in_http_headers=1"
+    asks = "/?query_id=seen&send_progress_in_http_headers=1&http_headers_progress_interval_ms=300"
     with socket.create_connection(("127.0.0.1", server.port), LAST_NET_SECONDS) as line, line.makefile("rb") as come:
         line.sendall(f"POST {asks} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(FOREVER)}\r\n\r\n".encode())
         line.sendall(FOREVER.encode())
