@@ -23,6 +23,7 @@ from bench import (
     ingest,
     ingest_parquet,
     kernel,
+    native,
     page_speed,
     proven,
     readers,
@@ -64,6 +65,7 @@ LONG: dict[str, Callable[[int], Comparison]] = {
     "serve": serve_load.compare,
     "workers": serve_workers.compare,
     "serve-peers": serve_peers.compare,
+    "native": native.compare,
     "page": page_speed.compare,
     "cluster": cluster.compare,
 }

@@ -1,7 +1,8 @@
 """Results that chDB gives in pieces, each a whole document of its format, joined into one document.
 
 What must stay true: the pieces joined are the bytes that ClickHouse would have written at once, or for Arrow a stream
-with the same batches. Formats with totals, counts or tables drawn to a width are not here: they cannot be joined.
+with the same batches. Formats with counts or tables drawn to a width are not here: they cannot be joined. Nor can an
+answer with totals in a format that writes them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ _ARROW = "ArrowStream"
 def joins(format: str) -> bool:
     """Whether pieces in this format can be joined."""
     return format in _PLAIN or format in _LINES or format in _BINARY or format == _ARROW
+
+
+def tells_more(format: str) -> bool:
+    """Whether ClickHouse writes totals and extremes behind the rows in a format whose pieces can be joined."""
+    return format.startswith(("TabSeparated", "TSV", "CSV", "LineAsString")) or format == "Raw"
 
 
 def joiner(format: str) -> Joiner:

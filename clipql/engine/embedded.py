@@ -205,6 +205,7 @@ class Engine:
     ) -> Output:
         """Run one statement and return its whole result in a ClickHouse format.
 
+        progress: told what ClickHouse has read so far, as `read_rows` and the like, while it runs and at the end;
         params: values of `{name:Type}`; tables: Arrow tables that the statement reads as `Python(name)`; user: with
         what the user SET, and in the database that the user USEs.
         Raises QueryError (or a subclass) with ClickHouse's code.
@@ -212,19 +213,15 @@ class Engine:
         texts = parameter_texts(sql, params)
         with self._borrow(user) as connection:
             run = with_tables(connection.raw, tables) if tables else connection.raw.query
-            if progress is not None:
-                connection.raw.set_progress_callback(progress)
             try:
-                raw = self._interruptible(lambda: run(sql, format, params=texts), connection.tag)
+                with _told(connection.raw, progress):
+                    raw = self._interruptible(lambda: run(sql, format, params=texts), connection.tag)
                 self.check_tag(connection.tag)  # what a killed query gives may be a part, and no error
                 return Output(
                     raw.bytes(), raw.elapsed(), raw.rows_read(), raw.storage_rows_read(), raw.storage_bytes_read()
                 )
             except CHDB_ERRORS as error:
                 raise translate(error) from error
-            finally:
-                if progress is not None:
-                    connection.raw.set_progress_callback(None)
 
     def arrow(self, sql: str, *, params: Mapping[str, Any] | None = None, user: bool = False) -> pa.Table:
         """The result of a query as an Arrow table."""
@@ -286,20 +283,21 @@ class Engine:
         format: str,
         *,
         params: Mapping[str, Any] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        count: Callable[[int, int], None] | None = None,
+        progress: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> Iterator[bytes]:
         """The result of a user's query, piece by piece, in a format that `chunks.joins` knows.
 
-        progress: told rows and bytes read so far, before each piece.
+        count: told of the rows and bytes of each piece, before it. progress: of what ClickHouse has read, as `query`.
         """
         joined = chunks.joiner(format)
         texts = parameter_texts(sql, params)
-        with self._borrow(True) as connection:
+        with self._borrow(True) as connection, _told(connection.raw, progress):
             send = partial(connection.raw.send_query, sql, format, params=texts)
             with contextlib.closing(self._chunks(connection, send)) as pieces:
                 for piece in pieces:
-                    if progress is not None:
-                        progress(piece.rows_read(), piece.size())
+                    if count is not None:
+                        count(piece.rows_read(), piece.size())
                     yield joined.add(piece.bytes())
         if joined.empty and joined.has_header:
             yield self.query(sql, format, params=params, user=True).data
@@ -377,3 +375,16 @@ def _leave_to_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+@contextlib.contextmanager
+def _told(raw: Any, progress: Callable[[Mapping[str, Any]], None] | None) -> Iterator[None]:
+    """Have chDB tell of what it reads, about ten times a second and at the end."""
+    if progress is None:
+        yield
+        return
+    raw.set_progress_callback(progress)
+    try:
+        yield
+    finally:
+        raw.set_progress_callback(None)

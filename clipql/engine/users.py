@@ -26,7 +26,8 @@ SESSION = (
 JUDGED = (
     ", allow_suspicious_low_cardinality_types = 1, allow_suspicious_fixed_string_types = 1, "
     "allow_suspicious_codecs = 1, allow_suspicious_indices = 1, allow_suspicious_primary_key = 1, "
-    "allow_suspicious_ttl_expressions = 1, allow_suspicious_variant_types = 1, allow_experimental_object_type = 1"
+    "allow_suspicious_ttl_expressions = 1, allow_suspicious_variant_types = 1, allow_experimental_object_type = 1, "
+    "flatten_nested = 0"
 )
 
 

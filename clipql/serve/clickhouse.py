@@ -18,12 +18,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from clipql.errors import ClipqlError, QueryError
-from clipql.serve import access_control, compression, external, replies
+from clipql.serve import access_control, compression, early_head, external, replies
 from clipql.serve import clickhouse_request as reading
 from clipql.serve.allowed import words
 from clipql.serve.errors import error_code, error_status, error_text
 from clipql.serve.native_blocks import version as native_version
 from clipql.serve.pool import Busy, Pipe, gone
+from clipql.serve.progress import Meter, interval
 from clipql.serve.request_body import Held, content_length
 from clipql.serve.service import Request, Service
 from clipql.serve.spelling import check_size
@@ -190,6 +191,7 @@ class ClickHouse:
             compress = replies.encoding(request, call.params)
             return await self._answered(answer, answer.output.data, self._headers(call), compress, call)
         pipe = Pipe(service.options.limits.stall)
+        meter = _metered(request, call)
         future = self._statements.submit(call, pipe)
         watch = asyncio.ensure_future(gone(request))
         held: list[bytes] = []
@@ -207,13 +209,18 @@ class ClickHouse:
         finally:
             watch.cancel()
             counted.release()
+            if meter is not None:
+                meter.close()
         headers = {**self._headers(call), **self._capped(call)}
         compress = replies.encoding(request, call.params)
         if ended:
             answer = future.result()  # raises what went wrong, unless rows went before it
+            answer = meter.counted(answer) if meter else answer
             data = b"".join([*held, answer.output.data])
             return await self._answered(answer, data, headers, compress, call)
         headers |= {"X-ClickHouse-Exception-Tag": (tag := secrets.token_hex(8)), **replies.counted(None, call.params)}
+        if meter is not None:
+            headers["X-ClickHouse-Progress"] = meter.now.json()
         asked = own_settings.take_format(call.asked.sql)[1] or call.request.format
         headers |= replies.typed(asked)
         stream = self._stream(call, pipe, future, held, tag)
@@ -280,6 +287,19 @@ class ClickHouse:
             raise
         finally:
             self._statements.finished("clickhouse", call, 200)
+
+
+def _metered(request: HttpRequest, call: Call) -> Meter | None:
+    """What tells the client of what its statement reads until the head of the reply is sent, where it asks for that."""
+    send = early_head.sender(request)
+    if send is None or not replies.wants_progress(call.params):
+        return None
+    meter = Meter(
+        lambda counts: send("X-ClickHouse-Progress", counts.json()),
+        interval(call.params.get("http_headers_progress_interval_ms", "")),
+    )
+    call.request.progress = meter
+    return meter
 
 
 def _parameters(request: HttpRequest) -> dict[str, str]:

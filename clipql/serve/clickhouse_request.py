@@ -11,6 +11,7 @@ from clipql.engine.quoting import EscapedText
 from clipql.errors import QueryError
 from clipql.serve.inline_values import MOST_BYTES, as_select
 from clipql.syntax import statements
+from clipql.syntax.inputs import input_of
 from clipql.syntax.reading import read
 
 # a statement is looked for in so many bytes; what is longer is data
@@ -39,19 +40,28 @@ def take_apart(query: str, body: bytes) -> Asked:
     whole, head = whole[begin:], head[begin:]
     inserts = re.match(r"(?:\s|--|#|/)*INSERT\b", head, re.I)
     statement, tokens = (read(head).kind, read(head).words) if inserts else (None, ())
+    fed = input_of(head) if inserts else None
+    if fed is not None:
+        data = _data(whole, fed.data, fed.format)
+        return Asked(_utf8(whole[: fed.data]), data, fed.format)
     if not isinstance(statement, statements.Insert) or statement.source not in ("VALUES", "FORMAT"):
         return Asked(_utf8(whole))
     after = next(i for i, t in enumerate(tokens) if t.start >= statement.body)
     end = tokens[after].end if statement.source == "VALUES" else tokens[min(after + 1, len(tokens) - 1)].end
     format = "Values" if statement.source == "VALUES" else head[tokens[after + 1].start : end]
-    blank = re.compile(rb"[ \t\r\f]*\n?").match(whole, end)
-    data = whole[blank.end() if blank else end :]
+    data = _data(whole, end, format)
     if format == "Values":
-        data = data.rstrip(b"; \t\r\n")
         rows = as_select(_utf8(data)) if len(data) <= MOST_BYTES else None
         if rows is not None:
             return Asked(f"{_utf8(whole[: statement.body])} {rows}")
     return Asked(_utf8(whole[:end]), data, format)
+
+
+def _data(whole: bytes, end: int, format: str) -> bytes:
+    """What stands behind the format's name, or VALUES, which end at this place."""
+    blank = re.compile(rb"[ \t\r\f]*\n?").match(whole, end)
+    data = whole[blank.end() if blank else end :]
+    return data.rstrip(b"; \t\r\n") if format == "Values" else data
 
 
 def _insert_after_with(head: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from clipql.serve import early_head
 from clipql.serve.limits import Limits
 
 LOG = logging.getLogger("clipql.serve")
@@ -122,6 +123,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._at_work = cycle
+        early_head.offer(cycle)
         super()._start_asgi_task(cycle, app)
 
     def _leave(self) -> None:
@@ -142,7 +144,8 @@ class Connection(HttpToolsProtocol):
             return
         self.refused = status
         running = self.cycle is not None and not self.cycle.response_complete
-        if not (running and self.cycle.response_started) and not (status == 408 and self._is_idle()):
+        begun = running and (self.cycle.response_started or early_head.begun(self.cycle))
+        if not begun and not (status == 408 and self._is_idle()):
             said = _SAID[status].encode()
             head = b"content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
             self.transport.write(STATUS_LINE[status] + head % len(said) + said)

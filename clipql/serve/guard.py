@@ -23,7 +23,7 @@ from clipql.encode.service import IMAGE, TEXT, Encoders
 from clipql.engine import formatting
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import QueryError
-from clipql.serve import allowed, error_position, syntax_tree, visible
+from clipql.serve import allowed, error_position, structures, syntax_tree, visible
 from clipql.serve.allowed import words
 from clipql.serve.allowed_settings import Settings
 from clipql.serve.canonical import Canonical, held_out, whole
@@ -320,8 +320,10 @@ class Guard:
         name = node.name
         place = node.parent.kind if node.parent else ""
         if place == "TableExpression":
-            if name.lower() not in allowed.TABLE_FUNCTIONS:
+            if name.lower() not in allowed.TABLE_FUNCTIONS and not (name == "input" and _is_inserted(node)):
                 raise denied(f"the table function {name[:60]} is not run for the network")
+            if name.lower() in structures.TAKE:
+                structures.check(node)
         elif place == "Storage":
             if name.lower() not in allowed.ENGINES and not allowed.function(name):
                 raise denied(f"the engine {name[:60]} is not made for the network")
@@ -374,6 +376,14 @@ def _is_defined(node: syntax_tree.Node) -> bool:
     """Whether it is part of a projection or a constraint, which rows are held to later, whoever asks then."""
     around: syntax_tree.Node | None = node
     while around is not None and around.kind not in ("Projection", "Constraint"):
+        around = around.parent
+    return around is not None
+
+
+def _is_inserted(node: syntax_tree.Node) -> bool:
+    """Whether it is part of an INSERT."""
+    around: syntax_tree.Node | None = node
+    while around is not None and around.kind != "InsertQuery":
         around = around.parent
     return around is not None
 

@@ -47,12 +47,17 @@ def indexes(answer: Answer) -> dict[str, str]:
 
 
 def counted(answer: Answer | None, params: Mapping[str, str]) -> dict[str, str]:
-    """X-ClickHouse-Summary; and X-ClickHouse-Progress where it is asked for, once, as headers are sent when the result
-    begins. answer: None where more is to come."""
+    """X-ClickHouse-Summary; and the last X-ClickHouse-Progress where it is asked for. answer: None where more is to
+    come."""
     found = {"X-ClickHouse-Summary": summary(answer)}
-    if params.get("send_progress_in_http_headers") in ("1", "true"):
+    if wants_progress(params):
         found["X-ClickHouse-Progress"] = found["X-ClickHouse-Summary"]
     return found
+
+
+def wants_progress(params: Mapping[str, str]) -> bool:
+    """Whether a client asks for X-ClickHouse-Progress."""
+    return params.get("send_progress_in_http_headers") in ("1", "true")
 
 
 def held_back(params: Mapping[str, str], least: int) -> float:

@@ -27,7 +27,7 @@ from clipql.serve.limits import Options
 from clipql.serve.pool import Pool
 from clipql.serve.prometheus import Metrics
 from clipql.serve.request_body import Bodies
-from clipql.sql.outputs import Sink
+from clipql.sql.outputs import Progress, Sink
 from clipql.sql.session import Answer, Session
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import INTERNAL
@@ -37,7 +37,8 @@ LOG = logging.getLogger("clipql.serve")
 
 @dataclass
 class Request:
-    """One statement from the network. settings: as given beside it, ClickHouse's and clipql's own."""
+    """One statement from the network. settings: as given beside it, ClickHouse's and clipql's own. progress: told what
+    it has read, in the thread that works on it."""
 
     sql: str
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Request:
     settings: Mapping[str, str] = field(default_factory=dict)
     database: str | None = None
     write: bool = False
+    progress: Progress | None = None
 
 
 class Service:
@@ -118,7 +120,7 @@ class Service:
         changes = checked.word in ("ALTER", "DELETE", "UPDATE")
         rows = self.options.limits.rows
         with own.within_limits(checked.sql, request.params, rows) if changes else nullcontext(checked.sql) as sql:
-            answer = own.execute(sql, request.params, format=request.format, sink=sink)
+            answer = own.execute(sql, request.params, format=request.format, sink=sink, progress=request.progress)
         if session is not None and checked.sets:
             session.params, session.settings = own.params, own.settings
         self.metrics.searched(answer)

@@ -30,8 +30,10 @@ from clipql.serve.sessions import Kept, Sessions
 from clipql.serve.short_way import ShortWay
 from clipql.serve.spelling import with_identifiers
 from clipql.serve.told import Asked, Told
+from clipql.serve.totals import Apart
 from clipql.sql import settings as own_settings
 from clipql.sql.session import Answer, Session
+from clipql.syntax.inputs import input_of
 from clipql.syntax.reading import read
 from clipql.syntax.statements import Insert
 
@@ -49,8 +51,9 @@ LEAVE_NOTHING = words("SELECT WITH SHOW DESCRIBE DESC EXISTS EXPLAIN INSERT KILL
 class Call:
     """One statement, taken apart. held: what its data take. alone: its user, where there is one of its own.
 
-    version: of the client, for answers in Native; 0 for one that names none. blocks: whether the answer is blocks of
-    Native, handed over one by one, the first of which has no rows and names the columns. describes: whether the answer
+    version: of the client, for answers in Native; 0 for one that names none. apart: where the answer is blocks of
+    Native, handed over one by one, the first of which has no rows and names the columns; there are those of totals and
+    extremes then. describes: whether the answer
     to an INSERT is the columns that it fills, and nothing is inserted.
     """
 
@@ -65,7 +68,7 @@ class Call:
     kept: Kept | None = None
     checked: Checked | None = None
     version: int = 0
-    blocks: bool = False
+    apart: Apart | None = None
     describes: bool = False
     binding: Mapping[str, Any] = field(default_factory=dict)
     submitted: bool = False
@@ -198,11 +201,11 @@ class Statements:
             if call.asked.data is not None and checked.writes:
                 own = session or service.database.session()
                 data = [call.asked.data] if isinstance(call.asked.data, bytes) else call.asked.data
-                return own.load(checked.sql, call.asked.format, data)
+                return own.load(checked.sql, call.asked.format, data, call.binding)
             if not alone:
                 with external.given(service, call.tables, session or service.database.session()):
                     return native_answers.run(
-                        service, checked, call.request, call.version, session, sink, apart=call.blocks
+                        service, checked, call.request, call.version, session, sink, apart=call.apart
                     )
         user = service.new_user()  # what is SET without a session holds for nothing else
         try:
@@ -227,11 +230,17 @@ class Statements:
                 self._wordy.release()
 
     def _described(self, checked: Checked, call: Call, session: Session | None) -> Answer:
-        """The columns of the table of an INSERT, as DESCRIBE has them. Raises QueryError where it would not be run."""
+        """The columns of the table of an INSERT, or of its input(), as DESCRIBE has them.
+
+        Raises QueryError where it would not be run.
+        """
         statement = read(checked.sql).kind
         if not isinstance(statement, Insert):
             raise QueryError("expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")
         table = ".".join(quote_name(n) for n in (statement.table.database, statement.table.name) if n)
+        fed = input_of(checked.sql)
+        if fed is not None and fed.structure.strip():
+            table = f"null({fed.structure})"
         described = self.service.guard.check(f"DESCRIBE TABLE {table}", write=False)
         return self.service.run_checked(described, replace(call.request, format="ArrowStream"), session)
 

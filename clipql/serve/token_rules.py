@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from clipql.errors import QueryError
-from clipql.serve import allowed
+from clipql.serve import allowed, structures
 from clipql.serve.allowed import words
 from clipql.serve.foreign import Foreign
 from clipql.serve.spelling import check_name, check_table_name, denied
@@ -69,9 +69,13 @@ class TokenRules:
             each = self.left_out[lowered]
             raise denied(f"{each} is not for the network: {each.why}")
         following = tokens[at + 1].text if at + 1 < len(tokens) else ""
-        if following == "(" and lowered in self._refused:
-            raise denied(f"{name[:60]}() is not called for the network")
         before = tokens[at - 1] if at else None
+        # the data of an INSERT, which come with it
+        fed = name == "input" and tokens[0].upper == "INSERT" and before is not None and before.upper == "FROM"
+        if following == "(" and lowered in structures.TAKE:
+            structures.check_parameter(tokens, at)
+        if following == "(" and lowered in self._refused and not fed:
+            raise denied(f"{name[:60]}() is not called for the network")
         if lowered == "system" and following == "." and at + 2 < len(tokens) and (before is None or before.text != "."):
             check_table(f"system.{tokens[at + 2].name or ''}")
             # a copy of the columns has an engine of its own

@@ -235,8 +235,18 @@ class Introspection:
     def _view(self, name: str) -> str:
         if name not in self._views:
             where = f"database = 'information_schema' AND name = {quote_string(name)}"
-            found = self._engine.arrow(f"SELECT as_select FROM system.tables WHERE {where}")
-            self._views[name] = str(found.column(0)[0].as_py())
+            text = str(self._engine.scalar(f"SELECT as_select FROM system.tables WHERE {where}"))
+            told, made = (
+                self._engine.arrow(f"DESCRIBE TABLE {source}").select(["name", "type"]).to_pylist()
+                for source in (f"information_schema.{name}", f"({text})")
+            )
+            # a view gives its columns the types that it names
+            cast = ", ".join(
+                f"CAST({quote_name(a['name'])}, {quote_string(a['type'])}) AS {quote_name(a['name'])}"
+                for a, b in zip(told, made, strict=True)
+                if a["type"] != b["type"]
+            )
+            self._views[name] = f"SELECT * REPLACE ({cast}) FROM ({text})" if cast else text
         return self._views[name]
 
 

@@ -42,14 +42,16 @@ class Outputs:
         sql = as_select(answer.table, answer.types, "clipql_answer")
         return self._engine.query(sql, format, tables={"clipql_answer": answer.table}, user=True)
 
-    def stream(self, planned: Rewritten, format: str, sink: Sink) -> Output:
+    def stream(self, planned: Rewritten, format: str, sink: Sink, progress: Progress | None) -> Output:
         began, rows, size = time.perf_counter(), 0, 0
 
-        def progress(more_rows: int, more_bytes: int) -> None:
+        def count(more_rows: int, more_bytes: int) -> None:
             nonlocal rows, size
             rows, size = rows + more_rows, size + more_bytes
 
-        for piece in self._engine.stream_bytes(planned.sql, format, params=planned.params, progress=progress):
+        for piece in self._engine.stream_bytes(
+            planned.sql, format, params=planned.params, count=count, progress=progress
+        ):
             if piece:
                 sink(piece)
         return Output(elapsed=time.perf_counter() - began, rows=rows, rows_read=rows, bytes_read=size)

@@ -27,6 +27,7 @@ from clipql.sql import explain, settings
 from clipql.sql.bounded_changes import within_limits
 from clipql.sql.definitions import Definitions
 from clipql.sql.harmless import settings_allow
+from clipql.sql.input_rows import Written, check_has_data, staged_input, with_inline_data
 from clipql.sql.insert import insert, load
 from clipql.sql.introspection import Introspection
 from clipql.sql.outputs import Outputs, Progress, Sink
@@ -38,10 +39,12 @@ from clipql.sql.short import is_short
 from clipql.sql.staging import load_plain
 from clipql.sql.stars import Stars
 from clipql.sql.temporary import note_temporary
+from clipql.sql.totals import may_have_more
 from clipql.sql.views import check_view
 from clipql.sql.words import telling_where
 from clipql.sql.work import Step
 from clipql.storage.catalog import Table
+from clipql.syntax.inputs import input_of
 from clipql.syntax.reading import read, select_of
 from clipql.syntax.spelling import respelled
 from clipql.syntax.statements import CreateTable, Explain, Insert, OnDatabase, OnTable, Other, Select, Set
@@ -107,6 +110,10 @@ class Session:
         sink: is given the result in pieces where it need not be held as a whole; the answer then has no data.
         routes: lists of ivf indexes, ranked elsewhere for the query vectors of a SELECT.
         """
+        fed = input_of(sql)
+        if fed is not None:
+            head, data = with_inline_data(sql, fed)
+            return self.load(head, fed.format, [data], params)
         given = {**self.params, **with_numbers(sql, params or {})}
         asked = None if routes else self._planner.repeats.asked(sql, format, self.settings, given)
         again = self._again(asked, given, as_table) if asked else None
@@ -311,8 +318,9 @@ class Session:
             if rewritten.answer is not None:
                 return self._outputs.answered(rewritten.answer, format, began), rewritten.steps
             rewritten = dataclasses.replace(rewritten, tables={**rewritten.tables, **listing})
-            if sink is not None and chunks.joins(format) and not (rewritten.steps or rewritten.tables):
-                return self._outputs.stream(rewritten, format, sink), ()
+            plain = chunks.joins(format) and not (rewritten.steps or rewritten.tables)
+            if sink is not None and plain and not (chunks.tells_more(format) and may_have_more(text, self._registry)):
+                return self._outputs.stream(rewritten, format, sink, progress), ()
             return self._outputs.run(rewritten, text, params, format, progress)
 
     # SET
@@ -341,6 +349,7 @@ class Session:
     def _insert(
         self, sql: str, statement: Insert, params: Mapping[str, Any], progress: Progress | None
     ) -> tuple[Output, tuple[Step, ...], int | None]:
+        check_has_data(sql)
         table = self._definitions.find(statement.table)
         if table is not None:
             began = time.perf_counter()
@@ -349,16 +358,18 @@ class Session:
         if statement.source != "SELECT":
             return self._engine.query(sql, "Null", params=params, progress=progress, user=True), (), None
         text, own = settings.taken_from(sql)
+        counted = Written(progress)
         with self._registry.gate.reading():
             options = settings.options({**self.settings, **own})
             planned = self._planner.rewrite(text[statement.body :], params, options)
             head = text[: statement.body]
             whole = dataclasses.replace(planned, sql=head + planned.sql)
-            output, steps = self._outputs.run(whole, text, params, "Null", progress)
-        return output, steps, None
+            output, steps = self._outputs.run(whole, text, params, "Null", counted)
+        return output, steps, counted.rows
 
-    def load(self, sql: str, format: str, data: Iterable[bytes]) -> Answer:
-        """Run `INSERT INTO table … FORMAT name`, or `… VALUES`, with the data apart, in pieces. Raises ClipqlError."""
+    def load(self, sql: str, format: str, data: Iterable[bytes], params: Mapping[str, Any] | None = None) -> Answer:
+        """Run `INSERT INTO table … FORMAT name`, `… VALUES`, or `… SELECT … FROM input(…) FORMAT name`, with the data
+        apart, in pieces. Raises ClipqlError."""
         began = time.perf_counter()
         if self._registry.reads_of:
             refuse(sql, self._registry.reads_of)
@@ -367,7 +378,18 @@ class Session:
         if not isinstance(statement, Insert):
             raise QueryError(f"{sql[:100]}: expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")
         table = self._definitions.find(statement.table)
-        if table is not None:
+        fed = input_of(sql)
+        rows: int | None
+        if fed is not None:
+            given = {**self.params, **with_numbers(sql, params or {})}
+            name = statement.table
+            target = self._registry.shape(table) if table else sql[name.start : name.end]
+            with staged_input(self._engine, sql, statement, target, fed, format, data) as text:
+                inner = read(text).kind
+                assert isinstance(inner, Insert), "only its source has changed"
+                rows = self._insert(text, inner, given, None)[2]
+            self._registry.announce()
+        elif table is not None:
             rows = self._fill(table, partial(load, self._registry, table, statement, format, data))
         else:
             rows = load_plain(self._engine, sql[: statement.body], statement, format, data)

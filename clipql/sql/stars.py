@@ -3,7 +3,8 @@
 ClickHouse gives ALIAS columns, which vector columns are to it, behind all others, and COLUMNS('…') our hidden `_row`.
 Which columns a star stands for, and in which order, is asked of the table's shape, which has the user's own definition;
 the star becomes `COLUMNS(t.a, t.b)`, which keeps the order of its list and takes EXCEPT, REPLACE and APPLY as a star
-does. Where no list can say it (JOIN … USING), the table becomes a SELECT that has its columns in order.
+does. Where no list can say it (JOIN … USING), the table becomes a SELECT that has its columns in order. Stars of tables
+without vectors are spelled out too where these have ALIAS columns, which their stars do not stand for.
 What must stay true: no star over a table of ours reaches ClickHouse, in a view neither; what cannot be spelled out is
 refused.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, UnsupportedStatement
+from clipql.sql.aliased import AliasedTable, AliasedTables
 from clipql.storage.catalog import Table
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token, matching
@@ -40,7 +42,7 @@ class Stars:
     """Spells statements out over the tables of a registry."""
 
     def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+        self._registry, self._aliased = registry, AliasedTables(registry)
         self._known: dict[tuple[Any, ...], tuple[str, ...]] = {}
 
     def spelled(self, sql: str) -> str:
@@ -48,7 +50,7 @@ class Stars:
 
         Raises UnsupportedStatement where one cannot be.
         """
-        if not self._registry.catalog.tables or not _MAY.search(sql):
+        if not _MAY.search(sql):
             return sql
         sql = self._inserted(select_first(sql))
         tokens, found = read(sql).tokens, read(sql).selects
@@ -65,6 +67,10 @@ class Stars:
 
     def find(self, database: str | None, name: str) -> Table | None:
         return self._registry.find(database, name)
+
+    def spells(self, database: str | None, name: str) -> Table | AliasedTable | None:
+        """The table of this name if its stars may have to be spelled out."""
+        return self.find(database, name) or self._aliased.find(database, name)
 
     def tables(self) -> tuple[Table, ...]:
         return tuple(self._registry.catalog.tables)
@@ -87,15 +93,18 @@ class Stars:
                     "order: name the columns"
                 )
 
-    def columns(self, table: Table, star: str = "*", settings: str = "") -> tuple[str, ...]:
+    def columns(self, table: Table | AliasedTable, star: str = "*", settings: str = "") -> tuple[str, ...]:
         """What a star, or COLUMNS(…), of a table called t stands for, in the order of its definition."""
         acting = self._registry.engine.acting
         context = (settings, *acting.user.statements, *acting.settings.items())
-        key = (table.id, self._registry.version(table.id), star, context)
+        ours = isinstance(table, Table)
+        version = self._registry.version(table.id) if ours else self._registry.changes
+        key = (table.id, version, star, context)
         if key not in self._known:
             if len(self._known) > 1000:
                 self._known.clear()
-            text = f"DESCRIBE TABLE (SELECT {star} FROM {self._registry.shape(table)} AS t)"
+            source = self._registry.shape(table) if isinstance(table, Table) else table.id
+            text = f"DESCRIBE TABLE (SELECT {star} FROM {source} AS t)"
             try:
                 text += " SETTINGS asterisk_include_alias_columns = 0" + (f", {settings}" if settings else "")
                 described = self._registry.engine.query(text, user=True).arrow()
@@ -106,8 +115,10 @@ class Stars:
                 self._known[key] = ()
         return self._known[key]
 
-    def in_order(self, table: Table, settings: str) -> bool:
+    def in_order(self, table: Table | AliasedTable, settings: str) -> bool:
         """Whether ClickHouse's own `*` of the physical table is right."""
+        if not isinstance(table, Table):
+            return False
         acting = self._registry.engine.acting
         if settings or _SETTING.search(str((acting.user.statements, acting.settings))):
             return False
@@ -128,7 +139,7 @@ class Stars:
             self._known[key] = tuple(found.column(0).to_pylist())
         return self._known[key]
 
-    def computed(self, table: Table) -> tuple[str, ...]:
+    def computed(self, table: Table | AliasedTable) -> tuple[str, ...]:
         """The columns of a table that are no part of its `*`."""
         star = self.columns(table)
         return tuple(c for c in self.columns(table, "COLUMNS('')") if c not in star)
@@ -182,13 +193,7 @@ class _ScopeStars:
         self._stars, self._scope, self._tokens = stars, scope, scope.tokens
         self._skip = dict(sorted(nested, reverse=True))
         self._sources: Sources = scope.sources
-        self._tables: Mapping[int, Table] = {
-            i: table
-            for i, e in enumerate(self._sources.entries)
-            if e.kind == "table"
-            and not (e.database is None and e.name in scope.names)
-            and (table := stars.find(e.database, e.name))
-        }
+        self._tables: Mapping[int, Table | AliasedTable] = {}
 
     def edits(self) -> list[Edit]:
         edits = [edit for at in self._members() if (edit := self._member(at))]
@@ -197,6 +202,13 @@ class _ScopeStars:
             return edits
         for entry in self._sources.entries:
             self._check_function(entry)
+        self._tables = {
+            i: table
+            for i, e in enumerate(self._sources.entries)
+            if e.kind == "table"
+            and not (e.database is None and e.name in self._scope.names)
+            and (table := self._stars.spells(e.database, e.name))
+        }
         wrapped = False
         for star in found:
             if not self._tables or (star.is_list and not star.path):
@@ -226,7 +238,7 @@ class _ScopeStars:
 
     # spelling out
 
-    def _list(self, entry: Entry, table: Table, star: str) -> str | None:
+    def _list(self, entry: Entry, table: Table | AliasedTable, star: str) -> str | None:
         columns = self._stars.columns(table, star, self._settings)
         if not columns:
             return None
@@ -238,7 +250,7 @@ class _ScopeStars:
     def _edit(self, star: Star, last: int, text: str) -> Edit:
         return self._tokens[star.first].start, self._tokens[last - 1].end, text
 
-    def _leave(self, star: Star, tables: list[Table]) -> bool:
+    def _leave(self, star: Star, tables: list[Table | AliasedTable]) -> bool:
         """Whether ClickHouse gives the right columns by itself."""
         return star.text == "*" and all(self._stars.in_order(t, self._settings) for t in tables)
 
@@ -330,7 +342,7 @@ class _ScopeStars:
         if found is None:
             return None
         database, name, end = found
-        table = None if database is None and name in self._scope.names else self._stars.find(database, name)
+        table = None if database is None and name in self._scope.names else self._stars.spells(database, name)
         if table is None or (end < len(self._tokens) and self._tokens[end].text == "("):
             return None
         if database is None and self._stars.is_column(self._scope, name):

@@ -264,6 +264,44 @@ def test_a_query_is_killed_and_its_client_told(server: Running) -> None:
     assert replies[0].headers["x-clickhouse-exception-code"] == "394"
 
 
+def test_progress_comes_while_a_query_runs_and_an_error_after_it_is_told(server: Running) -> None:
+    asks = "/?query_id=seen&send_progress_in_http_headers=1&http_headers_progress_interval_ms=300"
+    with socket.create_connection(("127.0.0.1", server.port), LAST_NET_SECONDS) as line, line.makefile("rb") as come:
+        line.sendall(f"POST {asks} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(FOREVER)}\r\n\r\n".encode())
+        line.sendall(FOREVER.encode())
+        assert come.readline() == b"HTTP/1.1 200 OK\r\n"
+        told = [json.loads(come.readline().removeprefix(b"X-ClickHouse-Progress: ")) for _ in range(2)]
+        read = [int(each["read_rows"]) for each in told]
+        assert 0 < read[0] < read[1] < int(told[0]["total_rows_to_read"]) == 100_000_000_000
+        server.sql("KILL QUERY WHERE query_id = 'seen'")
+        headers = http.client.parse_headers(come)
+        assert headers["X-ClickHouse-Exception-Code"] == "394"
+        assert come.read(int(headers["Content-Length"])).startswith(b"Code: 394")
+        line.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert come.readline() == b"HTTP/1.1 200 OK\r\n"
+
+
+def test_totals_and_extremes_come_behind_the_rows_as_clickhouse_writes_them(server: Running, tmp_path: Path) -> None:
+    grouped = "SELECT number % 2 AS k, count() FROM numbers(10) GROUP BY k WITH TOTALS ORDER BY k"
+    statements = [
+        *(f"{grouped} FORMAT {format}" for format in ("TSV", "CSVWithNames", "TSVRaw", "JSONEachRow")),
+        f"SELECT k FROM ({grouped})",
+        "SELECT '' AS e FROM numbers(3) SETTINGS extremes = 1",
+        "SELECT * FROM totalled",
+        "SELECT * FROM over_totalled",
+    ]
+    views = [f"CREATE VIEW totalled AS {grouped}", "CREATE VIEW over_totalled AS SELECT k + 1 FROM totalled"]
+    with clipql.connect(tmp_path / "alone") as db:
+        for view in views:
+            assert server.sql(view).status == 200
+            db.registry.engine.run(view)
+        for each in statements:
+            assert server.sql(each).body == db.registry.engine.query(each, "TabSeparated").data, each
+    assert server.sql("SELECT 1", extremes="1").text == "1\n\n1\n1\n"
+    for name in ("over_totalled", "totalled"):
+        server.sql(f"DROP VIEW {name}")
+
+
 def test_a_client_that_goes_takes_its_query_with_it(server: Running) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
     connection.request("POST", "/?query_id=left", FOREVER)

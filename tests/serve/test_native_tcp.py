@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import struct
 import threading
@@ -101,6 +102,23 @@ def test_vectors_are_inserted_in_blocks_and_found(server: Running, native: Clien
     native.execute("DROP TABLE tcp_rows")
 
 
+def test_input_takes_what_comes_by_both_protocols(server: Running, native: Client) -> None:
+    server.sql("CREATE TABLE fed (id UInt32, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    fed = "INSERT INTO fed SELECT i + 1, arrayMap(x -> x / 2, w) FROM input('i UInt8, w Array(Float64)') FORMAT"
+    assert native.execute(f"{fed} Native", [(1, [1.0, 2.0]), (2, [3.0, 4.0])]) == 2
+    assert native.execute("INSERT INTO fed SELECT * FROM input() FORMAT Values", [(4, [1.5, 2.5])]) == 1
+    reply = server.ask("/", b"4\t[5,6]\n5\t[7,8]\n", query=f"{fed} TSV")
+    assert (reply.status, json.loads(reply.headers["x-clickhouse-summary"])["written_rows"]) == (200, "2")
+    assert server.sql(f'{fed} CSV\n6,"[9,10]"').status == 200
+    rows = native.execute("SELECT id, v FROM fed ORDER BY id")
+    assert rows == [(i, [float(i) - 1.5, i - 1.0]) if i != 4 else (4, [1.5, 2.5]) for i in (2, 3, 4)] + [
+        (5, [2.5, 3.0]), (6, [3.5, 4.0]), (7, [4.5, 5.0])
+    ]  # fmt: skip
+    assert "holds 2 numbers" in refusal(lambda: native.execute(f"{fed} Native", [(1, [1.0])]))[1]
+    assert "input" in server.sql("SELECT * FROM input('a UInt8')").text
+    assert native.execute("SELECT count() FROM fed") == [(6,)]
+
+
 def test_a_connection_is_a_session(server: Running, native: Client) -> None:
     native.execute("SET max_threads = 3")
     native.execute("CREATE TEMPORARY TABLE mine (a UInt8)")
@@ -155,6 +173,45 @@ def _quietly(asking: Client, sql: str, id: str) -> None:
         asking.execute(sql, query_id=id)
     except (OSError, EOFError):
         assert id == "leave"
+
+
+def test_what_is_read_is_told_while_a_query_runs(server: Running, native: Client) -> None:
+    with client(server.native) as asking:
+        told = asking.execute_with_progress("SELECT count() FROM numbers(1000000000000) WHERE cityHash64(number) = 1")
+        (first, whole), (second, _) = next(iter(told)), next(iter(told))
+        assert 0 < first < second < whole == 1_000_000_000_000
+    native.execute("SELECT sum(number) FROM numbers(100000)")
+    assert (native.last_query.progress.rows, native.last_query.progress.total_rows) == (100_000, 100_000)
+
+
+def test_totals_and_extremes_are_blocks_of_their_own(server: Running, native: Client) -> None:
+    values = (
+        "toString(number % 3) || unhex('ff0a') AS s, NULL AS n, [nan, 1.5] AS a, toDateTime(k, 'Asia/Tokyo') AS d, "
+        "sum(number) AS sum, any(toLowCardinality('x')) AS l, map(toFixedString('a', 2), toDecimal64(k, 3)) AS m"
+    )
+    grouped = f"SELECT number % 3 AS k, {values} FROM numbers(10) GROUP BY k, s WITH TOTALS ORDER BY k"
+    by_http = server.sql(f"{grouped} FORMAT JSON", extremes="1").json
+    both = native.execute(grouped, settings={"extremes": 1, "strings_as_bytes": True})
+    assert [row[5] for row in both] == [18, 12, 15, 45, 12, 18]
+    assert [row[0] for row in both] == [0, 1, 2, 0, 0, 2]
+    parts = [*by_http["data"], by_http["totals"], by_http["extremes"]["min"], by_http["extremes"]["max"]]
+    assert [each["sum"] for each in parts] == [row[5] for row in both]
+    rows, types = native.execute(grouped, with_column_types=True, settings={"strings_as_bytes": True})
+    assert types == [(each["name"], each["type"]) for each in by_http["meta"]]
+    assert (rows[2][1], rows[2][2], rows[2][3][1], rows[3][1]) == (b"2\xff\n", None, 1.5, b"")
+    assert str(rows[0][4]) == "1970-01-01 09:00:00+09:00"
+    assert native.execute("SELECT '' AS e FROM numbers(3) SETTINGS extremes = 1") == [("",)] * 5
+    assert native.execute("SELECT 5 FROM numbers(2) SETTINGS extremes = 1") == [(5,)] * 4  # called as it is
+    nested = "SELECT [('a', 1)]::Nested(s String, n UInt8) AS t FROM numbers(1) SETTINGS extremes = 1"
+    assert native.execute(nested)[0] == ([("a", 1)],)
+    assert native.execute("SELECT number FROM numbers(3) FORMAT Null SETTINGS extremes = 1") == []
+    untold = "SELECT '1'::Variant(UInt8, String) AS v SETTINGS extremes = 1"
+    assert "CAST the column" in refusal(lambda: native.execute(untold))[1]
+    none = "SELECT number FROM numbers(10) GROUP BY number WITH TOTALS HAVING number > 20"
+    assert native.execute(none) == [(0,)]
+    search = "SELECT url, L2Distance(image_embedding, {q:Array(Float32)}) AS d FROM laion ORDER BY d LIMIT 3"
+    found = native.execute(search.replace("{q:Array(Float32)}", str([0.25] * 16)), settings={"extremes": 1})
+    assert (len(found), found[3][1], found[4][1]) == (5, found[0][1], found[2][1])
 
 
 def test_who_knocks_at_the_wrong_port_is_told_the_right_one(server: Running) -> None:
@@ -260,7 +317,9 @@ def test_packets_come_in_chunks_where_the_client_wants_them(server: Running) -> 
         while pong not in told:
             told += stream.read(1)
         packets = list(_packets(stream))
-    assert [packet[0] for packet in packets] == [1, 1, 3, 6, 5]
+    progress = [packet for packet in packets if packet[0] == 3]
+    packets = [packet for packet in packets if packet[0] != 3]
+    assert ([packet[0] for packet in packets], len(progress) >= 2) == ([1, 1, 6, 5], True)
     assert b"seven\x05UInt8\x00\x07" in packets[1]
 
 

@@ -80,7 +80,9 @@ def test_nothing_of_the_inside_is_shown(db: clipql.Database) -> None:
 
 def test_the_types_of_all_columns_stay(db: clipql.Database) -> None:
     for table in ("tables", "columns", "data_skipping_indices"):
-        plain = db.registry.engine.arrow(f"DESCRIBE TABLE system.{table}")
+        plain = db.registry.engine.arrow(
+            f"DESCRIBE TABLE (SELECT * FROM system.{table}) SETTINGS asterisk_include_alias_columns = 0"
+        )
         shown = db.sql(f"DESCRIBE (SELECT * FROM system.{table})").arrow()
         both = db.sql(f"SELECT toTypeName(tuple(*)) AS t FROM system.{table} LIMIT 1").arrow()["t"][0].as_py()
         assert shown["name"].to_pylist() == plain["name"].to_pylist()

@@ -62,6 +62,11 @@ WHOLES = (
     "SELECT (SELECT tuple(*) FROM z WHERE id = 1) AS x, arrayMap(x -> x * 2, a) FROM z ORDER BY id",
     "SELECT * FROM view(SELECT * FROM z) ORDER BY ALL",
     "SELECT `*` FROM (SELECT id AS `*` FROM z) ORDER BY ALL",
+    "SELECT * FROM o ORDER BY ALL",
+    "SELECT *, k + 1 FROM (SELECT o.* FROM o) ORDER BY ALL",
+    "SELECT * EXCEPT s FROM o AS a JOIN o AS b USING (k) ORDER BY ALL",
+    "SELECT count() FROM o WHERE (*) IN o",
+    "DESCRIBE (SELECT * FROM system.databases)",
     "SELECT COLUMNS('nothing') FROM z",
     "SELECT z.COLUMNS('nothing'), id FROM z ORDER BY id",
     "DESCRIBE (SELECT * FROM z)",
@@ -85,6 +90,8 @@ MAKERS = (
     ("INSERT INTO z2 (* EXCEPT (s)) SELECT * EXCEPT (s) FROM z", "SELECT * FROM z2 ORDER BY ALL"),
     ("INSERT INTO z2 (COLUMNS('^(id|a|b)$')) SELECT COLUMNS('^(id|a|b)$') FROM z", "SELECT * FROM z2 ORDER BY ALL"),
     ("INSERT INTO z2 SELECT 1 AS id, * EXCEPT id FROM z", "SELECT count() FROM z2"),
+    ("CREATE VIEW n AS SELECT * FROM o", "SELECT * FROM n ORDER BY ALL"),
+    ("CREATE TABLE n ENGINE = Memory AS SELECT * FROM o", "SELECT * FROM n ORDER BY ALL"),
     ("INSERT INTO heap SELECT t.* FROM z AS t", "SELECT * FROM heap ORDER BY ALL"),
     ("CREATE TABLE n ENGINE = MergeTree ORDER BY id AS SELECT t.* FROM z AS t", "SELECT * FROM n ORDER BY ALL"),
     ("CREATE TABLE n ENGINE = MergeTree ORDER BY id AS SELECT * EXCEPT (a) FROM z", "SELECT * FROM n ORDER BY ALL"),
@@ -127,10 +134,11 @@ def filling(table: str, definition: str, rng: random.Random) -> str:
 def set_up(seed: int) -> list[str]:
     rng = random.Random(seed)
     z, y = definition(rng, seed % 2 == 1), definition(rng, False)
+    more = ", twice Float64 ALIAS e * 2" if seed % 2 == 1 else ""
     return [
         f"CREATE TABLE z {z}",
         f"CREATE TABLE y {y}",
-        "CREATE TABLE o (k UInt32, s String, e Float64) ENGINE = MergeTree ORDER BY k",
+        f"CREATE TABLE o (k UInt32, s String, e Float64{more}) ENGINE = MergeTree ORDER BY k",
         f"CREATE TABLE z2 {z}",
         "CREATE TABLE heap (" + ", ".join(c for c in z[1:].split(") ENGINE")[0].split(", ") if c not in COMPUTED)
         + ") ENGINE = Memory",

@@ -56,6 +56,52 @@ def test_vectors_stay_with_their_rows_whichever_way_they_come(
         assert db.sql(f"SELECT {TOLD} FROM t ORDER BY id").arrow().to_pylist() == expected.to_pylist()
 
 
+@pytest.mark.parametrize("flat", [0, 1])
+def test_nested_columns_are_taken_as_their_table_has_them(db: clipql.Database, flat: int) -> None:
+    nested = "[(1, 'x'), (2, 'y')]::Nested(a UInt8, b String) AS n"
+    given = nested if not flat else "[1, 2]::Array(UInt8) AS `n.a`, ['x', 'y'] AS `n.b`"
+    for vector, value in ((", v Array(Float32)", ", [0.5]::Array(Float32) AS v"), ("", "")):
+        db.sql(f"SET flatten_nested = {flat}")
+        data = [native(db, f"SELECT 1::UInt64 AS id, {given}{value}")]
+        columns = f"id UInt64, n Nested(a UInt8, b String), c UInt8 DEFAULT 7{vector}"
+        listed = f"(id, {'`n.a`, `n.b`' if flat else 'n'}{', v' if vector else ''})"
+        assert load(db, columns, data, listed) == 1
+        shown = "arrayZip(n.a, n.b)" if flat else "n"
+        assert db.sql(f"SELECT toString({shown}), c FROM t").rows == [("[(1,'x'),(2,'y')]", 7)], vector
+    db.sql("SET flatten_nested = DEFAULT")
+
+
+def test_input_gives_its_rows_to_a_select(db: clipql.Database) -> None:
+    db.sql("CREATE TABLE taken (id UInt64, s String DEFAULT 'd', v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    db.sql("CREATE TABLE held (a UInt8, b String, CONSTRAINT few CHECK a < 100) ENGINE = MergeTree ORDER BY a")
+    given = {
+        "held SELECT a + 1, upper(b) FROM input('a UInt8, b String') WHERE a < 9 FORMAT TSV\n1\tb\n2\tc\n9\td\n": 2,
+        "held SELECT * FROM (SELECT i.a, b FROM input('a UInt8, b String') AS i) FORMAT Values (5, 'x'), (6, 'y')": 2,
+        'held SELECT * FROM input() FORMAT JSONEachRow {"a": 7, "b": "input(\'"}': 1,
+        "held SELECT number, 'n' FROM numbers(3)": 3,
+        "taken (id, v) SELECT i, v FROM input('i UInt8, v Array(Float32)') FORMAT CSV 1,\"[1,2]\"": 1,
+        'taken SELECT * FROM input() FORMAT CSV 2,z,"[3,4]"\n3,z,"[5,6]"': 2,
+        "taken SELECT i, 'q', {v:Array(Float32)} FROM input('i UInt8') FORMAT CSV 4": 1,
+    }
+    for statement, rows in given.items():
+        assert db.execute(f"INSERT INTO {statement}", {"v": [7, 8]}).rows == rows, statement
+    before = db.sql("SELECT * FROM taken ORDER BY id").rows, db.sql("SELECT * FROM held ORDER BY a, b").rows
+    assert [row[2][0] for row in before[0]] == [1, 3, 5, 7]
+    assert [row[0] for row in before[1]] == [0, 1, 2, 2, 3, 5, 6, 7]
+    refused = {
+        "held SELECT a + 99, '' FROM input('a UInt8') FORMAT CSV 1": "few",
+        "held SELECT * FROM input('a UInt8, b String') FORMAT CSV 1,a\nb,c": "Cannot parse",
+        "held SELECT * FROM input('a UInt8, b String')": "name the format",
+        "held SELECT a, b FROM input('a UInt8) ENGINE = File(CSV) --') FORMAT CSV 1,b": "Syntax error",
+        "held SELECT x.a, y.b FROM input('a UInt8') AS x, input('b String') AS y FORMAT CSV 1": "once",
+        "taken SELECT * FROM input() FORMAT CSV 5,z,[1]\n": "holds 2 numbers",
+    }
+    for statement, why in refused.items():
+        with pytest.raises(ClipqlError, match=why):
+            db.sql(f"INSERT INTO {statement}")
+    assert before == (db.sql("SELECT * FROM taken ORDER BY id").rows, db.sql("SELECT * FROM held ORDER BY a, b").rows)
+
+
 def test_rows_that_come_back_in_another_order_keep_their_vectors() -> None:
     blocks = [np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(8, 12, dtype=np.float32).reshape(2, 2)]
     given = native_vectors.Matrices(blocks, [0, 4, 6])

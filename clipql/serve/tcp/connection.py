@@ -95,7 +95,9 @@ class TcpConnection(asyncio.Protocol):
         self.incoming.feed(data)
 
     def _say_http(self) -> None:
-        said = f"this is the port of ClickHouse's native protocol; HTTP is at {self._http}\n".encode()
+        port = self.transport.get_extra_info("sockname")[1]
+        # the first line is ClickHouse's own, which clients look for
+        said = f"Port {port} is for clickhouse-client program: the native protocol\nHTTP is at {self._http}\n".encode()
         head = b"HTTP/1.0 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
         self.transport.write(head + b"content-length: %d\r\n\r\n" % len(said) + said)
         self.refused = 400

@@ -16,6 +16,7 @@ from clipql.serve.access_control import same
 from clipql.serve.errors import error_code
 from clipql.serve.external import External
 from clipql.serve.pool import Busy, Pipe
+from clipql.serve.progress import Counts, Meter
 from clipql.serve.request_body import Held
 from clipql.serve.spelling import check_size
 from clipql.serve.statements import Call, Statements, makes_room
@@ -23,6 +24,7 @@ from clipql.serve.tcp import packets
 from clipql.serve.tcp.inserting import insert
 from clipql.serve.tcp.talk import Client, Line, Lost, Talk, too_many
 from clipql.serve.tcp.wire import Gone, broken, others
+from clipql.serve.totals import Apart
 
 # external tables of a query
 _MOST_TABLES = 64
@@ -180,48 +182,63 @@ class Conversation:
         )
 
     async def _answer(self, client: Client, asking: packets.Asking, call: Call) -> None:
-        call.blocks = True
+        call.apart = apart = Apart()
         self.talk.prepare(client, asking, call)
+        sent = _Sent(self.talk)
+        call.request.progress = meter = Meter(sent.tell)
         pipe = Pipe(self.talk.limits.stall)
         future = self.statements.submit(call, pipe)
-        rows_sent = _Sent()
 
         async def take(block: bytes) -> None:
-            rows_sent.add(block)
+            sent.add(block)
             self.service.metrics.bytes_sent.inc(len(block))
             self.talk.send_block(block, packed=asking.packed)
             await self.line.drained()
 
-        answer = await self.talk.carried_out(call, pipe, future, take)
+        try:
+            answer = await self.talk.carried_out(call, pipe, future, take)
+        finally:
+            meter.close()
         if answer is not None:
-            output = answer.output
-            self.line.send(
-                packets.progress(
-                    self.talk.revision,
-                    rows=output.rows_read or output.rows,
-                    size=output.bytes_read,
-                    written=(answer.rows or 0) if call.writes else 0,
-                    seconds=0.0 if call.writes else answer.elapsed,  # as ClickHouse has it
-                )
+            for kind, block in ((packets.TOTALS, apart.totals), (packets.EXTREMES, apart.extremes)):
+                if block:
+                    self.talk.send_block(block, kind, packed=asking.packed)
+            output = meter.counted(answer).output
+            read = Counts(
+                output.rows_read or output.rows,
+                output.bytes_read,
+                meter.now.total_rows or output.rows_read or output.rows,
+                meter.now.total_size,
+                (answer.rows or meter.now.written) if call.writes else 0,
+                meter.now.written_size if call.writes else 0,
+                0.0 if call.writes else answer.elapsed,  # as ClickHouse has it
             )
-            if rows_sent.blocks:
+            told = read.at_least(sent.told)
+            sent.tell(told)
+            if sent.blocks:
                 self.line.send(
-                    packets.profile(
-                        self.talk.revision, rows=output.rows, blocks=rows_sent.blocks - 1, size=rows_sent.size
-                    )
+                    packets.profile(self.talk.revision, rows=output.rows, blocks=sent.blocks - 1, size=sent.size)
                 )
+            sent.tell(told)  # nothing more, as ClickHouse ends
             if call.checked is not None and call.checked.word == "USE":
                 client.database = None
         self.line.send(bytes([packets.END_OF_STREAM]))
 
 
 class _Sent:
-    """What was sent of an answer."""
+    """What was sent of an answer. told: what was read for it, as far as that was told."""
 
-    def __init__(self) -> None:
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
         self.blocks = self.size = 0
+        self.told = Counts()
 
     def add(self, block: bytes) -> None:
         """A block was sent."""
         self.blocks += 1
         self.size += len(block)
+
+    def tell(self, counts: Counts) -> None:
+        """Send what was read since the last time."""
+        self._talk.line.send(packets.progress(self._talk.revision, counts.since(self.told)))
+        self.told = counts

@@ -9,6 +9,7 @@ from clipql.errors import QueryError
 from clipql.serve import clickhouse_request as reading
 from clipql.serve import native_blocks as native
 from clipql.serve.pool import Pipe
+from clipql.serve.progress import Counts
 from clipql.serve.request_body import Bodies, Held
 from clipql.serve.statements import Call
 from clipql.serve.tcp import packets
@@ -16,6 +17,7 @@ from clipql.serve.tcp.blocks import Block
 from clipql.serve.tcp.talk import Client, Lost, Talk
 from clipql.serve.tcp.wire import broken
 from clipql.sql.native_types import check_type
+from clipql.syntax.inputs import input_of
 from clipql.syntax.reading import read
 from clipql.syntax.statements import Insert
 
@@ -47,6 +49,9 @@ class Portion:
 
 def body_of(sql: str) -> int:
     """The place in an INSERT where VALUES or FORMAT begins."""
+    fed = input_of(sql)
+    if fed is not None:
+        return fed.clause
     statement = read(sql).kind
     return statement.body if isinstance(statement, Insert) else len(sql)
 
@@ -96,7 +101,7 @@ async def insert(talk: Talk, client: Client, asking: packets.Asking, call: Call)
         if running is not None:
             running.cancel()
     _tell_events(talk)
-    talk.line.send(packets.progress(talk.revision, rows=0, size=0, written=rows, seconds=0.0))
+    talk.line.send(packets.progress(talk.revision, Counts(written=rows)))
     talk.line.send(bytes([packets.END_OF_STREAM]))
 
 
@@ -132,10 +137,14 @@ async def _sample(talk: Talk, client: Client, asking: packets.Asking, call: Call
     if answer is None:
         raise QueryError("the INSERT was cancelled", code=394, name="QUERY_WAS_CANCELLED")
     described = answer.output.arrow().to_pylist()
-    columns = filled(call.asked.sql, described)
+    fed = input_of(call.asked.sql)
+    if fed is not None and fed.structure.strip():
+        columns = [(each["name"], each["type"]) for each in described]
+    else:
+        columns = filled(call.asked.sql, described)
     for _, type in columns:
         check_type(type)  # before the client sends what could not be read
-    if any(each["default_type"] for each in described):
+    if fed is None and any(each["default_type"] for each in described):
         talk.line.send(packets.columns(described))
     talk.send_block(native.Blocks(talk.revision, dict).header(columns), packed=asking.packed)
     await talk.line.drained()

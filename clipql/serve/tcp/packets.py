@@ -14,6 +14,7 @@ from clipql.errors import ClipqlError, QueryError
 from clipql.serve.errors import error_code, error_message
 from clipql.serve.limits import Limits
 from clipql.serve.native_blocks import Blocks
+from clipql.serve.progress import Counts
 from clipql.serve.tcp.wire import Source, broken
 from clipql.syntax.lexer import string_value
 
@@ -21,7 +22,7 @@ from clipql.syntax.lexer import string_value
 REVISION, OLDEST = 54470, 54429
 HELLO, QUERY, DATA, CANCEL, PING, TABLES_STATUS = range(6)
 SCALAR = 7  # of a server that asks this one: values of its own statement
-(_HELLO, _DATA, _EXCEPTION, _PROGRESS, PONG, END_OF_STREAM, _PROFILE) = range(7)
+(_HELLO, DATA_SENT, _EXCEPTION, _PROGRESS, PONG, END_OF_STREAM, _PROFILE, TOTALS, EXTREMES) = range(9)
 _STATUS, _COLUMNS, _EVENTS = 9, 11, 14
 # revisions from which on something is told
 _SECRET, _TRACE, _FORWARDED, _REFERER, _DEPTH, _START = 54441, 54442, 54443, 54447, 54448, 54449
@@ -175,9 +176,9 @@ def _unquoted(value: str) -> str:
     return value if inner is None else inner.decode("utf-8", "surrogateescape")
 
 
-def data(block: bytes) -> bytes:
-    """A block, as it is to be sent."""
-    return varint(_DATA) + text("") + block
+def data(block: bytes, kind: int = DATA_SENT) -> bytes:
+    """A block, as it is to be sent. kind: of the answer's rows, or TOTALS or EXTREMES."""
+    return varint(kind) + text("") + block
 
 
 def exception(error: ClipqlError) -> bytes:
@@ -186,20 +187,22 @@ def exception(error: ClipqlError) -> bytes:
     return varint(_EXCEPTION) + code + text("DB::Exception") + text(error_message(error)) + text("") + b"\x00"
 
 
-def progress(revision: int, *, rows: int, size: int, written: int, seconds: float) -> bytes:
+def progress(revision: int, counts: Counts) -> bytes:
     """What was read and written since the last one."""
-    out = [varint(_PROGRESS), varint(rows), varint(size), varint(rows)]
+    out = [varint(_PROGRESS), varint(counts.rows), varint(counts.size), varint(counts.total_rows)]
     if revision >= _TOTAL_BYTES:
-        out.append(varint(0))
-    out += [varint(written), varint(0)]
+        out.append(varint(counts.total_size))
+    out += [varint(counts.written), varint(counts.written_size)]
     if revision >= _ELAPSED:
-        out.append(varint(int(seconds * 1e9)))
+        out.append(varint(int(counts.seconds * 1e9)))
     return b"".join(out)
 
 
-def profile(revision: int, *, rows: int, blocks: int, size: int) -> bytes:
-    """What an answer was."""
-    out = [varint(_PROFILE), varint(rows), varint(blocks), varint(size), b"\x00", varint(rows), b"\x00"]
+def profile(revision: int, *, rows: int, blocks: int, size: int, before_limit: int | None = None) -> bytes:
+    """What an answer was. before_limit: its rows without LIMIT, where they are known."""
+    known = b"\x00" if before_limit is None else b"\x01"
+    before = rows if before_limit is None else before_limit
+    out = [varint(_PROFILE), varint(rows), varint(blocks), varint(size), known, varint(before), known]
     if revision >= _AGGREGATION:
         out += [b"\x00", varint(0)]
     return b"".join(out)

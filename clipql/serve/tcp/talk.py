@@ -28,6 +28,8 @@ from clipql.syntax.reading import read
 
 T = TypeVar("T")
 _NAME = 1 << 12
+# seconds after which a query that was cancelled is stopped, as ClickHouse looks no sooner
+LOOKS = 0.1
 
 
 class Lost(Exception):
@@ -115,12 +117,12 @@ class Talk:
         request = Request(call.asked.sql, params, "Native", settings, client.database, write)
         self.statements.prepare(call, request, kept)
 
-    def send_block(self, block: bytes, *, packed: bool) -> None:
-        """Send a block of Native as a Data packet."""
+    def send_block(self, block: bytes, kind: int = packets.DATA_SENT, *, packed: bool) -> None:
+        """Send a block of Native as a Data packet, or as one of totals or extremes."""
         if packed:
             step = compression.BLOCK
             block = b"".join(compression.pack_block(block[at : at + step]) for at in range(0, len(block), step))
-        self.line.send(packets.data(block))
+        self.line.send(packets.data(block, kind))
 
     async def carried_out(
         self,
@@ -135,18 +137,22 @@ class Talk:
         """
         self.line.expects("nothing")
         watch = asyncio.ensure_future(self._cancels())
+        watched = {watch}
         try:
             while True:
                 piece = asyncio.ensure_future(pipe.get(future))
-                await asyncio.wait({piece, watch}, return_when=asyncio.FIRST_COMPLETED)
-                if watch.done():
-                    piece.cancel()
-                    self.statements.stop(call, pipe)
-                    watch.result()
-                    await asyncio.wait({future})
-                    future.exception()
-                    return None
-                found = piece.result()
+                await asyncio.wait({piece, *watched}, return_when=asyncio.FIRST_COMPLETED)
+                if watched and watch.done():
+                    may_end = take is not None and watch.exception() is None
+                    if not (may_end and (await asyncio.wait({future}, timeout=LOOKS))[0]):
+                        piece.cancel()
+                        self.statements.stop(call, pipe)
+                        watch.result()
+                        await asyncio.wait({future})
+                        future.exception()
+                        return None
+                    watched = set()  # what has ended by then is told as a whole
+                found = await piece
                 if found is None:
                     return future.result()
                 if take is not None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import h11
 
+from clipql.serve.early_head import HEAD_AT_ONCE
 from clipql.serve.workers import channel as letters
 from clipql.serve.workers.channel import Channel
 
@@ -124,6 +125,7 @@ class Forwarding:
         """Send the request; returns when the client has gone."""
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         headers = [(n, v) for n, v in scope["headers"] if n not in _OF_CONNECTION]
+        headers.append((HEAD_AT_ONCE.encode(), b"1"))
         body = not any(n == b"content-length" for n, _ in headers) and _is_chunked(scope)
         if body:
             headers.append((b"transfer-encoding", b"chunked"))
