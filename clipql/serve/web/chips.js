@@ -117,7 +117,13 @@ export async function whenKnown(id) {
   const path = [now.database ?? 'default', now.table, id].map(encodeURIComponent).join('/');
   const row = rowFor(id);
   if (row) fetchedRows.set(path, Promise.resolve(row));
-  if (!fetchedRows.has(path)) fetchedRows.set(path, call(`/api/rows/${path}`).catch(() => null));
+  if (!fetchedRows.has(path)) {
+    const asked = call(`/api/rows/${path}`).catch((error) => {
+      if (error.status !== 404) fetchedRows.delete(path); // it may be there when it is asked for again
+      return null;
+    });
+    fetchedRows.set(path, asked);
+  }
   return fetchedRows.get(path);
 }
 

@@ -19,6 +19,7 @@ let dialog = null;
 let body = null;
 let shown = null;
 let filled = null; // what else than the row decides how it is shown
+let filling = null; // the newest of what has been asked for
 let currentTable = () => null;
 
 /** `table()` gives what is known of the table shown. */
@@ -90,8 +91,9 @@ function add(weight) {
 }
 
 async function fill(id) {
+  const mine = (filling = Symbol('row'));
   const row = await whenKnown(id);
-  if (id !== shown) return;
+  if (mine !== filling || id !== shown) return;
   if (!row) {
     body.replaceChildren(el('p', { class: 'details-missing' }, `There is no row ${id} in this table, or it cannot be read.`));
     return;

@@ -6,8 +6,8 @@ import { laidOut } from './highlight.js';
 import { distinct, download, goesOn, mostInFile, results, shownRows } from './results.js';
 import { now } from './state.js';
 
-/** Opens a dialog with a title and a way out; it is gone once closed. `style`: 'middle', 'side' or 'large'. */
-export function openDialog(title, content, { style = 'middle', onclose } = {}) {
+/** Opens a dialog with a title and a way out, which Back is too where it `leaves`; `onclose(left)`. `style`: 'middle' or 'side'. */
+export function openDialog(title, content, { style = 'middle', leaves = true, onclose } = {}) {
   const dialog = el('dialog', { class: `dialog ${style}`, 'aria-label': title });
   const heading = el('header', {}, el('h2', {}, title), button('Close', { icon: 'close', onclick: () => dialog.close() }));
   dialog.append(heading, el('div', { class: 'dialog-body' }, content));
@@ -15,9 +15,13 @@ export function openDialog(title, content, { style = 'middle', onclose } = {}) {
     // only the backdrop is the dialog itself; everything in it is a child
     if (event.target === dialog) dialog.close();
   });
+  // the way back leads away from what the dialog is about
+  const away = () => dialog.close('away');
+  if (leaves) window.addEventListener('popstate', away);
   dialog.addEventListener('close', () => {
+    window.removeEventListener('popstate', away);
     dialog.remove();
-    onclose?.();
+    onclose?.(dialog.returnValue === 'away');
   });
   document.body.append(dialog);
   dialog.showModal();
@@ -85,9 +89,10 @@ export function showExport() {
       onclick: async (event) => {
         event.currentTarget.disabled = true;
         const pressed = event.currentTarget;
+        const { name } = results.table; // another may be shown when the file comes
         said.textContent = 'Collecting the rows…';
         try {
-          saveFile(await download(format, Number(many.value)), `${results.table.name}.${ending}`);
+          saveFile(await download(format, Number(many.value)), `${name}.${ending}`);
           said.textContent = 'Saved.';
         } catch (error) {
           said.textContent = error instanceof ApiError ? error.message : String(error);
@@ -141,7 +146,7 @@ export function askToken(refused) {
     const dialog = openDialog(
       'This server needs a token',
       [el('p', {}, refused ? 'The server did not take that token.' : 'It is the one that clipql serve was started with.'), form],
-      { onclose: () => resolve(given) },
+      { leaves: false, onclose: () => resolve(given) },
     );
     form.addEventListener('submit', (event) => {
       event.preventDefault();

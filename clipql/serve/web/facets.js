@@ -44,7 +44,9 @@ async function ask() {
   try {
     found = await call('/api/facets', { body });
   } catch (error) {
-    if (mine === newest) place.replaceChildren(el('p', { class: 'filter-error' }, error.message));
+    if (mine !== newest) return;
+    asked = null; // what failed is asked again
+    place.replaceChildren(el('p', { class: 'filter-error' }, error.message));
     return;
   }
   if (mine !== newest) return;
@@ -66,14 +68,14 @@ function drawn(facet, table) {
 
 /** Of a column of many values those that contain what is typed. */
 function searched(name, body) {
+  const key = JSON.stringify([body.database, body.table, name]);
   const lines = el('div', { class: 'facet', role: 'group', 'aria-label': `Values of ${name}` });
-  const field = el('input', { type: 'search', value: lookedFor.get(name) ?? '', placeholder: 'Find a value', 'aria-label': `Find a value of ${name}`, autocomplete: 'off', spellcheck: 'false', dataset: { key: `${name}?` } });
+  const field = el('input', { type: 'search', value: lookedFor.get(key) ?? '', placeholder: 'Find a value', 'aria-label': `Find a value of ${name}`, autocomplete: 'off', spellcheck: 'false', dataset: { key: `${name}?` } });
   let calm = 0;
   let latest = null;
   const find = async () => {
     const mine = (latest = Symbol('values'));
     const part = field.value.trim();
-    lookedFor.set(name, field.value);
     if (!part) return lines.replaceChildren();
     try {
       const { columns } = await call('/api/facets', { body: { ...body, values_of: name, containing: part } });
@@ -85,6 +87,7 @@ function searched(name, body) {
     }
   };
   field.addEventListener('input', () => {
+    lookedFor.set(key, field.value); // kept at once: the panel may be drawn anew meanwhile
     clearTimeout(calm);
     calm = setTimeout(find, CALM_MS);
   });
@@ -100,11 +103,11 @@ function values(facet, column) {
   const most = Math.max(1, ...facet.values.map((one) => one.rows));
   const lines = facet.values.map(({ value, rows }) => {
     const text = value === null ? 'NULL' : value === '' ? 'empty' : String(value);
-    const on = now.filters.some((filter) => filter.column === column.name && filter.op === op && filter.value === String(value));
-    const toggle = () => change({ filters: on ? without(column, [op]) : [...without(column, [op]), { column: column.name, op, value: String(value) }] }, 'replace');
+    const isOn = () => now.filters.some((filter) => filter.column === column.name && filter.op === op && filter.value === String(value));
+    const toggle = () => change({ filters: isOn() ? without(column, [op]) : [...without(column, [op]), { column: column.name, op, value: String(value) }] }, 'replace');
     const line = el(
       'button',
-      { type: 'button', class: 'facet-value', 'aria-pressed': String(on), disabled: value === null || value === '', onclick: toggle, dataset: { key: `${column.name}=${text}` } },
+      { type: 'button', class: 'facet-value', 'aria-pressed': String(isOn()), disabled: value === null || value === '', onclick: toggle, dataset: { key: `${column.name}=${text}` } },
       el('span', { class: 'facet-name' }, text),
       el('span', { class: 'facet-rows' }, count(rows)),
     );

@@ -245,6 +245,7 @@ function load(tile) {
     return;
   }
   image.addEventListener('load', () => {
+    if (tiles.get(tile.row.id) !== tile) return; // of a search before
     const [w, h] = [image.naturalWidth, image.naturalHeight];
     node.classList.add('loaded');
     if (!tile.loaded) loadedCount++;
@@ -261,7 +262,7 @@ function load(tile) {
   image.addEventListener('error', () => {
     if (!image.getAttribute('src')) return;
     // our own server may only be busy; the web's pictures are taken at their word
-    if (source.startsWith('./') && tile.tries < OWN_TRIES) setTimeout(() => (image.src = `${source}&again=${tile.tries}`), 700 * 3 ** tile.tries++);
+    if (source.startsWith('./') && tile.tries < OWN_TRIES) setTimeout(() => tiles.get(tile.row.id) === tile && (image.src = `${source}&again=${tile.tries}`), 700 * 3 ** tile.tries++);
     else die(tile);
   });
   image.src = source;

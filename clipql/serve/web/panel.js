@@ -3,6 +3,7 @@
 import { openDialog } from './dialogs.js';
 import { button, byId, el, plural } from './dom.js';
 import { SHOWN_OPERATIONS, describe, knownColumns, mistakeIn, operationsOf } from './filters.js';
+import { countOf } from './rowset.js';
 import { change, now } from './state.js';
 
 const LONGEST = 200; // characters of a condition in its pill
@@ -29,8 +30,8 @@ export function drawPills(state, table) {
 
 /** A condition as its pill has it; rows that were chosen by hand are counted. */
 function shortened(where) {
-  const chosen = /^_row IN \(([\d, ]+)\)$/.exec(where);
-  if (chosen) return plural(chosen[1].split(',').length, 'chosen row');
+  const chosen = countOf(where);
+  if (chosen !== null) return plural(chosen, 'chosen row');
   return `WHERE ${where.length > LONGEST ? `${where.slice(0, LONGEST)}…` : where}`;
 }
 
@@ -47,6 +48,7 @@ export function openFilters(table) {
   for (const filter of others) rows.append(filterRow(usable, filter, apply));
 
   function apply() {
+    if (!rows.isConnected) return; // the panel was left before what was typed last was taken
     const filters = [...rows.children].flatMap((row) => row.read());
     if (JSON.stringify(filters) !== JSON.stringify(now.filters)) change({ filters }, 'replace');
   }
@@ -85,8 +87,8 @@ export function openFilters(table) {
     ],
     {
       style: 'side',
-      onclose: () => {
-        useWhere();
+      onclose: (left) => {
+        if (!left) useWhere();
         byId('filters').setAttribute('aria-expanded', 'false');
       },
     },

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser_steps import ids, meanwhile, settled
 from browser_support import Served, Web, serve
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 import clipql
 
-ROWS = 12
+ROWS, BIG = 12, 1203
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_pictures_are_picked_by_key_click_and_range_and_saved_with_their_vectors
     found = pq.read_table(io.BytesIO(Path(parquet.value.path()).read_bytes()))
     assert sorted(v[0] for v in found["v"].to_pylist()) == sorted(map(float, picked))
     with page.expect_download() as listed:
-        page.get_by_role("button", name="As a list").click()
+        page.get_by_role("button", name="Addresses as a list").click()
     addresses = Path(listed.value.path()).read_text().split()
     assert [int(a.rpartition("/")[2].removesuffix(".png")) for a in addresses] == picked
 
@@ -103,3 +105,87 @@ def test_a_row_that_has_another_number_by_now_is_left_alone(page: Page) -> None:
     page.get_by_role("button", name="Delete", exact=True).click()
     meanwhile(page, lambda: page.get_by_label("Deleting").count() == 0, "it was carried out")
     assert int(rows(page, "SELECT count() FROM t")) == before - 1
+
+
+def test_a_tag_goes_to_the_table_that_was_open_when_it_was_given(page: Page) -> None:
+    rows(page, "CREATE TABLE other (url String, caption String, v Array(Float32)) ENGINE = MergeTree ORDER BY tuple()")
+    rows(page, "INSERT INTO other SELECT url, caption, v FROM t")
+    rows(page, "ALTER TABLE t DROP COLUMN IF EXISTS tags")
+    page.evaluate("location.hash = '#pictures?table=other'")
+    page.reload()
+    settled(page)
+    page.evaluate("location.hash = '#pictures?table=t'")
+    settled(page)
+    held: list[Route] = []
+    page.route("**/?wait_end_of_query*", lambda r: r.continue_() if held else held.append(r))
+    page.locator(".tile[data-id] .open").first.focus()
+    page.keyboard.press("x")
+    page.get_by_role("button", name="Tag", exact=True).click()
+    page.get_by_label("A word for them").fill("mine")
+    page.keyboard.press("Enter")
+    meanwhile(page, lambda: held, "the column of tags is asked for")
+    page.go_back()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    settled(page)
+    expect(page.locator(".tray-count")).to_be_hidden()
+    held[0].continue_()
+    columns = "SELECT count() FROM system.columns WHERE table = '{}' AND name = 'tags'"
+    meanwhile(page, lambda: rows(page, columns.format("t")) == "1", "the table has tags")
+    meanwhile(page, lambda: rows(page, "SELECT count() FROM t WHERE has(tags, 'mine')") == "1", "the row has its tag")
+    assert rows(page, columns.format("other")) == "0"
+
+
+def test_more_rows_than_a_statement_lists_are_chosen_on_the_map_shown_saved_and_tagged(page: Page) -> None:
+    rows(page, "CREATE TABLE big (caption String, v Array(Float32)) ENGINE = MergeTree ORDER BY tuple()")
+    rows(page, f"INSERT INTO big SELECT concat('a ', toString(number)), [number, number % 7] FROM numbers({BIG})")
+    rows(page, "DELETE FROM big WHERE caption = 'a 5'")
+    page.goto(f"{page.url.partition('#')[0]}#map?table=big")
+    page.reload()
+    expect(page.locator(".map-said")).to_contain_text(f"{BIG - 1:,} pictures")
+    page.get_by_role("button", name="Choose all in view").click()
+    chosen = page.get_by_label("Chosen on the map")
+    chosen.get_by_role("button", name=f"Pick these {BIG - 1:,}").click()
+    expect(page.locator(".tray-count")).to_have_text(f"{BIG - 1:,} picked")
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page.locator(".pill")).to_have_text(f"{BIG - 1:,} chosen rows")
+    expect(page.locator("#status")).to_contain_text(f"first 40 of {BIG - 1:,} pictures")
+    expect(page.locator(".tile.picked").first).to_be_visible()
+
+    page.get_by_role("button", name="Tag", exact=True).click()
+    page.get_by_label("A word for them").fill("many")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text(f"{BIG - 1:,} pictures tagged")
+    assert rows(page, "SELECT countIf(has(tags, 'many')), count() FROM big") == f"{BIG - 1}\t{BIG - 1}"
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Save", exact=True).click()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Parquet").click()
+    found = pq.read_table(io.BytesIO(Path(saved.value.path()).read_bytes()))
+    assert sorted(v[0] for v in found["v"].to_pylist()) == [float(i) for i in range(BIG) if i != 5]
+
+    rows(page, "DELETE FROM big WHERE caption = 'a 7'")
+    rows(page, "OPTIMIZE TABLE big FINAL")  # numbers the rows anew
+    page.get_by_role("button", name="CSV").click()
+    expect(page.get_by_role("dialog")).to_contain_text("The table big has changed since these rows were picked")
+
+
+def test_the_condition_of_many_rows_holds_for_those_alone(page: Page) -> None:
+    chance = np.random.default_rng(18)
+    sets = {
+        "few": [7, 3, 900_000],
+        "many": sorted(chance.choice(40_000, 9_000, replace=False).tolist()),
+        "every fifth of a large table": [
+            1_000_003 + 5 * i for i in chance.choice(9_000, 3_000, replace=False).tolist()
+        ],
+        "far from each other": [i * 99_991 for i in range(1, 1_200)],
+    }
+    made = "async ids => { const m = await import('./static/rowset.js'); const c = m.conditionOf(ids); return [c, m.countOf(c)]; }"
+    for name, ids_ in sets.items():
+        condition, counted = page.evaluate(made, ids_)
+        around = sorted({*ids_, *(i + 1 for i in ids_), *(max(0, i - 1) for i in ids_), 0, 2 * max(ids_)})
+        found = rows(page, f"SELECT _row FROM (SELECT arrayJoin({around}) AS _row) WHERE {condition} ORDER BY _row")
+        assert [int(i) for i in found.split()] == sorted(ids_), name
+        assert counted == len(ids_), name
+    text = "it's \\ قطة 🐈"
+    mark = page.evaluate("async text => (await import('./static/rowset.js')).markOf('17', text)", text)
+    assert mark == zlib.crc32(f"17 {text}".encode())

@@ -1,0 +1,152 @@
+"""An answer that comes when the user has gone on is dropped: what is newer stays."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from browser_data import EMOJI
+from browser_steps import answer, meanwhile, painted, settled, shows, until
+from browser_support import Served
+from playwright.sync_api import APIResponse, Error, Page, Route, expect
+
+
+class Late:
+    """Holds the first answer to a path whose request has a text in it; it is of the moment it was asked for."""
+
+    def __init__(self, page: Page, path: str, text: str) -> None:
+        self._page, self._path, self._text = page, path, text
+        self._held: list[tuple[Route, APIResponse]] = []
+        page.route(path, self._take)
+
+    def _take(self, route: Route) -> None:
+        asked = (route.request.post_data or "") + route.request.url
+        if self._held or self._text not in asked:
+            route.continue_()
+        else:
+            self._held.append((route, route.fetch()))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it has been asked for."""
+        return bool(self._held)
+
+    def come(self) -> None:
+        """Let the answer come, and the page do with it what it does."""
+        with contextlib.suppress(Error):  # the page may have given the request up
+            for route, reply in self._held:
+                route.fulfill(response=reply)
+        self._page.unroute(self._path)
+        painted(self._page)
+
+
+Act = Callable[[Page], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where one begins, what is asked first and answered last, what is asked then, and what is to be seen."""
+
+    begin: str
+    path: str
+    text: str
+    first: Act
+    second: Act
+    seen: Act
+
+
+def to(address: str) -> Act:
+    return lambda page: page.evaluate("address => { location.hash = address }", address)
+
+
+def write(words: str) -> Act:
+    return lambda page: page.get_by_label("Describe a picture").fill(words)
+
+
+def slide(fold: float) -> Act:
+    move = "(input, to) => { input.value = to; input.dispatchEvent(new Event('change')); }"
+    return lambda page: page.get_by_label("How alike pictures are that are shown once").evaluate(move, fold)
+
+
+def facet(page: Page) -> None:
+    page.get_by_role("dialog").get_by_role("region", name="category").get_by_role("button").first.click()
+
+
+def open_facets(page: Page) -> None:
+    page.get_by_role("button", name="Facets").click()
+    expect(page.get_by_role("dialog").get_by_role("region", name="category")).to_be_visible()
+
+
+def find_key(text: str) -> Act:
+    return lambda page: page.get_by_role("region", name="key").get_by_role("searchbox").fill(text)
+
+
+def only_key(page: Page) -> None:
+    expect(page.get_by_role("region", name="key").get_by_role("status")).to_have_text("No value has that in it.")
+
+
+def status(text: str) -> Act:
+    return lambda page: expect(page.get_by_role("dialog").get_by_role("status").first).to_have_text(text)
+
+
+def legend_is_a_scale(page: Page) -> None:
+    expect(page.locator(".map-legend .map-ends")).to_be_visible()
+    page.get_by_role("button", name="Change between light and dark").click()  # draws the legend anew
+    expect(page.locator(".map-legend .map-ends")).to_be_visible()
+    expect(page.locator(".map-legend .map-values")).to_have_count(0)
+
+
+def has_url(page: Page) -> None:
+    expect(page.get_by_role("dialog").locator("dt").filter(has_text="url")).to_be_visible()
+
+
+ALL = f"{EMOJI} of {EMOJI} rows match"
+CASES = {
+    "a search": Case(
+        "#pictures?table=emoji", "**/api/search", '"cat"', write("cat"), write("dog"), lambda p: shows(p, answer(p, "dog"))
+    ),
+    "a page of the grid": Case(
+        "#pictures?table=emoji", "**/api/search", '"offset":40', to("#pictures?table=emoji&q=cat"),
+        to("#pictures?table=emoji&q=dog&cut=0.5"), lambda p: shows(p, answer(p, "dog", k=3)),
+    ),
+    "pictures shown once": Case(
+        "#pictures?table=emoji&q=cat&fold=0.9", "**/api/search", '"fold":0.8,', slide(0.8), slide(0.99),
+        lambda p: expect(p.locator(".tile[data-id]")).not_to_have_count(0) and until(p, "location.hash.includes('0.99')"),
+    ),
+    "facets": Case("#pictures?table=emoji", "**/api/facets", "category", lambda p: (open_facets(p), facet(p)), facet, status(ALL)),
+    "values of a facet": Case(
+        "#pictures?table=emoji", "**/api/facets", '"containing":"1"', lambda p: (open_facets(p), find_key("1")(p)),
+        find_key("no such key"), only_key,
+    ),
+    "details": Case(
+        "#pictures?table=emoji&where=0", "**/api/rows/**", "/emoji/5", to("#pictures?table=emoji&where=0&row=5"),
+        to("#pictures?table=web&where=0&row=5"), has_url,
+    ),
+    "colours of the map": Case(
+        "#map?table=emoji", "**/api/projection", '"by":"category"', to("#map?table=emoji&colour=category"),
+        to("#map?table=emoji&colour=letters"), legend_is_a_scale,
+    ),
+    "points of the map": Case(
+        "#map?table=emoji", "**/api/projection", "letters > 5", to("#map?table=emoji&where=letters > 5"),
+        to("#map?table=emoji"), lambda p: expect(p.locator(".map-said")).to_contain_text(f"{EMOJI} pictures"),
+    ),
+}  # fmt: skip
+
+
+def test_an_answer_to_an_older_question_changes_nothing(page: Page, served: Served) -> None:
+    for name, case in CASES.items():
+        print(name)  # shown where one fails
+        if page.get_by_role("dialog").count():
+            page.keyboard.press("Escape")
+        to(case.begin)(page)
+        settled(page)
+        painted(page)
+        late = Late(page, case.path, case.text)
+        case.first(page)
+        meanwhile(page, lambda late=late: late.is_held, f"{case.text} is asked of {case.path}")
+        case.second(page)
+        case.seen(page)
+        late.come()
+        case.seen(page)
