@@ -243,8 +243,9 @@ function drawControls(state) {
   const choose = byId('table');
   if (tablesListed !== catalog.tables) {
     tablesListed = catalog.tables;
-    choose.replaceChildren(...catalog.tables.map((one, i) => el('option', { value: i }, `${one.database === 'default' ? '' : `${one.database}.`}${one.name} · ${count(one.rows)}`)));
+    choose.replaceChildren(el('option', { value: -1, hidden: true }), ...catalog.tables.map((one, i) => el('option', { value: i }, `${one.database === 'default' ? '' : `${one.database}.`}${one.name} · ${count(one.rows)}`)));
   }
+  choose.options[0] && (choose.options[0].textContent = state.table ?? ''); // that cannot be searched, or is not there
   choose.value = String(catalog.tables.indexOf(table));
   byId('table-label').hidden = !catalog.tables.length;
 
@@ -303,6 +304,7 @@ function draw(state, before, fromAddress = false) {
     drawAfter();
   }
   if (state.view !== 'sql') refresh(state, fromAddress);
+  else fetching ||= setTimeout(fetchRest, CALM_MS);
 }
 
 async function loadTables() {

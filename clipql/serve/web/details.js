@@ -131,7 +131,7 @@ async function fill(id) {
 
 /** The caption; of a long one the beginning, so that the buttons stay where they are. */
 function heading(caption) {
-  const title = el('h2', { class: 'short' }, caption);
+  const title = el('h2', { class: 'short', dir: 'auto' }, caption);
   const more = button('Show all of the caption', { text: 'Show all of the caption', class: 'link', hidden: true });
   more.addEventListener('click', () => {
     title.classList.toggle('short');
@@ -187,7 +187,7 @@ function lengthen(image, wide, row) {
 /** All values of the row. Addresses become links only where they are of the web. */
 function values(row, table) {
   const list = el('dl', { class: 'values' });
-  const put = (name, value) => list.append(el('dt', {}, name), el('dd', {}, value));
+  const put = (name, value) => list.append(el('dt', {}, name), el('dd', { dir: 'auto' }, value));
   put('row', row.id);
   const names = new Set([...(table?.columns.map((column) => column.name) ?? []), ...Object.keys(row.values ?? {})]);
   for (const name of names) {

@@ -10,7 +10,9 @@ import { now } from './state.js';
 export function openDialog(title, content, { style = 'middle', leaves = true, onclose } = {}) {
   const dialog = el('dialog', { class: `dialog ${style}`, 'aria-label': title });
   const heading = el('header', {}, el('h2', {}, title), button('Close', { icon: 'close', onclick: () => dialog.close() }));
-  dialog.append(heading, el('div', { class: 'dialog-body' }, content));
+  const body = el('div', { class: 'dialog-body' }, content);
+  if (!body.querySelector('button, a, input, select, textarea, [tabindex]')) body.tabIndex = 0; // for scrolling by keys
+  dialog.append(heading, body);
   dialog.addEventListener('click', (event) => {
     // only the backdrop is the dialog itself; everything in it is a child
     if (event.target === dialog) dialog.close();

@@ -97,6 +97,17 @@ function searched(name, body) {
 
 const without = (column, ops) => now.filters.filter((filter) => !(filter.column === column.name && ops.includes(filter.op)));
 
+/** One bar can be reached with Tab; arrows go to the others. */
+function stepBar(event, bars) {
+  const at = bars.indexOf(event.target);
+  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: bars.length - 1 }[event.key];
+  if (at < 0 || !bars[to]) return;
+  event.preventDefault();
+  bars[at].tabIndex = -1;
+  bars[to].tabIndex = 0;
+  bars[to].focus();
+}
+
 /** A value a line, with a bar; pressed again, it is free again. */
 function values(facet, column) {
   const op = column.kind === 'bool' ? 'is' : 'eq';
@@ -108,7 +119,7 @@ function values(facet, column) {
     const line = el(
       'button',
       { type: 'button', class: 'facet-value', 'aria-pressed': String(isOn()), disabled: value === null || value === '', onclick: toggle, dataset: { key: `${column.name}=${text}` } },
-      el('span', { class: 'facet-name' }, text),
+      el('span', { class: 'facet-name', dir: 'auto' }, text),
       el('span', { class: 'facet-rows' }, count(rows)),
     );
     line.style.setProperty('--part', rows / most);
@@ -134,7 +145,7 @@ function histogram(facet, column) {
   let from = null;
   const bars = bins.map((rows, i) => {
     const label = `${column.name} from ${told(edge(i), false)} to ${told(edge(i + 1), true)}: ${plural(rows, 'row')}`;
-    const bar = el('button', { type: 'button', class: 'facet-bar', title: label, 'aria-label': label, onclick: (event) => event.detail === 0 && set(i, i), dataset: { key: `${column.name}#${i}` } });
+    const bar = el('button', { type: 'button', class: 'facet-bar', title: label, 'aria-label': label, tabindex: i === 0 ? 0 : -1, onclick: (event) => event.detail === 0 && set(i, i), dataset: { key: `${column.name}#${i}` } });
     bar.style.setProperty('--part', rows / highest);
     bar.addEventListener('pointerdown', (event) => {
       from = i;
@@ -148,5 +159,5 @@ function histogram(facet, column) {
     return bar;
   });
   const free = without(column, ['ge', 'le']).length !== now.filters.length ? el('button', { type: 'button', class: 'link', onclick: () => change({ filters: without(column, ['ge', 'le']) }, 'replace'), dataset: { key: `${column.name}#all` } }, 'all') : null;
-  return [el('div', { class: 'facet-bars', role: 'group', 'aria-label': `Histogram of ${column.name}` }, bars), el('p', { class: 'quiet facet-ends' }, el('span', {}, told(least, false)), free, el('span', {}, told(most, true)))];
+  return [el('div', { class: 'facet-bars', role: 'group', 'aria-label': `Histogram of ${column.name}`, onkeydown: (event) => stepBar(event, bars) }, bars), el('p', { class: 'quiet facet-ends' }, el('span', {}, told(least, false)), free, el('span', {}, told(most, true)))];
 }

@@ -195,7 +195,7 @@ function tileFor(row) {
     'li',
     { class: 'tile', dataset: { id: row.id } },
     el('div', { class: 'frame' }, open),
-    el('p', { class: 'caption', title: row.caption?.slice(0, LONGEST_HINT) || null }, row.caption || ' '),
+    el('p', { class: 'caption', dir: 'auto', title: row.caption?.slice(0, LONGEST_HINT) || null }, row.caption || ' '),
     factsOf(row, view.table, view.ranked),
   );
   // shape: the true one, where another was guessed and is still shown
@@ -241,7 +241,7 @@ function load(tile) {
   const { image, node, source } = tile;
   if (!source) {
     node.classList.add('wordy');
-    tile.node.querySelector('.open').replaceChildren(el('span', { class: 'words-only' }, tile.row.caption || `Row ${tile.row.id}`));
+    tile.node.querySelector('.open').replaceChildren(el('span', { class: 'words-only', dir: 'auto' }, tile.row.caption || `Row ${tile.row.id}`));
     return;
   }
   image.addEventListener('load', () => {
@@ -275,6 +275,7 @@ export function revive() {
     Object.assign(tile, { dead: false, tries: 0 });
     whole(tile.node).classList.remove('dead', 'left');
     tile.node.removeAttribute('title');
+    veil(tile);
     tile.image.src = tile.source;
     deadCount--;
   }
@@ -310,6 +311,7 @@ function markDead(tile) {
   tile.dead = true;
   whole(tile.node).classList.add('dead');
   tile.node.title = 'This picture no longer loads';
+  veil(tile);
   const link = archiveLink(tile.row);
   const facts = tile.node.querySelector('.facts');
   // in a grid there is room for one fact, often, and this is the one that is of use
@@ -355,6 +357,7 @@ function veil(tile) {
   tile.node.classList.toggle('veiled', veiled);
   const open = whole(tile.node).querySelector('.open');
   if (veiled) open.setAttribute('aria-label', 'Picture that may not be safe: show it');
+  else if (tile.dead) open.setAttribute('aria-label', tile.image.alt); // the picture that had it is not shown
   else open.removeAttribute('aria-label');
 }
 

@@ -259,7 +259,7 @@ function over(id, x, y) {
     const source = sourceOf(row);
     const image = source ? picture(source, '', { loading: 'eager' }) : null;
     image?.addEventListener('error', () => image.remove());
-    nodes.tip.replaceChildren(image ?? '', el('span', {}, row.caption || `Row ${row.id}`));
+    nodes.tip.replaceChildren(image ?? '', el('span', { dir: 'auto' }, row.caption || `Row ${row.id}`));
     nodes.tip.hidden = false;
     const { clientWidth, clientHeight } = nodes.node;
     nodes.tip.style.left = `${Math.max(110, Math.min(clientWidth - 110, x))}px`;
@@ -352,7 +352,7 @@ async function drawList(state) {
     ...rows.map((row) => {
       const thumb = isVeiled(row, table, state.safe) ? null : picture(pictureOf(row, 128), '', { class: 'map-thumb' });
       thumb?.addEventListener('error', () => thumb.classList.add('gone'));
-      const go = el('button', { type: 'button', onclick: () => openRow(row.id), onfocus: () => canvas.highlight(row.id) }, thumb, el('span', {}, row.caption || `Row ${row.id}`));
+      const go = el('button', { type: 'button', onclick: () => openRow(row.id), onfocus: () => canvas.highlight(row.id) }, thumb, el('span', { dir: 'auto' }, row.caption || `Row ${row.id}`));
       return el('li', { dataset: { id: row.id }, onpointerenter: () => canvas.highlight(row.id) }, go);
     }),
   );

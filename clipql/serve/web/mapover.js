@@ -68,8 +68,10 @@ export function drawDots(pen, places, radius, fill, edge) {
   pen.fillStyle = fill;
   if (places.length > MOST_ROUND) {
     pen.beginPath();
-    for (const { x, y } of places) pen.rect(x - radius, y - radius, 2 * radius, 2 * radius);
+    for (const { x, y } of places) pen.rect(x - radius / 2, y - radius / 2, radius, radius);
+    pen.globalAlpha = 0.55; // the colours below stay to be seen
     pen.fill();
+    pen.globalAlpha = 1;
     return;
   }
   pen.strokeStyle = edge;

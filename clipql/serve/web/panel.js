@@ -10,7 +10,7 @@ const LONGEST = 200; // characters of a condition in its pill
 
 /** The filters in use, each of which can be taken out. */
 export function drawPills(state, table) {
-  const out = (label, text, run) => el('span', { class: 'pill' }, el('span', { class: 'pill-text' }, text), button(label, { icon: 'close', onclick: run }));
+  const out = (label, text, run) => el('span', { class: 'pill' }, el('span', { class: 'pill-text', dir: 'auto' }, text), button(label, { icon: 'close', onclick: run }));
   const pills = state.filters.map((filter, i) => {
     const column = table?.columns.find((one) => one.name === filter.column);
     const wrong = mistakeIn(filter, column);
