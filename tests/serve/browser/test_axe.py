@@ -20,7 +20,7 @@ JUDGE = """async rules => {
     return found.violations.flatMap(rule =>
         rule.nodes.map(node => [rule.id, node.target.join(' '), node.failureSummary]));
 }"""
-# how it is looked at, the scheme, the width, and the rules that may say something else than the first look: None for all
+# how it is looked at, the scheme, the width, and the rules that may say something else there: None for all
 LOOKS = (
     ("light", "light", 1100, None),
     ("dark", "dark", 1100, ["color-contrast"]),
@@ -54,9 +54,7 @@ def pick(page: Page) -> None:
 
 def run_sql(page: Page) -> None:
     go("#sql?table=emoji", ".sql-editor")(page)
-    page.get_by_label("SQL statement").fill(
-        "SELECT _row, caption, letters, image_path FROM emoji LIMIT 3"
-    )
+    page.get_by_label("SQL statement").fill("SELECT _row, caption, letters, image_path FROM emoji LIMIT 3")
     page.get_by_role("button", name="Run").click()
     expect(page.locator(".sql-table")).to_be_visible()
     page.get_by_role("button", name="Chart").click()

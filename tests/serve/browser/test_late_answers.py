@@ -102,42 +102,68 @@ def has_url(page: Page) -> None:
     expect(page.get_by_role("dialog").locator("dt").filter(has_text="url")).to_be_visible()
 
 
+def open_and_choose(page: Page) -> None:
+    open_facets(page)
+    facet(page)
+
+
+def open_and_find(page: Page) -> None:
+    open_facets(page)
+    find_key("1")(page)
+
+
+def dogs(page: Page) -> None:
+    shows(page, answer(page, "dog", k=3))
+
+
+def fewer_are_alike(page: Page) -> None:
+    until(page, "location.hash.includes('0.99')")
+    shows(page, answer(page, "cat", k=3))
+
+
+def points_of_all(page: Page) -> None:
+    expect(page.locator(".map-said")).to_contain_text(f"{EMOJI} pictures")
+
+
+EMOJIS, SEARCH, PROJECTION = "#pictures?table=emoji", "**/api/search", "**/api/projection"
 ALL = f"{EMOJI} of {EMOJI} rows match"
 CASES = {
-    "a search": Case(
-        "#pictures?table=emoji", "**/api/search", '"cat"', write("cat"), write("dog"), lambda p: shows(p, answer(p, "dog"))
+    "a search": Case(EMOJIS, SEARCH, '"cat"', write("cat"), write("dog"), dogs),
+    "a page": Case(EMOJIS, SEARCH, '"offset":40', to(f"{EMOJIS}&q=cat"), to(f"{EMOJIS}&q=dog&cut=0.5"), dogs),
+    "what is shown once": Case(
+        f"{EMOJIS}&q=cat&fold=0.9", SEARCH, '"fold":0.8,', slide(0.8), slide(0.99), fewer_are_alike
     ),
-    "a page of the grid": Case(
-        "#pictures?table=emoji", "**/api/search", '"offset":40', to("#pictures?table=emoji&q=cat"),
-        to("#pictures?table=emoji&q=dog&cut=0.5"), lambda p: shows(p, answer(p, "dog", k=3)),
-    ),
-    "pictures shown once": Case(
-        "#pictures?table=emoji&q=cat&fold=0.9", "**/api/search", '"fold":0.8,', slide(0.8), slide(0.99),
-        lambda p: expect(p.locator(".tile[data-id]")).not_to_have_count(0) and until(p, "location.hash.includes('0.99')"),
-    ),
-    "facets": Case("#pictures?table=emoji", "**/api/facets", "category", lambda p: (open_facets(p), facet(p)), facet, status(ALL)),
-    "values of a facet": Case(
-        "#pictures?table=emoji", "**/api/facets", '"containing":"1"', lambda p: (open_facets(p), find_key("1")(p)),
-        find_key("no such key"), only_key,
-    ),
+    "facets": Case(EMOJIS, "**/api/facets", "category", open_and_choose, facet, status(ALL)),
+    "values": Case(EMOJIS, "**/api/facets", '"containing":"1"', open_and_find, find_key("no such key"), only_key),
     "details": Case(
-        "#pictures?table=emoji&where=0", "**/api/rows/**", "/emoji/5", to("#pictures?table=emoji&where=0&row=5"),
-        to("#pictures?table=web&where=0&row=5"), has_url,
+        f"{EMOJIS}&where=0",
+        "**/api/rows/**",
+        "/emoji/5",
+        to(f"{EMOJIS}&where=0&row=5"),
+        to("#pictures?table=web&where=0&row=5"),
+        has_url,
     ),
     "colours of the map": Case(
-        "#map?table=emoji", "**/api/projection", '"by":"category"', to("#map?table=emoji&colour=category"),
-        to("#map?table=emoji&colour=letters"), legend_is_a_scale,
+        "#map?table=emoji",
+        PROJECTION,
+        '"by":"category"',
+        to("#map?table=emoji&colour=category"),
+        to("#map?table=emoji&colour=letters"),
+        legend_is_a_scale,
     ),
     "points of the map": Case(
-        "#map?table=emoji", "**/api/projection", "letters > 5", to("#map?table=emoji&where=letters > 5"),
-        to("#map?table=emoji"), lambda p: expect(p.locator(".map-said")).to_contain_text(f"{EMOJI} pictures"),
+        "#map?table=emoji",
+        PROJECTION,
+        "letters > 5",
+        to("#map?table=emoji&where=letters > 5"),
+        to("#map?table=emoji"),
+        points_of_all,
     ),
-}  # fmt: skip
+}
 
 
 def test_an_answer_to_an_older_question_changes_nothing(page: Page, served: Served) -> None:
     for name, case in CASES.items():
-        print(name)  # shown where one fails
         if page.get_by_role("dialog").count():
             page.keyboard.press("Escape")
         to(case.begin)(page)
@@ -145,7 +171,7 @@ def test_an_answer_to_an_older_question_changes_nothing(page: Page, served: Serv
         painted(page)
         late = Late(page, case.path, case.text)
         case.first(page)
-        meanwhile(page, lambda late=late: late.is_held, f"{case.text} is asked of {case.path}")
+        meanwhile(page, lambda late=late: late.is_held, f"{name} is asked for")
         case.second(page)
         case.seen(page)
         late.come()

@@ -179,7 +179,11 @@ def test_the_condition_of_many_rows_holds_for_those_alone(page: Page) -> None:
         ],
         "far from each other": [i * 99_991 for i in range(1, 1_200)],
     }
-    made = "async ids => { const m = await import('./static/rowset.js'); const c = m.conditionOf(ids); return [c, m.countOf(c)]; }"
+    made = """async ids => {
+        const rowset = await import('./static/rowset.js');
+        const condition = rowset.conditionOf(ids);
+        return [condition, rowset.countOf(condition)];
+    }"""
     for name, ids_ in sets.items():
         condition, counted = page.evaluate(made, ids_)
         around = sorted({*ids_, *(i + 1 for i in ids_), *(max(0, i - 1) for i in ids_), 0, 2 * max(ids_)})
