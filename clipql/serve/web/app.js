@@ -105,7 +105,9 @@ async function takeChanges() {
   forgetKept();
   if (fetched) trust((part) => part.forgetChecks());
   await loadTables();
-  await beginAnew();
+  if (now.view !== 'sql') return beginAnew();
+  shownKey = null; // it is searched anew when the pictures are looked at; what is being written in SQL stays
+  return drawControls(now);
 }
 
 async function beginAnew() {

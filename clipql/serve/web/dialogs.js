@@ -6,7 +6,7 @@ import { laidOut } from './highlight.js';
 import { distinct, download, goesOn, mostInFile, results, shownRows } from './results.js';
 import { now } from './state.js';
 
-/** Opens a dialog with a title and a way out, which Back is too where it `leaves`; `onclose(left)`. `style`: 'middle' or 'side'. */
+/** Opens a dialog with a title and a way out, which Back is too where it `leaves`: it then has the class `left`. `style`: 'middle' or 'side'. */
 export function openDialog(title, content, { style = 'middle', leaves = true, onclose } = {}) {
   const dialog = el('dialog', { class: `dialog ${style}`, 'aria-label': title });
   const heading = el('header', {}, el('h2', {}, title), button('Close', { icon: 'close', onclick: () => dialog.close() }));
@@ -18,12 +18,15 @@ export function openDialog(title, content, { style = 'middle', leaves = true, on
     if (event.target === dialog) dialog.close();
   });
   // the way back leads away from what the dialog is about
-  const away = () => dialog.close('away');
+  const away = () => {
+    dialog.classList.add('left');
+    dialog.close();
+  };
   if (leaves) window.addEventListener('popstate', away);
   dialog.addEventListener('close', () => {
     window.removeEventListener('popstate', away);
     dialog.remove();
-    onclose?.(dialog.returnValue === 'away');
+    onclose?.();
   });
   document.body.append(dialog);
   dialog.showModal();

@@ -11,6 +11,7 @@ import { factsOf } from './facts.js';
 import { isVeiled, knownColumns, uncover } from './filters.js';
 import { makeKeys } from './gridkeys.js';
 import { fillNear, holdBack, makeWindow, whole } from './gridwindow.js';
+import { isSameTable } from './tables.js';
 
 export const SMALL_PICTURE = 160; // pixels; enlarged to fill a row, such a picture would only be blurred
 const LONGEST_HINT = 400; // characters of a caption that the browser shows beside the pointer
@@ -124,7 +125,7 @@ export const shownIds = () => [...list.querySelectorAll('.tile[data-id]')].filte
 
 /** A row of a table by its id, where it is shown; else null. */
 export function rowOf(id, table) {
-  if (table !== view.table) return null;
+  if (!isSameTable(table, view.table)) return null;
   const tile = tiles.get(id);
   if (tile) return tile.row;
   for (const rows of folded.values()) for (const row of rows) if (row.id === id) return row;

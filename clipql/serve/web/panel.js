@@ -48,7 +48,7 @@ export function openFilters(table) {
   for (const filter of others) rows.append(filterRow(usable, filter, apply));
 
   function apply() {
-    if (!rows.isConnected) return; // the panel was left before what was typed last was taken
+    if (!rows.isConnected || rows.closest('.left')) return; // the panel was left before what was typed last was taken
     const filters = [...rows.children].flatMap((row) => row.read());
     if (JSON.stringify(filters) !== JSON.stringify(now.filters)) change({ filters }, 'replace');
   }
@@ -61,7 +61,8 @@ export function openFilters(table) {
     placeholder: "length(caption) > 20 AND caption NOT LIKE '%logo%'",
     value: now.where,
   });
-  const useWhere = () => where.value.trim() !== now.where.trim() && change({ where: where.value }, 'replace');
+  // a field that Back leads away from loses its focus, which is no wish to search by it
+  const useWhere = () => !where.closest('.left') && where.value.trim() !== now.where.trim() && change({ where: where.value }, 'replace');
   where.addEventListener('change', useWhere);
   where.addEventListener('keydown', (event) => event.key === 'Enter' && (event.ctrlKey || event.metaKey) && useWhere());
 
@@ -87,8 +88,8 @@ export function openFilters(table) {
     ],
     {
       style: 'side',
-      onclose: (left) => {
-        if (!left) useWhere();
+      onclose: () => {
+        useWhere();
         byId('filters').setAttribute('aria-expanded', 'false');
       },
     },

@@ -84,6 +84,7 @@ def sql(page: Page) -> None:
     page.get_by_label("SQL statement").fill(STATEMENT)
     page.get_by_role("button", name="Run").click()
     expect(page.locator(".sql-table")).to_be_visible()
+    expect(page.locator(".sql-tree details").first).to_be_attached()
 
 
 VIEWS: dict[str, tuple[str, Callable[[Page], None]]] = {
@@ -104,6 +105,8 @@ def take(browser: Browser, address: str, view: str, look: str) -> None:
     page.goto(f"{address}{fragment}")
     if not fragment.startswith("#sql"):
         settled(page)
+        page.reload()  # the first search has loaded the model
+        settled(page)
     show(page)
     page.wait_for_timeout(2500)
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
@@ -117,7 +120,7 @@ def take(browser: Browser, address: str, view: str, look: str) -> None:
 def main(names: list[str]) -> None:
     """All pictures, or those of some views."""
     expect.set_options(timeout=600_000)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="emoji-", dir="/tmp") as folder:  # it is seen in the pictures
         here = Path(folder)
         build = [sys.executable, str(Path(__file__).with_name("browser_data.py")), folder, "http://127.0.0.1:9", "all"]
         subprocess.run(build, check=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser_steps import ids, meanwhile, settled
+from browser_steps import ids, meanwhile, painted, settled
 from browser_support import Served, Web, serve
 from playwright.sync_api import Page, Route, expect
 
@@ -78,6 +78,10 @@ def test_what_is_picked_is_tagged_saved_as_a_table_and_deleted_unless_taken_back
     expect(page.get_by_role("dialog")).to_contain_text("1 picture tagged")
     assert rows(page, "SELECT count() FROM t WHERE has(tags, 'it\\'s')") == "1"
     page.keyboard.press("Escape")
+    page.locator(".tile[data-id] .open").nth(1).focus()
+    for wanted in (2, 1):  # others can be picked after it
+        page.keyboard.press("x")
+        expect(page.locator(".tray-count")).to_have_text(f"{wanted} picked")
 
     page.get_by_role("button", name="Save as a table").click()
     page.get_by_label("Its name").fill("my picks")
@@ -193,3 +197,18 @@ def test_the_condition_of_many_rows_holds_for_those_alone(page: Page) -> None:
     text = "it's \\ قطة 🐈"
     mark = page.evaluate("async text => (await import('./static/rowset.js')).markOf('17', text)", text)
     assert mark == zlib.crc32(f"17 {text}".encode())
+
+
+def test_a_table_that_is_made_in_sql_can_be_chosen_at_once_and_what_is_written_meanwhile_stays(page: Page) -> None:
+    page.get_by_role("link", name="SQL").click()
+    statement = page.get_by_label("SQL statement")
+    statement.fill("CREATE TABLE made (caption String, v Array(Float32)) ENGINE = MergeTree ORDER BY tuple()")
+    held: list[Route] = []
+    page.route("**/api/tables", held.append)
+    page.keyboard.press("Control+Enter")
+    meanwhile(page, lambda: held, "the tables are asked for anew")
+    statement.fill("SELECT 1 AS one")
+    held[0].continue_()
+    expect(page.locator("#table option").filter(has_text="made")).to_have_count(1)
+    painted(page)
+    expect(statement).to_have_value("SELECT 1 AS one")
