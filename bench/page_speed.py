@@ -41,7 +41,8 @@ _SEEN = """async (words) => {
         await next();
     }
     const { startTime, duration } = found;
-    const inView = (image) => image.getBoundingClientRect().top < innerHeight;
+    // tiles of a row that is not full yet are held back, and load nothing
+    const inView = (image) => image.checkVisibility() && image.getBoundingClientRect().top < innerHeight;
     const waiting = () => [...document.querySelectorAll('.tile img')].some((i) => inView(i) && !i.complete);
     while (waiting() && performance.now() < until) await next();
     const loaded = performance.now() - startTime;

@@ -78,7 +78,7 @@ function build() {
         nodes.tip,
         nodes.said,
         nodes.chosen,
-        el('div', { class: 'map-key' }, el('label', { class: 'choice' }, el('span', { class: 'unseen' }, 'Colour by'), nodes.colour), nodes.legend),
+        el('label', { class: 'choice map-key' }, el('span', { class: 'unseen' }, 'Colour by'), nodes.colour),
         el(
           'div',
           { class: 'map-tools' },
@@ -90,7 +90,7 @@ function build() {
           button('Choose all in view', { icon: 'pick', onclick: () => points && choose(inside(points, canvas.around()).map((i) => points.ids[i])) }),
         ),
       ),
-      el('div', { class: 'map-side' }, nodes.regions, nodes.list),
+      el('div', { class: 'map-side' }, nodes.legend, nodes.regions, nodes.list),
     ),
   );
   watchPicks(() => now.view === 'map' && mark());
