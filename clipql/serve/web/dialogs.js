@@ -53,6 +53,8 @@ export const shortly = (value) =>
 
 const planOf = (plan) => el('pre', { class: 'plan' }, plan.join('\n'));
 
+const BITS = /'[\w+/=]{200,}'/g; // of many rows (`rowset.js`): copied, and not shown, as they are
+
 /** The statement that gives the rows shown. `edit(sql, params)` opens it in the SQL view. */
 export function showSql(edit) {
   if (!results.sql) return;
@@ -61,7 +63,7 @@ export function showSql(edit) {
   const names = Object.keys(params);
   const times = ms && ['encode', 'search', 'total'].filter((name) => typeof ms[name] === 'number').map((name) => `${name} ${ms[name].toFixed(1)} ms`);
   const dialog = openDialog('The SQL of this search', [
-    el('pre', { class: 'statement', tabindex: 0 }, sql),
+    el('pre', { class: 'statement', tabindex: 0 }, sql.replace(BITS, (bits) => `${bits.slice(0, 40)}… ${count(bits.length - 2)} letters'`)),
     names.length ? el('dl', { class: 'params' }, names.flatMap((name) => [el('dt', {}, name), el('dd', {}, shortly(params[name]))])) : null,
     el('div', { class: 'buttons' }, copyButton(() => sql), button('Edit and run', {
       icon: 'code',

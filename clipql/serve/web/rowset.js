@@ -5,7 +5,7 @@
 
 const LISTED = 1000; // rows, up to which they are listed
 const LONGEST = 110_000; // letters: a statement names a set twice, and a server takes 256 KB
-const RANGE = /^_row BETWEEN (\d+) AND \d+ AND \(_row - \d+\) % \d+ = 0 AND bitTest\(.*base64Decode\('([\w+/=]*)'\)/s;
+const RANGE = /^_row BETWEEN (\d+) AND (\d+) AND \(_row - \d+\) % (\d+) = 0(?: AND bitTest\(.*base64Decode\('([\w+/=]*)'\).*)?$/s;
 
 const commonDivisor = (a, b) => (b ? commonDivisor(b, a % b) : a);
 
@@ -15,6 +15,8 @@ export function conditionOf(ids) {
   const rows = Float64Array.from(ids, Number).sort();
   const [first, last] = [rows[0], rows.at(-1)];
   const step = rows.reduce((found, row) => commonDivisor(row - first, found), 0) || 1; // of a large table a map has every so-manieth row
+  const range = `_row BETWEEN ${first} AND ${last} AND (_row - ${first}) % ${step} = 0`;
+  if (new Set(rows).size === (last - first) / step + 1) return range; // none is left out
   const bytes = Math.floor((last - first) / step / 8) + 1;
   if (bytes * 4 > LONGEST * 3) {
     const listed = `_row IN (${rows.join(', ')})`;
@@ -29,7 +31,7 @@ export function conditionOf(ids) {
   let letters = '';
   for (const byte of bits) letters += String.fromCharCode(byte);
   const place = step === 1 ? `(_row - ${first})` : `intDiv(_row - ${first}, ${step})`;
-  return `_row BETWEEN ${first} AND ${last} AND (_row - ${first}) % ${step} = 0 AND bitTest(reinterpretAsUInt8(substring(base64Decode('${btoa(letters)}'), 1 + intDiv(${place}, 8), 1)), ${place} % 8)`;
+  return `${range} AND bitTest(reinterpretAsUInt8(substring(base64Decode('${btoa(letters)}'), 1 + intDiv(${place}, 8), 1)), ${place} % 8)`;
 }
 
 /** How many rows a condition of `conditionOf` names; null for any other. */
@@ -38,8 +40,10 @@ export function countOf(where) {
   if (listed) return listed[1].split(',').length;
   const range = RANGE.exec(where);
   if (!range) return null;
+  const [, first, last, step, bits] = range;
+  if (bits === undefined) return (last - first) / step + 1;
   let found = 0;
-  for (const letter of atob(range[2])) for (let bits = letter.charCodeAt(0); bits; bits &= bits - 1) found++;
+  for (const letter of atob(bits)) for (let left = letter.charCodeAt(0); left; left &= left - 1) found++;
   return found;
 }
 
