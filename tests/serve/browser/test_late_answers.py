@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from browser_data import EMOJI
-from browser_steps import answer, meanwhile, painted, settled, shows, until
+from browser_steps import answer, meanwhile, painted, settled, shows
 from browser_support import Served
 from playwright.sync_api import APIResponse, Error, Page, Route, expect
 
@@ -65,11 +65,6 @@ def write(words: str) -> Act:
     return lambda page: page.get_by_label("Describe a picture").fill(words)
 
 
-def slide(fold: float) -> Act:
-    move = "(input, to) => { input.value = to; input.dispatchEvent(new Event('change')); }"
-    return lambda page: page.get_by_label("How alike pictures are that are shown once").evaluate(move, fold)
-
-
 def facet(page: Page) -> None:
     page.get_by_role("dialog").get_by_role("region", name="category").get_by_role("button").first.click()
 
@@ -116,23 +111,10 @@ def dogs(page: Page) -> None:
     shows(page, answer(page, "dog", k=3))
 
 
-def fewer_are_alike(page: Page) -> None:
-    until(page, "location.hash.includes('0.99')")
-    shows(page, answer(page, "cat", k=3))
-
-
-def points_of_all(page: Page) -> None:
-    expect(page.locator(".map-said")).to_contain_text(f"{EMOJI} pictures")
-
-
-EMOJIS, SEARCH, PROJECTION = "#pictures?table=emoji", "**/api/search", "**/api/projection"
+EMOJIS = "#pictures?table=emoji"
 ALL = f"{EMOJI} of {EMOJI} rows match"
 CASES = {
-    "a search": Case(EMOJIS, SEARCH, '"cat"', write("cat"), write("dog"), dogs),
-    "a page": Case(EMOJIS, SEARCH, '"offset":40', to(f"{EMOJIS}&q=cat"), to(f"{EMOJIS}&q=dog&cut=0.5"), dogs),
-    "what is shown once": Case(
-        f"{EMOJIS}&q=cat&fold=0.9", SEARCH, '"fold":0.8,', slide(0.8), slide(0.99), fewer_are_alike
-    ),
+    "a search": Case(EMOJIS, "**/api/search", '"cat"', write("cat"), write("dog"), dogs),
     "facets": Case(EMOJIS, "**/api/facets", "category", open_and_choose, facet, status(ALL)),
     "values": Case(EMOJIS, "**/api/facets", '"containing":"1"', open_and_find, find_key("no such key"), only_key),
     "details": Case(
@@ -145,24 +127,17 @@ CASES = {
     ),
     "colours of the map": Case(
         "#map?table=emoji",
-        PROJECTION,
+        "**/api/projection",
         '"by":"category"',
         to("#map?table=emoji&colour=category"),
         to("#map?table=emoji&colour=letters"),
         legend_is_a_scale,
     ),
-    "points of the map": Case(
-        "#map?table=emoji",
-        PROJECTION,
-        "letters > 5",
-        to("#map?table=emoji&where=letters > 5"),
-        to("#map?table=emoji"),
-        points_of_all,
-    ),
 }
 
 
 def test_an_answer_to_an_older_question_changes_nothing(page: Page, served: Served) -> None:
+    page.set_viewport_size({"width": 700, "height": 480})  # less to draw
     for name, case in CASES.items():
         if page.get_by_role("dialog").count():
             page.keyboard.press("Escape")
