@@ -3,8 +3,8 @@
 import { ApiError, setHooks } from './api.js';
 import { drawBelow, takeDead } from './below.js';
 import { addTerm, drawChips, makeChips } from './chips.js';
-import { button, byId, count, drawIcons, el, notice } from './dom.js';
-import { searchable } from './filters.js';
+import { drawControls } from './controls.js';
+import { button, byId, drawIcons, notice } from './dom.js';
 import { isServerGone, serverIsBack, tellBusy, waitForServer } from './gone.js';
 import { clear, focusTile, makeGrid, revive, rowOf, show, showSkeletons } from './grid.js';
 import { fetchAll, later } from './later.js';
@@ -12,7 +12,7 @@ import { AddressAsWords, MissingPicture, bringBack, forget, forgetKept, goesOn, 
 import { drawWords, makeSearchBox } from './searchbox.js';
 import { NEAR_DUPLICATE, change, now, openRow, parts, takeAddress, toHash, watch } from './state.js';
 import { askFigures, drawFigures, forgetFigures } from './status.js';
-import { catalog, isPlainTable, loadCatalog, namedIn, sourceOf, tableOf, takesWords, watchChanges } from './tables.js';
+import { catalog, isPlainTable, loadCatalog, namedIn, sourceOf, tableOf, watchChanges } from './tables.js';
 import { forgetPicture } from './uploads.js';
 
 const CALM_MS = 350;
@@ -237,52 +237,6 @@ function drawMap() {
 }
 
 const drawAfter = () => drawBelow(currentTable());
-
-let tablesListed = null; // to choose from
-
-function drawControls(state) {
-  const table = tableOf(state);
-  const choose = byId('table');
-  if (tablesListed !== catalog.tables) {
-    tablesListed = catalog.tables;
-    choose.replaceChildren(el('option', { value: -1, hidden: true }), ...catalog.tables.map((one, i) => el('option', { value: i }, `${one.database === 'default' ? '' : `${one.database}.`}${one.name} · ${count(one.rows)}`)));
-  }
-  choose.options[0] && (choose.options[0].textContent = state.table ?? ''); // that cannot be searched, or is not there
-  choose.value = String(catalog.tables.indexOf(table));
-  byId('table-label').hidden = !catalog.tables.length;
-
-  const columns = searchable(table);
-  const chosen = state.column ?? columns[0]?.column;
-  byId('column').hidden = columns.length < 2;
-  byId('column').replaceChildren(
-    ...columns.map(({ column, label }) =>
-      button(label, {
-        text: label,
-        class: 'segment',
-        role: 'radio',
-        'aria-checked': column === chosen ? 'true' : 'false',
-        tabindex: column === chosen ? 0 : -1,
-        title: `Search in ${column}`,
-        onclick: () => change({ column: column === columns[0].column ? null : column, model: null }),
-      }),
-    ),
-  );
-  byId('safe-label').hidden = !table?.nsfw;
-  byId('safe').value = state.safe;
-  byId('fold').setAttribute('aria-pressed', String(state.fold !== null));
-  for (const id of ['filters', 'facets', 'fold', 'show-sql', 'export']) byId(id).hidden = !table;
-  byId('words').placeholder = !table || takesWords(state, table) ? 'Describe a picture' : 'No model for words here: search by a picture of the results';
-
-  for (const view of ['pictures', 'map', 'sql']) {
-    const tab = byId(`tab-${view}`);
-    tab.href = toHash({ ...state, view, row: null });
-    if (view === state.view) tab.setAttribute('aria-current', 'page');
-    else tab.removeAttribute('aria-current');
-    byId(`view-${view}`).hidden = view !== state.view;
-  }
-  document.body.dataset.view = state.view;
-  document.title = [parts(state).map((part) => part.text ?? 'a picture').join(', '), 'clipql'].filter(Boolean).join(' · ');
-}
 
 /* ---------- everything in line with the state ---------- */
 
