@@ -6,6 +6,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_BENCH := .venv/.ready-bench
 READY_BROWSER := .venv/.ready-browser
+BROWSER_TESTS := tests/serve/browser
+READY_AXE := $(BROWSER_TESTS)/node_modules/.package-lock.json
 CHROMIUM := chromium chromium-browser google-chrome
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
@@ -29,7 +31,7 @@ setup: $(READY) ## the virtual environment .venv, with what the lock names
 demo: $(READY) ## real image-caption vectors, taken in and asked in SQL
 	$(BIN)/clipql demo
 
-test: $(READY) $(READY_BROWSER) ## the tests; the page is tried in Chromium, which is installed where apt-get can
+test: $(READY) $(READY_BROWSER) $(READY_AXE) ## the tests; the page is tried in Chromium and judged by axe-core; Chromium and npm are installed where apt-get can
 	$(BIN)/python tests/run.py $(ARGS)
 
 bench: $(READY) $(READY_BENCH) ## side by side with peers; writes docs/benchmarks.md (ARGS="--only exact" for a part)
@@ -80,6 +82,13 @@ $(READY_BROWSER):
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null || \
 	{ echo "no Chromium: install one of $(CHROMIUM)"; exit 1; }
 	@mkdir -p .venv && touch $@
+
+# npm is asked for the one version that the lock file has, checked by its hash
+$(READY_AXE): $(BROWSER_TESTS)/package-lock.json
+	@command -v npm >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends npm >/dev/null; } || \
+	{ echo "no npm: install it, with which axe-core comes"; exit 1; }
+	npm ci --prefix $(BROWSER_TESTS) --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 $(READY_BENCH): requirements-bench.lock $(READY)
 	$(INSTALL) --require-hashes -r requirements-bench.lock

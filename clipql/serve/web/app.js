@@ -3,22 +3,22 @@
 import { ApiError, setHooks } from './api.js';
 import { drawBelow, takeDead } from './below.js';
 import { addTerm, drawChips, makeChips } from './chips.js';
-import { button, byId, count, drawIcons, el, notice } from './dom.js';
-import { searchable } from './filters.js';
+import { drawControls } from './controls.js';
+import { button, byId, drawIcons, notice } from './dom.js';
+import { isServerGone, serverIsBack, tellBusy, waitForServer } from './gone.js';
 import { clear, focusTile, makeGrid, revive, rowOf, show, showSkeletons } from './grid.js';
 import { fetchAll, later } from './later.js';
-import { AddressAsWords, MissingPicture, bringBack, forget, goesOn, keep, keyOf, nextPage, results, search, shownRows, similarityOf } from './results.js';
+import { AddressAsWords, MissingPicture, bringBack, forget, forgetKept, goesOn, keep, keyOf, nextPage, results, search, shownRows, similarityOf } from './results.js';
 import { drawWords, makeSearchBox } from './searchbox.js';
 import { NEAR_DUPLICATE, change, now, openRow, parts, takeAddress, toHash, watch } from './state.js';
-import { askFigures, drawFigures } from './status.js';
-import { catalog, isPlainTable, loadCatalog, namedIn, sourceOf, tableOf, takesWords } from './tables.js';
+import { askFigures, drawFigures, forgetFigures } from './status.js';
+import { catalog, isPlainTable, loadCatalog, namedIn, sourceOf, tableOf, watchChanges } from './tables.js';
 import { forgetPicture } from './uploads.js';
 
 const CALM_MS = 350;
 
 let shownKey = null;
 let skeletons = 0;
-let retry = 0;
 let fetching = 0; // the parts that come later are being fetched
 let fetched = false; // and are there
 let said = null; // what the next results are still shown with
@@ -36,9 +36,9 @@ const details = later(() => import('./details.js'), (part) => part.makeDetails(c
 const dialogs = later(() => import('./dialogs.js'));
 const panel = later(() => import('./panel.js'));
 const facets = later(() => import('./facets.js'), (part) => part.makeFacets(currentTable));
-const map = later(() => import('./map.js'), (part) => part.makeMap({ pickRows: (rows) => pickWith((part) => part.pickRows(rows)) }));
+const map = later(() => import('./map.js'), (part) => part.makeMap({ pickIds: (ids) => pickWith((one) => one.pickIds(ids)) }));
 const sql = later(() => import('./sql.js'));
-const selection = later(() => import('./selection.js'), (part) => part.makeSelection(byId('grid'), currentTable, (id) => rowOf(id, currentTable()), beginAnew));
+const selection = later(() => import('./selection.js'), (part) => part.makeSelection(byId('grid'), currentTable, (id) => rowOf(id, currentTable())));
 let picking = false;
 const gridLasso = later(() => import('./gridlasso.js'), (part) => part.makeGridLasso(byId('view-pictures'), byId('grid'), (ids) => pickWith((one) => one.pickShown(ids))));
 const trust = later(() => import('./trust.js'), (part) => part.makeTrust(drawStatus));
@@ -49,7 +49,7 @@ let sqlSeen = false;
 
 function pickWith(use) {
   picking = true;
-  selection(use);
+  return selection(use);
 }
 
 /* ---------- notices ---------- */
@@ -69,7 +69,7 @@ function explain(error) {
     notice('This search has a picture in it that was never uploaded here: pictures are not part of a link. Add it again, or leave it out.');
   } else if (!(error instanceof ApiError)) {
     throw error;
-  } else if (error.status === 0) waitForServer();
+  } else if (error.status === 0) waitForServer(goOn);
   else if (error.status === 401) {
     leaveResults();
     notice('This server asks for a token.', button('Enter the token', { text: 'Enter the token', class: 'link', onclick: beginAnew }));
@@ -86,18 +86,28 @@ function explain(error) {
   if (field && error.model === undefined) field.textContent = error.message;
 }
 
-/** The server is gone: ask from time to time whether it is back, and go on then by itself. */
-function waitForServer(seconds = 2) {
-  clearTimeout(retry);
-  const again = async () => {
-    clearTimeout(retry);
-    const alive = await fetch('./healthz').then((reply) => reply.ok, () => false);
-    if (!alive) return waitForServer(Math.min(15, seconds * 1.5));
-    revive();
-    beginAnew();
-  };
-  notice('The server does not answer. The page goes on by itself as soon as it is back.', button('Try now', { text: 'Try now', class: 'link', onclick: again }));
-  retry = setTimeout(again, seconds * 1000);
+/** The server was gone and is back. */
+function goOn() {
+  comeBack();
+  const shown = catalog.loaded && results.state && !outdated && keyOf(results.state) === keyOf(now);
+  if (!shown) return beginAnew();
+  notice(null); // only a later page was missed
+  return more();
+}
+
+function comeBack() {
+  if (serverIsBack()) revive();
+}
+
+/** Tables or rows are others than before. */
+async function takeChanges() {
+  forgetFigures();
+  forgetKept();
+  if (fetched) trust((part) => part.forgetChecks());
+  await loadTables();
+  if (now.view !== 'sql') return beginAnew();
+  shownKey = null; // it is searched anew when the pictures are looked at; what is being written in SQL stays
+  return drawControls(now);
 }
 
 async function beginAnew() {
@@ -131,6 +141,7 @@ async function refresh(state, fromAddress = false) {
   skeletons = setTimeout(() => (byId('grid').querySelector('.tile[data-id]') ? grid.classList.add('stale') : showSkeletons()), 160);
   try {
     if (!(await search(state, table))) return;
+    comeBack();
     notice(said);
     said = null;
     const error = byId('filter-error');
@@ -187,7 +198,7 @@ function painted() {
 }
 
 async function more(k) {
-  if (!goesOn()) return false;
+  if (!goesOn() || isServerGone()) return false;
   const before = results.state;
   try {
     const rows = await nextPage(k);
@@ -227,48 +238,6 @@ function drawMap() {
 
 const drawAfter = () => drawBelow(currentTable());
 
-function drawControls(state) {
-  const table = tableOf(state);
-  const choose = byId('table');
-  if (choose.options.length !== catalog.tables.length) {
-    choose.replaceChildren(...catalog.tables.map((one, i) => el('option', { value: i }, `${one.database === 'default' ? '' : `${one.database}.`}${one.name} · ${count(one.rows)}`)));
-  }
-  choose.value = String(catalog.tables.indexOf(table));
-  byId('table-label').hidden = !catalog.tables.length;
-
-  const columns = searchable(table);
-  const chosen = state.column ?? columns[0]?.column;
-  byId('column').hidden = columns.length < 2;
-  byId('column').replaceChildren(
-    ...columns.map(({ column, label }) =>
-      button(label, {
-        text: label,
-        class: 'segment',
-        role: 'radio',
-        'aria-checked': column === chosen ? 'true' : 'false',
-        tabindex: column === chosen ? 0 : -1,
-        title: `Search in ${column}`,
-        onclick: () => change({ column: column === columns[0].column ? null : column, model: null }),
-      }),
-    ),
-  );
-  byId('safe-label').hidden = !table?.nsfw;
-  byId('safe').value = state.safe;
-  byId('fold').setAttribute('aria-pressed', String(state.fold !== null));
-  for (const id of ['filters', 'facets', 'fold', 'show-sql', 'export']) byId(id).hidden = !table;
-  byId('words').placeholder = !table || takesWords(state, table) ? 'Describe a picture' : 'No model for words here: search by a picture of the results';
-
-  for (const view of ['pictures', 'map', 'sql']) {
-    const tab = byId(`tab-${view}`);
-    tab.href = toHash({ ...state, view, row: null });
-    if (view === state.view) tab.setAttribute('aria-current', 'page');
-    else tab.removeAttribute('aria-current');
-    byId(`view-${view}`).hidden = view !== state.view;
-  }
-  document.body.dataset.view = state.view;
-  document.title = [parts(state).map((part) => part.text ?? 'a picture').join(', '), 'clipql'].filter(Boolean).join(' · ');
-}
-
 /* ---------- everything in line with the state ---------- */
 
 function draw(state, before, fromAddress = false) {
@@ -291,6 +260,7 @@ function draw(state, before, fromAddress = false) {
     drawAfter();
   }
   if (state.view !== 'sql') refresh(state, fromAddress);
+  else fetching ||= setTimeout(fetchRest, CALM_MS);
 }
 
 async function loadTables() {
@@ -381,9 +351,10 @@ function listen() {
       seen.unobserve(byId('after'));
       // while somebody types, only the first page matters: the next waits until the search stands still
       const early = CALM_MS - (performance.now() - foundAt);
+      let came = false;
       if (early > 0) await new Promise((resolve) => setTimeout(resolve, early));
-      else await more();
-      setTimeout(() => seen.observe(byId('after')), goesOn() ? 30 : CALM_MS);
+      else came = await more();
+      setTimeout(() => seen.observe(byId('after')), came ? 30 : CALM_MS);
     },
     { rootMargin: '1200px' },
   );
@@ -396,7 +367,7 @@ function start() {
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => brightness((part) => part.drawTheme()));
   setHooks({
     askToken: (refused) => dialogs((part) => part.askToken(refused)),
-    busy: (seconds) => notice(seconds ? `The server is busy; asking again in ${Math.ceil(seconds)} s.` : null),
+    busy: tellBusy,
   });
   const like = (id) => change({ words: '', weight: 1, terms: [{ kind: 'row', id, weight: 1 }], row: null });
   makeGrid(byId('grid'), {
@@ -414,6 +385,7 @@ function start() {
   makeSearchBox({ tell, toResults: () => focusTile(null) });
   listen();
   watch(draw);
+  watchChanges(takeChanges);
   takeAddress();
   loadTables().then(() => draw(now, now));
   if (matchMedia('(hover: hover)').matches) byId('words').focus();

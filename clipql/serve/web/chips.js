@@ -66,7 +66,7 @@ function replace(i, next) {
 function chip(term, i, set) {
   const plus = term.weight > 0;
   const size = Math.abs(term.weight);
-  const name = el('span', { class: 'chip-name' });
+  const name = el('span', { class: 'chip-name', dir: 'auto' });
   const body = contentOf(term, name);
   const to = (weight) => set({ weight: (plus ? 1 : -1) * Math.round(weight * 100) / 100 });
   const small = (label, what, text, run, disabled = false) =>
@@ -117,7 +117,13 @@ export async function whenKnown(id) {
   const path = [now.database ?? 'default', now.table, id].map(encodeURIComponent).join('/');
   const row = rowFor(id);
   if (row) fetchedRows.set(path, Promise.resolve(row));
-  if (!fetchedRows.has(path)) fetchedRows.set(path, call(`/api/rows/${path}`).catch(() => null));
+  if (!fetchedRows.has(path)) {
+    const asked = call(`/api/rows/${path}`).catch((error) => {
+      if (error.status !== 404) fetchedRows.delete(path); // it may be there when it is asked for again
+      return null;
+    });
+    fetchedRows.set(path, asked);
+  }
   return fetchedRows.get(path);
 }
 
@@ -129,7 +135,7 @@ function phrase(weight) {
     text: plus ? 'with…' : 'without…',
     class: 'chip-add',
     onclick: () => {
-      const field = el('input', { type: 'text', class: 'chip-field', 'aria-label': plus ? 'Words to add' : 'Words to take away', placeholder: plus ? 'with…' : 'without…', autocomplete: 'off' });
+      const field = el('input', { type: 'text', class: 'chip-field', dir: 'auto', 'aria-label': plus ? 'Words to add' : 'Words to take away', placeholder: plus ? 'with…' : 'without…', autocomplete: 'off' });
       let done = false;
       const finish = (keep) => {
         if (done) return;

@@ -3,8 +3,8 @@
  * have it in them. Enter or Tab takes one, Escape closes the list, Ctrl + Space opens it.
  */
 
-import { call } from './api.js';
 import { el } from './dom.js';
+import { catalog } from './tables.js';
 
 const MOST = 9;
 const SHORTEST = 2; // letters before the list opens by itself
@@ -15,21 +15,13 @@ export function makeCompletion(area, editor, paint, highlight) {
   for (const [name, value] of Object.entries({ 'aria-autocomplete': 'list', 'aria-controls': 'completion' })) {
     area.setAttribute(name, value);
   }
-  let tables = [];
   let offered = [];
   let chosen = 0;
-  call('/api/tables').then(
-    (catalog) => {
-      tables = catalog.tables;
-      // somebody may have typed faster than the names came
-      if (document.activeElement === area) update(false);
-    },
-    () => {},
-  );
 
   const wordBefore = () => /[A-Za-z_][\w]*$/.exec(area.value.slice(0, area.selectionStart))?.[0] ?? '';
 
   function candidates() {
+    const { tables } = catalog; // as they are now
     const text = area.value.toLowerCase();
     const found = new Map();
     const add = (name, kind, rank) => found.has(name) || found.set(name, { name, kind, rank });

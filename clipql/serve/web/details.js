@@ -19,6 +19,7 @@ let dialog = null;
 let body = null;
 let shown = null;
 let filled = null; // what else than the row decides how it is shown
+let filling = null; // the newest of what has been asked for
 let currentTable = () => null;
 
 /** `table()` gives what is known of the table shown. */
@@ -90,8 +91,9 @@ function add(weight) {
 }
 
 async function fill(id) {
+  const mine = (filling = Symbol('row'));
   const row = await whenKnown(id);
-  if (id !== shown) return;
+  if (mine !== filling || id !== shown) return;
   if (!row) {
     body.replaceChildren(el('p', { class: 'details-missing' }, `There is no row ${id} in this table, or it cannot be read.`));
     return;
@@ -129,7 +131,7 @@ async function fill(id) {
 
 /** The caption; of a long one the beginning, so that the buttons stay where they are. */
 function heading(caption) {
-  const title = el('h2', { class: 'short' }, caption);
+  const title = el('h2', { class: 'short', dir: 'auto' }, caption);
   const more = button('Show all of the caption', { text: 'Show all of the caption', class: 'link', hidden: true });
   more.addEventListener('click', () => {
     title.classList.toggle('short');
@@ -185,7 +187,7 @@ function lengthen(image, wide, row) {
 /** All values of the row. Addresses become links only where they are of the web. */
 function values(row, table) {
   const list = el('dl', { class: 'values' });
-  const put = (name, value) => list.append(el('dt', {}, name), el('dd', {}, value));
+  const put = (name, value) => list.append(el('dt', {}, name), el('dd', { dir: 'auto' }, value));
   put('row', row.id);
   const names = new Set([...(table?.columns.map((column) => column.name) ?? []), ...Object.keys(row.values ?? {})]);
   for (const name of names) {

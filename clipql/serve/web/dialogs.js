@@ -6,16 +6,25 @@ import { laidOut } from './highlight.js';
 import { distinct, download, goesOn, mostInFile, results, shownRows } from './results.js';
 import { now } from './state.js';
 
-/** Opens a dialog with a title and a way out; it is gone once closed. `style`: 'middle', 'side' or 'large'. */
-export function openDialog(title, content, { style = 'middle', onclose } = {}) {
+/** Opens a dialog with a title and a way out, which Back is too where it `leaves`: it then has the class `left`. `style`: 'middle' or 'side'. */
+export function openDialog(title, content, { style = 'middle', leaves = true, onclose } = {}) {
   const dialog = el('dialog', { class: `dialog ${style}`, 'aria-label': title });
   const heading = el('header', {}, el('h2', {}, title), button('Close', { icon: 'close', onclick: () => dialog.close() }));
-  dialog.append(heading, el('div', { class: 'dialog-body' }, content));
+  const body = el('div', { class: 'dialog-body' }, content);
+  if (!body.querySelector('button, a, input, select, textarea, [tabindex]')) body.tabIndex = 0; // for scrolling by keys
+  dialog.append(heading, body);
   dialog.addEventListener('click', (event) => {
     // only the backdrop is the dialog itself; everything in it is a child
     if (event.target === dialog) dialog.close();
   });
+  // the way back leads away from what the dialog is about
+  const away = () => {
+    dialog.classList.add('left');
+    dialog.close();
+  };
+  if (leaves) window.addEventListener('popstate', away);
   dialog.addEventListener('close', () => {
+    window.removeEventListener('popstate', away);
     dialog.remove();
     onclose?.();
   });
@@ -44,6 +53,8 @@ export const shortly = (value) =>
 
 const planOf = (plan) => el('pre', { class: 'plan' }, plan.join('\n'));
 
+const BITS = /'[\w+/=]{200,}'/g; // of many rows (`rowset.js`): copied, and not shown, as they are
+
 /** The statement that gives the rows shown. `edit(sql, params)` opens it in the SQL view. */
 export function showSql(edit) {
   if (!results.sql) return;
@@ -52,7 +63,7 @@ export function showSql(edit) {
   const names = Object.keys(params);
   const times = ms && ['encode', 'search', 'total'].filter((name) => typeof ms[name] === 'number').map((name) => `${name} ${ms[name].toFixed(1)} ms`);
   const dialog = openDialog('The SQL of this search', [
-    el('pre', { class: 'statement', tabindex: 0 }, sql),
+    el('pre', { class: 'statement', tabindex: 0 }, sql.replace(BITS, (bits) => `${bits.slice(0, 40)}… ${count(bits.length - 2)} letters'`)),
     names.length ? el('dl', { class: 'params' }, names.flatMap((name) => [el('dt', {}, name), el('dd', {}, shortly(params[name]))])) : null,
     el('div', { class: 'buttons' }, copyButton(() => sql), button('Edit and run', {
       icon: 'code',
@@ -85,9 +96,10 @@ export function showExport() {
       onclick: async (event) => {
         event.currentTarget.disabled = true;
         const pressed = event.currentTarget;
+        const { name } = results.table; // another may be shown when the file comes
         said.textContent = 'Collecting the rows…';
         try {
-          saveFile(await download(format, Number(many.value)), `${results.table.name}.${ending}`);
+          saveFile(await download(format, Number(many.value)), `${name}.${ending}`);
           said.textContent = 'Saved.';
         } catch (error) {
           said.textContent = error instanceof ApiError ? error.message : String(error);
@@ -141,7 +153,7 @@ export function askToken(refused) {
     const dialog = openDialog(
       'This server needs a token',
       [el('p', {}, refused ? 'The server did not take that token.' : 'It is the one that clipql serve was started with.'), form],
-      { onclose: () => resolve(given) },
+      { leaves: false, onclose: () => resolve(given) },
     );
     form.addEventListener('submit', (event) => {
       event.preventDefault();

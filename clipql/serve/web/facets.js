@@ -44,7 +44,9 @@ async function ask() {
   try {
     found = await call('/api/facets', { body });
   } catch (error) {
-    if (mine === newest) place.replaceChildren(el('p', { class: 'filter-error' }, error.message));
+    if (mine !== newest) return;
+    asked = null; // what failed is asked again
+    place.replaceChildren(el('p', { class: 'filter-error' }, error.message));
     return;
   }
   if (mine !== newest) return;
@@ -66,14 +68,14 @@ function drawn(facet, table) {
 
 /** Of a column of many values those that contain what is typed. */
 function searched(name, body) {
+  const key = JSON.stringify([body.database, body.table, name]);
   const lines = el('div', { class: 'facet', role: 'group', 'aria-label': `Values of ${name}` });
-  const field = el('input', { type: 'search', value: lookedFor.get(name) ?? '', placeholder: 'Find a value', 'aria-label': `Find a value of ${name}`, autocomplete: 'off', spellcheck: 'false', dataset: { key: `${name}?` } });
+  const field = el('input', { type: 'search', value: lookedFor.get(key) ?? '', placeholder: 'Find a value', 'aria-label': `Find a value of ${name}`, autocomplete: 'off', spellcheck: 'false', dataset: { key: `${name}?` } });
   let calm = 0;
   let latest = null;
   const find = async () => {
     const mine = (latest = Symbol('values'));
     const part = field.value.trim();
-    lookedFor.set(name, field.value);
     if (!part) return lines.replaceChildren();
     try {
       const { columns } = await call('/api/facets', { body: { ...body, values_of: name, containing: part } });
@@ -85,6 +87,7 @@ function searched(name, body) {
     }
   };
   field.addEventListener('input', () => {
+    lookedFor.set(key, field.value); // kept at once: the panel may be drawn anew meanwhile
     clearTimeout(calm);
     calm = setTimeout(find, CALM_MS);
   });
@@ -94,18 +97,29 @@ function searched(name, body) {
 
 const without = (column, ops) => now.filters.filter((filter) => !(filter.column === column.name && ops.includes(filter.op)));
 
+/** One bar can be reached with Tab; arrows go to the others. */
+function stepBar(event, bars) {
+  const at = bars.indexOf(event.target);
+  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: bars.length - 1 }[event.key];
+  if (at < 0 || !bars[to]) return;
+  event.preventDefault();
+  bars[at].tabIndex = -1;
+  bars[to].tabIndex = 0;
+  bars[to].focus();
+}
+
 /** A value a line, with a bar; pressed again, it is free again. */
 function values(facet, column) {
   const op = column.kind === 'bool' ? 'is' : 'eq';
   const most = Math.max(1, ...facet.values.map((one) => one.rows));
   const lines = facet.values.map(({ value, rows }) => {
     const text = value === null ? 'NULL' : value === '' ? 'empty' : String(value);
-    const on = now.filters.some((filter) => filter.column === column.name && filter.op === op && filter.value === String(value));
-    const toggle = () => change({ filters: on ? without(column, [op]) : [...without(column, [op]), { column: column.name, op, value: String(value) }] }, 'replace');
+    const isOn = () => now.filters.some((filter) => filter.column === column.name && filter.op === op && filter.value === String(value));
+    const toggle = () => change({ filters: isOn() ? without(column, [op]) : [...without(column, [op]), { column: column.name, op, value: String(value) }] }, 'replace');
     const line = el(
       'button',
-      { type: 'button', class: 'facet-value', 'aria-pressed': String(on), disabled: value === null || value === '', onclick: toggle, dataset: { key: `${column.name}=${text}` } },
-      el('span', { class: 'facet-name' }, text),
+      { type: 'button', class: 'facet-value', 'aria-pressed': String(isOn()), disabled: value === null || value === '', onclick: toggle, dataset: { key: `${column.name}=${text}` } },
+      el('span', { class: 'facet-name', dir: 'auto' }, text),
       el('span', { class: 'facet-rows' }, count(rows)),
     );
     line.style.setProperty('--part', rows / most);
@@ -131,7 +145,7 @@ function histogram(facet, column) {
   let from = null;
   const bars = bins.map((rows, i) => {
     const label = `${column.name} from ${told(edge(i), false)} to ${told(edge(i + 1), true)}: ${plural(rows, 'row')}`;
-    const bar = el('button', { type: 'button', class: 'facet-bar', title: label, 'aria-label': label, onclick: (event) => event.detail === 0 && set(i, i), dataset: { key: `${column.name}#${i}` } });
+    const bar = el('button', { type: 'button', class: 'facet-bar', title: label, 'aria-label': label, tabindex: i === 0 ? 0 : -1, onclick: (event) => event.detail === 0 && set(i, i), dataset: { key: `${column.name}#${i}` } });
     bar.style.setProperty('--part', rows / highest);
     bar.addEventListener('pointerdown', (event) => {
       from = i;
@@ -145,5 +159,5 @@ function histogram(facet, column) {
     return bar;
   });
   const free = without(column, ['ge', 'le']).length !== now.filters.length ? el('button', { type: 'button', class: 'link', onclick: () => change({ filters: without(column, ['ge', 'le']) }, 'replace'), dataset: { key: `${column.name}#all` } }, 'all') : null;
-  return [el('div', { class: 'facet-bars', role: 'group', 'aria-label': `Histogram of ${column.name}` }, bars), el('p', { class: 'quiet facet-ends' }, el('span', {}, told(least, false)), free, el('span', {}, told(most, true)))];
+  return [el('div', { class: 'facet-bars', role: 'group', 'aria-label': `Histogram of ${column.name}`, onkeydown: (event) => stepBar(event, bars) }, bars), el('p', { class: 'quiet facet-ends' }, el('span', {}, told(least, false)), free, el('span', {}, told(most, true)))];
 }

@@ -11,6 +11,7 @@ import { factsOf } from './facts.js';
 import { isVeiled, knownColumns, uncover } from './filters.js';
 import { makeKeys } from './gridkeys.js';
 import { fillNear, holdBack, makeWindow, whole } from './gridwindow.js';
+import { isSameTable } from './tables.js';
 
 export const SMALL_PICTURE = 160; // pixels; enlarged to fill a row, such a picture would only be blurred
 const LONGEST_HINT = 400; // characters of a caption that the browser shows beside the pointer
@@ -124,7 +125,7 @@ export const shownIds = () => [...list.querySelectorAll('.tile[data-id]')].filte
 
 /** A row of a table by its id, where it is shown; else null. */
 export function rowOf(id, table) {
-  if (table !== view.table) return null;
+  if (!isSameTable(table, view.table)) return null;
   const tile = tiles.get(id);
   if (tile) return tile.row;
   for (const rows of folded.values()) for (const row of rows) if (row.id === id) return row;
@@ -195,7 +196,7 @@ function tileFor(row) {
     'li',
     { class: 'tile', dataset: { id: row.id } },
     el('div', { class: 'frame' }, open),
-    el('p', { class: 'caption', title: row.caption?.slice(0, LONGEST_HINT) || null }, row.caption || ' '),
+    el('p', { class: 'caption', dir: 'auto', title: row.caption?.slice(0, LONGEST_HINT) || null }, row.caption || ' '),
     factsOf(row, view.table, view.ranked),
   );
   // shape: the true one, where another was guessed and is still shown
@@ -241,10 +242,11 @@ function load(tile) {
   const { image, node, source } = tile;
   if (!source) {
     node.classList.add('wordy');
-    tile.node.querySelector('.open').replaceChildren(el('span', { class: 'words-only' }, tile.row.caption || `Row ${tile.row.id}`));
+    tile.node.querySelector('.open').replaceChildren(el('span', { class: 'words-only', dir: 'auto' }, tile.row.caption || `Row ${tile.row.id}`));
     return;
   }
   image.addEventListener('load', () => {
+    if (tiles.get(tile.row.id) !== tile) return; // of a search before
     const [w, h] = [image.naturalWidth, image.naturalHeight];
     node.classList.add('loaded');
     if (!tile.loaded) loadedCount++;
@@ -261,7 +263,7 @@ function load(tile) {
   image.addEventListener('error', () => {
     if (!image.getAttribute('src')) return;
     // our own server may only be busy; the web's pictures are taken at their word
-    if (source.startsWith('./') && tile.tries < OWN_TRIES) setTimeout(() => (image.src = `${source}&again=${tile.tries}`), 700 * 3 ** tile.tries++);
+    if (source.startsWith('./') && tile.tries < OWN_TRIES) setTimeout(() => tiles.get(tile.row.id) === tile && (image.src = `${source}&again=${tile.tries}`), 700 * 3 ** tile.tries++);
     else die(tile);
   });
   image.src = source;
@@ -274,6 +276,7 @@ export function revive() {
     Object.assign(tile, { dead: false, tries: 0 });
     whole(tile.node).classList.remove('dead', 'left');
     tile.node.removeAttribute('title');
+    veil(tile);
     tile.image.src = tile.source;
     deadCount--;
   }
@@ -309,6 +312,7 @@ function markDead(tile) {
   tile.dead = true;
   whole(tile.node).classList.add('dead');
   tile.node.title = 'This picture no longer loads';
+  veil(tile);
   const link = archiveLink(tile.row);
   const facts = tile.node.querySelector('.facts');
   // in a grid there is room for one fact, often, and this is the one that is of use
@@ -354,6 +358,7 @@ function veil(tile) {
   tile.node.classList.toggle('veiled', veiled);
   const open = whole(tile.node).querySelector('.open');
   if (veiled) open.setAttribute('aria-label', 'Picture that may not be safe: show it');
+  else if (tile.dead) open.setAttribute('aria-label', tile.image.alt); // the picture that had it is not shown
   else open.removeAttribute('aria-label');
 }
 

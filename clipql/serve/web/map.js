@@ -8,16 +8,15 @@ import { button, byId, count, el, picture, pictureOf, plural } from './dom.js';
 import { isVeiled } from './filters.js';
 import { makeCanvas } from './mapcanvas.js';
 import { coloursOf, isDark, legendOf } from './mapcolours.js';
-import { conditionOf, fetchPoints, fetchRows, fetchValues, inside, knownRow, learnRows, questionOf } from './mapdata.js';
+import { fetchPoints, fetchRows, fetchValues, inside, knownRow, learnRows, questionOf } from './mapdata.js';
 import { picked, watchPicks } from './picks.js';
 import { goesOn, keyOf, nextPage, results, shownRows } from './results.js';
+import { conditionOf } from './rowset.js';
 import { change, now, openRow, parts } from './state.js';
-import { catalog } from './tables.js';
 
 const MOST_WAITS = 100; // of 40 ms
 const WANTED = 240; // results that are listed and marked
 const LOOK_MS = 900; // between two questions whether a map is there
-const MOST_LASSOED = 10000; // rows that are picked or shown at once
 const HOVER_MS = 90;
 const MOST_SEEN = 120; // rows that are fetched for their pictures
 const FEW_POINTS = 3000; // of which some are shown as pictures from the beginning
@@ -34,8 +33,9 @@ let looking = 0;
 let going = null; // aborts what is asked for
 let better = null;
 let hover = 0;
+let pointed = null; // the newest point that the pointer was on
 
-/** `actions`: pickRows(rows). */
+/** `actions`: pickIds(ids): a promise of the picks, which throws where there are none. */
 export function makeMap(actions) {
   act = actions;
 }
@@ -78,7 +78,7 @@ function build() {
         nodes.tip,
         nodes.said,
         nodes.chosen,
-        el('div', { class: 'map-key' }, el('label', { class: 'choice' }, el('span', { class: 'unseen' }, 'Colour by'), nodes.colour), nodes.legend),
+        el('label', { class: 'choice map-key' }, el('span', { class: 'unseen' }, 'Colour by'), nodes.colour),
         el(
           'div',
           { class: 'map-tools' },
@@ -90,7 +90,7 @@ function build() {
           button('Choose all in view', { icon: 'pick', onclick: () => points && choose(inside(points, canvas.around()).map((i) => points.ids[i])) }),
         ),
       ),
-      el('div', { class: 'map-side' }, nodes.regions, nodes.list),
+      el('div', { class: 'map-side' }, nodes.legend, nodes.regions, nodes.list),
     ),
   );
   watchPicks(() => now.view === 'map' && mark());
@@ -124,6 +124,7 @@ export async function drawMap(state, current) {
 function empty() {
   going?.abort();
   clearTimeout(looking);
+  pointed = null;
   points = values = better = null;
   asked = { points: null, colours: null, list: null };
   canvas.show(null, false);
@@ -142,9 +143,9 @@ function fail(error) {
 async function drawPoints(state) {
   const question = questionOf(state, table);
   const key = JSON.stringify(question);
-  if (key === asked.points) return drawColours(state);
+  if (key === asked.points && table === asked.table) return drawColours(state); // a table that is described anew has changed
   const sameMap = points !== null && asked.map === JSON.stringify([question.database, question.table, question.column]);
-  Object.assign(asked, { points: key, map: JSON.stringify([question.database, question.table, question.column]) });
+  Object.assign(asked, { points: key, table, map: JSON.stringify([question.database, question.table, question.column]) });
   going?.abort();
   going = new AbortController();
   better = null;
@@ -166,10 +167,11 @@ async function look(question, than, mine, same) {
   try {
     found = await fetchPoints(question, than, mine.signal);
   } catch (error) {
-    if (mine === going && error.name !== 'AbortError') asked.points = null; // what failed is asked again
+    if (mine !== going || mine.signal.aborted) return;
+    asked.points = null; // what failed is asked again
     return fail(error);
   }
-  if (mine !== going) return;
+  if (mine !== going || mine.signal.aborted) return;
   better = found.stage === undefined ? found.better : found.stage;
   if (found.stage === undefined) {
     points = found;
@@ -179,6 +181,7 @@ async function look(question, than, mine, same) {
     drawRegions();
     mark();
     await drawColours(now);
+    if (mine !== going || mine.signal.aborted) return;
   }
   tell();
   if (better && now.view === 'map') looking = setTimeout(() => look(question, points?.method ?? null, mine, false), LOOK_MS);
@@ -193,15 +196,18 @@ async function drawColours(state) {
   if (key === asked.colours) return;
   asked.colours = key;
   values = null;
+  let found = null;
   try {
-    if (similar ? parts(state).length : state.colour) values = await fetchValues(state, table, similar ? null : state.colour, going.signal);
+    if (similar ? parts(state).length : state.colour) found = await fetchValues(state, table, similar ? null : state.colour, going.signal);
   } catch (error) {
     if (key !== asked.colours || error.name === 'AbortError') return;
     recolour();
     nodes.legend.replaceChildren(el('p', { class: 'filter-error', role: 'status' }, error.message));
     return;
   }
-  if (key === asked.colours) recolour();
+  if (key !== asked.colours) return;
+  values = found;
+  recolour();
 }
 
 function recolour() {
@@ -246,14 +252,14 @@ function over(id, x, y) {
   markListed(id);
   clearTimeout(hover);
   nodes.tip.hidden = true;
+  const mine = (pointed = Symbol('point'));
   if (id === null) return;
-  const mine = table;
   const shown = (row) => {
-    if (!row || mine !== table) return;
+    if (!row || mine !== pointed) return;
     const source = sourceOf(row);
     const image = source ? picture(source, '', { loading: 'eager' }) : null;
     image?.addEventListener('error', () => image.remove());
-    nodes.tip.replaceChildren(image ?? '', el('span', {}, row.caption || `Row ${row.id}`));
+    nodes.tip.replaceChildren(image ?? '', el('span', { dir: 'auto' }, row.caption || `Row ${row.id}`));
     nodes.tip.hidden = false;
     const { clientWidth, clientHeight } = nodes.node;
     nodes.tip.style.left = `${Math.max(110, Math.min(clientWidth - 110, x))}px`;
@@ -262,7 +268,7 @@ function over(id, x, y) {
   };
   const row = knownRow(table, id);
   if (row) shown(row);
-  else hover = setTimeout(() => fetchRows(mine, [id], 1, going?.signal).then((rows) => shown(rows[0]), () => {}), HOVER_MS);
+  else hover = setTimeout(() => fetchRows(table, [id], 1, going?.signal).then((rows) => shown(rows[0]), () => {}), HOVER_MS);
 }
 
 async function seen(ids) {
@@ -277,22 +283,29 @@ function choose(ids) {
   toggle(nodes.lasso, false);
   nodes.chosen.hidden = ids.length === 0;
   if (!ids.length) return;
-  const many = ids.length > MOST_LASSOED;
   const tool = (label, name, onclick) => button(label, { icon: name, text: label, class: 'tool', onclick });
+  const said = el('b', { role: 'status' }, `${count(ids.length)} chosen${points.step > 1 ? `, of every ${points.step}` : ''}`);
   const pick = async () => {
-    const mine = table;
+    const box = nodes.chosen.firstChild;
     try {
-      const rows = await fetchRows(mine, ids, catalog.most.search);
-      if (mine === table) act.pickRows(rows);
-      choose([]);
+      await act.pickIds(ids);
     } catch (error) {
-      fail(error);
+      said.textContent = error.message;
+      return;
+    }
+    if (nodes.chosen.firstChild === box) choose([]); // another choice may have been made meanwhile
+  };
+  const show = () => {
+    try {
+      change({ view: 'pictures', row: null, where: conditionOf(ids) });
+    } catch (error) {
+      said.textContent = error.message;
     }
   };
-  const show = () => change({ view: 'pictures', row: null, where: conditionOf(ids) });
   nodes.chosen.replaceChildren(
-    el('b', { role: 'status' }, many ? `${count(ids.length)} chosen: at most ${count(MOST_LASSOED)} are taken at once` : `${count(ids.length)} chosen`),
-    ...(many ? [] : [tool(ids.length === 1 ? 'Pick it' : `Pick these ${count(ids.length)}`, 'pick', pick), tool(ids.length === 1 ? 'Show it' : `Show these ${count(ids.length)}`, 'grid', show)]),
+    said,
+    tool(ids.length === 1 ? 'Pick it' : `Pick these ${count(ids.length)}`, 'pick', pick),
+    tool(ids.length === 1 ? 'Show it' : `Show these ${count(ids.length)}`, 'grid', show),
     button('Choose none', { icon: 'close', onclick: () => choose([]) }),
   );
 }
@@ -325,6 +338,7 @@ async function drawList(state) {
       if (fresh === null) await new Promise((resolve) => setTimeout(resolve, 40));
     }
   } catch (error) {
+    if (asked.list !== key) return;
     asked.list = null;
     fail(error);
     return;
@@ -338,7 +352,7 @@ async function drawList(state) {
     ...rows.map((row) => {
       const thumb = isVeiled(row, table, state.safe) ? null : picture(pictureOf(row, 128), '', { class: 'map-thumb' });
       thumb?.addEventListener('error', () => thumb.classList.add('gone'));
-      const go = el('button', { type: 'button', onclick: () => openRow(row.id), onfocus: () => canvas.highlight(row.id) }, thumb, el('span', {}, row.caption || `Row ${row.id}`));
+      const go = el('button', { type: 'button', onclick: () => openRow(row.id), onfocus: () => canvas.highlight(row.id) }, thumb, el('span', { dir: 'auto' }, row.caption || `Row ${row.id}`));
       return el('li', { dataset: { id: row.id }, onpointerenter: () => canvas.highlight(row.id) }, go);
     }),
   );

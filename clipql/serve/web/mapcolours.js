@@ -99,7 +99,7 @@ export function legendOf(values, dark, filter) {
     return node;
   };
   const line = (name, at) => {
-    const content = [swatch(TWELVE[at]), el('span', { class: 'map-value' }, name === '' ? 'empty' : name), el('span', { class: 'facet-rows' }, count(values.counts[at]))];
+    const content = [swatch(TWELVE[at]), el('span', { class: 'map-value', dir: 'auto' }, name === '' ? 'empty' : name), el('span', { class: 'facet-rows' }, count(values.counts[at]))];
     const can = name !== '' && name !== 'NULL';
     return el('li', {}, can ? el('button', { type: 'button', title: `Only ${name}`, onclick: () => filter(name) }, content) : el('span', {}, content));
   };

@@ -6,6 +6,7 @@
 import { call, send } from './api.js';
 import { whereOf } from './filters.js';
 import { requestBody } from './results.js';
+import { conditionOf } from './rowset.js';
 
 const FINEST = 65535;
 const SIDE = 128; // cells of the index, each way
@@ -141,6 +142,3 @@ export async function fetchRows(table, ids, most, signal) {
   }
   return found;
 }
-
-/** The condition that a row is one of some. */
-export const conditionOf = (ids) => `_row IN (${ids.join(', ')})`;

@@ -3,6 +3,7 @@
 const THUMB = 46; // pixels at zoom 1
 const LARGEST = 150;
 const MOST_IMAGES = 1000;
+const MOST_ROUND = 3000; // dots; more are squares without an edge, drawn at once
 const ABOVE = 13; // pixels that a label stands above its place
 const LEVELS = [{ from: 0, size: 15 }, { from: 2.2, size: 13 }, { from: 6, size: 12 }]; // zoom from which labels are shown; pixels
 
@@ -65,6 +66,14 @@ export function drawRings(pen, places, radius, stroke, width) {
 /** Dots with an edge, so that they are seen among others. */
 export function drawDots(pen, places, radius, fill, edge) {
   pen.fillStyle = fill;
+  if (places.length > MOST_ROUND) {
+    pen.beginPath();
+    for (const { x, y } of places) pen.rect(x - radius / 2, y - radius / 2, radius, radius);
+    pen.globalAlpha = 0.55; // the colours below stay to be seen
+    pen.fill();
+    pen.globalAlpha = 1;
+    return;
+  }
   pen.strokeStyle = edge;
   pen.lineWidth = 1;
   for (const { x, y } of places) {

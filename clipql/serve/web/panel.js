@@ -3,13 +3,14 @@
 import { openDialog } from './dialogs.js';
 import { button, byId, el, plural } from './dom.js';
 import { SHOWN_OPERATIONS, describe, knownColumns, mistakeIn, operationsOf } from './filters.js';
+import { countOf } from './rowset.js';
 import { change, now } from './state.js';
 
 const LONGEST = 200; // characters of a condition in its pill
 
 /** The filters in use, each of which can be taken out. */
 export function drawPills(state, table) {
-  const out = (label, text, run) => el('span', { class: 'pill' }, el('span', { class: 'pill-text' }, text), button(label, { icon: 'close', onclick: run }));
+  const out = (label, text, run) => el('span', { class: 'pill' }, el('span', { class: 'pill-text', dir: 'auto' }, text), button(label, { icon: 'close', onclick: run }));
   const pills = state.filters.map((filter, i) => {
     const column = table?.columns.find((one) => one.name === filter.column);
     const wrong = mistakeIn(filter, column);
@@ -29,8 +30,8 @@ export function drawPills(state, table) {
 
 /** A condition as its pill has it; rows that were chosen by hand are counted. */
 function shortened(where) {
-  const chosen = /^_row IN \(([\d, ]+)\)$/.exec(where);
-  if (chosen) return plural(chosen[1].split(',').length, 'chosen row');
+  const chosen = countOf(where);
+  if (chosen !== null) return plural(chosen, 'chosen row');
   return `WHERE ${where.length > LONGEST ? `${where.slice(0, LONGEST)}…` : where}`;
 }
 
@@ -47,6 +48,7 @@ export function openFilters(table) {
   for (const filter of others) rows.append(filterRow(usable, filter, apply));
 
   function apply() {
+    if (!rows.isConnected || rows.closest('.left')) return; // the panel was left before what was typed last was taken
     const filters = [...rows.children].flatMap((row) => row.read());
     if (JSON.stringify(filters) !== JSON.stringify(now.filters)) change({ filters }, 'replace');
   }
@@ -59,7 +61,8 @@ export function openFilters(table) {
     placeholder: "length(caption) > 20 AND caption NOT LIKE '%logo%'",
     value: now.where,
   });
-  const useWhere = () => where.value.trim() !== now.where.trim() && change({ where: where.value }, 'replace');
+  // a field that Back leads away from loses its focus, which is no wish to search by it
+  const useWhere = () => !where.closest('.left') && where.value.trim() !== now.where.trim() && change({ where: where.value }, 'replace');
   where.addEventListener('change', useWhere);
   where.addEventListener('keydown', (event) => event.key === 'Enter' && (event.ctrlKey || event.metaKey) && useWhere());
 

@@ -139,6 +139,9 @@ export function keep(top) {
   if (kept.size > KEPT_SEARCHES) kept.delete(kept.keys().next().value);
 }
 
+/** The rows of searches that were kept may be others by now. */
+export const forgetKept = () => kept.clear();
+
 /** Makes a search that was kept the one shown; gives how far it was scrolled, null where it was not kept. */
 export function bringBack(state) {
   const found = kept.get(keyOf(state));

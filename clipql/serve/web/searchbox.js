@@ -15,6 +15,7 @@ let timer = 0;
 let lastKey = -TOGETHER_MS;
 let typing = false; // whether the newest step of the history is this run of typing
 let say = () => {};
+let emptied = 0; // how often the search was cleared: a picture that was given before is not added after it
 
 /** `tell(text)` shows a notice; `toResults()` takes the focus into the grid. */
 export function makeSearchBox({ tell, toResults }) {
@@ -67,6 +68,7 @@ function take() {
 }
 
 function empty() {
+  emptied++;
   byId('words').value = '';
   byId('clear').hidden = true;
   typing = false;
@@ -96,7 +98,9 @@ export function drawWords(state, fromAddress) {
 
 /** Adds every picture among the files as one step, and says which are none. */
 async function takePictures(files) {
+  const before = emptied;
   const taken = await Promise.allSettled([...files].map(keepPicture));
+  if (before !== emptied) return;
   const terms = taken.filter((one) => one.status === 'fulfilled').map((one) => ({ kind: 'picture', key: one.value, weight: 1 }));
   const wrong = taken.filter((one) => one.status === 'rejected').map(({ reason }) => reason.message);
   if (terms.length) addTerms(terms);

@@ -2,7 +2,7 @@
 
 import { send } from './api.js';
 import { button, count, el } from './dom.js';
-import { quoted } from './tables.js';
+import { quoted, tellChanged } from './tables.js';
 
 const KEPT = 'clipql:statements';
 const MOST = 100;
@@ -15,12 +15,15 @@ export function makeSide(insert, open) {
   const past = el('ul', { class: 'sql-past' });
   const side = el('aside', { class: 'sql-side', 'aria-label': 'Tables and earlier statements' }, el('details', { open: matchMedia('(min-width: 1000px)').matches }, el('summary', {}, 'Tables'), tables), el('details', {}, el('summary', {}, 'Earlier statements'), past));
   const drawPast = () => past.replaceChildren(...earlier().map((sql) => el('li', {}, button(sql, { text: sql.replace(/\s+/g, ' ').slice(0, 90), class: 'link', title: sql.slice(0, 600), onclick: () => open(sql) }))));
+  let newest = null;
   const drawTables = async () => {
+    const mine = (newest = Symbol('tables'));
     try {
       const reply = await send('/?default_format=JSONCompact', { method: 'POST', body: COLUMNS, headers: { 'Content-Type': 'text/plain' } });
-      tables.replaceChildren(...tree((await reply.json()).data, insert));
+      const { data } = await reply.json();
+      if (mine === newest) tables.replaceChildren(...tree(data, insert));
     } catch (error) {
-      tables.replaceChildren(el('p', { class: 'quiet' }, error.message));
+      if (mine === newest) tables.replaceChildren(el('p', { class: 'quiet' }, error.message));
     }
   };
   drawPast();
@@ -31,7 +34,9 @@ export function makeSide(insert, open) {
     ran(sql) {
       remember(sql);
       drawPast();
-      if (!/^\s*(SELECT|WITH|EXPLAIN|SHOW|DESC)/i.test(sql)) drawTables();
+      if (statementsOf(sql).every((one) => /^\s*(\(|SELECT|WITH|FROM|EXPLAIN|SHOW|DESC|EXISTS|USE|SET)\b/i.test(one))) return;
+      drawTables();
+      tellChanged();
     },
   };
 }

@@ -93,5 +93,5 @@ function cell(value, kind, thumbnail, searchBy) {
   if (typeof value === 'string' && webAddress(value)) return el('td', {}, webLink(value));
   const text = typeof value === 'object' ? JSON.stringify(value) : String(value);
   const short = text.length > LONGEST_TEXT;
-  return el('td', { class: kind === 'number' ? 'number' : null, title: short ? text.slice(0, 4000) : null }, short ? `${text.slice(0, LONGEST_TEXT)}…` : text);
+  return el('td', { class: kind === 'number' ? 'number' : null, dir: 'auto', title: short ? text.slice(0, 4000) : null }, short ? `${text.slice(0, LONGEST_TEXT)}…` : text);
 }

@@ -47,6 +47,7 @@ const MOST = 100;
 
 const counted = new Map(); // what was asked → {rows, matching, hidden}
 const chances = new Map(); // a column → the similarity that words without a meaning reach
+let era = 0; // of the data, which all counts are of
 let calm = 0;
 
 const countOf = (state, table) => ({ table: table.name, database: table.database, where: whereOf(state, table), safe: state.safe === 'safe' });
@@ -59,12 +60,21 @@ async function asked(known, path, body) {
   const key = JSON.stringify(body);
   if (known.has(key)) return;
   known.set(key, null);
+  const mine = era;
   try {
-    known.set(key, await call(path, { body }));
+    const found = await call(path, { body });
+    if (mine === era) known.set(key, found);
   } catch {
-    known.delete(key); // without it there is no figure
+    if (mine === era) known.delete(key); // without it there is no figure
   }
   if (known.size > MOST) known.delete(known.keys().next().value);
+}
+
+/** The rows may be others than before: what was counted is not true any more, nor what is being counted. */
+export function forgetFigures() {
+  era++;
+  counted.clear();
+  chances.clear();
 }
 
 /** The only part of a query that is words to be found, or null: chance is known for such alone. */

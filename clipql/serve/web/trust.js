@@ -26,6 +26,9 @@ export function makeTrust(drawn) {
   redraw = drawn;
 }
 
+/** The rows may be others than before. */
+export const forgetChecks = () => checks.clear();
+
 /** Draws the check and the cut-off of the search shown. `outdated`: what is shown is not what was asked for. */
 export function drawTrust(outdated) {
   const place = byId('trust');
@@ -61,6 +64,7 @@ async function check(key) {
   redraw();
   try {
     const reply = await call('/api/search', { body: await requestBody({ ...state, recall: 'exact' }, table, { k: Math.min(CHECKED, rows.length), offset: 0 }) });
+    if (!checks.has(key)) return; // forgotten meanwhile
     checks.set(key, { right: reply.rows.filter((row) => shown.has(row.id)).length, of: reply.rows.length });
     if (checks.size > MOST) checks.delete(checks.keys().next().value);
   } catch {

@@ -31,7 +31,7 @@ def meanwhile(page: Page, is_so: Callable[[], Any], what: str) -> Any:
     deadline = time.monotonic() + LAST_NET_SECONDS
     while not (found := is_so()):
         assert time.monotonic() < deadline, f"not within {LAST_NET_SECONDS} s: {what}"
-        page.wait_for_timeout(20)
+        page.wait_for_timeout(50)  # each look costs two processes some milliseconds
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from browser_data import EMOJI
-from browser_steps import answer, captions, chips, drop, ids, search, settled, shows, until
+from browser_steps import answer, captions, chips, drop, ids, painted, search, settled, shows, until
 from browser_support import Served, serve
 from playwright.sync_api import Page, Route, expect
 
@@ -213,3 +213,14 @@ def test_every_number_of_rows_that_export_offers_can_be_had(page: Page) -> None:
             dialog.get_by_role("button", name=format).click()
             expect(dialog.get_by_role("button", name=format)).to_be_enabled()
             expect(dialog.get_by_role("status")).to_have_text("Saved.")
+
+
+def test_back_closes_the_panel_of_filters_and_what_was_typed_last_is_not_taken(page: Page) -> None:
+    search(page, "cat")
+    page.get_by_role("button", name="Filters").click()
+    page.get_by_label("WHERE, in SQL").fill("letters > 5")
+    page.go_back()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    painted(page)
+    assert "where" not in page.url
+    assert "q=cat" in page.url

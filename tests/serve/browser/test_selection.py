@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser_steps import ids, meanwhile, settled
+from browser_steps import ids, meanwhile, painted, settled
 from browser_support import Served, Web, serve
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 import clipql
 
-ROWS = 12
+ROWS, BIG = 12, 1203
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,9 @@ def writing(tmp_path_factory: pytest.TempPathFactory, web: Web) -> Iterator[Serv
         table = pa.table({name: [r[at] for r in rows] for at, name in enumerate(("url", "caption", "v"))})
         pq.write_table(table, folder / "rows.parquet")
         db.sql(f"INSERT INTO t SELECT * FROM file('{folder / 'rows.parquet'}')")
+        db.sql("CREATE TABLE big (caption String, v Array(Float32)) ENGINE = MergeTree ORDER BY tuple()")
+        db.sql(f"INSERT INTO big SELECT concat('a ', toString(number)), [number, number % 7] FROM numbers({BIG})")
+        db.sql("DELETE FROM big WHERE caption = 'a 5'")
     with serve(folder / "some.db", folder / "log", "--write") as running:
         yield running
 
@@ -62,7 +67,7 @@ def test_pictures_are_picked_by_key_click_and_range_and_saved_with_their_vectors
     found = pq.read_table(io.BytesIO(Path(parquet.value.path()).read_bytes()))
     assert sorted(v[0] for v in found["v"].to_pylist()) == sorted(map(float, picked))
     with page.expect_download() as listed:
-        page.get_by_role("button", name="As a list").click()
+        page.get_by_role("button", name="Addresses as a list").click()
     addresses = Path(listed.value.path()).read_text().split()
     assert [int(a.rpartition("/")[2].removesuffix(".png")) for a in addresses] == picked
 
@@ -76,6 +81,10 @@ def test_what_is_picked_is_tagged_saved_as_a_table_and_deleted_unless_taken_back
     expect(page.get_by_role("dialog")).to_contain_text("1 picture tagged")
     assert rows(page, "SELECT count() FROM t WHERE has(tags, 'it\\'s')") == "1"
     page.keyboard.press("Escape")
+    page.locator(".tile[data-id] .open").nth(1).focus()
+    for wanted in (2, 1):  # others can be picked after it
+        page.keyboard.press("x")
+        expect(page.locator(".tray-count")).to_have_text(f"{wanted} picked")
 
     page.get_by_role("button", name="Save as a table").click()
     page.get_by_label("Its name").fill("my picks")
@@ -103,3 +112,95 @@ def test_a_row_that_has_another_number_by_now_is_left_alone(page: Page) -> None:
     page.get_by_role("button", name="Delete", exact=True).click()
     meanwhile(page, lambda: page.get_by_label("Deleting").count() == 0, "it was carried out")
     assert int(rows(page, "SELECT count() FROM t")) == before - 1
+
+
+def test_a_tag_goes_to_the_table_that_was_open_when_it_was_given(page: Page) -> None:
+    page.evaluate("location.hash = '#pictures?table=big'")
+    expect(page.locator(".tile[data-id='0'] .caption")).to_have_text("a 0")
+    held: list[Route] = []
+    page.route("**/?wait_end_of_query*", lambda route: route.continue_() if held else held.append(route))
+    page.locator(".tile[data-id='0'] .open").focus()
+    page.keyboard.press("x")
+    page.get_by_role("button", name="Tag", exact=True).click()
+    page.get_by_label("A word for them").fill("mine")
+    page.keyboard.press("Enter")
+    meanwhile(page, lambda: held, "a column of tags is asked for")
+    page.go_back()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator(".tray-count")).to_be_hidden()
+    held[0].continue_()
+    tagged = "SELECT arraySort(groupArray(table)) FROM system.columns WHERE name = 'tags' AND table = 'big'"
+    meanwhile(page, lambda: rows(page, tagged) == "['big']", "the table has tags")
+    meanwhile(page, lambda: rows(page, "SELECT _row FROM big WHERE has(tags, 'mine')") == "0", "the row has its tag")
+
+
+def test_more_rows_than_a_statement_lists_are_chosen_on_the_map_shown_saved_and_tagged(page: Page) -> None:
+    page.evaluate("location.hash = '#map?table=big'")
+    expect(page.locator(".map-said")).to_contain_text(f"{BIG - 1:,} pictures")
+    page.get_by_role("button", name="Choose all in view").click()
+    chosen = page.get_by_label("Chosen on the map")
+    chosen.get_by_role("button", name=f"Pick these {BIG - 1:,}").click()
+    expect(page.locator(".tray-count")).to_have_text(f"{BIG - 1:,} picked")
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page.locator(".pill")).to_have_text(f"{BIG - 1:,} chosen rows")
+    expect(page.locator("#status")).to_contain_text(f"first 40 of {BIG - 1:,} pictures")
+    expect(page.locator(".tile.picked").first).to_be_visible()
+
+    page.get_by_role("button", name="Tag", exact=True).click()
+    page.get_by_label("A word for them").fill("many")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text(f"{BIG - 1:,} pictures tagged")
+    assert rows(page, "SELECT countIf(has(tags, 'many')), count() FROM big") == f"{BIG - 1}\t{BIG - 1}"
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Save", exact=True).click()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Parquet").click()
+    found = pq.read_table(io.BytesIO(Path(saved.value.path()).read_bytes()))
+    assert sorted(v[0] for v in found["v"].to_pylist()) == [float(i) for i in range(BIG) if i != 5]
+
+    rows(page, "DELETE FROM big WHERE caption = 'a 7'")
+    rows(page, "OPTIMIZE TABLE big FINAL")  # numbers the rows anew
+    page.get_by_role("button", name="CSV").click()
+    expect(page.get_by_role("dialog")).to_contain_text("The table big has changed since these rows were picked")
+
+
+def test_the_condition_of_many_rows_holds_for_those_alone(page: Page) -> None:
+    chance = np.random.default_rng(18)
+    sets = {
+        "few": [7, 3, 900_000],
+        "many": sorted(chance.choice(40_000, 9_000, replace=False).tolist()),
+        "every fifth of a large table": [
+            1_000_003 + 5 * i for i in chance.choice(9_000, 3_000, replace=False).tolist()
+        ],
+        "all of a part": list(range(2_000, 4_400, 2)),
+        "far from each other": [i * 99_991 for i in range(1, 1_200)],
+    }
+    made = """async ids => {
+        const rowset = await import('./static/rowset.js');
+        const condition = rowset.conditionOf(ids);
+        return [condition, rowset.countOf(condition)];
+    }"""
+    for name, ids_ in sets.items():
+        condition, counted = page.evaluate(made, ids_)
+        around = sorted({*ids_, *(i + 1 for i in ids_), *(max(0, i - 1) for i in ids_), 0, 2 * max(ids_)})
+        found = rows(page, f"SELECT _row FROM (SELECT arrayJoin({around}) AS _row) WHERE {condition} ORDER BY _row")
+        assert [int(i) for i in found.split()] == sorted(ids_), name
+        assert counted == len(ids_), name
+    text = "it's \\ قطة 🐈"
+    mark = page.evaluate("async text => (await import('./static/rowset.js')).markOf('17', text)", text)
+    assert mark == zlib.crc32(f"17 {text}".encode())
+
+
+def test_a_table_that_is_made_in_sql_can_be_chosen_at_once_and_what_is_written_meanwhile_stays(page: Page) -> None:
+    page.get_by_role("link", name="SQL").click()
+    statement = page.get_by_label("SQL statement")
+    statement.fill("CREATE TABLE made (caption String, v Array(Float32)) ENGINE = MergeTree ORDER BY tuple()")
+    held: list[Route] = []
+    page.route("**/api/tables", lambda route: held.append(route))
+    page.keyboard.press("Control+Enter")
+    meanwhile(page, lambda: held, "the tables are asked for anew")
+    statement.fill("SELECT 1 AS one")
+    held[0].continue_()
+    expect(page.locator("#table option").filter(has_text="made")).to_have_count(1)
+    painted(page)
+    expect(statement).to_have_value("SELECT 1 AS one")

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_steps import settled
+from browser_steps import answer, painted, settled, shows
 from browser_support import Served
 from patience import until
-from playwright.sync_api import Page
+from playwright.sync_api import Page, Route
 
 import clipql.serve
 from clipql.serve.web_modules import joined, order
 
 WEB = Path(clipql.serve.__file__).parent / "web"
-MOST_BYTES, MOST_REQUESTS = 50_000, 8
+MOST_BYTES, MOST_REQUESTS, MOST_REPLY_BYTES = 50_000, 8, 4_000
 
 
 def fetched(page: Page) -> list[dict[str, Any]]:
@@ -95,3 +95,44 @@ def test_modules_that_declare_one_name_do_not_become_one() -> None:
             "a.js",
             "f.js",
         )
+
+
+def test_from_the_last_key_to_its_pictures_there_is_one_request_and_one_drawing(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    def first_pages(route: Route) -> None:
+        if '"offset":0' in (route.request.post_data or ""):
+            route.continue_()
+
+    page = open_page(f"{served.address}healthz")
+    page.route("**/api/search", first_pages)
+    page.goto(f"{served.address}#pictures?table=emoji&q=do")
+    settled(page)
+    page.evaluate(
+        """() => {
+            const seen = (window.seen = { drawings: 0, made: 0, begun: performance.now() });
+            new MutationObserver(records => {
+                seen.drawings++;
+                for (const record of records) seen.made += record.addedNodes.length;
+            }).observe(document.querySelector('#grid'), { childList: true });
+        }"""
+    )
+    page.get_by_label("Describe a picture").press("g")
+    wanted = answer(page, "dog")
+    shows(page, wanted)
+    settled(page)
+    painted(page)
+    seen = page.evaluate("window.seen")
+    asked = page.evaluate(
+        """performance.getEntriesByType('resource')
+            .filter(one => one.startTime >= window.seen.begun)
+            .map(one => [new URL(one.name).pathname, one.transferSize])"""
+    )
+    answers = [size for name, size in asked if name == "/api/search" and size]  # what was given up has no size
+    assert len(answers) == 1
+    assert answers[0] < MOST_REPLY_BYTES
+    pictures = [name.rpartition("/")[2] for name, _ in asked if "/thumbnail/" in name]
+    assert {*pictures} <= {*wanted}
+    assert len(pictures) == len({*pictures})
+    assert seen["drawings"] == 1
+    assert seen["made"] <= len(wanted)
