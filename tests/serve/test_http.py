@@ -265,10 +265,11 @@ def test_a_query_is_killed_and_its_client_told(server: Running) -> None:
 
 
 def test_progress_comes_while_a_query_runs_and_an_error_after_it_is_told(server: Running) -> None:
-    asks = "/?query_id=seen&send_progress_in_http_headers=1&http_headers_progress_interval_ms=300"
+    asks = "/?query_id=seen&send_progress_in_http_headers=1&http_headers_progress_interval_ms=200"
+    forever = f"{FOREVER} SETTINGS max_threads = 1"
     with socket.create_connection(("127.0.0.1", server.port), LAST_NET_SECONDS) as line, line.makefile("rb") as come:
-        line.sendall(f"POST {asks} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(FOREVER)}\r\n\r\n".encode())
-        line.sendall(FOREVER.encode())
+        line.sendall(f"POST {asks} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(forever)}\r\n\r\n".encode())
+        line.sendall(forever.encode())
         assert come.readline() == b"HTTP/1.1 200 OK\r\n"
         told = [json.loads(come.readline().removeprefix(b"X-ClickHouse-Progress: ")) for _ in range(2)]
         read = [int(each["read_rows"]) for each in told]
