@@ -74,7 +74,8 @@ def compare(rows: int) -> Comparison:
                 loads.setdefault(name, []).append(run())
     how = HOW.format(
         rows=rows, clients=CLIENTS, cores=served.cores(), rounds=ROUNDS, seconds=SECONDS, tried=TRIED,
-        bar=served.RECALL, links=peers.LINKS, breadth=peers.BREADTH, left=f"Left out: {', '.join(left)}." if left else "",
+        bar=served.RECALL, links=peers.LINKS, breadth=peers.BREADTH,
+        left=f"Left out: {', '.join(left)}." if left else "",
     )  # fmt: skip
     return told(" ".join(how.split()), loads, shown, builds, rows)
 
