@@ -190,6 +190,8 @@ def started(command: Sequence[str], **environment: str) -> Iterator[Server]:
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the server has ended with status {process.wait(90)}: {' '.join(command)}")
         yield Server(int(line.rstrip().rstrip("/").rpartition(":")[2]), process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
