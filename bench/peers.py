@@ -274,7 +274,8 @@ def build_chdb(part: str, place: str) -> float:
 BREADTHS = (50, 100, 150, 200, 300, 400, 600, 800, 1000)
 PEERS = (
     Peer("LanceDB", ("lancedb",), "in the client's process", build_lancedb, ask_lancedb,
-         ((20, 10), (50, 10), (100, 10), (200, 10), (200, 30), (400, 30)), ((1, 4), (1, 16), (2, 8))),
+         ((10, 5), (20, 5), (20, 10), (50, 5), (50, 10), (100, 10), (200, 10), (200, 30), (400, 30)),
+         ((1, 4), (1, 16), (2, 8))),
     Peer("milvus-lite", ("pymilvus", "milvus_lite"), "pymilvus", build_milvus, ask_milvus, BREADTHS, ((1, 4), (1, 16))),
     Peer("Chroma", ("chromadb",), "in the client's process", build_chroma, ask_chroma, BREADTHS, ((1, 4), (1, 16)),
          anew=True),

@@ -33,9 +33,10 @@ their moment; followed: they take each new commit before they answer (`follow=Tr
 pause."""
 
 
+@served.pinned()
 def compare(rows: int) -> Comparison:
     """One reader beside several, and a batch."""
-    cores, part, place = served.pinned(), str(data.part(rows)), str(served.database(rows))
+    cores, part, place = served.cores(), str(data.part(rows)), str(served.database(rows))
     asked, got = served.settled(rows, served.truth(rows))
     one, many, batches = list[float](), list[float](), list[float]()
     with ExitStack() as stack:
@@ -51,11 +52,11 @@ def compare(rows: int) -> Comparison:
     return Comparison(
         "readers",
         "Readers",
-        " ".join(HOW.format(rows=rows, got=got, asked=asked, cores=len(cores)).split()),
+        " ".join(HOW.format(rows=rows, got=got, asked=asked, cores=cores).split()),
         (
             Line("one process, one thread", f"{alone:,.0f}/s", "at least 2,500/s", alone >= 2500),
-            at_least(f"{PROCESSES} reader processes on {len(cores)} cores", shown, beside / alone, 1.9),
-            Line(f"a batch of {BATCH:,} on {len(cores)} cores", f"{batch:,.0f}/s", "at least 9,000/s", batch >= 9000),
+            at_least(f"{PROCESSES} reader processes on {cores} cores", shown, beside / alone, 1.9),
+            Line(f"a batch of {BATCH:,} on {cores} cores", f"{batch:,.0f}/s", "at least 9,000/s", batch >= 9000),
         ),
         Plot(
             "readers",
@@ -68,9 +69,10 @@ def compare(rows: int) -> Comparison:
     )
 
 
+@served.pinned()
 def beside_ingest(rows: int) -> Comparison:
     """Readers beside an ingest at full speed, and it beside them."""
-    cores, part, place = served.pinned(), str(data.part(rows)), str(served.database(rows))
+    cores, part, place = served.cores(), str(data.part(rows)), str(served.database(rows))
     more = data.part(min(rows, PART))
     asked, _ = served.settled(rows, served.truth(rows))
     idle: dict[str, list[float]] = {"held": [], "followed": [], "flat out": []}
@@ -113,7 +115,7 @@ def beside_ingest(rows: int) -> Comparison:
     told = f"{sum(busy['flat out']) / ROUNDS:,.0f}/s, alone {sum(idle['flat out']) / ROUNDS:,.0f}/s; the ingest "
     told += f"{median(ingests['flat out']):,.0f} rows/s"
     lines.append(Line(f"{PACED} readers flat out beside the ingest", told))
-    how = " ".join(HOW_BESIDE.format(part=min(rows, PART), cores=len(cores)).split())
+    how = " ".join(HOW_BESIDE.format(part=min(rows, PART), cores=cores).split())
     return Comparison("beside-ingest", "Readers beside an ingest", how, tuple(lines))
 
 

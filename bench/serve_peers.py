@@ -40,9 +40,9 @@ neighbours and {breadth} candidates where the index is that, LanceDB's IVF_RQ re
 in one process behind uvicorn, wrk. {left}"""
 
 
+@served.pinned()
 def compare(rows: int) -> Comparison:
     """The part of the benchmark."""
-    cores = served.pinned()
     true, part = served.truth(rows), str(data.part(rows))
     left = [f"{p.name} (no {', '.join(p.missing())})" for p in PEERS if p.missing()]
     there = [p for p in PEERS if not p.missing()]
@@ -73,8 +73,9 @@ def compare(rows: int) -> Comparison:
             for name, run in runs.items():
                 loads.setdefault(name, []).append(run())
     how = HOW.format(
-        rows=rows, clients=CLIENTS, cores=len(cores), rounds=ROUNDS, seconds=SECONDS, tried=TRIED, bar=served.RECALL,
-        links=peers.LINKS, breadth=peers.BREADTH, left=f"Left out: {', '.join(left)}." if left else "",
+        rows=rows, clients=CLIENTS, cores=served.cores(), rounds=ROUNDS, seconds=SECONDS, tried=TRIED,
+        bar=served.RECALL, links=peers.LINKS, breadth=peers.BREADTH,
+        left=f"Left out: {', '.join(left)}." if left else "",
     )  # fmt: skip
     return told(" ".join(how.split()), loads, shown, builds, rows)
 

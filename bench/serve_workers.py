@@ -60,9 +60,9 @@ class Shared:
         return cores / (work + self.board[cores] - self.board[2])
 
 
+@served.pinned()
 def compare(rows: int, seconds: float = 10, rounds: int = 3) -> Comparison:
     """The part of the benchmark."""
-    cores = served.pinned()
     true = served.truth(rows)
     asked, got = served.settled(rows, true)
     place = served.database(rows)
@@ -96,7 +96,7 @@ def compare(rows: int, seconds: float = 10, rounds: int = 3) -> Comparison:
         board_2=1e6 * shared.board[2], board_64=1e6 * shared.board[64], hand=1e6 * shared.hand, hands=1 / shared.hand,
         refresh=1000 * shared.refresh, bytes=shared.bytes / 1e6,
     )  # fmt: skip
-    how = HOW.format(cores=len(cores), rows=rows, got=got, asked=asked, rounds=rounds)
+    how = HOW.format(cores=served.cores(), rows=rows, got=got, asked=asked, rounds=rounds)
     bars = {of(workers): median([x.rate for x in loads[FACES[0], workers]]) for workers in WORKERS}
     return Comparison(
         "workers",

@@ -190,6 +190,8 @@ def started(command: Sequence[str], **environment: str) -> Iterator[Server]:
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the server has ended with status {process.wait(90)}: {' '.join(command)}")
         yield Server(int(line.rstrip().rstrip("/").rpartition(":")[2]), process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -231,11 +233,20 @@ def least(loads: Sequence[Load]) -> str:
     ).strip() + (f"; {sum(x.failed for x in loads)} failed" if any(x.failed for x in loads) else "")
 
 
-def pinned(cores: int = 2) -> list[int]:
-    """Keep this process, and those that it starts, to so many cores; which."""
-    kept = sorted(os.sched_getaffinity(0))[:cores]
-    os.sched_setaffinity(0, set(kept))
-    return kept
+@contextmanager
+def pinned(cores: int = 2) -> Iterator[None]:
+    """Keep this process, and those that it starts, to so many cores meanwhile. A decorator as well."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(before)[:cores]))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def cores() -> int:
+    """How many this process is kept to."""
+    return len(os.sched_getaffinity(0))
 
 
 def memory(server: Server) -> list[float]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _PROBED = 64 << 20
 _PIECES = 1_000  # the kernel takes 1,024 in one call
+_FEW_FILES = 10_000  # with fewer names left, a full disk may be one of names
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -101,9 +102,12 @@ def _room(path: Path) -> str:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB are free"
+        found = os.statvfs(folder)
     except OSError:
         return "its free room is unknown"
+    # file systems that have no such limit say 0 of 0
+    files = f" and {found.f_favail:,} files" if found.f_files and found.f_favail < _FEW_FILES else ""
+    return f"{found.f_bavail * found.f_frsize / 1e6:,.0f} MB{files} are free"
 
 
 def sync_folder(folder: Path) -> None:

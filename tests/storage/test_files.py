@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -58,6 +59,16 @@ def test_a_full_disk_is_named_with_the_file_and_the_room_and_keeps_the_old_file(
     assert isinstance(caught.value.__cause__, OSError)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_disk_that_has_room_and_no_more_names_is_said_to_be_full_of_those(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # in order: sizes of blocks; blocks in all, free, for us; files in all, free, for us; flags; the longest name
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((4096, 4096, 900, 500, 500, 800, 3, 3, 0, 255)))
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.ENOSPC, "")))
+    with pytest.raises(DiskFull, match=r": 2 MB and 3 files are free"):
+        files.replace(tmp_path / "manifest.json", b"new")
 
 
 def test_another_error_of_the_system_says_what_was_being_done_to_which_file(tmp_path: Path) -> None:
