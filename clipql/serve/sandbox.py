@@ -26,7 +26,6 @@ from clipql.serve.scratch import Scratch
 from clipql.storage import files
 from clipql.storage.catalog import Catalog, Segment
 
-MODES = ("auto", "require", "off")
 # What the C library, the engine and the thread pools look at: libraries, the clock, locales, the machine's size
 _SYSTEM = (
     "/usr", "/lib", "/lib64", "/opt/lib", "/etc/ld.so.cache", "/etc/localtime", "/etc/timezone", "/etc/mime.types",
@@ -145,7 +144,7 @@ def of_encoder(model: str | None, *, pictures: bool) -> Plan:
 
 
 def apply(plan: Plan, mode: str = "auto") -> State:
-    """Put the wall up around this thread and all that it starts; there is no way back. mode: one of MODES.
+    """Put the wall up around this thread and all that it starts; there is no way back. mode: auto, require or off.
 
     Raises ServerError under `require` where the kernel offers less than all, and where there are threads already, which
     would stay outside.
