@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,11 @@ settings.load_profile("any machine")
 # a shell that runs the tests in the background has SIGINT ignored, which the processes of tests would inherit
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: no search for garbage looks at it again."""
+    gc.freeze()
 
 
 @pytest.fixture

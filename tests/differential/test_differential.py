@@ -13,7 +13,7 @@ import run
 from compare import bags, promised, ranked, sequences
 from generator import Key
 
-STATEMENTS, SEED = int(os.environ.get("CLIPQL_STATEMENTS", "1000")), 1
+STATEMENTS, SEED = int(os.environ.get("CLIPQL_STATEMENTS", "600")), 1
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from clipql.storage.catalog import VectorColumn
 from clipql.storage.vectors import segments
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
+from tests.cases import examples
 from tests.index.test_exact_magnitudes import LONG, judged
 
 DIMENSIONS = (1, 3, 17, 64, 70, 200)
@@ -87,7 +88,7 @@ def query_of(seed: int, rows: NDArray[Any], own: bool) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("metric", list(Metric))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(places, st.booleans(), st.sampled_from([1.0, -1.0, 2.5]))
 def test_no_bound_is_above_the_key_of_its_row(
     metric: Metric, place: tuple[int, int, int, str, bool], own: bool, weight: float

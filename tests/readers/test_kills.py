@@ -18,7 +18,7 @@ from writing import ROOT
 
 import clipql
 
-KILLS = int(os.environ.get("CLIPQL_KILLS", "12" if ALL else "8"))
+KILLS = int(os.environ.get("CLIPQL_KILLS", "12" if ALL else "6"))
 BATCH = 40  # rows that one INSERT brings
 WRITER = """
 import random, sys, clipql

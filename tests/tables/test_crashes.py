@@ -168,8 +168,8 @@ def test_a_crash_at_any_step_leaves_all_or_nothing(
         check_nothing_is_left_over(db)
     assert len(copies) > 1 or operation.name == "delete"
 
-    came_after, again = 0, some([folder for _, folder in copies], 8)
-    for step, folder in some(copies, 4):
+    came_after, again = 0, some([folder for _, folder in copies], 12)
+    for step, folder in some(copies, 6):
         with clipql.connect(folder) as db:
             found = content(db)
             made = {"ingest into a new table": "laion", "ingest of files with vectors": "rows"}.get(operation.name)

@@ -20,6 +20,7 @@ from clipql.index import folder as index_folder
 from clipql.index.folder import NewFolder
 from clipql.storage import catalog, files
 from clipql.tables import writer
+from tests.cases import some
 
 CREATE = "CREATE TABLE t (id UInt64, c String, v Array(Float32)) ENGINE = MergeTree ORDER BY id"
 
@@ -182,7 +183,7 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", some(OPERATIONS, 2))
 def test_a_disk_that_is_full_at_any_write_of_the_manifest_loses_nothing(
     operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,7 +271,7 @@ def after(made: Path, path: Path, script: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("scripts", "error"), [(some(lines(REFUSED), 5), UnsupportedStatement), (some(lines(WRONG), 5), ClipqlError)]
+    ("scripts", "error"), [(some(lines(REFUSED), 8), UnsupportedStatement), (some(lines(WRONG), 8), ClipqlError)]
 )
 def test_what_is_refused_and_what_clickhouse_would_not_do_changes_nothing(
     made: Path, tmp_path: Path, scripts: list[str], error: type[ClipqlError]
@@ -286,7 +286,7 @@ def test_what_is_refused_and_what_clickhouse_would_not_do_changes_nothing(
             assert len(list((tmp_path / "db" / "vectors").iterdir())) <= len(ALL) + 1, script
 
 
-@pytest.mark.parametrize(("script", "changed"), some(DONE, 5))
+@pytest.mark.parametrize(("script", "changed"), some(DONE, 8))
 def test_it_is_carried_out_on_both_halves(made: Path, tmp_path: Path, script: str, changed: dict[str, Any]) -> None:
     expected = {name: rows for name, rows in {**ALL, **changed}.items() if rows is not None}
     assert after(made, tmp_path / "db", script) == expected

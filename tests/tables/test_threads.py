@@ -15,6 +15,7 @@ from parts import make_part, stored
 from patience import LAST_NET_SECONDS
 
 import clipql
+from tests.cases import some
 
 CREATE = "CREATE TABLE t (id UInt64, v Array(Float32)) ENGINE = MergeTree ORDER BY id"
 INSERT = "INSERT INTO t (id, v) SELECT number + {n:UInt64}, [number + {n:UInt64}, 1] FROM numbers(5)"
@@ -124,7 +125,7 @@ with clipql.connect({folder!r}) as db:
 
 
 @pytest.mark.parametrize(
-    "other", ["SELECT 1", "OPTIMIZE TABLE t FINAL", "ALTER TABLE t ADD COLUMN IF NOT EXISTS n UInt8 DEFAULT 3"]
+    "other", some(["SELECT 1", "OPTIMIZE TABLE t FINAL", "ALTER TABLE t ADD COLUMN IF NOT EXISTS n UInt8 DEFAULT 3"], 2)
 )
 def test_inserts_deletes_and_ddl_of_several_threads_do_not_wait_for_each_other_forever(
     tmp_path: Path, other: str
