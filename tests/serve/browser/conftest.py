@@ -68,14 +68,6 @@ def served(web: Web) -> Iterator[Served]:
         yield running
 
 
-# parts of Chromium's own window, each a process a page and a quarter of the processor; and what Playwright turns off
-NOT_NEEDED = (
-    "PreloadTopChromeWebUI", "WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "InitialWebUI", "SidePanel",
-    "Translate", "OptimizationHints", "MediaRouter", "HttpsUpgrades", "PaintHolding", "LensOverlay",
-    "GlobalMediaControls", "DestroyProfileOnBrowserClose", "AcceptCHFrame", "AvoidUnnecessaryBeforeUnloadCheckSync",
-)  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Headless Chromium."""
@@ -85,9 +77,7 @@ def browser() -> Iterator[Browser]:
     ARTEFACTS.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(
-            executable_path=path,
-            args=["--no-sandbox", "--disable-gpu", f"--disable-features={','.join(NOT_NEEDED)}"],
-            timeout=1000 * LAST_NET_SECONDS,
+            executable_path=path, args=["--no-sandbox", "--disable-gpu"], timeout=1000 * LAST_NET_SECONDS
         )
         yield running
         running.close()
