@@ -37,7 +37,9 @@ def meanwhile(page: Page, is_so: Callable[[], Any], what: str) -> Any:
 
 def painted(page: Page) -> None:
     """Wait until what has happened so far is on the screen, and all that the page does at once about it is done."""
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
+    two_frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
+    none_come = "new Promise(done => setTimeout(done, 30_000))"  # a Chromium has been seen that drew a page no more
+    page.evaluate(f"() => Promise.race([{two_frames}, {none_come}])")
 
 
 def answer(
