@@ -163,7 +163,7 @@ class PairSearch:
             distances.append(values)
         rows, values = np.concatenate(near), np.concatenate(distances)
         there = rows >= 0
-        return as_pairs(np.repeat(each, k).reshape(-1, k)[there], rows[there], values[there])
+        return as_pairs(np.broadcast_to(each[:, None], there.shape)[there], rows[there], values[there])
 
     def _by_index(
         self, index: Index, queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None
