@@ -83,7 +83,9 @@ def _compared(port: int, native: int) -> Comparison:
             shares["native"] / shares["http"],
             0.8,
         ),
-        at_most("a small query, native", f"HTTP {times['http']:.2f} ms; ", times["native"], round(times["http"], 2), "ms"),
+        at_most(
+            "a small query, native", f"HTTP {times['http']:.2f} ms; ", times["native"], round(times["http"], 2), "ms"
+        ),
         at_least(
             f"native INSERT of Array(Float32) {DIMENSION}, of 100,000 rows/s", f"{rate:,.0f} rows/s", rate / 1e5, 1
         ),

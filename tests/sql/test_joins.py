@@ -32,9 +32,6 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
 
 BOTH = "FROM words AS w, pictures AS p"
 JOINS = [
-    f"SELECT w.id, p.id AS found {BOTH} WHERE p.id > 9999 ORDER BY L2Distance(p.v, w.v) LIMIT 2 BY w.id",  # to none
-    f"SELECT w.id, p.id AS found {BOTH} WHERE w.id > 9999 ORDER BY L2Distance(p.v, w.v) LIMIT 2 BY w.id",  # of none
-    f"SELECT w.id, argMin(p.id, L2Distance(p.v, w.v)) AS found {BOTH} WHERE p.id > 9999 GROUP BY w.id",
     "SELECT w.id, p.id AS found FROM words AS w CROSS JOIN pictures AS p ORDER BY L2Distance(p.v, w.v) LIMIT 1 BY w.id",
     "SELECT words.id, pictures.id AS found, L2Distance(words.v, pictures.v) AS d "  # noqa: ISC004
     "FROM words, pictures ORDER BY d LIMIT 3 BY words.id",
@@ -47,6 +44,9 @@ JOINS = [
     f"SELECT w.id, p.id AS found {BOTH} WHERE w.kind != p.kind ORDER BY L2Distance(p.v, w.v) LIMIT 4 BY w.id",
     f"SELECT count() AS id, sum(found) AS found FROM (SELECT p.id AS found {BOTH} "  # noqa: ISC004
     "WHERE p.kind = {kind:String} ORDER BY L2Distance(p.v, w.v) LIMIT 1 BY w.id)",
+    f"SELECT w.id, p.id AS found {BOTH} WHERE p.id > 9999 ORDER BY L2Distance(p.v, w.v) LIMIT 2 BY w.id",  # to none
+    f"SELECT w.id, p.id AS found {BOTH} WHERE w.id > 9999 ORDER BY L2Distance(p.v, w.v) LIMIT 2 BY w.id",  # of none
+    f"SELECT w.id, argMin(p.id, L2Distance(p.v, w.v)) AS found {BOTH} WHERE p.id > 9999 GROUP BY w.id",
 ]
 
 
