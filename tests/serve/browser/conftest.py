@@ -1,7 +1,7 @@
 """Fixtures of the browser tests: a real database, the real server, headless Chromium, and pictures on a web of our own.
 
-Every test leaves a screenshot in artefacts/, and fails where the page raised an error, broke its Content-Security-
-Policy or asked another host for anything but a picture.
+A test fails where the page raised an error, broke its Content-Security-Policy or asked another host for anything but a
+picture. One that failed leaves a screenshot in artefacts/; where all cases are run (CLIPQL_CASES=all), every test does.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from typing import Any
 import pytest
 from browser_support import Served, Web, serve
 from patience import LAST_NET_SECONDS
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.cases import ALL
 
 HERE = Path(__file__).parent
 ARTEFACTS = HERE / "artefacts"
 expect.set_options(timeout=1000 * LAST_NET_SECONDS)
+FAILED = pytest.StashKey[bool]()
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -83,18 +86,41 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
+def in_context(browser: Browser, **options: Any) -> BrowserContext:
+    """A window of the browser with nothing kept."""
+    options.setdefault("viewport", {"width": 1100, "height": 720})
+    options.setdefault("reduced_motion", "reduce")
+    context = browser.new_context(accept_downloads=True, **options)
+    context.set_default_timeout(1000 * LAST_NET_SECONDS)
+    return context
+
+
+@pytest.fixture(scope="session")
+def window(browser: Browser) -> BrowserContext:
+    """The window that tests share, as opening one takes longer than most tests."""
+    return in_context(browser)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Tells the fixtures of a test that it failed."""
+    outcome: Any = yield
+    if outcome.get_result().failed:
+        item.stash[FAILED] = True
+
+
 @pytest.fixture
-def open_page(browser: Browser, request: pytest.FixtureRequest, web: Web) -> Iterator[Callable[..., Page]]:
-    """Opens a page of an address in a context of its own; checked and photographed when the test is over."""
+def open_page(
+    browser: Browser, window: BrowserContext, request: pytest.FixtureRequest, web: Web
+) -> Iterator[Callable[..., Page]]:
+    """Opens a page of an address, checked when the test is over: in the shared window, where nothing but the browser's
+    cache is kept from test to test, or in one of its own, if `alone` or with options of Playwright's new_context.
+    """
     opened: list[Page] = []
     mistakes: list[str] = []
 
-    def open_(address: str, **options: Any) -> Page:
-        options.setdefault("viewport", {"width": 1100, "height": 720})
-        options.setdefault("reduced_motion", "reduce")
-        context = browser.new_context(accept_downloads=True, **options)
-        context.set_default_timeout(1000 * LAST_NET_SECONDS)
-        page = context.new_page()
+    def open_(address: str, alone: bool = False, **options: Any) -> Page:
+        page = (in_context(browser, **options) if alone or options else window).new_page()
         host = address.split("/")[2]
 
         def said(text: str) -> None:
@@ -114,9 +140,15 @@ def open_page(browser: Browser, request: pytest.FixtureRequest, web: Web) -> Ite
 
     yield open_
     for i, page in enumerate(opened):
-        name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))
-        page.screenshot(path=ARTEFACTS / f"{name}{f'-{i}' if i else ''}.png", animations="disabled")
-        page.context.close()
+        if ALL or FAILED in request.node.stash:
+            name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))
+            page.screenshot(path=ARTEFACTS / f"{name}{f'-{i}' if i else ''}.png", animations="disabled")
+        if page.context is window:
+            origin = {"origin": "/".join(page.url.split("/")[:3]), "storageTypes": "all"}
+            window.new_cdp_session(page).send("Storage.clearDataForOrigin", origin)
+            page.close()
+        else:
+            page.context.close()
     assert mistakes == []
 
 

@@ -69,7 +69,7 @@ def test_a_long_picture_is_scrolled_rather_than_made_a_strip(
 
 
 def test_the_file_of_a_picture_can_be_opened(open_page: Callable[..., Page], odd: Served) -> None:
-    page = open_page(f"{odd.address}#pictures?table=odd&row=1")
+    page = open_page(f"{odd.address}#pictures?table=odd&row=1", alone=True)
     link = page.get_by_role("dialog").get_by_role("link", name="Open the picture")
     with page.context.expect_page() as opened:
         link.click()
@@ -79,7 +79,7 @@ def test_the_file_of_a_picture_can_be_opened(open_page: Callable[..., Page], odd
 
 
 def test_the_caption_and_the_address_are_copied(open_page: Callable[..., Page], odd: Served) -> None:
-    page = open_page(f"{odd.address}#pictures?table=odd&row=0")
+    page = open_page(f"{odd.address}#pictures?table=odd&row=0", alone=True)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     settled(page)
     dialog = page.get_by_role("dialog")

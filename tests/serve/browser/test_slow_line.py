@@ -35,7 +35,7 @@ def fetched(page: Page) -> list[dict[str, Any]]:
 def test_what_the_first_results_need_is_asked_for_at_once_and_the_rest_after_them(
     open_page: Callable[..., Page], served: Served
 ) -> None:
-    page = open_page(f"{served.address}#pictures?table=emoji")
+    page = open_page(f"{served.address}#pictures?table=emoji", alone=True)
     settled(page)
     modules = {file.name: file.read_text() for file in WEB.glob("*.js")}
     first = order(modules, "app.js")
@@ -56,7 +56,7 @@ def test_what_the_first_results_need_is_asked_for_at_once_and_the_rest_after_the
 def test_what_is_loaded_before_the_first_results_is_packed_and_little(
     open_page: Callable[..., Page], served: Served
 ) -> None:
-    page = open_page(f"{served.address}healthz")
+    page = open_page(f"{served.address}healthz", alone=True)
     seen: list[tuple[str, dict[str, str]]] = []
     page.on("response", lambda reply: seen.append((reply.url, reply.headers)))
     page.goto(f"{served.address}#pictures?table=emoji")

@@ -154,7 +154,9 @@ def test_pictures_almost_the_same_are_folded_on_request(web_page: Page) -> None:
     expect(web_page.locator(".tile[data-id='12']")).to_be_visible()
 
 
-def test_a_server_that_is_gone_is_waited_for(page: Page) -> None:
+def test_a_server_that_is_gone_is_waited_for(open_page: Callable[..., Page], served: Served) -> None:
+    page = open_page(f"{served.address}#pictures?table=emoji", alone=True)
+    page.wait_for_selector(".tile.loaded")
     before = captions(page)
     page.context.set_offline(True)
     page.get_by_label("Describe a picture").fill("cat")
