@@ -22,8 +22,8 @@ JUDGE = """async rules => {
     return found.violations.flatMap(rule =>
         rule.nodes.map(node => [rule.id, node.target.join(' '), node.failureSummary]));
 }"""
-# how it is looked at, the scheme, the width, and the rules that may say something else there: None for all; by hand each
-# view is looked at in one of the two ways
+# how it is looked at, the scheme, the width, and the rules that may say something else there: None for all
+# By hand a view is looked at in one of the two ways.
 Look = tuple[str, str, int, list[str] | None]
 LOOKS: tuple[Look, ...] = (
     ("light", "light", 1100, None),
