@@ -32,12 +32,13 @@ class Towers(Protocol):
     """The two networks of a model, and what runs them.
 
     How much at once it is fastest with: tokens of a batch of texts, padding included; pictures of a batch; texts of a
-    call that fill such batches.
+    call that fill such batches. running: what each tower that is loaded computes in.
     """
 
     tokens: int
     picture_batch: int
     text_batch: int
+    running: dict[str, str]
 
     def masks_text(self) -> bool:
         """Whether the text tower is told which tokens are padding. Raises ModelError."""
@@ -74,6 +75,11 @@ class ClipEncoder:
     def dimension(self) -> int:
         """Length of its vectors."""
         return self.folder.dimension
+
+    @property
+    def running(self) -> dict[str, str]:
+        """What each tower that is loaded runs in, such as `{"text": "int8"}`."""
+        return dict(self._towers.running)
 
     @property
     def picture_batch(self) -> int:
@@ -209,15 +215,16 @@ def open_encoder(
 ) -> Encoder:
     """An encoder by its model's name or folder; its networks are loaded when they are first used.
 
-    threads: of the model, all cores by default. precision: see `read_folder`; on another device than the CPU,
-    `bfloat16` (the default on a GPU), `float16` or `float32`. device: `cpu`, or `cuda` and its like, which need the
-    extra clipql[torch] and a folder with model.safetensors. Raises ModelError.
+    threads: of the model, all cores by default. precision: see `read_folder`; without one, the forms that `clipql model
+    optimize` made are used where there are any; on another device than the CPU, `bfloat16` (the default on a GPU),
+    `float16` or `float32`. device: `cpu`, or `cuda` and its like, which need the extra clipql[torch] and a folder with
+    model.safetensors. Raises ModelError.
     """
     from clipql.encode import models
 
     if device == "cpu":
         found = models.find(model, precision=precision)
-        return ClipEncoder(found, OnnxTowers(found, threads=threads))
+        return ClipEncoder(found, OnnxTowers(found, threads=threads, optimized=precision is None))
     from clipql.encode.torch_clip import TorchTowers
 
     folder = models.find(model, safetensors=True)

@@ -1,12 +1,14 @@
 """The two networks of a model, run by ONNX Runtime.
 
-Nothing else imports onnxruntime, and its errors become ModelError here. What must stay true: a tower is loaded when it
-is first used and not before, so that a query in words never loads the vision tower; `run` of a session is thread-safe,
-so only loading takes a lock.
+Nothing else imports onnxruntime, but for its quantiser (`int8.py`), and its errors become ModelError here. What must
+stay true: a tower is loaded when it is first used and not before, so that a query in words never loads the vision
+tower; `run` of a session is thread-safe, so only loading takes a lock; where a form cannot be loaded, the network itself
+is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.encode import forms
 from clipql.encode.folder import ModelFolder
 from clipql.errors import ModelError
 
@@ -37,17 +40,20 @@ def cores() -> int:
 
 
 class OnnxTowers:
-    """Both towers of a folder's ONNX files, on the CPU."""
+    """Both towers of a folder's ONNX files, on the CPU; with `optimized` in the forms that are kept of them."""
 
     tokens = 1024  # more do not make a core faster, and fewer leave it waiting
     picture_batch = 16
     text_batch = 256
 
-    def __init__(self, folder: ModelFolder, *, threads: int | None = None) -> None:
+    def __init__(self, folder: ModelFolder, *, threads: int | None = None, optimized: bool = False) -> None:
         if threads is not None and threads < 1:
             raise ModelError(f"threads is {threads}; expected 1 or more")
         self._folder = folder
         self._threads = threads or cores()
+        self._optimized = optimized
+        # what each tower that is loaded runs in: "int8", or the precision of the network itself
+        self.running: dict[str, str] = {}
         self._lock = threading.Lock()
         self._text: _Tower | None = None
         self._vision: _Tower | None = None
@@ -71,17 +77,28 @@ class OnnxTowers:
     def _text_tower(self) -> _Tower:
         with self._lock:
             if self._text is None:
-                self._text = self._load_text()
+                self._text = self._load("text", self._load_text)
             return self._text
 
     def _vision_tower(self) -> _Tower:
         with self._lock:
             if self._vision is None:
-                self._vision = self._load_vision()
+                self._vision = self._load("vision", self._load_vision)
             return self._vision
 
-    def _load_text(self) -> _Tower:
-        folder = self._folder
+    def _load(self, name: forms.Tower, load: Callable[[ModelFolder], _Tower]) -> _Tower:
+        """A tower in the form that is kept of it, else as it is."""
+        state = forms.state(self._folder, name, whole=True) if self._optimized else forms.State()
+        if state.trial is not None and state.file is not None:
+            with contextlib.suppress(ModelError):
+                tower = load(forms.with_file(self._folder, name, state.file))
+                self.running[name] = state.trial.kind
+                return tower
+        tower = load(self._folder)
+        self.running[name] = self._folder.precision
+        return tower
+
+    def _load_text(self, folder: ModelFolder) -> _Tower:
         tower = _Tower(folder.text, "text_embeds", folder, self._threads)
         if "input_ids" not in tower.inputs or not tower.inputs.keys() <= set(_TEXT_INPUTS):
             raise ModelError(
@@ -103,8 +120,7 @@ class OnnxTowers:
             ) from error
         return tower
 
-    def _load_vision(self) -> _Tower:
-        folder = self._folder
+    def _load_vision(self, folder: ModelFolder) -> _Tower:
         tower = _Tower(folder.vision, "image_embeds", folder, self._threads)
         if len(tower.inputs) != 1:
             raise ModelError(f"{folder.vision} takes {', '.join(tower.inputs)}; expected pixel_values alone")
@@ -186,6 +202,20 @@ def _session(file: Path, threads: int) -> InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what is wrong comes as an exception as well
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def simplified(network: Path, out: Path) -> None:
+    """Write a network with what is constant in it computed. Raises ModelError."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(out)
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(str(network), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # as above
+        raise ModelError(f"{network} cannot be simplified: {error}") from error
 
 
 def _dtype(file: Path, name: str, kind: str) -> type[np.generic]:

@@ -40,6 +40,7 @@ class TorchTowers:
         self._folder = folder
         self._device = device
         self._precision = precision
+        self.running = dict.fromkeys(("text", "vision"), precision)
         self._lock = threading.Lock()
         self._model: Any = None
 

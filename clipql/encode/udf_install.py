@@ -67,12 +67,17 @@ class Installation:
 
 
 def install(
-    folder: str | os.PathLike[str], model: ModelFolder, *, pool_size: int = 1, timeout_seconds: int = 600
+    folder: str | os.PathLike[str],
+    model: ModelFolder,
+    *,
+    precision: str | None = None,
+    pool_size: int = 1,
+    timeout_seconds: int = 600,
 ) -> Installation:
     """Write the definition and the commands into a folder, replacing those of an earlier installation.
 
-    model: the model as `models.find` gives it. pool_size: processes for each function. timeout_seconds: most for a
-    block of rows, and for a caller that waits for a process. Raises EncodeError.
+    model: the model as `models.find` gives it. precision: what that was asked for. pool_size: processes for each
+    function. timeout_seconds: most for a block of rows, and for a caller that waits for a process. Raises EncodeError.
     """
     folder = Path(folder).absolute()
     definition, commands = folder / DEFINITION, folder / COMMANDS
@@ -82,7 +87,7 @@ def install(
         written = []
         for name, kind in FUNCTIONS.items():
             path = commands / name
-            path.write_text(_command(kind, model), encoding="utf-8")
+            path.write_text(_command(kind, model, precision), encoding="utf-8")
             path.chmod(0o755)
             written.append(path)
     except OSError as error:
@@ -106,7 +111,7 @@ def _definition(pool_size: int, timeout_seconds: int) -> str:
     return _XML.format(functions="".join(functions))
 
 
-def _command(kind: str, model: ModelFolder) -> str:
+def _command(kind: str, model: ModelFolder, precision: str | None) -> str:
     """A shell script. A model out of the cache is given by its name, so that it stays what it is called."""
     lines = ["#!/bin/sh", f"# clipql {__version__}: what ClickHouse runs for encode_{kind}", "set -eu"]
     lines.append(f"export PYTHONPATH={shlex.quote(str(_package().parent))}")
@@ -114,10 +119,9 @@ def _command(kind: str, model: ModelFolder) -> str:
     if name is not None:
         lines.append(f"export HF_HUB_CACHE={shlex.quote(str(cache_folder().absolute()))}")
     model_name = shlex.quote(name or str(model.path.absolute()))
-    lines.append(
-        f"exec {shlex.quote(sys.executable)} -m clipql udf run {kind} --model {model_name}"
-        f" --precision {shlex.quote(model.precision)}"
-    )
+    # without one, the command takes what `clipql model optimize` made
+    option = f" --precision {shlex.quote(precision)}" if precision else ""
+    lines.append(f"exec {shlex.quote(sys.executable)} -m clipql udf run {kind} --model {model_name}{option}")
     return "\n".join(lines) + "\n"
 
 

@@ -185,8 +185,9 @@ def test_list_shows_what_is_there(home: Path, capsys: pytest.CaptureFixture[str]
     write_cached(home / "hub", "some/language-model", "preprocessor_config.json")
     assert main(["model", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["MODEL", "PLACE", "DIMENSION", "PRECISION", "SIZE"]
-    assert [line.split() for line in lines if "cache" in line] == [["tiny/clip", "cache", "8", "fp32", "0.7", "MB"]]
+    assert lines[0].split() == ["MODEL", "PLACE", "DIMENSION", "PRECISION", "SIZE", "TEXT", "RUNS", "PICTURES", "RUN"]
+    shown = [" ".join(line.split()) for line in lines if "cache" in line]
+    assert shown == ["tiny/clip cache 8 fp32 0.7 MB as it is as it is"]
 
 
 def test_list_of_an_empty_cache_says_how_to_fill_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +212,8 @@ def test_info_tells_shapes_files_digests_and_licence(home: Path, capsys: pytest.
         "text       text_model.onnx, up to 16 tokens of 300",
         "pictures   vision_model.onnx, 32 x 32 pixels",
         "precision  fp32",
+        "form       text: as it is: not optimized: run `clipql model optimize`",
+        "form       vision: as it is: not optimized: run `clipql model optimize`",
         "licence    mit",
         "files",
         *files,
@@ -261,5 +264,5 @@ def test_install_names_a_model_of_the_cache_as_the_servers_user_finds_it(home: P
     lines = (tmp_path / "udf" / "user_scripts" / "encode_image").read_text().splitlines()
     assert lines[4:] == [
         f"export HF_HUB_CACHE={home / 'hub'}",
-        f"exec {sys.executable} -m clipql udf run image --model Xenova/clip-vit-base-patch32 --precision fp32",
+        f"exec {sys.executable} -m clipql udf run image --model Xenova/clip-vit-base-patch32",
     ]

@@ -1,4 +1,4 @@
-"""`clipql model list | pull | info`."""
+"""`clipql model list | pull | optimize | info`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from clipql.cli.commands.common import command
 
 if TYPE_CHECKING:
     from clipql.encode.folder import ModelFolder
+    from clipql.encode.forms import State
     from clipql.encode.hub import PullProgress
 
 NAMES = "a name on Hugging Face, a folder, or clipql/emoji (default: $CLIPQL_MODEL, then openai/clip-vit-base-patch32)"
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
-    made = command(commands, None, "model", "list the models on this machine, fetch one, or tell about one", run_list)
+    made = command(
+        commands,
+        None,
+        "model",
+        "list the models on this machine, fetch one, make it faster, or tell about one",
+        run_list,
+    )
     under = made.add_subparsers(metavar="ACTION", title="actions (default: list)")
     command(under, None, "list", "list the models on this machine", run_list)
     pull = command(under, None, "pull", "fetch a model into the Hugging Face cache, or continue a fetch", run_pull)
@@ -30,6 +37,12 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="fp32, fp16, int8, or safetensors for the torch extra (default: the best of the ONNX files)",
     )
+    faster = command(
+        under, None, "optimize", "make a model faster here: tried, measured and kept beside it", run_optimize
+    )
+    faster.add_argument("model", nargs="?", metavar="MODEL", help=NAMES)
+    faster.add_argument("--threads", type=int, metavar="N", help="to measure with (default: one a core)")
+    faster.add_argument("--remove", action="store_true", help="remove what was made: the model runs as it is again")
     info = command(under, None, "info", "tell about a model: shapes, files, digests, licence", run_info)
     info.add_argument("model", nargs="?", metavar="MODEL", help=NAMES)
 
@@ -39,10 +52,11 @@ def run_list(arguments: argparse.Namespace) -> int:
     from clipql.encode.cache import cache_folder
     from clipql.encode.models import installed, model_files
 
-    rows = [("MODEL", "PLACE", "DIMENSION", "PRECISION", "SIZE")]
+    rows = [("MODEL", "PLACE", "DIMENSION", "PRECISION", "SIZE", "TEXT RUNS", "PICTURES RUN")]
     for each in installed():
         size = _megabytes(sum(path.stat().st_size for path in model_files(each.model)))
-        rows.append((each.name, each.place, str(each.model.dimension), each.model.precision, size))
+        runs = [state.brief() for state in _states(each.model).values()]
+        rows.append((each.name, each.place, str(each.model.dimension), each.model.precision, size, *runs))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -60,6 +74,35 @@ def run_pull(arguments: argparse.Namespace) -> int:
     print(display.summary(), file=sys.stderr)
     print(f"{model.model}: {model.path}")
     return 0
+
+
+def run_optimize(arguments: argparse.Namespace) -> int:
+    """`clipql model optimize`."""
+    from clipql.encode import optimize
+
+    if arguments.remove:
+        print(f"{optimize.forget(arguments.model).model} runs as it is")
+        return 0
+    made = optimize.optimize(
+        arguments.model, threads=arguments.threads, progress=lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    for tower, note in made.notes.items():
+        for trial in note.trials:
+            if trial.problem:
+                print(f"{tower}: {trial.kind}: {trial.problem}", file=sys.stderr)
+                continue
+            verdict = "used" if trial.kind == note.used else f"not used: {optimize.why_not(trial)}"
+            figures = f"{trial.times:.2f} times as fast, cosine at least {trial.cosine:.4f}"
+            print(f"{tower}: {trial.kind}: {figures}: {verdict}")
+    return 0
+
+
+def _states(model: ModelFolder) -> dict[str, State]:
+    from clipql.encode.forms import TOWERS, State, state
+
+    if model.precision == "safetensors":
+        return dict.fromkeys(TOWERS, State(why="only forms of ONNX files are made"))
+    return {tower: state(model, tower) for tower in TOWERS}
 
 
 def run_info(arguments: argparse.Namespace) -> int:
@@ -85,8 +128,15 @@ def _facts(model: ModelFolder, licence: str | None) -> list[tuple[str, str]]:
         ("text", f"{model.text.name}, up to {model.context} tokens of {model.vocabulary:,}"),
         ("pictures", f"{model.vision.name}, {crop} pixels"),
         ("precision", model.precision),
+        *(("form", f"{tower}: {_told(state)}") for tower, state in _states(model).items()),
         ("licence", licence or "not said in README.md"),
     ]
+
+
+def _told(state: State) -> str:
+    if state.trial is None:
+        return f"as it is: {state.why}"
+    return f"{state.brief()} as fast, cosine at least {state.trial.cosine:.4f}"
 
 
 def _sha256(path: Path) -> str:

@@ -54,7 +54,13 @@ def run_install(arguments: argparse.Namespace) -> int:
     from clipql.encode.udf_install import install
 
     model = find(arguments.model, precision=arguments.precision)
-    made = install(arguments.folder, model, pool_size=arguments.pool_size, timeout_seconds=arguments.timeout)
+    made = install(
+        arguments.folder,
+        model,
+        precision=arguments.precision,
+        pool_size=arguments.pool_size,
+        timeout_seconds=arguments.timeout,
+    )
     print(f"wrote {made.definition}")
     for path in made.commands:
         print(f"wrote {path}")
