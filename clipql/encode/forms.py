@@ -26,7 +26,7 @@ from clipql.encode.folder import ModelFolder
 from clipql.storage.files import open_plain, read_plain
 
 FOLDER, NOTES, FORMAT = "clipql-optimized", "forms.json", 1
-INT8 = "int8"
+INT8, INT8_ROWS = "int8", "int8-rows"
 Tower = Literal["text", "vision"]
 TOWERS: tuple[Tower, ...] = ("text", "vision")
 # Of a processor, what decides how fast low precision is there, and whether its sums of bytes overflow
@@ -180,5 +180,5 @@ def processor() -> str:
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         listed = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-        flags = _FEATURES & set(listed[1].split() if listed else ())
+        flags = set(listed[1].split() if listed else ()) & _FEATURES
     return " ".join([platform.machine(), *sorted(flags)])

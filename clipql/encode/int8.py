@@ -1,7 +1,8 @@
 """A network with its matrices in 8 bits: made once, run by ONNX Runtime as any other.
 
 Weights have a scale for each output, which costs nothing and is nearer than one for a whole matrix; what they are
-multiplied with gets its scale as it comes. Nothing else imports onnx, which is in the extra clipql[optimize].
+multiplied with gets its scale as it comes. Nothing else imports onnx, but for `smoothing.py`; it is in the extra
+clipql[optimize].
 """
 
 from __future__ import annotations
@@ -9,11 +10,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from clipql.encode.onnx import simplified
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.encode.onnx import inner_values, simplified
 from clipql.errors import ModelError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# The inputs of a network by name, for each of some batches
+Samples = Sequence[Mapping[str, NDArray[Any]]]
 
 
 def check() -> None:
@@ -26,22 +37,51 @@ def check() -> None:
         ) from error
 
 
-def make(network: Path) -> bytes:
-    """The file of a network with its matrices in 8 bits. Raises ModelError."""
-    check()
-    with tempfile.TemporaryDirectory(prefix="clipql-optimize-") as place, _quietly():
-        plain, small = Path(place) / "plain.onnx", Path(place) / "small.onnx"
-        # constants are folded first: weights kept as float16 or transposed are matrices only then
-        simplified(network, plain)
-        try:
-            from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
+def make(network: Path, samples: Samples, *, rows: bool = False) -> bytes:
+    """The file of a network with its matrices in 8 bits.
 
-            quantize_dynamic(
-                plain, small, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"]
-            )
-            return small.read_bytes()
+    samples: inputs of the kind that it will get. rows: with a scale for each row of what meets a matrix, which is
+    nearer and slower than one for a batch. Raises ModelError.
+    """
+    check()
+    import onnx
+
+    with tempfile.TemporaryDirectory(prefix="clipql-optimize-") as folder, _quietly():
+        place = Path(folder)
+        # constants are folded first: weights kept as float16 or transposed are matrices only then
+        simplified(network, place / "plain.onnx")
+        try:
+            model = _prepared(onnx.load(place / "plain.onnx"), samples, place, rows=rows)
+            onnx.save(model, place / "even.onnx")
+            del model
+            return _quantized(place / "even.onnx", place / "small.onnx")
+        except ModelError:
+            raise
         except Exception as error:  # those of onnx and its quantiser have no base class but this
             raise ModelError(f"{network} cannot be brought to int8: {error}") from error
+
+
+def _prepared(model: ModelProto, samples: Samples, place: Path, *, rows: bool) -> ModelProto:
+    import onnx
+    from onnx import helper
+
+    from clipql.encode import smoothing
+
+    def run(model: ModelProto, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+        onnx.save(model, place / "open.onnx")
+        del model.graph.output[-len(names) :]
+        return inner_values(place / "open.onnx", names, samples)
+
+    even = smoothing.smoothed(model, run)
+    return smoothing.by_rows(even) if rows else even
+
+
+def _quantized(network: Path, out: Path) -> bytes:
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
+
+    quantize_dynamic(network, out, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
+    return out.read_bytes()
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
 Nothing else imports onnxruntime, but for its quantiser (`int8.py`), and its errors become ModelError here. What must
 stay true: a tower is loaded when it is first used and not before, so that a query in words never loads the vision
-tower; `run` of a session is thread-safe, so only loading takes a lock; where a form cannot be loaded, the network itself
-is.
+tower; `run` of a session is thread-safe, so only loading takes a lock; where a form cannot be loaded, the network
+itself is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +67,15 @@ class OnnxTowers:
 
     def text(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """Token ids (n, length), 1 in `mask` where they are no padding, to vectors (n, dimension)."""
-        return self._text_tower().run({"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})
+        return self._text_tower().run(text_inputs(ids, mask))
 
     def pictures(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Preprocessed pictures (n, 3, height, width) to vectors (n, dimension)."""
-        tower = self._vision_tower()
-        return tower.run({next(iter(tower.inputs)): pixels})
+        return self._vision_tower().run({self.picture_input(): pixels})
+
+    def picture_input(self) -> str:
+        """The name of what the vision tower takes."""
+        return next(iter(self._vision_tower().inputs))
 
     def _text_tower(self) -> _Tower:
         with self._lock:
@@ -112,7 +115,7 @@ class OnnxTowers:
         ids = np.zeros((1, folder.context), np.int64)
         ids[0, -1] = folder.vocabulary - 1
         try:
-            tower.run({"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)})
+            tower.run(text_inputs(ids, np.ones_like(ids)))
         except ModelError as error:
             raise ModelError(
                 f"{folder.text} cannot take {folder.context} tokens of ids below {folder.vocabulary:,}, which "
@@ -129,6 +132,11 @@ class OnnxTowers:
         if len(shape) != 4 or any(isinstance(n, int) and n != m for n, m in zip(shape[1:], wanted, strict=True)):
             raise ModelError(f"{folder.vision} takes {name} of shape {shape}, but preprocessing gives (n, {wanted})")
         return tower
+
+
+def text_inputs(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """What a text tower may take, by the names that it takes them by."""
+    return dict(zip(_TEXT_INPUTS, (ids, mask, np.zeros_like(ids)), strict=True))
 
 
 class _Tower:
@@ -216,6 +224,29 @@ def simplified(network: Path, out: Path) -> None:
         onnxruntime.InferenceSession(str(network), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
         raise ModelError(f"{network} cannot be simplified: {error}") from error
+
+
+def inner_values(
+    network: Path, names: Sequence[str], samples: Sequence[Mapping[str, NDArray[Any]]]
+) -> dict[str, NDArray[np.float32]]:
+    """The largest values that outputs of a network reach in samples, by the channels of their last axis.
+
+    Raises ModelError.
+    """
+    found: dict[str, NDArray[np.float32]] = {}
+    try:
+        session = _session(network, cores())
+        taken = {each.name: _dtype(network, each.name, each.type) for each in session.get_inputs()}
+        for sample in samples:
+            given = {name: sample[name].astype(dtype, copy=False) for name, dtype in taken.items()}
+            for name, value in zip(names, session.run(list(names), given), strict=True):
+                largest = np.abs(value).reshape(-1, value.shape[-1]).max(0)
+                found[name] = np.maximum(found.get(name, largest), largest)
+    except ModelError:
+        raise
+    except Exception as error:  # as above
+        raise ModelError(f"{network} failed on samples: {error}") from error
+    return found
 
 
 def _dtype(file: Path, name: str, kind: str) -> type[np.generic]:

@@ -23,13 +23,17 @@ from clipql.encode import forms, int8, models, prepare, samples
 from clipql.encode.clip import ClipEncoder
 from clipql.encode.folder import ModelFolder
 from clipql.encode.forms import Note, Tower, Trial
-from clipql.encode.onnx import OnnxTowers
+from clipql.encode.onnx import OnnxTowers, text_inputs
 from clipql.errors import ModelError
 from clipql.storage import files
 
 LEAST_COSINE, LEAST_TIMES = 0.995, 1.2
 RECIPE = "1"  # in the names of files: another one makes other files
-MAKERS: dict[str, Callable[[Path], bytes]] = {forms.INT8: int8.make}
+# by kind, the fastest first: the first that is near enough is taken
+MAKERS: dict[str, Callable[[Path, int8.Samples], bytes]] = {
+    forms.INT8: int8.make,
+    forms.INT8_ROWS: partial(int8.make, rows=True),
+}
 _ROUNDS = 5
 Progress = Callable[[str], None]
 
@@ -79,7 +83,12 @@ def _note(model: ModelFolder, tower: Tower, threads: int | None, progress: Progr
         there, hashed = network.stat(), forms.digest(network)
     except OSError as error:
         raise ModelError(f"{network} cannot be read: {error.strerror or error}") from error
-    trials = [_trial(model, tower, kind, hashed, threads, progress) for kind in MAKERS]
+    trials: list[Trial] = []
+    for kind in MAKERS:
+        trials.append(_trial(model, tower, kind, hashed, threads, progress))
+        # a nearer form is slower
+        if not trials[-1].problem and trials[-1].cosine >= LEAST_COSINE:
+            break
     good = [each for each in trials if not each.problem and not why_not(each)]
     best = max(good, key=lambda each: each.times, default=None)
     return Note(
@@ -101,7 +110,7 @@ def _trial(model: ModelFolder, tower: Tower, kind: str, hashed: str, threads: in
     try:
         if not file.is_file() or _damaged(model, tower, file):
             progress(f"{network.name}: making {kind}")
-            files.replace(file, MAKERS[kind](network))
+            files.replace(file, MAKERS[kind](network, _inputs(model, tower)))
         content = file.read_bytes()
         progress(f"{network.name}: measuring {kind}")
         times, cosine = _measured(model, forms.with_file(model, tower, file), tower, threads)
@@ -118,6 +127,27 @@ def _damaged(model: ModelFolder, tower: Tower, file: Path) -> bool:
         return True
     said = {trial.file: trial.xxh3 for trial in known.trials} if known else {}
     return said.get(file.name, forms.digest(file)) != forms.digest(file)
+
+
+def _inputs(model: ModelFolder, tower: Tower) -> list[dict[str, NDArray[Any]]]:
+    """The samples as a network gets them, batch by batch."""
+    if tower == "vision":
+        return [{OnnxTowers(model).picture_input(): _pixels(model)}]
+    given: list[dict[str, NDArray[Any]]] = []
+    towers = OnnxTowers(model)
+    encode = towers.text
+
+    def text(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        given.append({**text_inputs(ids, mask)})
+        return encode(ids, mask)
+
+    towers.text = text  # type: ignore[method-assign]
+    ClipEncoder(model, towers).encode_texts(samples.CAPTIONS)
+    return given
+
+
+def _pixels(model: ModelFolder) -> NDArray[np.float32]:
+    return np.stack([prepare.preprocess(picture, model.pictures) for picture in samples.pictures()])
 
 
 def _measured(model: ModelFolder, other: ModelFolder, tower: Tower, threads: int | None) -> tuple[float, float]:
@@ -139,7 +169,7 @@ def _work(model: ModelFolder, tower: Tower, threads: int | None) -> Callable[[],
     towers = OnnxTowers(model, threads=threads)
     if tower == "text":
         return partial(ClipEncoder(model, towers).encode_texts, samples.CAPTIONS)
-    pixels = np.stack([prepare.preprocess(picture, model.pictures) for picture in samples.pictures()])
+    pixels = _pixels(model)
 
     def encode() -> Any:
         some = [

@@ -79,4 +79,5 @@ def _picture(seed: int) -> bytes:
     if seed % 3 == 0:  # stripes
         scene += (60 * np.sin(random.uniform(20, 200) * (x + random.uniform(-1, 1) * y)))[..., None]
     scene += random.normal(0, random.choice([1.0, 12.0, 40.0]), (_SIZE, _SIZE, 1))
-    return b"P6 %d %d 255\n" % (_SIZE, _SIZE) + np.clip(scene, 0, 255).astype(np.uint8).tobytes()
+    pixels: bytes = np.clip(scene, 0, 255).astype(np.uint8).tobytes()
+    return b"P6 %d %d 255\n" % (_SIZE, _SIZE) + pixels

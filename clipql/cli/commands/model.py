@@ -55,8 +55,8 @@ def run_list(arguments: argparse.Namespace) -> int:
     rows = [("MODEL", "PLACE", "DIMENSION", "PRECISION", "SIZE", "TEXT RUNS", "PICTURES RUN")]
     for each in installed():
         size = _megabytes(sum(path.stat().st_size for path in model_files(each.model)))
-        runs = [state.brief() for state in _states(each.model).values()]
-        rows.append((each.name, each.place, str(each.model.dimension), each.model.precision, size, *runs))
+        text, pictures = (state.brief() for state in _states(each.model).values())
+        rows.append((each.name, each.place, str(each.model.dimension), each.model.precision, size, text, pictures))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
