@@ -37,7 +37,7 @@ test: $(READY) $(READY_BROWSER) $(READY_AXE) ## the tests; the page is tried in 
 bench: $(READY) $(READY_BENCH) ## side by side with peers; writes docs/benchmarks.md (ARGS="--only exact" for a part)
 	$(BIN)/python -m bench.run $(ARGS)
 
-bench-scale: $(READY) $(READY_BENCH) ## growth from 1 to 30 million rows in 4 GB; two hours, 60 GB of disk; writes docs/scale.md
+bench-scale: $(READY) $(READY_BENCH) ## growth from 1 to 30 million rows, searched in 60 MB a million; two hours, 60 GB of disk; writes docs/scale.md
 	$(BIN)/python -m bench.scale $(ARGS)
 
 bench-cluster: $(READY) ## shards on a Ray of several nodes on this machine (ARGS="--only overhead" for a part)
