@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import resource
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 RESIDENT = 0.6
 _CGROUP = Path("/sys/fs/cgroup")
 _STATUS = Path("/proc/self/status")
+_ON_FAULT = 1  # of mlock2(2): pages are locked as they come, and nothing is waited for
 
 
 def limit() -> int:
@@ -37,6 +40,18 @@ def on_disk(size: int) -> bool:
     beforehand, all at once: the kernel's own guess is a read of up to megabytes around each page that is touched.
     """
     return size > RESIDENT * limit()
+
+
+def lock(address: int, size: int) -> bool:
+    """Have the mapped pages of these bytes stay in memory once they are read, until they are unmapped. False where the
+    system does not let us (`ulimit -l`).
+    """
+    page = address // mmap.PAGESIZE * mmap.PAGESIZE
+    try:
+        call = ctypes.CDLL(None).mlock2
+    except (AttributeError, OSError):
+        return False
+    return int(call(ctypes.c_void_p(page), ctypes.c_size_t(address + size - page), _ON_FAULT)) == 0
 
 
 def _group_limits(listing: Path) -> list[int]:

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from clipql.index.ivf.codes import Words, quantise_query
 from clipql.index.ivf.geometry import Floats, Number
-from clipql.index.ivf.rescore import Table, distances, rescore_rows
-from clipql.storage.vectors.bits import code_dot, cycles, kernel, popcount, prefetch, will_need
+from clipql.index.ivf.rescore import Table, rescore_rows
+from clipql.storage.vectors.bits import PAGE, code_dot, cycles, kernel, popcount, prefetch, will_need
 
 Integers = NDArray[np.int64]
 # bytes between two ranges that are rather read with them than asked for apart
 CLOSE = uint64(16_384)
+# where the index and the rows are: all in memory; all on disk; on disk but for the scales and numbers of rows
+IN_MEMORY, ON_DISK, CODES_ON_DISK = 0, 1, 2
 
 
 class Arrays(NamedTuple):
@@ -102,9 +104,10 @@ def search(
     reach: Number,
     slack: Number,
     ranked: int,
-    cold: bool,
+    cold: int,
     routed: Integers,
     sparse: bool,
+    context: np.uint64,
 ) -> tuple[Integers, NDArray[np.float64], Integers, Floats]:
     """Row numbers and exact distances of about k + SPARE best rows, in no order; counts: codes, lists, rescored, and
     the processor's counter before the first stage and after each (rank, scan, rescore); and the edge that
@@ -112,9 +115,10 @@ def search(
 
     query (d,) is as given, v (d,) as the space turned it. unit: what the space multiplies rows by. among: bool (rows,),
     or empty for no filter. reach: how many deviations of a list's spread count for it. slack: how many deviations of a
-    code's error. ranked: with more lists than that, only those of the nearest parents are ranked. cold: what is read is
-    asked of the disk beforehand. routed: the lists to look into, where they are ranked already. sparse: `among` lets so
-    few rows through that it is looked at before a row's code is.
+    code's error. ranked: with more lists than that, only those of the nearest parents are ranked. cold: where
+    what is read is, IN_MEMORY and so on; what is on disk is asked of it beforehand. routed: the lists to look into,
+    where they are ranked already. sparse: `among` lets so
+    few rows through that it is looked at before a row's code is. context: as `rescore_rows` takes it.
     """
     turned, counts = np.empty(ix.turn.shape[0], np.float32), np.zeros(7, np.int64)
     counts[3] = cycles()
@@ -128,8 +132,8 @@ def search(
     first, last = ix.start[probe], np.empty(probe.size, np.int64)
     for z in range(probe.size):
         last[z] = ix.start[probe[z] + 1]
-    if cold:
-        _ask_disk(ix, first, last)
+    if cold != IN_MEMORY:
+        _ask_disk(ix, first, last, among, sparse, cold)
     counts[0], counts[1] = (last - first).sum(), probe.size
     counts[4] = cycles()
     asked = _ask(turned, ix.word_block, ix.word_weight, np.float32(slack) * np.sqrt(length))
@@ -140,8 +144,9 @@ def search(
     for i in range(value.size):
         rows[i] = ix.rows[at[order[i]]]
     counts[5] = cycles()
-    found, counts[2], edge = rescore_rows(table, metric, v, np.float32(unit), ix.mean, rows, value[order], k, cold)
-    exact = distances(table, metric, query, found)
+    found, exact, counts[2], edge = rescore_rows(
+        table, metric, query, v, np.float32(unit), ix.mean, rows, value[order], k, cold != IN_MEMORY, context
+    )
     counts[6] = cycles()
     return found, exact, counts, edge
 
@@ -169,15 +174,38 @@ def _lengths(ix: Arrays, turned: Floats) -> tuple[Number, Number]:
 
 
 @kernel
-def _ask_disk(ix: Arrays, first: Integers, last: Integers) -> None:
-    """Have the codes of these ranges read, and what belongs to them; ranges that lie close together at once."""
+def _ask_disk(ix: Arrays, first: Integers, last: Integers, among: NDArray[np.bool_], sparse: bool, cold: int) -> None:
+    """Have the codes of these ranges read, and what belongs to them; ranges that lie close together at once. sparse:
+    only of rows that a filter lets through.
+    """
     order, step = np.argsort(first), uint64(8 * ix.codes.shape[1])
-    codes, scale, rows = uint64(ix.codes.ctypes.data), uint64(ix.scale.ctypes.data), uint64(ix.rows.ctypes.data)
-    _ask_ranges(codes, step, first, last, order)
-    _ask_ranges(scale, uint64(4), first, last, order)
-    _ask_ranges(rows, uint64(4), first, last, order)
-    if ix.bias.size > 0:
-        _ask_ranges(uint64(ix.bias.ctypes.data), uint64(4), first, last, order)
+    if cold == ON_DISK:
+        _ask_ranges(uint64(ix.rows.ctypes.data), uint64(4), first, last, order)
+        _ask_ranges(uint64(ix.scale.ctypes.data), uint64(4), first, last, order)
+        if ix.bias.size > 0:
+            _ask_ranges(uint64(ix.bias.ctypes.data), uint64(4), first, last, order)
+    if sparse:
+        _ask_allowed(ix, first, last, order, among)
+    else:
+        _ask_ranges(uint64(ix.codes.ctypes.data), step, first, last, order)
+
+
+@kernel
+def _ask_allowed(ix: Arrays, first: Integers, last: Integers, order: Integers, among: NDArray[np.bool_]) -> None:
+    """Have the codes of those rows in these ranges read that a filter lets through."""
+    step = uint64(8 * ix.codes.shape[1])
+    codes, a, b = uint64(ix.codes.ctypes.data), uint64(0), uint64(0)
+    for z in order:
+        for i in range(first[z], last[z]):
+            if among[ix.rows[i]]:
+                at = uint64(i) * step
+                if at > b + uint64(PAGE):
+                    if b > a:
+                        will_need(codes + a, b - a)
+                    a = at
+                b = at + step
+    if b > a:
+        will_need(codes + a, b - a)
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Exact scores of candidate rows, read from where the column's blocks lie in memory.
+"""Exact scores of candidate rows, read from where the column's blocks lie in memory, or from the disk.
 
 Rescoring goes from the most promising row down and stops where even its slack could not lift the next row above the
 k-th found. Scores are float32 and only rank; the distances that are answered are computed again in float64. Rows whose
@@ -14,21 +14,27 @@ from numba import carray, uint64
 from numpy.typing import NDArray
 
 from clipql.index.ivf.geometry import Floats, Number
+from clipql.storage.vectors import direct
 from clipql.storage.vectors.bits import half_to_float, kernel, pointer, prefetch, will_need
 
 Integers = NDArray[np.int64]
 DOT, COSINE, L2 = 0, 1, 2
 SPARE = 8  # rows kept beyond k, so that float32 rounding loses none
 ROUNDING = np.float32(1e-5)  # of a score, relative to the largest numbers that it is made of
+WAVE = 64  # rows that are read from the disk at once, before it is known whether the next can still win
 
 
 class Table(NamedTuple):
-    """Where stored vectors are: first row, address, bytes to the next row and float16 or not, for each block."""
+    """Where stored vectors are: first row, address, bytes to the next row and float16 or not, for each block; and the
+    file and place of its first row for direct reads, -1 where there are none.
+    """
 
     first: Integers
     address: NDArray[np.uint64]
     stride: Integers
     half: NDArray[np.bool_]
+    descriptor: Integers
+    offset: Integers
 
 
 @kernel
@@ -40,9 +46,32 @@ def _address(table: Table, row: int) -> tuple[np.uint64, bool]:
 
 
 @kernel
+def _read(
+    table: Table,
+    rows: Integers,
+    first: int,
+    last: int,
+    size: int,
+    context: np.uint64,
+    room: NDArray[np.uint8],
+    address: NDArray[np.uint64],
+) -> None:
+    """Read rows [first, last) of `rows` from the disk, at most `size` bytes each, and write where they are now."""
+    descriptor, offset = np.empty(last - first, np.int64), np.empty(last - first, np.int64)
+    for i in range(first, last):
+        b = table.first.size - 1
+        while table.first[b] > rows[i]:
+            b -= 1
+        descriptor[i - first] = table.descriptor[b]
+        offset[i - first] = table.offset[b] + (rows[i] - table.first[b]) * table.stride[b]
+    direct.read(context, descriptor, offset, size, room, first, address[first:last])
+
+
+@kernel
 def rescore_rows(
     table: Table,
     metric: int,
+    query: Floats,
     v: Floats,
     unit: Number,
     mean: Floats,
@@ -50,19 +79,25 @@ def rescore_rows(
     could_be: Floats,
     k: int,
     cold: bool,
-) -> tuple[Integers, int, Floats]:
-    """The best k + SPARE of rows by their stored vectors and those within rounding of the k-th, how many rows were
-    read, and float32 (3,): the k-th score less its rounding, what the last of `rows` could score if it was read (-inf
-    if not), and what the least promising of the best k could.
+    context: np.uint64,
+) -> tuple[Integers, NDArray[np.float64], int, Floats]:
+    """The best k + SPARE of rows by their stored vectors and those within rounding of the k-th, their exact distances
+    (see `distances`), how many rows were read, and float32 (3,): the k-th score less its rounding, what the last of
+    `rows` could score if it was read (-inf if not), and what the least promising of the best k could.
 
-    v: float32 (d,), unit and mean: see `geometry`. could_be: what each row could score at most, in descending order.
-    cold: have all rows read from the disk at once.
+    query (d,) is as given; v: float32 (d,), unit and mean: see `geometry`. could_be: what each row could score at most,
+    in descending order. cold: have rows read from the disk side by side. context: by which they are read directly.
     """
-    if cold:
-        for i in range(rows.size):
-            address, half = _address(table, rows[i])
-            will_need(address, uint64(v.size * (2 if half else 4)))
     n, keep = rows.size, min(rows.size, k + SPARE)
+    where, is_half, size = np.empty(n, np.uint64), np.empty(n, np.bool_), 0
+    for i in range(n):
+        where[i], is_half[i] = _address(table, rows[i])
+        size = max(size, v.size * (2 if is_half[i] else 4))
+    directly = cold and context != uint64(direct.NOWHERE)
+    room, ready = direct.room(n if directly else 0, size), 0 if directly else n
+    if cold and not directly:
+        for i in range(n):
+            will_need(where[i], uint64(v.size * (2 if is_half[i] else 4)))
     score, least, done = np.empty(n, np.float32), np.float32(-np.inf), 0
     best = np.full(k, -np.inf, np.float32)
     norm, shift = np.float32(0), np.float32(0)
@@ -70,13 +105,15 @@ def rescore_rows(
         norm += v[j] * v[j]
         shift += mean[j] * v[j]
     for i in range(n):
-        if i + 4 < n:
-            ahead, half = _address(table, rows[i + 4])
-            for line in range(0, v.size * (2 if half else 4), 64):
-                prefetch(ahead + uint64(line))
         if k <= 256 and could_be[i] < least:
             break
-        score[i] = _score(table, metric, v, unit, mean, shift, rows[i])
+        if i == ready:
+            ready = min(n, i + WAVE)
+            _read(table, rows, i, ready, size, context, room, where)
+        if i + 4 < ready:
+            for line in range(0, v.size * (2 if is_half[i + 4] else 4), 64):
+                prefetch(where[i + 4] + uint64(line))
+        score[i] = _score(where[i], is_half[i], metric, v, unit, mean, shift)
         done += 1
         if k <= 256 and score[i] > least:
             z = k - 1
@@ -94,13 +131,17 @@ def rescore_rows(
             keep += 1
         edge[1] = could_be[n - 1] if done == n else np.float32(-np.inf)
         edge[2] = could_be[order[:k]].min()
-    return rows[:done][order[:keep]], done, edge
+    order = order[:keep]
+    exact = np.empty(keep, np.float64)
+    for i in range(keep):
+        exact[i] = _distance(where[order[i]], is_half[order[i]], metric, query)
+    edge[0] += np.float32(0) * np.float32(room[0])  # what is read into it is used up to here
+    return rows[order], exact, done, edge
 
 
 @kernel
-def _score(table: Table, metric: int, v: Floats, unit: Number, mean: Floats, shift: Number, row: int) -> Number:
+def _score(address: np.uint64, half: bool, metric: int, v: Floats, unit: Number, mean: Floats, shift: Number) -> Number:
     """y.v + bias of a stored row, from the row itself (see `geometry`)."""
-    address, half = _address(table, row)
     d = v.size
     s, square = np.float32(0), np.float32(0)
     if half:
@@ -157,20 +198,24 @@ def distances(table: Table, metric: int, query: Floats, rows: Integers) -> NDArr
     out = np.empty(rows.size, np.float64)
     for i in range(rows.size):
         address, half = _address(table, rows[i])
-        short = carray(pointer(address), query.size, np.uint16)
-        full = carray(pointer(address), query.size, np.float32)
-        dot, xx, qq, far = 0.0, 0.0, 0.0, 0.0
-        for j in range(query.size):
-            x = np.float64(half_to_float(short[j])) if half else np.float64(full[j])
-            q = np.float64(query[j])
-            dot += x * q
-            xx += x * x
-            qq += q * q
-            far += (x - q) * (x - q)
-        if metric == DOT:
-            out[i] = dot
-        elif metric == COSINE:
-            out[i] = 1.0 - dot / (np.sqrt(xx) * np.sqrt(qq)) if xx > 0 and qq > 0 else np.nan
-        else:
-            out[i] = far
+        out[i] = _distance(address, half, metric, query)
     return out
+
+
+@kernel
+def _distance(address: np.uint64, half: bool, metric: int, query: Floats) -> float:
+    short = carray(pointer(address), query.size, np.uint16)
+    full = carray(pointer(address), query.size, np.float32)
+    dot, xx, qq, far = 0.0, 0.0, 0.0, 0.0
+    for j in range(query.size):
+        x = np.float64(half_to_float(short[j])) if half else np.float64(full[j])
+        q = np.float64(query[j])
+        dot += x * q
+        xx += x * x
+        qq += q * q
+        far += (x - q) * (x - q)
+    if metric == DOT:
+        return dot
+    if metric == COSINE:
+        return 1.0 - dot / (np.sqrt(xx) * np.sqrt(qq)) if xx > 0 and qq > 0 else np.nan
+    return far

@@ -7,6 +7,7 @@ answered exactly, row by row. Nothing here changes after construction, so any nu
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,12 @@ from clipql.engine import memory
 from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index.base import EXACT_RECALL, TIED, Candidates, Cost, Route, Vectors, nearest
 from clipql.index.folder import read
-from clipql.index.ivf import kernels, rescore
+from clipql.index.ivf import kernels, rescore, resident
 from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.knobs import DEFAULT_RECALL, KNOBS, Curves, Setting, careful, reached
 from clipql.index.ivf.model import CODER, LEARNT_ROWS, OWN, identity_of, space_of
 from clipql.index.ivf.ranges import BOUNDS, SPAN, Ranges, opened
+from clipql.storage.vectors import direct
 from clipql.storage.vectors.metrics import Metric
 
 _CODE = {Metric.DOT: rescore.DOT, Metric.COSINE: rescore.COSINE, Metric.L2: rescore.L2, Metric.L2_SQUARED: rescore.L2}
@@ -43,6 +45,7 @@ APART_EFFORT, MOST_APART = 2.0, 0.05
 RANKED_LISTS, RANKED_PER_PROBE = 8192, 64
 # where lists have become more since recall was measured, more are looked into: by this power of the ratio
 MORE_LISTS = 0.75
+_MAPPED = contextlib.nullcontext(np.uint64(direct.NOWHERE))
 _NO_FILTER, _NOT_ROUTED = np.empty(0, np.bool_), np.empty(0, np.int64)
 
 
@@ -54,6 +57,10 @@ class IvfIndex:
     def __init__(
         self, meta: Mapping[str, Any], arrays: kernels.Arrays, vectors: Vectors, ranges: Ranges | None = None
     ) -> None:
+        self._blocks = _blocks(vectors, int(meta["rows"]))
+        self._cold = kernels.IN_MEMORY
+        if memory.on_disk(sum(b.nbytes for _, b in self._blocks) + sum(a.nbytes for a in arrays)):
+            arrays, self._cold = resident.kept(arrays)
         self._arrays, self._ranges = arrays, ranges
         self._placed = int(arrays.start[-1])
         self._apart = arrays.rows[self._placed :].astype(np.int64)
@@ -67,9 +74,8 @@ class IvfIndex:
         self._balanced = f"{OWN}{CODER[0]}.npy" in meta.get("files", ()) and f"{LEARNT_ROWS}.npy" in meta["files"]
         self._seconds = float(meta.get("build_seconds", 0.0))
         self._curves = Curves.from_meta(meta)
-        self._table, self._blocks = _table(vectors, self._rows)
-        mapped = sum(b.nbytes for b in self._blocks) + sum(a.nbytes for a in arrays)
-        self._cold = memory.on_disk(mapped)
+        self._files = direct.Files([b for _, b in self._blocks] if self._cold else [])
+        self._table = _table(self._blocks, self._files)
         self._routes: tuple[Route, ...] = ()
         self.model = identity_of(meta)
 
@@ -294,24 +300,26 @@ class IvfIndex:
         sparse: bool,
         slack: float,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], Floats]:
-        found: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], Floats] = kernels.search(
-            self._arrays,
-            self._table,
-            _CODE[self.metric],
-            q,
-            v,
-            self._space.unit,
-            mask,
-            k,
-            nprobe,
-            kept,
-            REACH,
-            slack * self._error,
-            _ranked(self.lists, nprobe),
-            self._cold,
-            self._routed(q, nprobe),
-            sparse,
-        )
+        with direct.context() if self._cold else _MAPPED as context:
+            found: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], Floats] = kernels.search(
+                self._arrays,
+                self._table,
+                _CODE[self.metric],
+                q,
+                v,
+                self._space.unit,
+                mask,
+                k,
+                nprobe,
+                kept,
+                REACH,
+                slack * self._error,
+                _ranked(self.lists, nprobe),
+                self._cold,
+                self._routed(q, nprobe),
+                sparse,
+                context,
+            )
         return found
 
     def _routed(self, q: Floats, nprobe: int) -> NDArray[np.int64]:
@@ -416,21 +424,25 @@ def _mapped(folder: Path, name: str) -> NDArray[Any]:
     return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
 
 
-def _table(vectors: Vectors, rows: int) -> tuple[rescore.Table, list[NDArray[np.floating]]]:
-    """Addresses of the blocks, and the blocks themselves, which must be kept alive as long."""
-    first, kept = [], []
-    for row, block in vectors.blocks(0, rows):
+def _blocks(vectors: Vectors, rows: int) -> Sequence[tuple[int, NDArray[np.floating]]]:
+    """First rows and blocks of the stored vectors, which must be kept alive as long as their addresses are used."""
+    found = vectors.blocks(0, rows)
+    for row, block in found:
         if block.dtype not in (np.float16, np.float32) or (block.shape[1] > 1 and block.strides[1] != block.itemsize):
             raise VectorIndexError(
                 f"the block at row {row} is {block.dtype} with strides {block.strides}; "
                 "rows must be float16 or float32, each in one piece"
             )
-        first.append(row)
-        kept.append(block)
-    table = rescore.Table(
-        np.array(first, np.int64),
-        np.array([b.ctypes.data for b in kept], np.uint64),
-        np.array([b.strides[0] for b in kept], np.int64),
-        np.array([b.dtype == np.float16 for b in kept], np.bool_),
+    return found
+
+
+def _table(blocks: Sequence[tuple[int, NDArray[np.floating]]], files: direct.Files) -> rescore.Table:
+    there = len(files.descriptor) == len(blocks)
+    return rescore.Table(
+        np.array([row for row, _ in blocks], np.int64),
+        np.array([b.ctypes.data for _, b in blocks], np.uint64),
+        np.array([b.strides[0] for _, b in blocks], np.int64),
+        np.array([b.dtype == np.float16 for _, b in blocks], np.bool_),
+        files.descriptor if there else np.full(len(blocks), -1, np.int64),
+        files.offset if there else np.zeros(len(blocks), np.int64),
     )
-    return table, kept

@@ -155,3 +155,8 @@ def ask_disk(address: np.uint64, rows: NDArray[np.int64], stride: int, size: int
     """`will_need` of `size` bytes at each of these rows of a mapped array that begins at an address."""
     for i in range(rows.size):
         will_need(address + np.uint64(rows[i] * stride), np.uint64(size))
+
+
+def ask_whole(array: NDArray[Any]) -> None:
+    """`will_need` of all of a mapped array."""
+    ask_disk(np.uint64(array.ctypes.data), np.zeros(1, np.int64), 0, array.nbytes)
