@@ -18,12 +18,12 @@ from clipql.storage.vectors import metrics
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables.registry import ROW, Registry
 from clipql.tables.rowfile import RowReader
-from clipql.tables.rowwriter import BATCH_ROWS
 
 if TYPE_CHECKING:
     from clipql.tables.open_database import OpenDatabase
 
 SAMPLE, DEEP_SAMPLE = 20, 200  # queries by index
+_COMPARED = 512  # rows that are looked at in both at once
 FEWEST_FOUND = 0.5  # of the ten nearest, over all of the sample: what an index that is whole never falls below
 _CHECKED = ("%MergeTree", "Log", "TinyLog", "StripeLog")
 
@@ -103,7 +103,7 @@ def _check_row_values(registry: Registry, table: Table, tally: Tally, *, deep: b
     """The row file has what ClickHouse has: some batches of it, or all where deep."""
     entry = table.row_file
     assert entry is not None, "the caller has looked"
-    starts = range(0, entry.rows, BATCH_ROWS)
+    starts = range(0, entry.rows, _COMPARED)
     if not deep:
         starts = starts[:: max(1, len(starts) // 4)]
     try:
@@ -112,7 +112,7 @@ def _check_row_values(registry: Registry, table: Table, tally: Tally, *, deep: b
         for start in starts:
             there = registry.engine.arrow(
                 f"SELECT {listed} FROM {registry.physical(table)} WHERE {ROW} >= {start} "
-                f"AND {ROW} < {min(start + BATCH_ROWS, entry.rows)} ORDER BY {ROW}"
+                f"AND {ROW} < {min(start + _COMPARED, entry.rows)} ORDER BY {ROW}"
             )
             rows = there.column(0).to_pylist()
             if rows and repr(reader.table(rows).to_pylist()) != repr(there.to_pylist()):

@@ -4,10 +4,10 @@ A row file is derived, as an index is: it is built beside one, covers the rows u
 anything changes a stored value. What must stay true: what it gives is what ClickHouse would give; a damaged batch is
 noticed when it is first read, and the file is then no longer used.
 
-rows.bin holds Arrow record batches of up to 512 rows, one after the other; batches.bin where each begins and ends,
-its first row number and its hash; schema.arrow their schema, in whose metadata ClickHouse's own types stand;
-listing-N.json how much of each file is of the first N rows. Beside them lie columns that conditions are evaluated on
-(`columnfile`). Rows that come later are appended (`rowgrowth`).
+rows.bin holds Arrow record batches of up to 128 rows (512 in older files), one after the other; batches.bin where each
+begins and ends, its first row number and its hash; schema.arrow their schema, in whose metadata ClickHouse's own types
+stand; listing-N.json how much of each file is of the first N rows. Beside them lie columns that conditions are read
+from (`columnfile`). Rows that come later are appended (`rowgrowth`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from clipql.engine import memory
 from clipql.engine.arrow import arrow_numbers, numpy_numbers
 from clipql.errors import ClipqlError, DatabaseDamaged
 from clipql.storage import files
@@ -77,6 +78,8 @@ class RowReader:
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
             raise DatabaseDamaged(f"{folder} cannot be read: {error}") from error
         size = len(self._data) if self._data else 0
+        self._scattered = memory.on_disk(size)
+        self._advise(mmap.MADV_RANDOM)
         if size < entry.bytes:
             raise DatabaseDamaged(f"{folder}/{ROWS} holds {size:,} bytes; expected {entry.bytes:,}")
         self.types = types_of(self.schema)
@@ -160,11 +163,20 @@ class RowReader:
                 start = int(place["start"]) // mmap.PAGESIZE * mmap.PAGESIZE
                 self._data.madvise(mmap.MADV_WILLNEED, start, int(place["end"]) - start)
 
+    def _advise(self, advice: int) -> None:
+        """Tell the kernel how a file is read that is too large for memory: at random, so that it reads what is asked
+        for and drops that before pages of an index; or in order.
+        """
+        if self._scattered and self._data is not None:
+            self._data.madvise(advice)
+
     def verify(self) -> None:
         """Read everything. Raises DatabaseDamaged, naming the first file that is not what was written."""
         self._batches.clear()
+        self._advise(mmap.MADV_NORMAL)
         for number in range(len(self._places)):
             self._opened(number)
+        self._advise(mmap.MADV_RANDOM)
         self.columns.verify()
 
     def _opened(self, number: int) -> _Opened:

@@ -28,7 +28,7 @@ from clipql.storage.places import only_snapshots
 from clipql.tables.columnfile import ColumnWriter
 from clipql.tables.registry import ROW, Registry
 
-BATCH_ROWS = 512  # read and hashed whole when one of its rows is first wanted: 100 KB of LAION's
+BATCH_ROWS = 128  # read and hashed whole when one of its rows is first wanted: 26 KB of LAION's
 PLACES = np.dtype([("first", "<u8"), ("start", "<u8"), ("end", "<u8"), ("hash", "<u8")])
 ROWS, BATCHES, SCHEMA = "rows.bin", "batches.bin", "schema.arrow"
 _TYPES = b"clickhouse_types"
