@@ -30,6 +30,11 @@ def queries() -> NDArray[np.float32]:
     return synthetic.world().draw(np.random.default_rng((2, 0, 0, 8)), QUERIES).text
 
 
+def keep_queries(file: str) -> None:
+    """In a child: write them, as what they are drawn from takes more memory than a search may have."""
+    np.save(file, queries())
+
+
 class _Nearest:
     """The urls of the K best rows so far of each query."""
 
