@@ -2,6 +2,8 @@
 
 A query comes from a row, its own: a stored row, or the picture of a caption. The recall of a setting is the lower of
 two: of own rows that are among the true ten, and of the other neighbours. So what was asked for is got for either.
+What stands in for captions is a row and more noise than row; its own row counts for nothing there. Asking for it, too,
+would take many times the lists that the ten nearest rows of such a query take, and of a text query.
 
 A query has ten neighbours and one own row, so own rows are looked up for many more queries. That is cheap: an own row
 can be found only if its list is looked into, and one ranking of the lists tells for which numbers of lists it is.
@@ -56,12 +58,12 @@ def measure(
     index: IvfIndex,
     truth: Truth,
     which: NDArray[np.int64],
-    more: Owned,
+    more: Owned | None,
     threads: int,
     tick: Callable[[], None],
 ) -> list[Point]:
     """Points for these queries of the truth, from few lists up to where hardly a neighbour is missed. more: queries
-    of the same kind, for how many lists their own rows need.
+    of the same kind, for how many lists their own rows need; None where own rows do not count.
 
     Where the number of rows that are compared is what limits recall, more are.
     """
@@ -84,7 +86,10 @@ def measure(
                 row.append(_point(index, asked, Setting(nprobe, rescores[-1]), pool))
             points += [point for point, _ in row]
             tick()
-            rescores = [p.setting.rescore for p, _ in row if p is row[-1][0] or p.recall > WORSE * row[-1][0].recall]
+            if len(row) > 1:
+                rescores = [
+                    p.setting.rescore for p, _ in row if p is row[-1][0] or p.recall > WORSE * row[-1][0].recall
+                ]
             dull = dull + 1 if row[-1][1] - best < WORTH else 0
             best, reached = max(best, row[-1][1]), max(p.recall for p in points)
             if reached >= ENOUGH or dull >= (DULL if reached >= GOOD else DULL_BELOW):
@@ -92,10 +97,14 @@ def measure(
     return points
 
 
-def _asked(index: IvfIndex, truth: Truth, which: NDArray[np.int64], more: Owned, pool: ThreadPoolExecutor) -> _Asked:
+def _asked(
+    index: IvfIndex, truth: Truth, which: NDArray[np.int64], more: Owned | None, pool: ThreadPoolExecutor
+) -> _Asked:
     distances, descending = index.distances, index.metric.larger_is_nearer
     near = [settled(truth, i, index.apart, distances, descending=descending) for i in which.tolist()]
     queries = truth.queries[which]
+    if more is None:
+        return _Asked([(q, n, 0) for q, n in zip(queries, near, strict=True)], np.empty(0, np.int64))
     ranks = _ranks(index, queries, truth.own[which], pool)
     wide = {"nprobe": max(1, index.lists // 4), "rescore": RESCORES[-1]}
 

@@ -18,7 +18,7 @@ from clipql.index.ivf import codes
 from clipql.index.ivf.calibrate import Owned, measure
 from clipql.index.ivf.codes import Coder
 from clipql.index.ivf.geometry import Floats, Space, Workers, unit_rows
-from clipql.index.ivf.knobs import Curves
+from clipql.index.ivf.knobs import FOREIGN_LISTS, Curves
 from clipql.index.ivf.learn import Progress, spread
 from clipql.index.ivf.model import RANKING, scale_told
 from clipql.index.ivf.routing import Followed
@@ -169,12 +169,15 @@ class Fitting:
             self.progress("calibrate", steps[0], 0)
 
         image = measure(index, truth, which[:split], self._owned(None), self.workers.threads, tick)
-        text = measure(index, truth, which[split:], self._owned(self.queries()), self.workers.threads, tick)
+        own = self._owned(self.captions) if self.captions is not None else None
+        # such queries get so many times the lists that their curve asks for, of as many that are ranked
+        asked = index if self.captions is not None else index.ranking_for(FOREIGN_LISTS)
+        text = measure(asked, truth, which[split:], own, self.workers.threads, tick)
         meta["curves"] = replace(means, image=image, text=text).to_meta()
         return meta
 
     def _owned(self, queries: Queries | None) -> Owned:
-        """Queries for calibration whose own rows are looked up: stored rows, or queries of them."""
+        """Queries for calibration whose own rows are looked up: stored rows, or captions of them."""
         rows = spread(self.rows, min(OWNED, self.rows // 10) if queries else 0, (self.seed, 12))
         rows = rows[self.space.rows(self.vectors.take(rows), self.workers)[1]]
         asked = self.vectors.take(rows) if queries is None else queries.take(rows)

@@ -77,6 +77,7 @@ class IvfIndex:
         self._files = direct.Files([b for _, b in self._blocks] if self._cold else [])
         self._table = _table(self._blocks, self._files)
         self._routes: tuple[Route, ...] = ()
+        self._ranked_for = 1
         self.model = identity_of(meta)
 
     @property
@@ -121,6 +122,12 @@ class IvfIndex:
             return self
         found = copy.copy(self)
         found._routes = ours
+        return found
+
+    def ranking_for(self, times: int) -> IvfIndex:
+        """This index, which ranks as many lists as if so many times the lists were looked into."""
+        found = copy.copy(self)
+        found._ranked_for = times
         return found
 
     def _known(self, lists: NDArray[np.int32]) -> bool:
@@ -314,7 +321,7 @@ class IvfIndex:
                 kept,
                 REACH,
                 slack * self._error,
-                _ranked(self.lists, nprobe),
+                _ranked(self.lists, self._ranked_for * nprobe),
                 self._cold,
                 self._routed(q, nprobe),
                 sparse,
