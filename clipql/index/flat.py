@@ -339,7 +339,9 @@ class Scan:
         for term in self._terms:
             for start, block in term.store.blocks(a, b):
                 inside = (rows >= start) & (rows < start + len(block))
-                total[inside] += weighted(term, block[rows[inside] - start])
+                wanted = rows[inside] - start
+                term.store.ask(block, wanted)
+                total[inside] += weighted(term, block[wanted])
         return total
 
     def _joined(self, shares: Sequence[_Share]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -66,11 +66,11 @@ def search_each(
         return None
     among, filtered = execution.qualifying()
     qualifying = table.rows if among is None else int(np.count_nonzero(among))
-    few = among is not None and filtered is not None and filtered <= vector_search.few(plan)
-    if few or plan.page > qualifying // 2:
-        return None
     (term,) = plan.terms
     store = registry.store(table, term.call.column)
+    few = among is not None and filtered is not None and filtered <= vector_search.few(plan, store)
+    if few or plan.page > qualifying // 2:
+        return None
     rounded = term.vector.narrow_for(term.call.metric)
     terms = [Term(store, term.call.metric, vector, term.weight, rounded) for vector in vectors]
     if index is None:

@@ -141,7 +141,9 @@ def _one(plan: Plan, registry: Registry | None) -> list[str]:
     if plan.filter:
         lines.append(f"  filter first: {' '.join(plan.filter.split())}")
         if plan.kind == "top-k":
-            most = f"at most {few(plan):,} rows left: just those are compared"
+            name = plan.terms[0].call.column if plan.terms else ""
+            store = registry.store(table, name) if registry and name else None
+            most = f"at most {few(plan, store):,} rows left: just those are compared"
             skips = (
                 "the index skips the others" if plan.chosen.index and not doubt(plan) else "the scan skips the others"
             )

@@ -21,21 +21,26 @@ from clipql.index.flat import Scan, Term, exact, threads
 from clipql.sql.pages import settled, steps
 from clipql.sql.plan import Plan, exact_range
 from clipql.storage.vectors.metrics import Metric
+from clipql.storage.vectors.store import ColumnStore
 
 # A filter that leaves few rows is answered by comparing just those. Measured at 1M x 512: 0.3 us a row, while an index
 # with a mask takes 0.25 ms and more lists, by the square root of the share that the mask leaves out. They meet at
 # 4,000 rows of a million, and later with the cube root of the rows. Without an index a scan skips what is masked.
 FEW, FEW_OF_A_MILLION = 20_000, 4_000
+# the same for vectors that lie on the disk, where a row is a read and an index reads a few hundred codes
+FEW_ON_DISK = 400
 # a row that a scan has to pick out takes as long as so many in a row
 SPARSE_SCAN = 4
 # an index answers a range by its nearest rows, so many at first, then four times as many, and so on
 FIRST_OF_RANGE = 256
 
 
-def few(plan: Plan) -> int:
-    """How many rows a filter may leave for just those to be compared."""
+def few(plan: Plan, store: ColumnStore | None) -> int:
+    """How many rows a filter may leave for just those to be compared. store: the column's, where it is at hand."""
     if plan.chosen.index is None:
         return FEW
+    if store is not None and store.on_disk:
+        return FEW_ON_DISK
     return round(FEW_OF_A_MILLION * math.cbrt(plan.select.table.rows / 1e6))
 
 
@@ -49,7 +54,7 @@ def nearest(
     rows, index = plan.select.table.rows, None if doubtful else plan.chosen.index
     if among is not None and not among.any():  # no vector may be there to tell how many numbers it has
         return Candidates(np.empty(0, np.uint64), np.empty(0))
-    if among is not None and filtered is not None and filtered <= few(plan):
+    if among is not None and filtered is not None and filtered <= few(plan, terms[0].store):
         return Scan(terms, rows).nearest_of(np.flatnonzero(among), plan.k)
     if index is None:
         return bounded.nearest(terms, rows, among, plan.k)

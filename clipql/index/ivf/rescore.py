@@ -193,6 +193,14 @@ def _direction(x: Floats, v: Floats) -> Number:
 
 
 @kernel
+def ask(table: Table, rows: Integers, width: int) -> None:
+    """Have rows of `width` numbers read from the disk side by side; nothing is waited for."""
+    for i in range(rows.size):
+        address, half = _address(table, rows[i])
+        will_need(address, uint64(width * (2 if half else 4)))
+
+
+@kernel
 def distances(table: Table, metric: int, query: Floats, rows: Integers) -> NDArray[np.float64]:
     """dotProduct, cosineDistance or squared L2 of stored rows, in float64; NaN where a cosine has a zero vector."""
     out = np.empty(rows.size, np.float64)

@@ -346,6 +346,8 @@ class IvfIndex:
 
     def _exactly(self, q: Floats, k: int, among: NDArray[np.bool_] | None, begun: float, ties: bool) -> Candidates:
         rows = np.arange(self._rows) if among is None else np.flatnonzero(among[: self._rows])
+        if self._cold != kernels.IN_MEMORY and len(rows) < SPARSE * self._rows:
+            rescore.ask(self._table, rows, q.size)
         distances = rescore.distances(self._table, _CODE[self.metric], q, rows)
         cost = Cost(rows_scanned=len(rows), rows_rescored=len(rows), seconds={"search": time.perf_counter() - begun})
         return self._answer(rows, distances, k, cost, ties)

@@ -144,11 +144,20 @@ class ColumnStore:
         for at in np.unique(which):
             places = which == at
             array, wanted = self._arrays[at], rows[places] - self._firsts[at]
-            if self._on_disk:
-                from clipql.storage.vectors.bits import ask_disk  # loads the compiler
-
-                ask_disk(np.uint64(array.ctypes.data), wanted, array.strides[0], array.shape[1] * array.itemsize)
+            self.ask(array, wanted)
             yield places, array, wanted
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the vectors are too many to stay in memory."""
+        return self._on_disk
+
+    def ask(self, block: NDArray[Any], rows: NDArray[np.int64]) -> None:
+        """Have these rows of a block read side by side, where they lie on the disk; nothing is waited for."""
+        if self._on_disk:
+            from clipql.storage.vectors.bits import ask_disk  # loads the compiler
+
+            ask_disk(np.uint64(block.ctypes.data), rows, block.strides[0], block.shape[1] * block.itemsize)
 
     def vector_bytes(self, row: int) -> bytes:
         """One vector as the bytes of an Array(Float32), none where the row has no vector; none for row 0 of an empty
