@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import data
 from bench.report import DOCS, machine
-from bench.scale_work import FILTERS, MILLIONS
+from bench.scale_work import FILTERS
 
 BEGIN, END = "<!-- written by make bench-scale: begin -->", "<!-- written by make bench-scale: end -->"
 
@@ -20,7 +20,7 @@ def write() -> Path:
     text = page.read_text()
     before, rest = text.split(BEGIN)
     page.write_text(before + "\n".join([BEGIN, "", *_lines(found), END]) + rest.split(END)[1])
-    grown = [found[f"growth-{m}"] for m in MILLIONS if f"growth-{m}" in found]
+    grown = _by_size(found, "growth")
     searched = [found[f"searches-{g['millions']}"] for g in grown if f"searches-{g['millions']}" in found]
     if len(searched) == len(grown) > 1:
         _draw(grown, searched)
@@ -31,9 +31,13 @@ def _results() -> dict[str, Any]:
     return {p.stem: json.loads(p.read_text()) for p in (data.FOLDER / "scale").glob("*.json") if "truth" not in p.stem}
 
 
+def _by_size(found: dict[str, Any], what: str) -> list[dict[str, Any]]:
+    return sorted((each for name, each in found.items() if name.startswith(what)), key=lambda each: each["millions"])
+
+
 def _lines(found: dict[str, Any]) -> Iterator[str]:
-    grown = [found[f"growth-{m}"] for m in MILLIONS if f"growth-{m}" in found]
-    searched = [found[f"searches-{m}"] for m in MILLIONS if f"searches-{m}" in found]
+    grown = _by_size(found, "growth")
+    searched = _by_size(found, "searches")
     yield machine()
     if grown:
         yield from ("", f"Builds within {grown[-1]['limit']}. Measured {grown[-1]['when']}.", "")
