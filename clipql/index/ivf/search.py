@@ -45,6 +45,9 @@ APART_EFFORT, MOST_APART = 2.0, 0.05
 RANKED_LISTS, RANKED_PER_PROBE = 8192, 64
 # where lists have become more since recall was measured, more are looked into: by this power of the ratio
 MORE_LISTS = 0.75
+# more lists for more rows, or for fewer that a filter lets through: by this power of how many times ten they
+# are, or as many as these rows would fill, times this factor and the root of the lists of a search for ten, or the most
+DEEPER, FILLED, MOST_FILLED = 0.3, 2.9, 16.0
 _MAPPED = contextlib.nullcontext(np.uint64(direct.NOWHERE))
 _NO_FILTER, _NOT_ROUTED = np.empty(0, np.bool_), np.empty(0, np.int64)
 
@@ -355,9 +358,17 @@ class IvfIndex:
     def _widened(self, nprobe: int, k: int, matching: int) -> int:
         """More lists for more rows asked or fewer allowed: the k nearest of a tenth are spread like ten times k. One
         row more than the ten that recall is measured at takes none.
+
+        A search of few lists needs so many more as hold a multiple of these rows; one of many, which are spread over
+        far more lists already, needs fewer. Both are as measured at 3 million rows (docs/ivf.md).
         """
-        deeper = max(1.0, k / 11) * self._rows / max(1, matching)
-        return max(1, min(self.lists, int(nprobe * deeper**0.5)))
+        share = max(1, matching) / self._rows
+        deeper = max(1.0, k / 11) / share
+        if deeper <= 1:
+            return max(1, min(self.lists, nprobe))
+        filled = k / share / max(1.0, self._placed / self.lists)
+        more = min(MOST_FILLED, FILLED * nprobe**0.5) * filled
+        return max(1, min(self.lists, int(max(nprobe * deeper**DEEPER, nprobe + more))))
 
     def _kind(self, q: Floats, v: Floats) -> str:
         """The kind of a query, of which v is what the space turned it into."""
