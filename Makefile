@@ -8,14 +8,19 @@ READY_BENCH := .venv/.ready-bench
 READY_BROWSER := .venv/.ready-browser
 BROWSER_TESTS := tests/serve/browser
 READY_AXE := $(BROWSER_TESTS)/node_modules/.package-lock.json
+DBT := .venv-dbt
+READY_DBT := $(DBT)/.ready
 CHROMIUM := chromium chromium-browser google-chrome
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
 ifeq ($(UV),)
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+ENVIRONMENT := $(PYTHON) -m venv
+install = $(1)/python -m pip install --quiet --disable-pip-version-check
 else
-INSTALL := $(UV) pip install --quiet --python $(BIN)/python
+ENVIRONMENT := $(UV) venv --quiet --python $(PYTHON)
+install = $(UV) pip install --quiet --python $(1)/python
 endif
+INSTALL := $(call install,$(BIN))
 
 # a process that may not keep what it compiled compiles all modules, and each of the tests' processes does
 unexport PYTHONDONTWRITEBYTECODE
@@ -31,7 +36,7 @@ setup: $(READY) ## the virtual environment .venv, with what the lock names
 demo: $(READY) ## real image-caption vectors, taken in and asked in SQL
 	$(BIN)/clipql demo
 
-test: $(READY) $(READY_BROWSER) $(READY_AXE) ## the tests; the page is tried in Chromium and judged by axe-core; Chromium and npm are installed where apt-get can
+test: $(READY) $(READY_BROWSER) $(READY_AXE) $(READY_DBT) ## the tests; the page is tried in Chromium and judged by axe-core, the server by dbt; Chromium and npm are installed where apt-get can
 	$(BIN)/python tests/run.py $(ARGS)
 
 bench: $(READY) $(READY_BENCH) ## side by side with peers; writes docs/benchmarks.md (ARGS="--only exact" for a part)
@@ -56,20 +61,17 @@ lock: ## resolve pyproject.toml anew into the lock files; needs uv
 	uv pip compile --upgrade $(LOCK_OPTIONS) --extra dev pyproject.toml -o requirements.lock
 	uv pip compile --upgrade $(LOCK_OPTIONS) --extra dev --extra bench -c requirements.lock pyproject.toml -o requirements-bench.lock
 	uv pip compile --upgrade $(LOCK_OPTIONS) --extra dev --extra annoy -c requirements.lock pyproject.toml -o requirements-annoy.lock
+	uv pip compile --upgrade $(LOCK_OPTIONS) --no-strip-extras --group dbt -o requirements-dbt.lock
 
 clean: ## what make made: environment, caches, benchmark data
-	rm -rf .venv build dist bench/data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(DBT) build dist bench/data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find clipql tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Annoy has no wheels, so it is left out where there is no C++ compiler; its tests are then skipped
 $(READY): requirements.lock requirements-annoy.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"$(PYTHON) is Python {v[0]}.{v[1]}: clipql needs 3.11 or newer; name one with make PYTHON=…")'
-ifeq ($(UV),)
-	@echo "setting up .venv, which takes about a minute"
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-else
-	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
-endif
+	@echo "setting up .venv, which takes about a minute without uv"
+	test -x $(BIN)/python || $(ENVIRONMENT) .venv
 	$(INSTALL) --require-hashes -r requirements.lock
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	if command -v c++ >/dev/null; then $(INSTALL) --require-hashes --no-build-isolation -r requirements-annoy.lock; fi
@@ -88,6 +90,11 @@ $(READY_AXE): $(BROWSER_TESTS)/package-lock.json
 	@command -v npm >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends npm >/dev/null; } || \
 	{ echo "no npm: install it, with which axe-core comes"; exit 1; }
 	npm ci --prefix $(BROWSER_TESTS) --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+$(READY_DBT): requirements-dbt.lock
+	test -x $(DBT)/bin/python || $(ENVIRONMENT) $(DBT)
+	$(call install,$(DBT)/bin) --require-hashes -r requirements-dbt.lock
 	@touch $@
 
 $(READY_BENCH): requirements-bench.lock $(READY)

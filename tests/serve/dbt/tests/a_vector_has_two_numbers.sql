@@ -1,0 +1,1 @@
+SELECT id FROM {{ ref('collected') }} WHERE length(v) != 2
