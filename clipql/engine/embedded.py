@@ -247,10 +247,11 @@ class Engine:
         params: Mapping[str, Any] | None = None,
         tables: Mapping[str, pa.Table] | None = None,
         user: bool = False,
+        progress: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """The result of a query, block by block, in bounded memory."""
+        """The result of a query, block by block, in bounded memory. progress: as `query`."""
         texts = parameter_texts(sql, params)
-        with self._borrow(user) as connection:
+        with self._borrow(user) as connection, _told(connection.raw, progress):
             raw = connection.raw
             send = with_tables(raw, tables, stream=True) if tables else raw.send_query
             with contextlib.closing(self._chunks(connection, lambda: send(sql, "ArrowStream", params=texts))) as chunks:

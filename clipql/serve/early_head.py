@@ -6,7 +6,7 @@ its body, as ClickHouse's does; the head is ended by uvicorn, which knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -57,7 +57,10 @@ def begun(cycle: Any) -> bool:
 def sender(request: Request) -> Callable[[str, str], None] | None:
     """What sends a line of the head of a request's reply, of printable ASCII, unless the head has been sent; None where
     the connection cannot."""
-    if HEAD_AT_ONCE in request.headers:
-        return None
-    found: Callable[[str, str], None] | None = request.scope.get("extensions", {}).get(_EXTENSION)
+    return None if HEAD_AT_ONCE in request.headers else line_sender(request.scope)
+
+
+def line_sender(scope: Mapping[str, Any]) -> Callable[[str, str], None] | None:
+    """The same, by what the connection can do alone."""
+    found: Callable[[str, str], None] | None = scope.get("extensions", {}).get(_EXTENSION)
     return found

@@ -18,6 +18,7 @@ from clipql.index import definition
 from clipql.sql import heads
 from clipql.sql.explain import describe
 from clipql.sql.insert import insert, star
+from clipql.sql.outputs import Progress
 from clipql.sql.passed_on import passed_on
 from clipql.sql.planner import Planner, Rewritten
 from clipql.sql.row_changes import plans, with_rows_found
@@ -37,7 +38,7 @@ from clipql.tables.registry import INTERNAL, Registry
 from clipql.tables.vector_updates import changes_only_vectors
 
 _CHANGES = ("ALTER", "DELETE", "UPDATE")  # which may concern the rows that a condition holds for
-Run = Callable[[Rewritten, str, Mapping[str, Any], str, None], tuple[Output, tuple[Step, ...]]]
+Run = Callable[[Rewritten, str, Mapping[str, Any], str, Progress | None], tuple[Output, tuple[Step, ...]]]
 Fill = Callable[[Table, Callable[[], int]], int]
 
 
@@ -48,7 +49,10 @@ class Definitions:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
         self._planner, self._fill, self._run = planner, fill, run
 
-    def create(self, sql: str, statement: CreateTable, params: Mapping[str, Any]) -> tuple[Output, int | None]:
+    def create(
+        self, sql: str, statement: CreateTable, params: Mapping[str, Any], progress: Progress | None
+    ) -> tuple[Output, int | None]:
+        """CREATE TABLE, and the rows of its SELECT; progress: told what that reads."""
         name = statement.table
         database = name.database or self._registry.database
         engine = self._engine
@@ -87,14 +91,15 @@ class Definitions:
                 replace = "OR REPLACE " if statement.or_replace else ""
                 sql = f"CREATE {replace}TABLE {sql[name.start : name.end]} {definition}"
                 statement = dataclasses.replace(statement, select=None)
-            make = partial(self._passed_create, sql, statement, params)
+            make = partial(self._passed_create, sql, statement, params, progress)
             return schema.give_way(self._registry, replaced, make) if replaced else make()
         rows = None
         try:
             table = self._knowing(table, like, sql[statement.select :] if statement.select is not None else None)
             if select is not None:
                 into = Insert(name, None, "SELECT", 0, "")
-                rows = self._fill(table, partial(insert, self._registry, self._planner, table, select, into, params))
+                fill = partial(insert, self._registry, self._planner, table, select, into, params, progress)
+                rows = self._fill(table, fill)
             if replaced is not None:
                 rewrite.take_place(self._registry, replaced, table)
         except BaseException:
@@ -123,13 +128,15 @@ class Definitions:
             registry.save(registry.catalog.with_table(table))
         return table
 
-    def _passed_create(self, sql: str, statement: CreateTable, params: Mapping[str, Any]) -> tuple[Output, int | None]:
+    def _passed_create(
+        self, sql: str, statement: CreateTable, params: Mapping[str, Any], progress: Progress | None
+    ) -> tuple[Output, int | None]:
         """A table that is ClickHouse's alone; its SELECT may still search one of ours."""
         with self._registry.gate.reading():
             at = statement.select if statement.select is not None else len(sql)
             planned = self._planner.rewrite(sql[at:], params)
             whole = dataclasses.replace(planned, sql=sql[:at] + planned.sql)
-            return self._run(whole, sql, params, "Null", None)[0], None
+            return self._run(whole, sql, params, "Null", progress)[0], None
 
     def changing(self, ruling: Ruling, run: Callable[[], Output]) -> Output:
         """Run a statement of ClickHouse's that takes the place of a table of ours, or empties some."""

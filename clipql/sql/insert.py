@@ -22,6 +22,7 @@ from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError, VectorError
 from clipql.sql import staging
 from clipql.sql.native_vectors import NUMBERS, Apart, Matrices, taken_apart
+from clipql.sql.outputs import Progress
 from clipql.sql.passed_on import check_models, passed_on
 from clipql.sql.planner import Planner
 from clipql.sql.rowwise import LAZY
@@ -68,9 +69,18 @@ class _Source:
 
 
 def insert(
-    registry: Registry, planner: Planner, table: Table, sql: str, statement: Insert, params: Mapping[str, Any]
+    registry: Registry,
+    planner: Planner,
+    table: Table,
+    sql: str,
+    statement: Insert,
+    params: Mapping[str, Any],
+    progress: Progress | None = None,
 ) -> int:
-    """Carry the statement out and return the number of rows. Raises VectorError or QueryError; then nothing changed."""
+    """Carry the statement out and return the number of rows. Raises VectorError or QueryError; then nothing changed.
+
+    progress: told what its SELECT has read and the table has taken, as ClickHouse tells of its own.
+    """
     table = registry.current(table)
     names, types = _filled(registry, table, statement)
     if statement.source == "SELECT":
@@ -80,10 +90,10 @@ def insert(
         source = _from_select(registry, planner, table, sql[statement.body :], names, types, params)
         fresh = {c.name for c in table.columns if c.rows == c.absent}
         models = {name: c.model for name, (_, c) in origins.items() if c.model and name in fresh}
-        return _store(registry, table, source, models)
+        return _store(registry, table, source, models, progress)
     infile = _from_infile(registry, table, sql, statement, names, types) if statement.source == "INFILE" else None
     if infile:
-        return _store(registry, table, infile)
+        return _store(registry, table, infile, progress=progress)
     body = sql[statement.body :]
     if statement.source == "VALUES":
         body = planner.encoding.written_out(body, params)
@@ -316,19 +326,29 @@ def star(registry: Registry, table: Table) -> list[str]:
     return [name for name, _ in shape.insertable(registry.engine, table)]
 
 
-def _store(registry: Registry, table: Table, source: _Source, models: Mapping[str, str] | None = None) -> int:
+def _store(
+    registry: Registry,
+    table: Table,
+    source: _Source,
+    models: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> int:
     with Insertion(registry, table.id) as insertion:
-        insertion.add_rows(_without_vectors(registry, insertion, source))
+        insertion.add_rows(_without_vectors(registry, insertion, source, progress))
         insertion.commit(models=models)
         return insertion.rows
 
 
-def _without_vectors(registry: Registry, insertion: Insertion, source: _Source) -> Iterator[pa.RecordBatch]:
+def _without_vectors(
+    registry: Registry, insertion: Insertion, source: _Source, progress: Progress | None
+) -> Iterator[pa.RecordBatch]:
     """The blocks of a source without their vectors, which are handed to the insertion on the way."""
     vectors = [n for n in source.names if insertion.table.column(n)]
     others = [i for i, n in enumerate(source.names) if n not in vectors]
     row = 0
-    stream = partial(registry.engine.stream, params=source.params, tables=source.tables, user=True)
+
+    told = (lambda read: progress({**read, "written_rows": row})) if progress else None
+    stream = partial(registry.engine.stream, params=source.params, tables=source.tables, user=True, progress=told)
     for block in itertools.chain.from_iterable(map(stream, source.queries)):
         for name in vectors:
             column = block.column(source.names.index(name))

@@ -240,7 +240,7 @@ class Session:
             output = self._set(sql, statement)
         elif isinstance(statement, CreateTable):
             with telling_where():
-                output, rows = self._definitions.create(sql, statement, given)
+                output, rows = self._definitions.create(sql, statement, given, progress)
         elif isinstance(statement, OnDatabase):
             output = self._definitions.on_database(sql, statement)
         elif isinstance(statement, OnTable):
@@ -353,7 +353,8 @@ class Session:
         table = self._definitions.find(statement.table)
         if table is not None:
             began = time.perf_counter()
-            rows = self._fill(table, partial(insert, self._registry, self._planner, table, sql, statement, params))
+            fill = partial(insert, self._registry, self._planner, table, sql, statement, params, progress)
+            rows = self._fill(table, fill)
             return Output(elapsed=time.perf_counter() - began, rows=rows), (), rows
         if statement.source != "SELECT":
             return self._engine.query(sql, "Null", params=params, progress=progress, user=True), (), None

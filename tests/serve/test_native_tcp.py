@@ -177,10 +177,14 @@ def _quietly(asking: Client, sql: str, id: str) -> None:
 
 def test_what_is_read_is_told_while_a_query_runs(server: Running, native: Client) -> None:
     with client(server.native) as asking:
-        endless = "SELECT count() FROM numbers(1000000000000) WHERE cityHash64(number) = 1 SETTINGS max_threads = 1"
-        told = asking.execute_with_progress(endless)
-        (first, whole), (second, _) = next(iter(told)), next(iter(told))
-        assert 0 < first < second < whole == 1_000_000_000_000
+        endless = "FROM numbers(1000000000000) WHERE cityHash64(number) = 1 SETTINGS max_threads = 1"
+        asking.execute("CREATE TABLE filled (n UInt64, v Array(Float32)) ENGINE = MergeTree ORDER BY n")
+        for sql in (f"INSERT INTO filled SELECT number, [1., 2.] {endless}", f"SELECT count() {endless}"):
+            told = asking.execute_with_progress(sql)
+            (first, whole), (second, _) = next(iter(told)), next(iter(told))
+            assert 0 < first < second < whole == 1_000_000_000_000, sql
+            asking.disconnect()
+    native.execute("DROP TABLE filled")  # which waits until nobody fills it
     native.execute("SELECT sum(number) FROM numbers(100000)")
     assert (native.last_query.progress.rows, native.last_query.progress.total_rows) == (100_000, 100_000)
 

@@ -2,7 +2,8 @@
 
 A connection to the writer is a pair of sockets, made here, whose other end the supervisor hands to it: in a sandbox
 none could be connected by an address. On it is HTTP, so that the writer takes such a request as any other, with all
-checks. What must stay true: a client that goes takes its request with it; a writer that has gone is a 503.
+checks. What must stay true: a client that goes takes its request with it; a writer that has gone is a 503, or code 210
+where lines of a head have been sent.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import h11
 
-from clipql.serve.early_head import HEAD_AT_ONCE
+from clipql.serve import early_head
 from clipql.serve.workers import channel as letters
 from clipql.serve.workers.channel import Channel
 
@@ -32,6 +33,7 @@ _GONE = (
     b"the process that writes is being restarted: try again in a second; whether a statement that writes was carried "
     b"out is not known\n"
 )
+_OK, _PROGRESS = b"HTTP/1.1 200 ", b"x-clickhouse-progress:"
 
 
 class WriterGone(Exception):
@@ -54,6 +56,34 @@ class _Link:
         self.writer.transport.abort()
 
 
+class ReplyHead:
+    """The head of a reply, line by line as it comes: what it tells of progress is told on at once, and left out of it.
+
+    So a head that is not ended for an hour is no longer than any other. tell: sends a line of a reply's head.
+    """
+
+    def __init__(self, tell: Callable[[str, str], None]) -> None:
+        self._tell, self._partial = tell, b""
+        self._ended, self._well = False, False
+
+    def rest(self, data: bytes) -> bytes:
+        """What came, without what is told on here. A last line whose end has not come is kept for the next piece."""
+        if self._ended:
+            return data
+        *lines, self._partial = (self._partial + data).split(b"\r\n")
+        kept = bytearray()
+        for i, line in enumerate(lines):
+            if self._well and line[: len(_PROGRESS)].lower() == _PROGRESS:
+                self._tell("X-ClickHouse-Progress", line[len(_PROGRESS) :].strip().decode("latin-1"))
+                continue
+            self._well = self._well or line.startswith(_OK)
+            kept += line + b"\r\n"
+            if not line:
+                self._ended = True
+                return bytes(kept) + b"\r\n".join([*lines[i + 1 :], self._partial])
+        return bytes(kept)
+
+
 class Forwarding:
     """Passes requests on. channel: to the supervisor."""
 
@@ -71,9 +101,10 @@ class Forwarding:
             await send(message)
 
         link: _Link | None = None
+        told = early_head.line_sender(scope)
         try:
             link = await self._linked()
-            await self._exchange(link, scope, receive, noted)
+            await self._exchange(link, scope, receive, noted, told)
         except (WriterGone, OSError, h11.ProtocolError):
             if link is not None:
                 link.abort()
@@ -99,9 +130,11 @@ class Forwarding:
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         return _Link(reader, writer, h11.Connection(h11.CLIENT, 1 << 20), 0.0)
 
-    async def _exchange(self, link: _Link, scope: Scope, receive: Receive, send: Send) -> None:
-        upload = asyncio.ensure_future(self._upload(link, scope, receive))
-        download = asyncio.ensure_future(self._download(link, send))
+    async def _exchange(
+        self, link: _Link, scope: Scope, receive: Receive, send: Send, tell: Callable[[str, str], None] | None
+    ) -> None:
+        upload = asyncio.ensure_future(self._upload(link, scope, receive, at_once=tell is None))
+        download = asyncio.ensure_future(self._download(link, send, tell))
         try:
             await asyncio.wait({upload, download}, return_when=asyncio.FIRST_COMPLETED)
             if upload.done() and not download.done() and not isinstance(upload.exception(), OSError):
@@ -121,11 +154,12 @@ class Forwarding:
             else:
                 link.abort()
 
-    async def _upload(self, link: _Link, scope: Scope, receive: Receive) -> None:
-        """Send the request; returns when the client has gone."""
+    async def _upload(self, link: _Link, scope: Scope, receive: Receive, *, at_once: bool) -> None:
+        """Send the request; returns when the client has gone. at_once: whether the reply's head shall be."""
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         headers = [(n, v) for n, v in scope["headers"] if n not in _OF_CONNECTION]
-        headers.append((HEAD_AT_ONCE.encode(), b"1"))
+        if at_once:
+            headers.append((early_head.HEAD_AT_ONCE.encode(), b"1"))
         body = not any(n == b"content-length" for n, _ in headers) and _is_chunked(scope)
         if body:
             headers.append((b"transfer-encoding", b"chunked"))
@@ -143,14 +177,17 @@ class Forwarding:
             if not more:
                 await _write(link, h11.EndOfMessage())
 
-    async def _download(self, link: _Link, send: Send) -> None:
+    async def _download(self, link: _Link, send: Send, tell: Callable[[str, str], None] | None) -> None:
+        head = ReplyHead(tell) if tell else None
         while True:
             event = link.http.next_event()
             if event is h11.NEED_DATA:
                 data = await link.reader.read(PIECE)
                 if not data and link.http.their_state is not h11.SEND_BODY:
                     raise WriterGone
-                link.http.receive_data(data)
+                rest = head.rest(data) if head and data else data
+                if rest or not data:  # nothing at all is the end of the connection
+                    link.http.receive_data(rest)
             elif isinstance(event, h11.Response):
                 headers = [(n, v) for n, v in event.headers if n not in _OF_CONNECTION]
                 await send({"type": "http.response.start", "status": event.status_code, "headers": headers})
@@ -181,6 +218,6 @@ def _is_chunked(scope: Scope) -> bool:
 
 async def _unavailable(send: Send) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"retry-after", b"1"),
-               (b"content-length", b"%d" % len(_GONE))]  # fmt: skip
+               (b"content-length", b"%d" % len(_GONE)), (b"x-clickhouse-exception-code", b"210")]  # fmt: skip
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": _GONE})

@@ -14,6 +14,7 @@ from clipql.serve.server import Ending
 from clipql.serve.workers import board as numbers
 from clipql.serve.workers import channel as letters
 from clipql.serve.workers.board import QUERIES, Board
+from clipql.serve.workers.forwarding import ReplyHead
 from clipql.serve.workers.member import Member
 from clipql.serve.workers.routing import Elsewhere, keeps_to_writer, only_reads, statement
 from clipql.serve.workers.stateless import Named, Stateless, named
@@ -189,3 +190,17 @@ def test_what_is_cut_off_at_the_end_of_the_server_is_told_to_come_again() -> Non
     asyncio.run(ended())
     assert (sent[0]["status"], dict(sent[0]["headers"])[b"retry-after"]) == (503, b"1")
     assert b"whether a statement that writes was carried out is not known" in sent[1]["body"]
+
+
+def test_progress_in_a_head_is_told_as_it_comes_and_the_rest_of_it_is_read_as_it_was_written() -> None:
+    well = b"HTTP/1.1 200 OK\r\nX-ClickHouse-Progress: 1\r\nX-ClickHouse-Progress: 2\r\nX-ClickHouse-Summary: 3\r\n"
+    body = b"\r\nX-ClickHouse-Progress: of the body\r\n\r\n"
+    wrong = b"HTTP/1.1 500 Internal Server Error\r\nX-ClickHouse-Progress: 1\r\n"
+    for size in range(1, len(well + body) + 1):
+        told: list[tuple[str, str]] = []
+        for data, kept in ((well, b"HTTP/1.1 200 OK\r\nX-ClickHouse-Summary: 3\r\n"), (wrong, wrong)):
+            head = ReplyHead(lambda name, value: told.append((name, value)))  # noqa: B023
+            whole = data + body
+            pieces = [head.rest(whole[at : at + size]) for at in range(0, len(whole), size)]
+            assert b"".join(pieces) == kept + body
+        assert told == [("X-ClickHouse-Progress", "1"), ("X-ClickHouse-Progress", "2")]

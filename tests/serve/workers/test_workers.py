@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -245,6 +246,30 @@ def test_a_client_that_goes_takes_its_query_from_the_writer(many: Running) -> No
     connection.close()
     until(lambda: taken() == 0, "the query's end")
     assert many.sql("SELECT 1", session_id="left").status == 200
+
+
+def test_progress_of_what_a_worker_passes_on_comes_while_it_runs(many: Running) -> None:
+    until(lambda: complete(many), "all processes")
+    assert many.sql("CREATE TABLE filled (n UInt64, v Array(Float32)) ENGINE = MergeTree ORDER BY n").status == 200
+    asks = "/?query_id=told&session_id=told&send_progress_in_http_headers=1"
+    searched = "FROM numbers(1000000000000) WHERE cityHash64(number) = 1 SETTINGS max_threads = 1"
+    for sql, code in ((f"INSERT INTO filled SELECT number, [1., 2.] {searched}", 394), (f"SELECT 1 {searched}", 210)):
+        with socket.create_connection(("127.0.0.1", many.port), LAST_NET_SECONDS) as line, line.makefile("rb") as come:
+            head = f"POST {asks} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(sql)}\r\n\r\n"
+            line.sendall(head.encode() + sql.encode())
+            assert come.readline() == b"HTTP/1.1 200 OK\r\n"
+            told = [json.loads(come.readline().removeprefix(b"X-ClickHouse-Progress: ")) for _ in range(2)]
+            read = [int(each["read_rows"]) for each in told]
+            assert 0 < read[0] < read[1] < int(told[0]["total_rows_to_read"]) == 1_000_000_000_000, sql
+            if code == 394:
+                many.sql("KILL QUERY WHERE query_id = 'told'")
+            else:
+                os.kill(writer(many) or 0, signal.SIGKILL)
+            headers = http.client.parse_headers(come)
+            assert (headers["X-ClickHouse-Exception-Code"], sql) == (str(code), sql)
+            body = come.read(int(headers["Content-Length"]))
+            assert body.startswith(b"Code: 394" if code == 394 else b"the process that writes is being restarted")
+    assert patiently(many, "DROP TABLE IF EXISTS filled").status == 200  # by a new writer
 
 
 def test_figures_are_of_all_processes_and_outlive_one(many: Running) -> None:
