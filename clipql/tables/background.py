@@ -8,6 +8,7 @@ later; closing waits until it has stopped, and nothing begins after that.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -132,7 +133,7 @@ class Background:
         """Return when nothing is wanted or under way any more. Nobody may wait who has a lock that the work holds."""
         with self._changed:
             while not self._closed and (self._wanted or self._now):
-                self._latest = self._first = 0.0  # no quiet is waited for
+                self._latest = self._first = -math.inf  # no quiet is waited for
                 self._changed.notify_all()
                 stage = self._stage if self._now else None
                 self._changed.wait(_LOOK_SECONDS)
