@@ -48,18 +48,19 @@ def build(
     there: NDArray[np.bool_] | None = getattr(vectors, "there", None)
     if there is not None:
         numbers = np.flatnonzero(there)
-        paired = getattr(queries, "there", None)
-        if queries is not None and paired is not None and not paired[numbers].all():
-            queries = None
-        dense = partial.Dense(vectors, numbers)
-        inner = _built(
-            entry, dense, folder, queries and partial.Dense(queries, numbers), progress, work, identity, model
-        )
+        dense, asked = partial.Dense(vectors, numbers), _asked(queries, numbers)
+        inner = _built(entry, dense, folder, asked, progress, work, identity, model)
         partial.note(folder, numbers, vectors.rows)
         return partial.PartialIndex(inner, vectors, vectors.rows, numbers, _NONE)
-    if getattr(queries, "there", None) is not None:
-        queries = None
-    return _built(entry, vectors, folder, queries, progress, work, identity, model)
+    return _built(entry, vectors, folder, _asked(queries), progress, work, identity, model)
+
+
+def _asked(queries: Vectors | None, numbers: NDArray[np.int64] | None = None) -> Vectors | None:
+    """The queries of these rows, of all by default; None where some have none."""
+    there: NDArray[np.bool_] | None = getattr(queries, "there", None)
+    if queries is None or (there is not None and (numbers is None or not there[numbers].all())):
+        return None
+    return queries if numbers is None else partial.Dense(queries, numbers)
 
 
 def changing(index: Index, vectors: Vectors, changed: Sequence[int]) -> Index:
@@ -107,17 +108,30 @@ def can_grow(entry: IndexEntry, folder: Path) -> bool:
         return False
     from clipql.index import ivf
 
-    return not entry.changed and partial.noted(folder) is None and ivf.can_grow(folder)
+    return not entry.changed and ivf.can_grow(folder)
 
 
 def grow(
     entry: IndexEntry, folder: Path, place: Path, vectors: Vectors, queries: Vectors | None, progress: Progress
 ) -> Index:
-    """Write an index with the rows that came since, in another folder; see `clipql.index.ivf.grow`."""
+    """Write an index with the rows that came since and have a vector, elsewhere; see `clipql.index.ivf.grow`."""
     from clipql.index import ivf
 
-    lists = entry.options.get("lists")
-    return ivf.grow(folder, place, vectors, queries=queries, lists=lists, progress=progress)
+    lists, known = entry.options.get("lists"), partial.noted(folder)
+    there: NDArray[np.bool_] | None = getattr(vectors, "there", None)
+    if known is None and there is None:
+        return ivf.grow(folder, place, vectors, queries=_asked(queries), lists=lists, progress=progress)
+    before, covered = known or (np.arange(entry.rows), entry.rows)
+    came = np.arange(covered, vectors.rows)
+    numbers = np.concatenate([before, came if there is None else came[there[covered:]]])
+    dense, asked = partial.Dense(vectors, numbers), _asked(queries, numbers)
+    inner = ivf.grow(folder, place, dense, queries=asked, lists=lists, progress=progress)
+    if inner.rows_covered < len(numbers):  # as many as are added at once
+        covered, numbers = int(numbers[inner.rows_covered]), numbers[: inner.rows_covered]
+    else:
+        covered = vectors.rows
+    partial.note(place, numbers, covered)
+    return partial.PartialIndex(inner, vectors, covered, numbers, _NONE)
 
 
 def forecast(entry: IndexEntry, vectors: Vectors, folder: Path) -> str:

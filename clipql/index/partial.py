@@ -115,13 +115,19 @@ class PartialIndex:
 
     @property
     def rows_covered(self) -> int:
-        """Rows of the column when it was built."""
+        """Rows of the column when it was built, or when rows were added to it."""
         return self._covered
 
     @property
     def learned_rows(self) -> int:
-        """The same: no rows are added to it."""
-        return self._covered
+        """Rows with a vector that it was learnt from, before more were added."""
+        known = self._covered if self._numbers is None else len(self._numbers)
+        return int(getattr(self._inner, "learned_rows", known))
+
+    @property
+    def balanced(self) -> bool:
+        """See `IvfIndex.balanced`."""
+        return bool(getattr(self._inner, "balanced", False))
 
     def measured_recall(self) -> dict[str, float]:
         """The recall of 10 measured at the build, by kind of query."""

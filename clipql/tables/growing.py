@@ -21,19 +21,29 @@ def falls(index: Index, store: ColumnStore, captions: ColumnStore | None, before
 
     before: the index as it was. The queries are some of these rows, and their captions.
     """
-    rows = np.linspace(before.rows, index.rows_covered - 1, ASKED).astype(np.int64)
-    asked = {"image": store.take(rows), **({"text": captions.take(rows)} if captions else {})}
+    rows = _spread(np.arange(before.rows, index.rows_covered), store.there)
+    asked = {"image": store.take(rows)}
+    if captions:
+        asked["text"] = captions.take(_spread(rows, captions.there))
     metric = Metric(before.metric)
     return any(
         _recall(index, store, metric, queries) < before.recall[kind] - FALL
         for kind, queries in asked.items()
-        if kind in before.recall
+        if kind in before.recall and len(queries)
     )
+
+
+def _spread(rows: NDArray[np.int64], there: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """Some of these rows, from all over those that have a vector."""
+    rows = rows if there is None else rows[there[rows]]
+    return rows[np.linspace(0, len(rows) - 1, ASKED).astype(np.int64)] if len(rows) else rows
 
 
 def _recall(index: Index, store: ColumnStore, metric: Metric, queries: NDArray[np.float32]) -> float:
     among = np.zeros(store.rows, np.bool_)
     among[: index.rows_covered] = True
+    if store.there is not None:
+        among &= store.there
     _, exact = nearest_each(store, metric, queries, _K, among)
     sign = -1.0 if metric.larger_is_nearer else 1.0
     found = []

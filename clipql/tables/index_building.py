@@ -23,6 +23,7 @@ from clipql.tables import growing
 from clipql.tables.background import Background
 from clipql.tables.index_entries import (
     Learned,
+    built_from,
     check_dimension,
     entry_of,
     file_name,
@@ -146,7 +147,9 @@ class IndexBuilds(OpenIndexes):
     def _learned(self, table: Table, entry: IndexEntry) -> Learned:
         """What an index was built from, before rows were added to it."""
         opened = self._open(table, entry) if entry.kind == "ivf" and entry.folder else None
-        return Learned(int(getattr(opened, "learned_rows", entry.rows)), bool(getattr(opened, "balanced", False)))
+        rows = getattr(opened, "learned_rows", None)
+        balanced = bool(getattr(opened, "balanced", False))
+        return built_from(table, entry) if rows is None else Learned(int(rows), balanced)
 
     def _grow(self, table: Table, name: str, progress: Progress | None) -> None:
         """Add the rows that came since to the lists of an index; build it anew where it finds less by that than it did.
@@ -161,7 +164,8 @@ class IndexBuilds(OpenIndexes):
                 with files.translated(place, "building"):
                     captions = self.captions(table, entry)
                     index = kinds.grow(entry, self.folder(entry), place, store, captions, self._told(progress))
-                tenths = [10 * rows // max(1, learned) for rows in (entry.rows, index.rows_covered)]
+                grown = dataclasses.replace(entry, rows=index.rows_covered)
+                tenths = [10 * built_from(table, each).rows // max(1, learned) for each in (entry, grown)]
                 falls = tenths[0] < tenths[1] and growing.falls(index, store, captions, entry)
                 if falls:
                     files.remove(place)

@@ -130,3 +130,20 @@ def absent_of(table: Table, entry: IndexEntry) -> int:
 def present(table: Table, entry: IndexEntry) -> int:
     """How many rows have one."""
     return table.rows - absent_of(table, entry)
+
+
+def arrived(table: Table, entry: IndexEntry) -> int:
+    """How many of those came after the rows that an index covers."""
+    column = table.column(entry.column)
+    later = [s for s in column.segments if s.end > entry.rows] if column else []
+    return sum(min(s.rows - s.absent, s.end - entry.rows) for s in later)
+
+
+def built_from(table: Table, entry: IndexEntry) -> Learned:
+    """What an index was built from, where no rows were added to it since."""
+    return Learned(present(table, entry) - arrived(table, entry))
+
+
+def late(table: Table, entry: IndexEntry) -> bool:
+    """Whether the rows that came, and have a vector, are worth being added to an index: see `lags`."""
+    return lags(entry, entry.rows + arrived(table, entry))

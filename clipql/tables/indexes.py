@@ -24,12 +24,13 @@ from clipql.tables.background import Background
 from clipql.tables.index_building import IndexBuilds, Outdated
 from clipql.tables.index_entries import (
     MOST_CHANGED,
-    absent_of,
     behind,
+    built_from,
     check_column,
     check_dimension,
     entry_of,
-    lags,
+    late,
+    present,
     unbuilt,
     unfinished,
 )
@@ -72,7 +73,7 @@ class Indexes(IndexBuilds):
                 begun = (self.registry.folder / "index" / table.id / unfinished(entry)).is_dir()
                 if begun and entry.folder is None:
                     self.background.want((table.id, entry.name), again=True, after_seconds=RESUME_SECONDS)
-                elif behind(entry, table.rows) or lags(entry, table.rows):
+                elif behind(entry, present(table, entry), built_from(table, entry)) or late(table, entry):
                     self.background.want((table.id, entry.name), after_seconds=RESUME_SECONDS)
 
     def build_later(self, table: Table, name: str) -> None:
@@ -136,17 +137,20 @@ class Indexes(IndexBuilds):
             self._failures[key] = str(error) or repr(error)
 
     def _is_stale(self, table: Table, entry: IndexEntry) -> bool:
-        late = lags(entry, table.rows)
-        return behind(entry, table.rows, self._learned(table, entry) if late else None) or (
-            late and not absent_of(table, entry) and kinds.can_grow(entry, self.folder(entry))
-        )
+        return self._outgrown(table, entry) or self._can_grow(table, entry)
 
     def _bring_up_to_date(self, table: Table, entry: IndexEntry, progress: Progress | None) -> None:
-        late = lags(entry, table.rows)
-        if behind(entry, table.rows, self._learned(table, entry) if late else None):
+        if self._outgrown(table, entry):
             self._build(table, entry.name, progress)
-        elif late and not absent_of(table, entry) and kinds.can_grow(entry, self.folder(entry)):
+        elif self._can_grow(table, entry):
             self._grow(table, entry.name, progress)
+
+    def _outgrown(self, table: Table, entry: IndexEntry) -> bool:
+        learned = self._learned(table, entry) if late(table, entry) else built_from(table, entry)
+        return behind(entry, present(table, entry), learned)
+
+    def _can_grow(self, table: Table, entry: IndexEntry) -> bool:
+        return late(table, entry) and kinds.can_grow(entry, self.folder(entry))
 
     @contextlib.contextmanager
     def _noted(self, table: Table, entry: IndexEntry) -> Iterator[None]:

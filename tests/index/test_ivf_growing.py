@@ -16,6 +16,7 @@ from test_ivf import Blocks, World, make_world, recall, truth
 
 import clipql
 from clipql.errors import VectorIndexError
+from clipql.index import kinds
 from clipql.index.folder import read, write_meta
 from clipql.index.ivf import (
     IvfIndex,
@@ -34,9 +35,10 @@ from clipql.index.ivf.geometry import Space, Workers
 from clipql.index.ivf.search import arrays_of
 from clipql.index.ivf.train import Lists, to_small
 from clipql.storage.vectors.metrics import Metric
-from clipql.tables import background, index_entries, indexes
+from clipql.tables import background, index_entries
 from clipql.tables import growing as check_of_growth
 
+BUILD = kinds.build
 METRICS = [Metric.L2, Metric.COSINE]
 FIRST = 2_000
 
@@ -257,6 +259,67 @@ def test_lists_are_learnt_anew_where_recall_falls(table: clipql.Database, monkey
     assert table.indexes._learned(table.registry.find(None, "t"), entry).rows == entry.rows == 1_900
 
 
+@pytest.fixture
+def lacking(table: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> clipql.Database:
+    """A table whose index is of a column that was added, and is built once; each third row has no vector in it."""
+    table.sql("ALTER TABLE t DROP INDEX near, ADD COLUMN w Array(Float32), ADD INDEX near w TYPE ivf('L2Distance')")
+    table.sql("ALTER TABLE t UPDATE w = v WHERE id % 3 > 0")
+    table.sql("ALTER TABLE t MATERIALIZE INDEX near")
+    monkeypatch.setattr(kinds, "build", None)  # from here on it grows, or there is an error
+    return table
+
+
+def more(db: clipql.Database, first: int, rows: int, has: str = "number % 3 > 0") -> None:
+    """Rows, of which some have a vector in the column that was added, and the index once it has them."""
+    db.sql(f"INSERT INTO t SELECT number, {VECTOR} AS v, if({has}, v, []) FROM numbers({first}, {rows})")
+    db.wait_for_indexes()
+
+
+def check_nearest(db: clipql.Database, *ids: int) -> None:
+    """Compare what the index finds near some rows with numpy, of the rows that have a vector."""
+    found = db.sql("SELECT id, w FROM t WHERE notEmpty(w)").rows
+    has, vectors = np.array([id for id, _ in found]), np.array([w for _, w in found], np.float64)
+    for id in ids:
+        q = db.sql(f"SELECT v FROM t WHERE id = {id}").rows[0][0]
+        near = db.sql("SELECT id FROM t ORDER BY L2Distance(w, {q:Array(Float32)}) LIMIT 5 SETTINGS recall = 1", q=q)
+        assert near.stats.searches[0].plan.chosen.entry.name == "near"
+        distances = np.linalg.norm(vectors - np.array(q), axis=1)
+        assert [r[0] for r in near.rows] == has[np.argsort(distances)[:5]].tolist()
+
+
+@pytest.mark.parametrize("at_once", [4_000_000, 90])
+def test_an_index_grows_where_rows_lack_vectors(
+    lacking: clipql.Database, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(growth, "MOST_AT_ONCE", at_once)
+    more(lacking, 1_500, 300)  # 200 vectors are not worth it
+    assert covered(lacking) == [(1_800, 1_500)]
+    check_nearest(lacking, 4, 1_501)
+    more(lacking, 1_800, 1_000, has="0")  # nor are 1,000 rows without one
+    assert covered(lacking) == [(2_800, 1_500)]
+    more(lacking, 2_800, 300)
+    assert covered(lacking) == [(3_100, 3_100)]
+    check_nearest(lacking, 4, 1_501, 2_000, 2_801, 3_098)
+    assert lacking.check(deep=True).findings == ()
+    lacking.indexes.close_all()  # and as it is opened
+    check_nearest(lacking, 4, 1_501, 2_000, 2_801, 3_098)
+    [entry] = lacking.registry.find(None, "t").indexes
+    learned = lacking.indexes._learned(lacking.registry.find(None, "t"), entry)
+    assert (learned.rows, learned.balanced) == (1_000, True)
+
+
+def test_rows_without_vectors_may_come_to_an_index_of_rows_that_all_have_one(lacking: clipql.Database) -> None:
+    lacking.sql("DELETE FROM t WHERE id % 3 = 0")
+    with pytest.MonkeyPatch.context() as undone:
+        undone.setattr(kinds, "build", BUILD)
+        lacking.sql("OPTIMIZE TABLE t FINAL")
+        lacking.wait_for_indexes()
+    assert covered(lacking) == [(1_000, 1_000)]
+    more(lacking, 1_500, 600)
+    assert covered(lacking) == [(1_600, 1_600)]
+    check_nearest(lacking, 4, 1_501, 2_099)
+
+
 def test_deleted_rows_stay_deleted_in_a_grown_index(table: clipql.Database) -> None:
     table.sql("DELETE FROM t WHERE id IN (3, 1499)")
     insert(table, 1_500, 400)
@@ -272,14 +335,14 @@ def test_an_insert_says_how_far_its_index_is_and_does_not_wait_for_it(
     table: clipql.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_go_on, begun = threading.Event(), threading.Event()
-    build = indexes.kinds.build
+    build = kinds.build
 
     def held(*args: Any, **named: Any) -> Any:
         begun.set()
         may_go_on.wait()
         return build(*args, **named)
 
-    monkeypatch.setattr(indexes.kinds, "build", held)
+    monkeypatch.setattr(kinds, "build", held)
     made = table.sql("INSERT INTO t " + ROWS.format(1_500, 4_700))
     told = "index near covers 1,500 of 6,200 rows, the others are added in the background"
     assert made.stats.indexes == told
@@ -305,8 +368,8 @@ def test_four_inserts_build_an_index_once(db: clipql.Database, monkeypatch: pyte
     monkeypatch.setattr(background, "QUIET_SECONDS", 3_600)
     monkeypatch.setattr(background, "LONGEST_QUIET_SECONDS", 3_600)
     built = []
-    build = indexes.kinds.build
-    monkeypatch.setattr(indexes.kinds, "build", lambda *a, **n: built.append(a[1].rows) or build(*a, **n))
+    build = kinds.build
+    monkeypatch.setattr(kinds, "build", lambda *a, **n: built.append(a[1].rows) or build(*a, **n))
     index = "INDEX near v TYPE ivf('L2Distance')"
     db.sql(f"CREATE TABLE t (id UInt64, v Array(Float32), {index}) ENGINE = MergeTree ORDER BY id")
     for at in range(0, 2_000, 500):
@@ -375,7 +438,7 @@ def test_what_cannot_be_built_in_the_background_is_told(
         raise ValueError("odd")
 
     table.sql("ALTER TABLE t CLEAR INDEX near")
-    monkeypatch.setattr(indexes.kinds, "build", refuses)
+    monkeypatch.setattr(kinds, "build", refuses)
     table.sql("ALTER TABLE t MATERIALIZE INDEX near SETTINGS mutations_sync = 0")
     table.wait_for_indexes()
     assert table.sql("SELECT state FROM clipql.indexes").rows == [("not built: odd",)]
