@@ -102,7 +102,9 @@ def test_a_wheel_has_nothing_but_the_package(wheel: list[str]) -> None:
 def test_a_lock_pins_everything_by_hash_and_names_no_host(lock: Path) -> None:
     text = lock.read_text(encoding="utf-8")
     pins = re.findall(
-        r"^([a-z0-9-]+)==([^ ]+).*?\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.MULTILINE
+        r"^([a-z0-9-]+)(?:\[[a-z0-9,-]+\])?==([^ ]+).*?\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)",
+        text,
+        re.MULTILINE,
     )
     requirements = [line for line in text.splitlines() if re.match(r"[a-z0-9]", line)]
     assert len(pins) == len(requirements) > 20

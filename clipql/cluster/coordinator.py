@@ -15,7 +15,8 @@ from clipql.cluster.ingestion import Ingestion
 from clipql.cluster.quorum import UNFIT, Quorum, Replicas
 from clipql.cluster.rebalance import Rebalancer
 from clipql.cluster.shard_map import ShardMap
-from clipql.errors import ClipqlError, ClusterError, VectorIndexError
+from clipql.errors import ClipqlError, ClusterError, QueryError, VectorIndexError
+from clipql.syntax.lexer import matching, split_list
 from clipql.syntax.reading import read
 
 # replicas that are started side by side
@@ -109,6 +110,31 @@ class Coordinator:
             table = replace(table, definition=shown)
             self._quorum.commit(self._quorum.map.with_table(table if there else table.with_model(index, None)))
 
+    def add_column(self, database: str, name: str, statement: str, column: str, lenient: bool = False) -> None:
+        """Add a column of vectors to every replica of a table; where it has rows, they have no vector in it.
+
+        lenient: no error where it is there already. Raises ReplicaUnavailable unless all replicas are there, and
+        QueryError.
+        """
+        with self._quorum.changing:
+            table = self._quorum.table(database, name)
+            known = _columns(table.definition)
+            if column in known:
+                if lenient:
+                    return
+                raise QueryError(
+                    f"{table.full_name} has a column {column} already; it has {', '.join(known)}",
+                    code=44, name="ILLEGAL_COLUMN",
+                )  # fmt: skip
+            replicas, optional = self._quorum.replicas_of(table), table.rows > 0
+            for shard, node in replicas:  # before the first is changed
+                self._quorum.replicas.call(shard, node, "definition", database, name)
+            for shard, node in replicas:
+                self._quorum.replicas.call(shard, node, "add_column", statement, database, name, column, optional)
+            shown = self._quorum.call_any(0, "definition", database, name)
+            lacking = (*table.optional, column) if optional else table.optional
+            self._quorum.commit(self._quorum.map.with_table(replace(table, definition=shown, optional=lacking)))
+
     def build(self, database: str, name: str, index: str) -> None:
         """Build an index again on each shard. Raises VectorIndexError."""
         with self._quorum.changing:
@@ -118,6 +144,16 @@ class Coordinator:
 def _indexes(definition: str) -> list[str]:
     """The names of the indexes in a CREATE TABLE."""
     return [b.name for a, b in itertools.pairwise(read(definition).tokens) if a.upper == "INDEX" and b.name is not None]
+
+
+def _columns(definition: str) -> list[str]:
+    """The names of the columns in a CREATE TABLE."""
+    tokens = read(definition).tokens
+    first = next((i for i, t in enumerate(tokens) if t.text == "("), None)
+    if first is None:
+        return []
+    named = (tokens[a] for a, _ in split_list(tokens, first + 1, matching(tokens, first)))
+    return [t.name for t in named if t.name is not None and t.upper not in ("INDEX", "CONSTRAINT", "PROJECTION")]
 
 
 def started(replicas: Replicas, map: ShardMap) -> Coordinator:

@@ -257,6 +257,10 @@ class ClusterDatabase(Database):
         """Add an index to a table on every shard, or drop it. lenient: where it is so already, that is no error."""
         self._order("alter", shape.database, shape.name, statement, index, there, lenient)
 
+    def add_column(self, shape: Shape, statement: str, column: str, lenient: bool) -> None:
+        """Add a column of vectors to a table on every shard. lenient: where it is there, that is no error."""
+        self._order("add_column", shape.database, shape.name, statement, column, lenient)
+
     def build(self, shape: Shape, index: str) -> None:
         """Build an index on every shard."""
         self._order("build", shape.database, shape.name, index)
@@ -306,7 +310,7 @@ class ClusterDatabase(Database):
         there = self._scatter.map.table(database, name)
         known = {p.fingerprint for held in there.shards for p in held if p.taken} if there else set()
         new = [p for p in found if p.fingerprint not in known]
-        check(self, database, name, new, model, self.shape(database, name), there.definition if there else "")
+        check(self, database, name, new, model, self.shape(database, name), there)
         if not specs:
             return IngestReport(0, 0, 0, 0.0)
         report: IngestReport = self._watched(progress, database, name, specs, shards)

@@ -38,7 +38,8 @@ class Column:
 class Exported:
     """A table for another server. vectors: length of each vector column, 0 where it is not known yet.
 
-    nullable_key: whether the sorting key may have NULLs.
+    nullable_key: whether the sorting key may have NULLs. lacking: columns that some rows have no vector in, which go as
+    empty arrays.
     """
 
     columns: tuple[Column, ...]
@@ -46,6 +47,7 @@ class Exported:
     vectors: dict[str, int]
     metrics: dict[str, str]
     nullable_key: bool = False
+    lacking: tuple[str, ...] = ()
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -67,10 +69,15 @@ def described(db: Database, table: str) -> Exported:
         raise UnknownTable(
             f"{table} has no vector columns, so there is nothing that ClickHouse would not copy by itself"
         )
-    lengths = ", ".join(f"length({quote_name(n)})" for n in names)
-    found = db.sql(f"SELECT {lengths} FROM {source} LIMIT 1").rows
-    vectors = dict(zip(names, found[0] if found else [0] * len(names), strict=True))
-    return Exported(columns, _order(definition), vectors, _metrics(definition), "allow_nullable_key = 1" in definition)
+    vectors, lacking = dict[str, int](), list[str]()
+    for name in names:
+        column = quote_name(name)
+        found = db.sql(f"SELECT length({column}) FROM {source} WHERE notEmpty({column}) LIMIT 1").rows
+        vectors[name] = int(found[0][0]) if found else 0
+        if db.sql(f"SELECT 1 FROM {source} WHERE empty({column}) LIMIT 1").rows:
+            lacking.append(name)
+    nullable = "allow_nullable_key = 1" in definition
+    return Exported(columns, _order(definition), vectors, _metrics(definition), nullable, tuple(lacking))
 
 
 def _order(definition: str) -> str:
@@ -99,10 +106,12 @@ def _metrics(definition: str) -> dict[str, str]:
 
 
 def create_local(table: Exported, name: str, *, cluster: str | None = None, indexes: bool = True) -> str:
-    """CREATE TABLE for one server; with a cluster, replicated on all of it."""
+    """CREATE TABLE for one server; with a cluster, replicated on all of it. A column that rows lack a vector in has no
+    index, as ClickHouse's takes no empty arrays.
+    """
     lines = [f"    {c.sql}" for c in table.columns]
     for column, dimension in table.vectors.items():
-        if dimension and indexes:
+        if dimension and indexes and column not in table.lacking:
             metric = table.metrics.get(column, "cosineDistance")
             index = quote_name(f"near_{column}")
             lines.append(

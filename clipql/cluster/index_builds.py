@@ -17,7 +17,7 @@ from clipql.cluster.training import Draw
 from clipql.errors import ClipqlError, ReplicaUnavailable, StorageError, VectorError, VectorIndexError
 from clipql.index import ivf, kinds
 from clipql.storage.catalog import IndexEntry
-from clipql.tables.index_entries import behind
+from clipql.tables.index_entries import Learned, behind
 
 # what was learnt of so many times fewer rows is learnt again
 OUTGROWN = 2
@@ -106,14 +106,15 @@ class IndexBuilds:
 
     def _build_alike(self, table: ShardedTable, entry: IndexEntry, wanted: Sequence[int], anew: bool) -> None:
         """Build with the model of the map, or with a new one, which the map names before the first is built with it."""
-        if max(table.snapshot(s).rows for s in range(len(table.shards))) < kinds.FEWEST_ROWS:
+        rows = [self._rows(table, shard, entry) for shard in range(len(table.shards))]
+        if max(rows) < kinds.FEWEST_ROWS:
             return
         known = table.model(entry.name)
         for attempt in range(ATTEMPTS):
             try:
                 source = None if anew or known is None else self._with_model(table, known)
-                if known is None or source is None or table.rows > OUTGROWN * known.rows:
-                    known, source = self._train(table, entry)
+                if known is None or source is None or sum(rows) > OUTGROWN * known.rows:
+                    known, source = self._train(table, entry, rows)
                     self._quorum.commit(self._quorum.map.with_table(self._latest(table).with_model(entry.name, known)))
                     anew, wanted = False, range(len(table.shards))
                 self._build_with(table, known, source, wanted)
@@ -129,14 +130,25 @@ class IndexBuilds:
     def _latest(self, table: ShardedTable) -> ShardedTable:
         return self._quorum.table(table.database, table.name)
 
-    def _train(self, table: ShardedTable, entry: IndexEntry) -> tuple[TrainedModel, tuple[int, str]]:
-        """Have a replica learn from rows of all shards; what it learnt, and which replica it was."""
-        rows = [table.snapshot(shard).rows for shard in range(len(table.shards))]
+    def _rows(self, table: ShardedTable, shard: int, entry: IndexEntry) -> int:
+        """Rows of a shard that have a vector for an index."""
+        rows = table.snapshot(shard).rows
+        return rows if entry.column not in table.optional else _vectors(table, shard, self._info(shard), entry)[0]
+
+    def _train(
+        self, table: ShardedTable, entry: IndexEntry, rows: Sequence[int]
+    ) -> tuple[TrainedModel, tuple[int, str]]:
+        """Have a replica learn from rows of all shards; what it learnt, and which replica it was.
+
+        rows: of each shard, those that have a vector.
+        """
         lists = ivf.lists_for_shards(sum(rows), len(rows), entry.options.get("lists"))
         share = min(1.0, ivf.sample_for(lists) / sum(rows))
         nodes = self._quorum.map.nodes
         draws = tuple(
-            Draw(shard, nodes[shard], round(n * share), n) for shard, n in enumerate(rows) if round(n * share)
+            Draw(shard, nodes[shard], round(n * share), table.snapshot(shard).rows)
+            for shard, n in enumerate(rows)
+            if round(n * share)
         )
         why: ClipqlError = ReplicaUnavailable(f"no replica of {table.full_name} can learn")
         for shard, node in self._quorum.replicas_of(table):
@@ -208,9 +220,14 @@ def _fits(info: ReplicaInfo, table: ShardedTable, index: str, model: TrainedMode
 
 def _lacks(table: ShardedTable, shard: int, info: ReplicaInfo, model: TrainedModel) -> bool:
     """Whether a shard that is to have an index built with a model has none, by one of its replicas."""
-    enough = table.snapshot(shard).rows >= kinds.FEWEST_ROWS
-    there = _index_of(info, table, model.index) is not None
-    return enough and there and not _fits(info, table, model.index, model)
+    entry = _index_of(info, table, model.index)
+    enough = entry is not None and _vectors(table, shard, info, entry)[0] >= kinds.FEWEST_ROWS
+    return enough and not _fits(info, table, model.index, model)
+
+
+def _vectors(table: ShardedTable, shard: int, info: ReplicaInfo, entry: IndexEntry) -> tuple[int, int]:
+    """Rows of a shard that have a vector for an index, and those that it was built from."""
+    return info.vectors.get(table.full_name, {}).get(entry.name, (table.snapshot(shard).rows, entry.rows))
 
 
 def _wants(table: ShardedTable, shard: int, info: ReplicaInfo, index: str) -> bool:
@@ -218,4 +235,5 @@ def _wants(table: ShardedTable, shard: int, info: ReplicaInfo, index: str) -> bo
     entry, model = _index_of(info, table, index), table.model(index)
     if entry is None:
         return False
-    return behind(entry, table.snapshot(shard).rows) or (model is not None and _lacks(table, shard, info, model))
+    rows, known = _vectors(table, shard, info, entry)
+    return behind(entry, rows, Learned(known)) or (model is not None and _lacks(table, shard, info, model))

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from clipql.cluster.placeholder import Shape
+from clipql.cluster.shard_map import ShardedTable
 from clipql.database import Database
 from clipql.engine.quoting import quote_name
 from clipql.ingest.columns import check_parts
@@ -24,18 +25,20 @@ SCRATCH = "clipql_parts"  # the database of the tables that parts are compared w
 
 def check(
     db: Database, database: str, name: str, parts: Sequence[CheckedPart], model: str | None, shape: Shape | None,
-    definition: str,
+    there: ShardedTable | None,
 ) -> None:  # fmt: skip
     """Raise IngestError for parts that do not go into a table, or not into one table.
 
-    db: the database that merges. shape, definition: of the table, where it is there.
+    db: the database that merges. shape, there: the table, where it is there.
     """
     if not parts:
         return
-    with _like(db, parts[0], definition) as made:
+    optional = there.optional if there else ()
+    with _like(db, parts[0], there.definition if there else "") as made:
         known = shape.vectors if shape else {}
         columns = [dataclasses.replace(c, dimension=known.get(c.name, (None, None))[0],
-                                       model=known.get(c.name, (None, None))[1]) for c in made.columns]  # fmt: skip
+                                       model=known.get(c.name, (None, None))[1], optional=c.name in optional)
+                   for c in made.columns]  # fmt: skip
         table = dataclasses.replace(made, database=database, name=name, columns=tuple(columns))
         check_parts(db.registry.engine, table, parts)
         check_origins(table, parts, model, False)

@@ -90,10 +90,12 @@ class Ingestion:
     def define(self, database: str, name: str, shard: int) -> None:
         """Have all replicas of a table be as those of a shard that has a part."""
         shown = self._quorum.call_any(shard, "definition", database, name)
-        table = replace(self._quorum.table(database, name), definition=shown)
+        table = self._quorum.table(database, name)
+        info: ReplicaInfo = self._quorum.call_any(shard, "info")
+        table = replace(table, definition=shown, optional=info.optional.get(table.full_name, table.optional))
         for other, node in self._quorum.replicas_of(table):
             with contextlib.suppress(*UNFIT):
-                self._quorum.replicas.call(other, node, "define", shown, database, name)
+                self._quorum.replicas.call(other, node, "define", shown, database, name, table.optional)
         self._quorum.commit(self._quorum.map.with_table(table))
 
     def _take_all(self, database: str, name: str) -> None:

@@ -126,8 +126,9 @@ class Rebalancer:
                 f"shard {shard} on {node} has other parts of {table.full_name} than the shard map says: remove its "
                 "folder there, and the replica is made again from another node"
             )
-        if table.definition and table.full_name not in info.definitions:
-            self._quorum.replicas.call(shard, node, "define", table.definition, table.database, table.name)
+        if table.definition and (table.full_name not in info.definitions or table.optional):
+            named = table.definition, table.database, table.name
+            self._quorum.replicas.call(shard, node, "define", *named, table.optional)
         for i in range(len(has), len(taken)):
             before = [p.fingerprint for p in taken[:i]]
             self._from_another(table, shard, node, taken[i], before)

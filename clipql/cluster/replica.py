@@ -31,6 +31,8 @@ from clipql.ingest.pipeline import ingest
 from clipql.sql.session import Session
 from clipql.storage import files
 from clipql.storage.catalog import IndexEntry
+from clipql.tables import schema
+from clipql.tables.index_entries import built_from, present
 from clipql.version import __version__
 
 # what one shard may give for one SELECT: more does not belong on one machine
@@ -45,7 +47,9 @@ Fetch = Callable[[str, str, str, int, int], bytes]
 class ReplicaInfo:
     """Which replica this is, and what it has: fingerprints of the parts of each table in their order.
 
-    models: for each table, what its indexes were built with, if it is shared.
+    models: for each table, what its indexes were built with, if it is shared. optional: for each table, the vector
+    columns that rows may lack a vector in. vectors: for each table, of the indexes on such columns, how many rows have
+    one, and how many of those the index covers.
     """
 
     shard: int
@@ -57,6 +61,8 @@ class ReplicaInfo:
     indexes: Mapping[str, tuple[IndexEntry, ...]]
     quarantined: str = ""
     models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    vectors: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
 
 class Replica:
@@ -106,6 +112,15 @@ class Replica:
             indexes={t.full_name: t.indexes for t in tables},
             quarantined=self._quarantined,
             models={t.full_name: {i.name: self._training.identity(i) for i in t.indexes} for t in tables},
+            optional={t.full_name: tuple(c.name for c in t.columns if c.optional) for t in tables},
+            vectors={
+                t.full_name: {
+                    i.name: (present(t, i), built_from(t, i).rows)
+                    for i in t.indexes
+                    if any(c.optional for c in t.columns if c.name == i.column)
+                }
+                for t in tables
+            },
         )
 
     def quarantine(self, why: str) -> None:
@@ -123,12 +138,26 @@ class Replica:
 
     # definitions
 
-    def define(self, definition: str, database: str, name: str) -> None:
-        """Make a table as another replica has it, where it is not there."""
+    def define(self, definition: str, database: str, name: str, optional: Sequence[str] = ()) -> None:
+        """Make a table as another replica has it, where it is not there. optional: as in a `ShardedTable`."""
         with self._taking:
             if self._db.registry.find(database, name) is None:
                 self._db.execute(f"CREATE DATABASE IF NOT EXISTS {quote_name(database)}", format="Null")
                 self._db.execute(definition, format="Null")
+            self._make_optional(database, name, optional)
+
+    def add_column(self, statement: str, database: str, name: str, column: str, optional: bool) -> None:
+        """Run ADD COLUMN of vectors, unless the column is there. optional: whether rows may lack a vector in it."""
+        with self._taking:
+            table = self._db.registry.find(database, name)
+            if table is not None and table.column(column) is None:
+                self._db.execute(statement, format="Null")
+            self._make_optional(database, name, (column,) if optional else ())
+
+    def _make_optional(self, database: str, name: str, columns: Sequence[str]) -> None:
+        table = self._db.registry.find(database, name)
+        if table is not None and columns:
+            schema.make_optional(self._db.registry, table, columns)
 
     def drop(self, database: str, name: str) -> None:
         """Drop a table and the files of its parts."""

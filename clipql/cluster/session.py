@@ -68,6 +68,9 @@ class Cluster(Protocol):
     def alter(self, shape: Shape, statement: str, index: str, there: bool, lenient: bool) -> None:
         """Add an index to a table on every shard, or drop it. lenient: where it is so already, that is no error."""
 
+    def add_column(self, shape: Shape, statement: str, column: str, lenient: bool) -> None:
+        """Add a column of vectors to a table on every shard. lenient: where it is there, that is no error."""
+
     def build(self, shape: Shape, index: str) -> None:
         """Build an index on every shard."""
 
@@ -166,12 +169,14 @@ class ClusterSession(Session):
                 text = _named_whole(sql, statement, shape)
                 self._cluster.alter(shape, text, index, verb == "ADD", lenient)
             return Answer(Output(), format, 0.0)
+        if statement.verb == "ALTER" and (added := added_vectors(sql, statement)) is not None:
+            self._cluster.add_column(shape, _named_whole(sql, statement, shape), *added)
+            return Answer(Output(), format, 0.0)
         if statement.verb == "SHOW CREATE":
             given = {"clipql_definition": self._cluster.definition(shape)}
             return super()._execute("SELECT {clipql_definition:String} AS statement", given, format, None, None)
-        self._refuse(
-            statement.verb, shape, "a sharded table is made, filled by clipql ingest, indexed, read and dropped"
-        )
+        done = "a sharded table is made, filled by clipql ingest, given vector columns and indexes, read and dropped"
+        self._refuse(statement.verb, shape, done)
         raise AssertionError
 
     # reading
@@ -264,6 +269,21 @@ def index_change(sql: str, statement: OnTable) -> tuple[str, str, bool] | None:
             return None
     name = tokens[at].name
     return (words[0], name, at > 2) if name is not None else None
+
+
+def added_vectors(sql: str, statement: OnTable) -> tuple[str, bool] | None:
+    """The name of the one vector column that an ALTER TABLE adds, and whether IF NOT EXISTS is said; None for any other
+    change.
+    """
+    tokens = [t for t in read(sql).words if t.start >= statement.tables[0].end]
+    words = [t.upper or t.text for t in tokens]
+    at = 5 if words[2:5] == ["IF", "NOT", "EXISTS"] else 2
+    place = words[at + 5 :]
+    anywhere = not place or place == ["FIRST"] or (place[0] == "AFTER" and len(place) == 2)
+    if words[:2] != ["ADD", "COLUMN"] or words[at + 1 : at + 5] != ["ARRAY", "(", "FLOAT32", ")"] or not anywhere:
+        return None
+    name = tokens[at].name
+    return (name, at > 2) if name is not None else None
 
 
 def _is_vector_index(sql: str, statement: OnTable) -> bool:

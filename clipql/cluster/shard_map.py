@@ -21,7 +21,7 @@ from clipql.errors import ClusterError
 from clipql.storage import files
 from clipql.version import __version__
 
-FORMAT = 2  # 1 has no models
+FORMAT = 3  # 1 has no models, 2 no columns that rows may lack a vector in
 NAME = "cluster.json"
 
 
@@ -56,7 +56,8 @@ class ShardedTable:
     """A table over the first shards of the cluster: how it is made, and the parts of each shard.
 
     definition: CREATE TABLE as ClickHouse shows it, empty until the first part makes it. next_row: the number that the
-    first row of the next part gets. models: of its ivf indexes, once they are built.
+    first row of the next part gets. models: of its ivf indexes, once they are built. optional: vector columns that were
+    added when there were rows, so that rows may come without a vector in them.
     """
 
     database: str
@@ -65,6 +66,7 @@ class ShardedTable:
     definition: str = ""
     next_row: int = 0
     models: tuple[TrainedModel, ...] = ()
+    optional: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -214,6 +216,7 @@ def _map(d: Mapping[str, Any]) -> ShardMap:
                 **t,
                 "shards": tuple(tuple(_part(p) for p in parts) for parts in t["shards"]),
                 "models": tuple(TrainedModel(**m) for m in t.get("models", ())),
+                "optional": tuple(t.get("optional", ())),
             }
         )
         for t in d["tables"]

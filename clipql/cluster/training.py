@@ -38,7 +38,9 @@ DRAW = 12  # the place of these draws among those of `ivf`
 
 @dataclass(frozen=True)
 class Draw:
-    """A shard, the nodes that have it, and how many (`rows`) of its `total` rows are to be learnt from."""
+    """A shard, the nodes that have it, and how many (`rows`) of its `total` rows are to be learnt from, of those that
+    have a vector.
+    """
 
     shard: int
     nodes: tuple[str, ...]
@@ -75,7 +77,10 @@ class Training:
         """
         table, entry = self._entry(database, name, index, draw.total)
         store, captions = self._db.registry.store(table, entry.column), self._db.indexes.captions(table, entry)
-        rows = spread(draw.total, draw.rows, (DRAW,))[first:last]
+        among = np.arange(draw.total) if store.there is None else np.flatnonzero(store.there[: draw.total])
+        if captions is not None and captions.there is not None and not captions.there[among].all():
+            captions = None  # as in a build: a caption without a vector asks for nothing
+        rows = among[spread(len(among), min(draw.rows, len(among)), (DRAW,))[first:last]]
 
         def stored(column: Any) -> NDArray[Any]:
             return np.asarray(column.take(rows), row_kind(column))

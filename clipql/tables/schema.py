@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -319,6 +319,16 @@ def new_column(registry: Registry, table: Table, name: str) -> VectorColumn:
     column = VectorColumn(name, next(f"column-{i}" for i in range(1000) if f"column-{i}" not in taken))
     files.make_folder(registry.folder / "vectors" / table.id / column.folder)
     return column
+
+
+def make_optional(registry: Registry, table: Table, names: Collection[str]) -> None:
+    """Let rows come without a vector in these columns, as in any that is added to a table with rows."""
+    with registry.write_lock:
+        recover.settle(registry)
+        table = registry.current(table)
+        columns = tuple(dataclasses.replace(c, optional=c.optional or c.name in names) for c in table.columns)
+        if columns != table.columns:
+            registry.save(registry.catalog.with_table(dataclasses.replace(table, columns=columns)))
 
 
 def add_filled(registry: Registry, table: Table, column: VectorColumn, *, replaces: bool = False) -> None:

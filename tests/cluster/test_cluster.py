@@ -18,6 +18,7 @@ from clipql.cluster.shard_map import decoded
 from clipql.errors import (
     ClusterError,
     IngestError,
+    QueryError,
     UnknownTable,
     UnsupportedStatement,
     VectorIndexError,
@@ -93,6 +94,30 @@ def test_a_table_is_made_with_its_index_filled_and_dropped(db: ClusterDatabase, 
     db.sql("DROP TABLE made")
     with pytest.raises(UnknownTable):
         db.sql("SELECT count() FROM made")
+
+
+def test_a_vector_column_is_added_to_shards_and_rows_that_lack_one_are_not_found(
+    db: ClusterDatabase, tmp_path: Path
+) -> None:
+    made = [make_part(tmp_path / f"{n // 3}", rows=20 + n, number=n, text=n > 3) for n in range(6)]
+    add = "ALTER TABLE grown ADD COLUMN IF NOT EXISTS text_embedding Array(Float32)"
+    db.ingest(tmp_path / "0", table="grown")
+    db.sql(add)
+    db.sql(add)
+    db.ingest(tmp_path / "1", table="grown")  # of its three parts one has no vectors of captions
+
+    has = np.concatenate([np.full(20 + n, n > 3) for n in range(6)])
+    vectors = np.concatenate([p.text for p in made if p.text is not None]).astype(np.float64)
+    nearest = np.flatnonzero(has)[np.argsort(np.linalg.norm(vectors - QUERY, axis=1))]
+    asked = "SELECT _row FROM grown ORDER BY L2Distance(text_embedding, {q:Array(Float32)}) LIMIT "
+    assert [r[0] for r in db.sql(asked + "7", q=QUERY).rows] == nearest[:7].tolist()
+    assert [r[0] for r in db.sql(asked + "999", q=QUERY).rows] == nearest.tolist()
+    counted = db.sql("SELECT count(), countIf(empty(text_embedding)), sum(length(text_embedding)) FROM grown").rows
+    assert counted == [(len(has), int((~has).sum()), 16 * len(vectors))]
+    assert db.map.table("default", "grown").optional == ("text_embedding",)
+    with pytest.raises(QueryError, match="has a column text_embedding already"):
+        db.sql(add.replace(" IF NOT EXISTS", ""))
+    db.sql("DROP TABLE grown")
 
 
 def test_parts_that_do_not_go_together_are_refused_before_the_first_is_taken(

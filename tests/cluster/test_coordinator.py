@@ -18,14 +18,24 @@ from clipql.cluster.replica import ReplicaInfo
 from clipql.cluster.shard_map import PartRecord, ShardMap, ShardPart, TrainedModel, part_record
 from clipql.cluster.shard_transfer import PartFile
 from clipql.cluster.training import Draw
-from clipql.errors import ClusterError, DiskFull, IngestError, ReplicaDamaged, ReplicaUnavailable, VectorIndexError
+from clipql.errors import (
+    ClusterError,
+    DiskFull,
+    IngestError,
+    QueryError,
+    ReplicaDamaged,
+    ReplicaUnavailable,
+    VectorIndexError,
+)
 from clipql.storage.catalog import IndexEntry
 from clipql.tables.index_entries import behind
 
 NODES = ("a", "b", "c", "d")
 NEAR = IndexEntry("near", "image_embedding", "ivf", "cosineDistance", "ivf")
+WITH_COLUMN = "CREATE TABLE default.laion (`id` UInt64, `siglip` Array(Float32)) …"
+ADD = "ALTER TABLE default.laion ADD COLUMN siglip Array(Float32)"
 MANY = 30_000  # rows of a part that has an index built
-DEFINITION = "CREATE TABLE default.laion …"
+DEFINITION = "CREATE TABLE default.laion (`id` UInt64) …"
 
 
 class Killed(Exception):
@@ -45,6 +55,9 @@ class Disk:
     model: str = ""
     learnt: str = ""
     quarantined: str = ""
+    optional: tuple[str, ...] = ()
+    lacking: int = 0  # rows without a vector
+    known: int = 0  # rows with one that the index was built from
 
 
 class Machines:
@@ -82,12 +95,14 @@ class Machines:
     def _info(self, disk: Disk, shard: int, node: str, wait: bool = True) -> ReplicaInfo:
         indexes = dict.fromkeys(disk.definitions, (disk.index,))
         models = {table: {"near": disk.model} for table in disk.definitions}
+        optional = dict.fromkeys(disk.definitions, disk.optional)
+        vectors = {table: {"near": (disk.rows - disk.lacking, disk.known)} for table in disk.definitions}
         return ReplicaInfo(shard, node, self.version, disk.map, dict(disk.ledgers), dict(disk.definitions), indexes,
-                     disk.quarantined, models)  # fmt: skip
+                     disk.quarantined, models, optional, vectors if disk.optional else {})  # fmt: skip
 
     def _build_index(self, disk: Disk, shard: int, node: str, database: str, name: str, index: str) -> None:
         self.built.append((shard, node))
-        disk.index = replace(disk.index, rows=disk.rows)
+        disk.index, disk.known = replace(disk.index, rows=disk.rows), disk.rows - disk.lacking
 
     def train(
         self, shard: int, node: str, database: str, name: str, index: str, lists: int, draws: Sequence[Draw]
@@ -114,6 +129,7 @@ class Machines:
             raise ReplicaUnavailable(f"{source} has no model {model.identity}")
         self.built.append((shard, node))
         disk.index, disk.model = replace(disk.index, rows=disk.rows), model.identity
+        disk.known = disk.rows - disk.lacking
         self._step((shard, node))
 
     def _has_model(
@@ -128,14 +144,22 @@ class Machines:
         given, disk = self._disk(shard, source), self._disk(shard, node)
         assert given.index == entry
         if entry.rows <= disk.rows:
-            disk.index, disk.model = given.index, given.model
+            disk.index, disk.model, disk.known = given.index, given.model, given.known
 
     def _store_map(self, disk: Disk, shard: int, node: str, content: bytes) -> None:
         if disk.map is None or shard_map.decoded(disk.map, node).serial < shard_map.decoded(content, node).serial:
             disk.map = content
 
-    def _define(self, disk: Disk, shard: int, node: str, definition: str, database: str, name: str) -> None:
+    def _define(self, disk: Disk, shard: int, node: str, definition: str, database: str, name: str,
+                optional: Sequence[str] = ()) -> None:  # fmt: skip
         disk.definitions.setdefault(f"{database}.{name}", definition)
+        disk.optional = (*disk.optional, *(c for c in optional if c not in disk.optional))
+
+    def _add_column(self, disk: Disk, shard: int, node: str, statement: str, database: str, name: str, column: str,
+                    optional: bool) -> None:  # fmt: skip
+        if column not in disk.definitions[f"{database}.{name}"]:
+            disk.definitions[f"{database}.{name}"] = WITH_COLUMN
+        disk.optional = (*disk.optional, column) if optional and column not in disk.optional else disk.optional
 
     def _definition(self, disk: Disk, shard: int, node: str, database: str, name: str) -> str:
         if f"{database}.{name}" not in disk.definitions:
@@ -523,6 +547,65 @@ def test_a_shard_with_too_few_rows_for_its_share_is_not_drawn_from() -> None:
 
     assert [d.shard for d in machines.trained[-1][1]] == [0]
     assert {(d.rows, d.index.rows) for d in machines.disks.values()} == {(100_000, 100_000), (1, 1)}
+
+
+def test_rows_may_lack_a_vector_in_a_column_that_is_added_on_every_replica_that_is_made() -> None:
+    machines = Machines()
+    coordinator = cluster(machines)
+    coordinator.ingest("default", "laion", specs(8))
+    machines.lose("a")
+    with pytest.raises(ReplicaUnavailable):  # a replica that is away would be without it
+        coordinator.add_column("default", "laion", ADD, "siglip")
+    assert {d.definitions["default.laion"] for d in machines.disks.values()} == {DEFINITION}
+    machines.up.add("a")
+    coordinator.heal()
+    coordinator.add_column("default", "laion", ADD, "siglip")
+    coordinator.add_column("default", "laion", ADD, "siglip", True)
+    with pytest.raises(QueryError, match=r"has a column siglip already; it has id, siglip"):
+        coordinator.add_column("default", "laion", ADD, "siglip")
+    nodes = coordinator.map.nodes[0]
+    coordinator.move(0, nodes[0], next(n for n in NODES if n not in nodes))
+    lost = coordinator.map.nodes[3][0]
+    machines.lose(lost)
+    machines.disks.pop((3, lost))
+    machines.up = set(NODES)
+    coordinator = cluster(machines)  # by the map on a disk
+    assert {s.state for s in coordinator.heal()} == {"ready"}
+    disks = [machines.disks[r] for r in coordinator.map.replicas()]
+    assert [(d.definitions["default.laion"], d.optional) for d in disks] == [(WITH_COLUMN, ("siglip",))] * 8
+    assert coordinator.map.tables[0].optional == ("siglip",)
+
+
+def test_a_column_that_is_added_before_the_first_row_is_as_one_of_create_table() -> None:
+    machines = Machines()
+    coordinator = cluster(machines)
+    coordinator.create("default", "laion", DEFINITION)
+    coordinator.add_column("default", "laion", ADD, "siglip")
+    assert (coordinator.map.tables[0].definition, coordinator.map.tables[0].optional) == (WITH_COLUMN, ())
+    assert {d.optional for d in machines.disks.values()} == {()}
+
+
+def test_an_index_is_learnt_from_rows_that_have_a_vector_and_again_once_they_are_twice_as_many() -> None:
+    machines = Machines()
+    coordinator = cluster(machines, shard_count=2)
+    coordinator.ingest("default", "laion", specs(2, MANY))
+    coordinator.add_column("default", "laion", ADD, "image_embedding")
+    for disk in machines.disks.values():
+        disk.lacking = disk.rows - 999
+    machines.trained.clear()
+    coordinator.build("default", "laion", "near")  # too few on any shard
+    assert machines.trained == []
+    for disk in machines.disks.values():
+        disk.lacking = disk.rows - 6_000
+    coordinator.build("default", "laion", "near")
+    [(_, draws)] = machines.trained
+    assert [d.total for d in draws] == [MANY, MANY + 1]
+    assert all(0 < d.rows <= 6_000 for d in draws)
+    assert coordinator.map.tables[0].models[0].rows == 12_000
+    for disk in machines.disks.values():
+        disk.lacking = 0
+    coordinator.ingest("default", "laion", [PartSpec("more", 10, ("/data/metadata_9.parquet",))])
+    assert len(machines.trained) == 2
 
 
 def test_a_replica_that_moves_takes_its_index_along() -> None:

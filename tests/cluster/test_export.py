@@ -185,6 +185,27 @@ def test_the_ddl_of_a_cluster_is_replicated_and_distributed(db: clipql.Database)
         db.registry.engine.run(f"EXPLAIN AST {statement}")
 
 
+def test_a_column_that_rows_lack_a_vector_in_is_exported_with_empty_arrays_and_no_index(
+    db: clipql.Database, server: str
+) -> None:
+    db.sql("CREATE TABLE partly (id UInt64, v Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    db.sql("INSERT INTO partly SELECT number, [number, 1] FROM numbers(9)")
+    db.sql("ALTER TABLE partly ADD COLUMN w Array(Float32), ADD COLUMN none Array(Float32)")
+    db.sql("ALTER TABLE partly UPDATE w = [id, 1, 2] WHERE id % 3 = 1")
+    shape = described(db, "partly")
+    assert (shape.vectors, shape.lacking) == ({"v": 2, "w": 3, "none": 0}, ("w", "none"))
+    made = create_local(shape, "`default`.`partly_copy`")
+    assert [line.split()[1] for line in made.splitlines() if "INDEX" in line] == ["`near_v`"]
+    engine = db.registry.engine
+    engine.run(made)
+    engine.run("INSERT INTO partly_copy SELECT id, v, w, none FROM partly")  # an index on w would refuse them
+    assert engine.scalar("SELECT count() FROM partly_copy WHERE empty(w)") == 6
+    arrays = "v Array(Float32), w Array(Float32), none Array(Float32)"
+    there(server, f"CREATE TABLE partly_there (id UInt64, {arrays}) ENGINE = Memory")  # plain columns, as ClickHouse's
+    assert export(db, "partly", f"{server}/default.partly_there").rows == 9
+    assert there(server, "SELECT id, w FROM partly_there WHERE id < 2 ORDER BY id") == [["0", "[]"], ["1", "[1,1,2]"]]
+
+
 def test_the_ddl_keeps_a_sorting_key_with_nulls(db: clipql.Database) -> None:
     db.sql(
         "CREATE TABLE loose (w Nullable(Int32), v Array(Float32)) ENGINE = MergeTree ORDER BY w "

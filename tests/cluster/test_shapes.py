@@ -8,7 +8,7 @@ import pytest
 
 from clipql.cluster.partial_query import GLOBAL_ROW, PartialQuery, Run, Snapshot, joined, rows_of, statement
 from clipql.cluster.placeholder import Shape, one_shape
-from clipql.cluster.session import index_change
+from clipql.cluster.session import added_vectors, index_change
 from clipql.errors import ClusterError, ReplicaUnavailable
 from clipql.syntax.reading import read
 from clipql.syntax.statements import OnTable
@@ -101,3 +101,23 @@ def test_changes_of_indexes_are_told_from_other_changes(sql: str, change: tuple[
 
     assert isinstance(found, OnTable)
     assert index_change(sql, found) == change
+
+
+@pytest.mark.parametrize(
+    ("change", "added"),
+    [
+        ("ADD COLUMN siglip Array(Float32)", ("siglip", False)),
+        ("ADD COLUMN IF NOT EXISTS `a b` Array(Float32) AFTER id", ("a b", True)),
+        ("ADD COLUMN siglip Array(Float32) FIRST", ("siglip", False)),
+        ("ADD COLUMN siglip Array(Float32) DEFAULT [1]", None),
+        ("ADD COLUMN siglip Array(Float32), DROP COLUMN url", None),
+        ("ADD COLUMN siglip Array(Float64)", None),
+        ("ADD COLUMN w UInt8", None),
+    ],
+)
+def test_a_vector_column_that_is_added_is_told_from_other_changes(change: str, added: tuple[str, bool] | None) -> None:
+    sql = f"ALTER TABLE laion {change}"
+    found = read(sql).kind
+
+    assert isinstance(found, OnTable)
+    assert added_vectors(sql, found) == added
