@@ -14,7 +14,8 @@ from clipql.cluster.index_builds import IndexBuilds
 from clipql.cluster.ingestion import Ingestion
 from clipql.cluster.quorum import UNFIT, Quorum, Replicas
 from clipql.cluster.rebalance import Rebalancer
-from clipql.cluster.shard_map import ShardMap
+from clipql.cluster.shard_map import ShardMap, TableChange
+from clipql.cluster.table_changes import TableChanges
 from clipql.errors import ClipqlError, ClusterError, QueryError, VectorIndexError
 from clipql.syntax.lexer import matching, split_list
 from clipql.syntax.reading import read
@@ -29,10 +30,9 @@ class Coordinator:
     def __init__(self, replicas: Replicas, map: ShardMap) -> None:
         self._quorum = Quorum(replicas, map)
         self._index_builds = IndexBuilds(self._quorum)
-        ingestion, rebalancer = (
-            Ingestion(self._quorum, self._index_builds),
-            Rebalancer(self._quorum, self._index_builds),
-        )
+        self._changes = TableChanges(self._quorum)
+        ingestion = Ingestion(self._quorum, self._index_builds)
+        rebalancer = Rebalancer(self._quorum, self._index_builds, self._changes)
         self.ingest, self.progress, self._define = ingestion.ingest, ingestion.progress, ingestion.define
         self.heal, self.status, self.watch = rebalancer.heal, rebalancer.status, rebalancer.watch
         self.move, self.rebalance = rebalancer.move, rebalancer.rebalance
@@ -93,6 +93,7 @@ class Coordinator:
         Raises ReplicaUnavailable unless all replicas are there, and VectorIndexError.
         """
         with self._quorum.changing:
+            self._changes.finish()
             table = self._quorum.table(database, name)
             known = _indexes(table.definition)
             if (index in known) == there:
@@ -102,13 +103,8 @@ class Coordinator:
                     f"{table.full_name} has an index {index} already" if there
                     else f"{table.full_name} has no index {index}; it has {', '.join(known) or 'none'}"
                 )  # fmt: skip
-            for shard, node in self._quorum.replicas_of(table):  # before the first is changed
-                self._quorum.replicas.call(shard, node, "definition", database, name)
-            for shard, node in self._quorum.replicas_of(table):
-                self._quorum.replicas.call(shard, node, "alter", statement, database, name, index, there)
-            shown = self._quorum.call_any(0, "definition", database, name)
-            table = replace(table, definition=shown)
-            self._quorum.commit(self._quorum.map.with_table(table if there else table.with_model(index, None)))
+            change = TableChange("alter", (statement, database, name, index, there))
+            self._changes.carry_out(table if there else table.with_model(index, None), change)
 
     def add_column(self, database: str, name: str, statement: str, column: str, lenient: bool = False) -> None:
         """Add a column of vectors to every replica of a table; where it has rows, they have no vector in it.
@@ -117,6 +113,7 @@ class Coordinator:
         QueryError.
         """
         with self._quorum.changing:
+            self._changes.finish()
             table = self._quorum.table(database, name)
             known = _columns(table.definition)
             if column in known:
@@ -126,14 +123,9 @@ class Coordinator:
                     f"{table.full_name} has a column {column} already; it has {', '.join(known)}",
                     code=44, name="ILLEGAL_COLUMN",
                 )  # fmt: skip
-            replicas, optional = self._quorum.replicas_of(table), table.rows > 0
-            for shard, node in replicas:  # before the first is changed
-                self._quorum.replicas.call(shard, node, "definition", database, name)
-            for shard, node in replicas:
-                self._quorum.replicas.call(shard, node, "add_column", statement, database, name, column, optional)
-            shown = self._quorum.call_any(0, "definition", database, name)
-            lacking = (*table.optional, column) if optional else table.optional
-            self._quorum.commit(self._quorum.map.with_table(replace(table, definition=shown, optional=lacking)))
+            optional = table.rows > 0
+            after = replace(table, optional=(*table.optional, column)) if optional else table
+            self._changes.carry_out(after, TableChange("add_column", (statement, database, name, column, optional)))
 
     def build(self, database: str, name: str, index: str) -> None:
         """Build an index again on each shard. Raises VectorIndexError."""

@@ -20,6 +20,7 @@ from clipql.cluster.placement import next_copy, next_move
 from clipql.cluster.quorum import Quorum
 from clipql.cluster.replica import ReplicaInfo
 from clipql.cluster.shard_map import ShardedTable, ShardMap, ShardPart
+from clipql.cluster.table_changes import TableChanges
 from clipql.errors import ClipqlError, ClusterError, ReplicaDamaged, ReplicaUnavailable
 from clipql.storage.catalog import IndexEntry
 from clipql.tables.index_entries import recall_text
@@ -42,8 +43,8 @@ class Status:
 class Rebalancer:
     """Heals and moves replicas, so that they are what the map says."""
 
-    def __init__(self, quorum: Quorum, indexing: IndexBuilds) -> None:
-        self._quorum, self._index_builds = quorum, indexing
+    def __init__(self, quorum: Quorum, indexing: IndexBuilds, changes: TableChanges) -> None:
+        self._quorum, self._index_builds, self._changes = quorum, indexing, changes
 
     def heal(self) -> list[Status]:
         """Start the replicas that are not there on nodes that are, and have those that are behind catch up."""
@@ -61,6 +62,7 @@ class Rebalancer:
             except ClipqlError as error:
                 found.append(Status(shard, node, "behind", str(error)))
         with self._quorum.changing:
+            self._changes.finish()
             for shard in range(len(self._quorum.map.nodes)):
                 self._index_builds.even_out(shard)
             self._index_builds.finish()
@@ -112,7 +114,7 @@ class Rebalancer:
     @staticmethod
     def _check_definition(table: ShardedTable, info: ReplicaInfo) -> None:
         shown = info.definitions.get(table.full_name)
-        if table.definition and shown is not None and shown != table.definition:
+        if table.definition and shown is not None and shown != table.definition and table.change is None:
             raise ReplicaDamaged(
                 f"{table.full_name} of shard {info.shard} on {info.node} is defined as {shown}, and in the shard map "
                 f"as {table.definition}: remove its folder there, and the replica is made again from another node"

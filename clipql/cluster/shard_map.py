@@ -21,7 +21,7 @@ from clipql.errors import ClusterError
 from clipql.storage import files
 from clipql.version import __version__
 
-FORMAT = 3  # 1 has no models, 2 no columns that rows may lack a vector in
+FORMAT = 3  # 1 has no models, 2 no columns that rows may lack a vector in, no changes
 NAME = "cluster.json"
 
 
@@ -52,12 +52,21 @@ class TrainedModel:
 
 
 @dataclass(frozen=True)
+class TableChange:
+    """A change of a table's definition that is under way: what each replica is told to do."""
+
+    method: str
+    arguments: tuple[str | bool, ...]
+
+
+@dataclass(frozen=True)
 class ShardedTable:
     """A table over the first shards of the cluster: how it is made, and the parts of each shard.
 
     definition: CREATE TABLE as ClickHouse shows it, empty until the first part makes it. next_row: the number that the
     first row of the next part gets. models: of its ivf indexes, once they are built. optional: vector columns that were
-    added when there were rows, so that rows may come without a vector in them.
+    added when there were rows, so that rows may come without a vector in them. change: what is under way,
+    so that replicas may be before it or after it.
     """
 
     database: str
@@ -67,6 +76,7 @@ class ShardedTable:
     next_row: int = 0
     models: tuple[TrainedModel, ...] = ()
     optional: tuple[str, ...] = ()
+    change: TableChange | None = None
 
     @property
     def full_name(self) -> str:
@@ -217,6 +227,7 @@ def _map(d: Mapping[str, Any]) -> ShardMap:
                 "shards": tuple(tuple(_part(p) for p in parts) for parts in t["shards"]),
                 "models": tuple(TrainedModel(**m) for m in t.get("models", ())),
                 "optional": tuple(t.get("optional", ())),
+                "change": TableChange(c["method"], tuple(c["arguments"])) if (c := t.get("change")) else None,
             }
         )
         for t in d["tables"]

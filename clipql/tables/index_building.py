@@ -41,7 +41,7 @@ class Outdated(Exception):
     """What an index was built from is not what there is any more."""
 
 
-class IndexBuilds(OpenIndexes):
+class IndexBuilding(OpenIndexes):
     """Builds the indexes of a database. background: whose turn, and whose lock, its work takes."""
 
     def __init__(self, registry: Registry, background: Background) -> None:

@@ -21,7 +21,7 @@ from clipql.index import kinds
 from clipql.storage import files
 from clipql.storage.catalog import IndexEntry, Table
 from clipql.tables.background import Background
-from clipql.tables.index_building import IndexBuilds, Outdated
+from clipql.tables.index_building import IndexBuilding, Outdated
 from clipql.tables.index_entries import (
     MOST_CHANGED,
     behind,
@@ -44,7 +44,7 @@ _CODES = "\0codes of "  # before the name of a column, where no index can be mea
 RESUME_SECONDS = 3.0  # from the opening of a database until what was cut off goes on
 
 
-class Indexes(IndexBuilds):
+class Indexes(IndexBuilding):
     """The indexes of a database: defined, built, dropped. Those that fall behind are built in the background."""
 
     def __init__(self, registry: Registry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -574,6 +575,27 @@ def test_rows_may_lack_a_vector_in_a_column_that_is_added_on_every_replica_that_
     disks = [machines.disks[r] for r in coordinator.map.replicas()]
     assert [(d.definitions["default.laion"], d.optional) for d in disks] == [(WITH_COLUMN, ("siglip",))] * 8
     assert coordinator.map.tables[0].optional == ("siglip",)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_change_that_was_cut_off_is_finished_and_no_replica_is_taken_for_damaged(seed: int) -> None:
+    machines = Machines()
+    cluster(machines).ingest("default", "laion", specs(8))
+    machines.luck, machines.kills = random.Random(seed), 5
+    done = False
+    for _ in range(40):
+        with contextlib.suppress(Killed, ClusterError, ReplicaUnavailable):
+            coordinator = cluster(machines)
+            coordinator.heal()
+            done = bool(coordinator.map.tables[0].optional and not coordinator.map.tables[0].change)
+            if done and not machines.kills:
+                break
+            coordinator.add_column("default", "laion", ADD, "siglip", True)
+    assert (done, machines.kills) == (True, 0)
+    assert {s.state for s in cluster(machines).heal()} == {"ready"}
+    disks = [machines.disks[r] for r in coordinator.map.replicas()]
+    known = {(d.definitions["default.laion"], d.optional, d.quarantined) for d in disks}
+    assert known == {(WITH_COLUMN, ("siglip",), "")}
 
 
 def test_a_column_that_is_added_before_the_first_row_is_as_one_of_create_table() -> None:
