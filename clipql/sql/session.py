@@ -27,8 +27,8 @@ from clipql.sql import explain, settings
 from clipql.sql.bounded_changes import within_limits
 from clipql.sql.definitions import Definitions
 from clipql.sql.harmless import settings_allow
-from clipql.sql.input_rows import Written, check_has_data, staged_input, with_inline_data
-from clipql.sql.insert import insert, load
+from clipql.sql.input_rows import with_inline_data
+from clipql.sql.insertion import Insertions
 from clipql.sql.introspection import Introspection
 from clipql.sql.outputs import Outputs, Progress, Sink
 from clipql.sql.planner import Planner, Rewritten
@@ -36,14 +36,12 @@ from clipql.sql.prepared import Asked, Repeats
 from clipql.sql.read_only import reads, refuse
 from clipql.sql.safeguard import Safeguard, with_names
 from clipql.sql.short import is_short
-from clipql.sql.staging import load_plain
 from clipql.sql.stars import Stars
 from clipql.sql.temporary import note_temporary
 from clipql.sql.totals import may_have_more
 from clipql.sql.views import check_view
 from clipql.sql.words import telling_where
 from clipql.sql.work import Step
-from clipql.storage.catalog import Table
 from clipql.syntax.inputs import input_of
 from clipql.syntax.reading import read, select_of
 from clipql.syntax.spelling import respelled
@@ -84,7 +82,8 @@ class Session:
         self._planner, self._stars = Planner(registry, indexes, encoders, repeats), Stars(registry)
         self._safeguard, self._outputs = Safeguard(registry), Outputs(registry)
         self._introspection = Introspection(registry, indexes)
-        self._definitions = Definitions(registry, indexes, self._planner, self._fill, self._outputs.run)
+        self._insertions = own = Insertions(registry, indexes, self._planner, self._outputs)
+        self._definitions = Definitions(registry, indexes, self._planner, own.fill, self._outputs.run)
         self.params: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
 
@@ -235,7 +234,7 @@ class Session:
             sql, own = settings.take_format(sql)
             output, steps = self._read(sql, statement, given, own or format, progress, sink, asked)
         elif isinstance(statement, Insert):
-            output, steps, rows = self._insert(sql, statement, given, progress)
+            output, steps, rows = self._insertions.insert(sql, statement, given, self.settings, progress)
         elif isinstance(statement, Set):
             output = self._set(sql, statement)
         elif isinstance(statement, CreateTable):
@@ -260,7 +259,12 @@ class Session:
             self._registry.announce()
         note_temporary(self._registry, tokens)
         return Answer(
-            output, own or format, time.perf_counter() - began, steps, rows, indexes=self._indexes_of(statement)
+            output,
+            own or format,
+            time.perf_counter() - began,
+            steps,
+            rows,
+            indexes=self._insertions.indexes_of(statement),
         )
 
     def _pass(
@@ -346,28 +350,6 @@ class Session:
 
     # writing
 
-    def _insert(
-        self, sql: str, statement: Insert, params: Mapping[str, Any], progress: Progress | None
-    ) -> tuple[Output, tuple[Step, ...], int | None]:
-        check_has_data(sql)
-        table = self._definitions.find(statement.table)
-        if table is not None:
-            began = time.perf_counter()
-            fill = partial(insert, self._registry, self._planner, table, sql, statement, params, progress)
-            rows = self._fill(table, fill)
-            return Output(elapsed=time.perf_counter() - began, rows=rows), (), rows
-        if statement.source != "SELECT":
-            return self._engine.query(sql, "Null", params=params, progress=progress, user=True), (), None
-        text, own = settings.taken_from(sql)
-        counted = Written(progress)
-        with self._registry.gate.reading():
-            options = settings.options({**self.settings, **own})
-            planned = self._planner.rewrite(text[statement.body :], params, options)
-            head = text[: statement.body]
-            whole = dataclasses.replace(planned, sql=head + planned.sql)
-            output, steps = self._outputs.run(whole, text, params, "Null", counted)
-        return output, steps, counted.rows
-
     def load(self, sql: str, format: str, data: Iterable[bytes], params: Mapping[str, Any] | None = None) -> Answer:
         """Run `INSERT INTO table … FORMAT name`, `… VALUES`, or `… SELECT … FROM input(…) FORMAT name`, with the data
         apart, in pieces. Raises ClipqlError."""
@@ -378,37 +360,10 @@ class Session:
         statement = read(sql).kind
         if not isinstance(statement, Insert):
             raise QueryError(f"{sql[:100]}: expected INSERT INTO a table", code=62, name="SYNTAX_ERROR")
-        table = self._definitions.find(statement.table)
-        fed = input_of(sql)
-        rows: int | None
-        if fed is not None:
-            given = {**self.params, **with_numbers(sql, params or {})}
-            name = statement.table
-            target = self._registry.shape(table) if table else sql[name.start : name.end]
-            with staged_input(self._engine, sql, statement, target, fed, format, data) as text:
-                inner = read(text).kind
-                assert isinstance(inner, Insert), "only its source has changed"
-                rows = self._insert(text, inner, given, None)[2]
-            self._registry.announce()
-        elif table is not None:
-            rows = self._fill(table, partial(load, self._registry, table, statement, format, data))
-        else:
-            rows = load_plain(self._engine, sql[: statement.body], statement, format, data)
-            self._registry.announce()
-        elapsed, told = time.perf_counter() - began, self._indexes_of(statement)
+        given = {**self.params, **(params or {})}
+        rows = self._insertions.load(sql, statement, format, data, given, self.settings)
+        elapsed, told = time.perf_counter() - began, self._insertions.indexes_of(statement)
         return Answer(Output(elapsed=elapsed), "Null", elapsed, rows=rows, indexes=told)
-
-    def _fill(self, table: Table, fill: Callable[[], int]) -> int:
-        # in this order: a DELETE holds the write lock while it waits for the readers
-        with self._registry.write_lock, self._registry.gate.reading():
-            rows = fill()
-            self._indexes.fell_behind(table.id)
-            return rows
-
-    def _indexes_of(self, statement: object) -> str:
-        """How far the indexes of the table are that rows were inserted into."""
-        table = self._definitions.find(statement.table) if isinstance(statement, Insert) else None
-        return self._indexes.catching_up(table.id) if table else ""
 
 
 def _reported(progress: Progress) -> Callable[[str, int, int], None]:
