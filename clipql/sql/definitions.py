@@ -281,6 +281,12 @@ class Definitions:
                 if t is not None
             ]
             schema.rename(registry, sql, pairs)
+        elif verb == "EXCHANGE":
+            if len(found) != 2:
+                raise UnsupportedStatement("exchange tables with vector columns two in a statement")
+            other = statement.tables[1 if found[0] is not None else 0]
+            schema.exchange(registry, sql, table, other.database or registry.database, other.name)
+            registry.touched([t.id for t in found if t is not None])
         else:
             raise UnsupportedStatement(
                 f"{verb} is not carried out on {table.full_name}, whose vectors lie outside ClickHouse"

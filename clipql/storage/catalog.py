@@ -36,7 +36,7 @@ METRICS = ("L2Distance", "L2SquaredDistance", "cosineDistance", "dotProduct")
 _LONGEST = 1 << 16  # numbers of a vector, as `vectors.segments` has it
 # the kinds of change, and whether there is a table before and one after
 _CHANGES = {
-    **dict.fromkeys(("insert", "truncate", "rename", "alter", "rewrite", "vectors"), (True, True)),
+    **dict.fromkeys(("insert", "truncate", "rename", "exchange", "alter", "rewrite", "vectors"), (True, True)),
     "create": (False, True),
     "drop": (True, False),
     "replace": (True, False),
@@ -75,7 +75,7 @@ def encoded(catalog: Catalog) -> bytes:
 def _format(catalog: Catalog) -> int:
     changing = (catalog.pending.before, catalog.pending.after) if catalog.pending else ()
     tables = [*catalog.tables, *(t for t in changing if t)]
-    if catalog.pending and catalog.pending.kind == "vectors":
+    if catalog.pending and catalog.pending.kind in ("vectors", "exchange"):
         return FORMAT
     lacking = any(c.optional or c.absent or c.revision for t in tables for c in t.columns)
     return FORMAT if lacking or any(i.changed for t in tables for i in t.indexes) else 1

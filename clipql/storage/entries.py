@@ -171,9 +171,9 @@ class Table(Brief):
 class Pending(Brief):
     """A change under way, written before its first step and cleared after its last, so that open can finish it.
 
-    kind: 'insert', 'create', 'drop', 'replace', 'truncate', 'rename', 'alter', 'rewrite' or 'vectors'. before / after:
-    the table as it was and as it shall be (None where it does not exist then). definitions: for 'alter', the shape and
-    the physical table as they were, as CREATE statements.
+    kind: 'insert', 'create', 'drop', 'replace', 'truncate', 'rename', 'exchange', 'alter', 'rewrite' or 'vectors'.
+    before / after: the table as it was and as it shall be (None where it does not exist then). definitions: for
+    'alter', the shape and the physical table as they were, as CREATE statements.
     """
 
     kind: str

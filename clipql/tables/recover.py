@@ -8,6 +8,7 @@ change was under way.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import time
 from pathlib import Path
@@ -40,6 +41,7 @@ def settle(registry: Registry) -> None:
         "replace": _replace,
         "truncate": _truncate,
         "rename": _rename,
+        "exchange": _exchange,
         "alter": _alter,
         "rewrite": _rewrite,
         "vectors": _vectors,
@@ -310,6 +312,18 @@ def _rename(registry: Registry, pending: Pending) -> None:
     before, after = pending.before, pending.after
     assert before is not None and after is not None, "a rename has a table before and after"
     _done(registry, after if _is_there(registry, after) else before)
+
+
+def _exchange(registry: Registry, pending: Pending) -> None:
+    """Two tables were getting each other's names, at once: where the one has the other's, the other has its."""
+    before, after = pending.before, pending.after
+    assert before is not None and after is not None, "an exchange has a table before and after"
+    done, other = registry.catalog.with_pending(None), registry.catalog.table(after.database, after.name)
+    if _is_there(registry, after):
+        done = done.with_table(after)
+        if other is not None:
+            done = done.with_table(dataclasses.replace(other, database=before.database, name=before.name))
+    _save(registry, done)
 
 
 def _alter(registry: Registry, pending: Pending) -> None:

@@ -148,6 +148,19 @@ def rename(registry: Registry, statement: str, pairs: Sequence[tuple[Table, str,
             recover.settle(registry)
 
 
+def exchange(registry: Registry, statement: str, table: Table, database: str, name: str) -> None:
+    """EXCHANGE TABLES of a table with vector columns and another one, whose database and name it gets."""
+    with registry.write_lock, registry.gate.writing():
+        recover.settle(registry)
+        table = registry.current(table)
+        after = dataclasses.replace(table, database=database, name=name)
+        registry.save(registry.catalog.with_pending(Pending("exchange", table, after)))
+        try:
+            registry.engine.run(statement, user=True)
+        finally:
+            recover.settle(registry)
+
+
 def alter(
     registry: Registry,
     indexes: Indexes,

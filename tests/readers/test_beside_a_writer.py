@@ -191,7 +191,11 @@ def test_clickhouse_goes_on_to_later_commits_without_being_opened_again(folder: 
         writer.run("RENAME TABLE t TO u", CREATE, INSERT.format(first=0, rows=4), "DROP VIEW w")
         assert db.sql(sums).rows == [(4, 6, 6.0, 0, 3)]
         assert db.sql("SHOW TABLES").rows == [("t",), ("u",)]
-        writer.run("DROP TABLE u")
+        writer.run("EXCHANGE TABLES t AND u")
+        assert db.sql(sums.replace("FROM t", "FROM u")).rows == [(4, 6, 6.0, 0, 3)]
+        assert db.sql(sums).rows == [(6_000, 18_057_000, 18_057_000.0, 0, 5_999)]
+        assert db.sql("SELECT id FROM u ORDER BY L2Distance(v, (SELECT v FROM t LIMIT 1)) LIMIT 9").rows != []
+        writer.run("EXCHANGE TABLES u AND t", "DROP TABLE u")
         assert db.sql("SHOW TABLES").rows == [("t",)]
         assert len(opened) == 1
         # what cannot be attached is opened

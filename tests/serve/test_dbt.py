@@ -38,8 +38,7 @@ def test_dbt_builds_a_project_with_vectors_tests_it_and_builds_it_on(server: Run
          "relationships_collected_id__id__ref_pictures_"), "pass",
     )  # fmt: skip
     assert first == second == [True, "", {**built, **tested}], done.stdout
-    assert server.sql("SELECT caption FROM nearest FORMAT TSV").text.split("\n") == ["a cat", "a tiger", ""]
-    rows = server.sql("SELECT id, v, came FROM collected ORDER BY id FORMAT TSV").text
+    assert server.sql("SELECT caption FROM captions.nearest FORMAT TSV").text.split("\n") == ["a cat", "a tiger", ""]
+    rows = server.sql("SELECT id, v, came FROM captions.collected ORDER BY id FORMAT TSV").text
     assert rows == "1\t[1,0]\t2\n2\t[0,1]\t2\n3\t[0.75,0.25]\t4\n4\t[0.875,0]\t4\n"
-    for name in ("nearest", "collected", "pictures", "said"):
-        assert server.sql(f"DROP TABLE {name}").status == 200
+    assert server.sql("DROP DATABASE captions").status == 200

@@ -84,6 +84,12 @@ def fill_a_column(db: clipql.Database, parts: Path) -> object:
     return db.ingest(parts / "rows", table="t", add_column="more", vector_column="v")
 
 
+def two_tables(db: clipql.Database, parts: Path) -> None:
+    three_rows(db, parts)
+    db.sql("CREATE TABLE u AS t")
+    db.sql("INSERT INTO u SELECT * FROM t WHERE id < 1")
+
+
 OPERATIONS = [
     Operation("insert", three_rows, sql("INSERT INTO t " + ROWS.format(3, 4))),
     Operation("insert values", three_rows, sql("INSERT INTO t VALUES (9, 'nine', [9, 1, 2, 3], [9, -1, 0.5])")),
@@ -99,6 +105,7 @@ OPERATIONS = [
     Operation("drop", three_rows, sql("DROP TABLE t")),
     Operation("truncate", three_rows, sql("TRUNCATE TABLE t")),
     Operation("rename", three_rows, sql("RENAME TABLE t TO u")),
+    Operation("exchange", two_tables, sql("EXCHANGE TABLES t AND u")),
     Operation("add a column", three_rows, sql("ALTER TABLE t ADD COLUMN n UInt8 DEFAULT arraySum(text_embedding)")),
     Operation("add a vector column", sql(TABLE), sql("ALTER TABLE t ADD COLUMN v Array(Float32)")),
     Operation("add a vector column to rows", three_rows, sql("ALTER TABLE t ADD COLUMN w Array(Float32) AFTER id")),

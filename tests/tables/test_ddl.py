@@ -261,9 +261,37 @@ REFUSED = [
     ),
     ("ALTER TABLE t MOVE PARTITION tuple() TO TABLE u", "moves rows without their vectors"),
     ("ALTER TABLE t FREEZE", "moves rows without their vectors"),
-    ("EXCHANGE TABLES t AND u", "EXCHANGE is not carried out on default.t, whose vectors lie outside ClickHouse"),
+    ("EXCHANGE TABLES t AND u, t AND u", "exchange tables with vector columns two in a statement"),
     ("DETACH TABLE t", "DETACH is not carried out on default.t"),
 ]
+
+
+@pytest.mark.parametrize("other", ["MergeTree ORDER BY id", "Log"])  # one of ours, and one that is ClickHouse's alone
+@pytest.mark.parametrize("order", ["a.x AND a.y", "a.y AND a.x"])
+def test_two_tables_get_each_others_names(db: clipql.Database, other: str, order: str) -> None:
+    index = "INDEX near v TYPE ivf('L2Distance')"
+    db.sql("CREATE DATABASE a")
+    db.sql(f"CREATE TABLE a.x (id UInt32, v Array(Float32), {index}) ENGINE = MergeTree ORDER BY id")
+    db.sql(f"CREATE TABLE a.y (id UInt32, v Array(Float32)) ENGINE = {other}")
+    db.sql("INSERT INTO a.x SELECT number, [number, 0] FROM numbers(5)")
+    db.sql("INSERT INTO a.y SELECT number, [0, 0, number] FROM numbers(3)")
+
+    def held() -> list[list[tuple[object, ...]]]:
+        return [db.sql(f"SELECT * FROM a.{name} ORDER BY id").rows for name in "xy"]
+
+    x, y = held()
+    for expected in ([y, x], [x, y], [y, x]):
+        db.sql(f"EXCHANGE TABLES {order}")
+        assert held() == expected
+    db.sql("INSERT INTO a.y VALUES (9, [9, 9])")
+    nearest = "SELECT id FROM a.y ORDER BY L2Distance(v, [8, 9]) LIMIT 1"
+    assert db.sql(nearest).rows == [(9,)]
+    assert db.sql("SHOW CREATE TABLE a.y").rows[0][0].startswith("CREATE TABLE a.y")
+    assert db.check(deep=True).findings == ()
+    db.close()
+    with clipql.connect(db.path) as again:
+        assert again.sql(nearest).rows == [(9,)]
+        assert again.sql("SELECT count() FROM a.x").rows == [(3,)]
 
 
 def test_what_vectors_cannot_take_part_in_is_refused_with_the_reason(t: clipql.Database) -> None:
