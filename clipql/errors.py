@@ -6,6 +6,7 @@
     │   ├── UnknownColumn
     │   ├── ReadOnly               a statement that writes, in a database that was opened to be read
     │   └── QueryCancelled
+    │       └── ServerEnding       by a server that is told to end: ask again
     ├── VectorError                a vector of the wrong length, type or content
     ├── UnsupportedStatement       SQL that a vector column cannot take part in
     ├── IngestError                a part that cannot be taken in, with file and row
@@ -69,6 +70,10 @@ class ReadOnly(QueryError):
 
 class QueryCancelled(QueryError):
     """The query was stopped, by Ctrl-C, `cancel()` or a limit."""
+
+
+class ServerEnding(QueryCancelled):
+    """The query was stopped because its server was told to end: it may be sent again, to the next one."""
 
 
 class VectorError(ClipqlError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipql.engine.quoting import quote_name, quote_string
-from clipql.errors import QueryCancelled
+from clipql.errors import QueryCancelled, ServerEnding
 
 # Vector columns are ALIAS columns, so `*` must show them; mutations are waited for, so that a DELETE that has
 # returned is visible to the planner; a vector or its neighbours' row numbers make long statements.
@@ -92,7 +92,8 @@ class EngineUser:
 class Acting:
     """One request of a user: settings and database for it alone, and what it runs, so that it can be cancelled.
 
-    late: the seconds that it had, where it was cancelled because they are over.
+    late: the seconds that it had, where it was cancelled because they are over. ending: it was cancelled because all
+    are, as the server ends.
     """
 
     user: EngineUser
@@ -101,11 +102,19 @@ class Acting:
     running: set[str] = field(default_factory=set)
     cancelled: bool = False
     late: float = 0
+    ending: bool = False
 
     def stopped(self) -> QueryCancelled:
         """The error of a request that was cancelled."""
         if self.late:
             return QueryCancelled(f"Timeout exceeded: maximum: {self.late:.1f} s", code=159, name="TIMEOUT_EXCEEDED")
+        if self.ending:
+            return ServerEnding(
+                "the server is ending, and the query was cut off: send it again in a moment; whether a statement that "
+                "writes was carried out is not known",
+                code=394,
+                name="QUERY_WAS_CANCELLED",
+            )
         return QueryCancelled("the query was cancelled", code=394, name="QUERY_WAS_CANCELLED")
 
 

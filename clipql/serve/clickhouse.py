@@ -21,7 +21,7 @@ from clipql.errors import ClipqlError, QueryError
 from clipql.serve import access_control, compression, early_head, external, replies
 from clipql.serve import clickhouse_request as reading
 from clipql.serve.allowed import words
-from clipql.serve.errors import error_code, error_status, error_text
+from clipql.serve.errors import error_code, error_headers, error_status, error_text
 from clipql.serve.native_blocks import version as native_version
 from clipql.serve.pool import Busy, Pipe, gone
 from clipql.serve.progress import Meter, interval
@@ -94,7 +94,7 @@ class ClickHouse:
     def _failure(self, error: ClipqlError, call: Call) -> Response:
         code, _ = error_code(error)
         call.code = code
-        headers = {**self._headers(call), "X-ClickHouse-Exception-Code": str(code)}
+        headers = {**self._headers(call), "X-ClickHouse-Exception-Code": str(code), **error_headers(error)}
         if code == 516:
             headers["WWW-Authenticate"] = 'Basic realm="clipql"'
         return PlainTextResponse(error_text(error, self._statements.version), error_status(error), headers)

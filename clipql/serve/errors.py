@@ -10,6 +10,7 @@ from clipql.errors import (
     PictureError,
     QueryCancelled,
     QueryError,
+    ServerEnding,
     UnsupportedStatement,
     VectorError,
 )
@@ -46,10 +47,17 @@ _OWN: tuple[tuple[type[ClipqlError], int, str, int], ...] = (
 
 def error_status(error: ClipqlError) -> int:
     """The HTTP status of an error."""
+    if isinstance(error, ServerEnding):
+        return 503
     code = getattr(error, "code", 0)
     if code:
         return _BY_CODE.get(code, 500)
     return next(status for kind, _, _, status in _OWN if isinstance(error, kind))
+
+
+def error_headers(error: ClipqlError) -> dict[str, str]:
+    """What the head of a reply says of an error: when to ask again, where that may do."""
+    return {"Retry-After": "1"} if isinstance(error, ServerEnding) else {}
 
 
 def error_code(error: ClipqlError) -> tuple[int, str]:

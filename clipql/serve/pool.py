@@ -231,8 +231,9 @@ class Pool:
             self._loop.call_soon_threadsafe(self.stop, acting)
 
     def stop_all(self) -> None:
-        """Cancel everything."""
+        """Cancel everything, as the server ends: who waits is told so."""
         for job in list(self._all.values()):
+            job.acting.ending = job.acting.ending or not job.acting.cancelled
             self.stop(job.acting)
 
     def close(self, seconds: float) -> bool:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
+import time
+from functools import partial
 from typing import Any
 
 import pytest
 
-from clipql.serve.fellows import session_kept, session_runs
+from clipql.engine.users import Acting, EngineUser
+from clipql.errors import ClipqlError
+from clipql.serve.errors import error_headers, error_status
+from clipql.serve.fellows import Fellows, session_kept, session_runs
 from clipql.serve.limits import Limits
+from clipql.serve.pool import Pool
 from clipql.serve.server import Ending
 from clipql.serve.workers import board as numbers
 from clipql.serve.workers import channel as letters
@@ -204,3 +211,28 @@ def test_progress_in_a_head_is_told_as_it_comes_and_the_rest_of_it_is_read_as_it
             pieces = [head.rest(whole[at : at + size]) for at in range(0, len(whole), size)]
             assert b"".join(pieces) == kept + body
         assert told == [("X-ClickHouse-Progress", "1"), ("X-ClickHouse-Progress", "2")]
+
+
+def test_only_what_the_end_of_the_server_cuts_off_is_told_to_come_again() -> None:
+    killed, cut_off, waiting = (Acting(EngineUser()) for _ in range(3))
+
+    async def ended() -> list[tuple[int, dict[str, str]]]:
+        pool = Pool(Limits(running=2, waiting=8), lambda acting: None, Fellows())
+        begun = threading.Semaphore(0)
+
+        def work(acting: Acting) -> None:
+            begun.release()
+            while not acting.cancelled:
+                time.sleep(0.001)
+
+        asked = [pool.submit(partial(work, each), each) for each in (killed, cut_off, waiting)]
+        for _ in range(2):
+            await asyncio.to_thread(begun.acquire)
+        pool.stop(killed)
+        pool.stop_all()
+        errors = await asyncio.gather(*asked, return_exceptions=True)
+        pool.close(10)
+        return [(error_status(e), error_headers(e)) for e in errors if isinstance(e, ClipqlError)]
+
+    come_again = (503, {"Retry-After": "1"})
+    assert asyncio.run(ended()) == [(500, {}), come_again, come_again]
