@@ -33,6 +33,7 @@ def connect(
     *,
     read_only: Literal[True],
     follow: bool = False,
+    behind_seconds: float | None = None,
     model: str | None = None,
 ) -> ReadOnlyDatabase: ...
 
@@ -43,6 +44,7 @@ def connect(
     *,
     read_only: bool | None = None,
     follow: bool = False,
+    behind_seconds: float | None = None,
     model: str | None = None,
     token: str | None = None,
 ) -> Database: ...
@@ -53,6 +55,7 @@ def connect(
     *,
     read_only: bool | None = None,
     follow: bool = False,
+    behind_seconds: float | None = None,
     model: str | None = None,
     token: str | None = None,
 ) -> Database:
@@ -61,12 +64,15 @@ def connect(
 
     path: the folder; None for $CLIPQL_DB, and ./clipql.db without that. read_only: see the folder as it was at its
     last commit, whoever writes it meanwhile; None for whether $CLIPQL_READ_ONLY is 1. follow: with read_only, see each
-    commit at the next statement, and not only after `refresh()`. token: what a server asks for, None for
-    $CLIPQL_TOKEN. model: of encode_text and encode_image, a name
-    or a folder; None for $CLIPQL_MODEL, and without that the one that filled the columns asked for.
+    commit at the next statement, and not only after `refresh()`. behind_seconds: with follow, by how much a statement
+    may be behind: commits are then taken in the background, and no statement waits for one that is newer. token: what
+    a server asks for, None for $CLIPQL_TOKEN. model: of encode_text and encode_image, a name or a folder; None for
+    $CLIPQL_MODEL, and without that the one that filled the columns asked for.
     Raises DatabaseLocked (another process writes it), DatabaseVersion, DatabaseDamaged or NotADatabase; ServerError for
     a server that does not answer, or asks for another token.
     """
+    if behind_seconds is not None and not (follow and behind_seconds >= 0):
+        raise QueryError(f"behind_seconds={behind_seconds} goes with follow=True, and is 0 or more")
     where = place(path)
     remote = isinstance(where, str) and where.lower().startswith(("http://", "https://", "ray://"))
     if (read_only or follow) and remote:
@@ -82,7 +88,7 @@ def connect(
     if reads_only() if read_only is None else read_only:
         from clipql.reader import ReadOnlyDatabase
 
-        return ReadOnlyDatabase(where, model=model, follow=follow)
+        return ReadOnlyDatabase(where, model=model, follow=follow, behind_seconds=behind_seconds)
     if follow:
         raise QueryError("follow is for a database that is opened with read_only=True")
     from clipql.database import Database

@@ -11,6 +11,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +27,7 @@ from clipql.storage import snapshot
 from clipql.storage.snapshot import Snapshot
 from clipql.tables import opening, recover
 from clipql.tables.catch_up import catch_up
+from clipql.tables.following import Following
 from clipql.tables.indexes import Indexes
 from clipql.tables.plain_columns import PlainColumns
 from clipql.tables.read_write_lock import ReadWriteLock
@@ -38,11 +40,16 @@ if TYPE_CHECKING:
     from clipql.sql.session import Answer
     from clipql.sql.vector_blocks import VectorBlocks
 
+# seconds: that statements which run may hold up a refresh in the background, and all others with it; that it waits for
+# the end of a change that is under way
+PATIENCE, SETTLED_SECONDS = 0.05, 5.0
+
 
 class ReadOnlyDatabase(Database):
     """A database as it was at its last commit, or with `follow` as it is at each statement. Thread-safe.
 
-    moment: the snapshot of another process's reader, to see what that one sees.
+    behind_seconds: with `follow`, by how much what is seen may be behind; None for nothing, so that statements wait for
+    each commit. moment: the snapshot of another process's reader, to see what that one sees.
     """
 
     def __init__(
@@ -51,12 +58,19 @@ class ReadOnlyDatabase(Database):
         *,
         model: str | None = None,
         follow: bool = False,
+        behind_seconds: float | None = None,
         moment: Path | None = None,
     ) -> None:
         self.path, self.follow, self._model = Path(path).absolute(), follow, model
         self._closed = False
         self._closing, self._refreshing = threading.Lock(), threading.Lock()
         self._moment, self._inside = ReadWriteLock(), threading.local()
+        self._behind_seconds = behind_seconds if follow else None
+        self._following = (
+            None
+            if self._behind_seconds is None
+            else Following(self._behind_seconds, self._is_current, partial(self._refresh, PATIENCE, SETTLED_SECONDS))
+        )
         self._taken = snapshot.take(moment or self.path, self.path)
         self._opened: Snapshot | None = None  # the one in which ClickHouse is open, where that is an earlier one
         self.opened: Callable[[], None] | None = None  # called when ClickHouse has been opened anew
@@ -95,10 +109,10 @@ class ReadOnlyDatabase(Database):
         finally:
             registry.settling = False
 
-    def __reduce__(self) -> tuple[Callable[..., ReadOnlyDatabase], tuple[str, str | None, bool, str | None]]:
+    def __reduce__(self) -> tuple[Callable[..., ReadOnlyDatabase], tuple[Any, ...]]:
         """Another process, as multiprocessing's 'spawn' starts one, opens the same moment."""
         moment = str(self._taken.folder) if self._taken.linked else None
-        return _reopened, (str(self.path), self._model, self.follow, moment)
+        return _reopened, (str(self.path), self._model, self.follow, self._behind_seconds, moment)
 
     # the moment
 
@@ -120,39 +134,53 @@ class ReadOnlyDatabase(Database):
         self._check_open()
         if self._depth:
             raise QueryError("refresh() inside `with db.snapshot()` would move what it holds: leave the block first")
-        with self._refreshing:
-            if snapshot.state(self.path) == self._taken.state:
+        return self._refresh(patience)
+
+    def _is_current(self) -> bool:
+        return snapshot.state(self.path) == self._taken.state
+
+    def _refresh(self, patience: float | None = None, settled_seconds: float = snapshot.UNSETTLED_SECONDS) -> bool:
+        noted = self._following.refreshed() if self._following else contextlib.nullcontext()
+        with self._refreshing, noted:
+            if self._closed or self._is_current():
                 return False
-            later = snapshot.take(self.path, again=True)
-            with contextlib.ExitStack() as alone:
-                try:
-                    alone.enter_context(self._moment.writing(patience))
-                except TimeoutError:
+            before = self._taken
+            later = snapshot.take(self.path, again=True, settled_seconds=settled_seconds)
+            try:
+                # before statements are held up, as it reads what is new
+                recover.verify_vectors(later.folder, later.catalog, before.catalog)
+                with self._moment.writing(patience):
+                    done_with = self._move(before, later)
+            except BaseException:
+                if self._taken is not later:
                     later.release()
-                    raise
-                before, self._taken = self._taken, later
-                try:
-                    recover.verify_vectors(later.folder, later.catalog, before.catalog)
-                    caught_up = self._catch_up(later)
-                    self._registry.move(later.folder, later.catalog)
-                    self._indexes.move()
-                    caught_up = caught_up and self._prepared()
-                    if caught_up:
-                        self._opened = self._opened or before  # in which ClickHouse goes on
-                    else:
-                        self._engine.move(later.folder / "engine")
-                    if later.catalog.pending is not None:
-                        self._engine.start()
-                except BaseException:
-                    self.close()  # half of it is of one moment and half of another
-                    before.release()
-                    raise
-                if self._opened is not before:
-                    before.release()
-                if self._opened is not None and not caught_up:
-                    self._opened.release()
-                    self._opened = None
+                raise
+            for each in done_with:  # the last names of large files, perhaps: statements go on meanwhile
+                each.release()
         return True
+
+    def _move(self, before: Snapshot, later: Snapshot) -> list[Snapshot]:
+        """Go on to a later snapshot while no statement runs; those that are not needed any more are returned."""
+        opened, self._taken = self._opened, later
+        try:
+            caught_up = self._catch_up(later)
+            self._registry.move(later.folder, later.catalog)
+            self._indexes.move()
+            caught_up = caught_up and self._prepared()
+            if caught_up:
+                self._opened = opened or before  # in which ClickHouse goes on
+            else:
+                self._engine.move(later.folder / "engine")
+                self._opened = None
+            if later.catalog.pending is not None:
+                self._engine.start()
+        except BaseException:
+            self.close()  # half of it is of one moment and half of another
+            for each in (before, opened):
+                if each is not None:
+                    each.release()
+            raise
+        return [each for each in (before, opened) if each is not None and each is not self._opened]
 
     def _catch_up(self, later: Snapshot) -> bool:
         """Whether ClickHouse, where it runs, could go on to a later snapshot without being opened anew."""
@@ -188,8 +216,8 @@ class ReadOnlyDatabase(Database):
     @contextlib.contextmanager
     def _statement(self) -> Iterator[None]:
         self._check_open()
-        if self.follow and not self._depth:
-            self.refresh()
+        if self.follow and not self._depth and not (self._following and self._following.may_go_on()):
+            self._refresh()
         with self._moment.reading():
             self._inside.depth = self._depth + 1
             try:
@@ -269,6 +297,8 @@ class ReadOnlyDatabase(Database):
 
     def close(self) -> None:
         """Close the database and let go of its snapshot; harmless when called twice."""
+        if self._following:
+            self._following.stop()
         with self._closing:
             if self._closed:
                 return
@@ -281,9 +311,12 @@ class ReadOnlyDatabase(Database):
                 self._opened.release()
 
 
-def _reopened(path: str, model: str | None, follow: bool, moment: str | None) -> ReadOnlyDatabase:
+def _reopened(
+    path: str, model: str | None, follow: bool, behind_seconds: float | None, moment: str | None
+) -> ReadOnlyDatabase:
+    found = Path(moment) if moment else None
     try:
-        return ReadOnlyDatabase(path, model=model, follow=follow, moment=Path(moment) if moment else None)
+        return ReadOnlyDatabase(path, model=model, follow=follow, behind_seconds=behind_seconds, moment=found)
     except NotADatabase as error:
         raise StorageError(
             f"the reader of {path} that was sent to this process is closed, so what it saw is gone: keep it open"

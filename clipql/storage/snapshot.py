@@ -31,7 +31,7 @@ from clipql.storage.places import Place
 
 CODES = "codes"  # the code files of vector columns, by table
 BACKUP = "backup.json"  # beside the folder of a database that is in a backup
-_UNSETTLED_SECONDS, _LONGEST_SECONDS, _WAIT_SECONDS = 0.25, 30.0, 0.002
+UNSETTLED_SECONDS, _LONGEST_SECONDS, _WAIT_SECONDS = 0.25, 30.0, 0.002
 # how long a file that the manifest names may be missing while the manifest stays the same
 _MISSING_SECONDS = 1.0
 _TABLE = "format_version.txt"  # lies in the folder of a MergeTree table, beside its parts
@@ -91,12 +91,15 @@ def state(source: Path) -> State:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def take(source: Path, home: Path | None = None, *, again: bool = False) -> Snapshot:
+def take(
+    source: Path, home: Path | None = None, *, again: bool = False, settled_seconds: float = UNSETTLED_SECONDS
+) -> Snapshot:
     """A snapshot of the last commit. home: the database in whose folder it shall lie, where that is not the source.
 
-    again: what lies in the folder was looked at when the last one was taken. Raises NotADatabase, DatabaseVersion,
-    DatabaseDamaged, DiskFull, StorageError where the database changes faster than links are made; DatabaseLocked where
-    no hard links can be made and a writer has it open.
+    again: what lies in the folder was looked at when the last one was taken. settled_seconds: how long a change
+    under way is waited for, before it is to be brought to its end in the snapshot. Raises NotADatabase,
+    DatabaseVersion, DatabaseDamaged, DiskFull, StorageError where the database changes faster than links are made;
+    DatabaseLocked where no hard links can be made and a writer has it open.
     """
     state(source)
     if not again:  # before anything is made, listed or copied by a link in it
@@ -108,7 +111,7 @@ def take(source: Path, home: Path | None = None, *, again: bool = False) -> Snap
     try:
         with files.translated(place.folder, "linking a snapshot into"):
             try:
-                found, then = _linked(source, place.folder)
+                found, then = _linked(source, place.folder, settled_seconds)
             except _CannotLink:
                 return _with_symbolic_links(source, place)
         strays.refuse(place.folder)
@@ -133,16 +136,22 @@ def _parent(source: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="clipql-"))
 
 
-def _linked(source: Path, place: Path) -> tuple[Catalog, State]:
+def _linked(source: Path, place: Path, settled_seconds: float) -> tuple[Catalog, State]:
     began = time.monotonic()
+    unsettled: State | None = None
     lacking: tuple[State, Path] | None = None
     since = began
     while time.monotonic() < began + _LONGEST_SECONDS:
         then = state(source)
+        patient = time.monotonic() <= began + settled_seconds
+        if patient and then == unsettled:  # nothing has changed, so it need not be read again
+            time.sleep(_WAIT_SECONDS)
+            continue
         try:
             then, content, names = _seen(source)
             found = catalog.parsed(source / catalog.NAME, content)
-            if found.pending is None or time.monotonic() > began + _UNSETTLED_SECONDS:
+            unsettled = then if found.pending is not None else None
+            if unsettled is None or not patient:
                 _link_moment(source, place, found, names)
                 shown = _shown(found)
                 (place / catalog.NAME).write_bytes(catalog.encoded(shown))
