@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from clipql.brief import Brief
 from clipql.engine.arrow import arrow_numbers
+from clipql.engine.priority import lower_priority
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClipqlError, IngestError, VectorError
 from clipql.ingest.columns import check_nested, check_parts, column_types, nested
@@ -246,11 +247,15 @@ class _OnePart:
     def take(self) -> None:
         """Read, write and commit the part."""
         registry = self._run._registry
-        with Insertion(registry, self._table.id) as insertion, ThreadPoolExecutor(3) as pool:
+        with (
+            Insertion(registry, self._table.id) as insertion,
+            ThreadPoolExecutor(max(1, len(self._part.vectors)), initializer=lower_priority) as of_vectors,
+            ThreadPoolExecutor(1) as of_metadata,
+        ):
             try:
                 first_id = self._first_id(registry, insertion)
-                work = [pool.submit(self._vectors, insertion, c) for c in self._part.vectors]
-                work.append(pool.submit(self._metadata, insertion, first_id))
+                work = [of_vectors.submit(self._vectors, insertion, c) for c in self._part.vectors]
+                work.append(of_metadata.submit(self._metadata, insertion, first_id))
                 while not all(f.done() for f in work):
                     wait_for(work, timeout=0.2)
                     self._show()

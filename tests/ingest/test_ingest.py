@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shutil
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from parts import FOLDERS, LAION_FOLDERS, SIDE_BY_SIDE, Part, make_part, state, 
 import clipql
 from clipql.errors import ClipqlError, IngestError
 from clipql.ingest import pipeline
+from clipql.storage.vectors.segments import SegmentWriter
 from clipql.tables import writer
 
 PLAIN = "SELECT url, caption, NSFW, similarity FROM laion ORDER BY id"
@@ -608,3 +611,24 @@ def test_lists_that_are_one_nested_to_clickhouse_are_refused_by_row_where_they_d
         "as many; rename one, such as a_c"
     )
     assert state(db) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+@pytest.mark.parametrize("kind", ["part", "records"])
+def test_threads_that_write_vectors_give_way_to_others(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, writing, own = SegmentWriter.append, set[int](), os.getpriority(os.PRIO_PROCESS, 0)
+
+    def noted(self: SegmentWriter, *given: Any) -> None:
+        writing.add(os.getpriority(os.PRIO_PROCESS, 0))
+        append(self, *given)
+
+    monkeypatch.setattr(SegmentWriter, "append", noted)
+    make_part(tmp_path / "part")
+    rows = pa.table({"id": [1, 2], "v": pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32()))})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    with clipql.connect(tmp_path / "t.db") as db:
+        db.ingest(tmp_path / ("part" if kind == "part" else "rows.parquet"), table="t")
+        assert os.getpriority(os.PRIO_PROCESS, 0) == own
+    assert min(writing) > own

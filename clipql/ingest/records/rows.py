@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.engine.arrow import arrow_numbers
+from clipql.engine.priority import lower_priority
 from clipql.errors import IngestError
 from clipql.ingest.columns import check_nested, nested
 from clipql.ingest.pipeline import next_id
@@ -53,7 +54,7 @@ class Rows:
         widest = max(self._dimensions.values()) * len(self._dimensions) * 4
         self._step = min(_MOST_ROWS, max(64, _BLOCK // widest))
         self._reader = ThreadPoolExecutor(1, "clipql-read")
-        self._writers = {n: ThreadPoolExecutor(1, "clipql-vectors") for n in names}
+        self._writers = {n: ThreadPoolExecutor(1, "clipql-vectors", lower_priority) for n in names}
         self._writing: deque[Future[None]] = deque()
         self._held: list[pa.RecordBatch] = []
         self._sent = 0
