@@ -234,11 +234,8 @@ class Api:
         if isinstance(given, Mapping) and given.get("queries") is not None:
             batch = await self._service.bodies.in_thread(lambda: Batch.read(given, uploads, limits))
             return await self.in_thread(request, lambda: search_batch.answer(self._service, self.results, batch))
-        asked = Search.read(given, uploads, limits)
-        found = self.results.at_once(asked)
-        if found is not None:
-            return found
-        return await self.in_thread(request, lambda: self.results.answer(asked))
+        one = self.results.of(Search.read(given, uploads, limits))
+        return one.at_once() or await self.in_thread(request, one.answer)
 
     async def _search_body(self, request: HttpRequest) -> tuple[Any, dict[str, bytes]]:
         limits = self._service.options.limits

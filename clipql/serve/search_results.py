@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -35,44 +37,57 @@ MEDIA = {"CSV": ("text/csv; charset=utf-8", "csv"), "Parquet": ("application/vnd
          "Arrow": ("application/vnd.apache.arrow.file", "arrow")}  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A search whose statement is made. began, encoded: by the performance counter, before its vectors and after."""
+
+    table: Table
+    column: VectorColumn
+    roles: ColumnRoles
+    vectors: tuple[NDArray[np.float32], ...]
+    made: search.Statement
+    began: float
+    encoded: float
+
+
 class SearchResults:
     """What searches find, and single rows. Call it in a thread of the pool, as whoever acts there."""
 
     def __init__(self, service: Service) -> None:
         self._service, self._short = service, ShortWay(service)
 
-    def at_once(self, asked: Search) -> Response | None:
-        """The response to a search by vectors that was asked before with others; None where it is not short work.
+    def moment_now(self) -> contextlib.AbstractContextManager[bool]:
+        """One moment of the database, without waiting: whether it is held."""
+        return self._service.moment_now()
+
+    def of(self, asked: Search) -> OneSearch:
+        """A search on its way to its response."""
+        return OneSearch(self, asked)
+
+    def may_be_short(self, asked: Search) -> bool:
+        """Whether a search may be short work: by vectors, of the rows that a table has, for the page.
 
         Call it from the event loop, as whoever acts there. Raises ClipqlError.
         """
-        if (
-            not asked.terms
-            or not all(t.vector for t in asked.terms)
-            or asked.format != "JSON"
-            or asked.fold is not None
-        ):
-            return None
+        if not asked.terms or not all(t.vector for t in asked.terms) or asked.format != "JSON":
+            return False
         service = self._service
-        with service.moment_now() as held:
-            if not held or not service.roles.knows(service.table(asked.database, asked.table)):
-                return None
-            return self._answer(asked, self._run_at_once)
+        table = service.table(asked.database, asked.table)
+        # which rows meet a condition is looked up, which may take long
+        if asked.fold is not None or asked.where or not service.roles.knows(table):
+            return False
+        return not (asked.safe and service.roles[table].safe)
 
-    def _run_at_once(self, run: Request) -> Answer | None:
+    def run_at_once(self, run: Request) -> Answer | None:
+        """The answer to what is short work; None for anything else."""
         return self._short.answer(run.sql, run.params, run.format, self._service.acting(), {}, write=False)
 
-    def _run(self, run: Request) -> Answer:
+    def run(self, run: Request) -> Answer:
+        """The answer to any statement."""
         return self._service.run(run, self._service.engine.acting)
 
-    def answer(self, asked: Search) -> Response:
-        """The response to a search: a page of rows, or a file of them. Raises ClipqlError."""
-        found = self._answer(asked, self._run)
-        assert found is not None
-        return found
-
-    def _answer(self, asked: Search, run: Callable[[Request], Answer | None]) -> Response | None:
-        """The response to a search, whose statement is run so; None where that gives none."""
+    def ready(self, asked: Search) -> Ready:
+        """A search with its vectors and its statement. Raises ClipqlError."""
         service = self._service
         began = time.perf_counter()
         table = service.table(asked.database, asked.table)
@@ -87,6 +102,17 @@ class SearchResults:
         if download and asked.fold is not None:
             alike = self._alike(asked, table, column, roles, vector)
         made = search.statement(asked, table, column, roles, vector, download=download, without=alike)
+        return Ready(table, column, roles, tuple(vectors), made, began, encoded)
+
+    def holds(self, ready: Ready, asked: Search) -> bool:
+        """Whether nothing has changed since a search was made ready."""
+        table = self._service.table(asked.database, asked.table)
+        return table is ready.table and self._service.roles[table] is ready.roles
+
+    def response(self, asked: Search, ready: Ready, run: Callable[[Request], Answer | None]) -> Response | None:
+        """The response to a search, whose statement is run so; None where that gives none. Raises ClipqlError."""
+        service, made, roles, table = self._service, ready.made, ready.roles, ready.table
+        download = asked.format != "JSON"
         format = search.FORMATS[asked.format] if download else "ArrowStream"
         with in_conditions(made.sql, asked.where):
             answer = run(Request(made.sql, made.params, format))
@@ -94,19 +120,22 @@ class SearchResults:
             return None
         searched = time.perf_counter()
         if asked.terms:
-            service.metrics.took("encode", encoded - began)
-        service.metrics.took("search", searched - encoded)
+            service.metrics.took("encode", ready.encoded - ready.began)
+        service.metrics.took("search", searched - ready.encoded)
         if download:
             media, ending = MEDIA[asked.format]
             disposition = f'attachment; filename="clipql-results.{ending}"'
             return Response(answer.output.data, headers={"Content-Type": media, "Content-Disposition": disposition})
         found = answer.output.arrow()
-        page, more, duplicates = self.page(asked, table, column.name, found, roles.types)
+        page, more, duplicates = self.page(asked, table, ready.column.name, found, roles.types)
         params = dict(made.shown_params)
-        pictures = [v for t, v in zip(asked.terms, vectors, strict=True) if t.picture is not None or t.vector]
+        pictures = [v for t, v in zip(asked.terms, ready.vectors, strict=True) if t.picture is not None or t.vector]
         for name, value in zip(params, pictures, strict=True):
-            params[name] = [float(x) for x in value]
-        seconds = {"encode": encoded - began, "search": searched - encoded, "total": time.perf_counter() - began}
+            params[name] = value.tolist()
+        ended = time.perf_counter()
+        seconds = {
+            "encode": ready.encoded - ready.began, "search": searched - ready.encoded, "total": ended - ready.began
+        }  # fmt: skip
         return JSONResponse(
             {
                 "rows": [self.shown(table, roles, row, duplicates) for row in page],
@@ -218,3 +247,32 @@ def _records(found: pa.Table, types: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows by the names of their columns, with values as Python has them."""
     columns = python_columns(found, types)
     return [dict(zip(found.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+class OneSearch:
+    """A search on its way to its response: tried on the event loop, then in a thread, and made ready once for both."""
+
+    def __init__(self, results: SearchResults, asked: Search) -> None:
+        self._results, self._asked = results, asked
+        self._ready: Ready | None = None
+
+    def at_once(self) -> Response | None:
+        """The response to a search by vectors that was asked before with others; None where it is not short work.
+
+        Call it from the event loop, as whoever acts there. Raises ClipqlError.
+        """
+        results, asked = self._results, self._asked
+        with results.moment_now() as held:
+            if not held or not results.may_be_short(asked):
+                return None
+            self._ready = results.ready(asked)
+            return results.response(asked, self._ready, results.run_at_once)
+
+    def answer(self) -> Response:
+        """The response: a page of rows, or a file of them. Call it in a thread of the pool. Raises ClipqlError."""
+        results, asked, ready = self._results, self._asked, self._ready
+        if ready is None or not results.holds(ready, asked):
+            ready = results.ready(asked)
+        found = results.response(asked, ready, results.run)
+        assert found is not None
+        return found
