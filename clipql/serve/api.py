@@ -235,7 +235,8 @@ class Api:
             batch = await self._service.bodies.in_thread(lambda: Batch.read(given, uploads, limits))
             return await self.in_thread(request, lambda: search_batch.answer(self._service, self.results, batch))
         one = self.results.of(Search.read(given, uploads, limits))
-        return one.at_once() or await self.in_thread(request, one.answer)
+        response = one.at_once()
+        return await self.in_thread(request, one.answer) if response is None else response
 
     async def _search_body(self, request: HttpRequest) -> tuple[Any, dict[str, bytes]]:
         limits = self._service.options.limits
