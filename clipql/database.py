@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clipql.encode.base import Picture, as_picture
 from clipql.encode.service import Encoders
 from clipql.engine.embedded import Engine
-from clipql.engine.python_values import needs_types
+from clipql.engine.python_values import NeedsTypes
 from clipql.errors import QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
 from clipql.storage import catalog, files, places, strays
@@ -45,6 +45,7 @@ class Database:
     """
 
     _result_types: ResultTypes | None = None
+    _needs_types = NeedsTypes()
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class Database:
         stats = Stats(answer.elapsed, output.rows_read, output.bytes_read, answer.steps, answer.shards, answer.indexes)
         if answer.format == "ArrowStream":
             table = answer.output.arrow()
-            return Result(table, stats, types=self._types(statement, params) if needs_types(table.schema) else {})
+            return Result(table, stats, types=self._types(statement, params) if self._needs_types(table.schema) else {})
         return Result(pa.table({}), stats, answer.output.data)
 
     def _types(self, statement: str, params: Mapping[str, Any]) -> Mapping[str, str]:

@@ -34,6 +34,19 @@ def needs_types(schema: pa.Schema) -> bool:
     return any(kind.id not in _CLOSED and _open(kind) for kind in schema.types)
 
 
+class NeedsTypes:
+    """`needs_types` of schemas that mostly are the one before: to take one apart takes as long as to make a result."""
+
+    def __init__(self) -> None:
+        self._last: tuple[pa.Schema, bool] | None = None
+
+    def __call__(self, schema: pa.Schema) -> bool:
+        last = self._last
+        if last is None or not schema.equals(last[0]):
+            last = self._last = schema, needs_types(schema)
+        return last[1]
+
+
 def _open(kind: pa.DataType) -> bool:
     if pa.types.is_map(kind):
         return _open(kind.key_type) or _open(kind.item_type)

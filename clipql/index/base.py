@@ -163,6 +163,23 @@ class Index(Protocol):
         """'in use', or which searches are exact scans instead and why, as `clipql.indexes` shows it."""
 
 
+@runtime_checkable
+class SearchesMany(Protocol):
+    """An index that searches for many queries in one call."""
+
+    def search_each(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        *,
+        among: NDArray[np.bool_] | None = None,
+        knobs: Mapping[str, float] | None = None,
+    ) -> list[Candidates | None]:
+        """What `Index.search`, with ties, gives for each of the queries (n, d); None for one to be searched for alone,
+        also where there is a doubt.
+        """
+
+
 class WithoutBounds:
     """An index that can rule no row out, and measures no recall of its own."""
 

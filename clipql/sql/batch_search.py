@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.index.base import Candidates, Cost, Index
+from clipql.index.base import Candidates, Cost, Index, SearchesMany
 from clipql.index.batch import QUERIES_AT_ONCE, candidates_each
-from clipql.index.flat import Term, each_core, exact
+from clipql.index.flat import Term, as_float32, each_core, exact
 from clipql.sql import vector_search
 from clipql.sql.direct import Item, answer
 from clipql.sql.execution import Execution
@@ -87,6 +87,9 @@ def _by_index(
     found: list[Candidates | None] = [None] * len(terms)
 
     def some(first: int, last: int) -> None:
+        if isinstance(index, SearchesMany):
+            found[first:last] = _many_by_index(plan, index, terms[first:last], among)
+            return
         for at in range(first, last):
             if not index.doubt(terms[at].narrow, plan.knobs):
                 one = vector_search.by_index(plan, index, [terms[at]], among, plan.k)
@@ -96,6 +99,32 @@ def _by_index(
         registry.engine.check_cancelled()
         end = min(len(terms), begin + AT_ONCE)
         each_core(end - begin, lambda a, b, begin=begin: some(begin + a, begin + b))  # type: ignore[misc]
+    return found
+
+
+def _many_by_index(
+    plan: Plan, index: SearchesMany, terms: Sequence[Term], among: NDArray[np.bool_] | None
+) -> list[Candidates | None]:
+    """What `vector_search.by_index` gives for each, where the index has it at once. Index and plan are of one step."""
+    queries, one = np.stack([term.query for term in terms]), terms[0]
+    with np.errstate(over="ignore"):
+        narrow = queries.astype(np.float32)
+    by_index = index.search_each(narrow, steps(plan.k)[0], among=among, knobs=plan.knobs)
+    there = [i for i, each in enumerate(by_index) if each is not None and len(each.rows) >= plan.k]
+    found: list[Candidates | None] = [None] * len(terms)
+    if not there:
+        return found
+    near = [each for i in there if (each := by_index[i]) is not None]
+    rows = np.concatenate([each.rows for each in near])
+    sizes = np.array([len(each.rows) for each in near])
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = one.store.distances_each(one.metric, rows.astype(np.int64), first, queries[there])
+        keys = 0.0 + one.weight * (as_float32(values) if one.rounded else values)
+    order = np.lexsort((rows, keys, np.repeat(np.arange(len(near)), sizes)))
+    rows, keys = rows[order], keys[order]
+    for i, each, at in zip(there, near, first[:-1].tolist(), strict=True):
+        found[i] = Candidates(rows[at : at + plan.k], keys[at : at + plan.k], each.cost)
     return found
 
 

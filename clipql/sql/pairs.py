@@ -21,7 +21,7 @@ from clipql.brief import short
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.index import kinds
-from clipql.index.base import Cost, Index
+from clipql.index.base import Candidates, Cost, Index, SearchesMany
 from clipql.index.batch import nearest_each
 from clipql.index.flat import Scan, Term, each_core
 from clipql.sql.joins import PAIRS, NearestJoin, Side, from_clause
@@ -173,8 +173,11 @@ class PairSearch:
         allowed = None if mask is None else mask[:covered]
 
         def search(first: int, last: int) -> None:
+            together: list[Candidates | None] = [None] * (last - first)
+            if isinstance(index, SearchesMany):
+                together = index.search_each(queries[first:last], k, among=allowed, knobs=self._plan.knobs)
             for i in range(first, last):
-                found = index.search(queries[i], k, among=allowed, knobs=self._plan.knobs)
+                found = together[i - first] or index.search(queries[i], k, among=allowed, knobs=self._plan.knobs)
                 self._codes += found.cost.codes_scanned
                 self._rescored += found.cost.rows_rescored
                 n = min(k, len(found.rows))

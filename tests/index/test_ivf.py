@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -435,6 +435,32 @@ def test_many_threads_get_what_one_gets(world: World, made: dict[Metric, IvfInde
     alone = [index.search(q, 10).rows.tolist() for q in queries]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda q: index.search(q, 10).rows.tolist(), queries)) == alone
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_queries_in_one_call_get_what_each_gets_alone(
+    world: World, made: dict[Metric, IvfIndex], metric: Metric
+) -> None:
+    index, queries = made[metric], np.concatenate([world.image_queries[:20], world.text_queries[:20]])
+    queries = np.concatenate([queries, 0 * queries[:1], 1e6 * queries[:1]])
+    third, few = np.arange(ROWS) % 3 == 0, np.arange(ROWS) < 30
+    answered = 0
+    for k in (1, 11):
+        for among, knobs in (
+            (None, {}),
+            (third, {"recall": 0.8}),
+            (few, {}),
+            (None, {"recall": 1}),
+            (None, {"nprobe": 2}),
+        ):
+            alone = [index.search(q, k, among=among, knobs=knobs, ties=True) for q in queries]
+            for one, each in zip(alone, index.search_each(queries, k, among=among, knobs=knobs), strict=True):
+                if each is None:
+                    continue
+                answered += 1
+                assert (each.rows.tolist(), each.distances.tolist()) == (one.rows.tolist(), one.distances.tolist())
+                assert replace(each.cost, seconds={}) == replace(one.cost, seconds={})
+    assert answered > 6 * 36
 
 
 def test_progress_is_told_by_stage(world: World, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 import clipql
 from clipql.encode.models import BUNDLED
 from clipql.errors import ClipqlError, QueryError, VectorError
+from clipql.index.flat import threads
+from clipql.index.ivf import many
 from clipql.tables import index_entries
 
 ROWS, DIMENSION, QUERIES = 6_000, 16, 40
@@ -79,6 +81,22 @@ def test_each_answer_is_that_of_its_vector_alone(db: clipql.Database, asked: np.
 def test_a_batch_by_an_index_is_searched_by_it(db: clipql.Database, asked: np.ndarray) -> None:
     found = db.sql_many(f"{SELECT} ORDER BY d LIMIT 10", [{"q": q} for q in asked])
     assert {(s.kind, s.cost.codes_scanned > 0) for r in found for s in r.stats.searches} == {("top-k", True)}
+
+
+def test_an_index_is_asked_for_many_in_one_call(
+    db: clipql.Database, asked: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, search_each = list[int](), many.search_each
+
+    def counted(*given: Any) -> None:
+        calls.append(len(given[3].query))
+        search_each(*given)
+
+    monkeypatch.setattr(many, "search_each", counted)
+    found = db.sql_many(f"{SELECT} ORDER BY d LIMIT 10", [{"q": q} for q in asked])
+    assert len(found) == QUERIES
+    assert len(calls) <= threads()
+    assert sum(calls) == QUERIES - 1  # the first is asked alone, as any statement
 
 
 def test_rows_that_came_after_the_index_are_found(db: clipql.Database, asked: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from clipql.engine import memory
 from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index.base import EXACT_RECALL, TIED, Candidates, Cost, Route, Vectors, nearest
 from clipql.index.folder import read
-from clipql.index.ivf import kernels, rescore, resident
+from clipql.index.ivf import kernels, many, rescore, resident
 from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.knobs import DEFAULT_RECALL, KNOBS, Curves, Setting, careful, reached
 from clipql.index.ivf.model import CODER, LEARNT_ROWS, OWN, identity_of, space_of
@@ -186,14 +186,10 @@ class IvfIndex:
         if k <= 0:
             return self._answer(np.empty(0, np.int64), np.empty(0), 0, Cost(), ties)
         mask, matching = self._filter(among)
-        kind = "" if _told(knobs) else self._kind(q, v)
-        setting = self._setting(kind, knobs or {})
-        kept = max(setting.rescore, 3 * k)
-        slack = WIDE_SLACK if setting.rescore > MANY_RESCORED else SLACK
-        blank = self.metric is Metric.COSINE and not v.any()
-        if matching <= kept or blank or not self._space.reaches(v) or self._doubted(kind, knobs or {}):
+        way = self._way(q, v, k, matching, knobs or {})
+        if way is None:
             return self._exactly(q, k, among, begun, ties)
-        nprobe = self._widened(setting.nprobe, k, matching)
+        nprobe, kept, slack = way
         wanted = min(k, matching)
         while True:
             sparse = matching < SPARSE * self._rows
@@ -220,6 +216,80 @@ class IvfIndex:
             seconds=_stages(counts, time.perf_counter() - begun),
         )
         return self._answer(rows, distances, k, cost, ties)
+
+    def _way(
+        self, q: Floats, v: Floats, k: int, matching: int, knobs: Mapping[str, float]
+    ) -> tuple[int, int, float] | None:
+        """The lists to look into, the rows to keep by their codes and the slack of those, for a query, of which v is
+        what the space turned it into; None where all rows are to be compared.
+        """
+        kind = "" if _told(knobs) else self._kind(q, v)
+        setting = self._setting(kind, knobs)
+        kept = max(setting.rescore, 3 * k)
+        blank = self.metric is Metric.COSINE and not v.any()
+        if matching <= kept or blank or not self._space.reaches(v) or self._doubted(kind, knobs):
+            return None
+        slack = WIDE_SLACK if setting.rescore > MANY_RESCORED else SLACK
+        return self._widened(setting.nprobe, k, matching), kept, slack
+
+    def search_each(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        *,
+        among: NDArray[np.bool_] | None = None,
+        knobs: Mapping[str, float] | None = None,
+    ) -> list[Candidates | None]:
+        """As `search`, with ties, for each of the queries (n, d), in one call of the kernel. None for those that are to
+        be searched for alone, as their first look did not do.
+        """
+        found: list[Candidates | None] = [None] * len(queries)
+        mask, matching = self._filter(among)
+        if k <= 0 or self._routes or (len(self._apart) and self.metric is not Metric.COSINE):
+            return found
+        begun = time.perf_counter()
+        queries = np.ascontiguousarray(queries, np.float32)
+        turned = [self._space.query(query) for query in queries]
+        ways = [self._way(q, v, k, matching, knobs or {}) for q, v in zip(queries, turned, strict=True)]
+        some = [i for i, way in enumerate(ways) if way is not None]
+        if not some:
+            return found
+        nprobe, kept, slack = (np.array(each) for each in zip(*(way for way in ways if way is not None), strict=True))
+        ranked = np.array([_ranked(self.lists, self._ranked_for * n) for n in nprobe.tolist()])
+        asked = many.Asked(
+            queries[some], np.stack([turned[i] for i in some]), nprobe, kept, ranked, np.float32(self._error * slack)
+        )
+        wanted, into = min(k, matching), many.room(len(some), k)
+        with direct.context() if self._cold else _MAPPED as context:
+            many.search_each(
+                self._arrays,
+                self._table,
+                _CODE[self.metric],
+                asked,
+                self._space.unit,
+                mask,
+                wanted,
+                REACH,
+                self._cold,
+                matching < SPARSE * self._rows,
+                self.metric is Metric.L2,
+                context,
+                into,
+            )
+        seconds = (time.perf_counter() - begun) / len(some)
+        rows, size = into.rows.astype(np.uint64), into.size.tolist()
+        for z, i in enumerate(some):
+            n, counts = int(into.found[z]), into.counts[z]
+            if size[z] < wanted or n < wanted:
+                continue
+            compared = into.distances[z, :n] ** 2 if self.metric is Metric.L2 else into.distances[z, :n]
+            if counts[2] == kept[z] and self._hides_ties(compared, wanted, into.edge[z]):
+                continue
+            codes, lists, rescored = counts[:3].tolist()
+            spent = _stages(counts, seconds)
+            cost = Cost(codes_scanned=codes, lists_probed=lists, rows_rescored=rescored, seconds=spent)
+            found[i] = Candidates(rows[z, : size[z]], into.distances[z, : size[z]], cost)
+        return found
 
     def efforts(
         self, query: NDArray[np.float32], ks: Sequence[int], allowed: int, knobs: Mapping[str, float] | None = None

@@ -31,6 +31,18 @@ def distances(metric: Metric, x: NDArray[Any], rows: NDArray[np.int64], query: F
     return np.sqrt(out) if metric is Metric.L2 else out
 
 
+def distances_each(
+    metric: Metric, x: NDArray[Any], rows: NDArray[np.int64], first: NDArray[np.int64], queries: Floats
+) -> Floats:
+    """The distance of x[rows[first[i] : first[i + 1]]] to each of the queries (n, d), as `distances` gives it."""
+    out = np.empty(len(rows))
+    if x.dtype == np.float16:
+        _half_each(_FORMULA[metric], x.view(np.uint16), rows, first, queries, out)
+    else:
+        _float_each(_FORMULA[metric], x, rows, first, queries, out)
+    return np.sqrt(out) if metric is Metric.L2 else out
+
+
 @kernel
 def _half(formula: int, x: NDArray[np.uint16], rows: NDArray[np.int64], query: Floats, out: Floats) -> None:
     address, size, n = uint64(x.ctypes.data), uint64(x.shape[1] * 2), 0.0
@@ -82,6 +94,34 @@ def _float(formula: int, x: NDArray[np.float32], rows: NDArray[np.int64], query:
 
 
 @kernel
+def _half_each(
+    formula: int,
+    x: NDArray[np.uint16],
+    rows: NDArray[np.int64],
+    first: NDArray[np.int64],
+    queries: Floats,
+    out: Floats,
+) -> None:
+    for i in range(queries.shape[0]):
+        if first[i] < first[i + 1]:
+            _half(formula, x, rows[first[i] : first[i + 1]], queries[i], out[first[i] : first[i + 1]])
+
+
+@kernel
+def _float_each(
+    formula: int,
+    x: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    first: NDArray[np.int64],
+    queries: Floats,
+    out: Floats,
+) -> None:
+    for i in range(queries.shape[0]):
+        if first[i] < first[i + 1]:
+            _float(formula, x, rows[first[i] : first[i + 1]], queries[i], out[first[i] : first[i + 1]])
+
+
+@kernel
 def _cosine(s: float, r: float, n: float) -> float:
     """NaN for a zero vector; rounding leaves no distance below 0."""
     return max(1.0 - s / (np.sqrt(r) * np.sqrt(n)), 0.0) if r > 0 and n > 0 else np.nan
@@ -93,3 +133,4 @@ def warm() -> None:
         x = np.ones((2, 8), kind)
         x.setflags(write=False)
         distances(Metric.COSINE, x, np.arange(2), np.ones(8))
+        distances_each(Metric.COSINE, x, np.arange(2), np.array([0, 2]), np.ones((1, 8)))

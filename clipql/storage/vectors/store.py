@@ -131,6 +131,18 @@ class ColumnStore:
             out[places] = chosen.distances(metric, array, wanted, query)
         return out
 
+    def distances_each(
+        self, metric: Metric, rows: NDArray[np.int64], first: NDArray[np.int64], queries: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The distances of rows[first[i] : first[i + 1]] to each of the queries (n, d), as `distances` gives them."""
+        from clipql.storage.vectors import chosen  # loads the compiler
+
+        out = np.empty(len(rows))
+        for places, array, wanted in self._pieces(rows):
+            own = first if isinstance(places, slice) else np.concatenate([[0], np.cumsum(places)])[first]
+            out[places] = chosen.distances_each(metric, array, wanted, own, queries)
+        return out
+
     def _pieces(
         self, rows: NDArray[np.int64]
     ) -> Iterator[tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]]:
