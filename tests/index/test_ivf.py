@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -445,14 +446,9 @@ def test_many_queries_in_one_call_get_what_each_gets_alone(
     queries = np.concatenate([queries, 0 * queries[:1], 1e6 * queries[:1]])
     third, few = np.arange(ROWS) % 3 == 0, np.arange(ROWS) < 30
     answered = 0
+    ways: Any = ((None, {}), (third, {"recall": 0.8}), (few, {}), (None, {"recall": 1}), (None, {"nprobe": 2}))
     for k in (1, 11):
-        for among, knobs in (
-            (None, {}),
-            (third, {"recall": 0.8}),
-            (few, {}),
-            (None, {"recall": 1}),
-            (None, {"nprobe": 2}),
-        ):
+        for among, knobs in ways:
             alone = [index.search(q, k, among=among, knobs=knobs, ties=True) for q in queries]
             for one, each in zip(alone, index.search_each(queries, k, among=among, knobs=knobs), strict=True):
                 if each is None:
