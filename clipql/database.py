@@ -163,9 +163,7 @@ class Database:
 
     def session(self) -> Session:
         """A session of its own on this database; what it SETs stays apart only where `Engine.act` says who acts."""
-        from clipql.sql.session import Session
-
-        return Session(self._registry, self._indexes, self.encoders, self._session.repeats)
+        return self._session.beside()
 
     def search(
         self,

@@ -23,7 +23,7 @@ from clipql.serve.chance import Chance
 from clipql.serve.column_roles import ColumnRoles, kind
 from clipql.serve.counts import Counted, counts
 from clipql.serve.error_position import without_prefix
-from clipql.serve.errors import error_headers, error_status
+from clipql.serve.errors import error_headers, error_status, let_go
 from clipql.serve.facets import Facets
 from clipql.serve.map_points import MapAsked, MapPoints
 from clipql.serve.models_at_hand import models, takes_words
@@ -113,6 +113,7 @@ class Api:
                 return _error(status, str(error), model=error.model)
             except ClipqlError as error:
                 status = error_status(error)
+                let_go(error)
                 return _error(status, str(error), getattr(error, "code", 0), error_headers(error))
             except ClientDisconnect:
                 status = 499

@@ -21,7 +21,7 @@ from clipql.errors import ClipqlError, QueryError
 from clipql.serve import access_control, compression, early_head, external, replies
 from clipql.serve import clickhouse_request as reading
 from clipql.serve.allowed import words
-from clipql.serve.errors import error_code, error_headers, error_status, error_text
+from clipql.serve.errors import error_code, error_headers, error_status, error_text, let_go
 from clipql.serve.native_blocks import version as native_version
 from clipql.serve.pool import Busy, Pipe, gone
 from clipql.serve.progress import Meter, interval
@@ -83,6 +83,7 @@ class ClickHouse:
         except ClipqlError as error:
             response = self._failure(error, call)
             status = response.status_code
+            let_go(error)
             return response
         except ClientDisconnect:
             status = 499
@@ -280,6 +281,7 @@ class ClickHouse:
             call.code, _ = error_code(error)
             text = error_text(error, self._statements.version).encode()
             marker = tag.encode()
+            let_go(error)
             yield b"\r\n__exception__\r\n%b\r\n%b%d %b\r\n__exception__\r\n" % (marker, text, len(text), marker)
         except BaseException:
             call.code = 394  # the client has gone

@@ -6,6 +6,7 @@ its body, as ClickHouse's does; the head is ended by uvicorn, which knows nothin
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -37,11 +38,13 @@ class EarlyHead:
 
 def offer(cycle: Any) -> None:
     """Let those who answer a cycle send lines of its head early."""
-    cycle.scope.setdefault("extensions", {})[_EXTENSION] = partial(_send_line, cycle)
+    # weakly, as the cycle has its scope: else both would stay until somebody looks for garbage
+    cycle.scope.setdefault("extensions", {})[_EXTENSION] = partial(_send_line, weakref.ref(cycle))
 
 
-def _send_line(cycle: Any, name: str, value: str) -> None:
-    if cycle.response_started or cycle.disconnected or cycle.transport.is_closing():
+def _send_line(known: weakref.ref[Any], name: str, value: str) -> None:
+    cycle = known()
+    if cycle is None or cycle.response_started or cycle.disconnected or cycle.transport.is_closing():
         return
     begin = b"" if begun(cycle) else b"HTTP/1.1 200 OK\r\n"
     cycle.transport.write(begin + f"{name}: {value}\r\n".encode("ascii"))

@@ -60,6 +60,20 @@ def error_headers(error: ClipqlError) -> dict[str, str]:
     return {"Retry-After": "1"} if isinstance(error, ServerEnding) else {}
 
 
+def let_go(error: BaseException | None) -> None:
+    """An error was told of: forget where it was raised, there and in what caused it.
+
+    A future that failed has its error, which has the frames that it went through, one of which has the future: with
+    the request and all that it held, they would stay until somebody looks for garbage.
+    """
+    left = [error]
+    while left:
+        each = left.pop()
+        if each is not None and each.__traceback__ is not None:
+            each.__traceback__ = None
+            left += [each.__cause__, each.__context__]
+
+
 def error_code(error: ClipqlError) -> tuple[int, str]:
     """ClickHouse's number and name of an error, or those nearest to what clipql says."""
     code, name = getattr(error, "code", 0), getattr(error, "name", "")

@@ -40,13 +40,14 @@ class Busy(Exception):
 
 @dataclass
 class _Job:
-    """One request's work. ended: called once it has ended in truth, or will not begin."""
+    """One request's work. ended: called once it has ended in truth, or will not begin; over: it has been."""
 
     work: Callable[[], Any]
     acting: Acting
     ended: Callable[[], None]
     outer: asyncio.Future[Any]
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    over: bool = False
 
     def fail(self, error: BaseException) -> None:
         """Tell whoever waits, who may be gone."""
@@ -141,7 +142,7 @@ class Pool:
         acting, loop = job.acting, job.outer.get_loop()
 
         def begin() -> None:
-            if not working.done():
+            if not job.over:  # not its future: an error that has this frame would have itself by it
                 job.timers.append(loop.call_later(self._time(acting), late))
 
         def late() -> None:
@@ -184,6 +185,7 @@ class Pool:
         self.taken -= 1
         self._fellows.others_taken(self.taken)
         self._all.pop(id(job.acting), None)
+        job.over = True
         for timer in job.timers:
             timer.cancel()
         job.ended()

@@ -87,12 +87,9 @@ class _Selects:
 class Planner:
     """Rewrites statements over the tables of a registry."""
 
-    def __init__(
-        self, registry: Registry, indexes: Indexes, encoders: Encoders, repeats: Repeats | None = None
-    ) -> None:
-        """repeats: of another planner over the same registry, to be shared."""
+    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
-        self.repeats = repeats or Repeats(registry, indexes, encoders)
+        self.repeats = Repeats(registry, indexes, encoders)
         self._memory = self.repeats.memory
         self.words = Words(registry)
         self.encoding = Encoding(registry.engine, encoders, registry.find, lambda: registry.catalog.tables)

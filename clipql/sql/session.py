@@ -74,18 +74,23 @@ class Answer(Brief):
 class Session:
     """Statements of one user on one open database: SET parameters, settings and the current database are kept."""
 
-    def __init__(
-        self, registry: Registry, indexes: Indexes, encoders: Encoders, repeats: Repeats | None = None
-    ) -> None:
-        """repeats: of another session on the same database, to be shared."""
+    def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
         self._registry, self._engine, self._indexes = registry, registry.engine, indexes
-        self._planner, self._stars = Planner(registry, indexes, encoders, repeats), Stars(registry)
+        self._planner, self._stars = Planner(registry, indexes, encoders), Stars(registry)
         self._safeguard, self._outputs = Safeguard(registry), Outputs(registry)
         self._introspection = Introspection(registry, indexes)
         self._insertions = own = Insertions(registry, indexes, self._planner, self._outputs)
         self._definitions = Definitions(registry, indexes, self._planner, own.fill, self._outputs.run)
         self.params: dict[str, Any] = {}
         self.settings: dict[str, str] = {}
+
+    def beside(self) -> Session:
+        """Another session on the same database, with parameters and settings of its own. What reads statements is
+        shared: it keeps nothing of a session, and takes longer to make than a short statement takes.
+        """
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, params={}, settings={})
+        return other
 
     @property
     def repeats(self) -> Repeats:

@@ -39,7 +39,7 @@ _READERS = {"merge", "remote", "remotesecure", "cluster", "clusterallreplicas", 
 
 
 class Stars:
-    """Spells statements out over the tables of a registry."""
+    """Spells statements out over the tables of a registry. Thread-safe: what two threads find out is the same."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry, self._aliased = registry, AliasedTables(registry)
@@ -100,7 +100,8 @@ class Stars:
         ours = isinstance(table, Table)
         version = self._registry.version(table.id) if ours else self._registry.changes
         key = (table.id, version, star, context)
-        if key not in self._known:
+        known = self._known.get(key)
+        if known is None:
             if len(self._known) > 1000:
                 self._known.clear()
             source = self._registry.shape(table) if isinstance(table, Table) else table.id
@@ -108,12 +109,13 @@ class Stars:
             try:
                 text += " SETTINGS asterisk_include_alias_columns = 0" + (f", {settings}" if settings else "")
                 described = self._registry.engine.query(text, user=True).arrow()
-                self._known[key] = tuple(described.column(0).to_pylist())
+                known = tuple(described.column(0).to_pylist())
             except QueryError as error:
                 if error.name != "EMPTY_LIST_OF_COLUMNS_QUERIED":
                     raise
-                self._known[key] = ()
-        return self._known[key]
+                known = ()
+            self._known[key] = known
+        return known
 
     def in_order(self, table: Table | AliasedTable, settings: str) -> bool:
         """Whether ClickHouse's own `*` of the physical table is right."""
@@ -131,13 +133,14 @@ class Stars:
 
     def _kinds(self, table: Table) -> tuple[str, ...]:
         key = (table.id, self._registry.version(table.id))
-        if key not in self._known:
+        known = self._known.get(key)
+        if known is None:
             found = self._registry.engine.arrow(
                 "SELECT DISTINCT default_kind FROM system.columns WHERE database = 'clipql_internal' "
                 f"AND table = {quote_string(table.id)}"
             )
-            self._known[key] = tuple(found.column(0).to_pylist())
-        return self._known[key]
+            known = self._known[key] = tuple(found.column(0).to_pylist())
+        return known
 
     def computed(self, table: Table | AliasedTable) -> tuple[str, ...]:
         """The columns of a table that are no part of its `*`."""

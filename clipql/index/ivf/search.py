@@ -257,7 +257,12 @@ class IvfIndex:
         nprobe, kept, slack = (np.array(each) for each in zip(*(way for way in ways if way is not None), strict=True))
         ranked = np.array([_ranked(self.lists, self._ranked_for * n) for n in nprobe.tolist()])
         asked = many.Asked(
-            queries[some], np.stack([turned[i] for i in some]), nprobe, kept, ranked, np.float32(self._error * slack)
+            queries[some],
+            np.stack([turned[i] for i in some]),
+            nprobe,
+            kept,
+            ranked,
+            (self._error * slack).astype(np.float32),
         )
         wanted, into = min(k, matching), many.room(len(some), k)
         with direct.context() if self._cold else _MAPPED as context:
