@@ -17,7 +17,7 @@ from clipql.index.bounded import kernels as bounded
 from clipql.index.rows import ArrayRows
 from clipql.serve.cityhash import cityhash128
 from clipql.serve.tcp import blocks
-from clipql.sql import native_columns
+from clipql.sql import native_columns, vector_text
 from clipql.storage.vectors import chosen, kernels, row_numbers, rowwise
 from clipql.storage.vectors.metrics import Metric
 
@@ -40,6 +40,7 @@ def warm() -> None:
     rowwise.warm()
     row_numbers.warm()
     native_columns.warm()
+    vector_text.warm()
     blocks.warm()
     cityhash128(b"a packet")
     rng = np.random.default_rng(0)

@@ -121,6 +121,8 @@ class Metrics:
             for function, tally in self._encoders.tallies.items():
                 now = tally.encoded, tally.seconds, tally.remembered
                 before = self._noted.get(function, (0.0, 0.0, 0.0))
+                if now == before:  # as after every search by a vector
+                    continue
                 for counter, more, less in zip(self._encoded, now, before, strict=True):
                     counter.labels(function).inc(more - less)
                 self._noted[function] = now

@@ -71,17 +71,19 @@ class Constants:
         return found
 
     def _literal(self, text: str) -> QueryVector | None:
+        from clipql.sql.vector_text import numbers_of  # loads the compiler
+
         if not text.strip("[ ]\n"):
             return QueryVector(np.empty(0), True)
         tokens = read(text).tokens if text.startswith("[") else []
         if len(tokens) != 1 or tokens[0].kind != "vector":
             return None
         try:
-            numbers = [n.strip() for n in text.strip()[1:-1].split(",")]
-            values = np.array([float(n) for n in numbers])
+            inner = text.strip()[1:-1]
+            values = numbers_of(inner)
         except ValueError:
             return None
-        small = all(re.fullmatch(r"-?\d{1,4}", n) for n in numbers)
+        small = "." not in inner and all(re.fullmatch(r"-?\d{1,4}", n.strip()) for n in inner.split(","))
         return QueryVector(values, small, small)
 
     def _parameter(self, text: str) -> QueryVector | None:
@@ -94,10 +96,12 @@ class Constants:
         value = self._params[match[1]]
         try:
             if isinstance(value, str):
+                from clipql.sql.vector_text import numbers_of  # loads the compiler
+
                 text = value.strip()
                 if text[:1] != "[" or text[-1:] != "]":
                     return None
-                value = [float(n) for n in text[1:-1].split(",")] if text[1:-1].strip() else []
+                value = numbers_of(text[1:-1])
             with np.errstate(over="ignore"):
                 values = np.asarray(value, np.float32 if kind == "Array(Float32)" else np.float64).astype(np.float64)
         except (ValueError, TypeError, OverflowError):
