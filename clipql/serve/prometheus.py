@@ -120,11 +120,10 @@ class Metrics:
         with self._noting:
             for function, tally in self._encoders.tallies.items():
                 now = tally.encoded, tally.seconds, tally.remembered
-                before = self._noted.get(function, (0.0, 0.0, 0.0))
-                if now == before:  # as after every search by a vector
-                    continue
+                first, before = function not in self._noted, self._noted.get(function, (0.0, 0.0, 0.0))
                 for counter, more, less in zip(self._encoded, now, before, strict=True):
-                    counter.labels(function).inc(more - less)
+                    if first or more != less:  # a search by a vector encodes nothing; zeros are shown, too
+                        counter.labels(function).inc(more - less)
                 self._noted[function] = now
 
     def text(self) -> bytes:
