@@ -86,7 +86,7 @@ class Session:
 
     def beside(self) -> Session:
         """Another session on the same database, with parameters and settings of its own. What reads statements is
-        shared: it keeps nothing of a session, and takes longer to make than a short statement takes.
+        shared, as it keeps nothing of a session.
         """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, params={}, settings={})
