@@ -124,6 +124,26 @@ def test_the_default_recall_is_reached_on_unseen_queries_of_either_kind(
     assert recall(made[metric], world.images, queries) >= 0.9
 
 
+@pytest.mark.parametrize(("k", "share"), [(100, 1.0), (10, 0.2), (50, 0.2)])
+def test_as_much_is_found_of_more_rows_and_of_those_that_a_filter_leaves(
+    world: World, made: dict[Metric, IvfIndex], k: int, share: float
+) -> None:
+    among = np.random.default_rng(8).random(ROWS) < share if share < 1 else None
+    queries, knobs = world.text_queries[:50], {"recall": 0.95}
+    assert recall(made[Metric.COSINE], world.images, queries, k, among=among, knobs=knobs) >= 0.95
+
+
+def test_more_rows_are_compared_for_more_that_are_asked_unless_their_number_is_told(
+    world: World, made: dict[Metric, IvfIndex]
+) -> None:
+    def compared(k: int, **knobs: float) -> float:
+        found = [made[Metric.COSINE].search(q, k, knobs=knobs).cost.rows_rescored for q in world.text_queries[:20]]
+        return float(np.mean(found))
+
+    assert compared(100, recall=0.9) > 1.5 * compared(10, recall=0.9)
+    assert compared(20, nprobe=61, rescore=90) <= 90
+
+
 @pytest.mark.parametrize("metric", [Metric.COSINE, Metric.DOT])
 def test_a_caption_finds_its_own_picture_as_often_as_it_finds_other_neighbours(
     world: World, metric: Metric, tmp_path: Path

@@ -47,7 +47,9 @@ RANKED_LISTS, RANKED_PER_PROBE = 8192, 64
 MORE_LISTS = 0.75
 # more lists for more rows, or for fewer that a filter lets through: by this power of how many times ten they
 # are, or as many as these rows would fill, times this factor and the root of the lists of a search for ten, or the most
-DEEPER, FILLED, MOST_FILLED = 0.3, 2.9, 16.0
+DEEPER, FILLED, MOST_FILLED = 0.3, 6.0, 40.0
+# rows to compare for k rows instead of the ten that recall is measured at: by this power of how many times ten
+DEEPER_ROWS = 0.8
 _MAPPED = contextlib.nullcontext(np.uint64(direct.NOWHERE))
 _NO_FILTER, _NOT_ROUTED = np.empty(0, np.bool_), np.empty(0, np.int64)
 
@@ -225,7 +227,7 @@ class IvfIndex:
         """
         kind = "" if _told(knobs) else self._kind(q, v)
         setting = self._setting(kind, knobs)
-        kept = max(setting.rescore, 3 * k)
+        kept = _kept(setting.rescore, k, knobs)
         blank = self.metric is Metric.COSINE and not v.any()
         if matching <= kept or blank or not self._space.reaches(v) or self._doubted(kind, knobs):
             return None
@@ -304,7 +306,7 @@ class IvfIndex:
         setting, found = self._setting(kind, knobs or {}), []
         for k in ks:
             codes = self._widened(setting.nprobe, k, allowed) / self.lists * self._placed
-            compared = min(codes, max(setting.rescore, 3 * k))
+            compared = min(codes, _kept(setting.rescore, k, knobs))
             found.append(CODE_EFFORT * codes + ROW_EFFORT * compared + APART_EFFORT * len(self._apart))
         return found
 
@@ -435,7 +437,7 @@ class IvfIndex:
         row more than the ten that recall is measured at takes none.
 
         A search of few lists needs so many more as hold a multiple of these rows; one of many, which are spread over
-        far more lists already, needs fewer. Both are as measured at 3 million rows (docs/ivf.md).
+        far more lists already, needs fewer, as measured (docs/ivf.md).
         """
         share = max(1, matching) / self._rows
         deeper = max(1.0, k / 11) / share
@@ -466,6 +468,12 @@ class IvfIndex:
         compared = round(picked.rescore * self._more_rows)
         probed = min(self.lists, round(picked.nprobe * self._more_lists**MORE_LISTS))
         return Setting(int(knobs.get("nprobe", probed)), int(knobs.get("rescore", compared)))
+
+
+def _kept(rescore: int, k: int, knobs: Mapping[str, float] | None) -> int:
+    """The rows to compare for k, where so many are for ten, unless they are told."""
+    deeper = 1.0 if knobs and "rescore" in knobs else max(1.0, k / 10) ** DEEPER_ROWS
+    return max(round(rescore * deeper), 3 * k)
 
 
 def _told(knobs: Mapping[str, float] | None) -> bool:
