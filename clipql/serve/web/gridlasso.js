@@ -45,8 +45,9 @@ export function makeGridLasso(area, list, pick) {
     const free = !event.target.closest('.tile, button, a, input, select, textarea');
     if (event.button || event.pointerType === 'touch' || !(free || event.shiftKey)) return;
     from = at(event);
-    if (free) event.preventDefault(); // no text is selected
   });
+  // no text is selected; the press itself is left alone, as it takes the focus away from the search box
+  document.addEventListener('selectstart', (event) => from && event.preventDefault());
   window.addEventListener('pointermove', (event) => {
     if (!from) return;
     const to = at(event);
