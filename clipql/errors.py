@@ -12,6 +12,7 @@
     ├── IngestError                a part that cannot be taken in, with file and row
     ├── DownloadError              files that cannot be fetched, with their address
     ├── VectorIndexError                an index that cannot be built, read or used as asked
+    ├── DeviceError                a GPU that is not there, or fails
     ├── EncodeError                words or pictures that cannot be turned into vectors
     │   ├── ModelError             a model that is not there, not whole, or cannot be run
     │   ├── ModelMismatch          vectors of two models compared
@@ -94,6 +95,10 @@ class DownloadError(ClipqlError):
 
 class VectorIndexError(ClipqlError):
     """An index that cannot be built, read, or used as asked."""
+
+
+class DeviceError(ClipqlError):
+    """A device that vectors are to be compared on, and that is not there or fails; the message says what there is."""
 
 
 class EncodeError(ClipqlError):

@@ -20,13 +20,15 @@ from clipql.curate.tables import chosen_rows, known_column, refuse_existing, wri
 from clipql.errors import ClipqlError, VectorError
 from clipql.index import kmeans
 from clipql.index.within import Side
+from clipql.storage.vectors import devices
+from clipql.storage.vectors.device import Device
 
 if TYPE_CHECKING:
     from clipql.database import Database
 
 # rows that centroids are learnt from: so many for each, as FAISS takes, and 1 GB of 512 numbers at most
 PER_CENTROID, MOST_LEARNT = 256, 1 << 19
-ROWS_AT_ONCE = 16_384
+ROWS_AT_ONCE, ON_DEVICE = 16_384, 65_536
 COSINE, L2 = "cosineDistance", "L2Distance"
 
 
@@ -55,13 +57,15 @@ def cluster_rows(
     where: str | None = None,
     iterations: int = 10,
     seed: int = 0,
+    device: str = devices.CPU,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Clusters:
     """Make the table `into` of (id, cluster, distance), distance being that to the cluster's centroid.
 
     metric: cosineDistance, for which vectors are scaled to length 1 first, or L2Distance. centroids: a table to make of
     (cluster, rows, centroid). id: the column, or expression, that names a row. where: the rows that are looked at; rows
-    of zeros are in no cluster by cosineDistance. Raises UnknownTable, VectorError, QueryError or ClipqlError.
+    of zeros are in no cluster by cosineDistance. device: cpu, a GPU as cuda:1, or auto; clusters are the same within
+    rounding. Raises UnknownTable, VectorError, QueryError, DeviceError or ClipqlError.
     """
     began = time.perf_counter()
     known, store = known_column(db, table, column)
@@ -75,8 +79,10 @@ def cluster_rows(
         side = Side(store, known.rows, chosen_rows(db, known, where, column))
         if not 1 <= k <= len(side):
             raise ClipqlError(f"{k:,} clusters of {len(side):,} rows; expected 1 to as many as there are rows")
-        trained = _trained(side, k, metric, iterations, seed, engine.check_cancelled, progress)
-        rows, lists, squares = _assigned(side, trained, metric, engine.check_cancelled, progress)
+        products = float(len(side)) * k * store.dimension
+        on = devices.chosen(devices.checked(device), products * (1 + iterations))
+        trained = _trained(side, k, metric, iterations, seed, on, engine.check_cancelled, progress)
+        rows, lists, squares = _assigned(side, trained, metric, on, engine.check_cancelled, progress)
         members = pa.table(
             {
                 "row": pa.array(rows.astype(np.uint64)),
@@ -112,6 +118,7 @@ def _trained(
     metric: str,
     iterations: int,
     seed: int,
+    device: Device | None,
     check: Callable[[], None],
     progress: Callable[[str, int, int], None],
 ) -> NDArray[np.float32]:
@@ -127,23 +134,25 @@ def _trained(
         check()
         progress("iterations", next(done, iterations), iterations)
 
-    return kmeans.train(sample, k, iterations=iterations, seed=seed, check=step)
+    return kmeans.train(sample, k, iterations=iterations, seed=seed, check=step, device=device)
 
 
 def _assigned(
     side: Side,
     centroids: NDArray[np.float32],
     metric: str,
+    device: Device | None,
     check: Callable[[], None],
     progress: Callable[[str, int, int], None],
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
     """The rows, the cluster of each, and the squared distance to its centroid."""
     parts = []
-    for at in range(0, len(side), ROWS_AT_ONCE):
+    step = ROWS_AT_ONCE if device is None else ON_DEVICE
+    for at in range(0, len(side), step):
         check()
         progress("rows", at, len(side))
-        numbers, x = _vectors(side, at, at + ROWS_AT_ONCE, metric)
-        lists, squares = kmeans.nearest(x, centroids, 1)
+        numbers, x = _vectors(side, at, at + step, metric)
+        lists, squares = kmeans.nearest(x, centroids, 1, device)
         parts.append((numbers, lists[:, 0], squares[:, 0]))
     rows, lists, squares = (np.concatenate(column) for column in zip(*parts, strict=True))
     return rows, lists, squares

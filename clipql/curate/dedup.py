@@ -23,7 +23,7 @@ from clipql.index import near_duplicates
 from clipql.index.near_duplicates import NearDuplicates
 from clipql.index.unite import Union
 from clipql.index.within import PairsWithin, Side
-from clipql.storage.vectors import rowwise
+from clipql.storage.vectors import devices, rowwise
 from clipql.storage.vectors.metrics import Metric, metric_spelled
 from clipql.tables.registry import ROW
 
@@ -81,6 +81,7 @@ def dedup(
     id: str = "id",
     where: str | None = None,
     recall: float = 0.999,
+    device: str = devices.CPU,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Duplicates:
     """Make the table `into` of (id, group, kept, distance): a row for each that has duplicates.
@@ -88,7 +89,8 @@ def dedup(
     within: the bound, which a pair must be nearer than (for dotProduct: above). keep: `max(expression)` or
     `min(expression)`, which chooses the row of a group that is kept; of equal ones, the first. distance: to that row.
     id: the column, or expression, that names a row. where: the rows that are looked at. recall: the share of the pairs
-    to find, 1 for a comparison of all. Raises UnknownTable, VectorError, QueryError or ClipqlError.
+    to find, 1 for a comparison of all. device: cpu, a GPU by PyTorch's name, or auto. Raises UnknownTable, VectorError,
+    QueryError, DeviceError or ClipqlError.
     """
     began = time.perf_counter()
     known, store = known_column(db, table, column)
@@ -105,7 +107,8 @@ def dedup(
         side = Side(store, known.rows, chosen_rows(db, known, where, column))
         if not PairsWithin(measured, side, side, within).possible:
             raise VectorError(f"{column} of {table} holds numbers too large for this search")
-        search = NearDuplicates(measured, side, within, recall, progress, engine.check_cancelled)
+        on = devices.chosen(devices.checked(device), len(side) ** 2 / 2 * store.dimension)
+        search = NearDuplicates(measured, side, within, recall, progress, engine.check_cancelled, on)
         union = Union(known.rows)
         for left, right in search.pairs():
             union.add(left, right)

@@ -1,8 +1,9 @@
 """The two networks of a model, run by PyTorch from safetensors: the extra `torch`, for a GPU.
 
-Nothing else imports torch or transformers. What must stay true: weights are read from model.safetensors and nothing
-else, never from a pickle and never from the network; both towers come with one file, so both are loaded at once; a
-weight that the file lacks is an error, where transformers would make up a random one.
+Nothing else imports transformers, nor torch but `storage/vectors/torch_device.py`. What must stay true: weights are
+read from model.safetensors and nothing else, never from a pickle and never from the network; both towers come with one
+file, so both are loaded at once; a weight that the file lacks is an error, where transformers would make up a random
+one.
 """
 
 from __future__ import annotations

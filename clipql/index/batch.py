@@ -1,7 +1,8 @@
 """The nearest rows of many queries at once, exactly: one pass over the rows, as products of matrices.
 
 What must stay true: it gives what a scan for each query would give. Products are float32, so rows within rounding of
-the k-th are decided in float64, and a query for which that cannot be told is scanned by itself.
+the k-th are decided in float64, and a query for which that cannot be told is scanned by itself. The products may be a
+device's (`streamed.py`): what is unsure with its margin, which is proven, is compared on the processor.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.index import streamed
 from clipql.index.flat import WIDE, Scan, Term, each_core
 from clipql.index.largest import largest_of_rows
-from clipql.storage.vectors import kernels, metrics, rowwise
+from clipql.storage.vectors import kernels, rowwise
+from clipql.storage.vectors.device import Device, DeviceFull
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
 ROWS_AT_ONCE, QUERIES_AT_ONCE, PAIRS_AT_ONCE = 8_192, 512, 8_192
 MOST_QUERIES = 8_192  # where there are few rows
 SPARE = 24  # candidates beyond the k-th, so that rounding seldom decides
+SPARE_ON_DEVICE = 104  # where the margin is wider
 # relative to the largest terms that a float32 score is made of
 ROUNDING = 4e-6
 # terms that are all smaller lose digits in float32
@@ -36,23 +40,24 @@ def nearest_each(
     *,
     first: int = 0,
     stopped: Callable[[], bool] = lambda: False,
+    device: Device | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The k nearest of rows [first, store.rows) to each query: rows int64 (n, k), -1 where there are fewer, and float64
-    (n, k) distances, nearest first, infinite there. queries: (n, d). stopped: asked between blocks.
+    (n, k) distances, nearest first, infinite there. queries: (n, d). stopped: asked between blocks. device: multiplies.
     """
     rows = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf)
     # as many scores at once whatever the rows: products of large matrices take less time
     step = max(QUERIES_AT_ONCE, QUERIES_AT_ONCE * ROWS_AT_ONCE // max(1, min(store.rows - first, ROWS_AT_ONCE)))
-    step = min(step, MOST_QUERIES)
+    step = min(step, MOST_QUERIES) if device is None else at_once(device)
     for a in range(0, len(queries), step):
         part = slice(a, min(len(queries), a + step))
-        found, taken, unsure = _candidates(store, metric, queries[part], k, among, first, stopped)
+        found, taken, unsure = _candidates(store, metric, queries[part], k, among, first, stopped, device)
         for i in np.flatnonzero(unsure):
             query, weight = queries[a + i].astype(np.float64), -1.0 if metric.larger_is_nearer else 1.0
             scanned = Scan([Term(store, metric, query, weight)], store.rows, among, first=first).nearest(k)
             candidates = scanned.rows.astype(np.int64)
-            values = metrics.distances(metric, store.take(candidates), query)
+            values = _distances(store, metric, queries[part], np.full(len(candidates), i), candidates)
             keys = np.where(np.isnan(values), np.inf, -values if metric.larger_is_nearer else values)
             order = np.lexsort((candidates, keys))[:k]
             rows[a + i, : len(order)] = candidates[order]
@@ -77,15 +82,22 @@ def candidates_each(
     among: NDArray[np.bool_] | None = None,
     *,
     stopped: Callable[[], bool] = lambda: False,
+    device: Device | None = None,
 ) -> list[NDArray[np.int64] | None]:
     """For each of the queries (n, d) a few rows that have its k nearest among them, ascending, with all that float32
     cannot tell from the k-th; None where they are more than a few, and where rows have no distance.
     """
     out: list[NDArray[np.int64] | None] = []
-    for a in range(0, len(queries), QUERIES_AT_ONCE):
-        found, taken, unsure = _candidates(store, metric, queries[a : a + QUERIES_AT_ONCE], k, among, 0, stopped)
+    step = at_once(device)
+    for a in range(0, len(queries), step):
+        found, taken, unsure = _candidates(store, metric, queries[a : a + step], k, among, 0, stopped, device)
         out += [None if unsure[i] else np.sort(found[i, taken[i]]) for i in range(len(unsure))]
     return out
+
+
+def at_once(device: Device | None) -> int:
+    """Queries that are compared with all rows in one pass."""
+    return QUERIES_AT_ONCE if device is None else streamed.QUERIES
 
 
 def _distances(
@@ -107,6 +119,10 @@ def _distances(
     return out
 
 
+# rows for each query (queries, n), which of them hold its k nearest, and for which queries that is unsure
+_Found = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]
+
+
 def _candidates(
     store: ColumnStore,
     metric: Metric,
@@ -115,11 +131,59 @@ def _candidates(
     among: NDArray[np.bool_] | None,
     first: int,
     stopped: Callable[[], bool],
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Rows for each query, (queries, n), which of them hold its k nearest, and for which queries that is unsure."""
-    n, keep = len(queries), k + SPARE
+    device: Device | None,
+) -> _Found:
+    n = len(queries)
     if metric is not Metric.COSINE and max(store.largest, float(np.abs(queries).max(initial=0))) > WIDE**0.5:
         return np.empty((n, 0), np.int64), np.empty((n, 0), np.bool_), np.ones(n, np.bool_)
+    if device is None:
+        return _by_processor(store, metric, queries, k, among, first, stopped)
+    found, taken, left = _by_device(store, metric, queries, k, among, first, stopped, device)
+    unsure = np.zeros(n, np.bool_)
+    again = np.flatnonzero(left)
+    for at in range(0, len(again), QUERIES_AT_ONCE):
+        some = again[at : at + QUERIES_AT_ONCE]
+        theirs, held, unsure[some] = _by_processor(store, metric, queries[some], k, among, first, stopped)
+        more = theirs.shape[1] - found.shape[1]
+        if more > 0:
+            found = np.concatenate([found, np.zeros((n, more), np.int64)], axis=1)
+            taken = np.concatenate([taken, np.zeros((n, more), np.bool_)], axis=1)
+        taken[some] = False
+        found[some, : theirs.shape[1]], taken[some, : theirs.shape[1]] = theirs, held
+    return found, taken, unsure
+
+
+def _by_device(
+    store: ColumnStore,
+    metric: Metric,
+    queries: NDArray[np.float32],
+    k: int,
+    among: NDArray[np.bool_] | None,
+    first: int,
+    stopped: Callable[[], bool],
+    device: Device,
+) -> _Found:
+    n, keep = len(queries), k + SPARE_ON_DEVICE
+    try:
+        best = streamed.best_rows(device, store, metric, queries, keep, among, first, stopped)
+    except DeviceFull:
+        return np.empty((n, 0), np.int64), np.empty((n, 0), np.bool_), np.ones(n, np.bool_)
+    if best is None:
+        return _stopped(n)
+    scores = np.where(np.isneginf(best.scores), np.float32(np.nan), best.scores)
+    return _near_the_kth(scores, best.rows, k, keep, best.margin)
+
+
+def _by_processor(
+    store: ColumnStore,
+    metric: Metric,
+    queries: NDArray[np.float32],
+    k: int,
+    among: NDArray[np.bool_] | None,
+    first: int,
+    stopped: Callable[[], bool],
+) -> _Found:
+    n, keep = len(queries), k + SPARE
     sides = _unit(queries) if metric is Metric.COSINE else queries
     best = np.full((n, 0), -np.inf, np.float32)
     found = np.empty((n, 0), np.int64)
@@ -127,7 +191,7 @@ def _candidates(
     for start, block in store.blocks(first, store.rows):
         for at in range(0, len(block), ROWS_AT_ONCE):
             if stopped():
-                return np.empty((n, 0), np.int64), np.empty((n, 0), np.bool_), np.zeros(n, np.bool_)
+                return _stopped(n)
             x = block[at : at + ROWS_AT_ONCE].astype(np.float32)
             numbers = np.arange(start + at, start + at + len(x))
             if among is not None:
@@ -137,20 +201,29 @@ def _candidates(
                 continue
             scores, scale = _scores(metric, sides, x)
             largest = max(largest, scale)
-            scores, at_once = _first(scores, keep)
+            scores, chosen = _first(scores, keep)
             best = np.concatenate([best, scores], axis=1)
-            found = np.concatenate([found, numbers[at_once]], axis=1)
+            found = np.concatenate([found, numbers[chosen]], axis=1)
             best, kept = _first(best, keep)
             found = np.take_along_axis(found, kept, axis=1)
+    # distances of a query that is longer than the rows are the same Float32 where its scores are farther apart
+    asked = 0.0 if metric is Metric.DOT else float(np.einsum("ij,ij->i", sides, sides).max(initial=0))
+    margin = 2 * ROUNDING * largest + streamed.TIED * max(largest, asked)
+    return _near_the_kth(best, found, k, keep, margin if largest >= SMALL else np.inf)
+
+
+def _stopped(n: int) -> _Found:
+    return np.empty((n, 0), np.int64), np.empty((n, 0), np.bool_), np.zeros(n, np.bool_)
+
+
+def _near_the_kth(best: NDArray[np.float32], found: NDArray[np.int64], k: int, keep: int, margin: float) -> _Found:
+    """Of the `keep` best rows of each query those that come before the k-th, or may, within a margin of its score."""
     if best.shape[1] <= k:
         return found, np.ones(found.shape, np.bool_), _nan(best)
     ordered = -np.sort(-best, axis=1)
-    margin = 2 * ROUNDING * largest
-    close = np.asarray(ordered[:, -1] >= ordered[:, k - 1] - margin) if best.shape[1] == keep else np.zeros(n, np.bool_)
-    if largest < SMALL:
-        close[:] = True
-    unsure = np.logical_or(_nan(best), close)
-    return found, best >= ordered[:, k - 1 : k] - margin, unsure
+    kth = ordered[:, k - 1 : k]
+    close = ordered[:, -1:] >= kth - margin if best.shape[1] == keep else np.zeros(kth.shape, np.bool_)
+    return found, best >= kth - margin, np.logical_or(_nan(best), close[:, 0] | np.isinf(margin))
 
 
 def _first(scores: NDArray[np.float32], keep: int) -> tuple[NDArray[np.float32], NDArray[Any]]:

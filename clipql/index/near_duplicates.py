@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from clipql.index import kmeans
 from clipql.index.within import PairsWithin, Side
+from clipql.storage.vectors.device import Device
 from clipql.storage.vectors.metrics import Metric
 
 Progress = Callable[[str, int, int], None]
@@ -46,7 +47,8 @@ def _lists(rows: int) -> int:
 class NearDuplicates:
     """The search in one side with itself. recall: the share of true pairs wanted, and then that of the sample found.
 
-    depth: how many lists a row is looked for in; 0 where all pairs were compared. checked: true pairs of the sample.
+    device: of products, where many are made at once. depth: how many lists a row is looked for in; 0 where all pairs
+    were compared. checked: true pairs of the sample.
     """
 
     metric: Metric
@@ -55,6 +57,7 @@ class NearDuplicates:
     recall: float = 0.999
     progress: Progress = lambda stage, done, total: None
     check: Callable[[], None] = lambda: None
+    device: Device | None = None
     depth: int = 0
     checked: int = 0
     compared: int = field(default=0, init=False)
@@ -84,7 +87,7 @@ class NearDuplicates:
         return Side(self.side.store, self.side.rows, rows)
 
     def _within(self, left: Side, right: Side, stage: str, done: int, total: int) -> Iterator[Pairs]:
-        search = PairsWithin(self.metric, left, right, self.bound)
+        search = PairsWithin(self.metric, left, right, self.bound, device=self.device)
 
         def check() -> None:
             self.check()

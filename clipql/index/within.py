@@ -4,22 +4,25 @@ rule pairs out.
 A pair is a candidate where `score(a, b) >= limit`; the score is a product of two rows, each with a few numbers added
 (half its squared length for L2). Where it pays, the product is taken of the leading principal components alone, and the
 rest is bounded by the lengths of what they leave out (Cauchy–Schwarz), which is one more number: so a pair costs 64
-products instead of 512. What must stay true: no pair within the bound is missed; candidates are compared in float64;
-memory does not grow with the rows.
+products instead of 512. A device (`streamed.py`) takes whole products, in larger pieces. What must stay true: no pair
+within the bound is missed; candidates are compared in float64; memory does not grow with the rows.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.index import streamed
 from clipql.index.base import Cost
 from clipql.index.flat import WIDE, each_core
 from clipql.storage.vectors import rowwise
+from clipql.storage.vectors.device import Device, DeviceFull
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
@@ -35,6 +38,8 @@ ROUNDING, LENGTHS = 1e-5, 8e-6
 VANISHING = 1e-18
 # pairs compared at once
 PAIRS = 8_192
+# products from which a device is asked: fewer take longer to send
+FOR_DEVICE = 1e9
 Rows = NDArray[np.int64]
 
 
@@ -48,6 +53,10 @@ class GivenVectors:
 
     def take(self, rows: Rows) -> NDArray[np.float32]:
         """float32 (n, d) copies of some, in the order given."""
+        return self._vectors[rows]
+
+    def stored(self, rows: Rows) -> NDArray[np.float32]:
+        """The same."""
         return self._vectors[rows]
 
 
@@ -70,6 +79,20 @@ class Side:
         """float32 (n, d) copies of these."""
         return self.store.take(self.numbers(first, last))
 
+    def stored(self, first: int, last: int) -> NDArray[Any]:
+        """The same, of float16 where they are stored so."""
+        return self.store.stored(self.numbers(first, last))
+
+
+@dataclass(frozen=True)
+class _Rectangle:
+    """Pairs that are still to be compared: places of both sides, from and to."""
+
+    left: int
+    left_end: int
+    right: int
+    right_end: int
+
 
 @dataclass(frozen=True)
 class Found:
@@ -85,11 +108,11 @@ class Found:
 
 class PairsWithin:
     """The pairs of two sides whose distance is at most `bound` (for dotProduct: at least), and those so near to it that
-    rounding decides.
+    rounding decides. device: for products, where there are many.
     """
 
-    def __init__(self, metric: Metric, left: Side, right: Side, bound: float) -> None:
-        self._metric, self._left, self._right, self._bound = metric, left, right, bound
+    def __init__(self, metric: Metric, left: Side, right: Side, bound: float, *, device: Device | None = None) -> None:
+        self._metric, self._left, self._right, self._bound, self._device = metric, left, right, bound, device
         self.same = left.store is right.store and left.rows == right.rows and _equal(left.chosen, right.chosen)
         self._compared = self._candidates = 0
         self.uses_components = False
@@ -98,7 +121,10 @@ class PairsWithin:
         self._scale = 1.0 if metric is Metric.COSINE else largest
         if metric in (Metric.L2, Metric.L2_SQUARED):
             self._scale += (left.store.largest**2 + right.store.largest**2) / 2
-        self._limit = self._score_of(bound) - ROUNDING * self._scale
+        apart = {Metric.L2: VANISHING, Metric.L2_SQUARED: VANISHING**2}.get(metric, 0.0)
+        # what becomes 0 in float32, of each product, is more than rounding where numbers are tiny
+        self._score = self._score_of(bound + apart) - left.store.dimension * streamed.TINY
+        self._limit = self._score - ROUNDING * self._scale
 
     @property
     def possible(self) -> bool:
@@ -149,23 +175,77 @@ class PairsWithin:
         left, right = self._left, self._right
         if not len(left) or not len(right):
             return
+        rest = [_Rectangle(0, len(left), 0, len(right))]
+        if self._device is not None and self.products >= FOR_DEVICE:
+            yield from self._by_device(self._device, rest, check)
+        if not rest:
+            return
         basis = self._basis()
         self.uses_components = basis is not None
         scores = np.empty((min(LEFT, len(left)), min(RIGHT, len(right))), np.float32)
-        for b in range(0, len(right), RIGHT):
-            theirs = self._prepared(right.vectors(b, b + RIGHT), basis, right=True)
-            last = min(len(left), b + RIGHT) if self.same else len(left)
-            for a in range(0, last, LEFT):
+        for part in rest:
+            yield from self._by_processor(part, basis, scores, check)
+
+    @property
+    def products(self) -> float:
+        """Products of numbers that all pairs take."""
+        return float(self.progress[1]) * self._left.store.dimension
+
+    def _by_processor(
+        self,
+        part: _Rectangle,
+        basis: NDArray[np.float32] | None,
+        scores: NDArray[np.float32],
+        check: Callable[[], None],
+    ) -> Iterator[Found]:
+        left, right = self._left, self._right
+        for b in range(part.right, part.right_end, RIGHT):
+            b_end = min(part.right_end, b + RIGHT)
+            theirs = self._prepared(right.vectors(b, b_end), basis, right=True)
+            for a in range(part.left, self._last(part, b_end), LEFT):
                 check()
-                ours = self._prepared(left.vectors(a, a + LEFT), basis, right=False)
-                part = scores[: len(ours), : len(theirs)]
-                np.matmul(ours, theirs.T, out=part)
-                self._compared += part.size
-                i, j = candidates(part, self._limit)
-                if self.same:  # each pair once
-                    once = a + i <= b + j
-                    i, j = i[once], j[once]
-                yield from self._decided(left.numbers(a, a + LEFT)[i], right.numbers(b, b + RIGHT)[j])
+                a_end = min(part.left_end, a + LEFT)
+                ours = self._prepared(left.vectors(a, a_end), basis, right=False)
+                tile = scores[: len(ours), : len(theirs)]
+                np.matmul(ours, theirs.T, out=tile)
+                self._compared += tile.size
+                yield from self._of_tile(a, b, *candidates(tile, self._limit))
+
+    def _by_device(self, device: Device, rest: list[_Rectangle], check: Callable[[], None]) -> Iterator[Found]:
+        """The same by a device; what it has no memory for stays in `rest`."""
+        left, right = self._left, self._right
+        tiles = streamed.Tiles(device, self._metric, left.store.dimension, self._score, self._scale)
+        while rest:
+            part = rest.pop()
+            b, b_end = part.right, min(part.right_end, part.right + tiles.right)
+            if b_end < part.right_end:
+                rest.append(replace(part, right=b_end))
+            a = part.left
+            try:
+                theirs = tiles.prepared(right.stored(b, b_end))
+                for a in range(part.left, self._last(part, b_end), tiles.left):
+                    check()
+                    a_end = min(part.left_end, a + tiles.left)
+                    i, j = tiles.places(tiles.prepared(left.stored(a, a_end)), theirs)
+                    self._compared += (a_end - a) * (b_end - b)
+                    yield from self._of_tile(a, b, i, j)
+            except DeviceFull:
+                rest.append(replace(part, left=a, right_end=b_end))
+                if not tiles.smaller():
+                    return
+
+    def _last(self, part: _Rectangle, right_end: int) -> int:
+        """Where the rows of the left side end that are compared with those of the right one before `right_end`."""
+        return min(part.left_end, right_end) if self.same else part.left_end
+
+    def _of_tile(self, a: int, b: int, i: Rows, j: Rows) -> Iterator[Found]:
+        """The pairs among candidates, places in a tile that begins at these places of both sides."""
+        if self.same:  # each pair once
+            once = a + i <= b + j
+            i, j = i[once], j[once]
+        if len(i):
+            left, right = self._left.numbers(a, a + int(i.max()) + 1), self._right.numbers(b, b + int(j.max()) + 1)
+            yield from self._decided(left[i], right[j])
 
     def _prepared(
         self, x: NDArray[np.float32], basis: NDArray[np.float32] | None, *, right: bool

@@ -97,6 +97,8 @@ class Settings:
 
         above: a limit may be above the server's, as the server's will be put in its place.
         """
+        if name == own_settings.DEVICE and value.strip(QUOTES).lower() != own_settings.CPU:
+            raise _violation(f"Setting {name} should be cpu: a server's statements have its processors alone")
         if name in own_settings.OURS:
             return
         if name not in self._known:
@@ -161,6 +163,7 @@ class Settings:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or any(ord(c) < 32 for c in value):
                 raise QueryError(f"Unknown setting {name[:60]!r}", code=115, name="UNKNOWN_SETTING")
             if name in own_settings.OURS:
+                self.check(name, value)
                 ours[name] = own_settings.checked(name, value)
                 continue
             if name in allowed.CAPPED and (most := self._capped(name, value)) is not None:

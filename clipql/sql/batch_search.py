@@ -1,6 +1,7 @@
 """One prepared statement for many query vectors: searched side by side on all cores, and fetched in one go.
 
-An index is searched for each; without one, all rows are compared with all vectors by products of matrices. What must
+An index is searched for each; without one, all rows are compared with all vectors by products of matrices, on a device
+where one is asked for. What must
 stay true: each answer is that which the statement gives for its vector alone. What does not fit (rows that came after
 the index, a filter that leaves few) is left to be asked one by one.
 """
@@ -16,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipql.index.base import Candidates, Cost, Index, SearchesMany
-from clipql.index.batch import QUERIES_AT_ONCE, candidates_each
+from clipql.index.batch import at_once, candidates_each
 from clipql.index.flat import Term, as_float32, each_core, exact
 from clipql.sql import vector_search
 from clipql.sql.direct import Item, answer
@@ -24,6 +25,8 @@ from clipql.sql.execution import Execution
 from clipql.sql.pages import steps
 from clipql.sql.plan import Plan
 from clipql.sql.work import Step
+from clipql.storage.vectors import devices
+from clipql.storage.vectors.device import Device
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
@@ -137,11 +140,13 @@ def _by_products(
     alike = all(np.array_equal(q, term.query) for q, term in zip(queries, terms, strict=True))
     if len(terms) < WORTH or plan.k > MOST_BY_PRODUCTS or not nearest_first or not alike:
         return None
+    device = devices.chosen(plan.device, float(plan.select.table.rows) * queries.size)
     found: list[Candidates | None] = []
-    for begin in range(0, len(terms), QUERIES_AT_ONCE):
+    for begin in range(0, len(terms), at_once(device)):
         registry.engine.check_cancelled()
-        some = slice(begin, begin + QUERIES_AT_ONCE)
-        for term, rows in zip(terms[some], _products(registry, queries[some], terms[0], plan, among), strict=True):
+        some = slice(begin, begin + at_once(device))
+        products = _products(registry, queries[some], terms[0], plan, among, device)
+        for term, rows in zip(terms[some], products, strict=True):
             if rows is None or len(rows) < plan.k:
                 found.append(None)
                 continue
@@ -153,13 +158,18 @@ def _by_products(
 
 
 def _products(
-    registry: Registry, queries: NDArray[np.float32], term: Term, plan: Plan, among: NDArray[np.bool_] | None
+    registry: Registry,
+    queries: NDArray[np.float32],
+    term: Term,
+    plan: Plan,
+    among: NDArray[np.bool_] | None,
+    device: Device | None,
 ) -> list[NDArray[np.int64] | None]:
     def stopped() -> bool:
         registry.engine.check_cancelled()
         return False
 
-    return candidates_each(term.store, term.metric, queries, plan.k, among, stopped=stopped)
+    return candidates_each(term.store, term.metric, queries, plan.k, among, stopped=stopped, device=device)
 
 
 def _answers(

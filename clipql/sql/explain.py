@@ -11,6 +11,7 @@ from clipql.sql.range_joins import RangeJoinPlan
 from clipql.sql.rowwise import RowDistances
 from clipql.sql.untouched import Untouched
 from clipql.sql.vector_search import doubt, few
+from clipql.storage.vectors.devices import CPU, described
 from clipql.tables.registry import Registry
 
 # rows a second that a vector column is read at, as docs/benchmarks.md and `plan.ALIAS_COST` have it: 10 to 16 µs a row
@@ -73,6 +74,7 @@ def _range_join(plan: RangeJoinPlan) -> list[str]:
     return [
         *lines,
         f"  exact: products of matrices in slices{counted}",
+        *_device(plan.device, plan.products),
         f"  why: {plan.why}",
         f"  speed: {PAIRS:,} pairs of 512 numbers a second and more{takes}",
     ]
@@ -110,6 +112,8 @@ def _join(plan: JoinPlan) -> list[str]:
         lines.append(f"  index: none, one exact pass for all; {plan.chosen.why}")
     else:
         lines.append(f"  index: {entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''})")
+    if plan.chosen.index is None:
+        lines += _device(plan.device, plan.products)
     if join.mixed:
         lines.append(f"  pairs must meet: {' AND '.join(' '.join(c.split()) for c in join.mixed)}")
         lines.append("    rows whose nearest ones do not are compared with all that do")
@@ -138,6 +142,8 @@ def _one(plan: Plan, registry: Registry | None) -> list[str]:
         lines.append(f"  up to: {plan.radius:g}")
     if plan.kind in ("top-k", "range"):
         lines.append(f"  index: {_index(plan, registry)}")
+    if plan.kind == "top-k" and plan.chosen.index is None and plan.device != CPU:
+        lines.append(f"  device: {plan.device}, where many query vectors are asked for at once")
     if plan.filter:
         lines.append(f"  filter first: {' '.join(plan.filter.split())}")
         if plan.kind == "top-k":
@@ -155,6 +161,12 @@ def _one(plan: Plan, registry: Registry | None) -> list[str]:
     if plan.kind in ("top-k", "range"):
         lines.append("  then: ClickHouse fetches the rows by number and does the rest")
     return lines
+
+
+def _device(setting: str, products: float) -> list[str]:
+    """The line that names the device of products; none where no other than the processor is asked for."""
+    named = described(setting, products)
+    return [f"  device: {named}"] if named else []
 
 
 def by_index(plan: object) -> bool:

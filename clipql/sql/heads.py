@@ -26,6 +26,7 @@ from clipql.sql.constants import with_clause
 from clipql.sql.row_comparisons import RowCall
 from clipql.sql.rowwise import RowDistances
 from clipql.storage.catalog import Table
+from clipql.storage.vectors import devices
 from clipql.storage.vectors.heads import Head, Layer, head
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token
@@ -66,11 +67,12 @@ def with_heads(
     places: Sequence[tuple[int, int]] | None = None,
     *,
     plan: bool = True,
+    device: str = devices.CPU,
 ) -> WithHeads:
     """Have heads looked up, and write out what is left of them. changed: the table of an UPDATE or DELETE; places: the
-    tokens of it that are evaluated for rows that are there, where not all are.
+    tokens of it that are evaluated for rows that are there, where not all are. device: for products, by the setting.
 
-    Raises QueryError where numbers of arguments or sizes are wrong.
+    Raises QueryError where numbers of arguments or sizes are wrong, DeviceError where the device is not there.
     """
     if not any(name in sql for name in (*NAMES, SCALED)):
         return WithHeads(sql, params)
@@ -83,7 +85,7 @@ def with_heads(
         within = places is None or any(first <= call.at < last for first, last in places)
         if call.at < done or not call.closed or not within:
             continue
-        one = _planned(sql, tokens, call, registry, params, changed)
+        one = _planned(sql, tokens, call, registry, params, changed, device)
         if one and (call.name in NAMES or _is_item(sql, one.call)):
             found.append(one)
             done = one.call.last
@@ -92,8 +94,13 @@ def with_heads(
     text = written_out(edited(sql, _once(edits)))
     used = {t.name for t in read(text).tokens}
     kept = {k: v for k, v in params.items() if k in used or k not in {t.name for t in tokens}} if found else params
-    plans = (RowDistances(tuple(f.call for f in found), why="a head of a vector column"),) if found else ()
+    plans = (RowDistances(tuple(f.call for f in found), why=_why(found)),) if found else ()
     return WithHeads(text, kept, plans, tuple(f.head for f in found))
+
+
+def _why(found: Sequence[_Found]) -> str:
+    on = dict.fromkeys(f.head.device.name for f in found if f.head.device)
+    return "a head of a vector column" + (f", computed on {' and '.join(on)}" if on else "")
 
 
 def written_out(sql: str) -> str:
@@ -143,6 +150,7 @@ def _planned(
     registry: Registry,
     params: Mapping[str, Any],
     changed: Table | None,
+    device: str,
 ) -> _Found | None:
     around = [s for s in read(sql).selects if s.whole.first <= call.at < s.whole.last]
     scope = around[-1] if around else None
@@ -193,7 +201,8 @@ def _planned(
     element = chosen - 1 if chosen and 1 <= chosen <= whole.width else None
     if chosen and element is None and layers[-1].function != SCALED:  # there is no such number
         return None
-    known = registry.computed.keep(head(layers, column.dimension, element))
+    on = devices.chosen(device, float(source.table.rows) * whole.work) if whole.on_device(element) else None
+    known = registry.computed.keep(head(layers, column.dimension, element, on))
     end += element is not None
     place = (call.at, end, tokens[call.at].start, tokens[end - 1].end)
     return _Found(RowCall(_said(layers, column.dimension), source, (column,), *place), known)

@@ -27,7 +27,8 @@ from clipql.index.flat import Scan, Term, each_core
 from clipql.sql.joins import PAIRS, NearestJoin, Side, from_clause
 from clipql.sql.settings import SearchOptions
 from clipql.storage.catalog import VectorColumn
-from clipql.storage.vectors import metrics
+from clipql.storage.vectors import devices, metrics
+from clipql.storage.vectors.device import Device
 from clipql.tables.indexes import Chosen, Indexes
 from clipql.tables.registry import ROW, Registry
 
@@ -53,6 +54,7 @@ class JoinPlan:
     knobs: Mapping[str, float] = field(default_factory=dict)
     kind: str = "nearest join"
     why: str = ""
+    device: str = devices.CPU
 
     def __repr__(self) -> str:
         return f"JoinPlan({self.kind!r}, {self.searched}, why={short(self.why)})"
@@ -62,6 +64,12 @@ class JoinPlan:
         """The columns that it joins by, in words."""
         sides = (self.join.each, self.join.near)
         return " and ".join(f"{side.named}: {side.column}" for side in sides)
+
+    @property
+    def products(self) -> float:
+        """Products of numbers that all pairs take."""
+        near = self.join.near.table.column(self.join.near.column)
+        return float(self.join.each.table.rows) * self.join.near.table.rows * ((near and near.dimension) or 0)
 
     @property
     def columns(self) -> tuple[VectorColumn, ...]:
@@ -78,10 +86,10 @@ def plan_join(join: NearestJoin, indexes: Indexes, options: SearchOptions) -> Jo
         why = f"the two columns hold {each.dimension} and {near.dimension} numbers"
         return JoinPlan(join, Chosen(None, None, ""), kind="as it is", why=why)
     if not options.index:
-        return JoinPlan(join, Chosen(None, None, "vector_index = 0"), why=join.why)
+        return JoinPlan(join, Chosen(None, None, "vector_index = 0"), why=join.why, device=options.device)
     chosen = indexes.choose(join.near.table, join.near.column, join.metric)
     knobs = kinds.knobs_for(chosen.entry, options.knobs) if chosen.index and chosen.entry else {}
-    return JoinPlan(join, chosen, knobs, why=join.why)
+    return JoinPlan(join, chosen, knobs, why=join.why, device=options.device)
 
 
 class PairSearch:
@@ -94,6 +102,7 @@ class PairSearch:
         self._queries = each.given or registry.store(each.table, each.column)
         self._tables = {each.given.name: each.given.rows} if each.given else {}
         self._codes = self._rescored = self._scanned = 0
+        self._asking = 0
         self._settings = f"{settings}, " if settings else ""
 
     def find(self) -> tuple[pa.Table, Cost]:
@@ -109,6 +118,7 @@ class PairSearch:
             mask = np.zeros(join.near.table.rows, np.bool_)
             mask[among] = True
         most = join.near.table.rows if among is None else len(among)
+        self._asking = len(each)
         held = PairStore(self._registry.folder)
         step = max(1, min(EACH_AT_ONCE, PAIRS_AT_ONCE // join.k))
         for at in range(0, len(each), step):
@@ -158,12 +168,19 @@ class PairSearch:
             if not by_index.all():
                 scanned = queries[~by_index]
                 self._scanned += len(scanned) * self._join.near.table.rows
-                rows[~by_index], values[~by_index] = nearest_each(self._store, self._join.metric, scanned, k, mask)
+                rows[~by_index], values[~by_index] = nearest_each(
+                    self._store, self._join.metric, scanned, k, mask, device=self._device()
+                )
             near.append(rows)
             distances.append(values)
         rows, values = np.concatenate(near), np.concatenate(distances)
         there = rows >= 0
         return as_pairs(np.broadcast_to(each[:, None], there.shape)[there], rows[there], values[there])
+
+    def _device(self) -> Device | None:
+        """What products are left to."""
+        products = float(self._asking) * self._join.near.table.rows * self._store.dimension
+        return devices.chosen(self._plan.device, products)
 
     def _by_index(
         self, index: Index, queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None
@@ -189,7 +206,9 @@ class PairSearch:
             values = values**2 if squared else np.sqrt(values)
         if covered >= self._join.near.table.rows:
             return rows, values
-        newer, theirs = nearest_each(self._store, self._join.metric, queries, k, mask, first=covered)
+        newer, theirs = nearest_each(
+            self._store, self._join.metric, queries, k, mask, first=covered, device=self._device()
+        )
         rows, values = np.concatenate([rows, newer], axis=1), np.concatenate([values, theirs], axis=1)
         order = np.argsort(np.where(rows < 0, np.inf, sign * values), axis=1, kind="stable")[:, :k]
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(values, order, axis=1)

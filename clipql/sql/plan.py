@@ -23,6 +23,7 @@ from clipql.sql.identity import Origins
 from clipql.sql.recognise import VectorSelect
 from clipql.sql.settings import SearchOptions
 from clipql.storage.catalog import VectorColumn
+from clipql.storage.vectors.devices import CPU
 from clipql.syntax.reading import read
 from clipql.tables.computed import LENGTH
 from clipql.tables.indexes import Chosen, Indexes
@@ -55,7 +56,8 @@ class Plan:
     terms: the sum whose smallest values are wanted. k: rows wanted, OFFSET included; page: without it.
     radius: largest value of the sum.
     filter: the conditions that do not mention a distance, joined by AND. kept: those that do. vectors: the query
-    vector of each call of the select. codes: whether an exact scan may rule rows out by codes.
+    vector of each call of the select. codes: whether an exact scan may rule rows out by codes. device: what the setting
+    says, for many query vectors at once.
     """
 
     select: VectorSelect
@@ -71,6 +73,7 @@ class Plan:
     chosen: Chosen = NOT_CHOSEN
     knobs: Mapping[str, float] = field(default_factory=dict)
     codes: bool = True
+    device: str = CPU
 
     def __repr__(self) -> str:
         k = f", k={self.k}" if self.k else ""
@@ -103,7 +106,7 @@ def plan(
     knobs = kinds.knobs_for(chosen.entry, options.knobs) if chosen.index and chosen.entry else {}
     if chosen.index and options.routes:
         chosen = dataclasses.replace(chosen, index=kinds.routed(chosen.index, options.routes))
-    return dataclasses.replace(found, chosen=chosen, knobs=knobs, codes=options.codes)
+    return dataclasses.replace(found, chosen=chosen, knobs=knobs, codes=options.codes, device=options.device)
 
 
 def _choose(plan: Plan, indexes: Indexes, options: SearchOptions) -> Chosen:

@@ -110,7 +110,7 @@ class Planner:
         """
         scored = self.words.replace(sql, params)
         asked = asked if scored == sql else None  # what words weigh changes with the rows
-        headed = with_heads(scored, self._registry, params, plan=options.plan)
+        headed = with_heads(scored, self._registry, params, plan=options.plan, device=options.device)
         asked = asked if headed.sql == sql else None
         encoded = self.encoding.replace(written_out(headed.sql, self._registry), headed.params)
         work = Work(encoded.sql, dict(encoded.params))
@@ -139,7 +139,7 @@ class Planner:
             if join:
                 self._join(plan_join(join, self._indexes, options), work)
                 continue
-            pairs = self._range_join(scope, constants, work) if options.plan else None
+            pairs = self._range_join(scope, constants, work, options) if options.plan else None
             if pairs:
                 self._within(pairs, work)
                 continue
@@ -237,9 +237,12 @@ class Planner:
         side = replace(each, table=replace(each.table, rows=found.rows.num_rows), conditions=(), given=found)
         return replace(planned, join=replace(join, each=side))
 
-    def _range_join(self, scope: Scope, constants: Constants, work: Work) -> RangeJoinPlan | None:
+    def _range_join(
+        self, scope: Scope, constants: Constants, work: Work, options: SearchOptions
+    ) -> RangeJoinPlan | None:
         join = recognise_range_join(scope, self._registry, work.params, work.tables)
-        return plan_range_join(join, constants) if join else None
+        planned = plan_range_join(join, constants) if join else None
+        return replace(planned, device=options.device) if planned else None
 
     def _within(self, planned: RangeJoinPlan, work: Work) -> None:
         """Search for the pairs of a range join, and edit the statement to join just those."""
@@ -288,7 +291,7 @@ class Planner:
 
     def plans(self, sql: str, params: Mapping[str, Any], options: SearchOptions = BY_DEFAULT) -> list[Explained]:
         """The plan of each SELECT that reads vectors, outer ones first, with nothing searched."""
-        headed = with_heads(self.words.replace(sql, params), self._registry, params)
+        headed = with_heads(self.words.replace(sql, params), self._registry, params, device=options.device)
         encoded = self.encoding.replace(written_out(headed.sql, self._registry), headed.params, rows=False)
         constants, origins = Constants(self._engine, encoded.params), Origins(self._registry.find, encoded.models)
         plans: list[Explained] = [*headed.plans]
@@ -304,7 +307,7 @@ class Planner:
                 scope = selects[at]
             by_row = rowwise.row_distances(scope, self._registry.find)
             join = self._nearest_join(scope, work)
-            pairs = None if join else self._range_join(scope, constants, work)
+            pairs = None if join else self._range_join(scope, constants, work, options)
             select = None if join or pairs else recognise(scope, self._registry.find)
             if join:
                 plans.insert(0, plan_join(join, self._indexes, options))

@@ -29,6 +29,7 @@ from clipql.sql.joins import NOTHING, PAIRS, Side, columns_of, condition_owners,
 from clipql.sql.plan import NOT_CHOSEN
 from clipql.sql.rowwise import item_names
 from clipql.storage.catalog import VectorColumn
+from clipql.storage.vectors.devices import CPU
 from clipql.storage.vectors.metrics import Metric, metric_named
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import matching
@@ -88,6 +89,7 @@ class RangeJoinPlan:
     kind: str = "range join"
     why: str = "a bound on a distance of columns of two tables"
     chosen: Chosen = NOT_CHOSEN
+    device: str = CPU
 
     def __repr__(self) -> str:
         return f"RangeJoinPlan({self.searched}, bound={self.bound:g}, why={short(self.why)})"
@@ -96,6 +98,15 @@ class RangeJoinPlan:
     def searched(self) -> str:
         """The columns that it joins by, in words."""
         return " and ".join(f"{side.named}: {side.column}" for side in self.join.sides)
+
+    @property
+    def products(self) -> float:
+        """Products of numbers that all pairs take."""
+        left, right = self.join.sides
+        pairs = float(left.table.rows) * right.table.rows
+        if left.table is right.table and left.column == right.column:
+            pairs /= 2
+        return pairs * max((column.dimension or 0 for column in self.columns), default=0)
 
     @property
     def columns(self) -> tuple[VectorColumn, ...]:

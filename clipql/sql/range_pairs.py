@@ -20,6 +20,7 @@ from clipql.sql.joins import PAIRS, Side, from_clause
 from clipql.sql.pairs import PairStore, as_pairs, rows_of
 from clipql.sql.range_joins import RangeJoinPlan
 from clipql.sql.row_comparisons import spelled_out
+from clipql.storage.vectors import devices
 from clipql.syntax.edits import edited
 from clipql.tables.registry import Registry
 from clipql.tables.watchers import reported
@@ -68,7 +69,9 @@ class RangePairs:
     def find(self) -> tuple[pa.Table, Cost] | str:
         """Pairs as clipql_each, clipql_near, clipql_distance, and what it took; or why they are not searched for."""
         left, right = (self._rows(side) for side in self._join.sides)
-        search = PairsWithin(self._join.metric, left, right, self._plan.bound)
+        products = float(len(left)) * len(right) * left.store.dimension
+        device = devices.chosen(self._plan.device, products)
+        search = PairsWithin(self._join.metric, left, right, self._plan.bound, device=device)
         if not search.possible:
             return "values too large for float32"
         if len(left) * len(right) > MOST_PAIRS and search.expected > MOST_PAIRS:

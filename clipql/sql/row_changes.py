@@ -48,7 +48,8 @@ def with_rows_found(
 ) -> Iterator[str]:
     """The statement to run instead, with what it reads, for as long as the context lasts."""
     rows_there = _row_by_row(read(sql).words)
-    headed = with_heads(sql, registry, params, table, rows_there, plan=options.plan)  # whose heads are held to the end
+    # its heads are held to the end
+    headed = with_heads(sql, registry, params, table, rows_there, plan=options.plan, device=options.device)
     sql = written_out(headed.sql, registry, table)
     if not options.plan:
         yield sql

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from clipql.errors import QueryError
+from clipql.errors import DeviceError, QueryError
 from clipql.index.base import Route
+from clipql.storage.vectors import devices
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token, matching, split_list, string_value
 from clipql.syntax.reading import read
@@ -17,6 +18,7 @@ OURS: Mapping[str, str] = {
     "vector_plan": "1: plan vector searches (the default); 0: leave every query to ClickHouse as it stands",
     "vector_index": "1: search by an index where one fits (the default); 0: scan exactly",
     "vector_codes": "1: let an exact scan rule rows out by codes that bound them (the default); 0: compare all rows",
+    "vector_device": "where matrices are multiplied: cpu (the default), a GPU as cuda or cuda:1, or auto",
     "recall": "the share of the true nearest rows that an index must find, 0.95 unless set",
     "nprobe": "lists that an ivf index looks into, instead of what recall asks for",
     "rescore": "rows that an ivf index compares exactly, instead of what recall asks for",
@@ -33,6 +35,7 @@ KEPT: Mapping[str, tuple[tuple[str, ...], str]] = {
     "enable_analyzer": (("1", "true"), "1, as clipql reads statements as the analyzer does"),
     "allow_experimental_analyzer": (("1", "true"), "1, as clipql reads statements as the analyzer does"),
 }
+DEVICE, CPU = "vector_device", devices.CPU
 _SWITCHES = ("vector_plan", "vector_index", "vector_codes", "shards_partial")
 
 
@@ -40,7 +43,8 @@ _SWITCHES = ("vector_plan", "vector_index", "vector_codes", "shards_partial")
 class SearchOptions:
     """How a statement's vector searches shall be done. knobs: the settings of indexes that are in force.
 
-    routes: lists of ivf indexes that were ranked elsewhere, for queries that the statement may ask.
+    routes: lists of ivf indexes that were ranked elsewhere, for queries that the statement may ask. device: see
+    `storage.vectors.devices`.
     """
 
     plan: bool = True
@@ -48,6 +52,7 @@ class SearchOptions:
     codes: bool = True
     knobs: Mapping[str, str] = field(default_factory=dict)
     routes: Sequence[Route] = ()
+    device: str = CPU
 
 
 def broken(name: str, value: str) -> str | None:
@@ -59,9 +64,10 @@ def broken(name: str, value: str) -> str | None:
 def options(given: Mapping[str, str], routes: Sequence[Route] = ()) -> SearchOptions:
     """The options that settings make. Raises QueryError for a value that one cannot have."""
     values = {name: checked(name, value) for name, value in given.items()}
-    knobs = {name: value for name, value in values.items() if name not in _SWITCHES}
+    knobs = {name: value for name, value in values.items() if name not in (*_SWITCHES, DEVICE)}
     on = {name: values.get(name, "1") in ("1", "true") for name in _SWITCHES}
-    return SearchOptions(on["vector_plan"], on["vector_index"], on["vector_codes"], knobs, routes)
+    device = values.get(DEVICE, CPU)
+    return SearchOptions(on["vector_plan"], on["vector_index"], on["vector_codes"], knobs, routes, device)
 
 
 def taken_from(sql: str) -> tuple[str, dict[str, str]]:
@@ -113,6 +119,11 @@ def checked(name: str, value: str) -> str:
         if text not in ("0", "1", "true", "false"):
             raise QueryError(f"{name} = {value}: expected 0 or 1")
         return text
+    if name == DEVICE:
+        try:
+            return devices.checked(text)
+        except DeviceError as error:
+            raise QueryError(f"{name} = {value}: {error}") from error
     try:
         number = float(text)
     except ValueError:

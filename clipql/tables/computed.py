@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from clipql.errors import ClipqlError
 from clipql.index.flat import each_core
+from clipql.storage.vectors.device import Device, DeviceFull
 from clipql.storage.vectors.heads import Head
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
@@ -32,6 +33,8 @@ RUN, HELD = 64, 1 << 24
 GROUP = 4_096
 # rows of a head that are multiplied at once, and the multiplications a row from which a product has all cores
 AT_ONCE, SMALL = 1_024, 32_768
+# rows that are sent to a device at once, and how many times as many numbers are then computed in a run
+ON_DEVICE, LONGER = 16_384, 16
 # a block that had to go and was computed again so often is of a column that is read in no order: then row by row
 AGAIN = 4
 LENGTH = "numbers"  # of a row's vector: none where it has no vector
@@ -171,7 +174,9 @@ class Computed:
 
     def _run(self, numbers: _Numbers, at: int, rows: int) -> memoryview:
         """Compute a block, and more and more of those after it where blocks are asked for one after the other."""
-        end, most = at + 1, min(2 * numbers.runs.pop(at, 0), max(1, RUN // numbers.items))
+        head = numbers.head() if numbers.head else None
+        run = RUN * LONGER if head and head.device is not None else RUN
+        end, most = at + 1, min(2 * numbers.runs.pop(at, 0), max(1, run // numbers.items))
         while end < at + most and end << SHIFT < rows and end not in numbers.blocks:
             end += 1
         self._make_room((end - at) * numbers.items)
@@ -241,6 +246,8 @@ class Computed:
         from clipql.storage.vectors import kernels  # loads the compiler
 
         out, one = np.empty((last - first, head.items), np.float32), head.one
+        if head.device is not None and self._by_device(head, head.device, store, first, out):
+            return self._filled(head, store, first, out)
 
         def some(a: int, b: int) -> None:
             for start, block in store.blocks(first + a, first + b):
@@ -258,6 +265,29 @@ class Computed:
             each_core(len(out), some)
         else:
             some(0, len(out))
+        return self._filled(head, store, first, out)
+
+    @staticmethod
+    def _by_device(head: Head, device: Device, store: ColumnStore, first: int, out: NDArray[np.float32]) -> bool:
+        """Have a device compute a head; whether it has memory enough for that."""
+        step = ON_DEVICE
+        for start, block in store.blocks(first, first + len(out)):
+            at = 0
+            while at < len(block):
+                x = block[at : at + step]
+                try:
+                    out[start - first + at : start - first + at + len(x)] = head.by(device, x)
+                except DeviceFull:
+                    if step <= AT_ONCE:
+                        return False
+                    step //= 2
+                    continue
+                at += step
+        return True
+
+    @staticmethod
+    def _filled(head: Head, store: ColumnStore, first: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The numbers in a row, with those of rows that have no vector."""
         if store.there is not None:
-            out[~store.there[first:last]] = head.missing
+            out[~store.there[first : first + len(out)]] = head.missing
         return out.reshape(-1)

@@ -12,12 +12,13 @@ HARMLESS = (
     "max_limit_for_ann_queries=10", "max_parallel_replicas=1", "enable_time_time64_type=1",
     "allow_experimental_qbit_type=1", "allow_suspicious_variant_types=1", "mutations_sync=2", "alter_sync=2",
     "database_replicated_enforce_synchronous_settings=1", "http_max_field_name_size=9999", "max_execution_time=5",
+    "vector_device=cpu",
 )  # fmt: skip
 DANGEROUS = (
     "format_schema=x", "additional_table_filters={}", "filter=1", "dialect=kusto", "mutations_sync=0",
     "lightweight_deletes_sync=0", "asterisk_include_alias_columns=0", "default_table_engine=File",
     "memory_overcommit_ratio_denominator=0", "ignore_drop_queries_probability=1", "storage_policy=x",
-    "apply_deleted_mask=0",
+    "apply_deleted_mask=0", "vector_device=cuda", "vector_device=auto",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from clipql.cli.commands.common import command, open_database
+from clipql.cli.commands.common import DEVICE, command, open_database
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -26,6 +26,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     made.add_argument("--id", default="id", metavar="EXPRESSION", help="what names a row (default: the column id)")
     made.add_argument("--where", metavar="CONDITION", help="look at these rows only")
     made.add_argument("--iterations", default=10, type=int, metavar="N", help="of k-means (default: 10)")
+    made.add_argument("--device", default="cpu", metavar="NAME", help=DEVICE)
     made.add_argument("--into", required=True, metavar="TABLE", help="the table to make")
     made.add_argument("--centroids", metavar="TABLE", help="a table to make of (cluster, rows, centroid)")
 
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             centroids=arguments.centroids,
             id=arguments.id,
             where=arguments.where,
+            device=arguments.device,
             iterations=arguments.iterations,
             progress=line.stage,
         )

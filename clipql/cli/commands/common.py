@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # objects made between two looks for garbage: loading makes 300,000 and drops none of them
 SELDOM = 50_000
 
+# of commands that multiply matrices
+DEVICE = "where products are made: cpu, a GPU as cuda or cuda:1, auto; needs the extra clipql[torch] (default: cpu)"
+
 Command = Callable[[argparse.Namespace], int]
 
 FORMATS = (

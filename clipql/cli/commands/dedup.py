@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from clipql.cli.commands.common import command, open_database
+from clipql.cli.commands.common import DEVICE, command, open_database
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -34,6 +34,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--recall", default=0.999, type=float, metavar="SHARE", help="of the pairs to find (default: 0.999; 1: all)"
     )
+    made.add_argument("--device", default="cpu", metavar="NAME", help=DEVICE)
     made.add_argument("--into", metavar="TABLE", help="the table to make")
     made.add_argument("--forecast", action="store_true", help="say what it would take, and do nothing")
     made.add_argument("--rows", type=int, metavar="N", help="with --forecast: for a table of so many rows")
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             keep=arguments.keep,
             id=arguments.id,
             where=arguments.where,
+            device=arguments.device,
             recall=arguments.recall,
             progress=line.stage,
         )

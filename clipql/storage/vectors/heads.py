@@ -6,14 +6,16 @@ matrices are summed in an order that depends on how many rows there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from clipql.brief import Brief
+from clipql.storage.vectors.device import Device
 
 Floats = NDArray[np.float32]
 
@@ -30,12 +32,13 @@ class Layer(Brief):
 @dataclass(frozen=True, repr=False, eq=False)
 class Head(Brief):
     """Layers one after the other. width: the numbers that the last one gives; element: the one of them that is wanted,
-    from 0; None for all. name: the same for the same layers.
+    from 0; None for all. device: where products are made. name: the same for the same layers on the same device.
     """
 
     layers: tuple[Layer, ...]
     width: int
     element: int | None = None
+    device: Device | None = None
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,6 +49,8 @@ class Head(Brief):
             for numbers in (layer.weights, layer.bias):
                 if numbers is not None:
                     digest.update(np.ascontiguousarray(numbers).tobytes())
+        if self.device is not None:
+            digest.update(self.device.name.encode())
         object.__setattr__(self, "name", f"head:{digest.hexdigest()}:{'' if self.element is None else self.element}")
 
     @property
@@ -71,19 +76,44 @@ class Head(Brief):
             return None
         return weights[self.element or 0], bias[self.element or 0]
 
+    def on_device(self, element: int | None) -> bool:
+        """Whether a device may help with this element of it: one product a row is made at memory speed."""
+        return self.work > 0 and (len(self.layers) > 1 or (element is None and self.width > 1))
+
     def of(self, x: Floats) -> Floats:
         """(n, items) of the rows x, (n, d)."""
-        for at, layer in enumerate(self.layers):
-            if layer.weights is not None and layer.bias is not None:
-                weights, bias = layer.weights, layer.bias
-                if self.element is not None and at == len(self.layers) - 1:
-                    weights, bias = weights[self.element : self.element + 1], bias[self.element : self.element + 1]
+        for layer, weights, bias in self._steps():
+            if weights is not None and bias is not None:
                 x = x @ weights.T + bias
             elif layer.function == "vectorRelu":
                 x = np.maximum(x, np.float32(0))
             else:
                 x = normalized(x)
         return x if self.element is None or x.shape[1] == 1 else x[:, self.element : self.element + 1]
+
+    def by(self, device: Device, x: NDArray[Any]) -> Floats:
+        """The same by a device, within rounding. x: as stored. Raises DeviceFull."""
+        with device.working():
+            there = device.wide(device.sent(x))
+            for layer, weights, bias in self._steps():
+                if weights is not None and bias is not None:
+                    there = device.products(there, device.sent(weights))
+                    there += device.sent(bias)
+                elif layer.function == "vectorRelu":
+                    there = device.not_below_zero(there)
+                else:
+                    there = device.wide(there / device.lengths(there)[:, None])
+            if self.element is not None and there.shape[1] > 1:
+                there = there[:, self.element : self.element + 1]
+            return device.fetched(there)
+
+    def _steps(self) -> Iterator[tuple[Layer, Floats | None, Floats | None]]:
+        """Layers with their weights and bias: of the last one, those of the element that is wanted."""
+        for at, layer in enumerate(self.layers):
+            weights, bias = layer.weights, layer.bias
+            if weights is not None and bias is not None and self.element is not None and at == len(self.layers) - 1:
+                weights, bias = weights[self.element : self.element + 1], bias[self.element : self.element + 1]
+            yield layer, weights, bias
 
 
 def normalized(x: Floats) -> Floats:
@@ -93,7 +123,7 @@ def normalized(x: Floats) -> Floats:
         return np.asarray(x / lengths[:, None], np.float32)
 
 
-def head(layers: Sequence[Layer], dimension: int, element: int | None = None) -> Head:
+def head(layers: Sequence[Layer], dimension: int, element: int | None = None, device: Device | None = None) -> Head:
     """A head of vectors of `dimension` numbers."""
     width = next((len(layer.weights) for layer in reversed(layers) if layer.weights is not None), dimension)
-    return Head(tuple(layers), width, element)
+    return Head(tuple(layers), width, element, device)

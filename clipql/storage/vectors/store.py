@@ -116,8 +116,16 @@ class ColumnStore:
 
     def take(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """float32 (n, d) copies of these rows, in the order given. Raises IndexError for a row that is not there."""
+        return self._copied(rows, np.dtype(np.float32))
+
+    def stored(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """The same, but of float16 where all rows of the column are stored so."""
+        halves = all(array.dtype == np.float16 for array in self._arrays)
+        return self._copied(rows, np.dtype(np.float16 if halves else np.float32))
+
+    def _copied(self, rows: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         rows = np.asarray(rows, np.int64)
-        out = np.empty((len(rows), self._dimension), np.float32)
+        out = np.empty((len(rows), self._dimension), dtype)
         for places, array, wanted in self._pieces(rows):
             out[places] = array[wanted]
         return out
