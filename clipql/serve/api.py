@@ -338,7 +338,10 @@ class Api:
         """The name of the file that a row of a path names. Raises PictureError."""
         table = self._service.table(path["database"], path["table"])
         roles = self._service.roles[table]
-        row = self.results.read_row(table, (roles.file,), search.row_number(path["id"])) if roles.file else None
+        number = search.row_number(path["id"])
+        if roles.file and (name := self.results.names.find(table, roles.file, number)) is not None:
+            return name
+        row = self.results.read_row(table, (roles.file,), number) if roles.file else None
         if row is None or roles.file is None:
             raise PictureError("there is no such row with a picture's file")
         return str(row[roles.file] or "")

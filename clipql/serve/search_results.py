@@ -23,6 +23,7 @@ from clipql.serve import search_request as search
 from clipql.serve.column_roles import ColumnRoles
 from clipql.serve.condition_errors import in_conditions
 from clipql.serve.models_at_hand import model_for
+from clipql.serve.picture_names import PictureNames
 from clipql.serve.search_request import Search
 from clipql.serve.service import Request, Service
 from clipql.serve.short_way import ShortWay
@@ -54,7 +55,7 @@ class SearchResults:
     """What searches find, and single rows. Call it in a thread of the pool, as whoever acts there."""
 
     def __init__(self, service: Service) -> None:
-        self._service, self._short = service, ShortWay(service)
+        self._service, self._short, self.names = service, ShortWay(service), PictureNames(service)
 
     def moment_now(self) -> contextlib.AbstractContextManager[bool]:
         """One moment of the database, without waiting: whether it is held."""
@@ -112,6 +113,7 @@ class SearchResults:
     def response(self, asked: Search, ready: Ready, run: Callable[[Request], Answer | None]) -> Response | None:
         """The response to a search, whose statement is run so; None where that gives none. Raises ClipqlError."""
         service, made, roles, table = self._service, ready.made, ready.roles, ready.table
+        version = self.names.version(table)
         download = asked.format != "JSON"
         format = search.FORMATS[asked.format] if download else "ArrowStream"
         with in_conditions(made.sql, asked.where):
@@ -128,6 +130,8 @@ class SearchResults:
             return Response(answer.output.data, headers={"Content-Type": media, "Content-Disposition": disposition})
         found = answer.output.arrow()
         page, more, duplicates = self.page(asked, table, ready.column.name, found, roles.types)
+        if roles.file:  # a page of results is asked for its pictures next
+            self.names.tell(table, version, roles.file, [(r[ROW], r[roles.file]) for r in page if roles.file in r])
         params = dict(made.shown_params)
         pictures = [v for t, v in zip(asked.terms, ready.vectors, strict=True) if t.picture is not None or t.vector]
         for name, value in zip(params, pictures, strict=True):
