@@ -18,6 +18,11 @@ MOST_CAPTIONS = 30_000
 _LEAST_ROWS, _LEAST_SHARE, _FEWEST = 25, 0.1, 3  # rows of a region; share and number of its captions with the word
 _LONGEST, _WORDS = 24, 60  # letters of a word; words of a caption that are looked at
 _EVERYWHERE = 0.4  # the share of all captions from which on a word tells nothing
+_ENGLISH = (  # words that only join others, in the language of most captions
+    "a an and are as at be but by for from he her his i in into is it its my no not of off on or our out over she so "
+    "that the their there these they this to under up us was we were what when which who with without you your"
+)
+_JOINING = frozenset(_ENGLISH.split())
 _WORD = re.compile(r"[^\W\d_][\w'’-]+")
 
 
@@ -67,7 +72,7 @@ def _words(texts: Sequence[str], check: Callable[[], None]) -> tuple[NDArray[np.
     for at, text in enumerate(texts):
         if at % 1000 == 0:
             check()
-        here = {w for w in _WORD.findall(text[:1000].lower())[:_WORDS] if len(w) <= _LONGEST}
+        here = {w for w in _WORD.findall(text[:1000].lower())[:_WORDS] if len(w) <= _LONGEST and w not in _JOINING}
         found.extend(numbers.setdefault(word, len(numbers)) for word in sorted(here))
         captions.extend([at] * len(here))
     return np.array(captions, np.int64), np.array(found, np.int64), list(numbers)

@@ -232,6 +232,11 @@ helper.close()
 """
 
 
+def test_a_word_that_only_joins_others_names_no_region() -> None:
+    captions = ["the one with a zebra", "fish", "star"] * 10
+    assert [label.text for label in labels(np.zeros((30, 2), np.float32), captions)] == ["one zebra"]
+
+
 def test_points_are_laid_out_by_a_process_that_can_be_stopped_and_may_fail() -> None:
     done = subprocess.run([sys.executable, "-c", LAYING_OUT], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("UMAP gave no map of 4 points: failed\n", "")
