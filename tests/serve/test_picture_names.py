@@ -62,7 +62,9 @@ def test_a_small_picture_is_of_the_file_that_its_row_names_now(server: Running) 
         return [server.ask(f"/api/thumbnail/default/moved/{id}").status for id in found]
 
     assert statuses() == [404, 200]
-    server.sql(f"ALTER TABLE moved UPDATE image_path = '{red}' WHERE image_path = 'gone.png' SETTINGS mutations_sync = 1")
+    server.sql(
+        f"ALTER TABLE moved UPDATE image_path = '{red}' WHERE image_path = 'gone.png' SETTINGS mutations_sync = 1"
+    )
     assert statuses() == [200, 200]
     server.sql("DELETE FROM moved WHERE _row = 1")
     assert [server.ask(f"/api/thumbnail/default/moved/{id}").status for id in ("0", "1")] == [200, 404]

@@ -6,7 +6,7 @@ import { addTerm, drawChips, makeChips } from './chips.js';
 import { drawControls } from './controls.js';
 import { button, byId, drawIcons, notice } from './dom.js';
 import { isServerGone, serverIsBack, tellBusy, waitForServer } from './gone.js';
-import { clear, focusTile, makeGrid, revive, rowOf, show, showSkeletons } from './grid.js';
+import { clear, focusTile, holdPictures, makeGrid, releasePictures, revive, rowOf, show, showSkeletons } from './grid.js';
 import { fetchAll, later } from './later.js';
 import { AddressAsWords, MissingPicture, bringBack, forget, forgetKept, goesOn, keep, keyOf, nextPage, results, search, shownRows, similarityOf } from './results.js';
 import { drawWords, makeSearchBox } from './searchbox.js';
@@ -139,6 +139,7 @@ async function refresh(state, fromAddress = false) {
   grid.setAttribute('aria-busy', 'true');
   // a fast answer never shows these; a slow one is seen to be on its way
   skeletons = setTimeout(() => (byId('grid').querySelector('.tile[data-id]') ? grid.classList.add('stale') : showSkeletons()), 160);
+  holdPictures();
   try {
     if (!(await search(state, table))) return;
     comeBack();
@@ -159,6 +160,7 @@ async function refresh(state, fromAddress = false) {
     explain(error);
     if (shownKey !== null && shownKey !== key) return; // another search has been begun instead
     failed = true;
+    releasePictures();
   }
   clearTimeout(skeletons);
   const old = grid.querySelector('.tile[data-id]') !== null;

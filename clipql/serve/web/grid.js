@@ -10,6 +10,7 @@ import { button, count, el, picture, pictureOf, plural } from './dom.js';
 import { factsOf } from './facts.js';
 import { isVeiled, knownColumns, uncover } from './filters.js';
 import { makeKeys } from './gridkeys.js';
+import { makeTools, setCurrent } from './gridtools.js';
 import { fillNear, holdBack, makeWindow, whole } from './gridwindow.js';
 import { isSameTable } from './tables.js';
 
@@ -32,7 +33,6 @@ let moreToCome = false; // more rows are to come
 
 let list = null;
 let act = null;
-let tools = null;
 let view = { table: null, safe: 'safe', ranked: false, best: null };
 
 /** `actions`: open(id), like(id), add(id, weight), pick(id, range), shown(), deadChanged(count, all): whether none of the pictures loads. */
@@ -41,15 +41,9 @@ export function makeGrid(node, actions) {
   act = actions;
   makeKeys(list, act);
   makeWindow(list);
-  tools = makeTools();
+  makeTools(list, act);
   document.addEventListener('scrollend', settleSoon);
   window.addEventListener('resize', () => holdBack(list, moreToCome));
-  list.addEventListener('focusin', (event) => {
-    const tile = event.target.closest('.tile');
-    setCurrent(tile);
-    takeTools(tile);
-  });
-  list.addEventListener('pointerover', (event) => takeTools(event.target.closest('.tile')));
 }
 
 /** Shows these rows and no others, or adds them at the end. `more`: whether others will be added to them. */
@@ -76,6 +70,7 @@ export function show(rows, context, { append = false, more = false } = {}) {
     for (const [id, tile] of tiles) if (!keep.has(tile.node)) drop(id, tile);
     place(nodes);
   }
+  releasePictures();
   for (const id of folded.keys()) badge(id);
   if (!append) for (const tile of tiles.values()) tally(tile);
   if (append) for (const node of nodes) if (node.classList.contains('dead')) deadCount++;
@@ -91,6 +86,24 @@ export function show(rows, context, { append = false, more = false } = {}) {
 function drop(id, tile) {
   tiles.delete(id);
   if (!tile.image.complete) tile.image.removeAttribute('src');
+}
+
+/** Our server's pictures that are still on their way make way for a search that begins. */
+export function holdPictures() {
+  for (const tile of tiles.values()) {
+    if (tile.held || tile.loaded || tile.dead || !tile.source?.startsWith('./') || tile.image.complete) continue;
+    tile.held = true;
+    tile.image.removeAttribute('src');
+  }
+}
+
+/** Pictures that were held and are still shown are asked for again. */
+export function releasePictures() {
+  for (const tile of tiles.values()) {
+    if (!tile.held) continue;
+    tile.held = false;
+    tile.image.src = tile.source;
+  }
 }
 
 /** Puts the nodes in order, moving only those out of place: what stays keeps its focus. */
@@ -200,7 +213,7 @@ function tileFor(row) {
     factsOf(row, view.table, view.ranked),
   );
   // shape: the true one, where another was guessed and is still shown
-  const tile = { row, node, image, source, dead: false, loaded: false, shape: null, tries: 0 };
+  const tile = { row, node, image, source, dead: false, loaded: false, held: false, shape: null, tries: 0 };
   tiles.set(row.id, tile);
   whole(node);
   measure(node, row);
@@ -373,26 +386,6 @@ function press(id, event) {
   } else act.open(id);
 }
 
-/** The buttons of a tile. There is one set of them, which goes to the tile that is pointed at or has the focus. */
-function makeTools() {
-  const id = () => tools.closest('.tile').dataset.id;
-  const one = (label, name, run) => button(label, { icon: name, onclick: run });
-  return el(
-    'div',
-    { class: 'actions' },
-    one('Pick', 'pick', () => act.pick(id(), false)),
-    one('More like this', 'like', () => act.like(id())),
-    one('Add to the search', 'plus', () => act.add(id(), 1)),
-    one('Take away from the search', 'minus', () => act.add(id(), -0.5)),
-  );
-}
-
-function takeTools(tile) {
-  // a pointer passing by does not take the buttons away from the keyboard
-  if (!tile?.dataset.id || tools.parentElement?.parentElement === tile || tools.contains(document.activeElement)) return;
-  whole(tile).querySelector('.frame').append(tools);
-}
-
 function badge(id) {
   const tile = tiles.get(id);
   if (!tile) return;
@@ -409,15 +402,4 @@ function badge(id) {
   tile.node
     .querySelector('.frame')
     .append(button(`Show ${plural(rows.length, 'picture')} almost like this one`, { icon: 'stack', text: `+${count(rows.length)}`, class: 'alike', onclick: open }));
-}
-
-/** One tile can be reached with Tab, with its buttons; arrows go to the others. */
-function setCurrent(tile) {
-  if (!tile || tile.dataset.current !== undefined || !tile.dataset.id) return;
-  for (const old of list.querySelectorAll('.tile[data-current]')) {
-    delete old.dataset.current;
-    for (const node of old.querySelectorAll('.open, .facts a')) node.tabIndex = -1;
-  }
-  tile.dataset.current = '';
-  for (const node of tile.querySelectorAll('.open, .facts a')) node.tabIndex = 0;
 }

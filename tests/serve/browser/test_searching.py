@@ -51,6 +51,30 @@ def test_a_key_that_stands_alone_waits_for_no_timer(page: Page) -> None:
     shows(page, answer(page, "cat"))
 
 
+def test_pictures_on_their_way_make_way_for_a_search_and_are_asked_for_after_it(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    page = open_page(f"{served.address}healthz")
+    pictures: list[Route] = []
+    searches: list[Route] = []
+    page.route("**/api/thumbnail/**", lambda route: pictures.append(route))
+    page.goto(f"{served.address}#pictures?table=emoji")
+    meanwhile(page, lambda: pictures, "pictures are asked for")
+    page.route("**/api/search", lambda route: searches.append(route))
+    for fails in (True, False):
+        page.get_by_label("Describe a picture").fill(f"dog {fails}")
+        meanwhile(page, lambda: searches, "the search is asked for")
+        assert page.locator(".tile[data-id]").count() > 20
+        assert page.locator(".tile img[src]").count() == 0
+        if fails:
+            searches.pop().fulfill(status=500, json={"error": "not now"})
+            until(page, "document.querySelectorAll('.tile img[src]').length > 20")
+    page.unroute("**/api/thumbnail/**")
+    searches.pop().continue_()
+    shows(page, answer(page, "dog False"))
+    until(page, "document.querySelectorAll('.tile.loaded').length > 20")
+
+
 def test_words_are_looked_for_beside_meaning_where_that_is_switched_on(page: Page) -> None:
     search(page, "thinking face")
     page.get_by_role("button", name="Filters").click()

@@ -72,6 +72,17 @@ def test_pictures_are_picked_by_key_click_and_range_and_saved_with_their_vectors
     assert [int(a.rpartition("/")[2].removesuffix(".png")) for a in addresses] == picked
 
 
+def test_pictures_are_picked_by_their_ticks_one_after_the_other(page: Page) -> None:
+    for number in (0, 2, 3):
+        tile = page.locator(".tile[data-id]").nth(number)
+        tile.hover()
+        tile.get_by_role("button", name="Pick", exact=True).click()
+    expect(page.locator(".tray-count")).to_have_text("3 picked")
+    assert page.eval_on_selector_all(".tile", "all => all.map(t => t.matches('.picked'))")[:5] == [
+        True, False, True, True, False,
+    ]  # fmt: skip
+
+
 def test_what_is_picked_is_tagged_saved_as_a_table_and_deleted_unless_taken_back(page: Page) -> None:
     page.locator(".tile[data-id] .open").first.focus()
     page.keyboard.press("x")
