@@ -4,6 +4,7 @@ import { button, byId, el, plural } from './dom.js';
 import { keepPlaces } from './grid.js';
 import { later } from './later.js';
 import { goesOn, results, shownRows } from './results.js';
+import { now } from './state.js';
 import { catalog } from './tables.js';
 
 const nothing = later(() => import('./nothing.js'));
@@ -24,6 +25,7 @@ export function drawBelow(table) {
   const place = byId('after');
   const children = [];
   if (results.state && !results.rows.length) children.push(inItsPlace((part) => part.nothingFound(results.state, table)));
+  else if (results.state && !shownRows().length) children.push(inItsPlace((part) => part.nothingNear(results.rows[0], now.cut)));
   else if (catalog.loaded && !catalog.tables.length) children.push(inItsPlace((part) => part.emptyDatabase()));
   if (allDead) children.push(el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.'));
   else if (dead > 0) children.push(deadNote());

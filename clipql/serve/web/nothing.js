@@ -13,6 +13,12 @@ export function nothingFound(state, table) {
   return el('div', { class: 'empty' }, icon('picture'), el('h2', {}, 'No pictures here'), el('p', {}, filtered ? 'No row meets all the filters.' : 'This table has no rows to show.'), el('div', { class: 'buttons' }, ways));
 }
 
+/** For a cut-off that no row comes up to. */
+export function nothingNear(best, cut) {
+  const all = button('Show any similarity', { text: 'Show any similarity', class: 'tool', onclick: () => change({ cut: null }) });
+  return el('div', { class: 'empty' }, icon('picture'), el('h2', {}, 'No picture is similar enough'), el('p', {}, `Only a similarity of ${cut.toFixed(3)} or more is shown. The nearest picture has ${(1 - best.distance).toFixed(3)}.`), el('div', { class: 'buttons' }, all));
+}
+
 /** For a database without tables to search. */
 export function emptyDatabase() {
   return el(

@@ -87,6 +87,18 @@ def test_a_cut_off_leaves_out_what_is_less_similar_and_is_in_the_address(
     expect(page.get_by_role("dialog")).to_contain_text("How it is searched")
 
 
+def test_a_cut_off_that_nothing_comes_up_to_says_so_and_can_be_taken_away(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    page = open_page(f"{served.address}#pictures?table=emoji&q=dog&cut=0.99")
+    empty = page.locator(".empty")
+    expect(empty).to_contain_text("Only a similarity of 0.990 or more is shown. The nearest picture has 0.")
+    empty.get_by_role("button", name="Show any similarity").click()
+    expect(empty).to_have_count(0)
+    assert "cut=" not in page.url
+    assert ids(page)[:20] == answer(page, "dog")[:20]
+
+
 def test_figures_that_are_late_or_lost_hold_nothing_up(open_page: Callable[..., Page], served: Served) -> None:
     page = open_page(f"{served.address}healthz")
     page.route("**/api/count", lambda route: route.abort())
