@@ -3,7 +3,7 @@
 import { ApiError } from './api.js';
 import { announce, button, copy, count, el } from './dom.js';
 import { laidOut } from './highlight.js';
-import { distinct, download, goesOn, mostInFile, results, shownRows } from './results.js';
+import { distinct, download, goesOn, mostInFile, results, shownRows, shownSql } from './results.js';
 import { now } from './state.js';
 
 /** Opens a dialog with a title and a way out, which Back is too where it `leaves`: it then has the class `left`. `style`: 'middle' or 'side'. */
@@ -59,7 +59,7 @@ const BITS = /'[\w+/=]{200,}'/g; // of many rows (`rowset.js`): copied, and not 
 export function showSql(edit) {
   if (!results.sql) return;
   const { params, plan, ms } = results;
-  const sql = laidOut(results.sql);
+  const sql = laidOut(shownSql());
   const names = Object.keys(params);
   const times = ms && ['encode', 'search', 'total'].filter((name) => typeof ms[name] === 'number').map((name) => `${name} ${ms[name].toFixed(1)} ms`);
   const dialog = openDialog('The SQL of this search', [

@@ -119,7 +119,7 @@ export async function nextPage(k = MORE) {
     const fresh = unseen(reply.rows);
     results.rows.push(...fresh);
     results.offset += reply.rows.length;
-    takeRest({ ...reply, sql: results.sql, params: results.params, plan: results.plan, exact: results.exact, ms: results.ms });
+    takeRest({ ...reply, sql: fromTheFirst(reply.sql), params: results.params, plan: results.plan, exact: results.exact, ms: results.ms });
     if (reply.rows.length === 0) results.more = false;
     return fresh;
   } catch (error) {
@@ -191,6 +191,12 @@ export const distinct = () => shownRows().filter((row) => row.duplicate_of === n
 /** The most rows that a file of the search shown may have; folding compares every two of them. */
 export const mostInFile = () => (results.state?.fold ? catalog.most.search : catalog.most.file);
 
+/** A page's statement as that of all pages up to it. */
+const fromTheFirst = (sql) => sql.replace(/ LIMIT (\d+) OFFSET (\d+)((?: SETTINGS .*)?)$/, (_, rows, before, rest) => ` LIMIT ${Number(rows) + Number(before)}${rest}`);
+
+/** The statement that gives the rows shown. */
+export const shownSql = () => (now.cut === null ? results.sql : results.sql.replace(/ LIMIT \d+((?: SETTINGS .*)?)$/, ` LIMIT ${shownRows().length}$1`));
+
 /** All rows as JSON, asked for page by page, since one reply has no more than a search may. */
 async function downloadJson(state, table, rows) {
   const found = { sql: '', params: {}, rows: [] };
@@ -198,7 +204,7 @@ async function downloadJson(state, table, rows) {
   for (let offset = 0; more && offset < rows; ) {
     const k = Math.min(catalog.most.search, rows - offset);
     const reply = await call('/api/search', { body: await requestBody(state, table, { k, offset }) });
-    if (offset === 0) Object.assign(found, { sql: reply.sql, params: reply.params });
+    Object.assign(found, { sql: fromTheFirst(reply.sql), params: reply.params });
     found.rows.push(...reply.rows.filter((row) => row.duplicate_of === null));
     more = reply.more && reply.rows.length > 0;
     offset += reply.rows.length;

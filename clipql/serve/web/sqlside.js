@@ -14,7 +14,12 @@ export function makeSide(insert, open) {
   const tables = el('div', { class: 'sql-tree' });
   const past = el('ul', { class: 'sql-past' });
   const side = el('aside', { class: 'sql-side', 'aria-label': 'Tables and earlier statements' }, el('details', { open: matchMedia('(min-width: 1000px)').matches }, el('summary', {}, 'Tables'), tables), el('details', {}, el('summary', {}, 'Earlier statements'), past));
-  const drawPast = () => past.replaceChildren(...earlier().map((sql) => el('li', {}, button(sql, { text: sql.replace(/\s+/g, ' ').slice(0, 90), class: 'link', title: sql.slice(0, 600), onclick: () => open(sql) }))));
+  const none = () => el('li', {}, el('span', { class: 'quiet' }, 'None was run in this browser yet'));
+  const of = (sql) => el('li', {}, button(sql, { text: sql.replace(/\s+/g, ' ').slice(0, 90), class: 'link', title: sql.slice(0, 600), onclick: () => open(sql) }));
+  const drawPast = () => {
+    const all = earlier();
+    past.replaceChildren(...(all.length ? all.map(of) : [none()]));
+  };
   let newest = null;
   const drawTables = async () => {
     const mine = (newest = Symbol('tables'));

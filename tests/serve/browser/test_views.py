@@ -122,6 +122,25 @@ def test_the_sql_of_a_search_gives_its_rows(page: Page) -> None:
     assert shown[:20] == captions(page)[:20]
 
 
+def test_the_sql_of_a_search_gives_the_pages_that_came_later_and_no_more_than_is_similar_enough(page: Page) -> None:
+    def statement() -> str:
+        page.get_by_role("button", name="Show SQL").click()
+        text = page.locator("dialog .statement").inner_text()
+        page.keyboard.press("Escape")
+        return text
+
+    search(page, "heart")
+    page.keyboard.press("End")
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    until(page, "document.querySelectorAll('.tile[data-id]').length === 120")
+    assert statement().endswith("LIMIT 120")
+    similar = page.locator(".tile .similarity").nth(4).inner_text().rpartition(" ")[2]
+    slider = page.get_by_label("Least similarity shown")
+    slider.evaluate("(i, cut) => { i.step = 'any'; i.value = cut; i.dispatchEvent(new Event('input')); }", similar)
+    until(page, "document.querySelectorAll('.tile[data-id]').length < 40")
+    assert statement().endswith(f"LIMIT {len(ids(page))}")
+
+
 def test_the_map_shows_the_results_and_opens_them(page: Page) -> None:
     search(page, "cat")
     page.get_by_role("link", name="Map").click()
@@ -277,6 +296,7 @@ def test_tables_earlier_statements_and_vectors_lead_on(open_page: Callable[..., 
     page = open_page(f"{served.address}#sql?table=emoji")
     write_sql(page, "SELECT ")
     side = page.get_by_label("Tables and earlier statements")
+    expect(side.get_by_text("None was run in this browser yet")).to_have_count(1)
     side.get_by_text("emoji", exact=True).click()
     side.get_by_role("button", name="Insert letters").click()
     expect(page.get_by_label("SQL statement")).to_have_value("SELECT letters")
