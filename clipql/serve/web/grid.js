@@ -10,6 +10,7 @@ import { button, count, el, picture, pictureOf, plural } from './dom.js';
 import { factsOf } from './facts.js';
 import { isVeiled, knownColumns, uncover } from './filters.js';
 import { makeKeys } from './gridkeys.js';
+import { askFor, askSoon, holdBackPictures } from './gridloading.js';
 import { makeTools, setCurrent } from './gridtools.js';
 import { fillNear, holdBack, makeWindow, whole } from './gridwindow.js';
 import { isSameTable } from './tables.js';
@@ -88,23 +89,11 @@ function drop(id, tile) {
   if (!tile.image.complete) tile.image.removeAttribute('src');
 }
 
-/** Our server's pictures that are still on their way make way for a search that begins. */
-export function holdPictures() {
-  for (const tile of tiles.values()) {
-    if (tile.held || tile.loaded || tile.dead || !tile.source?.startsWith('./') || tile.image.complete) continue;
-    tile.held = true;
-    tile.image.removeAttribute('src');
-  }
-}
+/** Pictures that are still on their way make way for a search that begins. */
+export const holdPictures = () => holdBackPictures(tiles);
 
-/** Pictures that were held and are still shown are asked for again. */
-export function releasePictures() {
-  for (const tile of tiles.values()) {
-    if (!tile.held) continue;
-    tile.held = false;
-    tile.image.src = tile.source;
-  }
-}
+/** Those that were held and are still shown are asked for again. */
+export const releasePictures = () => askSoon(tiles);
 
 /** Puts the nodes in order, moving only those out of place: what stays keeps its focus. */
 function place(nodes) {
@@ -279,7 +268,7 @@ function load(tile) {
     if (source.startsWith('./') && tile.tries < OWN_TRIES) setTimeout(() => tiles.get(tile.row.id) === tile && (image.src = `${source}&again=${tile.tries}`), 700 * 3 ** tile.tries++);
     else die(tile);
   });
-  image.src = source;
+  askFor(tile, tiles);
 }
 
 /** The server was gone and is back: its pictures that could not be had are asked for again. */
