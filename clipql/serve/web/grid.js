@@ -10,7 +10,6 @@ import { button, count, el, picture, pictureOf, plural } from './dom.js';
 import { factsOf } from './facts.js';
 import { isVeiled, knownColumns, uncover } from './filters.js';
 import { makeKeys } from './gridkeys.js';
-import { askFor, askSoon, holdBackPictures } from './gridloading.js';
 import { makeTools, setCurrent } from './gridtools.js';
 import { fillNear, holdBack, makeWindow, whole } from './gridwindow.js';
 import { isSameTable } from './tables.js';
@@ -89,11 +88,23 @@ function drop(id, tile) {
   if (!tile.image.complete) tile.image.removeAttribute('src');
 }
 
-/** Pictures that are still on their way make way for a search that begins. */
-export const holdPictures = () => holdBackPictures(tiles);
+/** Our server's pictures that are still on their way make way for a search that begins. */
+export function holdPictures() {
+  for (const tile of tiles.values()) {
+    if (tile.held || tile.loaded || tile.dead || !tile.source?.startsWith('./') || tile.image.complete) continue;
+    tile.held = true;
+    tile.image.removeAttribute('src');
+  }
+}
 
-/** Those that were held and are still shown are asked for again. */
-export const releasePictures = () => askSoon(tiles);
+/** Pictures that were held and are still shown are asked for again. */
+export function releasePictures() {
+  for (const tile of tiles.values()) {
+    if (!tile.held) continue;
+    tile.held = false;
+    tile.image.src = tile.source;
+  }
+}
 
 /** Puts the nodes in order, moving only those out of place: what stays keeps its focus. */
 function place(nodes) {
@@ -268,7 +279,7 @@ function load(tile) {
     if (source.startsWith('./') && tile.tries < OWN_TRIES) setTimeout(() => tiles.get(tile.row.id) === tile && (image.src = `${source}&again=${tile.tries}`), 700 * 3 ** tile.tries++);
     else die(tile);
   });
-  askFor(tile, tiles);
+  image.src = source;
 }
 
 /** The server was gone and is back: its pictures that could not be had are asked for again. */
