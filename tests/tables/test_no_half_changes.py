@@ -54,9 +54,6 @@ DETACH TABLE IF EXISTS laion PERMANENTLY
 DETACH DATABASE o
 DETACH DATABASE IF EXISTS o PERMANENTLY
 TRUNCATE DATABASE o
-EXCHANGE TABLES laion AND p
-EXCHANGE TABLES p AND laion
-EXCHANGE TABLES laion AND twin
 EXCHANGE TABLES p AND j, laion AND twin
 RENAME TABLE laion TO moved, moved TO n
 RENAME TABLE laion TO moved, twin TO laion
@@ -160,6 +157,8 @@ ONE, TWO = ROWS[:1], ROWS[1:2]
 DONE: list[tuple[str, dict[str, Any]]] = [
     ("ALTER TABLE laion CLEAR COLUMN v", {LAION: [(id, [], s) for id, _, s in ROWS]}),
     ("ALTER TABLE laion (UPDATE v = [7, id] WHERE id = 2)", {LAION: [ROWS[0], (2, [7.0, 2.0], "two"), ROWS[2]]}),
+    ("EXCHANGE TABLES laion AND twin", {LAION: [NINE], "default.twin": ROWS}),
+    ("EXCHANGE TABLES p AND laion", {LAION: [(7, [7.0, 7.0], "seven")]}),
     ("CREATE OR REPLACE VIEW laion AS SELECT 1 AS x", {LAION: [(1,)]}),
     ("CREATE OR REPLACE VIEW `l\\x61ion` AS SELECT 1 AS x", {LAION: [(1,)]}),
     ("USE o ;; CREATE OR REPLACE VIEW laion AS SELECT 1 AS x", {"o.laion": [(1,)]}),
