@@ -136,25 +136,20 @@ def rename(registry: Registry, statement: str, pairs: Sequence[tuple[Table, str,
     """RENAME TABLE of one table with vector columns; pairs: the table and its new database and name."""
     if len(pairs) != 1:
         raise UnsupportedStatement("rename tables with vector columns one statement each")
-    table, database, name = pairs[0]
-    with registry.write_lock, registry.gate.writing():
-        recover.settle(registry)
-        table = registry.current(table)
-        after = dataclasses.replace(table, database=database, name=name)
-        registry.save(registry.catalog.with_pending(Pending("rename", table, after)))
-        try:
-            registry.engine.run(statement, user=True)
-        finally:
-            recover.settle(registry)
+    _named(registry, "rename", statement, *pairs[0])
 
 
 def exchange(registry: Registry, statement: str, table: Table, database: str, name: str) -> None:
     """EXCHANGE TABLES of a table with vector columns and another one, whose database and name it gets."""
+    _named(registry, "exchange", statement, table, database, name)
+
+
+def _named(registry: Registry, kind: str, statement: str, table: Table, database: str, name: str) -> None:
     with registry.write_lock, registry.gate.writing():
         recover.settle(registry)
         table = registry.current(table)
         after = dataclasses.replace(table, database=database, name=name)
-        registry.save(registry.catalog.with_pending(Pending("exchange", table, after)))
+        registry.save(registry.catalog.with_pending(Pending(kind, table, after)))
         try:
             registry.engine.run(statement, user=True)
         finally:
