@@ -471,8 +471,8 @@ class IvfIndex:
 
 
 def _kept(rescore: int, k: int, knobs: Mapping[str, float] | None) -> int:
-    """The rows to compare for k, where so many are for ten, unless they are told."""
-    deeper = 1.0 if knobs and "rescore" in knobs else max(1.0, k / 10) ** DEEPER_ROWS
+    """The rows to compare for k, where so many are for ten, unless they are told; for one row more, no more."""
+    deeper = 1.0 if knobs and "rescore" in knobs else max(1.0, k / 11) ** DEEPER_ROWS
     return max(round(rescore * deeper), 3 * k)
 
 
