@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-LAST_NET_SECONDS = 900
+LAST_NET_SECONDS = 400
 
 
 def until(is_so: Callable[[], object], what: str) -> None:

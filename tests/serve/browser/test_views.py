@@ -113,9 +113,12 @@ def test_the_sql_of_a_search_gives_its_rows(page: Page) -> None:
     page.get_by_role("button", name="Show SQL").click()
     dialog = page.get_by_role("dialog")
     expect(dialog.locator(".statement")).to_contain_text("encode_text('heart')")
+    # as many rows as are shown: pages that are asked for ahead may have come
+    limit = int(re.search(r"LIMIT (\d+)", dialog.locator(".statement").inner_text())[1])  # type: ignore[index]
+    assert limit in (40, 80, 120)
     dialog.get_by_role("button", name="Edit and run").click()
     page.get_by_role("button", name="Run").click()
-    expect(page.locator(".sql-table tbody tr")).to_have_count(40)
+    expect(page.locator(".sql-table tbody tr")).to_have_count(limit)
     shown = page.locator(".sql-table tbody tr td:nth-child(2)").all_inner_texts()
     page.go_back()
     settled(page)
