@@ -28,7 +28,7 @@ def write(found: Mapping[str, Comparison]) -> Path:
     page.write_text(before + "\n".join([BEGIN, "", *_lines(list(found.values())), END]) + after)
     (DOCS / "img").mkdir(parents=True, exist_ok=True)
     for each in found.values():
-        if each.plot:
+        if each.plot and each.plot.bars:  # none where the figures are of another machine, and its picture is kept
             draw(each.plot, DOCS / "img" / f"bench-{each.plot.name}.png")
     return page
 
@@ -43,27 +43,29 @@ def _around(page: Path) -> tuple[str, str]:
 
 
 def _lines(found: list[Comparison]) -> Iterable[str]:
-    yield from (machine(), "", "| work | measured | bar | |", "|---|---|---|---|")
+    yield from (*textwrap.wrap(f"By {versions()}.", 120), "", "| work | measured | bar | |", "|---|---|---|---|")
     for each in found:
         for line in each.lines:
             mark = {True: "✓", False: "✗ missed", None: ""}[line.met]
             yield f"| {line.work} | {line.measured} | {line.bar} | {mark} |"
     yield ""
     for each in found:
-        yield from (f"## {each.title}", "", *textwrap.wrap(each.how, 120), "", f"Measured {each.when}.", "")
+        yield from (f"## {each.title}", "", *textwrap.wrap(each.how, 120), "")
+        yield from (f"Measured {each.when} on {each.machine}.", "")
         if each.plot:
             yield from (f"![{each.plot.title}](img/bench-{each.plot.name}.png)", "")
 
 
+def versions() -> str:
+    """The libraries that are measured, and Python."""
+    named = (f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
+    return ", ".join([f"Python {platform.python_version()}", *named])
+
+
 def machine() -> str:
-    """The machine and the versions, in words."""
+    """The machine in words."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0))
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
-    return (
-        f"{_processor()}, {cores} cores, {memory:.0f} GiB of memory; {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}, {versions}."
-    )
+    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory, {platform.system()}"
 
 
 def _processor() -> str:

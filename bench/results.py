@@ -1,4 +1,8 @@
-"""What a comparison gives: rows for the table, series for the plot; kept as JSON so that parts can be run apart."""
+"""What a comparison gives: rows for the table, series for the plot.
+
+Kept as JSON in bench/measured, which belongs to the project: so one part can be run anew, on any machine, and the page
+keeps the others with the day and the machine that they are of.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import data
+from bench import child, data
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class Plot:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A part of the benchmark: how it was measured, its lines, its plot, and the seconds of every round by name."""
+    """A part of the benchmark: how, when and on what machine it was measured, its lines, its plot, and the seconds of
+    every round by name.
+    """
 
     name: str
     title: str
@@ -44,6 +50,7 @@ class Comparison:
     plot: Plot | None = None
     raw: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     when: str = ""
+    machine: str = ""
 
 
 def at_least(work: str, measured: str, ratio: float, bar: float) -> Line:
@@ -63,9 +70,13 @@ def median(values: Sequence[float]) -> float:
 
 
 def save(found: Comparison) -> None:
-    """Keep a comparison, in the place of an older one of its name."""
+    """Keep a comparison, in the place of an older one of its name; its rounds under bench/data."""
     path = _folder() / f"{found.name}.json"
-    path.write_text(json.dumps(dataclasses.asdict(found), indent=1))
+    told = dataclasses.asdict(found)
+    rounds = data.FOLDER / "rounds"
+    rounds.mkdir(parents=True, exist_ok=True)
+    (rounds / path.name).write_text(json.dumps(told.pop("raw"), indent=1))
+    path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
 
 def load() -> dict[str, Comparison]:
@@ -82,6 +93,4 @@ def _comparison(path: Path) -> Comparison:
 
 
 def _folder() -> Path:
-    folder = data.FOLDER / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return child.ROOT / "bench" / "measured"

@@ -2,7 +2,8 @@
 
     python -m bench.run [--only exact,ingest] [--rows 300000]
 
-Data and results are kept under bench/data; a comparison that is not run again keeps its last result and date.
+Data are kept under bench/data and results in bench/measured; a comparison that is not run again keeps its last result,
+date and machine.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from bench import (
     serve_workers,
     start,
     statements,
+    structures,
     tutorial,
 )
 from bench.results import Comparison
@@ -51,6 +53,8 @@ COMPARISONS: dict[str, Callable[[int], Comparison]] = {
 # an hour more, so only when they are named
 LONG: dict[str, Callable[[int], Comparison]] = {
     "index": index.compare_call,
+    "structures": structures.compare,
+    "captions": structures.captions,
     "proven": proven.compare,
     "statements": statements.compare,
     "index-sql": index.compare_sql,
@@ -89,7 +93,7 @@ def main() -> None:
     for name in names:
         began = time.perf_counter()
         found = every[name](arguments.rows)
-        results.save(dataclasses.replace(found, when=time.strftime("%Y-%m-%d")))
+        results.save(dataclasses.replace(found, when=time.strftime("%Y-%m-%d"), machine=report.machine()))
         for line in found.lines:
             print(line.work, line.measured, line.bar, {True: "met", False: "MISSED", None: ""}[line.met], sep=" | ")
         print(f"({name}: {time.perf_counter() - began:.0f} s)", flush=True)
