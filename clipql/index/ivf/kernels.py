@@ -19,11 +19,25 @@ from numpy.typing import NDArray
 from clipql.index.ivf.codes import Words, quantise_query
 from clipql.index.ivf.geometry import Floats, Number
 from clipql.index.ivf.rescore import Table, rescore_rows
-from clipql.storage.vectors.bits import PAGE, code_dot, cycles, kernel, popcount, prefetch, will_need
+from clipql.storage.vectors.bits import (
+    PAGE,
+    brain_to_float,
+    brains,
+    code_dot,
+    code_estimates,
+    cycles,
+    first_bit,
+    kernel,
+    popcount,
+    prefetch,
+    will_need,
+)
 
 Integers = NDArray[np.int64]
 # bytes between two ranges that are rather read with them than asked for apart
 CLOSE = uint64(16_384)
+# the first line of a range is fetched while so many before it are scanned, as its page may have to be looked up first
+FAR = 4
 # where the index and the rows are: all in memory; all on disk; on disk but for the scales and numbers of rows
 IN_MEMORY, ON_DISK, CODES_ON_DISK = 0, 1, 2
 
@@ -36,6 +50,8 @@ class Arrays(NamedTuple):
     empty. list_*: the same of centroids; list_small (l, d) int8 and list_unit: float32 (l,) are the centroids;
     list_spread: float32 (l,), root mean square length of coded residuals. shape: float32 (b,), share of that length
     in one number of each block. mean: float32 (d,). turn: float32 (64 b, d), the query's side of the coder.
+
+    `in_short` gives those that the kernels take, where turn, list_turn and parents are bfloat16.
     """
 
     start: Integers
@@ -49,16 +65,27 @@ class Arrays(NamedTuple):
     list_small: NDArray[np.int8]
     list_unit: Floats
     list_spread: Floats
-    parents: Floats
+    parents: Floats | NDArray[np.uint16]
     edges: Integers
-    turn: Floats
+    turn: Floats | NDArray[np.uint16]
     word_block: NDArray[np.int32]
     word_weight: Floats
-    list_turn: Floats
+    list_turn: Floats | NDArray[np.uint16]
     list_word_block: NDArray[np.int32]
     list_word_weight: Floats
     shape: Floats
     mean: Floats
+
+
+def in_short(arrays: Arrays) -> Arrays:
+    """The arrays with what each query is multiplied by in half the bytes: that is more than the processor's cache has
+    room for beside the codes. It is rounded by a two-hundredth of what a query is rounded by next.
+    """
+    short = {}
+    for name in ("turn", "list_turn", "parents"):
+        short[name] = brains(getattr(arrays, name))
+        short[name].setflags(write=False)  # as what is mapped, or the kernels are compiled once more
+    return arrays._replace(**short)
 
 
 class _Coded(NamedTuple):
@@ -239,11 +266,11 @@ def _ask(turned: Floats, word_block: NDArray[np.int32], word_weight: Floats, sla
 
 
 @kernel
-def _multiply(matrix: Floats, v: Floats, out: Floats) -> None:
+def _multiply(matrix: NDArray[np.uint16], v: Floats, out: Floats) -> None:
     for i in range(matrix.shape[0]):
         s = np.float32(0)
         for j in range(v.size):
-            s += matrix[i, j] * v[j]
+            s += brain_to_float(matrix[i, j]) * v[j]
         out[i] = s
 
 
@@ -279,17 +306,43 @@ def _scores(ix: Arrays, v: Floats, probe: Integers) -> Floats:
 
 @kernel
 def _near_parents(ix: Arrays, v: Floats, wanted: int) -> tuple[Integers, Integers]:
-    """Ranges of the lists of the nearest parents, until they hold as many as wanted."""
+    """Ranges of the lists of the nearest parents, in any order: as few as hold as many as wanted."""
     near = np.empty(ix.edges.size - 1, np.float32)
     _multiply(ix.parents, v, near)
     if ix.bias.size > 0:
         for p in range(near.size):
-            near[p] -= np.float32(0.5) * (ix.parents[p] * ix.parents[p]).sum()
-    order, seen, taken = np.argsort(-near), 0, 0
-    while taken < order.size and seen < wanted:
-        seen += ix.edges[order[taken] + 1] - ix.edges[order[taken]]
-        taken += 1
-    return ix.edges[order[:taken]], ix.edges[order[:taken] + 1]
+            square = np.float32(0)
+            for j in range(v.size):
+                x = brain_to_float(ix.parents[p, j])
+                square += x * x
+            near[p] -= np.float32(0.5) * square
+    order, low, high, seen = np.arange(near.size), 0, near.size - 1, 0
+    while low < high:  # Hoare's selection, nearest first, by how many lists there are
+        pivot = near[order[(low + high) >> 1]]
+        i, j = low, high
+        while i <= j:
+            while near[order[i]] > pivot:
+                i += 1
+            while near[order[j]] < pivot:
+                j -= 1
+            if i <= j:
+                order[i], order[j] = order[j], order[i]
+                i += 1
+                j -= 1
+        nearer = 0
+        for z in range(low, j + 1):
+            nearer += ix.edges[order[z] + 1] - ix.edges[order[z]]
+        if seen + nearer >= wanted:
+            high = j
+            continue
+        seen, low = seen + nearer, j + 1
+        if low < i:  # the one between, which is the pivot
+            seen += ix.edges[order[low] + 1] - ix.edges[order[low]]
+            if seen >= wanted:
+                break
+            low = i
+    taken = order[: low + 1]
+    return ix.edges[taken], ix.edges[taken + 1]
 
 
 @kernel
@@ -313,10 +366,48 @@ def _scan(
     s_address, step = uint64(scale.ctypes.data), uint64(8 * words)
     biased, filtered, spread = bias.size > 0, among.size > 0, coded.spread.size > 0
     kept, floor = 0, np.float32(-np.inf)
+    nothing, eight = np.zeros(8, np.float32), np.empty(8, np.float32)
+    zeros, out = uint64(nothing.ctypes.data), uint64(eight.ctypes.data)
+    b_address, w_address = uint64(bias.ctypes.data), uint64(coded.spread.ctypes.data)
+    many = words == 8 and not sparse
     for z in range(ranges.first.size):
-        first, start = ranges.first[z], ranges.base[z]
+        first, start = ranges.first[z], np.float32(ranges.base[z])
         ahead = uint64(ranges.first[min(z + 1, ranges.first.size - 1)])
-        for i in range(first, ranges.last[z]):
+        far = uint64(ranges.first[min(z + FAR, ranges.first.size - 1)])
+        prefetch(c + far * step)
+        prefetch(c + far * step + uint64(PAGE))
+        prefetch(s_address + far * uint64(4))
+        whole = first
+        if many:
+            whole = first + ((ranges.last[z] - first) & ~7)
+            for i in range(first, whole, 8):
+                here = uint64(i - first) + ahead
+                for j in range(8):
+                    prefetch(c + (here + uint64(j)) * step)
+                prefetch(s_address + here * uint64(4))
+                at_4 = uint64(i) * uint64(4)
+                above = code_estimates(
+                    c + uint64(i) * step,
+                    p,
+                    f,
+                    s_address + at_4,
+                    b_address + at_4 if biased else zeros,
+                    w_address + at_4 if spread else zeros,
+                    start,
+                    total,
+                    np.float32(coded.reach),
+                    floor,
+                    out,
+                )
+                while above:
+                    j = first_bit(above)
+                    above &= above - 1
+                    if eight[j] > floor and not (filtered and not among[rows[i + j]]):
+                        value[kept], at[kept] = eight[j], i + j
+                        kept += 1
+                        if kept == value.size:
+                            kept, floor = _tighten(value, at, kept, wanted)
+        for i in range(whole, ranges.last[z]):
             if sparse and not among[rows[i]]:
                 continue
             here = uint64(i - first) + ahead

@@ -19,6 +19,7 @@ from clipql.storage.vectors.bits import half_to_float, kernel, pointer, prefetch
 
 Integers = NDArray[np.int64]
 DOT, COSINE, L2 = 0, 1, 2
+AHEAD = 8  # a row is fetched from memory while so many before it are compared
 SPARE = 8  # rows kept beyond k, so that float32 rounding loses none
 ROUNDING = np.float32(1e-5)  # of a score, relative to the largest numbers that it is made of
 WAVE = 64  # rows that are read from the disk at once, before it is known whether the next can still win
@@ -110,9 +111,9 @@ def rescore_rows(
         if i == ready:
             ready = min(n, i + WAVE)
             _read(table, rows, i, ready, size, context, room, where)
-        if i + 4 < ready:
-            for line in range(0, v.size * (2 if is_half[i + 4] else 4), 64):
-                prefetch(where[i + 4] + uint64(line))
+        if i + AHEAD < ready:
+            for line in range(0, v.size * (2 if is_half[i + AHEAD] else 4), 64):
+                prefetch(where[i + AHEAD] + uint64(line))
         score[i] = _score(where[i], is_half[i], metric, v, unit, mean, shift)
         done += 1
         if k <= 256 and score[i] > least:

@@ -35,7 +35,7 @@ SPARSE = 0.1  # share of rows that a filter leaves below which their codes are n
 ALIKE = 1e-5  # relative: codes of equal vectors may differ by what a product of matrices rounds
 # deviations of a code's error allowed for before a row is given up unseen: for the last hundredth of recall, which
 # settings that compare many rows are for, more
-SLACK, WIDE_SLACK, MANY_RESCORED = 4.5, 6.0, 100
+SLACK, WIDE_SLACK, MANY_RESCORED = 4.5, 6.0, 60
 # measured at 512 numbers: 10 ns to read a code and 450 to rescore a row, 78 to compare it in a scan
 CODE_EFFORT, ROW_EFFORT = 0.13, 5.8
 # a row kept apart is compared by every search; with a larger share of them an exact scan is as good
@@ -66,7 +66,8 @@ class IvfIndex:
         self._cold = kernels.IN_MEMORY
         if memory.on_disk(sum(b.nbytes for _, b in self._blocks) + sum(a.nbytes for a in arrays)):
             arrays, self._cold = resident.kept(arrays)
-        self._arrays, self._ranges = arrays, ranges
+        self._bytes = sum(a.nbytes for a in arrays)
+        self._arrays, self._ranges = kernels.in_short(arrays), ranges
         self._placed = int(arrays.start[-1])
         self._apart = arrays.rows[self._placed :].astype(np.int64)
         self._space = space_of(meta, arrays.mean)
@@ -170,7 +171,7 @@ class IvfIndex:
     def bytes_per_row(self) -> float:
         """Size of the index beyond the vectors, for each row covered."""
         bounds = self._ranges.kept.nbytes if self._ranges else 0
-        return (sum(a.nbytes for a in self._arrays) + bounds) / max(1, self._rows)
+        return (self._bytes + bounds) / max(1, self._rows)
 
     def search(
         self,

@@ -67,6 +67,94 @@ def code_dot(typingctx: Any, code: Any, planes: Any, weights: Any) -> Any:
     return sig, codegen
 
 
+def _wide(builder: Any) -> None:
+    """Let the function that is being written use registers of 512 bits, which LLVM would rather not on Intel's processors:
+    there a code would take two steps instead of one. It means nothing where there are no such registers.
+    """
+    set.add(builder.function.attributes, '"min-legal-vector-width"="512"')
+
+
+@intrinsic
+def code_estimates(
+    typingctx: Any,
+    code: Any,
+    planes: Any,
+    weights: Any,
+    scale: Any,
+    bias: Any,
+    spread: Any,
+    start: Any,
+    total: Any,
+    reach: Any,
+    floor: Any,
+    out: Any,
+) -> Any:
+    """What eight codes, which follow each other, say of their rows: start + scale * (`code_dot` - total) + bias + reach *
+    spread.
+
+    code, planes, weights: addresses as `code_dot` takes them. scale, bias, spread: addresses of eight float32 each.
+    start, total, reach, floor: float32. out: address of eight float32, written. Returns int64: bit i is set where the
+    i-th is more than floor.
+    """
+    number, address = types.float32, types.uint64
+    sig = types.int64(*[address] * 6, *[number] * 4, address)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _wide(b)
+        code, planes, weights, scale, bias, spread, start, total, reach, floor, out = args
+        word, lane = ir.IntType(64), ir.IntType(32)
+        popcount = cgutils.get_or_insert_function(b.module, ir.FunctionType(_WORDS, [_WORDS]), "llvm.ctpop.v8i64")
+
+        def at(address: Any, offset: int) -> Any:
+            return b.add(address, ir.Constant(word, offset))
+
+        def all_of(value: Any) -> Any:
+            first = b.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(lane, 0))
+            return b.shuffle_vector(first, first, ir.Constant(ir.VectorType(lane, 8), [0] * 8))
+
+        def picked(x: Any, y: Any, lanes: list[int]) -> Any:
+            return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(lane, 8), lanes))
+
+        levels = [_load(b, at(planes, 64 * k), _WORDS, 8) for k in range(4)]
+        weight, sums = _load(b, weights, _FLOATS, 4), []
+        for i in range(8):
+            bits, summed = _load(b, at(code, 64 * i), _WORDS, 8), None
+            for k in range(4):
+                term = b.shl(b.call(popcount, [b.and_(bits, levels[k])]), ir.Constant(_WORDS, [k] * 8))
+                summed = term if summed is None else (b.sub(summed, term) if k == 3 else b.add(summed, term))
+            sums.append(b.fmul(b.sitofp(summed, _FLOATS), weight))
+        # each step adds neighbours up and puts two vectors into one, until lane i holds the sum of the i-th
+        for low, high in (
+            ([0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
+            ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
+            ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
+        ):
+            pairs = zip(sums[::2], sums[1::2], strict=True)
+            sums = [b.fadd(picked(x, y, low), picked(x, y, high)) for x, y in pairs]
+        estimate = b.fmul(_load(b, scale, _FLOATS, 4), b.fsub(sums[0], all_of(total)))
+        estimate = b.fadd(b.fadd(estimate, all_of(start)), _load(b, bias, _FLOATS, 4))
+        estimate = b.fadd(estimate, b.fmul(_load(b, spread, _FLOATS, 4), all_of(reach)))
+        store = b.store(estimate, b.inttoptr(out, _FLOATS.as_pointer()))
+        store.align = 4
+        above = b.fcmp_ordered(">", estimate, all_of(floor))
+        return b.zext(b.bitcast(above, ir.IntType(8)), word)
+
+    return sig, codegen
+
+
+@intrinsic
+def first_bit(typingctx: Any, word: Any) -> Any:
+    """Number of zeros below the lowest one of an int64, which has one."""
+    sig = types.int64(types.int64)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64), ir.IntType(1)])
+        count = cgutils.get_or_insert_function(b.module, kind, "llvm.cttz.i64")
+        return b.call(count, [args[0], ir.Constant(ir.IntType(1), 1)])
+
+    return sig, codegen
+
+
 @intrinsic
 def popcount(typingctx: Any, word: Any) -> Any:
     """Number of ones in a uint64, as int64."""
@@ -89,6 +177,24 @@ def half_to_float(typingctx: Any, bits: Any) -> Any:
         return b.fpext(b.bitcast(args[0], ir.HalfType()), ir.FloatType())
 
     return sig, codegen
+
+
+@intrinsic
+def brain_to_float(typingctx: Any, bits: Any) -> Any:
+    """The float32 whose upper half are these bits (a uint16), a bfloat16."""
+    sig = types.float32(types.uint16)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        whole = ir.IntType(32)
+        return b.bitcast(b.shl(b.zext(args[0], whole), ir.Constant(whole, 16)), ir.FloatType())
+
+    return sig, codegen
+
+
+def brains(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Finite float32 as bfloat16, rounded to the nearest, as uint16 of the same shape."""
+    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+    return np.asarray((bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> np.uint32(16), np.uint16)
 
 
 @intrinsic
@@ -116,7 +222,9 @@ def pointer(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at this address; never faults."""
+    """Ask for the cache line at this address, for the second level of the cache, which waits for more lines at once than
+    the first does; never faults.
+    """
     sig = types.void(types.uint64)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
@@ -124,7 +232,7 @@ def prefetch(typingctx: Any, address: Any) -> Any:
         fetch = cgutils.get_or_insert_function(
             b.module, ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word]), "llvm.prefetch.p0"
         )
-        b.call(fetch, [b.inttoptr(args[0], cgutils.voidptr_t), word(0), word(3), word(1)])
+        b.call(fetch, [b.inttoptr(args[0], cgutils.voidptr_t), word(0), word(2), word(1)])
         return context.get_dummy_value()
 
     return sig, codegen
