@@ -20,7 +20,7 @@ import shutil
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from clipql.engine.arrow import arrow_numbers, numpy_numbers
 from clipql.errors import ClipqlError, DatabaseDamaged
 from clipql.storage import files
 from clipql.storage.catalog import RowFile, Table
+from clipql.tables import rowgather
 from clipql.tables.columnfile import ColumnReader
 from clipql.tables.registry import Registry
 from clipql.tables.rowwriter import PLACES, ROWS, RowWriter, described, schema_of, stored_rows, types_of
@@ -86,16 +87,60 @@ class RowReader:
         before = older.columns if older else None
         self.columns: ColumnReader = ColumnReader(folder, listing["columns"], before)
         self._batches: dict[int, _Opened] = dict(older._batches) if older else {}
+        self._checked = np.zeros(len(self._places), np.bool_)  # by batch: whether its hash was right
+        if older:
+            self._checked[: len(older._checked)] = older._checked
+        self._address = np.uint64(rowgather.mapped_address(self._data) if self._data else 0)
+        self._plain = rowgather.columns_of(self.schema)
         self._column_at = {name: i for i, name in enumerate(self.schema.names)}
         self._kinds: Sequence[pa.DataType] = self.schema.types
         self._guard = threading.Lock()
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> dict[str, pa.Array]:
-        """These columns of these rows, in this order, by name."""
+        """These columns of these rows, in this order, by name. In pieces only where a column has 2 GB of text."""
         wanted = dict.fromkeys(columns)
-        if len(rows) > FEW:
+        plain = {name: self._plain[name] for name in wanted if name in self._plain}
+        others = [name for name in wanted if name not in plain]
+        found = self._gathered(np.asarray(rows, np.uint64), plain) if plain else {}
+        if others and len(rows) > FEW:
             batches = np.searchsorted(self._places["first"], np.asarray(rows, np.uint64), side="right") - 1
-            return self._take_many(np.asarray(rows, np.int64), batches, list(wanted))
+            found |= self._take_many(np.asarray(rows, np.int64), batches, others)
+        elif others:
+            found |= self._take_few(rows, others)
+        return {name: found[name] for name in wanted}
+
+    def _gathered(self, rows: NDArray[np.uint64], columns: Mapping[str, rowgather.Column]) -> dict[str, pa.Array]:
+        """Columns of numbers and texts."""
+        if len(rows) <= FEW:
+            numbers = np.array([bisect_right(self._firsts, row) - 1 for row in rows.tolist()], np.int64)
+        else:
+            numbers = np.searchsorted(self._places["first"], rows, side="right") - 1
+        if len(numbers) and numbers.min() < 0:
+            raise self._lacks(int(rows[numbers.argmin()]))
+        if not self._checked[numbers].all():
+            new = np.unique(numbers[~self._checked[numbers]]).tolist()
+            self._ask_disk(new)
+            for number in new:
+                self._check(number)
+        places = self._places[numbers]
+        sizes = (places["end"] - places["start"]).astype(np.int64)
+        located, wrong = rowgather.locate(self._address + places["start"], sizes, rows)
+        if wrong < len(rows):
+            raise self._lacks(int(rows[wrong]))
+        found = {}
+        for name, column in columns.items():
+            values = rowgather.taken(column, located)
+            if values is None:
+                raise DatabaseDamaged(
+                    f"{self.folder}/{ROWS}: the column {name!r} of {len(rows):,} rows does not add up"
+                )
+            found[name] = values
+        return found
+
+    def _lacks(self, row: int) -> DatabaseDamaged:
+        return DatabaseDamaged(f"{self.folder} has no row {row}, which it should cover")
+
+    def _take_few(self, rows: Sequence[int], columns: Sequence[str]) -> dict[str, pa.Array]:
         numbers = [bisect_right(self._firsts, row) - 1 for row in rows]
         self._ask_disk(numbers)
         places: list[tuple[_Opened, int]] = []
@@ -107,10 +152,10 @@ class RowReader:
                 if at < opened.rows and int(opened.numbers[at]) != row:
                     at = opened.rows
             if at >= opened.rows:
-                raise DatabaseDamaged(f"{self.folder} has no row {row}, which it should cover")
+                raise self._lacks(row)
             places.append((opened, at))
         found: dict[str, pa.Array] = {}
-        for name in wanted:
+        for name in columns:
             column = self._column_at[name]
             pieces = [opened.columns[column].slice(at, 1) for opened, at in places]
             kind = self._kinds[column]
@@ -138,7 +183,7 @@ class RowReader:
                 gone = opened.numbers[np.minimum(at, opened.rows - 1)] != asked.astype(np.uint64)
                 at = np.where(gone, opened.rows, at)
             if at.max() >= opened.rows:
-                raise DatabaseDamaged(f"{self.folder} has no row {asked[at.argmax()]}, which it should cover")
+                raise self._lacks(int(asked[at.argmax()]))
             for name in columns:
                 pieces[name].append(opened.columns[self._column_at[name]].take(arrow_numbers(at)))
         back = np.empty(len(rows), np.int64)
@@ -158,7 +203,7 @@ class RowReader:
     def _ask_disk(self, numbers: Sequence[int]) -> None:
         """Have the batches read that are not open yet, side by side."""
         for number in set(numbers):  # less the keys of _batches would be a walk over all of these
-            if number not in self._batches and self._data is not None:
+            if number not in self._batches and not self._checked[number] and self._data is not None:
                 place = self._places[number]
                 start = int(place["start"]) // mmap.PAGESIZE * mmap.PAGESIZE
                 self._data.madvise(mmap.MADV_WILLNEED, start, int(place["end"]) - start)
@@ -173,6 +218,7 @@ class RowReader:
     def verify(self) -> None:
         """Read everything. Raises DatabaseDamaged, naming the first file that is not what was written."""
         self._batches.clear()
+        self._checked[:] = False
         self._advise(mmap.MADV_NORMAL)
         for number in range(len(self._places)):
             self._opened(number)
@@ -183,17 +229,29 @@ class RowReader:
         found = self._batches.get(number)
         if found is None:
             place = self._places[number]
+            self._check(number)
             data = pa.py_buffer(self._data).slice(int(place["start"]), int(place["end"] - place["start"]))
-            if xxhash.xxh3_64_intdigest(data) != int(place["hash"]):
-                raise DatabaseDamaged(
-                    f"{self.folder}/rows.bin is damaged between bytes {place['start']} and {place['end']}"
-                )
             found = _Opened.of(pa.ipc.read_record_batch(data, self.schema))
             with self._guard:
                 while len(self._batches) >= KEPT_BATCHES:
                     self._batches.pop(next(iter(self._batches)))
                 self._batches[number] = found
         return found
+
+    def _check(self, number: int) -> None:
+        """Raises DatabaseDamaged where a batch is not what was written; looked at once."""
+        if not self._checked[number]:
+            _, start, end, hash = self._places[number].tolist()
+            assert self._data is not None  # as there are batches
+            with memoryview(self._data) as data:
+                if not 0 <= start <= end <= len(data) or xxhash.xxh3_64_intdigest(data[start:end]) != hash:
+                    raise DatabaseDamaged(f"{self.folder}/{ROWS} is damaged between bytes {start} and {end}")
+            self._checked[number] = True
+
+
+def _in_turn(pieces: Sequence[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray:
+    chunks = [chunk for piece in pieces for chunk in (piece.chunks if hasattr(piece, "chunks") else [piece])]
+    return pa.chunked_array(chunks)
 
 
 def _mapped(path: Path) -> mmap.mmap:

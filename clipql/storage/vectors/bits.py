@@ -68,8 +68,8 @@ def code_dot(typingctx: Any, code: Any, planes: Any, weights: Any) -> Any:
 
 
 def _wide(builder: Any) -> None:
-    """Let the function that is being written use registers of 512 bits, which LLVM would rather not on Intel's processors:
-    there a code would take two steps instead of one. It means nothing where there are no such registers.
+    """Let the function that is being written use registers of 512 bits, which LLVM would rather not on processors of
+    Intel's: there a code would take two steps instead of one. It means nothing where there are no such registers.
     """
     set.add(builder.function.attributes, '"min-legal-vector-width"="512"')
 
@@ -89,8 +89,8 @@ def code_estimates(
     floor: Any,
     out: Any,
 ) -> Any:
-    """What eight codes, which follow each other, say of their rows: start + scale * (`code_dot` - total) + bias + reach *
-    spread.
+    """What eight codes, which follow each other, say of their rows: start + scale * (`code_dot` - total) + bias
+    + reach * spread.
 
     code, planes, weights: addresses as `code_dot` takes them. scale, bias, spread: addresses of eight float32 each.
     start, total, reach, floor: float32. out: address of eight float32, written. Returns int64: bit i is set where the
@@ -222,8 +222,8 @@ def pointer(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at this address, for the second level of the cache, which waits for more lines at once than
-    the first does; never faults.
+    """Ask for the cache line at this address, for the second level of the cache, which waits for more lines at once
+    than the first does; never faults.
     """
     sig = types.void(types.uint64)
 
