@@ -21,13 +21,14 @@ ROWS, K, QUERIES = 1_000_000, 10, 400
 TARGETS = {"text": 0.95, "image": 0.99}
 RECALLS = (0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)
 LISTS = 4096
+SINGLY = "clipql, one a call"
 Ask = Callable[..., Any]
 Points = list[tuple[float, float, str]]  # recall, seconds a query, setting
 
 HOW_CALL = f"""\
 {ROWS:,} × 512 image vectors, {QUERIES} queries of each kind that are in none of them, 10 nearest by cosine, one thread,
-processor time, the three libraries in turns. Each library at its cheapest setting that reaches the recall. clipql is
-asked one query a call and compares its finalists exactly; the others get all queries in one call. FAISS:
+processor time, the three libraries in turns. Each library at its cheapest setting that reaches the recall, and each
+gets all queries in one call; clipql also one query a call. It compares its finalists exactly. FAISS:
 IVF{LISTS},RaBitQfs, its finalists compared exactly with numpy. rabitqlib: IvfIndex, 7 bits, {LISTS} lists."""
 HOW_SQL = f"""\
 Whole statements for url and caption of the 10 nearest of {ROWS:,} rows by caption vectors, text in to rows out, in
@@ -94,6 +95,8 @@ def compare_call(rows: int) -> Comparison:
         for name, work in (("clipql", call_clipql), ("rabitqlib", call_rabitqlib), ("FAISS", call_faiss)):
             found = child.run(work, part=str(part), kind=kind, place=str(places[name]), true=true)
             points[kind][name] = [(p[0], p[1], p[2]) for p in found]
+        found = child.run(call_clipql_singly, part=str(part), kind=kind, place=str(places["clipql"]), true=true)
+        points[kind][SINGLY] = [(p[0], p[1], p[2]) for p in found]
     data.clear(*places.values())
     lines, bars = [], {}
     for kind, target in TARGETS.items():
@@ -101,16 +104,19 @@ def compare_call(rows: int) -> Comparison:
         rate = {name: 1 / seconds for name, (_, seconds, _) in best.items()}
         shown = {n: f"{n} {rate[n]:,.0f}/s at {best[n][0]:.3f} ({best[n][2]})" for n in best}
         work = f"{kind} queries, index call, one core"
-        bar = 1.5 if kind == "text" else 1.0
+        bar = 1.5 if kind == "text" else 2.0
         lines.append(
             at_least(work, f"{shown['clipql']}, {shown['rabitqlib']}", rate["clipql"] / rate["rabitqlib"], bar)
         )
+        beside_one = rate[SINGLY] / rate["rabitqlib"]
+        lines.append(Line(f"{kind} queries, one a call", f"{shown[SINGLY]}: {beside_one:.1f} times rabitqlib's"))
         against = f"against {shown['FAISS']}"
         ratio = rate["clipql"] / rate["FAISS"]
         beside = Line(work, f"{against}: {ratio:.1f} times")
         lines.append(at_least(work, against, ratio, 4.0) if kind == "text" else beside)
         bars |= {f"{n}, {kind}": rate[n] for n in best}
-    plot = Plot("index", "Index call, queries/s on one core", "queries/s", bars, ("clipql, text", "clipql, image"))
+    ours = tuple(name for name in bars if name.startswith("clipql"))
+    plot = Plot("index", "Index call, queries/s on one core", "queries/s", bars, ours)
     return Comparison("index", "The index call", HOW_CALL, tuple(lines), plot)
 
 
@@ -121,7 +127,26 @@ def true_of(part: str, kind: str) -> list[list[int]]:
 
 
 def call_clipql(part: str, kind: str, place: str, true: list[list[int]]) -> Points:
-    """In a child: clipql's points."""
+    """In a child: clipql's points, all queries in one call."""
+
+    def all_at_once(index: Any, queries: NDArray[np.float32], knobs: Mapping[str, float]) -> list[list[int]]:
+        found = index.search_each(queries, K, knobs=knobs)
+        alone = {i: index.search(queries[i], K, knobs=knobs) for i, f in enumerate(found) if f is None}
+        return [(f or alone[i]).rows[:K].tolist() for i, f in enumerate(found)]
+
+    return _points(part, kind, place, true, all_at_once)
+
+
+def call_clipql_singly(part: str, kind: str, place: str, true: list[list[int]]) -> Points:
+    """In a child: clipql's points, one query a call."""
+
+    def one_by_one(index: Any, queries: NDArray[np.float32], knobs: Mapping[str, float]) -> list[list[int]]:
+        return [index.search(q, K, knobs=knobs).rows.tolist() for q in queries]
+
+    return _points(part, kind, place, true, one_by_one)
+
+
+def _points(part: str, kind: str, place: str, true: list[list[int]], ask: Ask) -> Points:
     from bench.ivf_speed import OneFile
     from clipql.index.ivf import build, open_index
     from clipql.storage.vectors.metrics import Metric
@@ -133,12 +158,13 @@ def call_clipql(part: str, kind: str, place: str, true: list[list[int]]) -> Poin
     index = open_index(Path(place), vectors)
     queries = queries_of(part, kind)
     points: Points = []
-    settings: list[dict[str, float]] = [{"recall": asked} for asked in RECALLS]
-    settings += [{"nprobe": n, "rescore": r} for n in (16, 24, 32, 48, 64, 96, 128, 192) for r in (30, 60)]
+    # what the index does not promise is an exact scan
+    settings: list[dict[str, float]] = [{"recall": a} for a in RECALLS if not index.doubt(queries[0], {"recall": a})]
+    settings += [{"nprobe": n, "rescore": r} for n in (16, 24, 32, 48, 64, 96, 128, 192) for r in (30, 60, 100)]
     for knobs in settings:
-        found, seconds = timed(lambda: [index.search(q, K, knobs=knobs).rows for q in queries])  # noqa: B023
+        found, seconds = timed(lambda: ask(index, queries, knobs))  # noqa: B023
         shown = ", ".join(f"{name} = {value:g}" for name, value in knobs.items())
-        points.append((recall([f.tolist() for f in found], np.array(true)), seconds / len(queries), shown))
+        points.append((recall(found, np.array(true)), seconds / len(queries), shown))
     return points
 
 
