@@ -20,6 +20,7 @@ from bench.results import Comparison, Line, Plot, at_least, at_most, median
 ROWS, K, QUERIES = 1_000_000, 10, 400
 TARGETS = {"text": 0.95, "image": 0.99}
 RECALLS = (0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)
+PROBES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 LISTS = 4096
 SINGLY = "clipql, one a call"
 Ask = Callable[..., Any]
@@ -160,7 +161,7 @@ def _points(part: str, kind: str, place: str, true: list[list[int]], ask: Ask) -
     points: Points = []
     # what the index does not promise is an exact scan
     settings: list[dict[str, float]] = [{"recall": a} for a in RECALLS if not index.doubt(queries[0], {"recall": a})]
-    settings += [{"nprobe": n, "rescore": r} for n in (16, 24, 32, 48, 64, 96, 128, 192) for r in (30, 60, 100)]
+    settings += [{"nprobe": n, "rescore": r} for n in PROBES for r in (40, 60, 100, 200, 400)]
     for knobs in settings:
         found, seconds = timed(lambda: ask(index, queries, knobs))  # noqa: B023
         shown = ", ".join(f"{name} = {value:g}" for name, value in knobs.items())

@@ -10,7 +10,7 @@ what a row could be, not what it seems.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import uint64
@@ -65,12 +65,12 @@ class Arrays(NamedTuple):
     list_small: NDArray[np.int8]
     list_unit: Floats
     list_spread: Floats
-    parents: Floats | NDArray[np.uint16]
+    parents: Floats
     edges: Integers
-    turn: Floats | NDArray[np.uint16]
+    turn: Floats
     word_block: NDArray[np.int32]
     word_weight: Floats
-    list_turn: Floats | NDArray[np.uint16]
+    list_turn: Floats
     list_word_block: NDArray[np.int32]
     list_word_weight: Floats
     shape: Floats
@@ -266,7 +266,7 @@ def _ask(turned: Floats, word_block: NDArray[np.int32], word_weight: Floats, sla
 
 
 @kernel
-def _multiply(matrix: NDArray[np.uint16], v: Floats, out: Floats) -> None:
+def _multiply(matrix: NDArray[Any], v: Floats, out: Floats) -> None:
     for i in range(matrix.shape[0]):
         s = np.float32(0)
         for j in range(v.size):
