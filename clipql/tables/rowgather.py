@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from clipql.storage.vectors.bits import kernel, pointer
 
 Integers = NDArray[np.int64]
+Number = Any  # an int64 of the loop's
 BITS, TEXT = 0, -1  # widths of what is no whole number of bytes
 MOST_TEXT = 2**31 - 1  # bytes of one column that its offsets can count
 _PREFIX = 8  # bytes before a message's table: a mark, and the table's length
@@ -124,11 +125,11 @@ def taken(column: Column, found: Located) -> pa.Array | None:
             raise TooLong
         data = np.empty(int(offsets[n]), np.uint8)
         _copied(address, offsets, data)
-        buffers = [offsets.astype(np.int32), data]
+        buffers: list[NDArray[Any]] = [offsets.astype(np.int32), data]
     else:
         size = (n + 7) // 8 if column.width == BITS else n * column.width
-        buffers = [np.zeros(size, np.uint8)]
-        nulls = _numbers(*where, column.width, buffers[0], valid)
+        numbers = np.zeros(size, np.uint8)
+        nulls, buffers = _numbers(*where, column.width, numbers, valid), [numbers]
         if nulls < 0:
             return None
     kept = [pa.py_buffer(valid) if nulls else None, *(pa.py_buffer(b) for b in buffers)]
@@ -136,12 +137,12 @@ def taken(column: Column, found: Located) -> pa.Array | None:
 
 
 @kernel
-def _byte(address: np.uint64) -> int:
+def _byte(address: np.uint64) -> Number:
     return np.int64(carray(pointer(address), 1, np.uint8)[0])
 
 
 @kernel
-def _number(address: np.uint64, bytes: int) -> int:
+def _number(address: np.uint64, bytes: int) -> Number:
     """Little-endian, unsigned but for 8 bytes."""
     value = np.int64(0)
     for i in range(bytes):
@@ -228,7 +229,7 @@ def _locate(
 
 
 @kernel
-def _place(numbers: np.uint64, n: int, row: int) -> int:
+def _place(numbers: np.uint64, n: int, row: int) -> Number:
     """Where a number is among n that ascend, -1 if it is not."""
     low, high = np.int64(0), np.int64(n)
     if n > 0:  # nearly always no number is left out before it

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from clipql.errors import VectorIndexError
 from clipql.index.base import Vectors
 from clipql.index.folder import VERSION, NewFolder
-from clipql.index.ivf import codes, kernels, state
+from clipql.index.ivf import codes, codescan, state
 from clipql.index.ivf.balance import rows_of_parents
 from clipql.index.ivf.bounds import spanned
 from clipql.index.ivf.buckets import Buckets
@@ -212,7 +212,7 @@ class _Job:
         for v in asked[:: max(1, len(rows) // 50)]:
             turned = coder.query @ v
             out = np.empty(len(coded), np.float32)
-            kernels.estimates(coded, scale, turned, coder.word_block, coder.word_weight, out)
+            codescan.estimates(coded, scale, turned, coder.word_block, coder.word_weight, out)
             unit = np.maximum(scale * np.sqrt((turned * turned).sum()), 1e-30)
             errors.append((out - residuals[few] @ v) / unit)
         return coder, float(np.sqrt(np.mean(np.square(errors))))

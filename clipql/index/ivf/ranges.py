@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from clipql.index.flat import each_core
 from clipql.index.ivf import bounds, kernels
+from clipql.index.ivf.codescan import long_dot, quantised
 from clipql.index.ivf.geometry import Floats, Number
-from clipql.index.ivf.kernels import long_dot
 from clipql.storage.vectors.bits import code_dot, half_to_float, kernel, prefetch
 
 BOUNDS, SPAN = "bounds", "span"  # the files of what is kept of each row, and of Vᵀ
@@ -90,7 +90,7 @@ class Ranges:
         ix, missed, found = self.arrays, turned, []
         slack = ROUNDING * float(np.linalg.norm(turned))
         for _ in range(2):
-            planes, weights, totals = kernels.quantised(missed, ix.word_block, ix.word_weight)
+            planes, weights, totals = quantised(missed, ix.word_block, ix.word_weight)
             missed = missed - bounds.decoded_query(planes, weights, ix.word_weight, ix.word_block)
             found.append(_Asked(planes, weights, totals.sum(), np.float32(np.linalg.norm(missed) + slack)))
         return found[0], found[1]
