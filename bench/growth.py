@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from bench import data
 from bench.index import K, image_vectors, queries_of, recall, truth
 from clipql.index.ivf import IvfIndex, build, grow
-from clipql.index.ivf.search import arrays_of
+from clipql.index.ivf.opening import arrays_of
 from clipql.storage.vectors.metrics import Metric
 
 ROUNDS = 5

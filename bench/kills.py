@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import clipql
-from clipql.index.ivf.search import arrays_of
+from clipql.index.ivf.opening import arrays_of
 from clipql.tables import index_entries
 
 DIMENSION, SECOND = 8, 7

@@ -32,7 +32,7 @@ from clipql.index.ivf import (
     verify,
 )
 from clipql.index.ivf.geometry import Space, Workers
-from clipql.index.ivf.search import arrays_of
+from clipql.index.ivf.opening import arrays_of
 from clipql.index.ivf.train import Lists, to_small
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables import background, index_entries

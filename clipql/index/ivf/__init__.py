@@ -7,9 +7,10 @@ from clipql.index.ivf.growth import can_grow, grow
 from clipql.index.ivf.learn import sample_for
 from clipql.index.ivf.model import FILES as MODEL_FILES
 from clipql.index.ivf.model import Model, identity_of, open_model
+from clipql.index.ivf.opening import open_index
 from clipql.index.ivf.router import FILES as ROUTER_FILES
 from clipql.index.ivf.router import Router
-from clipql.index.ivf.search import IvfIndex, open_index
+from clipql.index.ivf.search import IvfIndex
 
 __all__ = [
     "MODEL_FILES",

@@ -30,10 +30,11 @@ from clipql.index.ivf.forecast import check_room, forecast
 from clipql.index.ivf.geometry import Space, Workers, fitted_space
 from clipql.index.ivf.learn import FEWEST_ROWS, learn, spread
 from clipql.index.ivf.model import LEARNT_ROWS, RANKING, Model, coder_arrays, own_coder_arrays
+from clipql.index.ivf.opening import open_index
 from clipql.index.ivf.place import KEPT, Progressed, beginning, lay_out, limits, place, record
 from clipql.index.ivf.ranges import SPAN
 from clipql.index.ivf.routing import Followed, buckets_for
-from clipql.index.ivf.search import IvfIndex, open_index
+from clipql.index.ivf.search import IvfIndex
 from clipql.index.ivf.train import Assigner, Lists
 from clipql.index.ivf.truth import Truth
 from clipql.storage.vectors.metrics import Metric

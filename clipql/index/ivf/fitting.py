@@ -21,8 +21,9 @@ from clipql.index.ivf.geometry import Floats, Space, Workers, unit_rows
 from clipql.index.ivf.knobs import FOREIGN_LISTS, Curves
 from clipql.index.ivf.learn import Progress, spread
 from clipql.index.ivf.model import RANKING, scale_told
+from clipql.index.ivf.opening import arrays_of
 from clipql.index.ivf.routing import Followed
-from clipql.index.ivf.search import IvfIndex, arrays_of
+from clipql.index.ivf.search import IvfIndex
 from clipql.index.ivf.standin import Queries, StandIn
 from clipql.index.ivf.state import Known
 from clipql.index.ivf.train import Lists

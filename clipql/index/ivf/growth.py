@@ -32,10 +32,11 @@ from clipql.index.ivf.geometry import Floats, Workers
 from clipql.index.ivf.learn import CHUNK, chunks
 from clipql.index.ivf.merge import OF_ROWS, merge, stretches
 from clipql.index.ivf.model import CODER, LEARNT_ROWS, OWN, RANKING, space_of
+from clipql.index.ivf.opening import arrays_of, open_index
 from clipql.index.ivf.place import record, records_of
 from clipql.index.ivf.ranges import BOUNDS
 from clipql.index.ivf.routing import CAPTIONS_PER_PARENT, Followed, pull
-from clipql.index.ivf.search import IvfIndex, arrays_of, open_index
+from clipql.index.ivf.search import IvfIndex
 from clipql.index.ivf.standin import Queries
 from clipql.index.ivf.state import Known
 from clipql.index.ivf.train import Assigner, Integers, Lists

@@ -11,21 +11,20 @@ import contextlib
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipql.engine import memory
-from clipql.errors import DatabaseDamaged, VectorIndexError
+from clipql.errors import VectorIndexError
 from clipql.index.base import EXACT_RECALL, TIED, Candidates, Cost, Route, Vectors, nearest
-from clipql.index.folder import read
 from clipql.index.ivf import kernels, many, rescore, resident
+from clipql.index.ivf.depth import Depth, compared, slack_of
 from clipql.index.ivf.geometry import Floats
-from clipql.index.ivf.knobs import DEFAULT_RECALL, KNOBS, Curves, Setting, careful, reached
+from clipql.index.ivf.knobs import DEFAULT_RECALL, Curves, careful, reached
 from clipql.index.ivf.model import CODER, LEARNT_ROWS, OWN, identity_of, space_of
-from clipql.index.ivf.ranges import BOUNDS, SPAN, Ranges, opened
+from clipql.index.ivf.ranges import Ranges
 from clipql.storage.vectors import direct
 from clipql.storage.vectors.metrics import Metric
 
@@ -33,9 +32,6 @@ _CODE = {Metric.DOT: rescore.DOT, Metric.COSINE: rescore.COSINE, Metric.L2: resc
 REACH = 3.0  # deviations of a list's spread added to its score: what its best row, not its middle, may reach
 SPARSE = 0.1  # share of rows that a filter leaves below which their codes are not read before it is asked
 ALIKE = 1e-5  # relative: codes of equal vectors may differ by what a product of matrices rounds
-# deviations of a code's error allowed for before a row is given up unseen: for the last hundredth of recall, which
-# settings that compare many rows are for, more
-SLACK, WIDE_SLACK, MANY_RESCORED = 4.5, 6.0, 60
 # measured at 512 numbers: 10 ns to read a code and 450 to rescore a row, 78 to compare it in a scan
 CODE_EFFORT, ROW_EFFORT = 0.13, 5.8
 # a row kept apart is compared by every search; with a larger share of them an exact scan is as good
@@ -43,13 +39,6 @@ APART_EFFORT, MOST_APART = 2.0, 0.05
 # With more lists than this, and than so many for each one probed, only the lists of the nearest parents are ranked, an
 # eighth of all at least.
 RANKED_LISTS, RANKED_PER_PROBE = 8192, 64
-# where lists have become more since recall was measured, more are looked into: by this power of the ratio
-MORE_LISTS = 0.75
-# more lists for more rows, or for fewer that a filter lets through: by this power of how many times ten they
-# are, or as many as these rows would fill, times this factor and the root of the lists of a search for ten, or the most
-DEEPER, FILLED, MOST_FILLED = 0.3, 6.0, 40.0
-# rows to compare for k rows instead of the ten that recall is measured at: by this power of how many times ten
-DEEPER_ROWS = 0.8
 _MAPPED = contextlib.nullcontext(np.uint64(direct.NOWHERE))
 _NO_FILTER, _NOT_ROUTED = np.empty(0, np.bool_), np.empty(0, np.int64)
 
@@ -62,7 +51,7 @@ class IvfIndex:
     def __init__(
         self, meta: Mapping[str, Any], arrays: kernels.Arrays, vectors: Vectors, ranges: Ranges | None = None
     ) -> None:
-        self._blocks = _blocks(vectors, int(meta["rows"]))
+        self._blocks = stored_blocks(vectors, int(meta["rows"]))
         self._cold = kernels.IN_MEMORY
         if memory.on_disk(sum(b.nbytes for _, b in self._blocks) + sum(a.nbytes for a in arrays)):
             arrays, self._cold = resident.kept(arrays)
@@ -75,13 +64,19 @@ class IvfIndex:
         self._rows = int(meta["rows"])
         self._learned = int(meta.get("learned_rows", self._rows))
         measured = meta.get("measured") or {"rows": self._learned, "lists": len(arrays.list_scale)}
-        self._more_rows = max(1.0, self._rows / max(1, int(measured["rows"])))
-        self._more_lists = max(1.0, len(arrays.list_scale) / max(1, int(measured["lists"])))
         self._balanced = f"{OWN}{CODER[0]}.npy" in meta.get("files", ()) and f"{LEARNT_ROWS}.npy" in meta["files"]
         self._seconds = float(meta.get("build_seconds", 0.0))
         self._curves = Curves.from_meta(meta)
+        self._depth = Depth(
+            self._curves,
+            len(arrays.list_scale),
+            self._rows,
+            self._placed,
+            max(1.0, self._rows / max(1, int(measured["rows"]))),
+            max(1.0, len(arrays.list_scale) / max(1, int(measured["lists"]))),
+        )
         self._files = direct.Files([b for _, b in self._blocks] if self._cold else [])
-        self._table = _table(self._blocks, self._files)
+        self._table = table_of(self._blocks, self._files)
         self._routes: tuple[Route, ...] = ()
         self._ranked_for = 1
         self.model = identity_of(meta)
@@ -227,13 +222,13 @@ class IvfIndex:
         what the space turned it into; None where all rows are to be compared.
         """
         kind = "" if _told(knobs) else self._kind(q, v)
-        setting = self._setting(kind, knobs)
-        kept = _kept(setting.rescore, k, knobs)
+        setting = self._depth.setting(kind, knobs)
+        kept = compared(setting.rescore, k, knobs)
         blank = self.metric is Metric.COSINE and not v.any()
         if matching <= kept or blank or not self._space.reaches(v) or self._doubted(kind, knobs):
             return None
-        slack = WIDE_SLACK if setting.rescore > MANY_RESCORED else SLACK
-        return self._widened(setting.nprobe, k, matching), kept, slack
+        slack = slack_of(setting)
+        return self._depth.widened(setting.nprobe, k, matching), kept, slack
 
     def search_each(
         self,
@@ -304,11 +299,11 @@ class IvfIndex:
     ) -> list[float]:
         """See `Index.efforts`."""
         kind = self._curves.kind_of(np.ascontiguousarray(query, np.float32))
-        setting, found = self._setting(kind, knobs or {}), []
+        setting, found = self._depth.setting(kind, knobs or {}), []
         for k in ks:
-            codes = self._widened(setting.nprobe, k, allowed) / self.lists * self._placed
-            compared = min(codes, _kept(setting.rescore, k, knobs))
-            found.append(CODE_EFFORT * codes + ROW_EFFORT * compared + APART_EFFORT * len(self._apart))
+            codes = self._depth.widened(setting.nprobe, k, allowed) / self.lists * self._placed
+            rows = min(codes, compared(setting.rescore, k, knobs))
+            found.append(CODE_EFFORT * codes + ROW_EFFORT * rows + APART_EFFORT * len(self._apart))
         return found
 
     @property
@@ -433,48 +428,9 @@ class IvfIndex:
         cost = Cost(rows_scanned=len(rows), rows_rescored=len(rows), seconds={"search": time.perf_counter() - begun})
         return self._answer(rows, distances, k, cost, ties)
 
-    def _widened(self, nprobe: int, k: int, matching: int) -> int:
-        """More lists for more rows asked or fewer allowed: the k nearest of a tenth are spread like ten times k. One
-        row more than the ten that recall is measured at takes none.
-
-        A search of few lists needs so many more as hold a multiple of these rows; one of many, which are spread over
-        far more lists already, needs fewer, as measured (docs/ivf.md).
-        """
-        share = max(1, matching) / self._rows
-        deeper = max(1.0, k / 11) / share
-        if deeper <= 1:
-            return max(1, min(self.lists, nprobe))
-        filled = k / share / max(1.0, self._placed / self.lists)
-        more = min(MOST_FILLED, FILLED * nprobe**0.5) * filled
-        return max(1, min(self.lists, int(max(nprobe * deeper**DEEPER, nprobe + more))))
-
     def _kind(self, q: Floats, v: Floats) -> str:
         """The kind of a query, of which v is what the space turned it into."""
         return self._curves.kind_of_unit(v) if self.metric is Metric.COSINE else self._curves.kind_of(q)
-
-    def _setting(self, kind: str, knobs: Mapping[str, float]) -> Setting:
-        unknown = sorted(set(knobs) - set(KNOBS))
-        if unknown:
-            raise VectorIndexError(f"an ivf index has no knob {unknown[0]!r}; it has {', '.join(KNOBS)}")
-        recall = float(knobs.get("recall", DEFAULT_RECALL))
-        if not 0 < recall <= 1:
-            raise VectorIndexError(f"recall is {recall}; it is more than 0 and at most 1")
-        for name in ("nprobe", "rescore"):
-            if name in knobs and not knobs[name] >= 1:
-                raise VectorIndexError(f"{name} is {knobs[name]}; it is at least 1")
-        if "nprobe" in knobs and "rescore" in knobs:
-            return Setting(int(knobs["nprobe"]), int(knobs["rescore"]))
-        picked = self._curves.setting(kind, recall, self.lists)
-        # measured when there were fewer rows: as many more seem to be as near as the k-th
-        compared = round(picked.rescore * self._more_rows)
-        probed = min(self.lists, round(picked.nprobe * self._more_lists**MORE_LISTS))
-        return Setting(int(knobs.get("nprobe", probed)), int(knobs.get("rescore", compared)))
-
-
-def _kept(rescore: int, k: int, knobs: Mapping[str, float] | None) -> int:
-    """The rows to compare for k, where so many are for ten, unless they are told; for one row more, no more."""
-    deeper = 1.0 if knobs and "rescore" in knobs else max(1.0, k / 11) ** DEEPER_ROWS
-    return max(round(rescore * deeper), 3 * k)
 
 
 def _told(knobs: Mapping[str, float] | None) -> bool:
@@ -500,53 +456,3 @@ def _stages(counts: NDArray[np.int64], seconds: float) -> dict[str, float]:
         return {"search": seconds}
     rank, scan, rescored = (seconds * part / sum(spent) for part in spent)
     return {"rank": rank, "scan": scan, "rescore": rescored}
-
-
-def open_index(folder: str | Path, vectors: Vectors) -> IvfIndex:
-    """Open what `build` wrote over the same vectors. DatabaseDamaged names a file that fails a check."""
-    folder = Path(folder)
-    meta = read(folder)
-    missing = [name for name in kernels.Arrays._fields if f"{name}.npy" not in meta["files"]]
-    if missing:
-        raise DatabaseDamaged(f"{folder / missing[0]}.npy is not in the index; rebuild it")
-    if vectors.dimension != meta["dimension"] or vectors.rows < meta["rows"]:
-        raise VectorIndexError(
-            f"the index in {folder} covers {meta['rows']} rows of {meta['dimension']} numbers; "
-            f"the column has {vectors.rows} of {vectors.dimension}"
-        )
-    arrays = arrays_of(folder)
-    bounds = [_mapped(folder, name) if f"{name}.npy" in meta["files"] else None for name in (BOUNDS, SPAN)]
-    return IvfIndex(meta, arrays, vectors, opened(arrays, bounds[0], bounds[1], meta.get("longest_code")))
-
-
-def arrays_of(folder: Path) -> kernels.Arrays:
-    """The arrays of an index, mapped read-only. Plain views: Numba is slow to recognise a subclass of ndarray."""
-    return kernels.Arrays(*(_mapped(folder, name) for name in kernels.Arrays._fields))
-
-
-def _mapped(folder: Path, name: str) -> NDArray[Any]:
-    return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
-
-
-def _blocks(vectors: Vectors, rows: int) -> Sequence[tuple[int, NDArray[np.floating]]]:
-    """First rows and blocks of the stored vectors, which must be kept alive as long as their addresses are used."""
-    found = vectors.blocks(0, rows)
-    for row, block in found:
-        if block.dtype not in (np.float16, np.float32) or (block.shape[1] > 1 and block.strides[1] != block.itemsize):
-            raise VectorIndexError(
-                f"the block at row {row} is {block.dtype} with strides {block.strides}; "
-                "rows must be float16 or float32, each in one piece"
-            )
-    return found
-
-
-def _table(blocks: Sequence[tuple[int, NDArray[np.floating]]], files: direct.Files) -> rescore.Table:
-    there = len(files.descriptor) == len(blocks)
-    return rescore.Table(
-        np.array([row for row, _ in blocks], np.int64),
-        np.array([b.ctypes.data for _, b in blocks], np.uint64),
-        np.array([b.strides[0] for _, b in blocks], np.int64),
-        np.array([b.dtype == np.float16 for _, b in blocks], np.bool_),
-        files.descriptor if there else np.full(len(blocks), -1, np.int64),
-        files.offset if there else np.zeros(len(blocks), np.int64),
-    )
