@@ -25,6 +25,7 @@ from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.knobs import DEFAULT_RECALL, Curves, careful, reached
 from clipql.index.ivf.model import CODER, LEARNT_ROWS, OWN, identity_of, space_of
 from clipql.index.ivf.ranges import Ranges
+from clipql.index.ivf.stored import stored_blocks, table_of
 from clipql.storage.vectors import direct
 from clipql.storage.vectors.metrics import Metric
 
