@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clipql.index.base import Candidates
 from clipql.index.ivf.knobs import Point, Setting
 from clipql.index.ivf.search import IvfIndex
 from clipql.index.ivf.truth import NEIGHBOURS, Neighbours, Truth, settled
@@ -27,6 +28,7 @@ from clipql.index.ivf.truth import NEIGHBOURS, Neighbours, Truth, settled
 T = TypeVar("T")
 R = TypeVar("R")
 AT_ONCE = 16  # searches in one task of a pool
+TOGETHER = 25  # searches in one call of an index
 RESCORES, MOST_RESCORED = (40, 100, 200), 1800
 ENOUGH = 0.998  # no wider setting is measured beyond it,
 WORTH = 0.001  # nor after steps in a row that gained less than this: so many from a recall of GOOD on, and below it
@@ -150,14 +152,22 @@ def _point(index: IvfIndex, asked: _Asked, setting: Setting, pool: ThreadPoolExe
     """A setting's point, and the recall of all neighbours together, which grows in smaller steps."""
     knobs = {"nprobe": setting.nprobe, "rescore": setting.rescore}
 
-    def one(query: tuple[NDArray[np.float32], Neighbours, int]) -> tuple[int, int, int, float]:
-        found = index.search(query[0], NEIGHBOURS, knobs=knobs)
-        hits, own = query[1].found(found.rows, found.distances)
+    def some(queries: Sequence[tuple[NDArray[np.float32], Neighbours, int]]) -> list[tuple[int, int, int, float]]:
+        together = index.search_each(np.stack([query for query, _, _ in queries]), NEIGHBOURS, knobs=knobs)
+        return [one(query, found) for query, found in zip(queries, together, strict=True)]
+
+    def one(
+        query: tuple[NDArray[np.float32], Neighbours, int], found: Candidates | None
+    ) -> tuple[int, int, int, float]:
+        found = found or index.search(query[0], NEIGHBOURS, knobs=knobs)
+        hits, own = query[1].found(found.rows[:NEIGHBOURS], found.distances[:NEIGHBOURS])
         looked = query[1].own and (own or query[2] < setting.nprobe)
         cost = found.cost.codes_scanned + ROW_COST * found.cost.rows_rescored + KEPT_COST * setting.rescore
         return hits, own and query[1].own, looked, cost
 
-    hits, own, looked, costs = (np.array(column) for column in zip(*_map(pool, one, asked.queries), strict=True))
+    runs = [asked.queries[i : i + TOGETHER] for i in range(0, len(asked.queries), TOGETHER)]
+    found = itertools.chain.from_iterable(pool.map(some, runs))
+    hits, own, looked, costs = (np.array(column) for column in zip(*found, strict=True))
     recall = float(hits.sum() / max(1, sum(len(n.others) for _, n, _ in asked.queries)))
     mean = recall
     if len(asked.ranks) >= FEWEST_OWN:
