@@ -20,6 +20,7 @@ from clipql.serve.tcp import blocks
 from clipql.sql import native_columns, vector_text
 from clipql.storage.vectors import chosen, kernels, row_numbers, rowwise
 from clipql.storage.vectors.metrics import Metric
+from clipql.tables import rowgather
 
 QUERY = "{q:Array(Float32)}"
 SEARCHES = (
@@ -41,6 +42,7 @@ def warm() -> None:
     row_numbers.warm()
     native_columns.warm()
     vector_text.warm()
+    rowgather.warm()
     blocks.warm()
     cityhash128(b"a packet")
     rng = np.random.default_rng(0)

@@ -333,3 +333,13 @@ def _copied(address: NDArray[np.uint64], offsets: Integers, data: NDArray[np.uin
 def mapped_address(data: Any) -> int:
     """The address of what a map begins with. It must be kept open as long as the address is used."""
     return int(np.frombuffer(data, np.uint8).ctypes.data)
+
+
+def warm() -> None:
+    """Compile the loops."""
+    columns = {"_row": pa.array([0], pa.uint64()), "text": pa.array(["a"]), "truth": pa.array([True])}
+    data = np.frombuffer(pa.RecordBatch.from_arrays(list(columns.values()), list(columns)).serialize(), np.uint8)
+    where = np.full(1, data.ctypes.data, np.uint64), np.full(1, len(data), np.int64), np.zeros(1, np.uint64)
+    located, _ = locate(*where)
+    for column in columns_of(pa.schema([(name, array.type) for name, array in columns.items()])).values():
+        taken(column, located)
