@@ -117,24 +117,26 @@ class RowReader:
             numbers = np.searchsorted(self._places["first"], rows, side="right") - 1
         if len(numbers) and numbers.min() < 0:
             raise self._lacks(int(rows[numbers.argmin()]))
-        if not self._checked[numbers].all():
-            new = np.unique(numbers[~self._checked[numbers]]).tolist()
-            self._ask_disk(new)
-            for number in new:
-                self._check(number)
+        new = np.unique(numbers[~self._checked[numbers]]).tolist() if not self._checked[numbers].all() else []
+        if new or self._scattered:
+            self._ask_disk(numbers.tolist() if self._scattered else new)
+        for number in new:
+            self._check(number)
         places = self._places[numbers]
         sizes = (places["end"] - places["start"]).astype(np.int64)
         located, wrong = rowgather.locate(self._address + places["start"], sizes, rows)
         if wrong < len(rows):
             raise self._lacks(int(rows[wrong]))
-        found = {}
-        for name, column in columns.items():
-            values = rowgather.taken(column, located)
-            if values is None:
-                raise DatabaseDamaged(
-                    f"{self.folder}/{ROWS}: the column {name!r} of {len(rows):,} rows does not add up"
-                )
-            found[name] = values
+        try:
+            found = {name: rowgather.taken(column, located) for name, column in columns.items()}
+        except rowgather.TooLong:
+            if len(rows) == 1:  # what one batch holds is never so long
+                raise self._lacks(int(rows[0])) from None
+            middle = len(rows) // 2
+            halves = [self._gathered(half, columns) for half in (rows[:middle], rows[middle:])]
+            return {name: _in_turn([half[name] for half in halves]) for name in columns}
+        if wrongs := [name for name, values in found.items() if values is None]:
+            raise DatabaseDamaged(f"{self.folder}/{ROWS}: the column {wrongs[0]!r} is not what was written")
         return found
 
     def _lacks(self, row: int) -> DatabaseDamaged:
@@ -201,9 +203,9 @@ class RowReader:
         return pa.Table.from_arrays(list(self.take(rows, self.schema.names).values()), schema=self.schema)
 
     def _ask_disk(self, numbers: Sequence[int]) -> None:
-        """Have the batches read that are not open yet, side by side."""
-        for number in set(numbers):  # less the keys of _batches would be a walk over all of these
-            if number not in self._batches and not self._checked[number] and self._data is not None:
+        """Have the batches read that may not be in memory, side by side."""
+        for number in set(numbers):
+            if (self._scattered or not self._checked[number]) and self._data is not None:
                 place = self._places[number]
                 start = int(place["start"]) // mmap.PAGESIZE * mmap.PAGESIZE
                 self._data.madvise(mmap.MADV_WILLNEED, start, int(place["end"]) - start)

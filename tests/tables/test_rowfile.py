@@ -10,6 +10,7 @@ import pytest
 
 import clipql
 from clipql.errors import QueryError
+from clipql.tables import rowgather
 
 ROWS = 9_000
 QUERY = "SELECT id, label, n, L2Distance(v, {q:Array(Float32)}) AS d FROM t ORDER BY d LIMIT 7"
@@ -220,3 +221,15 @@ def test_an_unfinished_row_file_is_swept(tmp_path: Path) -> None:
     (left / "rows.bin").write_bytes(b"half")
     with clipql.connect(tmp_path / "db"):
         assert not left.exists()
+
+
+def test_texts_that_one_array_cannot_count_come_in_pieces(
+    table: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.sql("ALTER TABLE t ADD COLUMN text String DEFAULT concat('text ', toString(id))")
+    table.sql("OPTIMIZE TABLE t")
+    sql = QUERY.replace("n,", "n, text,").replace("LIMIT 7", "LIMIT 200")
+    expected = passed(table, sql=sql).rows
+    monkeypatch.setattr(rowgather, "MOST_TEXT", 100)
+    assert ask(table, sql=sql).rows == expected
+    assert reads_rows(table, sql) == 0

@@ -125,12 +125,3 @@ def _forbid(mapped: mmap.mmap, at: int, size: int) -> None:
     view = np.frombuffer(mapped, np.uint8)
     if libc.mprotect(ctypes.c_void_p(view.ctypes.data + at), ctypes.c_size_t(size), 0) != 0:
         raise OSError(ctypes.get_errno(), "mprotect")
-
-
-def test_texts_that_one_array_cannot_count_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, starts, sizes = messages(block())
-    rows = np.arange(1_000, 1_000 + ROWS).astype(np.uint64)
-    located, _ = rowgather.locate(address(data) + np.repeat(starts, ROWS), np.repeat(sizes, ROWS), rows)
-    monkeypatch.setattr(rowgather, "MOST_TEXT", 100)
-    with pytest.raises(rowgather.TooLong):
-        rowgather.taken(rowgather.columns_of(block().schema)["words"], located)
