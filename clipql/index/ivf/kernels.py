@@ -19,7 +19,7 @@ from clipql.index.ivf.codes import Words
 from clipql.index.ivf.codescan import Coded, Ranges, ask, scan
 from clipql.index.ivf.geometry import Floats, Number
 from clipql.index.ivf.rescore import Table, rescore_rows
-from clipql.storage.vectors.bits import PAGE, brain_to_float, brains, cycles, kernel, prefetch, will_need
+from clipql.storage.vectors.bits import PAGE, as_bfloat16, bfloat16_to_float, cycles, kernel, prefetch, will_need
 
 Integers = NDArray[np.int64]
 # bytes between two ranges that are rather read with them than asked for apart
@@ -37,7 +37,7 @@ class Arrays(NamedTuple):
     list_spread: float32 (l,), root mean square length of coded residuals. shape: float32 (b,), share of that length
     in one number of each block. mean: float32 (d,). turn: float32 (64 b, d), the query's side of the coder.
 
-    `in_short` gives those that the kernels take, where turn, list_turn and parents are bfloat16.
+    `in_bfloat16` gives those that the kernels take, where turn, list_turn and parents are bfloat16.
     """
 
     start: Integers
@@ -63,13 +63,13 @@ class Arrays(NamedTuple):
     mean: Floats
 
 
-def in_short(arrays: Arrays) -> Arrays:
+def in_bfloat16(arrays: Arrays) -> Arrays:
     """The arrays with what each query is multiplied by in half the bytes: that is more than the processor's cache has
     room for beside the codes. It is rounded by a two-hundredth of what a query is rounded by next.
     """
     short: dict[str, Any] = {}
     for name in ("turn", "list_turn", "parents"):
-        short[name] = brains(getattr(arrays, name))
+        short[name] = as_bfloat16(getattr(arrays, name))
         short[name].setflags(write=False)  # as what is mapped, or the kernels are compiled once more
     return arrays._replace(**short)
 
@@ -212,7 +212,7 @@ def _multiply(matrix: NDArray[Any], v: Floats, out: Floats) -> None:
     for i in range(matrix.shape[0]):
         s = np.float32(0)
         for j in range(v.size):
-            s += brain_to_float(matrix[i, j]) * v[j]
+            s += bfloat16_to_float(matrix[i, j]) * v[j]
         out[i] = s
 
 
@@ -255,7 +255,7 @@ def _near_parents(ix: Arrays, v: Floats, wanted: int) -> tuple[Integers, Integer
         for p in range(near.size):
             square = np.float32(0)
             for j in range(v.size):
-                x = brain_to_float(ix.parents[p, j])
+                x = bfloat16_to_float(ix.parents[p, j])
                 square += x * x
             near[p] -= np.float32(0.5) * square
     order, low, high, seen = np.arange(near.size), 0, near.size - 1, 0

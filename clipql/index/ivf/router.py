@@ -44,7 +44,9 @@ class Router:
         }
         for array in nothing.values():
             array.setflags(write=False)  # as what is mapped, or the kernels are compiled once more
-        self._arrays = kernels.in_short(kernels.Arrays(**{n: {**nothing, **found}[n] for n in kernels.Arrays._fields}))
+        self._arrays = kernels.in_bfloat16(
+            kernels.Arrays(**{n: {**nothing, **found}[n] for n in kernels.Arrays._fields})
+        )
 
     @property
     def dimension(self) -> int:

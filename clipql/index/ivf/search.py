@@ -57,7 +57,7 @@ class IvfIndex:
         if memory.on_disk(sum(b.nbytes for _, b in self._blocks) + sum(a.nbytes for a in arrays)):
             arrays, self._cold = resident.kept(arrays)
         self._bytes = sum(a.nbytes for a in arrays)
-        self._arrays, self._ranges = kernels.in_short(arrays), ranges
+        self._arrays, self._ranges = kernels.in_bfloat16(arrays), ranges
         self._placed = int(arrays.start[-1])
         self._apart = arrays.rows[self._placed :].astype(np.int64)
         self._space = space_of(meta, arrays.mean)

@@ -180,7 +180,7 @@ def half_to_float(typingctx: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def brain_to_float(typingctx: Any, bits: Any) -> Any:
+def bfloat16_to_float(typingctx: Any, bits: Any) -> Any:
     """The float32 whose upper half are these bits (a uint16), a bfloat16."""
     sig = types.float32(types.uint16)
 
@@ -191,7 +191,7 @@ def brain_to_float(typingctx: Any, bits: Any) -> Any:
     return sig, codegen
 
 
-def brains(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
+def as_bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Finite float32 as bfloat16, rounded to the nearest, as uint16 of the same shape."""
     bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
     return np.asarray((bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> np.uint32(16), np.uint16)
