@@ -1,12 +1,15 @@
 """Facets: which values the rows of a search have, and how many rows each; numbers and dates as histograms.
 
 Exact, by SQL over the rows that `/api/count` counts. What must stay true: every statement is one that the guard has
-seen, and of a column of more values than anybody reads those are given that contain what is looked for.
+seen, and of a column of more values than anybody reads those are given that contain what is looked for. A column that
+only numbers the rows has no histogram: all its bars would be equally high.
 """
 
 from __future__ import annotations
 
+import re
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 from clipql.engine.quoting import quote_name, quote_string
@@ -19,6 +22,18 @@ from clipql.serve.values import plain
 from clipql.storage.catalog import Table
 
 MOST_VALUES, LISTED, BINS = 100, 12, 24
+NEARLY = 0.97  # ClickHouse's uniq is off by less
+NUMBERING = re.compile(r"(?i:(?:^|_)(?:id|uid|key|hash|index|idx|row|number)$)|[a-z](?:Id|ID|Key|Hash|Index)$")
+
+
+@dataclass(frozen=True)
+class Valued:
+    """What a table's columns hold, as a whole. few: the columns of words and truth values of few values; many: those of
+    words of many. numbering: the columns of numbers that tell rows apart and say nothing else of them."""
+
+    few: tuple[str, ...]
+    many: tuple[str, ...]
+    numbering: frozenset[str]
 
 
 class Facets:
@@ -26,7 +41,7 @@ class Facets:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._known: dict[tuple[str, int, int], tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        self._known: dict[tuple[str, int, int], Valued] = {}
         self._lock = threading.Lock()
 
     def of(self, asked: Counted) -> dict[str, Any]:
@@ -35,13 +50,13 @@ class Facets:
         table = self._service.table(asked.database, asked.table)
         roles = column_roles(self._service.engine, table)
         safe = roles.safe if asked.safe else None
-        few, many = self._valued(table, roles)
-        columns = [self._values(table, name, asked, safe) for name in few]
-        ranges = [n for n in roles.plain if kind(roles.types[n]) in ("number", "date")]
+        valued = self._valued(table, roles)
+        columns = [self._values(table, name, asked, safe) for name in valued.few]
+        ranges = [n for n in roles.plain if kind(roles.types[n]) in ("number", "date") and n not in valued.numbering]
         return {
             **counts(self._service, asked),
             "columns": [*columns, *self._histograms(table, roles, ranges, asked, safe)],
-            "many": list(many),
+            "many": list(valued.many),
         }
 
     def within(self, asked: Counted, name: str, part: str) -> dict[str, Any]:
@@ -59,25 +74,34 @@ class Facets:
             found = self._service.run(Request(sql), self._service.engine.acting).output.arrow()
         return list(zip(*(column.to_pylist() for column in found.columns), strict=True))
 
-    def _valued(self, table: Table, roles: ColumnRoles) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The columns of words and truth values that have few values in the whole table, and those of words that have
-        many; found out once."""
+    def _valued(self, table: Table, roles: ColumnRoles) -> Valued:
+        """What the columns of a table hold; found out once."""
         key = (table.id, table.rows, len(table.parts))
         with self._lock:
             if key in self._known:
                 return self._known[key]
         own = {roles.caption, roles.url, roles.file}
         names = [n for n in roles.plain if kind(roles.types[n]) in ("text", "bool") and n not in own]
-        few: tuple[str, ...] = ()
-        many: tuple[str, ...] = ()
-        if names:
-            each = ", ".join(f"uniqUpTo({MOST_VALUES})({quote_name(n)})" for n in names)
-            found = self._rows(f"SELECT {each} FROM {source_of(table)}", Counted(table.name, table.database, (), False))
-            few = tuple(n for n, values in zip(names, found[0], strict=True) if 1 < values <= MOST_VALUES)
-            many = tuple(n for n, values in zip(names, found[0], strict=True) if values > MOST_VALUES)
+        numbers = [n for n in roles.plain if kind(roles.types[n]) == "number"]
+        words = [f"uniqUpTo({MOST_VALUES})({quote_name(n)})" for n in names]
+        spans = [f"(uniq({x}), min({x}), max({x}))" for x in map(quote_name, numbers)]
+        valued = Valued((), (), frozenset())
+        if names or numbers:
+            sql = f"SELECT count(), {', '.join([*words, *spans])} FROM {source_of(table)}"
+            rows, *found = self._rows(sql, Counted(table.name, table.database, (), False))[0]
+            values = dict(zip(names, found, strict=False))
+            valued = Valued(
+                tuple(n for n in names if 1 < values[n] <= MOST_VALUES),
+                tuple(n for n in names if values[n] > MOST_VALUES),
+                frozenset(
+                    name
+                    for name, span in zip(numbers, found[len(names) :], strict=True)
+                    if _numbers_rows(name, roles.types[name], rows, *span.values())
+                ),
+            )
         with self._lock:
-            self._known = {k: v for k, v in self._known.items() if k[0] != table.id} | {key: (few, many)}
-        return few, many
+            self._known = {k: v for k, v in self._known.items() if k[0] != table.id} | {key: valued}
+        return valued
 
     def _values(
         self, table: Table, name: str, asked: Counted, safe: str | None, also: str | None = None
@@ -112,6 +136,13 @@ class Facets:
                 bins[at] = rows
             made.append({"name": name, "least": least, "most": most, "bins": bins})
         return made
+
+
+def _numbers_rows(name: str, type: str, rows: int, values: int, least: Any, most: Any) -> bool:
+    """Whether a column only tells rows apart: it has a value for each, without gaps or under a name that says so."""
+    if rows < 2 or least is None or values < NEARLY * rows:
+        return False
+    return NUMBERING.search(name) is not None or ("Int" in type and most - least + 1 <= rows / NEARLY)
 
 
 def source_of(table: Table) -> str:

@@ -55,6 +55,7 @@ async function ask() {
     el('p', { class: 'quiet', role: 'status' }, `${count(found.matching)} of ${plural(found.rows, 'row')} match${found.hidden ? `, ${count(found.hidden)} hidden by Safe` : ''}`),
     ...found.columns.map((facet) => drawn(facet, table)).filter(Boolean),
     ...(found.many ?? []).map((name) => searched(name, body)),
+    ...(found.columns.length || found.many?.length ? [] : [el('p', { class: 'quiet' }, 'No column of this table has values by which rows could be told apart in groups.')]),
   );
   if (focused) [...place.querySelectorAll('button, input')].find((node) => node.dataset.key === focused)?.focus();
 }

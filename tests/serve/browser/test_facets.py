@@ -61,3 +61,14 @@ def test_a_value_among_many_is_found_by_a_part_of_it(page: Page) -> None:
     expect(panel.get_by_role("status").first).to_have_text(f"1 of {EMOJI} rows match")
     expect(section.get_by_role("searchbox")).to_have_value(key.upper())
     expect(section.get_by_role("button", name=key)).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_column_that_only_numbers_the_rows_has_no_histogram(page: Page) -> None:
+    page.get_by_role("button", name="Facets").click()
+    panel = page.get_by_role("dialog", name="Facets")
+    expect(panel.get_by_role("region", name="letters")).to_be_visible()
+    assert panel.get_by_role("region").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))") == [
+        "category",
+        "letters",
+        "key",  # of words: to be looked for
+    ]
