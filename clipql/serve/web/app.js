@@ -1,7 +1,7 @@
 /** The page: starts the parts, and brings what is seen in line with the state after every change. */
 
 import { ApiError, setHooks } from './api.js';
-import { drawBelow, takeDead } from './below.js';
+import { drawBelow, takeDead, watchEnd } from './below.js';
 import { addTerm, drawChips, makeChips } from './chips.js';
 import { drawControls } from './controls.js';
 import { button, byId, drawIcons, notice } from './dom.js';
@@ -346,21 +346,7 @@ function listen() {
   });
   window.addEventListener('popstate', takeAddress);
   window.addEventListener('hashchange', () => location.hash !== toHash(now) && takeAddress());
-  // pages are fetched before their place is reached, so that scrolling does not stop
-  const seen = new IntersectionObserver(
-    async (entries) => {
-      if (!entries.some((entry) => entry.isIntersecting) || now.view !== 'pictures') return;
-      seen.unobserve(byId('after'));
-      // while somebody types, only the first page matters: the next waits until the search stands still
-      const early = CALM_MS - (performance.now() - foundAt);
-      let came = false;
-      if (early > 0) await new Promise((resolve) => setTimeout(resolve, early));
-      else came = await more();
-      setTimeout(() => seen.observe(byId('after')), came ? 30 : CALM_MS);
-    },
-    { rootMargin: '1200px' },
-  );
-  seen.observe(byId('after'));
+  watchEnd(more, () => CALM_MS - (performance.now() - foundAt), CALM_MS);
 }
 
 function start() {

@@ -1,4 +1,7 @@
-/** What stands below the grid: whether more is to come, what is there where nothing is, and pictures that are gone. */
+/**
+ * What stands below the grid: whether more is to come, what is there where nothing is, and pictures that are gone; above it
+ * what is to be known before one reads on.
+ */
 
 import { button, byId, el, plural } from './dom.js';
 import { keepPlaces } from './grid.js';
@@ -27,11 +30,31 @@ export function drawBelow(table) {
   if (results.state && !results.rows.length) children.push(inItsPlace((part) => part.nothingFound(results.state, table)));
   else if (results.state && !shownRows().length) children.push(inItsPlace((part) => part.nothingNear(results.rows[0], now.cut)));
   else if (catalog.loaded && !catalog.tables.length) children.push(inItsPlace((part) => part.emptyDatabase()));
-  if (allDead) children.push(el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.'));
-  else if (dead > 0) children.push(deadNote());
+  byId('above').replaceChildren(...(allDead ? [el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.')] : []));
+  if (dead > 0 && !allDead) children.push(deadNote());
   if (goesOn()) children.push(el('p', { class: 'loading' }, el('span', { class: 'spinner', 'aria-hidden': 'true' }), 'More pictures'));
   else if (shownRows().length > 20) children.push(el('p', { class: 'quiet end' }, 'That is all of them.'));
   place.replaceChildren(...children);
+}
+
+/** Calls `more()`, which gives whether more has come, whenever the end comes near; `early()`: milliseconds for which it waits. */
+export function watchEnd(more, early, calm) {
+  const end = byId('after');
+  // pages are fetched before their place is reached, so that scrolling does not stop
+  const seen = new IntersectionObserver(
+    async (entries) => {
+      if (!entries.some((entry) => entry.isIntersecting) || now.view !== 'pictures') return;
+      seen.unobserve(end);
+      // while somebody types, only the first page matters: the next waits until the search stands still
+      const wait = early();
+      let came = false;
+      if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
+      else came = await more();
+      setTimeout(() => seen.observe(end), came ? 30 : calm);
+    },
+    { rootMargin: '1200px' },
+  );
+  seen.observe(end);
 }
 
 /** A place for what a part that may still have to be fetched makes. */

@@ -95,3 +95,13 @@ def test_an_address_that_failed_is_not_asked_for_again(open_page: Callable[..., 
     settled(page)
     expect(page.locator(".tile.dead").first).to_be_hidden()
     assert [url for url in asked if "/gone/" in url] == []
+
+
+def test_that_all_are_gone_is_said_before_the_captions(open_page: Callable[..., Page], served: Served) -> None:
+    page = open_web(open_page, served, lambda url: True)
+    note = page.get_by_text("None of these pictures loads: only their captions are shown.")
+    expect(note).to_be_visible()
+    place, first = note.bounding_box(), page.locator(".tile").first.bounding_box()
+    assert place is not None
+    assert first is not None
+    assert place["y"] + place["height"] <= first["y"]
