@@ -8,7 +8,7 @@ import { button, byId, drawIcons, notice } from './dom.js';
 import { isServerGone, serverIsBack, tellBusy, waitForServer } from './gone.js';
 import { clear, focusTile, holdPictures, makeGrid, releasePictures, revive, rowOf, show, showSkeletons } from './grid.js';
 import { fetchAll, later } from './later.js';
-import { AddressAsWords, MissingPicture, bringBack, forget, forgetKept, goesOn, keep, keyOf, nextPage, results, search, shownRows, similarityOf } from './results.js';
+import { AddressAsWords, ChangedTable, MissingPicture, bringBack, forget, forgetKept, forgetMissing, goesOn, keep, keyOf, nextPage, results, search, shownRows, similarityOf } from './results.js';
 import { drawWords, makeSearchBox } from './searchbox.js';
 import { NEAR_DUPLICATE, change, now, openRow, parts, takeAddress, toHash, watch } from './state.js';
 import { askFigures, drawFigures, forgetFigures } from './status.js';
@@ -16,6 +16,7 @@ import { catalog, isPlainTable, loadCatalog, namedIn, sourceOf, tableOf, watchCh
 import { forgetPicture } from './uploads.js';
 
 const CALM_MS = 350;
+const UNKNOWN_TABLE = 60; // as ClickHouse numbers its errors
 
 let shownKey = null;
 let skeletons = 0;
@@ -80,8 +81,9 @@ function explain(error) {
     tell('A picture that you gave cannot be read, and was left out of the search. PNG, JPEG and WebP can.', true);
   } else if (error.model !== undefined) {
     const state = now;
-    models((part) => part.withoutModel(error.model, state, table)).then((said) => said && state === now && notice(...said));
-  } else notice(error.message);
+    models((part) => part.withoutModel(error, state, table, again)).then((said) => said && state === now && notice(...said));
+  } else if (error.code === UNKNOWN_TABLE && table) missAnew(error);
+  else notice(error.message);
   const field = byId('filter-error');
   if (field && error.model === undefined) field.textContent = error.message;
 }
@@ -97,6 +99,17 @@ function goOn() {
 
 function comeBack() {
   if (serverIsBack()) revive();
+}
+
+/** The table searched is gone: the tables are looked at anew. */
+async function missAnew(error) {
+  const state = now;
+  forgetFigures();
+  forgetKept();
+  await loadTables();
+  if (state !== now) return;
+  if (tableOf(now)) notice(error.message);
+  else draw(now, now);
 }
 
 /** Tables or rows are others than before. */
@@ -115,6 +128,13 @@ async function beginAnew() {
   shownKey = null;
   if (!catalog.loaded) await loadTables();
   draw(now, now);
+}
+
+/** What failed is asked for again. */
+function again() {
+  if (!outdated) return;
+  forgetMissing();
+  beginAnew();
 }
 
 /* ---------- searching ---------- */
@@ -370,7 +390,7 @@ function start() {
     },
   });
   makeChips(byId('chips'), (id) => rowOf(id, currentTable()), currentTable);
-  makeSearchBox({ tell, toResults: () => focusTile(null) });
+  makeSearchBox({ tell, toResults: () => focusTile(null), again });
   listen();
   watch(draw);
   watchChanges(takeChanges);

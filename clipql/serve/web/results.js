@@ -33,6 +33,9 @@ export function keyOf(state) {
 /** A picture of the query that this tab does not have: its link came from elsewhere. */
 export class MissingPicture extends Error {}
 
+/** The answer is of another table than the one that is known by this name. */
+export class ChangedTable extends Error {}
+
 /** An address where words are asked for: no model knows what is behind it. */
 export class AddressAsWords extends Error {}
 
@@ -77,6 +80,20 @@ function wordsToo(state, terms) {
   return state.hybrid && terms.length === 1 && terms[0].text !== undefined && terms[0].weight === 1;
 }
 
+const missing = new Map(); // a column and what is to read words for it → the error that said that no model is at hand
+const looked = new Set(); // the ids of tables for which the tables were asked for anew
+
+const lackOf = (state, table) => JSON.stringify([table.database, table.name, state.column, state.model]);
+
+/** A model may be at hand by now. */
+export const forgetMissing = () => missing.clear();
+
+/** Of a search that a model must read: what it failed with before, which it would again. Throws ApiError. */
+function failAgain(state, table) {
+  const error = missing.get(lackOf(state, table));
+  if (error && parts(state).some((part) => part.kind !== 'row')) throw error;
+}
+
 /** Searches anew. Gives true where its rows are now `results`, false where a newer search has overtaken it. */
 export async function search(state, table) {
   controller?.abort();
@@ -90,10 +107,12 @@ export async function search(state, table) {
     throw error;
   }
   if (mine !== controller) return false;
+  failAgain(state, table);
   let reply;
   try {
     reply = await call('/api/search', { body, signal: mine.signal });
   } catch (error) {
+    if (error.model !== undefined) missing.set(lackOf(state, table), error);
     if (mine !== controller) return false;
     throw error;
   }

@@ -15,11 +15,12 @@ let timer = 0;
 let lastKey = -TOGETHER_MS;
 let typing = false; // whether the newest step of the history is this run of typing
 let say = () => {};
+let askAgain = () => {};
 let emptied = 0; // how often the search was cleared: a picture that was given before is not added after it
 
-/** `tell(text)` shows a notice; `toResults()` takes the focus into the grid. */
-export function makeSearchBox({ tell, toResults }) {
-  say = tell;
+/** `tell(text)` shows a notice; `toResults()` takes the focus into the grid; `again()`: what failed is searched for again. */
+export function makeSearchBox({ tell, toResults, again }) {
+  [say, askAgain] = [tell, again];
   const words = byId('words');
   words.addEventListener('input', () => {
     byId('clear').hidden = !words.value && !now.terms.length;
@@ -78,6 +79,7 @@ function empty() {
 
 /** Enter: what is typed is searched at once, and several phrases become chips that can be weighed. */
 function commit() {
+  if (byId('words').value === now.words) askAgain();
   take();
   typing = false;
   const [first, ...rest] = spokenParts(now.words, now.weight);

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from browser_steps import captions, search, settled
+from browser_steps import captions, meanwhile, painted, search, settled
 from browser_support import serve
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 import clipql
 from clipql.encode.clip import open_encoder
@@ -59,3 +59,44 @@ def test_a_column_without_a_model_promises_no_words_and_may_use_one_at_hand(
         expect(box).to_have_attribute("placeholder", "Describe a picture")
         search(page, "fish")
         expect(page.locator(".tile .caption").first).to_have_text("fish")
+
+
+def test_without_a_model_words_are_sent_once_and_again_when_asked_to(page: Page) -> None:
+    told = {"error": "the model is not on this machine", "code": 0, "model": MISSING}
+    asked: list[Route] = []
+
+    def refuse(route: Route) -> None:
+        asked.append(route)
+        route.fulfill(status=503, json=told)
+
+    def words(route: Route) -> bool:
+        return '"text"' in (route.request.post_data or "")
+
+    page.route("**/api/search", lambda route: refuse(route) if words(route) else route.continue_())
+    models: list[str] = []
+    page.on("request", lambda sent: models.append(sent.url) if sent.url.endswith("/api/models") else None)
+    box = page.get_by_label("Describe a picture")
+    notice = page.locator("#notice")
+    for letters in ("c", "ca", "cat", "cat f"):
+        box.fill(letters)
+        painted(page)
+        expect(notice).to_contain_text(f"need the model {MISSING}")
+        expect(page.locator("#grid")).to_have_attribute("aria-busy", "false")
+    page.get_by_role("link", name="Map").click()
+    painted(page)
+    page.get_by_role("link", name="Pictures").click()
+    painted(page)
+    assert (len(asked), len(models)) == (1, 1)
+    # what needs no model is searched for
+    page.get_by_label("Clear the search").click()
+    settled(page)
+    expect(notice).to_be_hidden()
+    box.fill("cat")
+    expect(notice).to_contain_text(f"need the model {MISSING}")
+    box.press("Enter")
+    meanwhile(page, lambda: len(asked) == 2, "Enter has asked again")
+    expect(notice).to_contain_text(f"need the model {MISSING}")
+    page.unroute("**/api/search")  # it was pulled meanwhile
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".tile .caption").first).to_contain_text("cat")
+    expect(notice).to_be_hidden()
