@@ -209,7 +209,7 @@ class Api:
             "database": table.database,
             "name": table.name,
             "rows": table.rows,
-            "id": None,
+            "table_id": table.id,
             "caption": roles.caption,
             "picture": picture,
             "nsfw": roles.nsfw,

@@ -131,6 +131,7 @@ def _search(options: Options) -> dict[str, Any]:
     rows = {"type": "array", "items": {"$ref": "#/components/schemas/Row"}}
     result = {
         "rows": rows,
+        "table_id": {**_TEXT, "description": "another where a table of this name has been made anew"},
         "sql": _TEXT,
         "params": {"type": "object"},
         "plan": _NAMES,

@@ -143,6 +143,7 @@ class SearchResults:
         return JSONResponse(
             {
                 "rows": [self.shown(table, roles, row, duplicates) for row in page],
+                "table_id": table.id,
                 "sql": made.shown,
                 "params": params,
                 "plan": explain.describe([s.plan for s in answer.steps], service.registry),
@@ -243,8 +244,9 @@ class SearchResults:
 
 
 def _thumbnail(table: Table, row: int) -> str:
-    """The address of a row's small picture."""
-    return f"/api/thumbnail/{quote(table.database, safe='')}/{quote(table.name, safe='')}/{row}"
+    """The address of a row's small picture, which browsers keep: that of a table of the same name is another."""
+    path = "/".join(quote(name, safe="") for name in (table.database, table.name))
+    return f"/api/thumbnail/{path}/{row}?of={quote(table.id, safe='')}"
 
 
 def _records(found: pa.Table, types: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -175,6 +175,7 @@ async function refresh(state, fromAddress = false) {
     window.scrollTo({ top: 0 });
   } catch (error) {
     if (key !== shownKey) return;
+    if (error instanceof ChangedTable) return takeChanges();
     // what failed is asked again by the next change, even one that leads back here
     if (error.status !== 0) shownKey = null;
     explain(error);
@@ -296,12 +297,15 @@ async function loadTables() {
   if (!catalog.tables.length) drawAfter();
 }
 
+/** Another table: of the search what is not about the rows and columns of the one before. */
+const openTable = (table) => change({ ...namedIn(table), column: null, model: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', row: null });
+
 /** The address names a table that is not among those that can be searched: says so, and shows nothing of another. */
 async function missTable(state) {
   leaveResults();
   const { database, table } = state;
   const first = catalog.tables[0];
-  const ways = first ? [button(`Open ${first.name}`, { text: `Open ${first.name}`, class: 'link', onclick: () => change({ ...namedIn(first), column: null }) })] : [];
+  const ways = first ? [button(`Open ${first.name}`, { text: `Open ${first.name}`, class: 'link', onclick: () => openTable(first) })] : [];
   const plain = await isPlainTable(state);
   if (now.table !== table || now.database !== database || now.view === 'sql') return;
   if (plain) {
@@ -321,6 +325,7 @@ function leaveResults() {
   outdated = false;
   drawStatus();
   drawAfter();
+  if (picking) selection((part) => part.mark());
 }
 
 /** Opens a statement, with its parameters, in the SQL view. */
@@ -336,8 +341,7 @@ function listen() {
   };
   for (const view of ['pictures', 'map', 'sql']) byId(`tab-${view}`).addEventListener('click', go(view));
   byId('table').addEventListener('change', (event) => {
-    const table = catalog.tables[Number(event.target.value)];
-    change({ ...namedIn(table), column: null, model: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', row: null });
+    openTable(catalog.tables[Number(event.target.value)]);
   });
   byId('column').addEventListener('keydown', (event) => {
     if (!['ArrowLeft', 'ArrowRight'].includes(event.key)) return;

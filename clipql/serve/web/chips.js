@@ -15,6 +15,7 @@ const HEAVIEST = 2;
 let box = null;
 let rowFor = () => null;
 let tableOfChips = () => null;
+let fetchedOf = null;
 const fetchedRows = new Map(); // address of a row that is no longer shown → a promise of it
 
 /** `known(id)` gives a row of the table that is open, if the page has it at hand, or null; `table()` that table. */
@@ -116,6 +117,8 @@ function contentOf(term, name) {
 export async function whenKnown(id) {
   const path = [now.database ?? 'default', now.table, id].map(encodeURIComponent).join('/');
   const row = rowFor(id);
+  if (fetchedOf !== tableOfChips()) fetchedRows.clear(); // it is described anew where it may have changed
+  fetchedOf = tableOfChips();
   if (row) fetchedRows.set(path, Promise.resolve(row));
   if (!fetchedRows.has(path)) {
     const asked = call(`/api/rows/${path}`).catch((error) => {

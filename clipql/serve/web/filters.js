@@ -99,7 +99,7 @@ export function isSafe(row, table) {
 }
 
 const uncovered = new Set();
-const rowKey = (row, table) => JSON.stringify([table?.database, table?.name, row.id]);
+const rowKey = (row, table) => JSON.stringify([table?.database, table?.name, table?.table_id, row.id]);
 
 /**
  * `safe` is the state's: 'safe' hides such rows in results, but a link may still name one. Before the table is known,

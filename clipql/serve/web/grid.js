@@ -48,8 +48,9 @@ export function makeGrid(node, actions) {
 
 /** Shows these rows and no others, or adds them at the end. `more`: whether others will be added to them. */
 export function show(rows, context, { append = false, more = false } = {}) {
-  // ids are a table's own
-  if (context.table?.name !== view.table?.name || context.table?.database !== view.table?.database) clear();
+  // ids are a table's own, and another may have been made under its name
+  if (!isSameTable(context.table, view.table) || context.table?.table_id !== view.table?.table_id) clear();
+  const held = list.contains(document.activeElement);
   view = context;
   moreToCome = more;
   if (!append) {

@@ -117,6 +117,11 @@ export async function search(state, table) {
     throw error;
   }
   if (mine !== controller) return false;
+  // once for each: a server of several processes may tell of a table later than it searches it
+  if (reply.table_id && reply.table_id !== table.table_id && !looked.has(reply.table_id)) {
+    looked.add(reply.table_id);
+    throw new ChangedTable(table.name);
+  }
   answered = mine;
   seen.clear();
   Object.assign(results, { rows: unseen(reply.rows), offset: reply.rows.length, state, table });

@@ -73,7 +73,7 @@ function thumbnailsOf(meta, table) {
   const [id, column] = [names.indexOf('_row'), names.indexOf(table.picture.column)];
   if (id < 0 || column < 0) return null;
   const folder = `./api/thumbnail/${encodeURIComponent(table.database)}/${encodeURIComponent(table.name)}`;
-  return { column, of: (row) => `${folder}/${encodeURIComponent(row[id])}?size=128` };
+  return { column, of: (row) => `${folder}/${encodeURIComponent(row[id])}?size=128&of=${encodeURIComponent(table.table_id)}` };
 }
 
 function cell(value, kind, thumbnail, searchBy) {
