@@ -140,31 +140,45 @@ const known = (of) => of.picture?.column ?? of.caption ?? null;
 
 /**
  * The picked rows as they are now. `where`: their condition; of many it is true of all of them or, where one of them has
- * another number by now, of none. `check()` throws an Error in that case. Throws a RangeError.
+ * another number by now, of none. `check()` gives how many of them are there, as they were; it throws an Error where none
+ * is, or where of many not all are. Throws a RangeError.
  */
 function chosen() {
   const [rows, of] = [[...picked.values()], owner];
   const column = known(of);
   const named = column !== null && rows.every((row) => typeof row.values?.[column] === 'string');
   if (named && rows.length <= MOST_NAMED) {
-    return { rows, of, where: `(_row, ${quoted(column)}) IN (${rows.map((row) => `(${row.id}, ${text(row.values[column])})`).join(', ')})`, check: async () => {} };
+    const where = `(_row, ${quoted(column)}) IN (${rows.map((row) => `(${row.id}, ${text(row.values[column])})`).join(', ')})`;
+    return { rows, of, where, check: () => countOf(of, where) };
   }
   const set = conditionOf(rows.map((row) => row.id));
-  if (column === null || !rows.every((row) => row.mark !== undefined || typeof row.values?.[column] === 'string')) return { rows, of, where: set, check: async () => {} };
+  if (column === null || !rows.every((row) => row.mark !== undefined || typeof row.values?.[column] === 'string')) return { rows, of, where: set, check: () => countOf(of, set) };
   const sum = rows.reduce((found, row) => found + (row.mark ?? markOf(row.id, row.values[column])), 0);
   const same = `(SELECT count() = ${rows.length} AND sum(${markSql(quoted(column))}) = ${sum} FROM ${source(of)} WHERE ${set})`;
   const check = async () => {
     const reply = await run(`SELECT ${same}`);
     if ((await reply.text()).trim() !== '1') throw new Error(`The table ${of.name} has changed since these rows were picked, and some of them have another number or are gone. Pick them again.`);
+    return rows.length;
   };
   return { rows, of, where: `${set} AND ${same}`, check };
 }
+
+/** How many rows meet a condition. Throws an Error where none does, and ApiError. */
+async function countOf(of, where) {
+  const reply = await run(`SELECT count() FROM ${source(of)} WHERE ${where}`);
+  const found = Number(await reply.text());
+  if (!found) throw new Error(`None of these rows is in the table ${of.name} any more, or each has another number. Pick them again.`);
+  return found;
+}
+
+/** "3 pictures", and which of those picked it is not. */
+const those = (there, rows, name = 'picture') => (there === rows.length ? plural(there, name) : `${count(there)} of ${plural(rows.length, name)} (the others are gone, or have another number)`);
 
 async function run(sql, settings = '') {
   return send(`/?wait_end_of_query=1${settings}`, { method: 'POST', body: sql, headers: { 'Content-Type': 'text/plain; charset=utf-8' } });
 }
 
-/** A dialog with a field and a button; `does(value, chosen)` gives what to say when it is done. */
+/** A dialog with a field and a button; `does(value, chosen, there)` gives what to say when it is done. */
 function ask(title, label, placeholder, does, more = []) {
   const field = el('input', { type: 'text', required: true, placeholder, autocomplete: 'off', spellcheck: 'false' });
   const said = el('p', { class: 'quiet', role: 'status' });
@@ -177,8 +191,8 @@ function ask(title, label, placeholder, does, more = []) {
     said.textContent = 'Working…';
     try {
       const these = chosen();
-      await these.check();
-      said.textContent = await does(field.value.trim(), these);
+      const there = await these.check();
+      said.textContent = await does(field.value.trim(), these, there);
     } catch (error) {
       said.textContent = error.message;
     }
@@ -194,21 +208,21 @@ function askTag() {
     openDialog('Tag', [el('p', {}, `The table has a column tags of ${has.type} already, where tags would be Array(String).`)]);
     return;
   }
-  ask('Tag', 'A word for them', 'keep', async (tag, { rows, of, where }) => {
+  ask('Tag', 'A word for them', 'keep', async (tag, { rows, of, where }, there) => {
     if (!has) await run(`ALTER TABLE ${source(of)} ADD COLUMN IF NOT EXISTS tags Array(String)`);
     await run(`ALTER TABLE ${source(of)} UPDATE tags = arrayDistinct(arrayPushBack(tags, ${text(tag)})) WHERE ${where}`, '&mutations_sync=2');
     // the rows shown stay where they are, and have the tag
     for (const { values } of rows) if (values) values.tags = [...new Set([...(values.tags ?? []), tag])];
     await loadCatalog();
-    return `${plural(rows.length, 'picture')} tagged “${tag}”: the filter has(tags, ${text(tag)}) finds them.`;
+    return `${those(there, rows)} tagged “${tag}”: the filter has(tags, ${text(tag)}) finds them.`;
   }, [el('p', { class: 'quiet' }, 'Tags are kept in the column tags of the table.')]);
 }
 
 function askTable() {
-  ask('Save as a table', 'Its name', 'picked', async (name, { rows, of, where }) => {
+  ask('Save as a table', 'Its name', 'picked', async (name, { rows, of, where }, there) => {
     await run(`CREATE TABLE ${quoted(of.database)}.${quoted(name)} ENGINE = MergeTree ORDER BY tuple() AS SELECT * FROM ${source(of)} WHERE ${where}`);
     await tellChanged();
-    return `The table ${name} has ${plural(rows.length, 'row')}, with their vectors.`;
+    return `The table ${name} has ${those(there, rows, 'row')}, with their vectors.`;
   });
 }
 
@@ -221,10 +235,10 @@ function askFile() {
     said.textContent = 'Collecting the rows…';
     try {
       const these = chosen();
-      await these.check();
+      const there = await these.check();
       const reply = await run(`SELECT ${columns.map(quoted).join(', ')} FROM ${source(of)} WHERE ${these.where} ORDER BY _row FORMAT ${format}`);
       saveFile(await reply.blob(), `${of.name}-picked.${ending}`);
-      said.textContent = 'Saved.';
+      said.textContent = there === these.rows.length ? 'Saved.' : `Saved: ${those(there, these.rows)}.`;
     } catch (error) {
       said.textContent = error.message;
     }
@@ -269,9 +283,9 @@ function deleteSoon() {
     for (const tile of list.querySelectorAll('.going')) tile.classList.remove('going');
     if (!really) return;
     try {
-      await check();
+      const there = await check();
       await run(`DELETE FROM ${source(of)} WHERE ${where}`);
-      announce(`${plural(rows.length, 'picture')} deleted`);
+      announce(`${those(there, rows)} deleted`);
     } catch (error) {
       openDialog('Nothing was deleted', [el('p', {}, error.message)]);
     }
