@@ -51,7 +51,15 @@ export const shortly = (value) =>
     ? `[${value.slice(0, 4).map((x) => Number(x).toFixed(4)).join(', ')}, … ${value.length} numbers]`
     : JSON.stringify(value);
 
-const planOf = (plan) => el('pre', { class: 'plan' }, plan.join('\n'));
+/** The lines of a plan; a long one goes on below, as far in as it begins. */
+export function planOf(plan) {
+  const lines = plan.map((text) => {
+    const line = el('span', {}, text);
+    line.style.setProperty('--in', `${/^[\s│└├─]*/.exec(text)[0].length + 2}ch`);
+    return line;
+  });
+  return el('pre', { class: 'plan', tabindex: 0 }, lines);
+}
 
 const BITS = /'[\w+/=]{200,}'/g; // of many rows (`rowset.js`): copied, and not shown, as they are
 

@@ -2,7 +2,7 @@
 
 import { call, send } from './api.js';
 import { makeCompletion } from './completion.js';
-import { copyButton, saveFile, shortly } from './dialogs.js';
+import { copyButton, planOf, saveFile, shortly } from './dialogs.js';
 import { button, byId, count, el } from './dom.js';
 import { makeHighlighter } from './highlight.js';
 import { chartOf } from './sqlchart.js';
@@ -11,8 +11,8 @@ import { resultTable } from './sqltable.js';
 import { change, now } from './state.js';
 import { quoted, sourceOf } from './tables.js';
 
-// ids are UInt64, which JavaScript's numbers cannot hold: as text they stay what they are
-const SETTINGS = 'default_format=JSONCompact&output_format_json_quote_64bit_integers=1';
+// ids are UInt64, which JavaScript's numbers cannot hold, and nan is not NULL: as text they stay what they are
+const SETTINGS = 'default_format=JSONCompact&output_format_json_quote_64bit_integers=1&output_format_json_quote_denormals=1';
 
 const FILES = { CSV: ['CSVWithNames', 'csv'], JSON: ['JSONEachRow', 'jsonl'], Parquet: ['Parquet', 'parquet'], Arrow: ['Arrow', 'arrow'] };
 const MOST_SHOWN = 1000; // rows of a result that become pictures or a map
@@ -165,13 +165,22 @@ function end(mine) {
   parts.run.lastChild.textContent = 'Run';
 }
 
+/** There is none in the editor: what one before it gave is not shown as its result. */
+function sayNone() {
+  running?.abort();
+  end(running);
+  clear();
+  parts.said.textContent = 'There is no statement to run.';
+}
+
 async function runIt() {
   const sql = parts.area.value.trim();
-  if (!sql) return;
-  change({ sql }, now.sql === sql ? 'replace' : 'push');
+  const every = statementsOf(sql);
+  if (!every.length) return sayNone();
+  // the step that led to this view is that of the first statement run in it, too: the way back shows something else
+  change({ sql }, now.sql === sql || !now.sql ? 'replace' : 'push');
   const mine = begin();
   const began = performance.now();
-  const every = statementsOf(sql);
   let at = 0;
   const tell = () => {
     const seconds = Math.round((performance.now() - began) / 1000);
@@ -216,7 +225,7 @@ function show(text, milliseconds, sql, again) {
     parts.out.replaceChildren(toolsOf(answer, sql, again), resultTable(answer, currentTable, searchBy));
   } else {
     parts.said.textContent = `Done · ${time}`;
-    parts.out.replaceChildren(...(text.trim() ? [el('pre', { class: 'plan', tabindex: 0 }, text)] : []));
+    parts.out.replaceChildren(...(text.trim() ? [el('pre', { class: 'plan raw', tabindex: 0 }, text)] : []));
   }
 }
 
@@ -258,12 +267,12 @@ function searchBy(vector) {
 
 async function explainIt() {
   const sql = parts.area.value.trim();
-  if (!sql) return;
+  if (!statementsOf(sql).length) return sayNone();
   const mine = begin();
   try {
     const body = { sql, database: now.database ?? 'default', params: Object.fromEntries(usedParams()) };
     const { plan } = await call('/api/explain', { body, signal: mine.signal });
-    parts.out.replaceChildren(el('h3', {}, 'How it is run'), el('pre', { class: 'plan', tabindex: 0 }, plan.join('\n')));
+    parts.out.replaceChildren(el('h3', {}, 'How it is run'), planOf(plan));
   } catch (error) {
     if (running !== mine) return;
     if (mine.signal.aborted) parts.said.textContent = 'Stopped.';

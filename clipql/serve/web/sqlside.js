@@ -92,5 +92,5 @@ export function statementsOf(text) {
     found.push(text.slice(from, match.index));
     from = match.index + 1;
   }
-  return [...found, text.slice(from)].map((one) => one.trim()).filter((one) => one && !/^(--[^\n]*\s*)+$/.test(one));
+  return [...found, text.slice(from)].map((one) => one.trim()).filter((one) => one.replace(/--[^\n]*|\/\*[\s\S]*?(?:\*\/|$)/g, '').trim());
 }
