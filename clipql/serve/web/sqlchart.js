@@ -1,6 +1,6 @@
 /** A chart of a statement's result: bars, a line, points, or how often values of a column come. Drawn as SVG. */
 
-import { el } from './dom.js';
+import { count, el } from './dom.js';
 
 const [WIDE, HIGH, LEFT, LOW] = [760, 320, 64, 40]; // of the picture, and its margins for the axes
 const MOST = { Bars: 60, Line: 5000, Points: 5000, Histogram: Infinity };
@@ -9,6 +9,7 @@ const SVG = 'http://www.w3.org/2000/svg';
 
 const numbersOf = (answer, i) => answer.data.map((row) => (row[i] === null || row[i] === '' ? NaN : Number(row[i])));
 const isNumber = (answer, i) => answer.data.length > 0 && /^(Nullable\()?(U?Int|Float|Decimal|BFloat|Bool)/.test(answer.meta[i].type);
+const isRow = (answer, i) => answer.meta[i].name === '_row';
 const isTime = (answer, i) => /^(Nullable\()?(Date|DateTime)/.test(answer.meta[i].type);
 
 /** The chart with its choices, or null where no column is a number. */
@@ -17,6 +18,8 @@ export function chartOf(answer) {
   const numbers = columns.filter((i) => isNumber(answer, i));
   if (!numbers.length || answer.data.length < 2) return null;
   const others = columns.filter((i) => !numbers.includes(i));
+  const told = (i) => new Set(answer.data.slice(0, MOST.Bars).map((row) => shortened(String(row[i])))).size;
+  const named = [...others].sort((a, b) => told(b) - told(a)); // paths of files, cut off, are all alike
   const times = columns.filter((i) => isTime(answer, i));
   const first = times.length ? 'Line' : others.length ? 'Bars' : numbers.length > 1 ? 'Points' : 'Histogram';
   const option = (i) => el('option', { value: i }, answer.meta[i].name);
@@ -24,12 +27,16 @@ export function chartOf(answer) {
   const x = el('select', { 'aria-label': 'Across' }, columns.map(option));
   const y = el('select', { 'aria-label': 'Up' }, numbers.map(option));
   kind.value = first;
-  x.value = (times[0] ?? others[0] ?? numbers[0]).toString();
-  y.value = (numbers.find((i) => String(i) !== x.value) ?? numbers[0]).toString();
+  // a row's number is a number last of all: a chart of it says nothing
+  const measured = [...numbers].sort((a, b) => isRow(answer, a) - isRow(answer, b));
+  x.value = (times[0] ?? named[0] ?? numbers.find((i) => isRow(answer, i)) ?? numbers[0]).toString();
+  y.value = (measured.find((i) => String(i) !== x.value) ?? numbers[0]).toString();
   const place = el('div', { class: 'chart' });
   const draw = () => {
     x.hidden = kind.value === 'Histogram';
-    place.replaceChildren(picture(answer, kind.value, Number(x.value), Number(y.value)));
+    const most = MOST[kind.value];
+    const part = answer.data.length > most ? el('p', { class: 'quiet' }, `The first ${count(most)} of ${count(answer.data.length)} rows`) : '';
+    place.replaceChildren(picture(answer, kind.value, Number(x.value), Number(y.value)), part);
   };
   for (const choice of [kind, x, y]) choice.addEventListener('change', draw);
   draw();
@@ -57,9 +64,11 @@ function picture(answer, kind, x, y) {
     ...marks,
     text({ x: LEFT - 8, y: HIGH - LOW + 4 }, 'end', shortly(low)),
     text({ x: LEFT - 8, y: 18 }, 'end', shortly(high)),
-    ...names.map(({ at, words, anchor = 'middle' }) => text({ x: at, y: HIGH - LOW + 18 }, anchor, words.length > 14 ? `${words.slice(0, 13)}…` : words)),
+    ...names.map(({ at, words, anchor = 'middle' }) => text({ x: at, y: HIGH - LOW + 18 }, anchor, shortened(words))),
   );
 }
+
+const shortened = (words) => (words.length > 14 ? `${words.slice(0, 13)}…` : words);
 
 const scale = (low, high, from, to) => (value) => (high === low ? (from + to) / 2 : from + ((value - low) / (high - low)) * (to - from));
 

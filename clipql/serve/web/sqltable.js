@@ -37,7 +37,7 @@ export function resultTable(answer, table, searchBy = null) {
     const way = { undefined: 'ascending', ascending: 'descending' }[heads[i].getAttribute('aria-sort') ?? undefined];
     for (const one of heads) one.removeAttribute('aria-sort');
     if (way) heads[i].setAttribute('aria-sort', way);
-    data = way ? [...answer.data].sort((a, b) => (way === 'ascending' ? 1 : -1) * compare(a[i], b[i], kinds[i])) : answer.data;
+    data = way ? [...answer.data].sort((a, b) => compare(a[i], b[i], kinds[i], way === 'ascending' ? 1 : -1)) : answer.data;
     body.replaceChildren();
     shown = 0;
     more();
@@ -47,16 +47,16 @@ export function resultTable(answer, table, searchBy = null) {
   return whole;
 }
 
-/** NULLs and NaN come last in either order of numbers. */
-function compare(a, b, kind) {
-  if (a === null || b === null) return (a === null) - (b === null);
-  if (kind === 'number') {
-    // ids are text, as numbers of 64 bits
-    if (typeof a === 'string' && typeof b === 'string' && /^-?\d+$/.test(a) && /^-?\d+$/.test(b)) return BigInt(a) < BigInt(b) ? -1 : BigInt(a) > BigInt(b) ? 1 : 0;
-    return Number(a) - Number(b) || 0;
-  }
-  const [x, y] = [a, b].map((value) => (typeof value === 'object' ? JSON.stringify(value) : String(value)));
-  return x < y ? -1 : x > y ? 1 : 0;
+/** A number as it is compared: ids are text, as numbers of 64 bits, and so are inf and nan. */
+const numberOf = (value) => (typeof value === 'string' && /^-?\d+$/.test(value) ? BigInt(value) : Number(String(value).replace(/inf$/i, 'Infinity')));
+
+/** `way`: 1 or -1. NULLs and NaN come last in either. */
+function compare(a, b, kind, way) {
+  const of = (value) => (kind === 'number' ? numberOf(value) : typeof value === 'object' ? JSON.stringify(value) : String(value));
+  const missing = (value) => (value === null ? 2 : Number.isNaN(of(value)) ? 1 : 0);
+  if (missing(a) || missing(b)) return missing(a) - missing(b);
+  const [x, y] = [of(a), of(b)];
+  return x < y ? -way : x > y ? way : 0;
 }
 
 function kindOf(column, i, data) {
