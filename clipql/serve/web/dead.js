@@ -30,6 +30,7 @@ export function remember(address) {
   since.set(address, Date.now());
   writing ||= setTimeout(() => {
     writing = 0;
+    for (const [address, when] of stored()) if (!since.has(address)) since.set(address, when); // other tabs have found some, too
     try {
       localStorage.setItem(KEPT, JSON.stringify([...since].slice(-MOST_DEAD)));
     } catch {

@@ -2,6 +2,7 @@
 
 import { send } from './api.js';
 import { button, count, el } from './dom.js';
+import { watchKept } from './kept.js';
 import { quoted, tellChanged } from './tables.js';
 
 const KEPT = 'clipql:statements';
@@ -33,6 +34,7 @@ export function makeSide(insert, open) {
   };
   drawPast();
   drawTables();
+  watchKept(KEPT, drawPast);
   return {
     side,
     /** After a statement: it is kept, and may have changed the tables. */

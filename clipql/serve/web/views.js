@@ -2,10 +2,12 @@
 
 import { openDialog } from './dialogs.js';
 import { button, el } from './dom.js';
+import { watchKept } from './kept.js';
 import { now, toHash } from './state.js';
 
 const KEPT = 'clipql:views';
 const MOST = 200;
+const NONE = 'No search has been saved in this browser yet.';
 
 function kept() {
   try {
@@ -39,12 +41,14 @@ export function showViews() {
           icon: 'close',
           onclick: () => {
             keep(kept().filter((one) => one.name !== view.name));
+            said.textContent = `“${view.name}” was removed.`;
             draw();
           },
         })),
       ),
     );
-    if (!views.length) said.textContent = 'No search has been saved in this browser yet.';
+    if (!views.length) said.textContent = NONE;
+    else if (said.textContent === NONE) said.textContent = '';
   };
   form.addEventListener('submit', (event) => {
     event.preventDefault();
@@ -54,7 +58,8 @@ export function showViews() {
     said.textContent = keep([...kept().filter((one) => one.name !== called), view]) ? `Saved as “${called}”.` : 'This browser keeps nothing for the page.';
     draw();
   });
-  const dialog = openDialog('Saved searches', [form, said, list]);
+  const alone = watchKept(KEPT, draw);
+  const dialog = openDialog('Saved searches', [form, said, list], { onclose: alone });
   draw();
   name.focus();
 }
