@@ -48,6 +48,14 @@ const models = later(() => import('./models.js'));
 const brightness = later(() => import('./brightness.js'), (part) => part.drawTheme());
 let sqlSeen = false;
 
+let opening = null; // the newest dialog that is being opened
+
+/** Opens a dialog of a part that may still have to be fetched: of several that were asked for meanwhile, the newest. */
+const opens = (part, open) => () => {
+  const mine = (opening = Symbol('dialog'));
+  return part((module) => mine === opening && !document.querySelector('dialog[open]') && open(module));
+};
+
 function pickWith(use) {
   picking = true;
   return selection(use);
@@ -241,7 +249,7 @@ async function more(k) {
 
 let outdated = false; // the search asked for has failed, and the results shown are those before
 
-const showHow = () => dialogs((part) => part.showSql(openInSql));
+const showHow = opens(dialogs, (part) => part.showSql(openInSql));
 
 function drawStatus() {
   drawFigures(outdated, showHow);
@@ -270,7 +278,7 @@ function draw(state, before, fromAddress = false) {
   drawControls(state);
   drawWords(state, fromAddress);
   drawChips(state);
-  const narrowed = state.filters.length || state.where.trim() || state.model;
+  const narrowed = state.filters.length || state.where.trim() || state.model || state.hybrid || state.recall !== null;
   if (narrowed || !byId('pills').hidden) panel((part) => part.drawPills(now, currentTable()));
   if (state.row !== null || before.row !== null) details((part) => part.drawDetails(now));
   sqlSeen ||= state.view === 'sql';
@@ -331,7 +339,7 @@ function leaveResults() {
 /** Opens a statement, with its parameters, in the SQL view. */
 const openInSql = (text, params) => sql((part) => part.openInSql(text, params));
 
-const showHelp = () => dialogs((part) => part.showHelp());
+const showHelp = opens(dialogs, (part) => part.showHelp());
 
 function listen() {
   const go = (view) => (event) => {
@@ -350,12 +358,12 @@ function listen() {
     byId('column').querySelector('[aria-checked=true]').focus();
   });
   byId('safe').addEventListener('change', (event) => change({ safe: event.target.value }));
-  byId('filters').addEventListener('click', () => panel((part) => part.openFilters(currentTable())));
-  byId('facets').addEventListener('click', () => facets((part) => part.openFacets()));
+  byId('filters').addEventListener('click', opens(panel, (part) => part.openFilters(currentTable())));
+  byId('facets').addEventListener('click', opens(facets, (part) => part.openFacets()));
   byId('fold').addEventListener('click', () => change({ fold: now.fold === null ? NEAR_DUPLICATE : null }));
   byId('show-sql').addEventListener('click', showHow);
-  byId('export').addEventListener('click', () => dialogs((part) => part.showExport()));
-  byId('views').addEventListener('click', () => views((part) => part.showViews()));
+  byId('export').addEventListener('click', opens(dialogs, (part) => part.showExport()));
+  byId('views').addEventListener('click', opens(views, (part) => part.showViews()));
   byId('help').addEventListener('click', showHelp);
   byId('skip').addEventListener('click', () => focusTile(null));
   byId('theme').addEventListener('click', () => brightness((part) => part.turnTheme()));
@@ -368,6 +376,7 @@ function listen() {
       byId('words').select();
     } else if (event.key === '?') showHelp();
   });
+  window.addEventListener('popstate', () => (opening = null)); // the way back leads away from it
   window.addEventListener('popstate', takeAddress);
   window.addEventListener('hashchange', () => location.hash !== toHash(now) && takeAddress());
   watchEnd(more, () => CALM_MS - (performance.now() - foundAt), CALM_MS);
@@ -378,7 +387,7 @@ function start() {
   drawIcons();
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => brightness((part) => part.drawTheme()));
   setHooks({
-    askToken: (refused) => dialogs((part) => part.askToken(refused)),
+    askToken: (why) => dialogs((part) => part.askToken(why)),
     busy: tellBusy,
   });
   const like = (id) => change({ words: '', weight: 1, terms: [{ kind: 'row', id, weight: 1 }], row: null });

@@ -10,7 +10,7 @@ import pytest
 from browser_steps import answer, painted, settled, shows
 from browser_support import Served
 from patience import until
-from playwright.sync_api import Page, Route
+from playwright.sync_api import Page, Route, expect
 
 import clipql.serve
 from clipql.serve.web_modules import joined, order
@@ -136,3 +136,23 @@ def test_from_the_last_key_to_its_pictures_there_is_one_request_and_one_drawing(
     assert len(pictures) == len({*pictures})
     assert seen["drawings"] == 1
     assert seen["made"] <= len(wanted)
+
+
+def test_of_the_dialogs_asked_for_while_their_parts_are_on_the_way_the_last_one_opens(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    page = open_page(f"{served.address}healthz", alone=True)
+    held: list[Route] = []
+    for part in ("facets", "panel"):
+        page.route(f"**/static/{part}.js", lambda route: held.append(route))
+    page.goto(f"{served.address}#pictures?table=emoji")
+    settled(page)
+    for name in ("Filters", "Facets", "Facets"):
+        page.get_by_role("button", name=name).click()
+    until(lambda: painted(page) or len(held) >= 2, "the parts are asked for")
+    for route in held:
+        route.continue_()
+    expect(page.get_by_role("dialog", name="Facets")).to_be_visible()
+    expect(page.locator("dialog")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
