@@ -20,9 +20,10 @@ export class ApiError extends Error {
 
 const hooks = { askToken: async () => null, busy: () => {} };
 let token = keptToken();
+let taken = token !== null; // whether the server has taken it; one that was kept was taken once
 let asking = null;
 
-/** `askToken(refused)` gives a token or null; `busy(seconds)` hears that the server asks us to wait, and 0 when it answers again. */
+/** `askToken(why)` gives a token or null, asked 'first', as the one given is 'wrong', or one that was right has 'changed'; `busy(seconds)` hears that the server asks us to wait, and 0 when it answers again. */
 export function setHooks(given) {
   Object.assign(hooks, given);
 }
@@ -38,9 +39,9 @@ function keptToken() {
 /** One dialog, however many requests were refused at once; the cookie that login sets is for the thumbnails. */
 function login() {
   asking ??= (async () => {
-    const given = await hooks.askToken(token !== null);
+    const given = await hooks.askToken(token === null ? 'first' : taken ? 'changed' : 'wrong');
     if (given === null) return false;
-    token = given;
+    [token, taken] = [given, false];
     try {
       sessionStorage.setItem('clipql:token', given);
     } catch {
@@ -71,7 +72,8 @@ const pause = (seconds, signal) =>
 export async function send(path, { method = 'GET', body, headers = {}, signal } = {}) {
   let waited = false;
   for (let attempt = 0; ; attempt++) {
-    const all = token === null ? headers : { ...headers, Authorization: `Bearer ${token}` };
+    const sent = token;
+    const all = sent === null ? headers : { ...headers, Authorization: `Bearer ${sent}` };
     let response;
     try {
       response = await fetch(`.${path}`, { method, body, headers: all, signal, credentials: 'same-origin' });
@@ -80,10 +82,12 @@ export async function send(path, { method = 'GET', body, headers = {}, signal } 
       throw new ApiError('The server does not answer.', 0);
     }
     if (response.ok) {
+      taken ||= sent !== null && sent === token;
       if (waited) hooks.busy(0);
       return response;
     }
-    if (response.status === 401 && (await login())) continue;
+    // one that was sent before the token was given is sent again with it, and nobody is asked twice
+    if (response.status === 401 && (sent !== token || (await login()))) continue;
     if (response.status === 429 && attempt < TRIES) {
       // the waits of many pages must not fall together, hence the random part
       const asked = Number(response.headers.get('Retry-After')) || 0.25 * 2 ** attempt;

@@ -152,15 +152,21 @@ export function showHelp() {
   ]);
 }
 
-/** Asks for the server's token; null where the user will not say. */
-export function askToken(refused) {
+const TOKEN_IS = {
+  first: 'It is the one that clipql serve was started with.',
+  wrong: 'The server did not take that token.',
+  changed: 'The server has another token than before. It is the one that clipql serve was started with.',
+};
+
+/** Asks for the server's token; null where the user will not say. `why`: as `api.js` has it. */
+export function askToken(why) {
   return new Promise((resolve) => {
     let given = null;
     const field = el('input', { type: 'password', autocomplete: 'current-password', 'aria-label': 'Token', required: true });
     const form = el('form', { class: 'token' }, field, el('button', { class: 'tool primary' }, 'Enter'));
     const dialog = openDialog(
       'This server needs a token',
-      [el('p', {}, refused ? 'The server did not take that token.' : 'It is the one that clipql serve was started with.'), form],
+      [el('p', {}, TOKEN_IS[why]), form],
       { leaves: false, onclose: () => resolve(given) },
     );
     form.addEventListener('submit', (event) => {
