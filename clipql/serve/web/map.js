@@ -60,7 +60,7 @@ function build() {
   canvas = makeCanvas(below, node, {
     open: openRow,
     over,
-    lassoed: (line) => choose(inside(points, line).map((i) => points.ids[i])),
+    lassoed: chooseInside,
     lassoing: () => isOn(lasso),
     sparse: () => isOn(sparse),
     pictureOf: (id) => sourceOf(knownRow(table, id)),
@@ -87,12 +87,15 @@ function build() {
           button('Show all', { icon: 'fit', onclick: () => canvas.fit() }),
           sparse,
           lasso,
-          button('Choose all in view', { icon: 'pick', onclick: () => points && choose(inside(points, canvas.around()).map((i) => points.ids[i])) }),
+          button('Choose all in view', { icon: 'pick', onclick: () => points && chooseInside(canvas.around()) }),
         ),
       ),
       el('div', { class: 'map-side' }, nodes.legend, nodes.regions, nodes.list),
     ),
   );
+  document.addEventListener('keydown', (event) => {
+    if (event.key === 'Escape' && now.view === 'map' && !document.querySelector('dialog[open]')) choose([]);
+  });
   watchPicks(() => now.view === 'map' && mark());
   new MutationObserver(recolour).observe(document.documentElement, { attributes: true, attributeFilter: ['data-theme'] });
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', recolour);
@@ -223,10 +226,10 @@ const kindOf = (name) => table.columns.find((column) => column.name === name)?.k
 function drawChooser(state) {
   const names = table.columns.filter((column) => ['number', 'date', 'text', 'bool'].includes(column.kind) && column.name !== table.caption && column.name !== table.picture?.column).map((column) => column.name);
   const options = ['', ...(parts(state).length ? [SIMILARITY] : []), ...names];
-  if (state.colour && !options.includes(state.colour)) options.push(state.colour);
+  if (state.colour && state.colour !== SIMILARITY && !options.includes(state.colour)) options.push(state.colour);
   const first = points.labels.length ? 'Colour: regions' : 'One colour';
   nodes.colour.replaceChildren(...options.map((name) => el('option', { value: name }, name === '' ? first : `Colour: ${name}`)));
-  nodes.colour.value = state.colour ?? '';
+  nodes.colour.value = options.includes(state.colour) ? state.colour : ''; // without a search nothing is similar to it
 }
 
 function drawRegions() {
@@ -240,7 +243,8 @@ function tell() {
     return;
   }
   const sample = points.step > 1 ? ` of every ${points.step}` : '';
-  const said = points.count ? `${plural(points.count, 'picture')}${sample} · drag to move, scroll to zoom, click to open, Shift and drag to choose` : 'There are no results to map.';
+  const ways = matchMedia('(hover: none)').matches ? 'drag to move, pinch to zoom, tap to open, lasso to choose' : 'drag to move, scroll to zoom, click to open, Shift and drag to choose';
+  const said = points.count ? `${plural(points.count, 'picture')}${sample} · ${ways}` : 'There are no results to map.';
   nodes.said.textContent = better ? `${said} · a better map is being made: ${stageOf(better)}` : said;
 }
 
@@ -279,8 +283,12 @@ async function seen(ids) {
 
 /* ---------- what is chosen ---------- */
 
-function choose(ids) {
+const chooseInside = (line) => choose(inside(points, line).map((i) => points.ids[i]), line);
+
+/** `line`: around them, as it stays to be seen. */
+function choose(ids, line = null) {
   toggle(nodes.lasso, false);
+  canvas.outline(ids.length ? line : null);
   nodes.chosen.hidden = ids.length === 0;
   if (!ids.length) return;
   const tool = (label, name, onclick) => button(label, { icon: name, text: label, class: 'tool', onclick });

@@ -28,6 +28,7 @@ export function makeCanvas(below, node, actions) {
   let marks = { results: [], picked: [] };
   let lit = -1;
   let line = null; // of the lasso, as pixels
+  let outline = null; // around what is chosen, in the plane
   let frame = 0;
   let moved = 0;
   let calm = 0;
@@ -104,6 +105,7 @@ export function makeCanvas(below, node, actions) {
     drawLabels(pen, points.labels, (label) => toScreen(label.x, label.y, now), now, view.zoom, colour);
     if (lit >= 0) drawRings(pen, [place(lit)], now.size / 2 + 5, colour('--accent'), 3);
     if (line) drawLine(pen, line, colour('--accent'));
+    else if (outline) drawLine(pen, outline.map(([x, y]) => toScreen(x, y, now)), colour('--accent'));
     clearTimeout(calm);
     if (seen?.length) calm = setTimeout(() => actions.seen(seen.map((i) => points.ids[i])), 250);
   }
@@ -268,6 +270,12 @@ export function makeCanvas(below, node, actions) {
     mark(results, picked) {
       if (!points) return;
       marks = { results: marked(results), picked: marked(picked) };
+      later();
+    },
+    /** The line around what is chosen, [x, y] in [-1, 1] each; null: none is. One that is being drawn is given up. */
+    outline(drawn) {
+      outline = drawn;
+      line = null;
       later();
     },
     /** The line around all that is in view. */

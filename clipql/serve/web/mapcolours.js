@@ -86,6 +86,7 @@ function shown(number, kind) {
 /** The legend of some values; `filter(name)` for a click on a value, where it can be filtered by. */
 export function legendOf(values, dark, filter) {
   if (!values) return [];
+  if (!values.codes && values.least === values.most) return [el('p', { class: 'quiet' }, values.least === null ? 'No row has a number there.' : `${shown(values.least, values.kind)} in every row`)];
   if (!values.codes) {
     const bar = el('span', { class: 'map-scale', 'aria-hidden': 'true' });
     bar.style.setProperty('--stops', (dark ? DARK : LIGHT).join(', '));
