@@ -80,6 +80,8 @@ export function show(rows, context, { append = false, more = false } = {}) {
   settleSoon();
   tellDead();
   if (!list.querySelector('.tile[data-current]')) setCurrent(list.firstElementChild);
+  // a tile that went, or moved, has lost the focus, and keys would do nothing
+  if (held && !list.contains(document.activeElement)) focusTile(list.firstElementChild?.dataset.id, true);
   act.shown();
 }
 
@@ -146,10 +148,11 @@ export function rowOf(id, table) {
   return null;
 }
 
-export function focusTile(id) {
+/** `still`: nothing is scrolled for it. */
+export function focusTile(id, still = false) {
   const node = (id && tiles.get(id)?.node) || list.querySelector('.tile[data-current]') || list.firstElementChild;
   if (node) whole(node);
-  node?.querySelector('.open')?.focus();
+  node?.querySelector('.open')?.focus({ preventScroll: still });
 }
 
 /** What becomes of the places of pictures that are gone: 'below' the view they close, or 'none' is kept, or 'all' are shown. */

@@ -1,10 +1,11 @@
 /** The panel of filters, made from the table's columns, and the pills of those in use. */
 
 import { openDialog } from './dialogs.js';
-import { button, byId, el, plural } from './dom.js';
+import { button, byId, count, el, plural } from './dom.js';
 import { SHOWN_OPERATIONS, describe, knownColumns, mistakeIn, operationsOf } from './filters.js';
+import { rankedByWords } from './results.js';
 import { countOf } from './rowset.js';
-import { change, now } from './state.js';
+import { change, now, parts } from './state.js';
 
 const LONGEST = 200; // characters of a condition in its pill
 
@@ -23,7 +24,15 @@ export function drawPills(state, table) {
   });
   if (state.where.trim()) pills.push(out('Remove the WHERE', shortened(state.where.trim()), () => change({ where: '' })));
   if (state.model) pills.push(out('Search with the column’s own model', `model ${state.model}`, () => change({ model: null })));
-  if (pills.length > 1) pills.push(button('Clear all', { text: 'Clear all', class: 'link', onclick: () => change({ filters: [], where: '', model: null }) }));
+  if (state.hybrid) {
+    const pill = out('Rank by meaning alone', 'the words themselves, too', () => change({ hybrid: false }));
+    const used = rankedByWords(state) || !parts(state).length;
+    pill.classList.toggle('wrong', !used);
+    if (!used) pill.title = 'Not used: the search is not of one text alone';
+    pills.push(pill);
+  }
+  if (state.recall !== null) pills.push(out('Find as many of the nearest as usual', state.recall === 'exact' ? 'all rows compared' : `at least ${count(100 * state.recall)} % of the nearest`, () => change({ recall: null })));
+  if (pills.length > 1) pills.push(button('Clear all', { text: 'Clear all', class: 'link', onclick: () => change({ filters: [], where: '', model: null, hybrid: false, recall: null }) }));
   byId('pills').replaceChildren(...pills);
   byId('pills').hidden = !pills.length;
 }

@@ -196,7 +196,8 @@ function takeRest({ more, sql, params, plan, exact, ms }) {
 /** The similarity of a row to what is searched for; null where nothing is, or rows are ranked by their words, too. */
 export const similarityOf = (row) => (results.state && parts(results.state).length && !rankedByWords(results.state) && typeof row?.distance === 'number' ? 1 - row.distance : null);
 
-function rankedByWords(state) {
+/** Whether the words themselves are looked for, too: of one text, which is not weighed against anything. */
+export function rankedByWords(state) {
   const [first, ...others] = parts(state);
   return state.hybrid && !others.length && first?.kind === 'text' && first.weight === 1;
 }

@@ -224,3 +224,33 @@ def test_back_closes_the_panel_of_filters_and_what_was_typed_last_is_not_taken(p
     painted(page)
     assert "where" not in page.url
     assert "q=cat" in page.url
+
+
+def test_what_ranks_otherwise_than_usual_is_seen_beside_the_filters_and_taken_away_there(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    page = open_page(f"{served.address}#pictures?table=emoji&q=cat&hybrid=1&recall=exact")
+    pills = page.locator(".pill")
+    expect(pills).to_have_text(["the words themselves, too", "all rows compared"])
+    page.get_by_role("button", name="Find as many of the nearest as usual").click()
+    expect(pills).to_have_text(["the words themselves, too"])
+    expect(pills).not_to_have_class(re.compile("wrong"))
+    page.get_by_label("Describe a picture").fill("cat - dog")
+    expect(pills).to_have_class(re.compile("wrong"))
+    expect(pills).to_have_attribute("title", "Not used: the search is not of one text alone")
+    page.get_by_role("button", name="Rank by meaning alone").click()
+    expect(pills).to_have_count(0)
+    expect(page).not_to_have_url(re.compile("hybrid"))
+
+
+def test_keys_go_on_from_the_first_picture_of_another_search_begun_by_a_key(page: Page) -> None:
+    page.locator(".tile[data-id] .open").nth(5).focus()
+    liked = page.evaluate("document.activeElement.closest('.tile').dataset.id")
+    page.keyboard.press("m")
+    shows(page, answer(page, {"id": liked}))
+    until(page, "document.activeElement.closest('.tile') === document.querySelector('.tile')")
+    page.keyboard.press("ArrowRight")
+    until(page, "document.activeElement.closest('.tile') === document.querySelectorAll('.tile')[1]")
+    page.go_back()
+    settled(page)
+    until(page, "document.activeElement.closest('.tile') !== null")
