@@ -29,9 +29,10 @@ SECONDS = 1800  # for one file or folder: what takes longer hangs, however slow 
 ROOM, PREFIX = 12 << 30, "clipql-tests-"
 TOGETHER = ("curate", "engine", "storage", "syntax", "edges")  # folders, in which no two files have one name
 ALONE = "test_readme.py"  # a file that takes long
+ON_RAY = ("test_cluster.py", "test_coordinator.py", "test_failures.py")  # they wait for its processes
 SLOW_FIRST = (
-    "tables", "serve/browser", "serve", "index", "cluster", "sql", "ingest", "readers", "small folders",
-    "serve/workers", "differential", "test_readme.py", "faults", "encode", "files", "cli", "care",
+    "tables", "serve/browser", "serve", "index", "cluster on Ray", "sql", "ingest", "readers", "small folders",
+    "serve/workers", "differential", "test_readme.py", "faults", "cluster", "encode", "files", "cli", "care",
 )  # fmt: skip
 
 
@@ -67,6 +68,8 @@ def units() -> list[Unit]:
         name = "small folders" if folder in TOGETHER else folder
         if folder == ".":
             name = file.name if file.name == ALONE else "files"
+        if file.name in ON_RAY:
+            name = "cluster on Ray"
         found.setdefault(name, []).append(file)
     slow = {name: i for i, name in enumerate(SLOW_FIRST)}
     return [Unit(n, tuple(found[n])) for n in sorted(found, key=lambda n: (slow.get(n, len(slow)), n))]

@@ -15,6 +15,8 @@ import clipql
 from clipql.index import ivf
 from clipql.index.bounded import kernels as bounded
 from clipql.index.rows import ArrayRows
+from clipql.index.unite import components
+from clipql.ingest.records import nesting
 from clipql.serve.cityhash import cityhash128
 from clipql.serve.tcp import blocks
 from clipql.sql import native_columns, vector_text
@@ -45,6 +47,8 @@ def warm() -> None:
     rowgather.warm()
     blocks.warm()
     cityhash128(b"a packet")
+    components(2, np.array([0]), np.array([1]))
+    nesting.check(b"[]")
     rng = np.random.default_rng(0)
     x, captions = rng.standard_normal((2, 2_000, 64)).astype(np.float16)
     with tempfile.TemporaryDirectory() as folder:
@@ -71,6 +75,8 @@ def _search(folder: Path) -> None:
                 for search in SEARCHES:
                     sql, query = f"SELECT id FROM {name} {search}", np.ones(16, np.float32)
                     db.sql_many(sql, [{"q": query + i} for i in range(5)])
+            db.sql(f"INSERT INTO {name} SELECT number, [{numbers}] FROM numbers(9000)")  # indexes grow, and learn anew
+            db.sql(f"ALTER TABLE {name} MATERIALIZE INDEX near_L2Distance")
             db.sql(f"INSERT INTO {name} SELECT number, [{numbers}] FROM numbers(10)")
             db.sql(f"SELECT id FROM {name} {SEARCHES[0]}", q=query)
 
