@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import clipql
-from clipql.index import ivf
+from clipql.index import ivf, of_few
 from clipql.index.bounded import kernels as bounded
 from clipql.index.rows import ArrayRows
 from clipql.index.unite import components
@@ -41,6 +41,7 @@ def warm() -> None:
     chosen.warm()
     bounded.warm()
     rowwise.warm()
+    of_few.warm()
     row_numbers.warm()
     native_columns.warm()
     vector_text.warm()

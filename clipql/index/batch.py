@@ -184,7 +184,7 @@ def _by_processor(
     stopped: Callable[[], bool],
 ) -> _Found:
     n, keep = len(queries), k + SPARE
-    sides = _unit(queries) if metric is Metric.COSINE else queries
+    sides = unit(queries) if metric is Metric.COSINE else queries
     best = np.full((n, 0), -np.inf, np.float32)
     found = np.empty((n, 0), np.int64)
     largest = 0.0
@@ -239,7 +239,7 @@ def _first(scores: NDArray[np.float32], keep: int) -> tuple[NDArray[np.float32],
 def _scores(metric: Metric, queries: NDArray[np.float32], x: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
     """Scores (queries, rows), larger is nearer, and the size of the terms they are made of."""
     if metric is Metric.COSINE:
-        return queries @ _unit(x).T, 1.0
+        return queries @ unit(x).T, 1.0
     products = queries @ x.T
     norms = np.einsum("ij,ij->i", x, x)
     reach = float(np.sqrt(norms.max(initial=0)) * np.sqrt(np.einsum("ij,ij->i", queries, queries).max(initial=0)))
@@ -253,7 +253,7 @@ def _nan(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.asarray(np.isnan(scores).any(axis=1), np.bool_)
 
 
-def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows scaled to length 1, whatever their length; NaN for those of zeros."""
     squares = np.einsum("ij,ij->i", x, x)
     odd = np.flatnonzero(~((squares >= kernels.SHORTEST) & (squares <= kernels.LONGEST)))

@@ -26,8 +26,9 @@ from clipql.storage.vectors.device import Device, DeviceFull
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
-# rows of the left and the right side compared at once: 64 MB of scores
+# rows of the left and the right side compared at once, and scores, where the rows are more than a few
 LEFT, RIGHT = 1_024, 16_384
+SCORES, LEAST_LEFT = 1 << 20, 64
 # components that are tried, and the rows of each side that they are chosen by
 COMPONENTS, SAMPLE = (32, 64, 128, 256), 1_024
 # what comparing a candidate costs, in products of whole rows
@@ -37,7 +38,7 @@ ROUNDING, LENGTHS = 1e-5, 8e-6
 # differences whose squares float32 may take for 0
 VANISHING = 1e-18
 # pairs compared at once
-PAIRS = 8_192
+PAIRS = 65_536
 # products from which a device is asked: fewer take longer to send
 FOR_DEVICE = 1e9
 Rows = NDArray[np.int64]
@@ -182,7 +183,7 @@ class PairsWithin:
             return
         basis = self._basis()
         self.uses_components = basis is not None
-        scores = np.empty((min(LEFT, len(left)), min(RIGHT, len(right))), np.float32)
+        scores = np.empty(max(SCORES, min(LEAST_LEFT, len(left)) * min(RIGHT, len(right))), np.float32)
         for part in rest:
             yield from self._by_processor(part, basis, scores, check)
 
@@ -201,15 +202,17 @@ class PairsWithin:
         left, right = self._left, self._right
         for b in range(part.right, part.right_end, RIGHT):
             b_end = min(part.right_end, b + RIGHT)
-            theirs = self._prepared(right.vectors(b, b_end), basis, right=True)
-            for a in range(part.left, self._last(part, b_end), LEFT):
+            theirs = right.vectors(b, b_end)
+            columns = self._prepared(theirs, basis, right=True)
+            step = min(LEFT, max(LEAST_LEFT, SCORES // len(columns)))
+            for a in range(part.left, self._last(part, b_end), step):
                 check()
-                a_end = min(part.left_end, a + LEFT)
-                ours = self._prepared(left.vectors(a, a_end), basis, right=False)
-                tile = scores[: len(ours), : len(theirs)]
-                np.matmul(ours, theirs.T, out=tile)
+                a_end = min(part.left_end, a + step)
+                ours = left.vectors(a, a_end)
+                tile = scores[: (a_end - a) * len(columns)].reshape(a_end - a, len(columns))
+                np.matmul(self._prepared(ours, basis, right=False), columns.T, out=tile)
                 self._compared += tile.size
-                yield from self._of_tile(a, b, *candidates(tile, self._limit))
+                yield from self._of_tile(a, b, *candidates(tile, self._limit), ours, theirs)
 
     def _by_device(self, device: Device, rest: list[_Rectangle], check: Callable[[], None]) -> Iterator[Found]:
         """The same by a device; what it has no memory for stays in `rest`."""
@@ -238,23 +241,43 @@ class PairsWithin:
         """Where the rows of the left side end that are compared with those of the right one before `right_end`."""
         return min(part.left_end, right_end) if self.same else part.left_end
 
-    def _of_tile(self, a: int, b: int, i: Rows, j: Rows) -> Iterator[Found]:
-        """The pairs among candidates, places in a tile that begins at these places of both sides."""
+    def _of_tile(
+        self,
+        a: int,
+        b: int,
+        i: Rows,
+        j: Rows,
+        ours: NDArray[np.float32] | None = None,
+        theirs: NDArray[np.float32] | None = None,
+    ) -> Iterator[Found]:
+        """The pairs among candidates, places in a tile that begins at these places of both sides. ours, theirs: the
+        vectors of the tile, where they are at hand.
+        """
         if self.same:  # each pair once
             once = a + i <= b + j
             i, j = i[once], j[once]
         if len(i):
             left, right = self._left.numbers(a, a + int(i.max()) + 1), self._right.numbers(b, b + int(j.max()) + 1)
-            yield from self._decided(left[i], right[j])
+            for at in range(0, len(i), PAIRS):
+                some, others = i[at : at + PAIRS], j[at : at + PAIRS]
+                if ours is None or theirs is None:
+                    x, y = self._left.store.take(left[some]), self._right.store.take(right[others])
+                    distances = rowwise.of_pairs(self._metric, x, y)
+                else:
+                    distances = _distances(self._metric, ours, theirs, some, others)
+                yield from self._decided(left[some], right[others], distances)
 
     def _prepared(
         self, x: NDArray[np.float32], basis: NDArray[np.float32] | None, *, right: bool
     ) -> NDArray[np.float32]:
         """Rows of a side as scores are made of them."""
         lengths = np.einsum("ij,ij->i", x, x)
-        if self._metric is Metric.COSINE:
+        if self._metric is Metric.COSINE and (basis is None or _odd(lengths).any()):
             x, lengths = _units(x, lengths)
         parts = [x if basis is None else x @ basis]
+        if self._metric is Metric.COSINE and basis is not None:
+            parts[0] /= np.sqrt(lengths)[:, None]
+            lengths = np.ones(len(x), np.float32)
         if basis is not None:
             kept = np.einsum("ij,ij->i", parts[0], parts[0])
             parts.append(np.sqrt(np.maximum(lengths - kept, 0) + np.float32(LENGTHS) * lengths)[:, None])
@@ -281,21 +304,19 @@ class PairsWithin:
                 best, least = basis, cost
         return best
 
-    def _decided(self, left: Rows, right: Rows) -> Iterator[Found]:
-        for at in range(0, len(left), PAIRS):
-            i, j = left[at : at + PAIRS], right[at : at + PAIRS]
-            distances = rowwise.of_pairs(self._metric, self._left.store.take(i), self._right.store.take(j))
-            self._candidates += len(i)
-            slack = self._slack()
-            over = self._bound - distances if self._metric is Metric.DOT else distances - self._bound
-            inside = np.flatnonzero(over <= slack)
-            if not len(inside):
-                continue
-            i, j, distances, unsure = i[inside], j[inside], distances[inside], np.abs(over[inside]) <= slack
-            yield Found(i, j, distances, unsure)
-            other = np.flatnonzero(i != j)
-            if self.same and len(other):
-                yield Found(j[other], i[other], distances[other], unsure[other])
+    def _decided(self, i: Rows, j: Rows, distances: NDArray[np.float64]) -> Iterator[Found]:
+        """Those of some pairs that are within the bound."""
+        self._candidates += len(i)
+        slack = self._slack()
+        over = self._bound - distances if self._metric is Metric.DOT else distances - self._bound
+        inside = np.flatnonzero(over <= slack)
+        if not len(inside):
+            return
+        i, j, distances, unsure = i[inside], j[inside], distances[inside], np.abs(over[inside]) <= slack
+        yield Found(i, j, distances, unsure)
+        other = np.flatnonzero(i != j)
+        if self.same and len(other):
+            yield Found(j[other], i[other], distances[other], unsure[other])
 
     def _slack(self) -> float:
         """How far ClickHouse's distance may be from ours: it adds float32 numbers up in sixteen sums."""
@@ -313,6 +334,15 @@ def _equal(one: Rows | None, other: Rows | None) -> bool:
     return np.array_equal(one, other)
 
 
+def _distances(
+    metric: Metric, ours: NDArray[np.float32], theirs: NDArray[np.float32], i: Rows, j: Rows
+) -> NDArray[np.float64]:
+    """The distance of ours[i] to theirs[j] for each pair of places, in float64."""
+    out = np.empty(len(i))
+    each_core(len(i), lambda a, b: rowwise.of_chosen_pairs(metric, ours, theirs, i[a:b], j[a:b], out[a:b]))
+    return out
+
+
 def _sample(side: Side) -> NDArray[np.float32]:
     places = np.unique(np.linspace(0, len(side) - 1, SAMPLE).astype(np.int64)) if len(side) else np.empty(0, np.int64)
     return side.store.take(places if side.chosen is None else side.chosen[places])
@@ -320,13 +350,18 @@ def _sample(side: Side) -> NDArray[np.float32]:
 
 def _units(x: NDArray[np.float32], lengths: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Rows scaled to length 1, whatever their length, and their squared lengths; a row of zeros stays one of NaN."""
-    odd = np.flatnonzero(~((lengths >= 1e-30) & (lengths <= 1e30)))
+    odd = np.flatnonzero(_odd(lengths))
     with np.errstate(divide="ignore", invalid="ignore"):
         units = np.asarray(x / np.sqrt(lengths)[:, None], np.float32)
         if len(odd):
             long = x[odd].astype(np.float64)
             units[odd] = long / np.sqrt(np.einsum("ij,ij->i", long, long))[:, None]
     return units, np.ones(len(x), np.float32)
+
+
+def _odd(lengths: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which squared lengths float32 does not hold with all their digits."""
+    return ~((lengths >= 1e-30) & (lengths <= 1e30))
 
 
 def candidates(scores: NDArray[np.float32], limit: float) -> tuple[Rows, Rows]:

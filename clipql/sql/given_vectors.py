@@ -59,6 +59,10 @@ class Given(Brief):
             raise QueryError("the query vectors are not there yet")
         return self.vectors[rows]
 
+    def stored(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The same."""
+        return self.take(rows)
+
     @property
     def source(self) -> str:
         """What FROM reads them from, with their numbers."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from clipql.brief import short
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
-from clipql.index import kinds
+from clipql.index import kinds, of_few
 from clipql.index.base import Candidates, Cost, Index, SearchesMany
 from clipql.index.batch import nearest_each
 from clipql.index.flat import Scan, Term, each_core
@@ -103,6 +103,7 @@ class PairSearch:
         self._tables = {each.given.name: each.given.rows} if each.given else {}
         self._codes = self._rescored = self._scanned = 0
         self._asking = 0
+        self._held: of_few.FewRows | None = None
         self._settings = f"{settings}, " if settings else ""
 
     def find(self) -> tuple[pa.Table, Cost]:
@@ -159,23 +160,49 @@ class PairSearch:
     def _nearest(self, each: NDArray[np.int64], k: int, mask: NDArray[np.bool_] | None) -> pa.Table:
         near, distances = [np.empty((0, k), np.int64)], [np.empty((0, k))]
         for at in range(0, len(each), EACH_AT_ONCE):
-            queries = self._queries.take(each[at : at + EACH_AT_ONCE])
-            index = self._plan.chosen.index
-            by_index = np.array([index is not None and not index.doubt(q, self._plan.knobs) for q in queries], np.bool_)
-            rows, values = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
-            if index is not None and by_index.any():
-                rows[by_index], values[by_index] = self._by_index(index, queries[by_index], k, mask)
-            if not by_index.all():
-                scanned = queries[~by_index]
-                self._scanned += len(scanned) * self._join.near.table.rows
-                rows[~by_index], values[~by_index] = nearest_each(
-                    self._store, self._join.metric, scanned, k, mask, device=self._device()
-                )
+            rows, values = self._nearest_some(each[at : at + EACH_AT_ONCE], k, mask)
             near.append(rows)
             distances.append(values)
         rows, values = np.concatenate(near), np.concatenate(distances)
         there = rows >= 0
         return as_pairs(np.broadcast_to(each[:, None], there.shape)[there], rows[there], values[there])
+
+    def _nearest_some(
+        self, each: NDArray[np.int64], k: int, mask: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The k nearest rows to each of these and their distances, both (n, k): by the index, or all compared."""
+        index = self._plan.chosen.index
+        if index is None:
+            return self._compared(each, k, mask)
+        queries = self._queries.take(each)
+        by_index = np.array([not index.doubt(q, self._plan.knobs) for q in queries], np.bool_)
+        rows, values = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
+        if by_index.any():
+            rows[by_index], values[by_index] = self._by_index(index, queries[by_index], k, mask)
+        if not by_index.all():
+            rows[~by_index], values[~by_index] = self._compared(each[~by_index], k, mask)
+        return rows, values
+
+    def _compared(
+        self, each: NDArray[np.int64], k: int, mask: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The same without the index."""
+        self._scanned += len(each) * self._join.near.table.rows
+        metric, device = self._join.metric, self._device()
+        few = None if device is not None or not 0 < k <= of_few.MOST_K else self._few(mask)
+        if few is None:
+            return nearest_each(self._store, metric, self._queries.take(each), k, mask, device=device)
+        rows, values, told = few.nearest(self._queries.stored(each), k)
+        if not told.all():
+            queries = self._queries.take(each[~told])
+            rows[~told], values[~told] = nearest_each(self._store, metric, queries, k, mask)
+        return rows, values
+
+    def _few(self, mask: NDArray[np.bool_] | None) -> of_few.FewRows | None:
+        """The rows that are searched, in memory, where they are few; the same for all slices of a join."""
+        if self._held is None and (self._store.rows if mask is None else int(mask.sum())) <= of_few.MOST_ROWS:
+            self._held = of_few.FewRows(self._store, self._join.metric, mask)
+        return self._held
 
     def _device(self) -> Device | None:
         """What products are left to."""

@@ -17,7 +17,8 @@ from clipql.storage.vectors.kernels import half_to_float
 from clipql.storage.vectors.metrics import Metric
 
 _DOT, _COSINE, _L2 = 0, 1, 2
-_FORMULA = {Metric.DOT: _DOT, Metric.COSINE: _COSINE, Metric.L2: _L2, Metric.L2_SQUARED: _L2}
+FORMULA = {Metric.DOT: _DOT, Metric.COSINE: _COSINE, Metric.L2: _L2, Metric.L2_SQUARED: _L2}
+_TOGETHER = 64  # scores that are looked at together
 # squared lengths that float32 holds with all their digits; what lies outside is computed in float64
 _SHORTEST, _LONGEST = np.float32(1e-30), np.float32(1e30)
 
@@ -30,11 +31,11 @@ def distances_of_rows(metric: Metric, x: NDArray[Any], y: NDArray[Any], out: NDA
     if x.dtype == np.float32 and y.dtype == np.float16:
         x, y = y, x  # a distance does not change
     if x.dtype == np.float32:
-        _floats(_FORMULA[metric], x, y, out)
+        _floats(FORMULA[metric], x, y, out)
     elif y.dtype == np.float32:
-        _half_and_float(_FORMULA[metric], x.view(np.uint16), y, out)
+        _half_and_float(FORMULA[metric], x.view(np.uint16), y, out)
     else:
-        _halves(_FORMULA[metric], x.view(np.uint16), y.view(np.uint16), out)
+        _halves(FORMULA[metric], x.view(np.uint16), y.view(np.uint16), out)
     odd = np.flatnonzero(~np.isfinite(out))
     if metric is Metric.L2:
         np.sqrt(out, out=out)
@@ -46,8 +47,38 @@ def distances_of_rows(metric: Metric, x: NDArray[Any], y: NDArray[Any], out: NDA
 def of_pairs(metric: Metric, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float64]:
     """The same in float64. x, y: float32 (n, d), C order. Returns (n,)."""
     out = np.empty(len(x))
-    _wide(_FORMULA[metric], x, y, out)
+    _wide(FORMULA[metric], x, y, out)
     return np.sqrt(out) if metric is Metric.L2 else out
+
+
+def of_chosen_pairs(
+    metric: Metric,
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    others: NDArray[np.int64],
+    out: NDArray[np.float64],
+) -> None:
+    """The distances of x[rows[i]] to y[others[i]] in float64, into out.
+
+    x, y: float32, two matrices of d columns, C order; rows, others: int64 (n,), places in them; out: (n,), overwritten.
+    """
+    _of_chosen(FORMULA[metric], x, y, rows, others, out)
+    if metric is Metric.L2:
+        np.sqrt(out, out=out)
+
+
+@kernel
+def _of_chosen(
+    formula: int,
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    others: NDArray[np.int64],
+    out: NDArray[np.float64],
+) -> None:
+    for i in range(len(rows)):
+        out[i] = of_pair(formula, x[rows[i]], y[others[i]])
 
 
 @kernel
@@ -75,33 +106,44 @@ def places_from(
     for i in range(scores.shape[0]):
         n, j = ends[i] - counts[i], 0
         while n < ends[i]:
-            if scores[i, j] >= limit:
-                out[n] = j
-                n += 1
-            j += 1
+            end = min(j + _TOGETHER, scores.shape[1])
+            hits = 0
+            for m in range(j, end):
+                hits += scores[i, m] >= limit
+            if hits > 0:
+                for m in range(j, end):
+                    if scores[i, m] >= limit:
+                        out[n] = m
+                        n += 1
+            j = end
 
 
 @kernel
 def _wide(formula: int, x: NDArray[np.float32], y: NDArray[np.float32], out: NDArray[np.float64]) -> None:
     for i in range(x.shape[0]):
-        s, a, b = 0.0, 0.0, 0.0
-        if formula == _L2:
-            for j in range(x.shape[1]):
-                v = np.float64(x[i, j]) - np.float64(y[i, j])
-                s += v * v
-        elif formula == _DOT:
-            for j in range(x.shape[1]):
-                s += np.float64(x[i, j]) * np.float64(y[i, j])
-        else:
-            for j in range(x.shape[1]):
-                v, w = np.float64(x[i, j]), np.float64(y[i, j])
-                s += v * w
-                a += v * v
-                b += w * w
-        if formula != _COSINE:
-            out[i] = s
-        else:
-            out[i] = max(1.0 - s / (np.sqrt(a) * np.sqrt(b)), 0.0) if a > 0 and b > 0 else np.nan
+        out[i] = of_pair(formula, x[i], y[i])
+
+
+@kernel
+def of_pair(formula: int, x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
+    """The distance of two vectors in float64, by the number of a formula; L2 is squared."""
+    s, a, b = 0.0, 0.0, 0.0
+    if formula == _L2:
+        for j in range(len(x)):
+            v = np.float64(x[j]) - np.float64(y[j])
+            s += v * v
+    elif formula == _DOT:
+        for j in range(len(x)):
+            s += np.float64(x[j]) * np.float64(y[j])
+    else:
+        for j in range(len(x)):
+            v, w = np.float64(x[j]), np.float64(y[j])
+            s += v * w
+            a += v * v
+            b += w * w
+    if formula != _COSINE:
+        return s
+    return max(1.0 - s / (np.sqrt(a) * np.sqrt(b)), 0.0) if a > 0 and b > 0 else np.nan
 
 
 def _exact(metric: Metric, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -194,5 +236,7 @@ def warm() -> None:
             distances_of_rows(Metric.COSINE, x, y, out)
     vectors = np.ones((2, 8), np.float32)
     of_pairs(Metric.COSINE, vectors, vectors)
+    places = np.arange(2)
+    of_chosen_pairs(Metric.COSINE, vectors, vectors, places, places, np.empty(2))
     count_from(vectors, np.float32(1), np.empty(2, np.int64))
     places_from(vectors, np.float32(1), np.array([8, 8]), np.array([8, 16]), np.empty(16, np.int64))

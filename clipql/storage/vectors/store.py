@@ -119,9 +119,24 @@ class ColumnStore:
         return self._copied(rows, np.dtype(np.float32))
 
     def stored(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """The same, but of float16 where all rows of the column are stored so."""
+        """The same, but of float16 where all rows of the column are stored so, and a mapped view where they lie side by
+        side: not to be written to.
+        """
+        run = self._run(rows)
+        if run is not None:
+            return run
         halves = all(array.dtype == np.float16 for array in self._arrays)
         return self._copied(rows, np.dtype(np.float16 if halves else np.float32))
+
+    def _run(self, rows: NDArray[Any]) -> NDArray[Any] | None:
+        """These rows as a view, where they are a run of a segment."""
+        if not len(rows) or rows[0] < 0 or rows[-1] - rows[0] + 1 != len(rows) or self._on_disk:
+            return None
+        at = bisect_right(self._firsts, int(rows[0])) - 1
+        array, first = self._arrays[at], int(rows[0]) - self._firsts[at]
+        if first + len(rows) > len(array) or not (rows[1:] > rows[:-1]).all():
+            return None
+        return array[first : first + len(rows)]
 
     def _copied(self, rows: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         rows = np.asarray(rows, np.int64)
