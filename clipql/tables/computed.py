@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.errors import ClipqlError
-from clipql.index.flat import each_core
+from clipql.index.flat import each_core, threads
 from clipql.storage.vectors.device import Device, DeviceFull
 from clipql.storage.vectors.heads import Head
 from clipql.storage.vectors.metrics import Metric
@@ -29,7 +29,7 @@ SHIFT = 10
 BLOCK = 1 << SHIFT
 # blocks computed at once where rows are read in a run, and numbers that are held in all, of at most 8 bytes
 RUN, HELD = 64, 1 << 24
-# rows of a group that are read at once
+# rows of a group from which a core more adds them up
 GROUP = 4_096
 # rows of a head that are multiplied at once, and the multiplications a row from which a product has all cores
 AT_ONCE, SMALL = 1_024, 32_768
@@ -131,8 +131,21 @@ class Computed:
         numbers = np.sort(np.frombuffer(base64.b64decode(rows), np.uint64).astype(np.int64))
         if not store.rows:  # as DDL tries a function out
             return b""
-        parts = (store.take(numbers[at : at + GROUP]) for at in range(0, len(numbers), GROUP))
-        return bytes(row_numbers.of_group(function, parts).tobytes())
+        if not len(numbers):
+            return b""
+        shares = np.array_split(numbers, max(1, min(threads(), len(numbers) // GROUP)))
+        parts: list[Any] = [None] * len(shares)
+
+        def some(first: int, last: int) -> None:
+            for at in range(first, last):
+                pieces = store.pieces(shares[at])
+                parts[at] = row_numbers.of_some(function, ((array, rows) for _, array, rows in pieces))
+
+        if len(shares) > 1:
+            each_core(len(shares), some)
+        else:
+            some(0, 1)
+        return bytes(row_numbers.of_group(function, parts, len(numbers)).tobytes())
 
     def forget(self, id: str) -> None:
         """Let go of what was computed of a table."""

@@ -118,6 +118,15 @@ def test_distances_of_rows_are_those_of_clickhouse(db: clipql.Database, statemen
     assert "numbers of rows" in agree(db, statement)
 
 
+@pytest.mark.parametrize("statement", [s for s in STATEMENTS if "ForEach" in s])
+def test_a_group_that_cores_share_is_what_clickhouse_makes_of_it(
+    db: clipql.Database, statement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(computed, "GROUP", 10)
+    monkeypatch.setattr(computed, "threads", lambda: 3)
+    assert "numbers of rows" in agree(db, statement)
+
+
 @pytest.mark.parametrize(
     "statement",
     [

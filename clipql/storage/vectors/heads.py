@@ -84,7 +84,8 @@ class Head(Brief):
         """(n, items) of the rows x, (n, d)."""
         for layer, weights, bias in self._steps():
             if weights is not None and bias is not None:
-                x = x @ weights.T + bias
+                x = x @ weights.T
+                x += bias
             elif layer.function == "vectorRelu":
                 x = np.maximum(x, np.float32(0))
             else:

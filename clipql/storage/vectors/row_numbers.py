@@ -6,7 +6,8 @@ Array(Float32); a hash is the same to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,7 @@ from numba import uint64
 from numpy.typing import NDArray
 
 from clipql.storage.vectors.bits import kernel
+from clipql.storage.vectors.kernels import half_to_float
 
 # rows widened at once, which stay in the cache
 AT_ONCE = 512
@@ -83,15 +85,52 @@ GROUPED: Mapping[str, tuple[type[np.generic], Callable[..., NDArray[Any]]]] = Ma
 )
 
 
-def of_group(function: str, parts: Iterable[Floats]) -> NDArray[Any]:
-    """The sum, mean, minimum or maximum of vectors that come in parts, (n, d) each; (d,), or empty for none."""
+def of_some(function: str, pieces: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]) -> NDArray[Any] | None:
+    """What some vectors are added up or compared to, (d,); None for none.
+
+    pieces: float16 or float32 (n, d) arrays, C order, and which of their rows, int64.
+    """
     dtype, join = GROUPED[function]
-    total, rows = np.empty(0, dtype), 0
-    for part in parts:
-        found = join.reduce(part, axis=0, dtype=dtype)  # type: ignore[attr-defined]
-        total = join(total, found) if rows else found
-        rows += len(part)
-    return total / rows if rows and function == "avgForEach" else total
+    found = None
+    for x, rows in pieces:
+        one = np.asarray(_sum(x, rows) if join is np.add else _extreme(join, x, rows), dtype)
+        found = one if found is None else join(found, one)
+    return found
+
+
+def of_group(function: str, parts: Sequence[NDArray[Any]], rows: int) -> NDArray[Any]:
+    """The sum, mean, minimum or maximum of a group of so many rows, of what `of_some` gives for its parts."""
+    dtype, join = GROUPED[function]
+    total = np.asarray(join.reduce(parts, axis=0), dtype)  # type: ignore[attr-defined]
+    return np.asarray(total.astype(np.float64) / rows) if function == "avgForEach" else total
+
+
+def _sum(x: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    total = np.zeros(x.shape[1])
+    if x.dtype == np.float16:
+        _add_halves(x.view(np.uint16), rows, total)
+    else:
+        _add_floats(x, rows, total)
+    return total
+
+
+def _extreme(join: Any, x: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    some = (x[rows[at : at + AT_ONCE]] for at in range(0, len(rows), AT_ONCE))
+    return functools.reduce(join, (join.reduce(part, axis=0) for part in some))
+
+
+@kernel
+def _add_halves(x: NDArray[np.uint16], rows: NDArray[np.int64], total: NDArray[np.float64]) -> None:
+    for i in range(len(rows)):
+        for j in range(x.shape[1]):
+            total[j] += half_to_float(x[rows[i], j])
+
+
+@kernel
+def _add_floats(x: NDArray[np.float32], rows: NDArray[np.int64], total: NDArray[np.float64]) -> None:
+    for i in range(len(rows)):
+        for j in range(x.shape[1]):
+            total[j] += x[rows[i], j]
 
 
 def of_rows(function: str, x: NDArray[Any], out: NDArray[Any]) -> None:
@@ -165,6 +204,10 @@ def _second(bits: NDArray[np.uint32], out: NDArray[np.uint64]) -> None:
 
 
 def warm() -> None:
-    """Compile the hashes."""
+    """Compile the hashes and the sums, for arrays as they are mapped."""
     for function in ("cityHash64", SECOND_HASH):
         of_rows(function, np.ones((2, 8), np.float32), np.empty(2, np.uint64))
+    for dtype in (np.float16, np.float32):
+        x = np.ones((2, 8), dtype)
+        x.setflags(write=False)
+        of_some("sumForEach", [(x, np.arange(2))])

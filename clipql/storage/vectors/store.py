@@ -141,7 +141,7 @@ class ColumnStore:
     def _copied(self, rows: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         rows = np.asarray(rows, np.int64)
         out = np.empty((len(rows), self._dimension), dtype)
-        for places, array, wanted in self._pieces(rows):
+        for places, array, wanted in self.pieces(rows):
             out[places] = array[wanted]
         return out
 
@@ -150,7 +150,7 @@ class ColumnStore:
         from clipql.storage.vectors import chosen  # loads the compiler
 
         out = np.empty(len(rows))
-        for places, array, wanted in self._pieces(np.asarray(rows, np.int64)):
+        for places, array, wanted in self.pieces(np.asarray(rows, np.int64)):
             out[places] = chosen.distances(metric, array, wanted, query)
         return out
 
@@ -161,12 +161,12 @@ class ColumnStore:
         from clipql.storage.vectors import chosen  # loads the compiler
 
         out = np.empty(len(rows))
-        for places, array, wanted in self._pieces(rows):
+        for places, array, wanted in self.pieces(rows):
             own = first if isinstance(places, slice) else np.concatenate([[0], np.cumsum(places)])[first]
             out[places] = chosen.distances_each(metric, array, wanted, own, queries)
         return out
 
-    def _pieces(
+    def pieces(
         self, rows: NDArray[np.int64]
     ) -> Iterator[tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]]:
         """For each segment with some of the rows: which of them, the segment, and where in it they are."""
