@@ -32,7 +32,8 @@ Ten nearest of {{rows:,}} × 512 with url and caption, caption vectors, recall {
 batch is `db.search_many` of {BATCH:,} caption vectors that differ."""
 HOW_BESIDE = f"""\
 The same searches by {PACED} readers in processes of their own, {EACH} a second each, timed from when they were due.
-Another process takes a part of {{part:,}} rows with both vectors into a second table, again and again, and drops it.
+Another process takes a part of {{part:,}} rows with both vectors into a second table, again and again, and drops it,
+at the priority that `clipql ingest` has.
 {{cores}} cores, {ROUNDS} rounds of {SECONDS:g} s in turns: readers alone, the ingest alone, both. Held: readers keep
 their moment; behind: they may be a second behind (`follow=True, behind_seconds=1`); followed: they take each new
 commit before they answer (`follow=True`). Flat out: those that hold ask without a pause."""
@@ -203,8 +204,11 @@ def read(
 
 
 def take_in(part: str, place: str) -> Iterator[Any]:
-    """In a child: a writer that takes a part in again and again. It gives rows a second."""
+    """In a child: a writer that takes a part in again and again, as `clipql ingest` does. It gives rows a second."""
     import clipql
+    from clipql.engine.priority import lower_priority_of_process
+
+    lower_priority_of_process()
 
     with clipql.connect(place) as db:
         db.sql("DROP TABLE IF EXISTS more")

@@ -33,6 +33,7 @@ from clipql.cli.commands import (
     udf,
 )
 from clipql.cli.commands.common import Command, database_options, open_database
+from clipql.engine.priority import lower_priority_of_process
 from clipql.errors import ClipqlError
 from clipql.version import __version__
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said why
         return stop.code if isinstance(stop.code, int) else USAGE
     command: Command = getattr(arguments, "command", shell_or_script)
+    if argv is None and getattr(arguments, "others_first", False):
+        lower_priority_of_process()
     try:
         status = command(arguments)
         sys.stdout.flush()

@@ -66,8 +66,15 @@ def database_options(*, server: bool = True, made: bool = True, reads: bool = Tr
 
 
 def command(
-    commands: Any, shared: argparse.ArgumentParser | None, name: str, help: str, run: Command
+    commands: Any,
+    shared: argparse.ArgumentParser | None,
+    name: str,
+    help: str,
+    run: Command,
+    *,
+    others_first: bool = False,
 ) -> argparse.ArgumentParser:
+    """others_first: its process leaves the processors to others that want them."""
     made: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help,
@@ -75,7 +82,7 @@ def command(
         parents=[shared] if shared else [],
         allow_abbrev=False,
     )
-    made.set_defaults(command=run)
+    made.set_defaults(command=run, others_first=others_first)
     return made
 
 

@@ -16,6 +16,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         "dedup",
         "group near duplicates into a table of (id, group, kept, distance)",
         run,
+        others_first=True,
     )
     made.add_argument("--table", default="laion", metavar="NAME", help="(default: laion)")
     made.add_argument("--column", default="image_embedding", metavar="NAME", help="(default: image_embedding)")

@@ -30,17 +30,18 @@ _LINE_EVERY_SECONDS = 10.0
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
-    made = command(commands, shared, "embed", "turn pictures or captions into vectors: LAION parts, or a column", run)
+    what = "turn pictures or captions into vectors: LAION parts, or a column"
+    made = command(commands, shared, "embed", what, run, others_first=True)
     _add_into(made)
     kinds = made.add_subparsers(dest="kind", metavar="images|captions", title="kinds")
-    images = command(kinds, None, "images", _IMAGES, run)
+    images = command(kinds, None, "images", _IMAGES, run, others_first=True)
     images.add_argument(
         "sources",
         nargs="+",
         metavar="SOURCE",
         help="a folder, a glob, a picture, a webdataset tar (.tar, .tar.gz) or a Parquet file with pictures as bytes",
     )
-    captions = command(kinds, None, "captions", _CAPTIONS, run)
+    captions = command(kinds, None, "captions", _CAPTIONS, run, others_first=True)
     captions.add_argument(
         "sources", nargs="+", metavar="SOURCE", help="a text file, a caption a line, or a Parquet file, or a folder"
     )

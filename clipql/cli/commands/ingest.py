@@ -26,6 +26,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         "take LAION parts (img_emb_N.npy, text_emb_N.npy, metadata_N.parquet), or files whose rows hold their vectors "
         "(Parquet, Arrow, JSON lines, CSV), into a table; what is already there is skipped",
         run,
+        others_first=True,
     )
     made.add_argument(
         "sources", nargs="*", metavar="SOURCE", help="folders of parts, files with vectors, or addresses of those"
