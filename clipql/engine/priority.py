@@ -8,8 +8,6 @@ import sys
 
 # of Linux's scheduler: beside others a thread has a third of what each of them has; alone it has all
 STEPS = 5
-# the same for a process that does such work alone: a tenth
-STEPS_OF_PROCESS = 10
 
 
 def lower_priority() -> None:
@@ -23,6 +21,4 @@ def lower_priority() -> None:
 def lower_priority_of_process() -> None:
     """The same for a process that does much work and nothing else, and what it starts from now on: a command."""
     with contextlib.suppress(OSError):  # a container may forbid it
-        os.nice(STEPS_OF_PROCESS)
-        if hasattr(os, "SCHED_BATCH"):  # and its threads that wake up do not interrupt those of others
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        os.nice(STEPS)
