@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 from clipql.index import streamed
 from clipql.index.base import Cost
 from clipql.index.flat import WIDE, each_core
+from clipql.index.widened import widened
 from clipql.storage.vectors import rowwise
 from clipql.storage.vectors.device import Device, DeviceFull
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
-# rows of the left and the right side compared at once, and scores, where the rows are more than a few
-LEFT, RIGHT = 1_024, 16_384
-SCORES, LEAST_LEFT = 1 << 20, 64
+# rows of the left and the right side that are made ready at once, and scores made at once, of a few rows at least
+LEFT, RIGHT = 4_096, 16_384
+SCORES, LEAST = 1 << 23, 64
 # components that are tried, and the rows of each side that they are chosen by
 COMPONENTS, SAMPLE = (32, 64, 128, 256), 1_024
 # what comparing a candidate costs, in products of whole rows
@@ -77,8 +78,13 @@ class Side:
         return np.arange(first, min(last, len(self))) if self.chosen is None else self.chosen[first:last]
 
     def vectors(self, first: int, last: int) -> NDArray[np.float32]:
-        """float32 (n, d) copies of these."""
-        return self.store.take(self.numbers(first, last))
+        """float32 (n, d) of these, not to be written to."""
+        found = self.stored(first, last)
+        if found.dtype == np.float32:
+            return found
+        out = np.empty(found.shape, np.float32)
+        widened(found, out, np.empty(len(found), np.float32))
+        return out
 
     def stored(self, first: int, last: int) -> NDArray[Any]:
         """The same, of float16 where they are stored so."""
@@ -183,7 +189,7 @@ class PairsWithin:
             return
         basis = self._basis()
         self.uses_components = basis is not None
-        scores = np.empty(max(SCORES, min(LEAST_LEFT, len(left)) * min(RIGHT, len(right))), np.float32)
+        scores = np.empty(max(SCORES, LEAST * min(RIGHT, len(right))), np.float32)
         for part in rest:
             yield from self._by_processor(part, basis, scores, check)
 
@@ -204,15 +210,17 @@ class PairsWithin:
             b_end = min(part.right_end, b + RIGHT)
             theirs = right.vectors(b, b_end)
             columns = self._prepared(theirs, basis, right=True)
-            step = min(LEFT, max(LEAST_LEFT, SCORES // len(columns)))
-            for a in range(part.left, self._last(part, b_end), step):
-                check()
-                a_end = min(part.left_end, a + step)
-                ours = left.vectors(a, a_end)
-                tile = scores[: (a_end - a) * len(columns)].reshape(a_end - a, len(columns))
-                np.matmul(self._prepared(ours, basis, right=False), columns.T, out=tile)
-                self._compared += tile.size
-                yield from self._of_tile(a, b, *candidates(tile, self._limit), ours, theirs)
+            step = max(LEAST, SCORES // len(columns))
+            for a in range(part.left, self._last(part, b_end), LEFT):
+                ours = left.vectors(a, min(part.left_end, a + LEFT))
+                rows = self._prepared(ours, basis, right=False)
+                for at in range(0, len(rows), step):
+                    check()
+                    some = rows[at : at + step]
+                    tile = scores[: len(some) * len(columns)].reshape(len(some), len(columns))
+                    np.matmul(some, columns.T, out=tile)
+                    self._compared += tile.size
+                    yield from self._of_tile(a + at, b, *candidates(tile, self._limit), ours[at : at + step], theirs)
 
     def _by_device(self, device: Device, rest: list[_Rectangle], check: Callable[[], None]) -> Iterator[Found]:
         """The same by a device; what it has no memory for stays in `rest`."""
