@@ -255,7 +255,7 @@ def column(x: np.ndarray[Any, Any]) -> Any:
     """A column of vectors."""
     largest = float(np.sqrt((x.astype(np.float64) ** 2).sum(1).max()))
     take = lambda rows: x[rows].astype(np.float32)  # noqa: E731
-    return SimpleNamespace(rows=len(x), dimension=x.shape[1], largest=largest, take=take)
+    return SimpleNamespace(rows=len(x), dimension=x.shape[1], largest=largest, take=take, stored=take)
 
 
 @pytest.mark.parametrize("kind", ["clustered", "random", "of lower dimension", "of all lengths"])
