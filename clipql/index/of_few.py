@@ -25,7 +25,7 @@ from clipql.storage.vectors.rowwise import FORMULA, of_pair
 
 MOST_ROWS, MOST_K = 8_192, 16
 _LANES = 64
-_AT_ONCE = 1_024  # queries, so that their scores stay in the cache
+_AT_ONCE = 4_096  # queries: products of large matrices take less time
 
 Floats = NDArray[np.float32]
 
