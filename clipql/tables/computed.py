@@ -273,7 +273,7 @@ class Computed:
                     continue
                 for at in range(0, len(block), AT_ONCE):
                     x = np.asarray(block[at : at + AT_ONCE], np.float32)
-                    out[start - first + at : start - first + at + len(x)] = head.of(x)
+                    head.of(x, out[start - first + at : start - first + at + len(x)])
 
         # what is large has all cores for each product
         if len(out) > 4 * BLOCK and head.work < SMALL:

@@ -30,7 +30,8 @@ export function drawBelow(table) {
   if (results.state && !results.rows.length) children.push(inItsPlace((part) => part.nothingFound(results.state, table)));
   else if (results.state && !shownRows().length) children.push(inItsPlace((part) => part.nothingNear(results.rows[0], now.cut)));
   else if (catalog.loaded && !catalog.tables.length) children.push(inItsPlace((part) => part.emptyDatabase()));
-  byId('above').replaceChildren(...(allDead ? [el('p', { class: 'quiet dead-note' }, 'None of these pictures loads: only their captions are shown.')] : []));
+  // in a line that is there already, so that nothing moves under the pointer
+  byId('gone').textContent = allDead ? 'None of these pictures loads: only their captions are shown.' : '';
   if (dead > 0 && !allDead) children.push(deadNote());
   if (goesOn()) children.push(el('p', { class: 'loading' }, el('span', { class: 'spinner', 'aria-hidden': 'true' }), 'More pictures'));
   else if (shownRows().length > 20) children.push(el('p', { class: 'quiet end' }, 'That is all of them.'));

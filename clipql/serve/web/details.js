@@ -120,7 +120,7 @@ async function fill(id) {
             { class: 'buttons' },
             address ? webLink(address, [icon('out'), 'Open the picture'], { class: 'tool' }) : null,
             row.caption ? copyButton(() => row.caption, 'Copy the caption') : null,
-            address ? copyButton(() => row.picture ?? address, 'Copy the address') : null,
+            address ? copyButton(() => row.picture ?? address.split('?')[0], 'Copy the address') : null,
           )
         : null,
       values(row, table),

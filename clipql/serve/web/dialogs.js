@@ -38,6 +38,7 @@ export function copyButton(text, label = 'Copy') {
   const made = button(label, { icon: 'copy', text: label, class: 'tool' });
   made.addEventListener('click', async () => {
     const done = await copy(text());
+    made.style.minWidth = `${made.getBoundingClientRect().width}px`; // what stands beside it does not move under the pointer
     made.lastChild.textContent = done ? 'Copied' : 'Not copied';
     announce(done ? 'Copied' : 'The browser did not let the page copy');
     setTimeout(() => (made.lastChild.textContent = label), 1600);

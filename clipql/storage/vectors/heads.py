@@ -80,17 +80,23 @@ class Head(Brief):
         """Whether a device may help with this element of it: one product a row is made at memory speed."""
         return self.work > 0 and (len(self.layers) > 1 or (element is None and self.width > 1))
 
-    def of(self, x: Floats) -> Floats:
-        """(n, items) of the rows x, (n, d)."""
-        for layer, weights, bias in self._steps():
+    def of(self, x: Floats, out: Floats | None = None) -> Floats:
+        """(n, items) of the rows x, (n, d). out: float32 (n, items), overwritten and returned; None for a new array."""
+        last = len(self.layers) - 1
+        for at, (layer, weights, bias) in enumerate(self._steps()):
             if weights is not None and bias is not None:
-                x = x @ weights.T
-                x += bias
+                x = np.matmul(x, weights.T, out=out if at == last else None)
+                if bias.any():
+                    x += bias
             elif layer.function == "vectorRelu":
                 x = np.maximum(x, np.float32(0))
             else:
                 x = normalized(x)
-        return x if self.element is None or x.shape[1] == 1 else x[:, self.element : self.element + 1]
+        x = x if self.element is None or x.shape[1] == 1 else x[:, self.element : self.element + 1]
+        if out is None or x is out:
+            return x
+        out[:] = x
+        return out
 
     def by(self, device: Device, x: NDArray[Any]) -> Floats:
         """The same by a device, within rounding. x: as stored. Raises DeviceFull."""

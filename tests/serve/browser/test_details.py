@@ -83,6 +83,10 @@ def test_the_caption_and_the_address_are_copied(open_page: Callable[..., Page], 
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     settled(page)
     dialog = page.get_by_role("dialog")
+    beside = dialog.get_by_role("button", name="Copy the address")
+    expect(dialog.get_by_text("Show all of the caption")).to_be_visible()
+    painted(page)
+    place = beside.bounding_box()
     for name, wanted in (
         ("Copy the caption", LONG_CAPTION),
         ("Copy the address", f"{odd.address}api/picture/default/odd/0"),
@@ -90,3 +94,4 @@ def test_the_caption_and_the_address_are_copied(open_page: Callable[..., Page], 
         dialog.get_by_role("button", name=name).click()
         painted(page)
         meanwhile(page, lambda wanted=wanted: page.evaluate("navigator.clipboard.readText()") == wanted, name)
+        assert beside.or_(dialog.get_by_role("button", name="Copied")).last.bounding_box() == place  # nothing moves

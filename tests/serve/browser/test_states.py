@@ -85,7 +85,7 @@ def test_where_no_picture_loads_the_captions_are_shown_and_no_page_after_page(
     open_page: Callable[..., Page], served: Served
 ) -> None:
     page = open_page(f"{served.address}#pictures?table=web&safe=all&where=position(url,'/gone/')>0")
-    expect(page.locator(".dead-note")).to_have_text("None of these pictures loads: only their captions are shown.")
+    expect(page.locator("#gone")).to_have_text("None of these pictures loads: only their captions are shown.")
     expect(page.locator(".tile.dead")).to_have_count(len(GONE))
     assert all(tile.is_visible() for tile in page.locator(".tile.dead").all())
     page.get_by_role("button", name="Remove the WHERE").click()
