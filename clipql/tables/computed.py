@@ -131,9 +131,7 @@ class Computed:
         numbers = np.frombuffer(base64.b64decode(rows), np.uint64).astype(np.int64)
         if (numbers[1:] < numbers[:-1]).any():
             numbers.sort()
-        if not store.rows:  # as DDL tries a function out
-            return b""
-        if not len(numbers):
+        if not store.rows or not len(numbers):  # as DDL tries a function out
             return b""
         shares = np.array_split(numbers, max(1, min(threads(), len(numbers) // GROUP)))
         parts: list[Any] = [None] * len(shares)

@@ -122,11 +122,9 @@ class ColumnStore:
         """The same, but of float16 where all rows of the column are stored so, and a mapped view where they lie side by
         side: not to be written to.
         """
-        run = self._run(rows)
-        if run is not None:
-            return run
         halves = all(array.dtype == np.float16 for array in self._arrays)
-        return self._copied(rows, np.dtype(np.float16 if halves else np.float32))
+        dtype, run = np.dtype(np.float16 if halves else np.float32), self._run(rows)
+        return run if run is not None and run.dtype == dtype else self._copied(rows, dtype)
 
     def _run(self, rows: NDArray[Any]) -> NDArray[Any] | None:
         """These rows as a view, where they are a run of a segment."""
