@@ -31,7 +31,7 @@ export function chartOf(answer) {
   const measured = [...numbers].sort((a, b) => isRow(answer, a) - isRow(answer, b));
   x.value = (times[0] ?? named[0] ?? numbers.find((i) => isRow(answer, i)) ?? numbers[0]).toString();
   y.value = (measured.find((i) => String(i) !== x.value) ?? numbers[0]).toString();
-  const place = el('div', { class: 'chart' });
+  const place = el('div', { class: 'chart', tabindex: 0, role: 'group', 'aria-label': 'Chart' }); // on a phone it is scrolled, by keys too
   const draw = () => {
     x.hidden = kind.value === 'Histogram';
     const most = MOST[kind.value];
