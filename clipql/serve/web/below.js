@@ -50,7 +50,10 @@ export function watchEnd(more, early, calm) {
       const wait = early();
       let came = false;
       if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
-      else came = await more();
+      else {
+        end.classList.add('coming');
+        came = await more().finally(() => end.classList.remove('coming'));
+      }
       setTimeout(() => seen.observe(end), came ? 30 : calm);
     },
     { rootMargin: '1200px' },

@@ -7,7 +7,7 @@ import { knownColumns } from './filters.js';
 export function factsOf(row, table, ranked) {
   const known = knownColumns(table);
   const node = el('p', { class: 'facts' });
-  if (ranked && typeof row.distance === 'number') node.append(el('span', { class: 'similarity', title: `Similarity to what you search for: the cosine; its distance is ${row.distance.toFixed(4)}` }, [el('span', { class: 'label' }, 'similarity '), (1 - row.distance).toFixed(3)]));
+  if (ranked && typeof row.distance === 'number') node.append(el('span', { class: 'similarity', title: `Similarity to what you search for: the cosine; its distance is ${row.distance.toFixed(4)}` }, el('span', {}, `similarity ${(1 - row.distance).toFixed(3)}`)));
   const [w, h] = [row.values?.[known.width], row.values?.[known.height]];
   if (w && h) node.append(el('span', { class: 'size' }, `${w} × ${h}`));
   const address = webAddress(row.picture);

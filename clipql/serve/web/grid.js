@@ -18,6 +18,7 @@ export const SMALL_PICTURE = 160; // pixels; enlarged to fill a row, such a pict
 const LONGEST_HINT = 400; // characters of a caption that the browser shows beside the pointer
 const OWN_TRIES = 2;
 const BATCH_MS = 200;
+const LATE_MS = 250; // a picture that took longer comes in softly; each that does is a layer of its own meanwhile
 const ENOUGH_DEAD = 24; // with no picture among them that loads, the others are not waited for
 const NARROWEST = 0.45;
 const WIDEST = 2.6;
@@ -105,7 +106,7 @@ export function releasePictures() {
   for (const tile of tiles.values()) {
     if (!tile.held) continue;
     tile.held = false;
-    tile.image.src = tile.source;
+    ask(tile);
   }
 }
 
@@ -217,7 +218,7 @@ function tileFor(row) {
     factsOf(row, view.table, view.ranked),
   );
   // shape: the true one, where another was guessed and is still shown
-  const tile = { row, node, image, source, dead: false, loaded: false, held: false, shape: null, tries: 0 };
+  const tile = { row, node, image, source, dead: false, loaded: false, held: false, shape: null, tries: 0, asked: 0 };
   tiles.set(row.id, tile);
   whole(node);
   measure(node, row);
@@ -265,6 +266,7 @@ function load(tile) {
   image.addEventListener('load', () => {
     if (tiles.get(tile.row.id) !== tile) return; // of a search before
     const [w, h] = [image.naturalWidth, image.naturalHeight];
+    node.classList.toggle('late', performance.now() - tile.asked > LATE_MS);
     node.classList.add('loaded');
     if (!tile.loaded) loadedCount++;
     tile.loaded = true;
@@ -283,7 +285,12 @@ function load(tile) {
     if (source.startsWith('./') && tile.tries < OWN_TRIES) setTimeout(() => tiles.get(tile.row.id) === tile && (image.src = `${source}&again=${tile.tries}`), 700 * 3 ** tile.tries++);
     else die(tile);
   });
-  image.src = source;
+  ask(tile);
+}
+
+function ask(tile) {
+  tile.asked = performance.now();
+  tile.image.src = tile.source;
 }
 
 /** The server was gone and is back: its pictures that could not be had are asked for again. */
@@ -294,7 +301,7 @@ export function revive() {
     whole(tile.node).classList.remove('dead', 'left');
     tile.node.removeAttribute('title');
     veil(tile);
-    tile.image.src = tile.source;
+    ask(tile);
     deadCount--;
   }
   tellDead();
