@@ -1,13 +1,15 @@
 """Labels for regions of a projection: a word or two from the captions there, told apart from those elsewhere.
 
 Regions are clusters of places, at three levels; words are weighed by c-TF-IDF (Grootendorst, "BERTopic", 2022,
-https://arxiv.org/abs/2203.05794). What must stay true: a word that one or two captions alone have is no label.
+https://arxiv.org/abs/2203.05794). What must stay true: a word that one or two captions alone have is no label; two
+regions of a level have two names.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ LEVELS = (10, 40, 160)  # regions
 MOST_CAPTIONS = 30_000
 _LEAST_ROWS, _LEAST_SHARE, _FEWEST = 25, 0.1, 3  # rows of a region; share and number of its captions with the word
 _LONGEST, _WORDS = 24, 60  # letters of a word; words of a caption that are looked at
+_TRIED, _NEARLY = 8, 0.6  # words for a name; the share of the best one's weight that a second word has
 _EVERYWHERE = 0.4  # the share of all captions from which on a word tells nothing
 _ENGLISH = (  # words that only join others, in the language of most captions
     "a an and are as at be but by for from he her his i in into is it its my no not of off on or our out over she so "
@@ -93,15 +96,25 @@ def _named(
     good = (rows >= np.maximum(_FEWEST, _LEAST_SHARE * sizes[at])) & (everywhere[which] <= _EVERYWHERE * captions)
     score = rows / np.maximum(1, sizes[at]) * np.log1p(average / np.maximum(1, everywhere[which]))
     found: list[tuple[int, str]] = []
+    taken: set[str] = set()
     for number in np.argsort(-sizes, kind="stable"):
         mine = np.flatnonzero(good & (at == number))
-        best = mine[np.argsort(-score[mine], kind="stable")]
-        told = [words[which[best[0]]]] if len(best) else []
-        for other in best[1:6]:
-            text = words[which[other]]
-            if score[other] >= 0.6 * score[best[0]] and not text.startswith(told[0][:4]):
-                told.append(text)
-                break
+        best = mine[np.argsort(-score[mine], kind="stable")][:_TRIED]
+        told = _told_apart([words[which[one]] for one in best], score[best], taken)
         if told:
-            found.append((int(number), " ".join(told)))
+            taken.add(told)
+            found.append((int(number), told))
     return found
+
+
+def _told_apart(words: Sequence[str], score: NDArray[np.float64], taken: Collection[str]) -> str:
+    """The name of a region by its words, the best first, that no other of its level has; empty without any words."""
+    if not words:
+        return ""
+    first = words[0]
+    others = [word for word in words[1:] if not word.startswith(first[:4])]
+    good = [word for word in others if score[words.index(word)] >= _NEARLY * score[0]][:1]
+    pairs = [f"{first} {other}" for other in others]
+    numbered = (f"{first} {n}" for n in itertools.count(2))
+    wanted = [" ".join([first, *good]), *pairs, first, *words[1:]]
+    return next(name for name in itertools.chain(wanted, numbered) if name not in taken)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ MOST_TERMS, MOST_NUMBERS, MOST_FLOAT = 32, 65_536, float(np.finfo(np.float32).ma
 KEYS = words(
     "table database column model k offset where safe recall exact fold hybrid words terms queries columns format"
 )
+_LISTED = re.compile(rf"{ROW} IN \((\d{{1,19}}(?:, ?\d{{1,19}})+)\)")
 TERM_KEYS = words("weight text image upload id vector")
 
 
@@ -322,7 +324,7 @@ def statement(
             only = where.removeprefix(" WHERE ")
             return _hybrid(search, table, column, roles, query, words, names, only) + limit + tail
         if vector is None:
-            return f"SELECT {', '.join(names) or ROW} FROM {source}{where} ORDER BY {ROW}{limit}{tail}"
+            return f"SELECT {', '.join(names) or ROW} FROM {source}{where} ORDER BY {_walk(search)}{limit}{tail}"
         distance = f"cosineDistance({quote_name(column.name)}, {query}) AS distance"
         return f"SELECT {', '.join([*names, distance])} FROM {source}{where} ORDER BY distance{limit}{tail}"
 
@@ -330,6 +332,12 @@ def statement(
     if search.hybrid:
         params["words"] = search.terms[0].text
     return Statement(made("{query:Array(Float32)}", plain=False), made(shown_query, plain=True), params, shown_params)
+
+
+def _walk(search: Search) -> str:
+    """What a walk through a table goes by: rows that a condition lists by their numbers come as they are listed."""
+    listed = next((found[1] for c in search.where if (found := _LISTED.fullmatch(c.strip()))), None)
+    return ROW if listed is None else f"indexOf([{listed}], {ROW})"
 
 
 def _hybrid(

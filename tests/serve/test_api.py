@@ -154,6 +154,23 @@ def test_where_recall_exact_columns_and_browsing(server: Running) -> None:
     assert "SETTINGS recall = 0.5, vector_index = 0" in str(search(server, recall=0.5, exact=True)["sql"])
 
 
+def test_rows_that_are_listed_by_number_come_as_they_are_listed_page_by_page(server: Running) -> None:
+    listed = [7, 2, 11, 2, 3, 900_000, 5]
+    asked = {"table": "laion", "safe": False, "where": f"_row IN ({', '.join(map(str, listed))})"}
+    found = [server.post("/api/search", {**asked, "k": 2, "offset": at}).json for at in (0, 2, 4)]
+    assert [row["id"] for reply in found for row in reply["rows"]] == ["7", "2", "11", "3", "5"]
+    assert [reply["more"] for reply in found] == [True, True, False]
+    urls = server.sql(found[0]["sql"] + " FORMAT JSONEachRow").text.splitlines()
+    assert [json.loads(row)["url"] for row in urls] == [row["picture"] for row in found[0]["rows"]]
+    for where, rows in (
+        (["similarity > -1", " _row IN (7, 2) "], ["7", "2"]),  # the others only leave some out
+        ("_row IN (7, 2) AND 1", ["2", "7"]),
+        ("(_row IN (7, 2))", ["2", "7"]),
+    ):
+        reply = server.post("/api/search", {**asked, "where": where}).json
+        assert [row["id"] for row in reply["rows"]] == rows
+
+
 def test_near_duplicates_name_the_row_that_they_repeat(server: Running) -> None:
     found = search(server, terms=[{"id": "5"}], k=3, fold=0.0, safe=False)
     twins = [r["duplicate_of"] for r in found["rows"]]  # type: ignore[attr-defined]

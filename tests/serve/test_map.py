@@ -237,6 +237,26 @@ def test_a_word_that_only_joins_others_names_no_region() -> None:
     assert [label.text for label in labels(np.zeros((30, 2), np.float32), captions)] == ["one zebra"]
 
 
+def test_two_regions_of_one_level_have_two_names_though_their_captions_are_alike() -> None:
+    random = np.random.default_rng(0)
+    middles = np.concatenate([random.normal(size=(6, 1, 2)), 10 + random.normal(size=(8, 1, 2))]) * 100
+    points = (middles + random.normal(size=(14, 50, 2))).reshape(-1, 2).astype(np.float32)
+    # no word is in four tenths of them
+    captions = [
+        *(["zebra"] * 100),
+        *(["zebra", "zebra grass"] * 50),
+        *(["zebra"] * 50),
+        *(["fish"] * 225),
+        *(["tree"] * 225),
+    ]
+    found = labels(points, captions)
+    for level in {label.level for label in found}:
+        names = [label.text for label in found if label.level == level]
+        assert len(names) > 3
+        assert len(set(names)) == len(names)
+        assert all({"zebra", "grass", "fish", "tree"} & set(name.split()) for name in names)
+
+
 def test_points_are_laid_out_by_a_process_that_can_be_stopped_and_may_fail() -> None:
     done = subprocess.run([sys.executable, "-c", LAYING_OUT], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("UMAP gave no map of 4 points: failed\n", "")

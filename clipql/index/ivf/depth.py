@@ -16,6 +16,8 @@ MORE_LISTS = 0.75
 # more lists for more rows, or for fewer that a filter lets through: by this power of how many times ten they
 # are, or as many as these rows would fill, times this factor and the root of the lists of a search for ten, or the most
 DEEPER, FILLED, MOST_FILLED = 0.3, 6.0, 40.0
+# the share of their lists that foreign queries start from then: they have more than they need of those rows
+FOREIGN_START = 0.75
 # rows to compare for k rows instead of the ten that recall is measured at: by this power of how many times ten
 DEEPER_ROWS = 0.8
 
@@ -52,7 +54,7 @@ class Depth:
         probed = min(self.lists, round(picked.nprobe * self.more_lists**MORE_LISTS))
         return Setting(int(knobs.get("nprobe", probed)), int(knobs.get("rescore", rows)))
 
-    def widened(self, nprobe: int, k: int, matching: int) -> int:
+    def widened(self, nprobe: int, k: int, matching: int, kind: str = "") -> int:
         """More lists for more rows asked or fewer allowed: the k nearest of a tenth are spread like ten times k. One
         row more than the ten that recall is measured at takes none.
 
@@ -63,9 +65,10 @@ class Depth:
         deeper = max(1.0, k / 11) / share
         if deeper <= 1:
             return max(1, min(self.lists, nprobe))
+        start = FOREIGN_START * nprobe if kind == "foreign" else nprobe
         filled = k / share / max(1.0, self.placed / self.lists)
-        more = min(MOST_FILLED, FILLED * nprobe**0.5) * filled
-        return max(1, min(self.lists, int(max(nprobe * deeper**DEEPER, nprobe + more))))
+        more = min(MOST_FILLED, FILLED * start**0.5) * filled
+        return max(1, min(self.lists, int(max(nprobe, start * deeper**DEEPER, start + more))))
 
 
 def compared(rescore: int, k: int, knobs: Mapping[str, float] | None) -> int:

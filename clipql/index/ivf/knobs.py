@@ -22,7 +22,7 @@ KNOBS = ("nprobe", "rescore", "recall")
 # would miss it as often as not. So a fifth fewer misses are asked of the curve
 CAREFUL = 0.8
 DEFAULT_RECALL = 0.95
-FOREIGN_LISTS, FOREIGN_ROWS = 3, 2
+FOREIGN_LISTS, FOREIGN_ROWS = 4, 2
 
 
 @dataclass(frozen=True)

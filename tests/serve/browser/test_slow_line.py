@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_steps import answer, painted, settled, shows
+from browser_steps import answer, meanwhile, painted, settled, shows
 from browser_support import Served
 from patience import until
 from playwright.sync_api import Page, Route, expect
@@ -156,3 +156,21 @@ def test_of_the_dialogs_asked_for_while_their_parts_are_on_the_way_the_last_one_
     expect(page.locator("dialog")).to_have_count(1)
     page.keyboard.press("Escape")
     expect(page.locator("dialog")).to_have_count(0)
+
+
+def test_a_part_that_is_still_being_fetched_is_seen_to_be_on_its_way(
+    open_page: Callable[..., Page], served: Served
+) -> None:
+    page = open_page(f"{served.address}healthz", alone=True)
+    held: list[Route] = []
+    page.route("**/facets.js*", lambda route: held.append(route))
+    page.goto(f"{served.address}#pictures?table=emoji")
+    settled(page)
+    page.get_by_role("button", name="Facets").click()
+    expect(page.locator("html")).to_have_class("fetching")
+    expect(page.locator("#live")).to_have_text("A part of the page is being fetched")
+    meanwhile(page, lambda: held, "the part is asked for")
+    for route in held:
+        route.continue_()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    expect(page.locator("html")).not_to_have_class("fetching")

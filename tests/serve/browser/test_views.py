@@ -304,14 +304,14 @@ def test_tables_earlier_statements_and_vectors_lead_on(open_page: Callable[..., 
     side.get_by_role("button", name="Insert letters").click()
     expect(page.get_by_label("SQL statement")).to_have_value("SELECT letters")
 
-    write_sql(page, "SELECT _row, image_embedding FROM emoji WHERE _row IN (3, 5) ORDER BY _row")
+    write_sql(page, "SELECT _row, image_embedding FROM emoji WHERE _row IN (3, 5, 9) ORDER BY _row = 5, _row DESC")
     page.get_by_role("button", name="Run").click()
     page.get_by_role("button", name="Search by this vector").first.click()
-    expect(page.locator(".sql-table tbody td:first-child").first).to_have_text("3")
+    expect(page.locator(".sql-table tbody td:first-child").first).to_have_text("9")
     expect(page.locator(".sql-table th").last).to_have_text("distance")
     side.get_by_text("Earlier statements").click()
     side.get_by_role("button", name="SELECT _row, image_embedding FROM emoji WHERE").click()
     page.get_by_role("button", name="Run").click()
     page.get_by_role("button", name="As pictures").click()
     settled(page)
-    assert sorted(ids(page)) == ["3", "5"]
+    assert ids(page) == ["9", "3", "5"]  # in the statement's order
