@@ -67,12 +67,14 @@ class Database:
             if not (self.path / catalog.NAME).exists():  # only who holds the lock may say that it is new
                 catalog.save(self.path, Catalog())
             found = catalog.load(self.path)
-            self._engine = Engine(engine or self.path / "engine")
+            rows = engine or self.path / "engine"
+            fresh = not rows.exists()
+            self._engine = Engine(rows)
         except BaseException:
             self._lock.release()
             raise
         try:
-            self._registry = opening.opened(self.path, self._engine, found)
+            self._registry = opening.opened(self.path, self._engine, found, fresh=fresh)
         except BaseException:
             self._engine.close()
             self._lock.release()

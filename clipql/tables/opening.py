@@ -11,11 +11,19 @@ from clipql.tables import recover, schema
 from clipql.tables.registry import INTERNAL, Registry
 
 
-def opened(path: Path, engine: Engine, found: Catalog) -> Registry:
-    """The tables of a database folder that ClickHouse has open, at its last commit. Raises DatabaseDamaged."""
+def opened(path: Path, engine: Engine, found: Catalog, *, fresh: bool = False) -> Registry:
+    """The tables of a database folder that ClickHouse has open, at its last commit. Raises DatabaseDamaged.
+
+    fresh: ClickHouse had no folder there before, so that it has neither tables nor parts.
+    """
     # ClickHouse makes it at the first DROP, which on a full disk would then fail
     with files.translated(path, "opening"):
         (path / "engine" / "metadata_dropped").mkdir(exist_ok=True)
+    if fresh and not found.tables and found.pending is None:
+        engine.run(f"CREATE DATABASE IF NOT EXISTS {INTERNAL}")
+        registry = Registry(path, engine, found)
+        recover.sweep(registry)
+        return registry
     recover.verify_vectors(path, found)
     recover.check_parts(engine, unsettled=found.pending is not None)
     registry = Registry(path, engine, found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -128,8 +128,7 @@ def check_definition(registry: Registry, table: Table, before: Mapping[Path, byt
 
     before: what they were; a file that is empty becomes that again, and ClickHouse reads it. Raises StorageError.
     """
-    for half in _halves(table):
-        broken = _broken_definition(registry, half)
+    for half, broken in _broken_definitions(registry, _halves(table)):
         if broken and before and broken in before:
             files.replace(broken, before[broken])
             full = ".".join(map(quote_name, half))
@@ -147,11 +146,17 @@ def _place(registry: Registry, half: tuple[str, str]) -> Path:
     return definition_file(registry.folder / "engine", *half)
 
 
-def _broken_definition(registry: Registry, half: tuple[str, str]) -> Path | None:
-    path = _place(registry, half)
-    if path.exists() and not path.stat().st_size:
-        return path
-    where = f"database = {quote_string(half[0])} AND name = {quote_string(half[1])}"
-    rows = registry.engine.arrow(f"SELECT data_paths FROM system.tables WHERE {where}").to_pylist()
-    places = [Path(folder) / "format_version.txt" for row in rows for folder in row["data_paths"]]
-    return next((path for path in places if path.exists() and not path.stat().st_size), None)
+def _broken_definitions(
+    registry: Registry, halves: Sequence[tuple[str, str]]
+) -> list[tuple[tuple[str, str], Path | None]]:
+    """Each half with the file of it that is empty, if one is."""
+    databases, names = (", ".join(map(quote_string, each)) for each in zip(*halves, strict=True))
+    rows = registry.engine.arrow(
+        f"SELECT database, name, data_paths FROM system.tables WHERE database IN ({databases}) AND name IN ({names})"
+    ).to_pylist()
+    placed = {(row["database"], row["name"]): row["data_paths"] for row in rows}
+    found = []
+    for half in halves:
+        places = [_place(registry, half), *(Path(folder) / "format_version.txt" for folder in placed.get(half, ()))]
+        found.append((half, next((path for path in places if path.exists() and not path.stat().st_size), None)))
+    return found

@@ -26,6 +26,8 @@ _SETTINGS = {
     "fsync_part_directory": "1",
 }
 ORDER_INDEX = "clipql_order"
+# what a rendered shape has where it has an index or a projection
+_COMPUTED = re.compile(r"\b(?:INDEX|PROJECTION)\b")
 # a materialized view or a Buffer would write rows that have no number, and so no vector
 _BYPASSED = "rows come into a table with vectors by INSERT INTO it, not through a view or another table"
 
@@ -50,6 +52,11 @@ def vector_columns(engine: Engine, id: str) -> tuple[VectorColumn, ...] | None:
     return tuple(VectorColumn(n, f"column-{i}") for i, n in enumerate(names)) or None
 
 
+def _shown(engine: Engine, table: Table) -> str:
+    """The shape of a table as ClickHouse renders it."""
+    return str(engine.scalar(f"SHOW CREATE TABLE {INTERNAL}.{quote_name(table.id)}"))
+
+
 def alias_of(table: Table, column: VectorColumn) -> str:
     """The definition of a vector column in the physical table."""
     return f"{quote_name(column.name)} Array(Float32) ALIAS {vector_read(table, column)}"
@@ -57,8 +64,7 @@ def alias_of(table: Table, column: VectorColumn) -> str:
 
 def physical_definition(engine: Engine, table: Table, name: str) -> str:
     """CREATE TABLE for the physical table, under a quoted name, from the rendering of the shape."""
-    shape = str(engine.scalar(f"SHOW CREATE TABLE {INTERNAL}.{quote_name(table.id)}"))
-    lines = shape.split("\n")
+    lines = _shown(engine, table).split("\n")
     begin, end = lines.index("("), lines.index(")")
     vectors = {c.name: c for c in table.columns}
     body: list[str] = [f"    {ROW} UInt64 MATERIALIZED throwIf(1, {quote_string(_BYPASSED)}) CODEC(Delta, LZ4),"]
@@ -119,6 +125,8 @@ def check_computed(engine: Engine, table: Table) -> None:
 
     Raises UnsupportedStatement for a skip index or a projection over a vector column.
     """
+    if not _COMPUTED.search(_shown(engine, table)):
+        return
     where = f"database = '{INTERNAL}' AND table = {quote_string(table.id)}"
     found = engine.arrow(
         f"SELECT 'index ' || name, expr FROM system.data_skipping_indices WHERE {where} "
