@@ -51,6 +51,8 @@ class Engine:
         self._users = [self._own, self._acting.user]
         self._lock = threading.Lock()
         self._busy: dict[str, Acting] = {}
+        self._borrowed: set[str] = set()  # tags of connections in use, and of those that a KILL is meant for
+        self._killed: set[str] = set()
         self._names = itertools.count()
         self._workers = ThreadPoolExecutor(thread_name_prefix="clipql-query")
         self._begin()
@@ -122,7 +124,7 @@ class Engine:
         """Stop what a request is running; its next query, if there was to be one, raises QueryCancelled."""
         acting.cancelled = True
         for tag in tuple(acting.running):
-            self.kill(tag)
+            self.kill(tag, acting)
 
     def check_cancelled(self) -> None:
         """Raise QueryCancelled where the request that this thread works for was cancelled."""
@@ -146,7 +148,8 @@ class Engine:
             connection = owner.idle.pop() if owner.idle else None
         if connection is None:
             connection = self._connect(user=user)
-        usable = True
+        tag, failed = connection.tag, False
+        self._borrowed.add(tag)
         try:
             if user:
                 acting.running.add(connection.tag)
@@ -157,11 +160,18 @@ class Engine:
                     raise translate(error) from error
             yield connection
         except BaseException:
-            usable = connection.drained()
+            failed = True
             raise
         finally:
-            acting.running.discard(connection.tag)
-            self._busy.pop(connection.tag, None)
+            acting.running.discard(tag)
+            with self._lock:
+                self._busy.pop(tag, None)
+                self._borrowed.discard(tag)
+                killed = tag in self._killed
+                self._killed.discard(tag)
+            # a KILL that is still on its way is to find no other query under this tag
+            usable = not killed or connection.renamed(f"clipql-{next(self._names)}")
+            usable = usable and (not failed or connection.drained())
             if usable and owner in self._users:
                 with self._lock:
                     owner.idle.append(connection)
@@ -188,8 +198,14 @@ class Engine:
                     future.result(timeout=0.1)
             raise
 
-    def kill(self, tag: str) -> None:
-        """Cancel what the connection with this tag is running."""
+    def kill(self, tag: str, acting: Acting | None = None) -> None:
+        """Cancel what the connection with this tag is running; nothing where that has ended, or is another's than of
+        `acting` by now.
+        """
+        with self._lock:
+            if tag not in self._borrowed or (acting is not None and self._busy.get(tag) is not acting):
+                return
+            self._killed.add(tag)
         with self._borrow() as other, contextlib.suppress(*CHDB_ERRORS):
             other.raw.query(f"KILL QUERY WHERE Settings['log_comment'] = '{tag}' ASYNC")
 

@@ -61,6 +61,15 @@ class Connection:
             run(f"USE {quote_name(acting.database or user.database)}")
             self.database = acting.database
 
+    def renamed(self, tag: str) -> bool:
+        """Give it another tag, under which no KILL is on its way; whether it has it."""
+        for _ in range(3):
+            with contextlib.suppress(RuntimeError):  # the KILL may hit this statement
+                self.raw.query(f"SET log_comment = '{tag}'")
+                self.tag = tag
+                return True
+        return False
+
     def drained(self) -> bool:
         """Whether the connection is clean again after an error.
 

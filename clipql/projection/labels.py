@@ -96,25 +96,25 @@ def _named(
     good = (rows >= np.maximum(_FEWEST, _LEAST_SHARE * sizes[at])) & (everywhere[which] <= _EVERYWHERE * captions)
     score = rows / np.maximum(1, sizes[at]) * np.log1p(average / np.maximum(1, everywhere[which]))
     found: list[tuple[int, str]] = []
-    taken: set[str] = set()
+    taken: set[frozenset[str]] = set()
     for number in np.argsort(-sizes, kind="stable"):
         mine = np.flatnonzero(good & (at == number))
         best = mine[np.argsort(-score[mine], kind="stable")][:_TRIED]
         told = _told_apart([words[which[one]] for one in best], score[best], taken)
         if told:
-            taken.add(told)
+            taken.add(frozenset(told.split()))
             found.append((int(number), told))
     return found
 
 
-def _told_apart(words: Sequence[str], score: NDArray[np.float64], taken: Collection[str]) -> str:
-    """The name of a region by its words, the best first, that no other of its level has; empty without any words."""
+def _told_apart(words: Sequence[str], score: NDArray[np.float64], taken: Collection[frozenset[str]]) -> str:
+    """The name of a region by its words, the best first, of which no other of its level has the same; empty without."""
     if not words:
         return ""
     first = words[0]
+    good = [word for word, weight in zip(words[1:], score[1:], strict=True) if weight >= _NEARLY * score[0]]
     others = [word for word in words[1:] if not word.startswith(first[:4])]
-    good = [word for word in others if score[words.index(word)] >= _NEARLY * score[0]][:1]
-    pairs = [f"{first} {other}" for other in others]
+    best = next((word for word in others if word in good), None)
+    wanted = [f"{first} {best}" if best else first, *(f"{first} {other}" for other in others), first, *good]
     numbered = (f"{first} {n}" for n in itertools.count(2))
-    wanted = [" ".join([first, *good]), *pairs, first, *words[1:]]
-    return next(name for name in itertools.chain(wanted, numbered) if name not in taken)
+    return next(name for name in itertools.chain(wanted, numbered) if frozenset(name.split()) not in taken)

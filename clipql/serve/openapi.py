@@ -24,8 +24,8 @@ _ROW = {
 }
 _WHERE = {
     "anyOf": [{"type": ["string", "null"]}, _NAMES],
-    "description": "a condition in SQL, or a list of them, all of which are met; rows that `_row IN (3, 1, 2)` lists "
-    "come in that order where nothing is searched for",
+    "description": "a condition in SQL, or a list of them, all of which are met; up to 1,000 rows that "
+    "`_row IN (3, 1, 2)` lists come in that order where nothing is searched for",
 }
 _PLACE = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in ("database", "table", "id")]
 

@@ -33,7 +33,8 @@ MOST_TERMS, MOST_NUMBERS, MOST_FLOAT = 32, 65_536, float(np.finfo(np.float32).ma
 KEYS = words(
     "table database column model k offset where safe recall exact fold hybrid words terms queries columns format"
 )
-_LISTED = re.compile(rf"{ROW} IN \((\d{{1,19}}(?:, ?\d{{1,19}})+)\)")
+MOST_LISTED = 1_000  # rows that a condition lists which come as listed: each that is found is looked for in the list
+_LISTED = re.compile(rf"{ROW} IN \(([0-9]{{1,19}}(?:, ?[0-9]{{1,19}}){{1,{MOST_LISTED - 1}}})\)")
 TERM_KEYS = words("weight text image upload id vector")
 
 
@@ -335,7 +336,7 @@ def statement(
 
 
 def _walk(search: Search) -> str:
-    """What a walk through a table goes by: rows that a condition lists by their numbers come as they are listed."""
+    """What a walk through a table goes by: rows that a condition lists by number, not too many, come as listed."""
     listed = next((found[1] for c in search.where if (found := _LISTED.fullmatch(c.strip()))), None)
     return ROW if listed is None else f"indexOf([{listed}], {ROW})"
 

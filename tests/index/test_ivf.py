@@ -20,6 +20,8 @@ from clipql.index.base import Index
 from clipql.index.ivf import IvfIndex, build, open_index, verify
 from clipql.index.ivf import place as place_module
 from clipql.index.ivf import search as search_module
+from clipql.index.ivf.depth import Depth
+from clipql.index.ivf.knobs import FOREIGN_LISTS, Curves, Point, Setting
 from clipql.storage.vectors.metrics import Metric, distances
 from tests.cases import crossed, some
 
@@ -279,6 +281,19 @@ def test_k_beyond_the_table_returns_every_row_and_no_k_none(world: World, made: 
     found = made[Metric.L2_SQUARED].search(world.text_queries[0], ROWS + 1000)
     assert sorted(found.rows.tolist()) == list(range(ROWS))
     assert len(made[Metric.L2_SQUARED].search(world.text_queries[0], 0).rows) == 0
+
+
+def test_lists_that_a_query_tells_by_itself_are_widened_alike_for_a_query_of_any_kind() -> None:
+    nothing = np.zeros(4, np.float32)
+    point = Point(Setting(100, 50), 0.99, 1.0)
+    curves = Curves([point], [point], nothing, None, 0.5)
+    depth = Depth(curves, lists=156_000, rows=10_000_000, placed=10_000_000, more_rows=1.0, more_lists=1.0)
+    for k, matching in ((100, 10_000_000), (10, 100_000), (100, 10_000)):
+        told = {depth.widened(500, k, matching, kind, {"nprobe": 500}) for kind in ("foreign", "image", "")}
+        assert len(told) == 1
+        own = depth.setting("foreign", {}).nprobe
+        assert own == FOREIGN_LISTS * 100
+        assert own <= depth.widened(own, k, matching, "foreign", {}) < depth.widened(own, k, matching, "image", {})
 
 
 def test_a_short_filter_is_refused(world: World, made: dict[Metric, IvfIndex]) -> None:

@@ -253,7 +253,7 @@ def test_two_regions_of_one_level_have_two_names_though_their_captions_are_alike
     for level in {label.level for label in found}:
         names = [label.text for label in found if label.level == level]
         assert len(names) > 3
-        assert len(set(names)) == len(names)
+        assert len({frozenset(name.split()) for name in names}) == len(names)
         assert all({"zebra", "grass", "fish", "tree"} & set(name.split()) for name in names)
 
 

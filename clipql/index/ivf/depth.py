@@ -54,9 +54,12 @@ class Depth:
         probed = min(self.lists, round(picked.nprobe * self.more_lists**MORE_LISTS))
         return Setting(int(knobs.get("nprobe", probed)), int(knobs.get("rescore", rows)))
 
-    def widened(self, nprobe: int, k: int, matching: int, kind: str = "") -> int:
+    def widened(
+        self, nprobe: int, k: int, matching: int, kind: str = "", knobs: Mapping[str, float] | None = None
+    ) -> int:
         """More lists for more rows asked or fewer allowed: the k nearest of a tenth are spread like ten times k. One
-        row more than the ten that recall is measured at takes none.
+        row more than the ten that recall is measured at takes none. kind, knobs: of the query; lists that it tells by
+        itself are its own number, whatever its kind.
 
         A search of few lists needs so many more as hold a multiple of these rows; one of many, which are spread over
         far more lists already, needs fewer, as measured (docs/ivf.md).
@@ -65,7 +68,8 @@ class Depth:
         deeper = max(1.0, k / 11) / share
         if deeper <= 1:
             return max(1, min(self.lists, nprobe))
-        start = FOREIGN_START * nprobe if kind == "foreign" else nprobe
+        told = knobs is not None and "nprobe" in knobs
+        start = FOREIGN_START * nprobe if kind == "foreign" and not told else nprobe
         filled = k / share / max(1.0, self.placed / self.lists)
         more = min(MOST_FILLED, FILLED * start**0.5) * filled
         return max(1, min(self.lists, int(max(nprobe, start * deeper**DEEPER, start + more))))

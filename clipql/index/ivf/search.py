@@ -229,7 +229,7 @@ class IvfIndex:
         if matching <= kept or blank or not self._space.reaches(v) or self._doubted(kind, knobs):
             return None
         slack = slack_of(setting)
-        return self._depth.widened(setting.nprobe, k, matching, kind), kept, slack
+        return self._depth.widened(setting.nprobe, k, matching, kind, knobs), kept, slack
 
     def search_each(
         self,
@@ -302,7 +302,7 @@ class IvfIndex:
         kind = self._curves.kind_of(np.ascontiguousarray(query, np.float32))
         setting, found = self._depth.setting(kind, knobs or {}), []
         for k in ks:
-            codes = self._depth.widened(setting.nprobe, k, allowed, kind) / self.lists * self._placed
+            codes = self._depth.widened(setting.nprobe, k, allowed, kind, knobs) / self.lists * self._placed
             rows = min(codes, compared(setting.rescore, k, knobs))
             found.append(CODE_EFFORT * codes + ROW_EFFORT * rows + APART_EFFORT * len(self._apart))
         return found

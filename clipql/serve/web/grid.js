@@ -30,6 +30,7 @@ let deadCount = 0;
 let loadedCount = 0;
 let onlyAlive = false; // the user wants no place kept for a picture that is gone
 let settling = 0;
+let scrolledAt = 0; // pictures below the view are asked for by the browser once they come near
 let moreToCome = false; // more rows are to come
 
 let list = null;
@@ -44,6 +45,7 @@ export function makeGrid(node, actions) {
   makeWindow(list);
   makeTools(list, act);
   document.addEventListener('scrollend', settleSoon);
+  window.addEventListener('scroll', () => (scrolledAt = performance.now()), { passive: true });
   window.addEventListener('resize', () => holdBack(list, moreToCome));
 }
 
@@ -266,7 +268,7 @@ function load(tile) {
   image.addEventListener('load', () => {
     if (tiles.get(tile.row.id) !== tile) return; // of a search before
     const [w, h] = [image.naturalWidth, image.naturalHeight];
-    node.classList.toggle('late', performance.now() - tile.asked > LATE_MS);
+    node.classList.toggle('late', performance.now() - Math.max(tile.asked, scrolledAt) > LATE_MS);
     node.classList.add('loaded');
     if (!tile.loaded) loadedCount++;
     tile.loaded = true;

@@ -3,9 +3,10 @@
  * are seen. On a slow line the page is there in half the time.
  */
 
-import { announce, notice } from './dom.js';
+import { announce, byId, notice } from './dom.js';
 
 const SOON_MS = 200; // a part that takes longer is seen to be on its way
+const FETCHING = 'A part of the page is being fetched';
 
 const laterParts = [];
 let awaited = 0; // parts that somebody waits for
@@ -49,7 +50,8 @@ export function later(load, made = () => {}) {
 function waitFor(more) {
   awaited += more;
   document.documentElement.classList.toggle('fetching', awaited > 0);
-  if (more > 0) announce('A part of the page is being fetched');
+  if (more > 0 && awaited === 1) announce(FETCHING);
+  if (awaited === 0 && byId('live').textContent === FETCHING) announce('');
 }
 
 /** Fetches all parts, one after the other, so that what is seen goes first. */
