@@ -16,7 +16,7 @@ class Door:
     """Lets those requests pass that have its token; while it `holds`, none."""
 
     def __init__(self, page: Page) -> None:
-        self.token = TOKEN
+        self.page, self.token = page, TOKEN
         self.held: list[Route] = []
         self.holds = False
         page.route("**/api/**", self.answer)
@@ -30,6 +30,16 @@ class Door:
             route.continue_()
         else:
             self.refuse(route)
+
+    def asked_for(self, path: str) -> None:
+        """Wait until a request to this path is held."""
+        meanwhile(self.page, lambda: [r for r in self.held if r.request.url.endswith(path)], f"{path} is held")
+
+    def refuse_held(self) -> None:
+        """Hold no more, and refuse what was held."""
+        self.holds = False
+        while self.held:
+            self.refuse(self.held.pop(0))
 
     @staticmethod
     def refuse(route: Route) -> None:
@@ -59,8 +69,11 @@ def test_the_dialog_tells_a_wrong_token_from_one_that_was_right_before(door: tup
     give(page, TOKEN)
     settled(page)
     expect(dialog).to_have_count(0)
-    at.token = "another"  # the server was started anew
+    at.holds = True  # the dialog would take the keys, should something else be refused before they are typed
     page.get_by_label("Describe a picture").fill("cat")
+    at.asked_for("/api/search")
+    at.token = "another"  # the server was started anew
+    at.refuse_held()
     expect(dialog).to_contain_text("The server has another token than before.")
     give(page, TOKEN)
     expect(dialog).to_contain_text("The server did not take that token.")
@@ -76,13 +89,12 @@ def test_what_was_refused_late_is_asked_again_with_the_token_given_meanwhile(doo
     settled(page)
     at.token, at.holds = "another", True
     page.get_by_label("Describe a picture").fill("cat")
-    meanwhile(page, lambda: [r for r in at.held if r.request.url.endswith("/api/search")], "the search is held")
+    at.asked_for("/api/search")
     at.holds = False
     page.get_by_role("button", name="Facets").click()
     give(page, "another")
     expect(page.get_by_text("rows match")).to_be_visible()
-    for route in at.held:
-        Door.refuse(route)
+    at.refuse_held()
     expect(page.locator(".tile .caption").first).to_contain_text("cat")
     painted(page)
     expect(page.get_by_role("dialog")).to_have_count(1)  # that of the facets
