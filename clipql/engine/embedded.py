@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from clipql.engine import chunks, forks
 from clipql.engine.arrow import Appender
+from clipql.engine.killing import Kills
 from clipql.engine.output import Output
 from clipql.engine.quoting import parameter_texts
 from clipql.engine.tables_by_name import with_tables
@@ -51,8 +52,7 @@ class Engine:
         self._users = [self._own, self._acting.user]
         self._lock = threading.Lock()
         self._busy: dict[str, Acting] = {}
-        self._borrowed: set[str] = set()  # tags of connections in use, and of those that a KILL is meant for
-        self._killed: set[str] = set()
+        self._kills = Kills(self._send_kill)
         self._names = itertools.count()
         self._workers = ThreadPoolExecutor(thread_name_prefix="clipql-query")
         self._begin()
@@ -149,7 +149,7 @@ class Engine:
         if connection is None:
             connection = self._connect(user=user)
         tag, failed = connection.tag, False
-        self._borrowed.add(tag)
+        self._kills.began(tag)
         try:
             if user:
                 acting.running.add(connection.tag)
@@ -164,11 +164,8 @@ class Engine:
             raise
         finally:
             acting.running.discard(tag)
-            with self._lock:
-                self._busy.pop(tag, None)
-                self._borrowed.discard(tag)
-                killed = tag in self._killed
-                self._killed.discard(tag)
+            self._busy.pop(tag, None)
+            killed = self._kills.ended(tag)
             # a KILL that is still on its way is to find no other query under this tag
             usable = not killed or connection.renamed(f"clipql-{next(self._names)}")
             usable = usable and (not failed or connection.drained())
@@ -202,10 +199,9 @@ class Engine:
         """Cancel what the connection with this tag is running; nothing where that has ended, or is another's than of
         `acting` by now.
         """
-        with self._lock:
-            if tag not in self._borrowed or (acting is not None and self._busy.get(tag) is not acting):
-                return
-            self._killed.add(tag)
+        self._kills.kill(tag, lambda: acting is None or self._busy.get(tag) is acting)
+
+    def _send_kill(self, tag: str) -> None:
         with self._borrow() as other, contextlib.suppress(*CHDB_ERRORS):
             other.raw.query(f"KILL QUERY WHERE Settings['log_comment'] = '{tag}' ASYNC")
 

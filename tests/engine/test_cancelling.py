@@ -9,7 +9,7 @@ import pytest
 from patience import LAST_NET_SECONDS, until
 
 import clipql
-from clipql.engine.users import Acting, EngineUser
+from clipql.engine.users import Acting, Connection, EngineUser
 from clipql.errors import QueryCancelled
 
 SLOW = "SELECT sum(sleepEachRow(0.05)) FROM numbers({rows}) SETTINGS max_block_size = 1"
@@ -89,6 +89,26 @@ def test_what_was_to_be_cancelled_and_has_ended_leaves_the_next_query_of_its_con
         engine.kill(tag, first)
     thread.join()
     assert found == other == [1]
+
+
+def test_a_kill_that_comes_before_its_query_has_begun_is_sent_again(
+    db: clipql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, acting, begin = db.registry.engine, Acting(EngineUser()), threading.Event()
+    prepare = Connection.prepare
+
+    def held(self: Connection, who: Acting) -> None:
+        prepare(self, who)
+        if who is acting:
+            assert begin.wait(LAST_NET_SECONDS)
+
+    monkeypatch.setattr(Connection, "prepare", held)
+    thread, found = running(db, acting, 100_000)
+    engine.cancel(acting)
+    begin.set()
+    thread.join(LAST_NET_SECONDS)
+    assert [type(each) for each in found] == [QueryCancelled]
+    until(lambda: engine._kills.over, "no more is sent")
 
 
 def test_a_cancelled_query_ends_and_its_user_keeps_temporary_tables(db: clipql.Database) -> None:
