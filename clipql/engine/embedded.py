@@ -367,6 +367,7 @@ class Engine:
     def close(self) -> None:
         """Close every connection; the process may then open another folder."""
         self._workers.shutdown(wait=True)
+        self._kills.stop()
         self._close_folder()
 
     def _close_folder(self) -> None:

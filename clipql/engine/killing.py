@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable
 
 AGAIN_SECONDS, MOST_SECONDS = 0.1, 2.0  # until a KILL is sent again, doubled each time
@@ -22,6 +21,7 @@ class Kills:
         self._running: set[str] = set()
         self._meant: set[str] = set()
         self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
 
     @property
     def over(self) -> bool:
@@ -53,16 +53,26 @@ class Kills:
                 self._thread = thread
         self._send(tag)
 
+    def stop(self) -> None:
+        """Send no more, and wait until none is on its way: one that is sent to a closed engine would open it again."""
+        with self._lock:
+            self._meant.clear()
+            thread = self._thread
+        self._stopping.set()
+        if thread is not None:
+            thread.join()
+        self._stopping.clear()
+
     def _go_on(self) -> None:
         wait = AGAIN_SECONDS
         while True:
-            time.sleep(wait)
+            self._stopping.wait(wait)
             with self._lock:
                 left = self._meant & self._running
                 if not left:
                     self._thread = None
                     return
             for tag in left:
-                with contextlib.suppress(Exception):  # the engine is being closed
+                with contextlib.suppress(Exception):  # it is sent again
                     self._send(tag)
             wait = min(2 * wait, MOST_SECONDS)

@@ -55,6 +55,7 @@ class EngineOnDemand(Engine):
     def move(self, folder: Path) -> None:
         """Go on with another folder; what users SET stays. No query may run."""
         if self._started == os.getpid():  # a fork leaves what its parent started to it
+            self._kills.stop()
             self._close_folder()
             self._started = None
         self.folder = folder

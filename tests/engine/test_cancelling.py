@@ -9,6 +9,7 @@ import pytest
 from patience import LAST_NET_SECONDS, until
 
 import clipql
+from clipql.engine.killing import Kills
 from clipql.engine.users import Acting, Connection, EngineUser
 from clipql.errors import QueryCancelled
 
@@ -123,3 +124,20 @@ def test_a_cancelled_query_ends_and_its_user_keeps_temporary_tables(db: clipql.D
     assert [type(each) for each in found] == [QueryCancelled]
     with engine.act(Acting(user)):
         assert engine.scalar("SELECT n FROM kept", user=True) == 7
+
+
+def test_nothing_is_sent_once_the_engine_is_closed() -> None:
+    sent: list[str] = []
+    kills = Kills(sent.append)
+    kills.began("a")
+    kills.kill("a", lambda: True)
+    until(lambda: len(sent) > 1, "it is sent again")
+    kills.stop()
+    told = len(sent)
+    assert kills.over
+    assert not kills.ended("a")
+    assert len(sent) == told
+    kills.began("b")
+    kills.kill("b", lambda: True)
+    assert set(sent[told:]) == {"b"}
+    assert kills.ended("b")
