@@ -9,6 +9,8 @@ from typing import Any
 from patience import LAST_NET_SECONDS
 from playwright.sync_api import Page, expect
 
+FRAME_SECONDS = 60
+
 
 def ids(page: Page) -> list[str]:
     """The ids of the pictures shown, in order."""
@@ -29,10 +31,33 @@ def until(page: Page, expression: str, argument: Any = None) -> Any:
 def meanwhile(page: Page, is_so: Callable[[], Any], what: str) -> Any:
     """Wait until something is so, and give what it is; meanwhile the page goes on. what: in words, for the error."""
     deadline = time.monotonic() + LAST_NET_SECONDS
+    next_frame = time.monotonic() + FRAME_SECONDS
     while not (found := is_so()):
-        assert time.monotonic() < deadline, f"not within {LAST_NET_SECONDS} s: {what}"
+        assert time.monotonic() < deadline, f"not within {LAST_NET_SECONDS} s: {what}\n{condition(page)}"
         page.wait_for_timeout(50)  # each look costs two processes some milliseconds
+        if time.monotonic() > next_frame:
+            # a Chromium has been seen that drew a page no more; what waits to come into view then waits without end
+            page.screenshot(timeout=1000 * LAST_NET_SECONDS)
+            next_frame = time.monotonic() + FRAME_SECONDS
     return found
+
+
+def condition(page: Page) -> str:
+    """What a page is at, for an error: whether it draws, where it is scrolled, which pictures wait."""
+    found: dict[str, Any] = page.evaluate(
+        """async () => ({
+            drawn: await Promise.race([
+                new Promise(done => requestAnimationFrame(() => done(true))),
+                new Promise(done => setTimeout(() => done(false), 10_000)),
+            ]),
+            visibility: document.visibilityState,
+            scrolled: [window.scrollY, window.innerHeight, document.documentElement.scrollHeight],
+            tiles: [...document.querySelectorAll('.tile')].map(tile => tile.className.replace('tile', '').trim()),
+            waiting: [...document.querySelectorAll('.tile img')].filter(one => !one.complete).map(one => one.src),
+            after: document.getElementById('after')?.innerText,
+        })"""
+    )
+    return "\n".join(f"{name}: {value}" for name, value in found.items())
 
 
 def painted(page: Page) -> None:

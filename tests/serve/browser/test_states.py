@@ -27,11 +27,12 @@ def web_page(open_page: Callable[..., Page], served: Served) -> Page:
 
 
 def load_all(page: Page) -> None:
-    """Bring every picture into view once, so that each has loaded or failed."""
+    """Bring every picture into view once, so that each has loaded or failed; a row held back comes with more."""
     until(
         page,
         """() => {
-            const images = [...document.querySelectorAll('.tile:not(.wordy) img')];
+            const shown = [...document.querySelectorAll('.tile:not(.wordy, .held)')];
+            const images = shown.flatMap(tile => [...tile.querySelectorAll('img')]);
             const waits = images.find(image => !image.complete);
             (waits ?? images.at(-1))?.scrollIntoView();
             return waits === undefined && document.querySelector('.end') !== null;
