@@ -158,7 +158,7 @@ def _seeded(s: Any, at: int, length: int, x: Any, y: Any) -> Any:
 def _hash(s: Any) -> Any:
     length = len(s)
     if length >= 16:
-        return _seeded(s, 16, length - 16, _word(s, 0) ^ _K3, _word(s, 8))
+        return _seeded(s, np.int64(16), length - 16, _word(s, 0) ^ _K3, _word(s, 8))
     if length >= 8:
-        return _seeded(s, 0, 0, _word(s, 0) ^ (_U(length) * _K0), _word(s, length - 8) ^ _K1)
-    return _seeded(s, 0, length, _K0, _K1)
+        return _seeded(s, np.int64(0), np.int64(0), _word(s, 0) ^ (_U(length) * _K0), _word(s, length - 8) ^ _K1)
+    return _seeded(s, np.int64(0), length, _K0, _K1)

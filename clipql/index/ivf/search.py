@@ -42,6 +42,7 @@ APART_EFFORT, MOST_APART = 2.0, 0.05
 RANKED_LISTS, RANKED_PER_PROBE = 8192, 64
 _MAPPED = contextlib.nullcontext(np.uint64(direct.NOWHERE))
 _NO_FILTER, _NOT_ROUTED = np.empty(0, np.bool_), np.empty(0, np.int64)
+_NO_FILTER.setflags(write=False)
 
 
 class IvfIndex:
@@ -397,7 +398,7 @@ class IvfIndex:
                 nprobe,
                 kept,
                 REACH,
-                slack * self._error,
+                np.float32(slack * self._error),
                 _ranked(self.lists, self._ranked_for * nprobe),
                 self._cold,
                 self._routed(q, nprobe),
@@ -416,7 +417,8 @@ class IvfIndex:
     def _filter(self, among: NDArray[np.bool_] | None) -> tuple[NDArray[np.bool_], int]:
         if among is None:
             return _NO_FILTER, self._rows
-        mask = np.ascontiguousarray(among, np.bool_)
+        mask = np.ascontiguousarray(among, np.bool_).view()
+        mask.setflags(write=False)  # masks of all kinds alike, or the kernels are compiled for each kind
         if mask.ndim != 1 or len(mask) < self._rows:
             raise VectorIndexError(f"the filter has shape {mask.shape}; the index covers {self._rows} rows")
         return mask, int(np.count_nonzero(mask[: self._rows]))
