@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import clipql
-from clipql.index import ivf, of_few
+from clipql.index import cut, ivf, of_few
 from clipql.index.bounded import kernels as bounded
 from clipql.index.rows import ArrayRows
 from clipql.index.unite import components
@@ -20,7 +20,7 @@ from clipql.ingest.records import nesting
 from clipql.serve.cityhash import cityhash128
 from clipql.serve.tcp import blocks
 from clipql.sql import native_columns, vector_text
-from clipql.storage.vectors import chosen, kernels, row_numbers, rowwise
+from clipql.storage.vectors import chosen, kernels, pairscan, row_numbers, rowwise
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables import rowgather
 
@@ -41,6 +41,8 @@ def warm() -> None:
     chosen.warm()
     bounded.warm()
     rowwise.warm()
+    pairscan.warm()
+    cut.warm()
     of_few.warm()
     row_numbers.warm()
     native_columns.warm()

@@ -2,14 +2,15 @@
 rule pairs out.
 
 A pair is a candidate where `score(a, b) >= limit`; the score is a product of two rows, each with a few numbers added
-(half its squared length for L2). Where it pays, the product is taken of the leading principal components alone, and the
-rest is bounded by the lengths of what they leave out (Cauchy–Schwarz), which is one more number: so a pair costs 64
-products instead of 512. A device (`streamed.py`) takes whole products, in larger pieces. What must stay true: no pair
-within the bound is missed; candidates are compared in float64; memory does not grow with the rows.
+(half its squared length for L2). Where it pays, rows are cut to their leading principal components (`cut.py`), so that
+a pair costs 32 products instead of 512. The processor keeps scores in registers (`storage/vectors/pairscan.py`); a
+device (`streamed.py`) takes whole products, in larger pieces. What must stay true: no pair within the bound is missed;
+candidates are compared in float64; memory does not grow with the rows.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,27 +19,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.index import streamed
+from clipql.index import cut, streamed
 from clipql.index.base import Cost
-from clipql.index.flat import WIDE, each_core
+from clipql.index.flat import WIDE, each_core, threads
 from clipql.index.widened import widened
-from clipql.storage.vectors import rowwise
+from clipql.storage.vectors import pairscan, rowwise
 from clipql.storage.vectors.device import Device, DeviceFull
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
-# rows of the left and the right side that are made ready at once, and scores made at once, of a few rows at least
+# rows of the left and the right side that are made ready at once
 LEFT, RIGHT = 4_096, 16_384
-SCORES, LEAST = 1 << 23, 64
-# components that are tried, and the rows of each side that they are chosen by
-COMPONENTS, SAMPLE = (32, 64, 128, 256), 1_024
-# what comparing a candidate costs, in products of whole rows
-CANDIDATE = 40.0
-# of the largest score: what float32 may lose of a product, and of the length that components leave out
-ROUNDING, LENGTHS = 1e-5, 8e-6
+# rows of each side that a cut is chosen by
+SAMPLE = 1_024
+# of the largest score: what float32 may lose of a product, at least
+ROUNDING = 1e-5
 # differences whose squares float32 may take for 0
 VANISHING = 1e-18
-# pairs compared at once
+# pairs compared at once, and found at once on each core
 PAIRS = 65_536
 # products from which a device is asked: fewer take longer to send
 FOR_DEVICE = 1e9
@@ -79,12 +77,16 @@ class Side:
 
     def vectors(self, first: int, last: int) -> NDArray[np.float32]:
         """float32 (n, d) of these, not to be written to."""
+        return self.measured(first, last)[0]
+
+    def measured(self, first: int, last: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same, and the squares of their lengths, float32 (n,)."""
         found = self.stored(first, last)
         if found.dtype == np.float32:
-            return found
-        out = np.empty(found.shape, np.float32)
-        widened(found, out, np.empty(len(found), np.float32))
-        return out
+            return found, cut.squared(found)
+        out, squares = np.empty(found.shape, np.float32), np.empty(len(found), np.float32)
+        widened(found, out, squares)
+        return out, squares
 
     def stored(self, first: int, last: int) -> NDArray[Any]:
         """The same, of float16 where they are stored so."""
@@ -166,16 +168,8 @@ class PairsWithin:
         ours, theirs = (_sample(side) for side in (self._left, self._right))
         if not len(ours) or not len(theirs):
             return 0.0
-        return self._share(ours, theirs, None) * len(self._left) * len(self._right)
-
-    def _share(
-        self, ours: NDArray[np.float32], theirs: NDArray[np.float32], basis: NDArray[np.float32] | None
-    ) -> float:
-        """The share of pairs of sample rows that are candidates; no row with itself, where both sides are the same."""
-        scores = self._prepared(ours, basis, right=False) @ self._prepared(theirs, basis, right=True).T
-        if self.same:
-            np.fill_diagonal(scores, -np.inf)
-        return float(np.mean(scores >= self._limit))
+        near = cut.share(self._metric, ours, theirs, None, self._limit, same=self.same)
+        return near * len(self._left) * len(self._right)
 
     def find(self, check: Callable[[], None] = lambda: None) -> Iterator[Found]:
         """The pairs, piece by piece. check: called between the pieces of work, to stop it by an error."""
@@ -187,40 +181,38 @@ class PairsWithin:
             yield from self._by_device(self._device, rest, check)
         if not rest:
             return
-        basis = self._basis()
-        self.uses_components = basis is not None
-        scores = np.empty(max(SCORES, LEAST * min(RIGHT, len(right))), np.float32)
+        chosen = self._cut()
+        self.uses_components = chosen is not None
         for part in rest:
-            yield from self._by_processor(part, basis, scores, check)
+            yield from self._by_processor(part, chosen, check)
 
     @property
     def products(self) -> float:
         """Products of numbers that all pairs take."""
         return float(self.progress[1]) * self._left.store.dimension
 
-    def _by_processor(
-        self,
-        part: _Rectangle,
-        basis: NDArray[np.float32] | None,
-        scores: NDArray[np.float32],
-        check: Callable[[], None],
-    ) -> Iterator[Found]:
+    def _by_processor(self, part: _Rectangle, chosen: cut.Cut | None, check: Callable[[], None]) -> Iterator[Found]:
         left, right = self._left, self._right
+        places = np.empty((threads(), 2, max(PAIRS, pairscan.TALL * pairscan.WIDE)), np.int64)
         for b in range(part.right, part.right_end, RIGHT):
             b_end = min(part.right_end, b + RIGHT)
-            theirs = right.vectors(b, b_end)
-            columns = self._prepared(theirs, basis, right=True)
-            step = max(LEAST, SCORES // len(columns))
+            theirs, squares = right.measured(b, b_end)
+            others = cut.ready(self._metric, theirs, squares, chosen, right=True)
+            columns = pairscan.Columns(pairscan.side_by_side(others.first), others.second)
             for a in range(part.left, self._last(part, b_end), LEFT):
-                ours = left.vectors(a, min(part.left_end, a + LEFT))
-                rows = self._prepared(ours, basis, right=False)
-                for at in range(0, len(rows), step):
-                    check()
-                    some = rows[at : at + step]
-                    tile = scores[: len(some) * len(columns)].reshape(len(some), len(columns))
-                    np.matmul(some, columns.T, out=tile)
-                    self._compared += tile.size
-                    yield from self._of_tile(a + at, b, *candidates(tile, self._limit), ours[at : at + step], theirs)
+                check()
+                ours, squares = left.measured(a, min(part.left_end, a + LEFT))
+                rows = cut.ready(self._metric, ours, squares, chosen, right=False)
+                self._compared += len(ours) * len(theirs)
+                for i, j in _reaching(rows, columns, self._limits(rows), places):
+                    yield from self._of_tile(a, b, i, j, ours, theirs)
+
+    def _limits(self, rows: cut.Ready) -> pairscan.Limits:
+        """The least products of rows that are made ready, less what float32 may lose of sums of so many."""
+        first, second = (
+            np.float32(self._score - max(ROUNDING, (each.shape[1] + 16) * 2.0**-24) * self._scale) for each in rows
+        )
+        return pairscan.Limits(first, second)
 
     def _by_device(self, device: Device, rest: list[_Rectangle], check: Callable[[], None]) -> Iterator[Found]:
         """The same by a device; what it has no memory for stays in `rest`."""
@@ -275,42 +267,13 @@ class PairsWithin:
                     distances = _distances(self._metric, ours, theirs, some, others)
                 yield from self._decided(left[some], right[others], distances)
 
-    def _prepared(
-        self, x: NDArray[np.float32], basis: NDArray[np.float32] | None, *, right: bool
-    ) -> NDArray[np.float32]:
-        """Rows of a side as scores are made of them."""
-        lengths = np.einsum("ij,ij->i", x, x)
-        if self._metric is Metric.COSINE and (basis is None or _odd(lengths).any()):
-            x, lengths = _units(x, lengths)
-        parts = [x if basis is None else x @ basis]
-        if self._metric is Metric.COSINE and basis is not None:
-            parts[0] /= np.sqrt(lengths)[:, None]
-            lengths = np.ones(len(x), np.float32)
-        if basis is not None:
-            kept = np.einsum("ij,ij->i", parts[0], parts[0])
-            parts.append(np.sqrt(np.maximum(lengths - kept, 0) + np.float32(LENGTHS) * lengths)[:, None])
-        if self._metric in (Metric.L2, Metric.L2_SQUARED):
-            half, one = -lengths[:, None] / np.float32(2), np.ones((len(x), 1), np.float32)
-            parts += [one, half] if right else [half, one]
-        return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-
-    def _basis(self) -> NDArray[np.float32] | None:
-        """The principal components that rule most out for what they cost; None where whole products cost least."""
-        d = self._left.store.dimension
-        if d <= 2 * COMPONENTS[0] or len(self._left) * len(self._right) < 50 * SAMPLE**2:
+    def _cut(self) -> cut.Cut | None:
+        """What rows are cut to; None where whole products cost least."""
+        if len(self._left) * len(self._right) < 50 * SAMPLE**2:
             return None
         ours, theirs = (_sample(side) for side in (self._left, self._right))
-        if self._metric is Metric.COSINE:
-            ours, theirs = (_units(x, np.einsum("ij,ij->i", x, x))[0] for x in (ours, theirs))
-        both = np.nan_to_num(np.concatenate([ours, theirs])).astype(np.float64)
-        _, vectors = np.linalg.eigh(both.T @ both)
-        best, least = None, 1.0
-        for m in (m for m in COMPONENTS if m < d):
-            basis = np.ascontiguousarray(vectors[:, ::-1][:, :m], np.float32)
-            cost = (m + 3) / d + CANDIDATE * self._share(ours, theirs, basis)
-            if cost < least:
-                best, least = basis, cost
-        return best
+        made_ready = 1 / len(self._left) + 1 / len(self._right)
+        return cut.chosen(self._metric, ours, theirs, self._limit, made_ready, same=self.same)
 
     def _decided(self, i: Rows, j: Rows, distances: NDArray[np.float64]) -> Iterator[Found]:
         """Those of some pairs that are within the bound."""
@@ -356,28 +319,29 @@ def _sample(side: Side) -> NDArray[np.float32]:
     return side.store.take(places if side.chosen is None else side.chosen[places])
 
 
-def _units(x: NDArray[np.float32], lengths: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Rows scaled to length 1, whatever their length, and their squared lengths; a row of zeros stays one of NaN."""
-    odd = np.flatnonzero(_odd(lengths))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        units = np.asarray(x / np.sqrt(lengths)[:, None], np.float32)
-        if len(odd):
-            long = x[odd].astype(np.float64)
-            units[odd] = long / np.sqrt(np.einsum("ij,ij->i", long, long))[:, None]
-    return units, np.ones(len(x), np.float32)
+def _reaching(
+    rows: cut.Ready, columns: pairscan.Columns, limits: pairscan.Limits, places: NDArray[np.int64]
+) -> Iterator[tuple[Rows, Rows]]:
+    """The places of pairs that reach the limits, piece by piece. places: int64 (cores, 2, n), overwritten each time."""
+    n = len(rows.first)
+    edges = [n * core // len(places) for core in range(len(places) + 1)]
+    shares = [
+        (a, pairscan.Rows(pairscan.padded(rows.first[a:b]), rows.second[a:b]))
+        for a, b in itertools.pairwise(edges)
+        if b > a
+    ]
+    states = [pairscan.BEGIN for _ in shares]
+    going_on = list(range(len(shares)))
 
+    def work(first: int, last: int) -> None:
+        for at in range(first, last):
+            core = going_on[at]
+            states[core] = pairscan.scan(shares[core][1], columns, limits, states[core], *places[core])
 
-def _odd(lengths: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which squared lengths float32 does not hold with all their digits."""
-    return ~((lengths >= 1e-30) & (lengths <= 1e30))
-
-
-def candidates(scores: NDArray[np.float32], limit: float) -> tuple[Rows, Rows]:
-    """The places of scores that are at least the limit, row by row."""
-    counts, least = np.empty(len(scores), np.int64), np.float32(limit)
-    each_core(len(scores), lambda a, b: rowwise.count_from(scores[a:b], least, counts[a:b]))
-    ends = np.cumsum(counts)
-    i, j = np.repeat(np.arange(len(scores)), counts), np.empty(int(ends[-1]), np.int64)
-    if len(j):
-        each_core(len(scores), lambda a, b: rowwise.places_from(scores[a:b], least, counts[a:b], ends[a:b], j))
-    return i, j
+    while going_on:
+        each_core(len(going_on), work)
+        for core in going_on:
+            i, j = places[core, :, : states[core].found]
+            if len(i):
+                yield i + shares[core][0], j
+        going_on = [core for core in going_on if states[core].block < len(shares[core][1].first)]

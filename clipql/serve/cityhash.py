@@ -150,7 +150,7 @@ def _long(s: Any, at: int, length: int, x: Any, y: Any) -> Any:
 
 
 @compiled
-def _seeded(s: Any, at: int, length: int, x: Any, y: Any) -> Any:
+def _seeded(s: Any, at: Any, length: Any, x: Any, y: Any) -> Any:
     return _murmur(s, at, length, x, y) if length < 128 else _long(s, at, length, x, y)
 
 

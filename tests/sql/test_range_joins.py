@@ -11,7 +11,7 @@ import pytest
 
 import clipql
 from clipql.errors import QueryError
-from clipql.index import within
+from clipql.index import cut, within
 from clipql.index.within import PairsWithin, Side
 from clipql.sql import range_pairs
 from clipql.storage.vectors import metrics
@@ -275,6 +275,7 @@ def test_bounds_by_principal_components_miss_no_pair(
     monkeypatch.setattr(within, "SAMPLE", 30)
     monkeypatch.setattr(within, "LEFT", 64)
     monkeypatch.setattr(within, "RIGHT", 100)
+    monkeypatch.setattr(within, "PAIRS", 100)
     every = np.stack([metrics.distances(metric, y, row) for row in x])
     for share in (0.0005, 0.02):
         bound = float(np.quantile(every, 1 - share if metric is Metric.DOT else share))
@@ -287,6 +288,29 @@ def test_bounds_by_principal_components_miss_no_pair(
         assert len(pairs) - wanted.sum() <= sum(int(f.unsure.sum()) for f in found)
         if kind == "of lower dimension" and metric is Metric.COSINE:
             assert search.uses_components == (share == 0.0005)
+
+
+@pytest.mark.parametrize("few", [1, 5, 30])
+@pytest.mark.parametrize("metric", list(Metric))
+def test_rows_cut_twice_miss_no_pair_and_what_is_left_out_counts(
+    metric: Metric, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    x, y = (rng.standard_normal((9, 96))[rng.integers(0, 9, 500)] + 0.3 * rng.standard_normal((500, 96)) for _ in "xy")
+    x, y = (z.astype(np.float32) * np.float32(3) for z in (x, y))
+    x[7] = y[11] = 0
+    basis = np.linalg.qr(rng.standard_normal((96, 30)))[0].astype(np.float32)  # any orthogonal one is right
+    monkeypatch.setattr(within, "SAMPLE", 30)
+    monkeypatch.setattr(cut, "chosen", lambda *args, **options: cut.Cut(basis, few))
+    every = np.stack([metrics.distances(metric, y, row) for row in x])
+    bound = float(np.nanquantile(every, 0.9 if metric is Metric.DOT else 0.1))
+    search = PairsWithin(metric, Side(column(x), 500), Side(column(y), 500), bound)
+    found = list(search.find())
+    assert search.uses_components
+    pairs = {(int(i), int(j)) for f in found for i, j in zip(f.left, f.right, strict=True)}
+    wanted = every >= bound if metric is Metric.DOT else every <= bound
+    assert pairs >= set(zip(*(c.tolist() for c in np.nonzero(wanted)), strict=True))
+    assert len(pairs) - wanted.sum() <= sum(int(f.unsure.sum()) for f in found)
 
 
 def test_rows_are_not_expected_to_be_near_because_each_is_near_itself() -> None:

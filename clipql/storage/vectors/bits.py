@@ -67,7 +67,7 @@ def code_dot(typingctx: Any, code: Any, planes: Any, weights: Any) -> Any:
     return sig, codegen
 
 
-def _wide(builder: Any) -> None:
+def widest_registers(builder: Any) -> None:
     """Let the function that is being written use registers of 512 bits, which LLVM would rather not on processors of
     Intel's: there a code would take two steps instead of one. It means nothing where there are no such registers.
     """
@@ -100,7 +100,7 @@ def code_estimates(
     sig = types.int64(*[address] * 6, *[number] * 4, address)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        _wide(b)
+        widest_registers(b)
         code, planes, weights, scale, bias, spread, start, total, reach, floor, out = args
         word, lane = ir.IntType(64), ir.IntType(32)
         popcount = cgutils.get_or_insert_function(b.module, ir.FunctionType(_WORDS, [_WORDS]), "llvm.ctpop.v8i64")

@@ -18,7 +18,6 @@ from clipql.storage.vectors.metrics import Metric
 
 _DOT, _COSINE, _L2 = 0, 1, 2
 FORMULA = {Metric.DOT: _DOT, Metric.COSINE: _COSINE, Metric.L2: _L2, Metric.L2_SQUARED: _L2}
-_TOGETHER = 64  # scores that are looked at together
 # squared lengths that float32 holds with all their digits; what lies outside is computed in float64
 _SHORTEST, _LONGEST = np.float32(1e-30), np.float32(1e30)
 
@@ -79,43 +78,6 @@ def _of_chosen(
 ) -> None:
     for i in range(len(rows)):
         out[i] = of_pair(formula, x[rows[i]], y[others[i]])
-
-
-@kernel
-def count_from(scores: NDArray[np.float32], limit: np.float32, counts: NDArray[np.int64]) -> None:
-    """How many of each row of scores are at least a limit, into counts."""
-    for i in range(scores.shape[0]):
-        n = 0
-        for j in range(scores.shape[1]):
-            n += scores[i, j] >= limit
-        counts[i] = n
-
-
-@kernel
-def places_from(
-    scores: NDArray[np.float32],
-    limit: np.float32,
-    counts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    out: NDArray[np.int64],
-) -> None:
-    """The places of the scores that are at least a limit, row after row into out.
-
-    counts: how many each row has; ends: the place in out after its last.
-    """
-    for i in range(scores.shape[0]):
-        n, j = ends[i] - counts[i], 0
-        while n < ends[i]:
-            end = min(j + _TOGETHER, scores.shape[1])
-            hits = 0
-            for m in range(j, end):
-                hits += scores[i, m] >= limit
-            if hits > 0:
-                for m in range(j, end):
-                    if scores[i, m] >= limit:
-                        out[n] = m
-                        n += 1
-            j = end
 
 
 @kernel
@@ -238,5 +200,3 @@ def warm() -> None:
     of_pairs(Metric.COSINE, vectors, vectors)
     places = np.arange(2)
     of_chosen_pairs(Metric.COSINE, vectors, vectors, places, places, np.empty(2))
-    count_from(vectors, np.float32(1), np.empty(2, np.int64))
-    places_from(vectors, np.float32(1), np.array([8, 8]), np.array([8, 16]), np.empty(16, np.int64))
