@@ -72,6 +72,8 @@ def moments(
     progress: Progress = lambda done, total: None,
 ) -> Moments:
     """Mean and covariance of the rows that meet a condition. Raises UnknownTable, VectorError or QueryError."""
+    from clipql.storage.vectors.kernels import as_float32  # loads the compiler
+
     known, store = known_column(db, table, column)
     rows = chosen_rows(db, known, where)
     total = known.rows if rows is None else len(rows)
@@ -84,7 +86,7 @@ def moments(
     for block in _blocks(store, rows):
         db.registry.engine.check_cancelled()
         progress(done, total)
-        x = block.astype(np.float32)
+        x = as_float32(block)
         x -= near
         sums += x.sum(0, dtype=np.float64)
         products += x.T @ x

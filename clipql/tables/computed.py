@@ -270,7 +270,7 @@ class Computed:
                     products += one[1]
                     continue
                 for at in range(0, len(block), AT_ONCE):
-                    x = np.asarray(block[at : at + AT_ONCE], np.float32)
+                    x = kernels.as_float32(block[at : at + AT_ONCE])
                     head.of(x, out[start - first + at : start - first + at + len(x)])
 
         # what is large has all cores for each product

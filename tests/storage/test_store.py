@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from clipql.errors import DatabaseDamaged
 from clipql.storage import files
 from clipql.storage.catalog import VectorColumn
-from clipql.storage.vectors import metrics, segments
+from clipql.storage.vectors import kernels, metrics, segments
+from clipql.storage.vectors import store as stores
 from clipql.storage.vectors.store import ColumnStore
 
 SIZES = (1, 4, 7, 1, 12)
@@ -42,10 +43,10 @@ Column = tuple[Path, VectorColumn, NDArray[np.float32]]
 
 def test_a_store_has_the_rows_of_all_its_segments(column: Column) -> None:
     folder, described, vectors = column
-    store = ColumnStore(folder, described)
-    assert (store.rows, store.dimension) == (25, 5)
-    assert store.largest >= np.linalg.norm(vectors, axis=1).max()
-    assert [store.vector_bytes(i) for i in range(25)] == [v.tobytes() for v in vectors]
+    found = ColumnStore(folder, described)
+    assert (found.rows, found.dimension) == (25, 5)
+    assert found.largest >= np.linalg.norm(vectors, axis=1).max()
+    assert [found.vector_bytes(i) for i in range(25)] == [v.tobytes() for v in vectors]
 
 
 @given(st.lists(st.integers(0, 24)))
@@ -113,3 +114,19 @@ def test_equal_vectors_have_equal_distances_whatever_they_are_computed_with(
         others = rng.standard_normal((n, dimension)).astype(np.float32)
         others[n // 2 :] = row
         assert set(metrics.distances(metric, others, query)[n // 2 :].tolist()) == {alone}
+
+
+def test_many_rows_are_widened_as_few_are(column: Column, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, described, vectors = column
+    rows = np.random.default_rng(0).integers(0, 25, 200)
+    monkeypatch.setattr(stores, "_MANY", 1)
+    assert np.array_equal(ColumnStore(folder, described).take(rows), vectors[rows])
+
+
+def test_every_float16_is_widened_to_the_same_number() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(256, 256)
+    wanted = every.astype(np.float32)
+    np.testing.assert_array_equal(kernels.as_float32(every), wanted)
+    np.testing.assert_array_equal(kernels.as_float32(every[:, ::2]), wanted[:, ::2])
+    np.testing.assert_array_equal(kernels.rows_as_float32(every, np.array([7, 0, 7])), wanted[[7, 0, 7]])
+    np.testing.assert_array_equal(kernels.rows_as_float32(wanted, np.array([7, 0])), wanted[[7, 0]])

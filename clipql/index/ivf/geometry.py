@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.errors import VectorError
-from clipql.storage.vectors.bits import half_to_float, kernel
+from clipql.storage.vectors.bits import kernel
+from clipql.storage.vectors.kernels import widen
 from clipql.storage.vectors.metrics import Metric
 
 Floats = NDArray[np.float32]
@@ -93,7 +94,7 @@ class Space:
 
         def some(a: int, b: int) -> None:
             if raw.dtype == np.uint16:
-                _widen(raw[a:b], y[a:b])
+                widen(raw[a:b], y[a:b])
             else:
                 y[a:b] = raw[a:b]
             if directions:
@@ -231,13 +232,6 @@ def _usual(length: NDArray[np.float64]) -> float:
     within = np.searchsorted(size, size + STRETCH, side="right") - np.arange(len(size))
     first = int(np.argmax(within))
     return float(2.0 ** size[first + int(within[first]) // 2])
-
-
-@kernel
-def _widen(raw: NDArray[np.uint16], out: Floats) -> None:
-    for i in range(raw.shape[0]):
-        for j in range(raw.shape[1]):
-            out[i, j] = half_to_float(raw[i, j])
 
 
 @kernel

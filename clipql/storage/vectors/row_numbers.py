@@ -17,7 +17,7 @@ from numba import float64, uint64
 from numpy.typing import NDArray
 
 from clipql.storage.vectors.bits import kernel
-from clipql.storage.vectors.kernels import half_to_float
+from clipql.storage.vectors.kernels import as_float32, half_to_float
 
 # rows widened at once, which stay in the cache
 AT_ONCE = 512
@@ -149,7 +149,7 @@ def of_rows(function: str, x: NDArray[Any], out: NDArray[Any]) -> None:
     """The number of each row into out, (n,) of the function's dtype. x: (n, d) float16 or float32."""
     number = FUNCTIONS[function]
     for at in range(0, len(x), AT_ONCE):
-        part = x[at : at + AT_ONCE].astype(np.float32)
+        part = as_float32(x[at : at + AT_ONCE])
         with np.errstate(over="ignore"):
             out[at : at + len(part)] = number.of(part)
 

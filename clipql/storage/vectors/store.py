@@ -21,6 +21,7 @@ from clipql.storage.vectors import presence, segments
 from clipql.storage.vectors.metrics import Metric
 
 _COMPARED = 4096  # rows that are compared at once
+_MANY = 1024  # rows from which on a compiled loop that widens them is worth its loading
 _Piece = tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]
 
 
@@ -140,7 +141,12 @@ class ColumnStore:
         rows = np.asarray(rows, np.int64)
         out = np.empty((len(rows), self._dimension), dtype)
         for places, array, wanted in self.pieces(rows):
-            out[places] = array[wanted]
+            if dtype == np.float32 and array.dtype == np.float16 and len(wanted) >= _MANY:
+                from clipql.storage.vectors.kernels import rows_as_float32  # loads the compiler
+
+                out[places] = rows_as_float32(array, wanted)
+            else:
+                out[places] = array[wanted]
         return out
 
     def distances(self, metric: Metric, rows: NDArray[Any], query: NDArray[np.float64]) -> NDArray[np.float64]:
