@@ -87,13 +87,15 @@ class Computed:
     def __init__(self, stores: Mapping[str, ColumnStore]) -> None:
         self._stores = stores
         self._known: dict[str, _Numbers] = {}
+        # what is at hand by name, block and place: whoever looks here first saves two calls of Python for each row
+        self.blocks: dict[str, Mapping[int, memoryview]] = {}
         self._heads: weakref.WeakValueDictionary[str, Head] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
     def number(self, name: str, row: int) -> Any:
         """One number. Raises ClipqlError where it has no such name, IndexError beyond the last row."""
         try:
-            return self._known[name].blocks[row >> SHIFT][row & (BLOCK - 1)]
+            return self.blocks[name][row >> SHIFT][row & (BLOCK - 1)]
         except (KeyError, IndexError):
             return self._missing(name, row)
 
@@ -117,7 +119,7 @@ class Computed:
         """Know a head by its name for as long as whoever asks holds what this returns."""
         with self._lock:
             for name in [n for n, known in self._known.items() if known.head and known.head() is None]:
-                del self._known[name]
+                del self._known[name], self.blocks[name]
             return self._heads.setdefault(head.name, head)
 
     def grouped(self, name: str, rows: str) -> bytes:
@@ -151,7 +153,7 @@ class Computed:
         """Let go of what was computed of a table."""
         with self._lock:
             for name in [n for n in self._known if f" {id}/" in n]:
-                del self._known[name]
+                del self._known[name], self.blocks[name]
 
     def _missing(self, name: str, row: int, *, whole: bool = False) -> Any:
         with self._lock:
@@ -164,6 +166,7 @@ class Computed:
                 if head is None and function.startswith("head:"):
                     raise ClipqlError(f"{function} is of a statement that has ended")
                 numbers = self._known[name] = _Numbers(function, handles, head)
+                self.blocks[name] = numbers.blocks
             rows = min(self._stores[h].rows for h in numbers.handles)
             # None where no row has a vector yet
             lengths = {d for h in numbers.handles if rows and (d := self._stores[h].dimension)}
