@@ -343,5 +343,5 @@ def _reaching(
         for core in going_on:
             i, j = places[core, :, : states[core].found]
             if len(i):
-                yield i + shares[core][0], j
+                yield i + shares[core][0], j.copy()
         going_on = [core for core in going_on if states[core].block < len(shares[core][1].first)]

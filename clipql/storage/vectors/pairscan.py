@@ -1,8 +1,9 @@
 """Which rows of two sides have a product that reaches a limit: in tiles of a few rows by sixteen others whose sums stay
 in registers, so that no score of a pair is ever written to memory.
 
-A product of a row's first numbers may be looked at first: a pair that it rules out is done with. What must stay true: a
-pair is told where its float32 products reach the limits, in whatever order they are added up; NaN reaches none.
+Each row may have two forms, a short one and a longer one: the longer ones are multiplied only where the product of the
+short ones reaches its limit. What must stay true: a pair is found where its float32 products reach the limits, in
+whatever order they are added up; NaN reaches none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from clipql.storage.vectors.bits import first_bit, kernel, widest_registers
 
-# a tile: its rows and its columns; six by sixteen sums fill the sixteen registers of AVX2 with what they are made of
+# rows and columns of a tile: six by sixteen sums take twelve of the sixteen registers of AVX2, and leave four for what
+# they are made of
 TALL, WIDE = 6, 16
 # rows that are compared with all columns before the next ones, so that they stay in the cache
 _BLOCK = 85 * TALL
@@ -28,9 +30,8 @@ _LANES = ir.VectorType(ir.FloatType(), WIDE)
 
 
 class Rows(NamedTuple):
-    """The rows of a side. first: float32 (n, k), n a multiple of TALL, with NaN after the last row; second: float32
-    (n, m), m a multiple of WIDE, what is looked at where
-    `first` reaches its limit, or (0, 0) for nothing.
+    """The rows of one side, n of them. first: float32 (TALL * t, k), with NaN after the last; second: float32 (n, m), m a
+    multiple of WIDE: what is looked at where `first` reaches its limit, or (0, 0) for nothing.
     """
 
     first: Floats
@@ -38,8 +39,8 @@ class Rows(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """The rows of the other side. first: float32 (p, k, WIDE), sixteen rows side by side, with NaN after the last;
-    second: float32 (p * WIDE, m), or (0, 0).
+    """The rows of the other side, n of them. first: float32 (p, k, WIDE), sixteen rows side by side, with NaN after the
+    last; second: float32 (n, m), or (0, 0).
     """
 
     first: Floats
