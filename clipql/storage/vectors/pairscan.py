@@ -30,7 +30,7 @@ _LANES = ir.VectorType(ir.FloatType(), WIDE)
 
 
 class Rows(NamedTuple):
-    """The rows of one side, n of them. first: float32 (TALL * t, k), NaN after the last one; second: float32 (n, m), m a
+    """The rows of one side, n of them. first: float32 (TALL * t, k), NaN after the last; second: float32 (n, m), m a
     multiple of WIDE: what is looked at where `first` reaches its limit, or (0, 0) for nothing.
     """
 
