@@ -28,12 +28,12 @@ from clipql.storage.vectors.device import Device, DeviceFull
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
-# rows of the left and the right side that are made ready at once
+# rows of the left and the right side that are prepared at once, and products of numbers that are made at once, of so
+# many rows at least: a tenth of a second's
 LEFT, RIGHT = 4_096, 16_384
+AT_ONCE, LEAST = 4e9, 96
 # rows of each side that a cut is chosen by
 SAMPLE = 1_024
-# of the largest score: what float32 may lose of a product, at least
-ROUNDING = 1e-5
 # differences whose squares float32 may take for 0
 VANISHING = 1e-18
 # pairs compared at once, and found at once on each core
@@ -82,8 +82,6 @@ class Side:
     def measured(self, first: int, last: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The same, and the squares of their lengths, float32 (n,)."""
         found = self.stored(first, last)
-        if found.dtype == np.float32:
-            return found, cut.squared(found)
         out, squares = np.empty(found.shape, np.float32), np.empty(len(found), np.float32)
         widened(found, out, squares)
         return out, squares
@@ -133,7 +131,9 @@ class PairsWithin:
         apart = {Metric.L2: VANISHING, Metric.L2_SQUARED: VANISHING**2}.get(metric, 0.0)
         # what becomes 0 in float32, of each product, is more than rounding where numbers are tiny
         self._score = self._score_of(bound + apart) - left.store.dimension * streamed.TINY
-        self._limit = self._score - ROUNDING * self._scale
+        # those that ClickHouse's rounding could let in are within, too
+        widest = bound + apart + self._slack() * (-1 if metric is Metric.DOT else 1)
+        self._least = self._score_of(widest) - left.store.dimension * streamed.TINY
 
     @property
     def possible(self) -> bool:
@@ -145,7 +145,7 @@ class PairsWithin:
     def progress(self) -> tuple[int, int]:
         """Pairs compared so far, and in all."""
         total = len(self._left) * len(self._right)
-        return self._compared, total // 2 if self.same else total
+        return self._compared, (total + len(self._left)) // 2 if self.same else total
 
     @property
     def cost(self) -> Cost:
@@ -168,13 +168,13 @@ class PairsWithin:
         ours, theirs = (_sample(side) for side in (self._left, self._right))
         if not len(ours) or not len(theirs):
             return 0.0
-        near = cut.share(self._metric, ours, theirs, None, self._limit, same=self.same)
+        near = cut.share(self._metric, ours, theirs, None, self._least, same=self.same)
         return near * len(self._left) * len(self._right)
 
     def find(self, check: Callable[[], None] = lambda: None) -> Iterator[Found]:
         """The pairs, piece by piece. check: called between the pieces of work, to stop it by an error."""
         left, right = self._left, self._right
-        if not len(left) or not len(right):
+        if not len(left) or not len(right) or not left.store.dimension:
             return
         rest = [_Rectangle(0, len(left), 0, len(right))]
         if self._device is not None and self.products >= FOR_DEVICE:
@@ -194,25 +194,37 @@ class PairsWithin:
     def _by_processor(self, part: _Rectangle, chosen: cut.Cut | None, check: Callable[[], None]) -> Iterator[Found]:
         left, right = self._left, self._right
         places = np.empty((threads(), 2, max(PAIRS, pairscan.TALL * pairscan.WIDE)), np.int64)
+        limits = self._limits(chosen)
         for b in range(part.right, part.right_end, RIGHT):
             b_end = min(part.right_end, b + RIGHT)
             theirs, squares = right.measured(b, b_end)
-            others = cut.ready(self._metric, theirs, squares, chosen, right=True)
-            columns = pairscan.Columns(pairscan.side_by_side(others.first), others.second)
-            for a in range(part.left, self._last(part, b_end), LEFT):
+            columns = _columns(cut.prepared(self._metric, theirs, squares, chosen, right=True))
+            step = max(LEAST, min(LEFT, int(AT_ONCE / (len(theirs) * columns.first.shape[1]))))
+            for a in range(part.left, self._last(part, b_end), step):
                 check()
-                ours, squares = left.measured(a, min(part.left_end, a + LEFT))
-                rows = cut.ready(self._metric, ours, squares, chosen, right=False)
-                self._compared += len(ours) * len(theirs)
-                for i, j in _reaching(rows, columns, self._limits(rows), places):
-                    yield from self._of_tile(a, b, i, j, ours, theirs)
+                ours, squares = left.measured(a, min(part.left_end, a + step))
+                rows = cut.prepared(self._metric, ours, squares, chosen, right=False)
+                # of a column with itself, pairs of an earlier row with a later one
+                before = max(0, a - b) // pairscan.WIDE if self.same else 0
+                later = pairscan.Columns(columns.first[before:], columns.second[before * pairscan.WIDE :])
+                for i, j in _reaching(rows, later, limits, places):
+                    check()
+                    yield from self._of_tile(a, b, i, j + before * pairscan.WIDE, ours, theirs)
+                self._count(a, a + len(ours), b, b_end)
 
-    def _limits(self, rows: cut.Ready) -> pairscan.Limits:
-        """The least products of rows that are made ready, less what float32 may lose of sums of so many."""
-        first, second = (
-            np.float32(self._score - max(ROUNDING, (each.shape[1] + 16) * 2.0**-24) * self._scale) for each in rows
-        )
-        return pairscan.Limits(first, second)
+    def _count(self, a: int, a_end: int, b: int, b_end: int) -> None:
+        """Pairs of these places of both sides are compared; of a column with itself, each once."""
+        if self.same:
+            self._compared += int((b_end - np.clip(np.arange(a, a_end), b, b_end)).sum())
+        else:
+            self._compared += (a_end - a) * (b_end - b)
+
+    def _limits(self, chosen: cut.Cut | None) -> pairscan.Limits:
+        """The least products of prepared rows, less what float32 may lose of them."""
+        with np.errstate(over="ignore"):
+            least = np.float32(self._least - cut.slack(self._left.store.dimension, chosen) * self._scale)
+        least = np.nextafter(least, np.float32(-np.inf))
+        return pairscan.Limits(least, least)
 
     def _by_device(self, device: Device, rest: list[_Rectangle], check: Callable[[], None]) -> Iterator[Found]:
         """The same by a device; what it has no memory for stays in `rest`."""
@@ -230,7 +242,7 @@ class PairsWithin:
                     check()
                     a_end = min(part.left_end, a + tiles.left)
                     i, j = tiles.places(tiles.prepared(left.stored(a, a_end)), theirs)
-                    self._compared += (a_end - a) * (b_end - b)
+                    self._count(a, a_end, b, b_end)
                     yield from self._of_tile(a, b, i, j)
             except DeviceFull:
                 rest.append(replace(part, left=a, right_end=b_end))
@@ -268,12 +280,13 @@ class PairsWithin:
                 yield from self._decided(left[some], right[others], distances)
 
     def _cut(self) -> cut.Cut | None:
-        """What rows are cut to; None where whole products cost least."""
-        if len(self._left) * len(self._right) < 50 * SAMPLE**2:
+        """What rows are cut to; None where whole products cost least, or the eigenvectors more than they would save."""
+        left, right, d = len(self._left), len(self._right), self._left.store.dimension
+        if left * right < max(50 * SAMPLE**2, 20 * d * d):
             return None
         ours, theirs = (_sample(side) for side in (self._left, self._right))
-        made_ready = 1 / len(self._left) + 1 / len(self._right)
-        return cut.chosen(self._metric, ours, theirs, self._limit, made_ready, same=self.same)
+        rows_a_pair = 1 / left + 1 / min(right, RIGHT)  # left ones are prepared for each block of right ones
+        return cut.chosen(self._metric, ours, theirs, self._least, rows_a_pair, same=self.same)
 
     def _decided(self, i: Rows, j: Rows, distances: NDArray[np.float64]) -> Iterator[Found]:
         """Those of some pairs that are within the bound."""
@@ -319,8 +332,13 @@ def _sample(side: Side) -> NDArray[np.float32]:
     return side.store.take(places if side.chosen is None else side.chosen[places])
 
 
+def _columns(rows: cut.Prepared) -> pairscan.Columns:
+    """What is multiplied with the rows of the other side; of `rows` no copy is held."""
+    return pairscan.Columns(pairscan.side_by_side(rows.first), rows.second)
+
+
 def _reaching(
-    rows: cut.Ready, columns: pairscan.Columns, limits: pairscan.Limits, places: NDArray[np.int64]
+    rows: cut.Prepared, columns: pairscan.Columns, limits: pairscan.Limits, places: NDArray[np.int64]
 ) -> Iterator[tuple[Rows, Rows]]:
     """The places of pairs that reach the limits, piece by piece. places: int64 (cores, 2, n), overwritten each time."""
     n = len(rows.first)

@@ -87,7 +87,7 @@ class Computed:
     def __init__(self, stores: Mapping[str, ColumnStore]) -> None:
         self._stores = stores
         self._known: dict[str, _Numbers] = {}
-        # what is at hand by name, block and place: whoever looks here first saves two calls of Python for each row
+        # what is at hand by name, block and place: whoever looks here first saves a call of Python for each row
         self.blocks: dict[str, Mapping[int, memoryview]] = {}
         self._heads: weakref.WeakValueDictionary[str, Head] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()

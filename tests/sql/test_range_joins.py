@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import clipql
 from clipql.errors import QueryError
@@ -264,13 +265,13 @@ def test_bounds_by_principal_components_miss_no_pair(
     metric: Metric, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(2)
-    x, y = rng.standard_normal((2, 240, 96)).astype(np.float32)
+    x, y = rng.standard_normal((2, 440, 96)).astype(np.float32)
     if kind == "clustered":
-        x, y = (rng.standard_normal((9, 96))[rng.integers(0, 9, 240)] + 0.1 * z for z in (x, y))
+        x, y = (rng.standard_normal((9, 96))[rng.integers(0, 9, 440)] + 0.1 * z for z in (x, y))
     elif kind == "of lower dimension":
         x[:, 20:], y[:, 20:] = 0, 0
     elif kind == "of all lengths":
-        x, y = (z * 10.0 ** rng.integers(-3, 3, (240, 1)) for z in (x, y))
+        x, y = (z * 10.0 ** rng.integers(-3, 3, (440, 1)) for z in (x, y))
     x, y = x.astype(np.float32), y.astype(np.float32)
     monkeypatch.setattr(within, "SAMPLE", 30)
     monkeypatch.setattr(within, "LEFT", 64)
@@ -279,7 +280,7 @@ def test_bounds_by_principal_components_miss_no_pair(
     every = np.stack([metrics.distances(metric, y, row) for row in x])
     for share in (0.0005, 0.02):
         bound = float(np.quantile(every, 1 - share if metric is Metric.DOT else share))
-        search = PairsWithin(metric, Side(column(x), 240), Side(column(y), 240), bound)
+        search = PairsWithin(metric, Side(column(x), 440), Side(column(y), 440), bound)
         found = list(search.find())
         pairs = {(int(i), int(j)) for f in found for i, j in zip(f.left, f.right, strict=True)}
         wanted = every >= bound if metric is Metric.DOT else every <= bound
@@ -290,10 +291,10 @@ def test_bounds_by_principal_components_miss_no_pair(
             assert search.uses_components == (share == 0.0005)
 
 
-@pytest.mark.parametrize("few", [1, 5, 30])
+@pytest.mark.parametrize("leading", [1, 5, 30])
 @pytest.mark.parametrize("metric", list(Metric))
 def test_rows_cut_twice_miss_no_pair_and_what_is_left_out_counts(
-    metric: Metric, few: int, monkeypatch: pytest.MonkeyPatch
+    metric: Metric, leading: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(3)
     x, y = (rng.standard_normal((9, 96))[rng.integers(0, 9, 500)] + 0.3 * rng.standard_normal((500, 96)) for _ in "xy")
@@ -301,7 +302,7 @@ def test_rows_cut_twice_miss_no_pair_and_what_is_left_out_counts(
     x[7] = y[11] = 0
     basis = np.linalg.qr(rng.standard_normal((96, 30)))[0].astype(np.float32)  # any orthogonal one is right
     monkeypatch.setattr(within, "SAMPLE", 30)
-    monkeypatch.setattr(cut, "chosen", lambda *args, **options: cut.Cut(basis, few))
+    monkeypatch.setattr(cut, "chosen", lambda *args, **options: cut.Cut(basis, leading))
     every = np.stack([metrics.distances(metric, y, row) for row in x])
     bound = float(np.nanquantile(every, 0.9 if metric is Metric.DOT else 0.1))
     search = PairsWithin(metric, Side(column(x), 500), Side(column(y), 500), bound)
@@ -311,6 +312,81 @@ def test_rows_cut_twice_miss_no_pair_and_what_is_left_out_counts(
     wanted = every >= bound if metric is Metric.DOT else every <= bound
     assert pairs >= set(zip(*(c.tolist() for c in np.nonzero(wanted)), strict=True))
     assert len(pairs) - wanted.sum() <= sum(int(f.unsure.sum()) for f in found)
+
+
+def within_bound(
+    x: NDArray[np.float32], y: NDArray[np.float32], metric: Metric, bound: float
+) -> tuple[set[tuple[int, int]], NDArray[np.bool_]]:
+    """The pairs that are found, and which there are by float64."""
+    every = np.stack([metrics.distances(metric, y.astype(np.float64), row) for row in x.astype(np.float64)])
+    search = PairsWithin(metric, Side(column(x), len(x)), Side(column(y), len(y)), bound)
+    pairs = {(int(i), int(j)) for f in search.find() for i, j in zip(f.left, f.right, strict=True)}
+    return pairs, every >= bound if metric is Metric.DOT else every <= bound
+
+
+@pytest.mark.parametrize(("short", "long"), [(1e-24, 1e6), (1e-21, 1e7), (1e-17, 1e-3), (1.0, 1.0)])
+def test_products_with_vectors_whose_squares_vanish_are_found(
+    short: float, long: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(4)
+    x, y = (rng.standard_normal((300, 96)) * size for size in (short, long))
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    basis = np.linalg.qr(rng.standard_normal((96, 20)))[0].astype(np.float32)
+    monkeypatch.setattr(within, "SAMPLE", 20)
+    bound = float(np.quantile(x.astype(np.float64) @ y.T.astype(np.float64), 0.99))
+    for leading in (5, 20):
+        monkeypatch.setattr(cut, "chosen", lambda *args, m=leading, **options: cut.Cut(basis, m))
+        pairs, wanted = within_bound(x, y, Metric.DOT, bound)
+        assert pairs >= set(zip(*(c.tolist() for c in np.nonzero(wanted)), strict=True))
+
+
+@pytest.mark.parametrize("metric", [Metric.COSINE, Metric.DOT])
+def test_sums_of_thousands_of_like_numbers_lose_no_pair(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    d, n = 4_096, 60
+    rng = np.random.default_rng(5)
+    x = np.repeat(rng.uniform(0.5, 2, (n, 1)), d, axis=1).astype(np.float32)
+    y = -np.repeat(rng.uniform(0.5, 2, (n, 1)), d, axis=1).astype(np.float32)
+    basis = np.full((d, 1), d**-0.5, np.float32)
+    monkeypatch.setattr(within, "SAMPLE", 4)
+    monkeypatch.setattr(PairsWithin, "_cut", lambda self: cut.Cut(basis, 1))
+    bound = 2.0 if metric is Metric.COSINE else float((x.astype(np.float64) @ y.T.astype(np.float64)).min())
+    pairs, wanted = within_bound(x, y, metric, bound)
+    assert pairs >= set(zip(*(c.tolist() for c in np.nonzero(wanted)), strict=True))
+    assert len(pairs) == n * n
+
+
+def test_a_pair_that_the_engine_may_let_in_is_found_with_a_cut_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    d, bound = 3_072, 0.1
+    x = rng.standard_normal((1, d))
+    x /= np.linalg.norm(x)
+    away = rng.standard_normal((200, d))
+    away -= (away @ x.T) * x
+    away /= np.linalg.norm(away, axis=1)[:, None]
+    cosines = 1 - bound + rng.uniform(-2.4e-5, 2.4e-5, 200)
+    y = (cosines[:, None] * x + np.sqrt(1 - cosines**2)[:, None] * away).astype(np.float32)
+    basis = np.linalg.qr(np.concatenate([x.T, rng.standard_normal((d, 7))], axis=1))[0].astype(np.float32)
+    found = []
+    for some in (None, cut.Cut(basis, 8)):
+        monkeypatch.setattr(PairsWithin, "_cut", lambda self, some=some: some)
+        found.append(within_bound(x.astype(np.float32), y, Metric.COSINE, bound)[0])
+    assert found[0] == found[1]
+    assert len(found[0]) == 200
+
+
+def test_each_pair_of_a_column_with_itself_is_compared_and_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(within, "LEFT", 96)
+    monkeypatch.setattr(within, "RIGHT", 130)
+    x = column(np.random.default_rng(7).standard_normal((400, 24)).astype(np.float32))
+    search = PairsWithin(Metric.COSINE, Side(x, 400), Side(x, 400), 0.5)
+    told: list[tuple[int, int]] = []
+    found = list(search.find(lambda: told.append(search.progress)))
+    pairs = [(int(i), int(j)) for f in found for i, j in zip(f.left, f.right, strict=True)]
+    assert len(pairs) == len(set(pairs))
+    assert set(pairs) == {(j, i) for i, j in pairs}
+    assert search.progress == (400 * 401 // 2, 400 * 401 // 2)
+    assert told == sorted(told)
+    assert search.cost.rows_scanned == 400 * 401 // 2
 
 
 def test_rows_are_not_expected_to_be_near_because_each_is_near_itself() -> None:

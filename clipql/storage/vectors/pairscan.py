@@ -22,8 +22,8 @@ from clipql.storage.vectors.bits import first_bit, kernel, widest_registers
 # rows and columns of a tile: six by sixteen sums take twelve of the sixteen registers of AVX2, and leave four for what
 # they are made of
 TALL, WIDE = 6, 16
-# rows that are compared with all columns before the next ones, so that they stay in the cache
-_BLOCK = 85 * TALL
+# rows that are compared with all columns before the next ones, so that they stay in the cache, and their bytes, about
+_BLOCK, _BLOCK_BYTES = 85 * TALL, 1 << 20
 Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
 _LANES = ir.VectorType(ir.FloatType(), WIDE)
@@ -70,10 +70,13 @@ BEGIN = State(0, 0, 0, 0)
 
 def side_by_side(rows: Floats) -> Floats:
     """Rows, float32 (n, k), as `Columns.first` has them."""
-    panels = -(-len(rows) // WIDE)
-    padded = np.full((panels * WIDE, rows.shape[1]), np.nan, np.float32)
-    padded[: len(rows)] = rows
-    return np.ascontiguousarray(padded.reshape(panels, WIDE, rows.shape[1]).transpose(0, 2, 1))
+    n, k = rows.shape
+    out, whole = np.empty((-(-n // WIDE), k, WIDE), np.float32), n // WIDE
+    out[:whole] = rows[: whole * WIDE].reshape(whole, WIDE, k).transpose(0, 2, 1)
+    if whole < len(out):
+        out[whole] = np.nan
+        out[whole, :, : n - whole * WIDE] = rows[whole * WIDE :].T
+    return out
 
 
 def padded(rows: Floats) -> Floats:
@@ -157,15 +160,17 @@ def _product(typingctx: Any, x: Any, y: Any, k: Any) -> Any:
 def scan(rows: Rows, columns: Columns, limits: Limits, state: State, i: Places, j: Places) -> State:
     """The places of the pairs that reach the limits, into i and j, from a state on, `BEGIN` first.
 
-    It ends where there is no room for all of a tile; all is done where the state's block is the number of rows.
+    It ends where there is no room for all of a tile; all is done where the state's block is the number of rows, those
+    of NaN among them. `second` is of the real rows alone: the others reach no limit.
     """
     n, k, more = 0, rows.first.shape[1], rows.second.shape[1]
     step, further = uint64(4 * k), uint64(4 * more)
     start, packed = uint64(rows.first.ctypes.data), uint64(columns.first.ctypes.data)
     x, y = uint64(rows.second.ctypes.data), uint64(columns.second.ctypes.data)
     block, panel, row = state.block, state.panel, state.row
+    together = min(_BLOCK, max(1, _BLOCK_BYTES // (4 * k) // TALL) * TALL)
     while block < rows.first.shape[0]:
-        end = min(block + _BLOCK, rows.first.shape[0])
+        end = min(block + together, rows.first.shape[0])
         while panel < columns.first.shape[0]:
             here = packed + uint64(panel * WIDE) * step
             while row < end:

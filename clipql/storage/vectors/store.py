@@ -144,7 +144,10 @@ class ColumnStore:
             if dtype == np.float32 and array.dtype == np.float16 and len(wanted) >= _MANY:
                 from clipql.storage.vectors.kernels import rows_as_float32  # loads the compiler
 
-                out[places] = rows_as_float32(array, wanted)
+                found = rows_as_float32(array, wanted)
+                if isinstance(places, slice):  # which are all
+                    return np.asarray(found)
+                out[places] = found
             else:
                 out[places] = array[wanted]
         return out
