@@ -35,9 +35,10 @@ def test_results_that_stand_move_nothing_though_more_are_to_come(moving: Page) -
 
 def test_the_sign_that_more_are_fetched_turns_while_they_are(moving: Page) -> None:
     held: list[Route] = []
+    holding = True
 
     def hold(route: Route) -> None:
-        if json.loads(route.request.post_data or "{}").get("offset"):
+        if holding and json.loads(route.request.post_data or "{}").get("offset"):
             held.append(route)
         else:
             route.continue_()
@@ -46,6 +47,7 @@ def test_the_sign_that_more_are_fetched_turns_while_they_are(moving: Page) -> No
     search(moving, "cat")
     moving.evaluate("scrollTo(0, document.body.scrollHeight)")
     until(moving, f"{MOVES}.includes('spinner: turn')")
+    holding = False  # for the pages after this one
     for route in held:
         route.continue_()
     until(moving, f"!{MOVES}.includes('spinner: turn')")
@@ -66,16 +68,15 @@ def test_pictures_come_in_softly_only_where_they_were_waited_for(moving: Page, l
             if (performance.now() - asked.get(target) < 200) window.soon.add(target.closest('.tile')?.dataset.id);
         }, true);
     }""")
-    if late:
-        moving.route("**/thumbnail/**", lambda route: held.append(route))
+    holding = late
+    moving.route("**/thumbnail/**", lambda route: held.append(route) if holding else route.continue_())
     search(moving, "dog")
     if late:
         meanwhile(moving, lambda: held, "pictures are asked for")
         moving.wait_for_timeout(300)  # so long that they count as late
+        holding = False  # for those that come into view next
         for route in held:
             route.continue_()
-        held.clear()
-        moving.unroute("**/thumbnail/**")
     settled(moving)
     if late:
         until(moving, "window.softly.size > 0")
