@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index import kmeans
+from clipql.index.cut import Cut
 from clipql.index.within import PairsWithin, Side
 from clipql.storage.vectors.device import Device
 from clipql.storage.vectors.metrics import Metric
@@ -77,17 +78,26 @@ class NearDuplicates:
         entries = lists[:, : self.depth].ravel()
         visits = np.argsort(entries, kind="stable")
         ends = np.searchsorted(entries[visits], np.arange(count + 1))
-        for at in range(count):
+
+        def sides(at: int) -> tuple[Side, Side]:
             ours = np.sort(order[own[at] : own[at + 1]])
             theirs = np.sort(visits[ends[at] : ends[at + 1]] // self.depth)
-            yield from self._within(self._some(ours), self._some(theirs), "lists", at, count)
+            return self._some(ours), self._some(theirs)
+
+        # the rows of a list are too few to choose for them, so all are cut as the largest one is best cut
+        largest = int(np.argmax(np.diff(own) * np.diff(ends)))
+        cut_to = PairsWithin(self.metric, *sides(largest), self.bound).best_cut()
+        for at in range(count):
+            yield from self._within(*sides(at), "lists", at, count, cut_to)
 
     def _some(self, places: NDArray[np.int64]) -> Side:
         rows = places if self.side.chosen is None else self.side.chosen[places]
         return Side(self.side.store, self.side.rows, rows)
 
-    def _within(self, left: Side, right: Side, stage: str, done: int, total: int) -> Iterator[Pairs]:
-        search = PairsWithin(self.metric, left, right, self.bound, device=self.device)
+    def _within(
+        self, left: Side, right: Side, stage: str, done: int, total: int, cut_to: Cut | None = None
+    ) -> Iterator[Pairs]:
+        search = PairsWithin(self.metric, left, right, self.bound, device=self.device, cut_to=cut_to)
 
         def check() -> None:
             self.check()

@@ -115,11 +115,22 @@ class Found:
 
 class PairsWithin:
     """The pairs of two sides whose distance is at most `bound` (for dotProduct: at least), and those so near to it that
-    rounding decides. device: for products, where there are many.
+    rounding decides. device: for products, where there are many. cut_to: what rows are cut to, where it was chosen for
+    others like them.
     """
 
-    def __init__(self, metric: Metric, left: Side, right: Side, bound: float, *, device: Device | None = None) -> None:
+    def __init__(
+        self,
+        metric: Metric,
+        left: Side,
+        right: Side,
+        bound: float,
+        *,
+        device: Device | None = None,
+        cut_to: cut.Cut | None = None,
+    ) -> None:
         self._metric, self._left, self._right, self._bound, self._device = metric, left, right, bound, device
+        self._cut_to = cut_to
         self.same = left.store is right.store and left.rows == right.rows and _equal(left.chosen, right.chosen)
         self._compared = self._candidates = 0
         self.uses_components = False
@@ -181,7 +192,7 @@ class PairsWithin:
             yield from self._by_device(self._device, rest, check)
         if not rest:
             return
-        chosen = self._cut()
+        chosen = self._cut_to or self._cut()
         self.uses_components = chosen is not None
         for part in rest:
             yield from self._by_processor(part, chosen, check)
@@ -281,11 +292,14 @@ class PairsWithin:
 
     def _cut(self) -> cut.Cut | None:
         """What rows are cut to; None where whole products cost least, or the eigenvectors more than they would save."""
-        left, right, d = len(self._left), len(self._right), self._left.store.dimension
-        if left * right < max(50 * SAMPLE**2, 20 * d * d):
-            return None
+        d = self._left.store.dimension
+        return self.best_cut() if len(self._left) * len(self._right) >= max(50 * SAMPLE**2, 20 * d * d) else None
+
+    def best_cut(self) -> cut.Cut | None:
+        """What rows are best cut to, however few pairs there are."""
         ours, theirs = (_sample(side) for side in (self._left, self._right))
-        rows_a_pair = 1 / left + 1 / min(right, RIGHT)  # left ones are prepared for each block of right ones
+        # left rows are prepared for each block of right ones
+        rows_a_pair = 1 / len(self._left) + 1 / min(len(self._right), RIGHT)
         return cut.chosen(self._metric, ours, theirs, self._least, rows_a_pair, same=self.same)
 
     def _decided(self, i: Rows, j: Rows, distances: NDArray[np.float64]) -> Iterator[Found]:
