@@ -205,7 +205,7 @@ class PairsWithin:
     def _by_processor(self, part: _Rectangle, chosen: cut.Cut | None, check: Callable[[], None]) -> Iterator[Found]:
         left, right = self._left, self._right
         places = np.empty((threads(), 2, max(PAIRS, pairscan.TALL * pairscan.WIDE)), np.int64)
-        limits = self._limits(chosen)
+        limit = self._limit(chosen)
         for b in range(part.right, part.right_end, RIGHT):
             b_end = min(part.right_end, b + RIGHT)
             theirs, squares = right.measured(b, b_end)
@@ -218,7 +218,7 @@ class PairsWithin:
                 # of a column with itself, pairs of an earlier row with a later one
                 before = max(0, a - b) // pairscan.WIDE if self.same else 0
                 later = pairscan.Columns(columns.first[before:], columns.second[before * pairscan.WIDE :])
-                for i, j in _reaching(rows, later, limits, places):
+                for i, j in _reaching(rows, later, limit, places):
                     check()
                     yield from self._of_tile(a, b, i, j + before * pairscan.WIDE, ours, theirs)
                 self._count(a, a + len(ours), b, b_end)
@@ -230,12 +230,11 @@ class PairsWithin:
         else:
             self._compared += (a_end - a) * (b_end - b)
 
-    def _limits(self, chosen: cut.Cut | None) -> pairscan.Limits:
-        """The least products of prepared rows, less what float32 may lose of them."""
+    def _limit(self, chosen: cut.Cut | None) -> np.float32:
+        """The least product of prepared rows, less what float32 may lose of it."""
         with np.errstate(over="ignore"):
             least = np.float32(self._least - cut.slack(self._left.store.dimension, chosen) * self._scale)
-        least = np.nextafter(least, np.float32(-np.inf))
-        return pairscan.Limits(least, least)
+        return np.float32(np.nextafter(least, np.float32(-np.inf)))
 
     def _by_device(self, device: Device, rest: list[_Rectangle], check: Callable[[], None]) -> Iterator[Found]:
         """The same by a device; what it has no memory for stays in `rest`."""
@@ -352,9 +351,9 @@ def _columns(rows: cut.Prepared) -> pairscan.Columns:
 
 
 def _reaching(
-    rows: cut.Prepared, columns: pairscan.Columns, limits: pairscan.Limits, places: NDArray[np.int64]
+    rows: cut.Prepared, columns: pairscan.Columns, limit: np.float32, places: NDArray[np.int64]
 ) -> Iterator[tuple[Rows, Rows]]:
-    """The places of pairs that reach the limits, piece by piece. places: int64 (cores, 2, n), overwritten each time."""
+    """The places of pairs that reach the limit, piece by piece. places: int64 (cores, 2, n), overwritten each time."""
     n = len(rows.first)
     edges = [n * core // len(places) for core in range(len(places) + 1)]
     shares = [
@@ -368,7 +367,7 @@ def _reaching(
     def work(first: int, last: int) -> None:
         for at in range(first, last):
             core = going_on[at]
-            states[core] = pairscan.scan(shares[core][1], columns, limits, states[core], *places[core])
+            states[core] = pairscan.scan(shares[core][1], columns, limit, states[core], *places[core])
 
     while going_on:
         each_core(len(going_on), work)

@@ -2,8 +2,8 @@
 in registers, so that no score of a pair is ever written to memory.
 
 Each row may have two forms, a short one and a longer one: the longer ones are multiplied only where the product of the
-short ones reaches its limit. What must stay true: a pair is found where its float32 products reach the limits, in
-whatever order they are added up; NaN reaches none.
+short ones reaches the limit. What must stay true: a pair is found where its float32 products reach the limit, in
+whatever order they are added up; NaN never does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LANES = ir.VectorType(ir.FloatType(), WIDE)
 
 class Rows(NamedTuple):
     """The rows of one side, n of them. first: float32 (TALL * t, k), NaN after the last; second: float32 (n, m), m a
-    multiple of WIDE: what is looked at where `first` reaches its limit, or (0, 0) for nothing.
+    multiple of WIDE: what is looked at where `first` reaches the limit, or (0, 0) for nothing.
     """
 
     first: Floats
@@ -45,13 +45,6 @@ class Columns(NamedTuple):
 
     first: Floats
     second: Floats
-
-
-class Limits(NamedTuple):
-    """The least products, of `first` and of `second`."""
-
-    first: np.float32
-    second: np.float32
 
 
 class State(NamedTuple):
@@ -157,11 +150,11 @@ def _product(typingctx: Any, x: Any, y: Any, k: Any) -> Any:
 
 
 @kernel
-def scan(rows: Rows, columns: Columns, limits: Limits, state: State, i: Places, j: Places) -> State:
-    """The places of the pairs that reach the limits, into i and j, from a state on, `BEGIN` first.
+def scan(rows: Rows, columns: Columns, limit: np.float32, state: State, i: Places, j: Places) -> State:
+    """The places of the pairs that reach the limit, into i and j, from a state on, `BEGIN` first.
 
     It ends where there is no room for all of a tile; all is done where the state's block is the number of rows, those
-    of NaN among them. `second` is of the real rows alone: the others reach no limit.
+    of NaN among them. `second` is of the real rows alone: the others never reach it.
     """
     n, k, more = 0, rows.first.shape[1], rows.second.shape[1]
     step, further = uint64(4 * k), uint64(4 * more)
@@ -176,17 +169,14 @@ def scan(rows: Rows, columns: Columns, limits: Limits, state: State, i: Places, 
             while row < end:
                 if n + TALL * WIDE > i.size:
                     return State(block, panel, row, n)
-                halves = _reaching(start + uint64(row) * step, here, k, np.float32(limits.first))
+                halves = _reaching(start + uint64(row) * step, here, k, np.float32(limit))
                 for half in range(2):
                     bits = halves[half]
                     while bits:
                         bit = first_bit(bits)
                         bits &= bits - 1
                         a, c = row + 4 * half + (bit >> 4), panel * WIDE + (bit & 15)
-                        if (
-                            more
-                            and not _product(x + uint64(a) * further, y + uint64(c) * further, more) >= limits.second
-                        ):
+                        if more and not _product(x + uint64(a) * further, y + uint64(c) * further, more) >= limit:
                             continue
                         i[n], j[n] = a, c
                         n += 1
@@ -199,6 +189,5 @@ def scan(rows: Rows, columns: Columns, limits: Limits, state: State, i: Places, 
 def warm() -> None:
     """Compile the scan."""
     rows = np.ones((TALL, WIDE), np.float32)
-    limits = Limits(np.float32(1), np.float32(1))
     places = np.empty((2, TALL * WIDE), np.int64)
-    scan(Rows(rows, rows), Columns(side_by_side(rows), rows), limits, BEGIN, *places)
+    scan(Rows(rows, rows), Columns(side_by_side(rows), rows), np.float32(1), BEGIN, *places)
