@@ -182,3 +182,10 @@ def processor() -> str:
         listed = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
         flags = set(listed[1].split() if listed else ()) & _FEATURES
     return " ".join([platform.machine(), *sorted(flags)])
+
+
+def saturates() -> bool:
+    """Whether the sum of two products of bytes may not fit here, and is cut to 16 bits without a word: so it is on x86
+    without VNNI."""
+    machine, *flags = processor().split()
+    return machine.lower() in ("x86_64", "amd64") and not {"avx512_vnni", "avx_vnni"} & {*flags}

@@ -3,6 +3,9 @@
 Weights have a scale for each output, which costs nothing and is nearer than one for a whole matrix; what they are
 multiplied with gets its scale as it comes. Nothing else imports onnx, but for `smoothing.py`; it is in the extra
 clipql[optimize].
+
+Where a processor cuts sums of two products to 16 bits, weights have seven bits: 2 x 255 x 64 fits, 2 x 255 x 127 does
+not, and a sum that is cut is further off than a weight that is rounded.
 """
 
 from __future__ import annotations
@@ -37,11 +40,12 @@ def check() -> None:
         ) from error
 
 
-def make(network: Path, samples: Samples, *, rows: bool = False) -> bytes:
+def make(network: Path, samples: Samples, *, rows: bool = False, narrow: bool = False) -> bytes:
     """The file of a network with its matrices in 8 bits.
 
     samples: inputs of the kind that it will get. rows: with a scale for each row of what meets a matrix, which is
-    nearer and slower than one for a batch. Raises ModelError.
+    nearer and slower than one for a batch. narrow: weights in seven bits, for a processor whose sums saturate. Raises
+    ModelError.
     """
     check()
     import onnx
@@ -54,7 +58,7 @@ def make(network: Path, samples: Samples, *, rows: bool = False) -> bytes:
             model = _prepared(onnx.load(place / "plain.onnx"), samples, place, rows=rows)
             onnx.save(model, place / "even.onnx")
             del model
-            return _quantized(place / "even.onnx", place / "small.onnx")
+            return _quantized(place / "even.onnx", place / "small.onnx", narrow=narrow)
         except ModelError:
             raise
         except Exception as error:  # those of onnx and its quantiser have no base class but this
@@ -77,10 +81,17 @@ def _prepared(model: ModelProto, samples: Samples, place: Path, *, rows: bool) -
     return smoothing.by_rows(even) if rows else even
 
 
-def _quantized(network: Path, out: Path) -> bytes:
+def _quantized(network: Path, out: Path, *, narrow: bool) -> bytes:
     from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
 
-    quantize_dynamic(network, out, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
+    quantize_dynamic(
+        network,
+        out,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        reduce_range=narrow,
+        op_types_to_quantize=["MatMul"],
+    )
     return out.read_bytes()
 
 

@@ -30,7 +30,7 @@ from clipql.storage import files
 LEAST_COSINE, LEAST_TIMES = 0.995, 1.2
 RECIPE = "1"  # in the names of files: another one makes other files
 # by kind, the fastest first: the first that is near enough is taken
-MAKERS: dict[str, Callable[[Path, int8.Samples], bytes]] = {
+MAKERS: dict[str, Callable[..., bytes]] = {  # (network, samples, *, narrow)
     forms.INT8: int8.make,
     forms.INT8_ROWS: partial(int8.make, rows=True),
 }
@@ -105,12 +105,14 @@ def why_not(trial: Trial) -> str:
 
 def _trial(model: ModelFolder, tower: Tower, kind: str, hashed: str, threads: int | None, progress: Progress) -> Trial:
     """Make a form, unless a run that was cut short has made it, and measure it."""
-    file = model.path / forms.FOLDER / f"{tower}-{kind}-{hashed[:16]}-{RECIPE}.onnx"
+    narrow = forms.saturates()
+    recipe = f"{RECIPE}-narrow" if narrow else RECIPE
+    file = model.path / forms.FOLDER / f"{tower}-{kind}-{hashed[:16]}-{recipe}.onnx"
     network = forms.source(model, tower)
     try:
         if not file.is_file() or _damaged(model, tower, file):
             progress(f"{network.name}: making {kind}")
-            files.replace(file, MAKERS[kind](network, _inputs(model, tower)))
+            files.replace(file, MAKERS[kind](network, _inputs(model, tower), narrow=narrow))
         content = file.read_bytes()
         progress(f"{network.name}: measuring {kind}")
         times, cosine = _measured(model, forms.with_file(model, tower, file), tower, threads)

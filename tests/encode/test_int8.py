@@ -107,7 +107,13 @@ def test_loud_channels_cost_less_after_each_edit(tmp_path: Path) -> None:
 
     def error(edited: onnx.ModelProto) -> float:
         onnx.save(edited, tmp_path / "even.onnx")
-        quantize_dynamic(tmp_path / "even.onnx", tmp_path / "small.onnx", per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(  # in seven bits, so that no processor cuts a sum
+            tmp_path / "even.onnx",
+            tmp_path / "small.onnx",
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            reduce_range=True,
+        )
         return float(np.linalg.norm(run(onnx.load(tmp_path / "small.onnx"), x)[0] - expected))
 
     plain, even = error(model), error(smoothed(model, x))
@@ -129,3 +135,17 @@ def test_matrices_take_a_quarter_of_the_room(tmp_path: Path) -> None:
     made = onnx.load_from_string(int8.make(tmp_path / "network.onnx", [{"x": rows()}]))
     sizes = [len(each.raw_data) for each in made.graph.initializer if list(each.dims) == [WIDTH, OUT]]
     assert sizes == [WIDTH * OUT] * 2
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_narrow_weights_leave_room_for_the_sum_of_two_products(tmp_path: Path, narrow: bool) -> None:
+    onnx.save(network(17), tmp_path / "network.onnx")
+    x = rows()
+    made = onnx.load_from_string(int8.make(tmp_path / "network.onnx", [{"x": x}], narrow=narrow))
+    weights = [numpy_helper.to_array(each) for each in made.graph.initializer if list(each.dims) == [WIDTH, OUT]]
+    assert [weight.dtype.name for weight in weights] == ["int8"] * 2
+    largest = max(int(np.abs(weight.astype(int)).max()) for weight in weights)
+    assert (2 * 255 * largest < 1 << 15) == narrow
+    if narrow:  # so it computes the same on every processor
+        [expected] = run(network(17), x)
+        assert np.linalg.norm(run(made, x)[0] - expected) < 0.05 * np.linalg.norm(expected)

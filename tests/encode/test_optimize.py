@@ -163,14 +163,14 @@ def test_a_run_that_is_cut_short_goes_on_where_it_was(
     done: list[str] = []
     maker = optimize.MAKERS[forms.INT8]
 
-    def cut(network: Path, given: Samples) -> bytes:
+    def cut(network: Path, given: Samples, *, narrow: bool) -> bytes:
         if done:
             raise KeyboardInterrupt
-        return counted(network, given)
+        return counted(network, given, narrow=narrow)
 
-    def counted(network: Path, given: Samples) -> bytes:
+    def counted(network: Path, given: Samples, *, narrow: bool) -> bytes:
         done.append(network.name)
-        return maker(network, given)
+        return maker(network, given, narrow=narrow)
 
     monkeypatch.setitem(optimize.MAKERS, forms.INT8, cut)
     with pytest.raises(KeyboardInterrupt):
@@ -182,8 +182,36 @@ def test_a_run_that_is_cut_short_goes_on_where_it_was(
     assert running(folder) == {"text": "int8", "vision": "int8"}
 
 
+@pytest.mark.parametrize(
+    ("processor", "narrow"),
+    [
+        ("x86_64 avx2", True),
+        ("x86_64 avx2 avx512bw avx512f", True),
+        ("AMD64", True),
+        ("x86_64 avx2 avx_vnni", False),
+        ("x86_64 avx2 avx512_vnni avx512bw avx512f", False),
+        ("aarch64 asimddp", False),
+    ],
+)
+def test_a_form_is_made_for_the_sums_of_the_processor_that_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, processor: str, narrow: bool
+) -> None:
+    asked: list[bool] = []
+
+    def made_for(network: Path, given: Samples, *, narrow: bool) -> bytes:
+        asked.append(narrow)
+        return network.read_bytes()
+
+    shutil.rmtree(folder / forms.FOLDER)
+    monkeypatch.setattr(optimize, "MAKERS", {forms.INT8: made_for})
+    for each in (processor, "x86_64 avx512_vnni" if narrow else "x86_64"):  # a form of the other kind is not taken over
+        monkeypatch.setattr(forms, "processor", lambda each=each: each)
+        optimize.optimize(folder, threads=1)
+    assert asked == [narrow, narrow, not narrow, not narrow]
+
+
 def test_a_network_that_cannot_be_brought_to_int8_stays_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(network: Path, given: Samples) -> bytes:
+    def fail(network: Path, given: Samples, *, narrow: bool) -> bytes:
         raise ModelError("no such operator")
 
     shutil.rmtree(folder / forms.FOLDER)
