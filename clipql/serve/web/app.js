@@ -50,10 +50,19 @@ let sqlSeen = false;
 
 let opening = null; // the newest dialog that is being opened
 
-/** Opens a dialog of a part that may still have to be fetched: of several that were asked for meanwhile, the newest. */
+/**
+ * Opens a dialog of a part that may still have to be fetched: of several that were asked for meanwhile, the newest. The
+ * server may ask for its token meanwhile; then it opens once that is given.
+ */
 const opens = (part, open) => () => {
   const mine = (opening = Symbol('dialog'));
-  return part((module) => mine === opening && !document.querySelector('dialog[open]') && open(module));
+  const go = (module) => {
+    const other = document.querySelector('dialog[open]');
+    if (mine !== opening) return;
+    if (!other) open(module);
+    else if (other.matches('.asks-token')) other.addEventListener('close', () => other.returnValue && go(module), { once: true });
+  };
+  return part(go);
 };
 
 function pickWith(use) {

@@ -168,12 +168,12 @@ export function askToken(why) {
     const dialog = openDialog(
       'This server needs a token',
       [el('p', {}, TOKEN_IS[why]), form],
-      { leaves: false, onclose: () => resolve(given) },
+      { style: 'middle asks-token', leaves: false, onclose: () => resolve(given) },
     );
     form.addEventListener('submit', (event) => {
       event.preventDefault();
       given = field.value.trim() || null;
-      dialog.close();
+      dialog.close(given === null ? '' : 'given');
     });
     field.focus();
   });

@@ -100,6 +100,33 @@ def test_what_was_refused_late_is_asked_again_with_the_token_given_meanwhile(doo
     expect(page.get_by_role("dialog")).to_have_count(1)  # that of the facets
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_what_is_pressed_before_a_token_is_asked_for_opens_when_it_is_given(
+    door: tuple[Page, Door], given: bool
+) -> None:
+    page, at = door
+    give(page, TOKEN)
+    settled(page)
+    held: list[Route] = []
+    page.route("**/facets.js*", lambda route: held.append(route))
+    page.get_by_role("button", name="Facets").click()
+    meanwhile(page, lambda: held, "the part is asked for")
+    at.token = "another"
+    page.get_by_label("Describe a picture").fill("cat")
+    expect(page.get_by_role("textbox", name="Token")).to_be_visible()
+    with page.expect_response("**/facets.js*"):
+        held[0].continue_()
+    painted(page)
+    expect(page.get_by_role("dialog")).to_have_count(1)  # that of the token
+    if given:
+        give(page, "another")
+        expect(page.get_by_text("rows match")).to_be_visible()
+    else:
+        page.keyboard.press("Escape")
+        expect(page.locator("#notice")).to_contain_text("This server asks for a token.")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+
+
 def test_whoever_says_no_is_left_alone_until_they_ask(door: tuple[Page, Door]) -> None:
     page, _ = door
     expect(page.get_by_role("textbox", name="Token")).to_be_focused()
