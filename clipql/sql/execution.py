@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
 from clipql.errors import DatabaseDamaged, QueryCancelled, QueryError
 from clipql.index.base import Candidates, Cost
@@ -26,6 +25,7 @@ from clipql.sql.constants import with_clause
 from clipql.sql.filters import FilterMemory
 from clipql.sql.harmless import settings_allow
 from clipql.sql.plan import ALIAS_COST, FEW_OF_RANGE, LARGEST_RANGE, MOST_DISTANCES, Plan
+from clipql.sql.row_arrays import INLINE, by_row, in_set, known_rows, one_array
 from clipql.sql.rowwise import LAZY
 from clipql.sql.work import NO_COST, Direct, Step, Work
 from clipql.syntax.edits import Edit, edited
@@ -34,7 +34,6 @@ from clipql.syntax.scopes import Scope
 from clipql.tables.registry import FUNCTION, ROW, Registry
 from clipql.tables.rowfile import RowFiles
 
-INLINE = 1_000
 # with a larger share of the rows, a distance is looked up by a row's number and not searched for
 SPARSE = 20
 # clauses of SELECTs whose rows are not the table's, and words of an ORDER BY or LIMIT that no key may be added to
@@ -260,18 +259,11 @@ class Execution:
         """An array of numbers as SQL: written out when short, read from a table of ours when long."""
         if len(values) <= INLINE:
             return "[" + ",".join(map(repr, values.tolist())) + "]"
-        name = self._work.name("array")
-        ends = arrow_numbers(np.array([0, len(values)], np.int32))
-        self._work.tables[name] = pa.table({"a": pa.ListArray.from_arrays(ends, arrow_numbers(values))})
-        return f"assumeNotNull((SELECT a FROM Python({name})))"
+        return f"assumeNotNull((SELECT d FROM Python({self._work.keep('array', one_array(values))})))"
 
     def _set(self, values: NDArray[Any], array: str) -> str:
         """The same for IN, which takes no array from a table."""
-        if len(values) <= INLINE:
-            return array
-        name = self._work.name("set")
-        self._work.tables[name] = pa.table({"a": arrow_numbers(values)})
-        return f"(SELECT a FROM Python({name}))"
+        return array if len(values) <= INLINE else in_set(values, partial(self._work.keep, "set"))
 
     def _looked_up(self, call: Call, found: Candidates, numbers: str) -> str:
         """The distance of a call as an expression over the row number."""
@@ -320,7 +312,7 @@ class Execution:
                 texts[call.same] = self._all_distances(call)
         edits = [(c.start, c.end, texts[c.same]) for c in select.calls if self._may_replace(c) or names]
         edits += [(end, end, f" AS {quote_name(name)}") for end, name in names.items()]
-        edits += self._pages()
+        edits += self._pages() + known_rows(select.scope, select.qualifier_sql, select.table.rows)
         self._work.edit(edits)
         scanned = select.table.rows * len(texts)
         self._step("distances", why, Cost(rows_scanned=scanned, seconds={"scan": time.perf_counter() - began}))
@@ -345,11 +337,7 @@ class Execution:
         vector = self._plan.vectors[select.calls.index(call)]
         store = self._registry.store(select.table, call.column)
         values = Scan([Term(store, call.metric, vector.values)], select.table.rows).all()
-        name = self._work.name("distances")
-        self._work.tables[name] = pa.table(
-            {"d": pa.ListArray.from_arrays(arrow_numbers(np.array([0, len(values)], np.int32)), arrow_numbers(values))}
-        )
-        text = f"assumeNotNull((SELECT d FROM Python({name}))[{select.qualifier_sql}{ROW} + 1])"
+        text = by_row(self._work.keep("distances", one_array(values)), select.qualifier_sql)
         return text if vector.narrow_for(call.metric) else f"toFloat64({text})"
 
     def _item_names(self) -> dict[int, str]:

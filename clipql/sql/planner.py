@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from clipql.brief import Brief
 from clipql.encode.service import Batch, Encoders
+from clipql.engine.quoting import quote_name
 from clipql.errors import QueryCancelled, QueryError, VectorError
 from clipql.index.base import Candidates
 from clipql.sql import components, direct, range_joins, rowwise
@@ -36,6 +37,7 @@ from clipql.sql.prepared import Asked, Repeats, prepare
 from clipql.sql.range_joins import RangeJoinPlan, plan_range_join, recognise_range_join
 from clipql.sql.range_pairs import RangePairs, with_vectors
 from clipql.sql.recognise import VectorSelect, recognise
+from clipql.sql.row_arrays import RowArrays, known_rows
 from clipql.sql.rowwise import RowDistances
 from clipql.sql.settings import SearchOptions
 from clipql.sql.untouched import Untouched, untouched
@@ -133,7 +135,7 @@ class Planner:
             if moved:
                 work.edit(moved)
                 scope = selects[at]
-            if options.plan and self._by_row(scope, work):
+            if options.plan and self._by_row(scope, constants, work):
                 scope = selects[at]
             join = self._nearest_join(scope, work) if options.plan else None
             if join:
@@ -183,11 +185,17 @@ class Planner:
         work.edit(edits)
         return bool(found)
 
-    def _by_row(self, scope: Scope, work: Work) -> bool:
+    def _by_row(self, scope: Scope, constants: Constants, work: Work) -> bool:
         """Have the distances of two columns of a row computed in blocks; whether the statement was edited for that."""
         found = rowwise.row_distances(scope, self._registry.find)
-        changed = rowwise.edits(found, scope, self._registry, work.params) if found else []
-        if found and changed:
+        if found is None:
+            return False
+        table = found.table
+        arrays = RowArrays(self._registry, table, constants, partial(work.keep, "numbers")) if found.of_all else None
+        changed = rowwise.edits(found, scope, self._registry, work.params, arrays)
+        if changed and arrays and arrays.used:
+            changed += known_rows(scope, f"{quote_name(found.calls[0].source.qualifier)}.", table.rows)
+        if changed:
             work.edit(changed)
             work.steps.append(Step(found, found.kind, found.why))
         return bool(changed)

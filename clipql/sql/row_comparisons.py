@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +32,8 @@ from clipql.tables.registry import Registry
 _EXACT = {"arrayMin", "arrayMax", "LinfNorm", "normLinf", "cityHash64", "uniqExact", "length", "notEmpty", "empty"}
 # aggregates that give one of the numbers, and those whose rounding is any order's
 _PICKS = re.compile(r"(min|max|any|first|last|arg|quantile|median|group|topK|lead|lag|nth)", re.IGNORECASE)
+_SUMS = 2.0**-22  # of a constant that is added, in float32, once by us and once by ClickHouse
+_TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _BLURS = re.compile(r"(avg|sum|count|var|std|corr|covar|skew|kurt)", re.IGNORECASE)
 
 
@@ -51,7 +53,33 @@ class RowCall:
     end: int
 
 
-def conditions(scope: Scope, calls: Sequence[RowCall], texts: Mapping[RowCall, str], registry: Registry) -> list[Edit]:
+@dataclass(frozen=True)
+class Compared:
+    """A weighted sum of numbers, compared with constants, by tokens.
+
+    numbers: the weights and the calls; sign: of a comparison whose left side the sum is, or BETWEEN; bounds: the
+    constants, as they are written; own: the comparison as ClickHouse computes it, which decides within the slack.
+    """
+
+    constant: float
+    numbers: tuple[tuple[float, RowCall], ...]
+    sign: str
+    bounds: tuple[str, ...]
+    slack: float
+    own: str
+
+
+# gives the text for a comparison of numbers that are at hand; None where it has to be made of their own texts
+Decide = Callable[[Compared], "str | None"]
+
+
+def conditions(
+    scope: Scope,
+    calls: Sequence[RowCall],
+    texts: Mapping[RowCall, str],
+    registry: Registry,
+    decide: Decide = lambda compared: None,
+) -> list[Edit]:
     """The edits of conditions that compare a distance: where float32 could decide, ClickHouse computes it."""
     found: list[Edit] = []
     places = {c.first: (i, c.last) for i, c in enumerate(calls)}
@@ -68,8 +96,40 @@ def conditions(scope: Scope, calls: Sequence[RowCall], texts: Mapping[RowCall, s
         if not slack:
             continue  # the same as ClickHouse's to the last bit
         others = [side for side, of in zip(sides, forms, strict=True) if of is not form]
-        found.append(_decided(scope, (first, last), (sides[forms.index(form)], *others), calls, texts, slack))
+        left = forms.index(form) == 0
+        compared = _with_constants(scope, (first, last), others, form, calls, slack, left=left)
+        text = decide(compared) if compared else None
+        if text is not None:
+            found.append((scope.tokens[first].start, scope.tokens[last - 1].end, text))
+        else:
+            found.append(_decided(scope, (first, last), (sides[forms.index(form)], *others), calls, texts, slack))
     return found
+
+
+def _with_constants(
+    scope: Scope,
+    place: tuple[int, int],
+    others: Sequence[tuple[int, int]],
+    form: Affine,
+    calls: Sequence[RowCall],
+    slack: float,
+    *,
+    left: bool,
+) -> Compared | None:
+    """A comparison of a sum by its first and last token, where all it is compared with are constants."""
+    tokens = scope.tokens
+    sign = next((t.text for t in tokens[slice(*place)] if t.text in _TURNED), "BETWEEN" if len(others) == 2 else "")
+    if not sign or not all(_is_constant(tokens[a:b]) for a, b in others) or (sign == "BETWEEN" and not left):
+        return None
+    start, end = tokens[place[0]].start, tokens[place[1] - 1].end
+    return Compared(
+        form.constant,
+        tuple((weight, calls[i]) for i, weight in form.weights.items()),
+        sign if left else _TURNED[sign],
+        tuple(scope.text_of(*side) for side in others),
+        slack,
+        edited(scope.text, spelled_out(scope, *place, calls), start, end),
+    )
 
 
 def _compared(scope: Scope) -> list[tuple[int, int]]:
@@ -219,7 +279,8 @@ def spelled_out(scope: Scope, first: int, last: int, calls: Sequence[Placed]) ->
 
 def _slack(form: Affine, calls: Sequence[RowCall], registry: Registry) -> float:
     """How far a sum of distances may be off by the rounding of float32, in ours or ClickHouse's."""
-    return sum(abs(weight) * _off(calls[i], registry) for i, weight in form.weights.items())
+    off = sum(abs(weight) * _off(calls[i], registry) for i, weight in form.weights.items())
+    return off + abs(form.constant) * _SUMS if off else 0.0
 
 
 def _off(call: RowCall, registry: Registry) -> float:

@@ -11,7 +11,7 @@ float32 could decide, ClickHouse computes it itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
 from clipql.sql.calls import FindTable, Source, column_named, find_sources, has_outer_join
 from clipql.sql.plan import NOT_CHOSEN
+from clipql.sql.row_arrays import RowArrays, reads_all
 from clipql.sql.row_comparisons import RowCall, bounded, conditions, is_inside, own_near
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.storage.vectors.metrics import metric_named
@@ -44,6 +45,8 @@ _OF_LENGTH = {"length": "", "notEmpty": " > 0", "empty": " = 0"}
 # of the vectors of a group, by the type of the numbers of the array; and the most rows that may be named for one
 _OF_GROUP = {"sumForEach": "Float64", "avgForEach": "Float64", "minForEach": "Float32", "maxForEach": "Float32"}
 MOST_GROUPED = 1 << 26
+# what gives the expression for a number, by its function, handles and qualifier
+LookedUp = Callable[[str, Sequence[str], str], str]
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +57,7 @@ class RowDistances:
     kind: str = "numbers of rows"
     why: str = "a distance of two columns of one row, or a function of one column"
     chosen: Chosen = NOT_CHOSEN
+    of_all: bool = False  # whether all rows of the table are read, so that their numbers are computed at once
 
     def __repr__(self) -> str:
         return f"RowDistances({self.searched}, why={short(self.why)})"
@@ -92,7 +96,7 @@ def row_distances(scope: Scope, find: FindTable) -> RowDistances | None:
     names = {name for c in found for name in (c.source.qualifier, *(column.name for column in c.columns))}
     if names & scope.inner_names:
         return None
-    return RowDistances(found) if found else None
+    return RowDistances(found, of_all=reads_all(scope, found)) if found else None
 
 
 def in_statement(tokens: Sequence[Token], table: Table, calls: Sequence[FunctionCall]) -> RowDistances | None:
@@ -163,7 +167,7 @@ def _tells(tokens: Sequence[Token], call: FunctionCall) -> bool:
     return call.name in _TELLING and (call.name != "count" or tokens[first].upper == "DISTINCT")
 
 
-def computed(call: RowCall, registry: Registry, qualifier: str) -> str:
+def computed(call: RowCall, registry: Registry, qualifier: str, looked_up: LookedUp = looked_up) -> str:
     """The expression that gives the number of a call. qualifier: of the row's number, with its dot."""
     handles = [registry.handle(call.source.table, c) for c in call.columns]
     if call.function == _DISTINCT:
@@ -178,11 +182,17 @@ def computed(call: RowCall, registry: Registry, qualifier: str) -> str:
     return looked_up(call.function, handles, qualifier)
 
 
-def edits(found: RowDistances, scope: Scope, registry: Registry, params: Mapping[str, Any]) -> list[Edit]:
-    """The edits that have a SELECT look its distances up. Raises QueryError where its names cannot be told."""
+def edits(
+    found: RowDistances, scope: Scope, registry: Registry, params: Mapping[str, Any], arrays: RowArrays | None = None
+) -> list[Edit]:
+    """The edits that have a SELECT look its distances up. arrays: for the numbers of all rows, where all are read.
+
+    Raises QueryError where its names cannot be told.
+    """
     bounds = bounded(scope, found.calls, registry)
     planned = [c for c in found.calls if bounds.get(c, True)]
-    texts = {c: computed(c, registry, quote_name(c.source.qualifier) + ".") for c in planned}
+    lookup = arrays.looked_up if arrays else looked_up
+    texts = _Texts(lambda call: computed(call, registry, f"{quote_name(call.source.qualifier)}.", lookup))
     for call, bound in bounds.items():
         if bound:
             texts[call] = own_near(scope, call, bound, texts[call], registry)
@@ -195,11 +205,24 @@ def edits(found: RowDistances, scope: Scope, registry: Registry, params: Mapping
     names = item_names(scope, registry, params) if unnamed else {}
     left = [] if names or not unnamed else unnamed  # names that cannot be told must not change
     changed = [c for c in planned if not any(first <= c.first < last for first, last in left)]
-    result = conditions(scope, changed, texts, registry)
+    decide = (arrays.decide,) if arrays else ()
+    result = conditions(scope, changed, texts, registry, *decide)
     inside = [(a, b) for a, b, _ in result]
     result += [(c.start, c.end, texts[c]) for c in changed if not any(a <= c.start < b for a, b in inside)]
     ends = {scope.tokens[last - 1].end for _, last in unnamed}
     return result + [(end, end, f" AS {quote_name(name)}") for end, name in names.items() if end in ends]
+
+
+class _Texts(dict[RowCall, str]):
+    """What stands for each call, made when it is asked for."""
+
+    def __init__(self, made: Callable[[RowCall], str]) -> None:
+        super().__init__()
+        self._made = made
+
+    def __missing__(self, call: RowCall) -> str:
+        self[call] = self._made(call)
+        return self[call]
 
 
 def lazily(sql: str) -> list[Edit]:

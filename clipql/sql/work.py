@@ -59,3 +59,9 @@ class Work:
 
     def name(self, kind: str) -> str:
         return f"clipql_{kind}_{len(self.params) + len(self.tables)}"
+
+    def keep(self, kind: str, table: pa.Table) -> str:
+        """Have the text refer to a table; by the name that this returns."""
+        name = self.name(kind)
+        self.tables[name] = table
+        return name

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ SHIFT = 10
 BLOCK = 1 << SHIFT
 # blocks computed at once where rows are read in a run, and numbers that are held in all, of at most 8 bytes
 RUN, HELD = 64, 1 << 24
+WHOLE = 256 * BLOCK  # rows that are computed at once where all are asked for
 # rows of a group from which a core more adds them up
 GROUP = 4_096
 # rows of a head that are multiplied at once, and the multiplications a row from which a product has all cores
@@ -115,6 +116,28 @@ class Computed:
             pass
         return bytes(self._missing(name, row, whole=True))
 
+    def all(self, name: str, rows: int, check: Callable[[], None]) -> NDArray[Any]:
+        """The numbers of the first rows, of which there is one at least. check: called between blocks, and raises what
+        is to stop it.
+
+        Raises ClipqlError where it has no such name, and IndexError beyond the last row.
+        """
+        pieces = list[NDArray[Any]]()
+        for first in range(0, rows, WHOLE):
+            check()
+            last = min(first + WHOLE, rows)
+            with self._lock:
+                numbers = self._numbers(name)
+                if last > self._rows(numbers):
+                    raise IndexError(f"row {last - 1:,} of {self._rows(numbers):,}")
+                piece = self._at_hand(numbers, first, last)
+                if piece is None:
+                    piece = self._between(numbers, first, last)
+                    if rows <= HELD:
+                        self._hold(numbers, first >> SHIFT, piece)
+            pieces.append(piece)
+        return np.concatenate(pieces)
+
     def keep(self, head: Head) -> Head:
         """Know a head by its name for as long as whoever asks holds what this returns."""
         with self._lock:
@@ -157,21 +180,8 @@ class Computed:
 
     def _missing(self, name: str, row: int, *, whole: bool = False) -> Any:
         with self._lock:
-            numbers = self._known.get(name)
-            if numbers is None:
-                function, *handles = name.split(" ")
-                if any(h not in self._stores for h in handles):
-                    raise ClipqlError(f"there is no vector column for {name}: was its table dropped?")
-                head = self._heads.get(function)
-                if head is None and function.startswith("head:"):
-                    raise ClipqlError(f"{function} is of a statement that has ended")
-                numbers = self._known[name] = _Numbers(function, handles, head)
-                self.blocks[name] = numbers.blocks
-            rows = min(self._stores[h].rows for h in numbers.handles)
-            # None where no row has a vector yet
-            lengths = {d for h in numbers.handles if rows and (d := self._stores[h].dimension)}
-            if len(lengths) > 1:
-                raise ClipqlError(f"{numbers.function} of vectors of {' and '.join(map(str, sorted(lengths)))} numbers")
+            numbers = self._numbers(name)
+            rows = self._rows(numbers)
             if row == 0 == rows:  # as DDL tries a function out
                 return b"" if whole else 0
             there = self._stores[numbers.handles[0]].there if whole else None
@@ -188,6 +198,46 @@ class Computed:
                     held = self._run(numbers, at, rows)
             return held[place : place + numbers.items].tobytes() if whole else held[place]
 
+    def _numbers(self, name: str) -> _Numbers:
+        """Those of a name, known from now on. Raises ClipqlError where there are none of it."""
+        numbers = self._known.get(name)
+        if numbers is None:
+            function, *handles = name.split(" ")
+            if any(h not in self._stores for h in handles):
+                raise ClipqlError(f"there is no vector column for {name}: was its table dropped?")
+            head = self._heads.get(function)
+            if head is None and function.startswith("head:"):
+                raise ClipqlError(f"{function} is of a statement that has ended")
+            numbers = self._known[name] = _Numbers(function, handles, head)
+            self.blocks[name] = numbers.blocks
+        return numbers
+
+    def _rows(self, numbers: _Numbers) -> int:
+        """Of how many rows there are such numbers. Raises ClipqlError for vectors of several lengths."""
+        rows = min(self._stores[h].rows for h in numbers.handles)
+        # None where no row has a vector yet
+        lengths = {d for h in numbers.handles if rows and (d := self._stores[h].dimension)}
+        if len(lengths) > 1:
+            raise ClipqlError(f"{numbers.function} of vectors of {' and '.join(map(str, sorted(lengths)))} numbers")
+        return rows
+
+    @staticmethod
+    def _at_hand(numbers: _Numbers, first: int, last: int) -> NDArray[Any] | None:
+        """The numbers of rows [first, last), if they were computed before; first is the first row of a block."""
+        blocks = [numbers.blocks.get(block) for block in range(first >> SHIFT, -(-last >> SHIFT))]
+        known = [np.asarray(block) for block in blocks if block is not None]
+        if len(known) < len(blocks) or sum(map(len, known)) < last - first:
+            return None
+        return np.concatenate(known)[: last - first]
+
+    def _hold(self, numbers: _Numbers, at: int, found: NDArray[Any]) -> None:
+        """Have the numbers of some rows at hand, from the first row of a block on."""
+        count = -(-len(found) // (BLOCK * numbers.items))
+        self._make_room(count * numbers.items)
+        for block in range(count):
+            first = block * BLOCK * numbers.items
+            numbers.blocks[at + block] = found.data[first : first + BLOCK * numbers.items]
+
     def _run(self, numbers: _Numbers, at: int, rows: int) -> memoryview:
         """Compute a block, and more and more of those after it where blocks are asked for one after the other."""
         head = numbers.head() if numbers.head else None
@@ -195,11 +245,8 @@ class Computed:
         end, most = at + 1, min(2 * numbers.runs.pop(at, 0), max(1, run // numbers.items))
         while end < at + most and end << SHIFT < rows and end not in numbers.blocks:
             end += 1
-        self._make_room((end - at) * numbers.items)
-        found = self._between(numbers, at << SHIFT, min(end << SHIFT, rows)).data
+        self._hold(numbers, at, self._between(numbers, at << SHIFT, min(end << SHIFT, rows)))
         for block in range(at, end):
-            first = ((block - at) << SHIFT) * numbers.items
-            numbers.blocks[block] = found[first : first + BLOCK * numbers.items]
             numbers.computed[block] = numbers.computed.get(block, 0) + 1
         numbers.runs[end] = end - at
         return numbers.blocks[at]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+import random
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ import pytest
 
 import clipql
 from clipql.errors import QueryError
+from clipql.index import flat
+from clipql.sql import plan
 from clipql.storage.vectors import metrics, rowwise
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables import computed
@@ -113,9 +117,134 @@ def agree(db: clipql.Database, statement: str) -> list[str]:
     return [s.kind for s in planned.stats.searches]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("statement", STATEMENTS)
-def test_distances_of_rows_are_those_of_clickhouse(db: clipql.Database, statement: str) -> None:
+def test_distances_of_rows_are_those_of_clickhouse(
+    db: clipql.Database, statement: str, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not at_once:
+        monkeypatch.setattr(plan, "SMALL_TABLE", ROWS + 1)
     assert "numbers of rows" in agree(db, statement)
+
+
+AT_ONCE = [  # (statement, whether the numbers of all rows are needed)
+    ("SELECT avg(cosineDistance(a, b)) FROM t", True),
+    ("SELECT id, L2Distance(a, c) AS d FROM t WHERE d < 2 AND L2Norm(a) BETWEEN 1 AND 3 ORDER BY id", True),
+    ("SELECT id FROM t WHERE cosineDistance(a, b) < 0.3 OR id = 7 ORDER BY id", True),
+    ("SELECT id FROM t ORDER BY L2Distance(a, b), id LIMIT 3", True),
+    ("SELECT d > 1 AS far, count() FROM (SELECT L2Distance(a, b) AS d FROM t) GROUP BY far ORDER BY far", True),
+    ("SELECT k, max(L2Distance(a, b)) AS m FROM t GROUP BY k ORDER BY k LIMIT 2", True),
+    ("SELECT cosineDistance(a, b) FROM t LIMIT 3", False),
+    ("SELECT cosineDistance(a, b) FROM t ORDER BY id LIMIT 3", False),
+    ("SELECT cosineDistance(a, b) FROM t WHERE id = 3", False),
+    ("SELECT count() FROM t WHERE cosineDistance(a, b) < 0.3 AND id < 100", False),
+    ("SELECT count() FROM t PREWHERE id < 100 WHERE cosineDistance(a, b) < 0.3", False),
+    ("SELECT d FROM (SELECT id, cosineDistance(a, b) AS d FROM t) WHERE id = 3", False),
+    ("SELECT cosineDistance(t.a, t.b) FROM t INNER JOIN names AS n ON n.id = t.id ORDER BY t.id", False),
+]
+
+
+@pytest.mark.parametrize(("statement", "whole"), AT_ONCE)
+def test_numbers_of_all_rows_are_computed_at_once_where_all_are_needed(
+    db: clipql.Database, statement: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = db.registry.computed
+    asked, at_once = list[str](), ours.all
+    monkeypatch.setattr(ours, "all", lambda name, *rest: (asked.append(name), at_once(name, *rest))[1])
+    agree(db, statement)
+    assert bool(asked) == whole
+
+
+@pytest.fixture(scope="module")
+def whole(db: clipql.Database) -> clipql.Database:
+    """With a table of small whole numbers, so that many distances are the same and many bounds are met exactly."""
+    rng = np.random.default_rng(1)
+    a = rng.integers(-3, 4, (1_500, 6)).astype(float)
+    b = a + rng.integers(-1, 2, a.shape)
+    b[::13] = 0
+    a[::17] *= 1e3
+    db.sql("CREATE TABLE w (id UInt32, k UInt8, a Array(Float32), b Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    rows = (f"({i}, {i % 5}, {a[i].tolist()}, {b[i].tolist()})" for i in range(len(a)))
+    db.sql("INSERT INTO w VALUES " + ", ".join(rows))
+    db.sql("DELETE FROM w WHERE id % 11 = 3")
+    return db
+
+
+NUMBERS = (
+    "cosineDistance(a, b)", "L2Distance(a, b)", "dotProduct(a, b)", "L2SquaredDistance(b, a)", "L1Distance(a, b)",
+    "LinfDistance(a, b)", "L2Norm(a)", "L1Norm(b)", "arraySum(b)", "arrayAvg(a)", "arrayMax(a)",
+)  # fmt: skip
+SUMS: dict[str, Callable[[float], float]] = {
+    "{}": lambda v: v, "1 - {}": lambda v: 1 - v, "2 * {}": lambda v: 2 * v, "-{}": lambda v: -v,
+    "1000 - {}": lambda v: 1000 - v, "100.25 - {}": lambda v: 100.25 - v,
+}  # fmt: skip
+ASKED = (
+    "SELECT id FROM w WHERE {} ORDER BY id",
+    "SELECT id FROM w WHERE NOT ({}) OR id = 5 ORDER BY id",
+    "SELECT countIf({0}), sum(({0}) * id) FROM w",
+    "SELECT id, {} AS met FROM w ORDER BY id",
+    "SELECT k, count() FROM w WHERE ({}) AND L2Norm(b) > 2 GROUP BY k ORDER BY k",
+)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_bound_that_a_number_meets_exactly_decides_as_in_clickhouse(whole: clipql.Database, number: str) -> None:
+    luck = random.Random(number)
+    sql = f"SELECT {number} AS d FROM w WHERE id % 50 = 1 AND NOT isNaN(d) SETTINGS vector_plan = 0"
+    there = [row[0] for row in whole.sql(sql).rows]
+    for asked in ASKED:
+        written, of = luck.choice([*SUMS.items()])
+        bound = of(luck.choice(there))
+        text = luck.choice([repr(bound), repr(round(bound, 3)), "{p:Float64}", "{p:Float32}"])
+        left = written.format(number)
+        signs = [f"{left} {sign} {text}" for sign in ("<", "<=", ">", ">=", "=", "!=")]
+        condition = luck.choice([*signs, f"{text} <= {left}", f"{left} BETWEEN {text} AND {bound + 2!r}"])
+        statement = asked.format(condition)
+        planned = whole.sql(statement, p=bound)
+        alone = whole.sql(f"{statement} SETTINGS vector_plan = 0", p=bound)
+        assert planned.arrow().schema == alone.arrow().schema
+        assert planned.rows == alone.rows, statement
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SELECT count(), min(L2Distance(a, b)) FROM grows", (2_000, 1.0)),
+        ("SELECT count() FROM grows WHERE L2Distance(a, b) < 3", (1_000,)),
+        ("SELECT countIf(L2Distance(a, b) >= 3), count() FROM grows AS g", (1_000, 2_000)),
+        ("SELECT count(), min(L2Distance(a, [0., 0.])) FROM grows", (2_000, 1.0)),
+        ("SELECT count(), max(L2Distance(a, [0., 0.])) FROM grows PREWHERE id % 2 = 0 WHERE id >= 0", (1_000, 1.0)),
+    ],
+)
+def test_rows_that_come_while_a_statement_runs_have_no_numbers_of_others(
+    db: clipql.Database, statement: str, expected: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.sql("CREATE TABLE grows (id UInt32, a Array(Float32), b Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    more = "INSERT INTO grows SELECT number, [1 + number % 2, 0], [number % 2 * -2, 0] FROM numbers({}, 2000)"
+    db.sql(more.format(0))
+    come: list[str] = []
+
+    def then_more(compute: Callable[..., Any]) -> Callable[..., Any]:
+        def both(*given: Any) -> Any:
+            found = compute(*given)
+            if not come:
+                come.append(more.format(2_000))
+                writer = threading.Thread(target=db.sql, args=come)
+                writer.start()
+                writer.join()
+            return found
+
+        return both
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(db.registry.computed, "all", then_more(db.registry.computed.all))
+            patch.setattr(flat.Scan, "all", then_more(flat.Scan.all))
+            assert db.sql(statement).rows == [expected]
+        assert come
+        assert db.sql("SELECT count() FROM grows").rows == [(4_000,)]
+    finally:
+        db.sql("DROP TABLE grows")
 
 
 @pytest.mark.parametrize("statement", [s for s in STATEMENTS if "ForEach" in s])
@@ -207,10 +336,10 @@ def test_definitions_keep_their_words(db: clipql.Database) -> None:
 
 def test_a_delete_is_left_to_clickhouse_where_nothing_is_to_be_planned(db: clipql.Database) -> None:
     left = []
-    for plan in (0, 1):
+    for planned in (0, 1):
         db.sql("CREATE TABLE copy AS SELECT * FROM t")
         try:
-            db.sql(f"SET vector_plan = {plan}")
+            db.sql(f"SET vector_plan = {planned}")
             db.sql("DELETE FROM copy WHERE cosineDistance(a, b) < 0.2 OR L2Norm(c) > 3")
             left.append(db.sql("SELECT id FROM copy ORDER BY id").rows)
         finally:
@@ -232,18 +361,21 @@ def test_rows_that_are_named_in_a_table_of_ours_leave_nothing_behind(db: clipql.
 
 
 @pytest.mark.parametrize(
-    "statement",
+    ("statement", "at_once"),
     [
-        "SELECT avg(cosineDistance(a, b)) FROM t",
-        "DELETE FROM t WHERE cosineDistance(a, b) < 0.1",
-        "ALTER TABLE t UPDATE score = cosineDistance(a, b) WHERE k = 1",
+        ("SELECT avg(cosineDistance(a, b)) FROM t", True),
+        ("SELECT avg(cosineDistance(a, b)) FROM t WHERE id > 3", False),
+        ("DELETE FROM t WHERE cosineDistance(a, b) < 0.1", True),
+        ("ALTER TABLE t UPDATE score = cosineDistance(a, b) WHERE k = 1", False),
     ],
 )
-def test_explain_tells_how_distances_of_rows_are_computed(db: clipql.Database, statement: str) -> None:
+def test_explain_tells_how_distances_of_rows_are_computed(db: clipql.Database, statement: str, at_once: bool) -> None:
     told = [row[0] for row in db.sql("EXPLAIN " + statement).rows]
     assert told[0] == "Numbers of the vectors of each row"
     assert f"  cosineDistance(a, b) of default.t ({ROWS:,} rows)" in told
-    assert told[-1] == "  speed: about 2,000,000 rows of two vectors of 512 numbers a second"
+    assert ("  all at once" in told) == at_once
+    speed = "5,000,000" if at_once else "2,000,000"
+    assert told[-1] == f"  speed: about {speed} rows of two vectors of 512 numbers a second"
 
 
 @pytest.mark.parametrize("metric", list(Metric))
