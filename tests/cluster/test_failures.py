@@ -27,9 +27,9 @@ from clipql.errors import (
 )
 from tests.cluster.fixtures import QUERY, STATEMENTS, asking, count, process, state
 from tests.cluster.machines import Machines
+from tests.fake_encoder import FakeEncoder
 from tests.parts import make_part
 from tests.patience import LAST_NET_SECONDS, until
-from tests.standin import StandIn
 
 
 def test_a_killed_process_is_not_noticed_by_queries(db: ClusterDatabase) -> None:
@@ -92,8 +92,8 @@ def test_texts_and_pictures_are_encoded_by_a_pool_in_their_order(db: ClusterData
     for i in range(7):
         Image.new("RGB", (8 + i, 8), (40 * i, 9, 9)).save(tmp_path / f"{i}.png")
     (tmp_path / "3.png").write_bytes(b"no picture")
-    paths, texts, alone = [tmp_path / f"{i}.png" for i in range(7)], [f"text {i}" for i in range(9)], StandIn()
-    with contextlib.closing(PooledEncoder(StandIn, 2)) as pooled:
+    paths, texts, alone = [tmp_path / f"{i}.png" for i in range(7)], [f"text {i}" for i in range(9)], FakeEncoder()
+    with contextlib.closing(PooledEncoder(FakeEncoder, 2)) as pooled:
         words = pooled.encode_texts(texts)
         at_once = pooled.encode_pictures(paths)
         streamed = list(pooled.encode_stream(iter(paths), batch=2))

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_encoder import letters
 from models import tiny
 from numpy.typing import NDArray
 from patience import LAST_NET_SECONDS
 from PIL import Image
-from standin import letters
 
 import clipql
 from clipql.cli.entry import main
@@ -37,9 +37,9 @@ def process(kind: str, *, batch: int = 256) -> Iterator[subprocess.Popen[bytes]]
     """The loop that `clipql udf run` runs, over an encoder that needs no model; it logs its batches at the end."""
     script = (
         f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
-        "from standin import StandIn\n"
+        "from fake_encoder import FakeEncoder\n"
         f"from clipql.encode.udf import serve_{kind} as serve\n"
-        "encoder = StandIn()\n"
+        "encoder = FakeEncoder()\n"
         f"serve(encoder, 0, 1, lambda message: print(message, file=sys.stderr), batch={batch})\n"
         "print('batches', *encoder.batches, file=sys.stderr)\n"
     )

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from clipql.errors import DatabaseDamaged, DatabaseVersion, VectorError, VectorIndexError
 from clipql.index import folder as folder_module
 from clipql.index.base import Index
-from clipql.index.ivf import IvfIndex, build, open_index, verify
+from clipql.index.ivf import IvfIndex, build, open_index, opened, verify
 from clipql.index.ivf import place as place_module
-from clipql.index.ivf import search as search_module
 from clipql.index.ivf.depth import Depth
 from clipql.index.ivf.knobs import FOREIGN_LISTS, Curves, Point, Setting
 from clipql.storage.vectors.metrics import Metric, distances
@@ -458,8 +457,8 @@ def test_what_was_left_of_another_column_is_not_used(tmp_path: Path, monkeypatch
 def test_ranking_only_near_parents_keeps_the_recall(
     world: World, made: dict[Metric, IvfIndex], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_module, "RANKED_LISTS", 40)
-    monkeypatch.setattr(search_module, "RANKED_PER_PROBE", 1)
+    monkeypatch.setattr(opened, "RANKED_LISTS", 40)
+    monkeypatch.setattr(opened, "RANKED_PER_PROBE", 1)
     knobs = {"nprobe": 4, "rescore": 100}
     few = recall(made[Metric.COSINE], world.images, world.image_queries, knobs=knobs)
     monkeypatch.undo()

@@ -12,9 +12,8 @@ from clipql.errors import DatabaseDamaged, VectorIndexError
 from clipql.index import folder as folder_module
 from clipql.index import ivf
 from clipql.index.base import Route
-from clipql.index.ivf import IvfIndex, Model, Router
+from clipql.index.ivf import IvfIndex, Model, Router, opened
 from clipql.index.ivf import place as place_module
-from clipql.index.ivf import search as search_module
 from clipql.index.ivf.learn import spread
 from clipql.index.rows import ArrayRows
 from clipql.storage.vectors.metrics import Metric
@@ -122,8 +121,8 @@ def test_a_route_that_does_not_fit_is_passed_over(world: World, made: dict[Metri
 def test_lists_of_near_parents_are_ranked_as_a_search_ranks_them(
     world: World, made: dict[Metric, Shared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_module, "RANKED_LISTS", 16)
-    monkeypatch.setattr(search_module, "RANKED_PER_PROBE", 1)
+    monkeypatch.setattr(opened, "RANKED_LISTS", 16)
+    monkeypatch.setattr(opened, "RANKED_PER_PROBE", 1)
     shared, query = made[Metric.L2], world.image_queries[3]
     index = shared.indexes[1]
     route = shared.router.route(query, nprobe=4)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fake_encoder
 import numpy as np
 import pytest
-import standin
 from parts import make_part
 from PIL import Image
 
@@ -15,12 +15,12 @@ import clipql
 from clipql.errors import ModelMismatch, PictureError, QueryError, VectorError
 from clipql.sql.encode_calls import BATCH
 
-letters = standin.letters
+letters = fake_encoder.letters
 
 
 @pytest.fixture
 def encoder(db: clipql.Database) -> Any:
-    made = standin.StandIn()
+    made = fake_encoder.FakeEncoder()
     db.encoders.use(made)
     return made
 
@@ -223,7 +223,7 @@ def modelled(db: clipql.Database, tmp_path: Path) -> clipql.Database:
     make_part(tmp_path / "parts", seed=3)
     db.ingest(tmp_path / "parts", table="laion", model="tests/one")
     for name in ("tests/one", "tests/two"):
-        db.encoders.use(standin.StandIn(name))
+        db.encoders.use(fake_encoder.FakeEncoder(name))
     db.encoders.default = None
     return db
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_encoder
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import standin
 
 import clipql
 from clipql.errors import QueryError
@@ -39,7 +39,7 @@ def texts() -> list[str]:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clipql.Database]:
     with clipql.connect(tmp_path_factory.mktemp("words") / "db") as db:
-        db.encoders.use(standin.StandIn())
+        db.encoders.use(fake_encoder.FakeEncoder())
         yield db
 
 
@@ -47,7 +47,7 @@ def fill(db: clipql.Database, texts: list[str], index: str = "", more: str = "")
     name = f"t{next(_names)}"
     columns = f"id UInt32, caption String, image_embedding Array(Float32){more}{INDEXES.get(index, '')}"
     db.sql(f"CREATE TABLE {name} ({columns}) ENGINE = MergeTree ORDER BY id")
-    vectors = np.stack([standin.letters(t[:40] or "x") for t in texts])
+    vectors = np.stack([fake_encoder.letters(t[:40] or "x") for t in texts])
     for first in range(0, len(texts), 400):
         part = slice(first, first + 400)
         rows = "arrayZip(arrayEnumerate({c:Array(String)}), {c:Array(String)}, {v:Array(Array(Float32))})"

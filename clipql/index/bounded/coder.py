@@ -39,7 +39,7 @@ STEPS = {1: 1.596, 2: 0.996, 4: 0.335, 8: 0.045}
 ERRORS = {0: 1.0, 1: 0.363, 2: 0.119, 4: 0.0115, 8: 0.00017}
 _NEXT = {0: 1, 1: 2, 2: 4, 4: 8}
 SAMPLED, TRIED = 1 << 14, 1 << 13  # rows that axes are learnt from; that a choice of bits is tried with
-QUERIES = 32  # stand-ins for queries that a choice of bits is tried with
+QUERIES = 32  # synthetic queries that a choice of bits is tried with
 NEAREST = 1 / 2048  # of the rows tried, so many are the nearest: measured, as far from the rest as ten of a million
 # a row that is picked out takes as long as so many bytes in a row, and as so many times its own
 PICKED, COMPARED = 3_000, 4
@@ -129,7 +129,7 @@ def learn(
     exact = turn.astype(np.float64)
     skew = float(np.linalg.norm(np.eye(len(mean)) - exact.T @ exact)) * (1 + SLACK) + 1e-12
     apart = min(2 * QUERIES, len(wide) // 2)  # rows that queries are made of, which are not looked for
-    turned, asked = y[apart : apart + TRIED] @ exact.T, _standins(wide[:apart], seed) @ exact.T
+    turned, asked = y[apart : apart + TRIED] @ exact.T, _synthetic_queries(wide[:apart], seed) @ exact.T
     alike = wide[: apart // 2] @ exact.T
     best: tuple[float, Coder] | None = None
     for words in range(1, groups + 1, max(1, groups // 16)):
@@ -166,7 +166,7 @@ def _bits(spread: NDArray[np.float64], words: int) -> NDArray[np.uint8]:
     return bits[bits > 0].astype(np.uint8)
 
 
-def _standins(rows: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+def _synthetic_queries(rows: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Unit vectors that vary half as the rows do, and half in all directions alike.
 
     So their lengths by axis are those of CLIP's captions on axes of its pictures, 0.55 of the square on the first

@@ -64,8 +64,8 @@ def build(
     """Index the rows of `vectors` in `folder`, replacing what is there only when all is written.
 
     queries: vectors whose row i is a query that row i answers, its caption's; they shape the codes and give the
-    recall curve of text; queries made of the rows stand in for them (`standin`). lists: how many, by default one for
-    64 rows. progress(stage, done, total) is called often.
+    recall curve of text; without them queries are made of the rows (`synthetic_queries`). lists: how many, by default
+    one for 64 rows. progress(stage, done, total) is called often.
     work: a folder to build in; where a build of vectors of the same identity was cut off there, this one goes on.
     identity: changes whenever the vectors or the queries do. model: what another index learnt, used instead of learning
     from these rows; `lists` is its own then. shared: keep what was learnt so that others may be built with it. Raises

@@ -2,7 +2,7 @@
 
 A query comes from a row, its own: a stored row, or the picture of a caption. The recall of a setting is the lower of
 two: of own rows that are among the true ten, and of the other neighbours. So what was asked for is got for either.
-What stands in for captions is a row and more noise than row; its own row counts for nothing there. Asking for it, too,
+A synthetic query is a row and more noise than row; its own row counts for nothing there. Asking for it, too,
 would take many times the lists that the ten nearest rows of such a query take, and of a text query.
 
 A query has ten neighbours and one own row, so own rows are looked up for many more queries. That is cheap: an own row

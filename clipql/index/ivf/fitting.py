@@ -1,7 +1,7 @@
 """What is fitted to an index's queries once its rows are in lists: how lists are ranked, and what recall is measured.
 
 A build does it once, `growth` again when lists have changed enough. The queries are stored rows and their captions, or
-what stands in for captions. What must stay true: the same rows, captions and seed give the same figures.
+synthetic queries. What must stay true: the same rows, captions and seed give the same figures.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from clipql.index.ivf.model import RANKING, scale_told
 from clipql.index.ivf.opening import arrays_of
 from clipql.index.ivf.routing import Followed
 from clipql.index.ivf.search import IvfIndex
-from clipql.index.ivf.standin import Queries, StandIn
 from clipql.index.ivf.state import Known
+from clipql.index.ivf.synthetic_queries import Queries, SyntheticQueries
 from clipql.index.ivf.train import Lists
 from clipql.index.ivf.truth import Truth
 
@@ -83,12 +83,12 @@ class Fitting:
     progress: Progress
 
     def queries(self) -> Queries:
-        """The captions, or what stands in for them."""
-        return self.captions or StandIn(self.vectors, self.space, self.seed, self.workers)
+        """The captions, or synthetic queries."""
+        return self.captions or SyntheticQueries(self.vectors, self.space, self.seed, self.workers)
 
     def queries_of(self, rows: NDArray[np.int64], stored: NDArray[np.floating], queries: Queries) -> Floats:
         """The queries of rows that are at hand, as the space turns them."""
-        raw = queries.made_of(rows, stored) if isinstance(queries, StandIn) else queries.take(rows)
+        raw = queries.made_of(rows, stored) if isinstance(queries, SyntheticQueries) else queries.take(rows)
         return self.space.queries(raw)
 
     def asked(self, rows: NDArray[np.int64], raw: Floats) -> Floats:

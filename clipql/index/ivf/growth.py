@@ -37,8 +37,8 @@ from clipql.index.ivf.place import record, records_of
 from clipql.index.ivf.ranges import BOUNDS
 from clipql.index.ivf.routing import CAPTIONS_PER_PARENT, Followed, pull
 from clipql.index.ivf.search import IvfIndex
-from clipql.index.ivf.standin import Queries
 from clipql.index.ivf.state import Known
+from clipql.index.ivf.synthetic_queries import Queries
 from clipql.index.ivf.train import Assigner, Integers, Lists
 
 MOST_AT_ONCE = 4_000_000  # rows that are added by one growth, or dealt again: 400 MB of records

@@ -14,7 +14,7 @@ from clipql.index.ivf import kernels
 from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.knobs import DEFAULT_RECALL, Curves
 from clipql.index.ivf.model import LEARNED, RANKING, identity_of, opened, space_of
-from clipql.index.ivf.search import ranked_lists
+from clipql.index.ivf.opened import ranked_lists
 from clipql.storage.vectors.metrics import Metric
 
 # the centroids themselves are for rows

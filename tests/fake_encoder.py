@@ -16,14 +16,14 @@ DIMENSION = 16
 
 
 def letters(text: str) -> NDArray[np.float32]:
-    """What the stand-in gives for a text."""
+    """What the fake gives for a text."""
     counts = np.full(DIMENSION, 0.01)
     for letter in text:
         counts[ord(letter) % DIMENSION] += 1
     return (counts / np.linalg.norm(counts)).astype(np.float32)
 
 
-class StandIn:
+class FakeEncoder:
     """Counts the batches that it was given: `batches` holds their sizes."""
 
     def __init__(self, model: str = "tests/stand-in") -> None:

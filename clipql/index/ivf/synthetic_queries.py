@@ -23,13 +23,13 @@ POOL = 4096  # rows that differences are made of
 
 
 class Queries(Protocol):
-    """Query vectors by the number of a row that answers them: a column of captions, or a `StandIn`."""
+    """Query vectors by the number of a row that answers them: a column of captions, or a `SyntheticQueries`."""
 
     def take(self, rows: NDArray[np.integer]) -> Floats:
         """float32 (n, d): the queries of these rows, the same each time."""
 
 
-class StandIn:
+class SyntheticQueries:
     """Queries made of the rows of a column."""
 
     def __init__(self, vectors: Vectors, space: Space, seed: int, workers: Workers) -> None:
