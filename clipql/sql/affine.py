@@ -5,10 +5,13 @@ Only + - * / with numbers, brackets and names of such expressions; anything else
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clipql.syntax.lexer import Token
+
+_OF_ANOTHER_BASE = re.compile(r"0[xXbB]")
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Parser:
                 raise _NotAffine
             self._at += 1
             return value
-        if token.kind == "number" and not token.text.lower().startswith("0x"):
+        if token.kind == "number" and not _OF_ANOTHER_BASE.match(token.text):
             return Affine({}, float(token.text))
         if place in self._calls:
             number, self._at = self._calls[place]

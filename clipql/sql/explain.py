@@ -86,8 +86,8 @@ def _by_row(plan: RowDistances) -> list[str]:
         table, named = call.source.table, ", ".join(c.name for c in call.columns)
         lines.append(f"  {call.function}({named}) of {table.full_name} ({table.rows:,} rows)")
     lines = [*dict.fromkeys(lines)]
-    how = "all at once" if plan.of_all else "in blocks, of the rows that are left when they are asked for"
-    return [*lines, f"  {how}", f"  why: {plan.why}", _AT_ONCE if plan.of_all else _BY_ROW]
+    how = "all at once" if plan.leaving == () else "in blocks, of the rows that are left when they are asked for"
+    return [*lines, f"  {how}", f"  why: {plan.why}", _AT_ONCE if plan.leaving == () else _BY_ROW]
 
 
 _SLOW = f"  speed: about {AS_IT_IS:,} rows a second that it reads vectors of"

@@ -20,6 +20,10 @@ _HARMLESS = re.compile(
     r"|wait_end_of_query|send_progress_in_http_headers|enable_http_compression|readonly)\Z"
 )
 
+# what ends without an error where a limit is reached; a result's own limit ends it as any other
+_CUTTING = frozenset(f"{each}_overflow_mode" for each in ("set", "join", "transfer", "read", "distinct", "sort"))
+_CUTTING |= {"read_overflow_mode_leaf"}
+
 
 def settings_allow(statements: Iterable[str], settings: Mapping[str, str]) -> bool:
     """Whether what a user has SET leaves such an answer what it is. statements: SET and USE, as they were given."""
@@ -29,6 +33,26 @@ def settings_allow(statements: Iterable[str], settings: Mapping[str, str]) -> bo
     bounded = [value for name, value in given if name == "max_result_rows"]
     enough = all(_is_at_least(value, MOST_ROWS) for value in bounded)
     return enough and all(_is_harmless(name, value) for name, value in given)
+
+
+def cuts_short(sql: str, statements: Iterable[str], settings: Mapping[str, str]) -> bool:
+    """Whether a limit may end what a statement reads, joins or collects without an error: what takes its place would be
+    cut elsewhere. statements: SET and USE, as they were given.
+    """
+    before = dict(pair for text in statements for pair in _overflow_modes(text))
+    before |= {name: value.strip("'\"").lower() for name, value in settings.items() if name in _CUTTING}
+    return "break" in before.values() or any(value == "break" for _, value in _overflow_modes(sql))
+
+
+def _overflow_modes(text: str) -> tuple[tuple[str, str], ...]:
+    return _read_overflow_modes(text) if "_overflow_mode" in text else ()
+
+
+@lru_cache(maxsize=256)
+def _read_overflow_modes(text: str) -> tuple[tuple[str, str], ...]:
+    tokens = read(text).tokens
+    triples = zip(tokens, tokens[1:], tokens[2:], strict=False)
+    return tuple((a.name, (c.said or c.text).lower()) for a, b, c in triples if a.name in _CUTTING and b.text == "=")
 
 
 def written_by_default(statements: Iterable[str], settings: Mapping[str, str]) -> bool:

@@ -25,6 +25,7 @@ from clipql.sql.constants import Constants
 from clipql.sql.encode_calls import Encoded, Encoding
 from clipql.sql.execution import Execution, no_answer, where_edits
 from clipql.sql.given_vectors import fetched
+from clipql.sql.harmless import cuts_short
 from clipql.sql.heads import with_heads
 from clipql.sql.identity import Origins
 from clipql.sql.inline import inline
@@ -37,7 +38,7 @@ from clipql.sql.prepared import Asked, Repeats, prepare
 from clipql.sql.range_joins import RangeJoinPlan, plan_range_join, recognise_range_join
 from clipql.sql.range_pairs import RangePairs, with_vectors
 from clipql.sql.recognise import VectorSelect, recognise
-from clipql.sql.row_arrays import RowArrays, known_rows
+from clipql.sql.row_arrays import RowArrays, known_rows, leave_most
 from clipql.sql.rowwise import RowDistances
 from clipql.sql.settings import SearchOptions
 from clipql.sql.untouched import Untouched, untouched
@@ -110,6 +111,8 @@ class Planner:
         Inner SELECTs come first, so that an outer one sees the text that will be run. format: of the result, where it
         may be answered from the row file. asked: the statement as it may come again, to be kept.
         """
+        if options.plan and self.cuts_short(sql):
+            options = replace(options, plan=False)
         scored = self.words.replace(sql, params)
         asked = asked if scored == sql else None  # what words weigh changes with the rows
         headed = with_heads(scored, self._registry, params, plan=options.plan, device=options.device)
@@ -162,6 +165,11 @@ class Planner:
         steps = tuple(reversed(work.steps))
         return Rewritten(work.sql, work.params, work.tables, steps, encoded.batches, work.answer, headed.heads)
 
+    def cuts_short(self, sql: str) -> bool:
+        """Whether limits that hold may end a part of a statement without an error, so that nothing is planned."""
+        acting = self._engine.acting
+        return cuts_short(sql, acting.user.statements, acting.settings)
+
     def _planned(
         self, select: VectorSelect, constants: Constants, options: SearchOptions, origins: Origins, encoded: Encoded
     ) -> Plan:
@@ -191,7 +199,8 @@ class Planner:
         if found is None:
             return False
         table = found.table
-        arrays = RowArrays(self._registry, table, constants, partial(work.keep, "numbers")) if found.of_all else None
+        all_rows = self._of_all(found, work.params)
+        arrays = RowArrays(self._registry, table, constants, partial(work.keep, "numbers")) if all_rows else None
         changed = rowwise.edits(found, scope, self._registry, work.params, arrays)
         if changed and arrays and arrays.used:
             changed += known_rows(scope, f"{quote_name(found.calls[0].source.qualifier)}.", table.rows)
@@ -199,6 +208,10 @@ class Planner:
             work.edit(changed)
             work.steps.append(Step(found, found.kind, found.why))
         return bool(changed)
+
+    def _of_all(self, found: RowDistances, params: Mapping[str, Any]) -> bool:
+        """Whether numbers of rows are computed for all rows at once."""
+        return found.leaving is not None and leave_most(found.leaving, found.table, self._indexes.rows, params)
 
     def _join(self, planned: JoinPlan, work: Work) -> None:
         """Search for the pairs of a nearest-neighbour join, and edit the statement to join just those."""
@@ -324,7 +337,7 @@ class Planner:
             elif select:
                 plans.insert(0, self._planned(select, constants, options, origins, encoded))
             if by_row:
-                plans.insert(0, by_row)
+                plans.insert(0, replace(by_row, leaving=() if self._of_all(by_row, encoded.params) else None))
             elif not (join or pairs or select) and (left := untouched(scope, self._registry.find)):
                 plans.insert(0, left)
         return plans

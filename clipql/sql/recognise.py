@@ -61,7 +61,8 @@ def recognise(scope: Scope, find: FindTable) -> VectorSelect | None:
     sources, joined = find_sources(scope, find)
     if not sources:
         return None
-    if has_outer_join(scope) or len({s.qualifier for s in sources}) < len(sources):
+    names = {s.qualifier for s in sources}
+    if has_outer_join(scope) or len(names) < len(sources) or names & scope.aliases.keys():
         return None
     if any(t.upper == "ARRAYJOIN" for t in (*scope.within("WHERE"), *scope.within("PREWHERE"), *scope.within("ORDER"))):
         return None

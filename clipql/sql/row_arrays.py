@@ -3,10 +3,10 @@ they are compared, as the set of rows for which that holds.
 
     SELECT avg(cosineDistance(image_embedding, text_embedding)) FROM laion
     SELECT avg(assumeNotNull((SELECT d FROM Python(clipql_numbers_0))[laion._row + 1])) FROM laion
-    WHERE laion._row < 300000
+    WHERE identity(laion._row) < 300000
 
     SELECT count() FROM laion WHERE cosineDistance(image_embedding, text_embedding) < 0.7
-    SELECT count() FROM laion WHERE laion._row < 300000 AND (laion._row IN (SELECT a FROM Python(clipql_numbers_0)))
+    SELECT count() FROM laion WHERE identity(laion._row) < 300000 AND (laion._row IN (SELECT a FROM Python(…)))
 
 A function of Python is called once for each row, and takes longer than the numbers themselves; it is left to statements
 that need few of them. A condition has no array, which ClickHouse would take apart several times. What must stay true:
@@ -16,7 +16,8 @@ rows that come after the numbers were computed are not read, as they have none.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from numpy.typing import NDArray
 
 from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_name
+from clipql.errors import DatabaseDamaged
 from clipql.sql import plan
+from clipql.sql.conditions import plain_mask
 from clipql.sql.constants import Constants
 from clipql.sql.row_comparisons import Compared, RowCall, is_inside
 from clipql.storage.catalog import Table
@@ -35,10 +38,14 @@ from clipql.syntax.reading import read
 from clipql.syntax.scopes import Scope
 from clipql.tables.computed import name_of
 from clipql.tables.registry import ROW, Registry
+from clipql.tables.rowfile import RowFiles
 
 # numbers that are written out in a statement, and rows of a set from which a byte for each row of the table is faster
 INLINE, MOST_IN_SET = 1_000, 1 << 17
+MOST = 4  # of so many rows one at least is left, where the numbers of all are computed
 AT_ONCE = 1 << 18  # rows whose numbers are compared at once
+_PARAMETER = re.compile(r"[-+\s]*\{\s*\w+\s*:\s*(\w+)\s*\}")
+_NUMBERS = {"Float32", "Float64", *(f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))}
 _COMPARE: dict[str, Callable[..., Any]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -63,32 +70,63 @@ def by_row(name: str, qualifier: str) -> str:
 
 def known_rows(scope: Scope, qualifier: str, rows: int) -> list[Edit]:
     """The edits that have a SELECT read the first rows of a table alone: later ones came after the arrays were made."""
-    condition, span = f"{qualifier}{ROW} < {rows}", scope.clauses.get("WHERE")
+    # `identity` has it mean nothing to the primary key, of which a user may ask that it be used
+    condition, span = f"identity({qualifier}{ROW}) < {rows}", scope.clauses.get("WHERE")
     if span:
         return [(span.start, span.start, f"{condition} AND ("), (span.end, span.end, ")")]
     end = scope.clauses.get("PREWHERE", scope.clauses["FROM"]).end
     return [(end, end, f" WHERE {condition}")]
 
 
-def reads_all(scope: Scope, calls: Sequence[RowCall]) -> bool:
-    """Whether a SELECT computes its numbers for all rows of its table, or nearly all, before any are left out."""
+def leaving(scope: Scope, calls: Sequence[RowCall]) -> tuple[str, ...] | None:
+    """The conditions by which rows are left out before a SELECT computes its numbers; None where it may compute them
+    for fewer rows than those leave.
+    """
     rows = calls[0].source.table.rows
-    if not plan.SMALL_TABLE <= rows <= plan.MOST_DISTANCES or not scope.sources.alone or "PREWHERE" in scope.clauses:
-        return False
+    if not plan.SMALL_TABLE <= rows <= plan.MOST_DISTANCES or not scope.sources.alone:
+        return None
     around = [s for s in read(scope.text).selects if is_inside(scope, s)]
     if any(s.clauses.keys() & _LEAVE_OUT or not s.sources.alone for s in around):
-        return False
+        return None
     spans = [span for span in scope.aliases.values() if any(span[0] <= c.first < span[1] for c in calls)]
     names = {name for name, span in scope.aliases.items() if span in spans}
 
     def holds(first: int, last: int) -> bool:
         return any(first <= c.first < last for c in calls) or any(t.name in names for t in scope.tokens[first:last])
 
-    where, order = scope.clauses.get("WHERE"), scope.clauses.get("ORDER")
-    if where and not all(holds(*part) for part in _joined_by_and(scope.tokens, where.first, where.last)):
-        return False  # another condition may leave few rows
+    order = scope.clauses.get("ORDER")
     first = scope.clauses.keys() & {"LIMIT", "LIMIT 2", "FETCH"} and "GROUP" not in scope.clauses
-    return not first or (order is not None and holds(order.first, order.last))
+    if first and (order is None or not holds(order.first, order.last)):
+        return None
+    filters = [scope.clauses[clause] for clause in ("PREWHERE", "WHERE") if clause in scope.clauses]
+    parts = [part for span in filters for part in _joined_by_and(scope.tokens, span.first, span.last)]
+    if any(scope.tokens[i].upper == "AS" for part in parts for i in _own(scope.tokens, *part)):
+        return None  # which `known_rows` puts in brackets
+    return tuple(scope.text_of(*part) for part in parts if not holds(*part))
+
+
+def leave_most(conditions: Sequence[str], table: Table, rows: RowFiles, params: Mapping[str, Any]) -> bool:
+    """Whether plain conditions leave so many rows that the numbers of all are sooner computed than asked for.
+
+    Columns are those beside the row file; False where that does not have them, and for other conditions.
+    """
+    if not conditions:
+        return True
+    reader = rows.reader(table)
+    if reader is None or reader.rows < table.rows:
+        return False
+    try:
+        mask = plain_mask(" AND ".join(f"({each})" for each in conditions), reader.columns.column, table.rows, params)
+    except DatabaseDamaged:
+        return False  # whoever reads it for an answer says so
+    return mask is not None and int(np.count_nonzero(mask)) * MOST >= table.rows
+
+
+def _own(tokens: Sequence[Token], first: int, last: int) -> Iterator[int]:
+    """The places of tokens that stand in no brackets."""
+    while first < last:
+        yield first
+        first = matching(tokens, first) + 1 if tokens[first].text in ("(", "[", "{") else first + 1
 
 
 def _joined_by_and(tokens: Sequence[Token], first: int, last: int) -> list[tuple[int, int]]:
@@ -131,7 +169,7 @@ class RowArrays:
 
     def decide(self, compared: Compared) -> str | None:
         """A comparison by the rows for which it holds; None where its constants cannot be known beforehand."""
-        bounds = [self._constants.number(text) for text in compared.bounds]
+        bounds = [self._bound(text) for text in compared.bounds]
         known = [bound for bound in bounds if bound is not None]
         if len(known) < len(bounds):
             return None
@@ -149,6 +187,11 @@ class RowArrays:
         rows = np.concatenate(near)
         return f"if({row} IN {self._set(rows)}, {compared.own}, {text})" if len(rows) else text
 
+    def _bound(self, text: str) -> float | None:
+        """The number that a constant is; None for a parameter of a type that ClickHouse compares in another way."""
+        declared = _PARAMETER.fullmatch(text)
+        return self._constants.number(text) if declared is None or declared[1] in _NUMBERS else None
+
     def _of(self, name: str) -> NDArray[Any]:
         if name not in self._values:
             check = self._registry.engine.check_cancelled
@@ -162,8 +205,8 @@ class RowArrays:
         """Whether a row is one of those that a mask has: as a set of them or of the others, if those are few."""
         there = int(np.count_nonzero(holds))
         few, without = (there, False) if 2 * there <= len(holds) else (len(holds) - there, True)
-        if not few:
-            return str(int(without))
+        if not few:  # of all rows that are read, or of none: a constant would be taken for the place of a column
+            return f"identity({row}) {'<' if without else '>='} {len(holds)}"
         if few > MOST_IN_SET:
             ends = pa.py_buffer(np.array([0, len(holds)], np.int32))
             whole = pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(holds.view(np.uint8))])

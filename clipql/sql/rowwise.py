@@ -20,9 +20,10 @@ import pyarrow as pa
 from clipql.brief import short
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import QueryError
+from clipql.index.flat import WIDE
 from clipql.sql.calls import FindTable, Source, column_named, find_sources, has_outer_join
 from clipql.sql.plan import NOT_CHOSEN
-from clipql.sql.row_arrays import RowArrays, reads_all
+from clipql.sql.row_arrays import RowArrays, leaving
 from clipql.sql.row_comparisons import RowCall, bounded, conditions, is_inside, own_near
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.storage.vectors.metrics import metric_named
@@ -57,7 +58,8 @@ class RowDistances:
     kind: str = "numbers of rows"
     why: str = "a distance of two columns of one row, or a function of one column"
     chosen: Chosen = NOT_CHOSEN
-    of_all: bool = False  # whether all rows of the table are read, so that their numbers are computed at once
+    # numbers are computed of all rows at once where these conditions leave most of them; None: as they are asked for
+    leaving: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         return f"RowDistances({self.searched}, why={short(self.why)})"
@@ -83,7 +85,8 @@ def row_distances(scope: Scope, find: FindTable) -> RowDistances | None:
     calls = [c for c in scope.calls if _may_be(c)]
     elements = any(t.kind == "vector" for t in scope.tokens)
     sources, joined = find_sources(scope, find) if calls or elements else ([], False)
-    if not sources or has_outer_join(scope) or len({s.qualifier for s in sources}) < len(sources):
+    qualifiers = {s.qualifier for s in sources}  # an alias of that name may be a tuple
+    if not sources or has_outer_join(scope) or len(qualifiers) < len(sources) or qualifiers & scope.aliases.keys():
         return None
     inner = [s.whole for s in read(scope.text).selects if is_inside(s, scope)]
     own = [c for c in calls if not any(i.first <= c.at < i.last for i in inner)]
@@ -96,7 +99,7 @@ def row_distances(scope: Scope, find: FindTable) -> RowDistances | None:
     names = {name for c in found for name in (c.source.qualifier, *(column.name for column in c.columns))}
     if names & scope.inner_names:
         return None
-    return RowDistances(found, of_all=reads_all(scope, found)) if found else None
+    return RowDistances(found, leaving=leaving(scope, found)) if found else None
 
 
 def in_statement(tokens: Sequence[Token], table: Table, calls: Sequence[FunctionCall]) -> RowDistances | None:
@@ -190,7 +193,7 @@ def edits(
     Raises QueryError where its names cannot be told.
     """
     bounds = bounded(scope, found.calls, registry)
-    planned = [c for c in found.calls if bounds.get(c, True)]
+    planned = [c for c in found.calls if bounds.get(c, True) and not _too_large(c, registry)]
     lookup = arrays.looked_up if arrays else looked_up
     texts = _Texts(lambda call: computed(call, registry, f"{quote_name(call.source.qualifier)}.", lookup))
     for call, bound in bounds.items():
@@ -211,6 +214,11 @@ def edits(
     result += [(c.start, c.end, texts[c]) for c in changed if not any(a <= c.start < b for a, b in inside)]
     ends = {scope.tokens[last - 1].end for _, last in unnamed}
     return result + [(end, end, f" AS {quote_name(name)}") for end, name in names.items() if end in ends]
+
+
+def _too_large(call: RowCall, registry: Registry) -> bool:
+    """Whether ClickHouse's own number may be infinite, or NaN, where float32 does not hold squares or products."""
+    return any(registry.store(call.source.table, c.name).largest > WIDE for c in call.columns)
 
 
 class _Texts(dict[RowCall, str]):

@@ -307,7 +307,7 @@ class Session:
         options = settings.options({**self.settings, **own}, _ROUTES.get())
         if isinstance(statement, Explain):
             lines = self._definitions.explained(statement.query, params)
-            if lines is None and options.plan:
+            if lines is None and options.plan and not self._planner.cuts_short(text):
                 lines = explain.describe(self._planner.plans(select_of(text), params, options), self._registry)
             if not lines:
                 text, listing = self._listed(text)

@@ -139,6 +139,9 @@ AT_ONCE = [  # (statement, whether the numbers of all rows are needed)
     ("SELECT cosineDistance(a, b) FROM t WHERE id = 3", False),
     ("SELECT count() FROM t WHERE cosineDistance(a, b) < 0.3 AND id < 100", False),
     ("SELECT count() FROM t PREWHERE id < 100 WHERE cosineDistance(a, b) < 0.3", False),
+    ("SELECT count() FROM t WHERE cosineDistance(a, b) < 0.3 AND id > 100 AND url LIKE 'http%'", False),  # not plain
+    ("SELECT count() FROM t WHERE cosineDistance(a, b) < 0.3 AND id > 100 AND k IN (1, 2, 3)", True),
+    ("SELECT count(), avg(L2Norm(a)) FROM t PREWHERE id >= 100 WHERE cosineDistance(a, b) < 0.3 AND k != 2", True),
     ("SELECT d FROM (SELECT id, cosineDistance(a, b) AS d FROM t) WHERE id = 3", False),
     ("SELECT cosineDistance(t.a, t.b) FROM t INNER JOIN names AS n ON n.id = t.id ORDER BY t.id", False),
 ]
@@ -204,6 +207,85 @@ def test_a_bound_that_a_number_meets_exactly_decides_as_in_clickhouse(whole: cli
         alone = whole.sql(f"{statement} SETTINGS vector_plan = 0", p=bound)
         assert planned.arrow().schema == alone.arrow().schema
         assert planned.rows == alone.rows, statement
+
+
+HOLDS = "L2Norm(a) < 1e6"  # for every row of w
+NO_PLACES = [  # where a number is taken for the place of a column, and a constant for a key that subtotals keep
+    f"SELECT k, id FROM w ORDER BY {HOLDS} DESC, id LIMIT 3",
+    f"SELECT groupArray(id) FROM (SELECT k, id FROM w ORDER BY NOT {HOLDS}, id)",
+    f"SELECT DISTINCT ON ({HOLDS}) k FROM w ORDER BY id",
+    f"SELECT k, count() FROM w GROUP BY GROUPING SETS ((k), ({HOLDS})) ORDER BY k, 2",
+    f"SELECT k, count() FROM w GROUP BY k, {HOLDS} WITH ROLLUP ORDER BY ALL",
+    f"SELECT {HOLDS} AS c, L2Norm(a) > 1e6 AS n, count() FROM w GROUP BY CUBE(c, n) ORDER BY ALL",
+    f"SELECT isConstant({HOLDS}), isConstant(L2Norm(a)) FROM w LIMIT 1 BY 1",
+]
+
+
+@pytest.mark.parametrize("statement", NO_PLACES)
+def test_what_holds_for_every_row_is_no_constant(whole: clipql.Database, statement: str) -> None:
+    agree(whole, statement)
+
+
+CUT = "set_overflow_mode = 'break', join_overflow_mode = 'break', max_rows_in_set = 5, max_rows_in_join = 5"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT count() FROM w WHERE cosineDistance(a, b) < 0.3",
+        "SELECT count() FROM w WHERE L2Distance(a, [1., 2., 3., 0., 0., 0.]) < 7",
+        "SELECT count() FROM w AS x JOIN (SELECT * FROM w WHERE id < 5) AS y ON L2Distance(x.b, y.b) < 2",
+    ],
+)
+def test_limits_that_cut_a_users_sets_cut_none_of_ours(whole: clipql.Database, statement: str) -> None:
+    alone = whole.sql(f"{statement} SETTINGS vector_plan = 0").rows
+    assert whole.sql(f"{statement} SETTINGS {CUT}").rows == alone
+    try:
+        whole.sql(f"SET {CUT}")
+        assert whole.sql(statement).rows == alone
+        assert whole.sql(f"EXPLAIN {statement}").arrow().column_names == ["explain"]
+    finally:
+        whole.sql(f"SET {CUT.replace('break', 'throw').replace('= 5', '= 0')}")
+    assert whole.sql(statement).stats.searches
+
+
+@pytest.mark.parametrize(
+    ("statement", "given", "code"),
+    [
+        ("SELECT count() FROM w WHERE cosineDistance(a, b) < {p:Date}", "1970-03-10", 43),
+        ("SELECT sum(id) FROM w WHERE L2Norm(a) AS q > 2", None, 62),
+        ("SELECT count() FROM w WHERE L2Norm(a) < 1e6 SETTINGS force_primary_key = 1", None, 277),
+    ],
+)
+def test_what_clickhouse_refuses_is_refused(
+    whole: clipql.Database, statement: str, given: str | None, code: int
+) -> None:
+    with pytest.raises(QueryError) as refused:
+        whole.sql(statement, **({"p": given} if given else {}))
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT count() FROM w WHERE L2Norm(a) > 0b10",
+        "SELECT count() FROM w WHERE L2Norm(a) > 0x10 OR L2Norm(b) > 1_0",
+        "SELECT (1, 2)::Tuple(_row UInt8, b UInt8) AS w, round(sum(L2Norm(a)), 2) FROM w",
+        "SELECT cosineDistance(a, c) < 0.5 FROM (SELECT arrayMap(x -> x * 1e30, a) AS a, b AS c FROM w) ORDER BY 1",
+    ],
+)
+def test_odd_numbers_and_names_are_read_as_clickhouse_reads_them(whole: clipql.Database, statement: str) -> None:
+    agree(whole, statement)
+
+
+@pytest.mark.parametrize("number", ["L2Norm(a) > 1e38", "isNaN(cosineDistance(a, b))", "isInfinite(dotProduct(a, b))"])
+def test_numbers_that_float32_does_not_hold_are_clickhouses_own(db: clipql.Database, number: str) -> None:
+    db.sql("CREATE TABLE huge (id UInt32, a Array(Float32), b Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    try:
+        db.sql("INSERT INTO huge SELECT number, [1e30, number * 1e28], [1, 1] FROM numbers(1200)")
+        agree(db, f"SELECT {number}, count() FROM huge GROUP BY 1 ORDER BY 1")
+    finally:
+        db.sql("DROP TABLE huge")
 
 
 @pytest.mark.parametrize(
@@ -364,7 +446,7 @@ def test_rows_that_are_named_in_a_table_of_ours_leave_nothing_behind(db: clipql.
     ("statement", "at_once"),
     [
         ("SELECT avg(cosineDistance(a, b)) FROM t", True),
-        ("SELECT avg(cosineDistance(a, b)) FROM t WHERE id > 3", False),
+        ("SELECT avg(cosineDistance(a, b)) FROM t WHERE id < 30", False),
         ("DELETE FROM t WHERE cosineDistance(a, b) < 0.1", True),
         ("ALTER TABLE t UPDATE score = cosineDistance(a, b) WHERE k = 1", False),
     ],
