@@ -407,9 +407,10 @@ def test_the_process_ends_at_sigterm_whatever_runs(tmp_path: Path, name: str) ->
     else:
         [reply] = replies
         assert isinstance(reply, Reply)
-        told = reply.status, reply.headers["x-clickhouse-exception-code"], reply.headers["retry-after"]
-        assert told == (503, "394", "1")
-        assert status == 0
+        assert (status, reply.status, reply.headers["retry-after"]) == (0, 503, "1")
+        # or it was not cancelled in its time, and what waited for it was told instead
+        code = reply.headers.get("x-clickhouse-exception-code")
+        assert code == "394" or (code is None and "the server is ending" in reply.text)
 
 
 def test_a_second_sigterm_ends_the_grace(tmp_path: Path) -> None:
