@@ -196,8 +196,8 @@ def edits(
     planned = [c for c in found.calls if bounds.get(c, True) and not _too_large(c, registry)]
     lookup = arrays.looked_up if arrays else looked_up
     texts = _Texts(lambda call: computed(call, registry, f"{quote_name(call.source.qualifier)}.", lookup))
-    for call, bound in bounds.items():
-        if bound:
+    for call in planned:
+        if bound := bounds.get(call):
             texts[call] = own_near(scope, call, bound, texts[call], registry)
     items = scope.items("SELECT")
     unnamed = [

@@ -224,11 +224,13 @@ class Computed:
     @staticmethod
     def _at_hand(numbers: _Numbers, first: int, last: int) -> NDArray[Any] | None:
         """The numbers of rows [first, last), if they were computed before; first is the first row of a block."""
-        blocks = [numbers.blocks.get(block) for block in range(first >> SHIFT, -(-last >> SHIFT))]
-        known = [np.asarray(block) for block in blocks if block is not None]
-        if len(known) < len(blocks) or sum(map(len, known)) < last - first:
-            return None
-        return np.concatenate(known)[: last - first]
+        known: list[NDArray[Any]] = []
+        for start in range(first, last, BLOCK):
+            block, size = numbers.blocks.get(start >> SHIFT), min(BLOCK, last - start)
+            if block is None or len(block) < size:  # one that was the last is short, once there are more rows
+                return None
+            known.append(np.asarray(block)[:size])
+        return np.concatenate(known)
 
     def _hold(self, numbers: _Numbers, at: int, found: NDArray[Any]) -> None:
         """Have the numbers of some rows at hand, from the first row of a block on."""

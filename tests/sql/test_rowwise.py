@@ -209,6 +209,25 @@ def test_a_bound_that_a_number_meets_exactly_decides_as_in_clickhouse(whole: cli
         assert planned.rows == alone.rows, statement
 
 
+def test_numbers_at_hand_are_those_of_their_rows_where_a_block_was_short(db: clipql.Database) -> None:
+    block = computed.BLOCK
+    db.sql("CREATE TABLE grown (id UInt32, a Array(Float32)) ENGINE = MergeTree ORDER BY id")
+    try:
+        insert = "INSERT INTO grown SELECT number, [number, 0] FROM numbers({}, {})"
+        half = block + block // 2
+        db.sql(insert.format(0, half))
+        assert db.sql("SELECT sum(L2Norm(a)) FROM grown").rows == [(half * (half - 1) / 2,)]
+        db.sql(insert.format(half, 3 * block - half))
+        assert db.sql(f"SELECT L2Norm(a) FROM grown WHERE id = {2 * block + 1}").rows == [(2 * block + 1,)]
+        [table] = [each for each in db.registry.catalog.tables if each.name == "grown"]
+        name = computed.name_of("L2Norm", [db.registry.handle(table, table.columns[0])])
+        for rows in (2 * block + 3, 3 * block - 1, 3 * block, block, 1):  # also of fewer than are stored
+            found = db.registry.computed.all(name, rows, lambda: None)
+            assert found.tolist() == list(range(rows))
+    finally:
+        db.sql("DROP TABLE grown")
+
+
 HOLDS = "L2Norm(a) < 1e6"  # for every row of w
 NO_PLACES = [  # where a number is taken for the place of a column, and a constant for a key that subtotals keep
     f"SELECT k, id FROM w ORDER BY {HOLDS} DESC, id LIMIT 3",
