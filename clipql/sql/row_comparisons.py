@@ -78,7 +78,7 @@ def conditions(
     calls: Sequence[RowCall],
     texts: Mapping[RowCall, str],
     registry: Registry,
-    decide: Decide = lambda compared: None,
+    decide: Decide | None = None,
 ) -> list[Edit]:
     """The edits of conditions that compare a distance: where float32 could decide, ClickHouse computes it."""
     found: list[Edit] = []
@@ -97,8 +97,8 @@ def conditions(
             continue  # the same as ClickHouse's to the last bit
         others = [side for side, of in zip(sides, forms, strict=True) if of is not form]
         left = forms.index(form) == 0
-        compared = _with_constants(scope, (first, last), others, form, calls, slack, left=left)
-        text = decide(compared) if compared else None
+        compared = _with_constants(scope, (first, last), others, form, calls, slack, left=left) if decide else None
+        text = decide(compared) if decide and compared else None
         if text is not None:
             found.append((scope.tokens[first].start, scope.tokens[last - 1].end, text))
         else:

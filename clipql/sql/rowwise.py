@@ -208,8 +208,7 @@ def edits(
     names = item_names(scope, registry, params) if unnamed else {}
     left = [] if names or not unnamed else unnamed  # names that cannot be told must not change
     changed = [c for c in planned if not any(first <= c.first < last for first, last in left)]
-    decide = (arrays.decide,) if arrays else ()
-    result = conditions(scope, changed, texts, registry, *decide)
+    result = conditions(scope, changed, texts, registry, arrays.decide if arrays else None)
     inside = [(a, b) for a, b, _ in result]
     result += [(c.start, c.end, texts[c]) for c in changed if not any(a <= c.start < b for a, b in inside)]
     ends = {scope.tokens[last - 1].end for _, last in unnamed}
