@@ -31,11 +31,11 @@ from clipql.tables.registry import Registry
 if TYPE_CHECKING:
     from clipql.care.backup import BackupReport
     from clipql.care.report import CheckReport
-    from clipql.sql.outputs import Progress
+    from clipql.sql.planning.outputs import Progress
     from clipql.sql.result_types import ResultTypes
+    from clipql.sql.search.vector_blocks import VectorBlocks
     from clipql.sql.search_text import Searched
     from clipql.sql.session import Answer, Session
-    from clipql.sql.vector_blocks import VectorBlocks
 
 
 class Database:
@@ -84,7 +84,7 @@ class Database:
         self.encoders = Encoders(model)
         self.encoders.register(self._engine)
         if self._registry.catalog.tables:
-            from clipql.sql.old_views import put_in_order
+            from clipql.sql.recognition.old_views import put_in_order
 
             put_in_order(self._registry)
         self._closing = threading.Lock()
@@ -322,8 +322,8 @@ class Database:
         columns: plain columns whose values come with each block, as `block.values`.
         Raises UnknownTable, VectorError where there is no such column, QueryError for what `where` cannot be.
         """
+        from clipql.sql.search.vector_blocks import vector_blocks
         from clipql.sql.search_text import one_condition
-        from clipql.sql.vector_blocks import vector_blocks
 
         self._check_open()
         registry, indexes = self.registry, self.indexes

@@ -36,9 +36,9 @@ from clipql.tables.registry import Registry
 if TYPE_CHECKING:
     from clipql.care.backup import BackupReport
     from clipql.care.report import CheckReport
-    from clipql.sql.outputs import Progress
+    from clipql.sql.planning.outputs import Progress
+    from clipql.sql.search.vector_blocks import VectorBlocks
     from clipql.sql.session import Answer
-    from clipql.sql.vector_blocks import VectorBlocks
 
 # seconds: that statements which run may hold up a refresh in the background, and all others with it; that it waits for
 # the end of a change that is under way
@@ -100,7 +100,7 @@ class ReadOnlyDatabase(Database):
             opening.settle(registry)
             self.encoders.register(engine)
             if registry.catalog.tables:
-                from clipql.sql.old_views import put_in_order
+                from clipql.sql.recognition.old_views import put_in_order
 
                 put_in_order(registry)
             engine.run("SYSTEM STOP MERGES")

@@ -16,7 +16,7 @@ from clipql.engine.python_values import converter, python_columns, python_values
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clipql.sql.work import Step
+    from clipql.sql.planning.work import Step
 
 SHOWN_ROWS, SHOWN_BYTES = 50, 20_000
 

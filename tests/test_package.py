@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import entry_points, version
 from importlib.resources import files
@@ -30,6 +30,8 @@ ROOMS = (
     "connection", "notebook",
     "__init__", "cli", "__main__",
 )  # fmt: skip
+# the same within sql/, whose own files are above all its rooms
+ROOMS_OF_SQL = ("recognition", "search", "numbers", "joins", "planning", "inserts", "definitions")
 LOCKS = sorted(ROOT.glob("requirements*.lock"))
 
 
@@ -154,18 +156,30 @@ def test_no_files_import_each_other_in_a_circle(imports: dict[Path, set[Path]]) 
         pytest.fail(" imports ".join(map(str, reversed(error.args[1]))))
 
 
-def test_imports_point_down_the_order_of_rooms(imports: dict[Path, set[Path]]) -> None:
-    def room(path: Path) -> str:
-        return path.parts[0].removesuffix(".py")
-
-    assert {room(path) for path in imports} - {"data"} == set(ROOMS)
-    upwards = [
+def upwards(imports: Mapping[Path, set[Path]], rooms: Sequence[str], room: Callable[[Path], str | None]) -> list[str]:
+    """The imports of a room above the one of whoever imports; room: None for what has no room among these."""
+    places = {path: room(path) for path in imports}
+    assert set(places.values()) - {None} == set(rooms)
+    return [
         f"{path} imports {other}"
         for path, others in imports.items()
         for other in others
-        if ROOMS.index(room(other)) > ROOMS.index(room(path))
+        if (above := places[other]) and (own := places[path]) and rooms.index(above) > rooms.index(own)
     ]
-    assert upwards == []
+
+
+def test_imports_point_down_the_order_of_rooms(imports: dict[Path, set[Path]]) -> None:
+    def room(path: Path) -> str | None:
+        return None if path.parts[0] == "data" else path.parts[0].removesuffix(".py")
+
+    assert upwards(imports, ROOMS, room) == []
+
+
+def test_imports_within_sql_point_down_the_order_of_its_rooms(imports: dict[Path, set[Path]]) -> None:
+    def room(path: Path) -> str | None:
+        return None if path.parts[0] != "sql" else path.parts[1] if len(path.parts) > 2 else "sql"
+
+    assert upwards(imports, (*ROOMS_OF_SQL, "sql"), room) == []
 
 
 def test_taking_a_part_in_and_searching_it_load_only_what_they_need(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clipql.ingest.fetch.parts import FetchProgress
     from clipql.ingest.forecast import IngestForecast
     from clipql.ingest.pipeline import IngestProgress
-    from clipql.sql.work import Step
+    from clipql.sql.planning.work import Step
 
 _SPINNER = "→↘↓↙←↖↑↗"
 _CONTROLS = (

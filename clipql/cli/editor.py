@@ -27,7 +27,7 @@ from prompt_toolkit.styles import Style
 from clipql.cli import console
 from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError
-from clipql.sql.settings import OURS
+from clipql.sql.recognition.settings import OURS
 from clipql.syntax.lexer import Token, tokenize
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from clipql.index.unite import components
 from clipql.ingest.records import nesting
 from clipql.serve.cityhash import cityhash128
 from clipql.serve.tcp import blocks
-from clipql.sql import native_columns, vector_text
+from clipql.sql.inserts import native_columns
+from clipql.sql.recognition import vector_text
 from clipql.storage.vectors import chosen, kernels, pairscan, row_numbers, rowwise
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables import rowgather

@@ -28,7 +28,7 @@ from clipql.cluster.split import NUMBER, SOURCE, Split, split
 from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name
 from clipql.errors import UnsupportedStatement
-from clipql.sql.calls import find_sources
+from clipql.sql.recognition.calls import find_sources
 from clipql.storage.vectors.metrics import metric_named
 from clipql.syntax.edits import edited
 from clipql.syntax.reading import read

@@ -22,12 +22,12 @@ from clipql.engine.output import Output
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement
 from clipql.index import definition
-from clipql.sql import settings
-from clipql.sql.encode_calls import Encoding
-from clipql.sql.outputs import Progress, Sink
-from clipql.sql.prepared import Asked
+from clipql.sql.planning.outputs import Progress, Sink
+from clipql.sql.planning.prepared import Asked
+from clipql.sql.planning.work import Step
+from clipql.sql.recognition import settings
+from clipql.sql.recognition.encode_calls import Encoding
 from clipql.sql.session import Answer, Session
-from clipql.sql.work import Step
 from clipql.storage.catalog import Table
 from clipql.syntax.reading import read, select_of
 from clipql.syntax.spelling import respelled

@@ -26,7 +26,7 @@ from clipql.engine.arrow import arrow_numbers
 from clipql.engine.quoting import quote_string
 from clipql.errors import ClipqlError
 from clipql.projection import stored
-from clipql.sql.row_changes import naming
+from clipql.sql.definitions.row_changes import naming
 from clipql.storage import files
 from clipql.tables.registry import ROW
 

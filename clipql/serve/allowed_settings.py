@@ -16,7 +16,7 @@ from clipql.errors import QueryError
 from clipql.serve import allowed
 from clipql.serve.limits import Limits
 from clipql.serve.spelling import denied
-from clipql.sql import settings as own_settings
+from clipql.sql.recognition import settings as own_settings
 from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read
 from clipql.syntax.statements import Set

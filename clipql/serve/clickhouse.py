@@ -30,7 +30,7 @@ from clipql.serve.service import Request, Service
 from clipql.serve.spelling import check_size
 from clipql.serve.statements import SHORT, Call, Statements, format_of, makes_room
 from clipql.serve.unpacking import too_large, unpack_blocks
-from clipql.sql import settings as own_settings
+from clipql.sql.recognition import settings as own_settings
 from clipql.sql.session import Answer
 
 # a result is held back to this size, so that an error in its beginning still has a status of its own

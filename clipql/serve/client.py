@@ -33,7 +33,7 @@ from clipql.engine.translate import translate
 from clipql.errors import ClipqlError, QueryError, ServerError
 from clipql.result import Result, Stats
 from clipql.sql.hybrid import words_column
-from clipql.sql.outputs import Progress
+from clipql.sql.planning.outputs import Progress
 from clipql.sql.result_types import describing, told
 from clipql.sql.search_text import search_text
 from clipql.sql.session import Answer

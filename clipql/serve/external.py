@@ -15,7 +15,7 @@ from clipql.engine.quoting import quote_name
 from clipql.errors import ClipqlError, QueryError
 from clipql.serve import allowed
 from clipql.serve.service import Request, Service
-from clipql.sql.native_types import split_type
+from clipql.sql.inserts.native_types import split_type
 from clipql.sql.session import Session
 
 _ENDINGS = ("_format", "_structure", "_types")

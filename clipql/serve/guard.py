@@ -31,8 +31,8 @@ from clipql.serve.foreign import Foreign
 from clipql.serve.limits import Options
 from clipql.serve.spelling import check_bytes, check_name, check_size, check_table_name, cleaned, denied
 from clipql.serve.token_rules import TokenRules, check_create, check_table, killed
-from clipql.sql import settings as own_settings
-from clipql.sql.words import BM25
+from clipql.sql.recognition import settings as own_settings
+from clipql.sql.recognition.words import BM25
 from clipql.syntax import statements
 from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read

@@ -10,7 +10,7 @@ from clipql.serve import native_blocks as native
 from clipql.serve import totals
 from clipql.serve.guard import Checked
 from clipql.serve.service import Request, Service
-from clipql.sql import settings
+from clipql.sql.recognition import settings
 from clipql.sql.session import Answer, Session
 from clipql.sql.totals import may_have_more
 from clipql.syntax.reading import read

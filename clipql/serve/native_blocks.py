@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from clipql.engine.row_writer import varint
 from clipql.errors import QueryError
-from clipql.sql.native_columns import Reader
+from clipql.sql.inserts.native_columns import Reader
 
 # from these versions on a DateTime says its time zone, and a column whether its serialization is special
 TIME_ZONES, CUSTOM_SERIALIZATION = 54337, 54454

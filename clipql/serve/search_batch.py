@@ -22,7 +22,7 @@ from clipql.serve.models_at_hand import model_for
 from clipql.serve.search_request import Search, Term, wrong
 from clipql.serve.search_results import SearchResults
 from clipql.serve.service import Request, Service
-from clipql.sql import explain
+from clipql.sql.planning import explain
 
 MOST_QUERIES, MOST_ROWS = 1_000, 100_000  # searches of one request; rows of all of them together
 

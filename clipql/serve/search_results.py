@@ -28,8 +28,8 @@ from clipql.serve.search_request import Search
 from clipql.serve.service import Request, Service
 from clipql.serve.short_way import ShortWay
 from clipql.serve.values import folded, plain
-from clipql.sql import explain
 from clipql.sql.hybrid import SCORE
+from clipql.sql.planning import explain
 from clipql.sql.session import Answer
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import ROW

@@ -27,7 +27,7 @@ from clipql.serve.limits import Options
 from clipql.serve.pool import Pool
 from clipql.serve.prometheus import Metrics
 from clipql.serve.request_body import Bodies
-from clipql.sql.outputs import Progress, Sink
+from clipql.sql.planning.outputs import Progress, Sink
 from clipql.sql.session import Answer, Session
 from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import INTERNAL

@@ -31,7 +31,7 @@ from clipql.serve.short_way import ShortWay
 from clipql.serve.spelling import with_identifiers
 from clipql.serve.told import Asked, Told
 from clipql.serve.totals import Apart
-from clipql.sql import settings as own_settings
+from clipql.sql.recognition import settings as own_settings
 from clipql.sql.session import Answer, Session
 from clipql.syntax.inputs import input_of
 from clipql.syntax.reading import read

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from clipql.engine.quoting import quote_string
 from clipql.serve.allowed import words
-from clipql.sql.introspection import too_often
+from clipql.sql.definitions.introspection import too_often
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from clipql.engine.arrays import with_numbers
 from clipql.errors import ClipqlError
-from clipql.sql.settings import take_format, taken_from
-from clipql.sql.words import stood_in
+from clipql.sql.recognition.settings import take_format, taken_from
+from clipql.sql.recognition.words import stood_in
 from clipql.storage.catalog import Catalog
 from clipql.syntax.reading import read
 from clipql.syntax.recent import Recent

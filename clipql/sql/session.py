@@ -23,25 +23,26 @@ from clipql.engine.arrays import with_numbers
 from clipql.engine.output import Output
 from clipql.errors import QueryError, UnsupportedStatement
 from clipql.index.base import Route
-from clipql.sql import explain, settings
-from clipql.sql.bounded_changes import within_limits
-from clipql.sql.definitions import Definitions
-from clipql.sql.harmless import settings_allow
-from clipql.sql.input_rows import with_inline_data
-from clipql.sql.insertion import Insertions
-from clipql.sql.introspection import Introspection
-from clipql.sql.outputs import Outputs, Progress, Sink
-from clipql.sql.planner import Planner, Rewritten
-from clipql.sql.prepared import Asked, Repeats
+from clipql.sql.definitions.bounded_changes import within_limits
+from clipql.sql.definitions.definitions import Definitions
+from clipql.sql.definitions.introspection import Introspection
+from clipql.sql.definitions.safeguard import Safeguard, with_names
+from clipql.sql.inserts.input_rows import with_inline_data
+from clipql.sql.inserts.insertion import Insertions
+from clipql.sql.planning import explain
+from clipql.sql.planning.outputs import Outputs, Progress, Sink
+from clipql.sql.planning.planner import Planner, Rewritten
+from clipql.sql.planning.prepared import Asked, Repeats
+from clipql.sql.planning.short import is_short
+from clipql.sql.planning.work import Step
 from clipql.sql.read_only import reads, refuse
-from clipql.sql.safeguard import Safeguard, with_names
-from clipql.sql.short import is_short
-from clipql.sql.stars import Stars
+from clipql.sql.recognition import settings
+from clipql.sql.recognition.stars import Stars
+from clipql.sql.recognition.views import check_view
+from clipql.sql.recognition.words import telling_where
+from clipql.sql.search.harmless import settings_allow
 from clipql.sql.temporary import note_temporary
 from clipql.sql.totals import may_have_more
-from clipql.sql.views import check_view
-from clipql.sql.words import telling_where
-from clipql.sql.work import Step
 from clipql.syntax.inputs import input_of
 from clipql.syntax.reading import read, select_of
 from clipql.syntax.spelling import respelled

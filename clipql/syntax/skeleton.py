@@ -1,7 +1,7 @@
 """A statement without its literal vectors, by which it is known when it comes again with others.
 
-`sql/prepared.py` and `cluster/plan_cache.py` keep what they made of a statement by its skeleton, and give it the
-vectors of the one at hand. What must stay true: the literals of a skeleton that `certain` has approved are literal
+`sql/planning/prepared.py` and `cluster/plan_cache.py` keep what they made of a statement by its skeleton, and give it
+the vectors of the one at hand. What must stay true: the literals of a skeleton that `certain` has approved are literal
 vectors in every statement of that skeleton, as what stands around them is the same.
 """
 

@@ -78,11 +78,11 @@ class Summary:
 def small_limits() -> Iterator[None]:
     """Have small tables planned and indexed as large ones are."""
     with (
-        mock.patch("clipql.sql.plan.SMALL_TABLE", 0),
+        mock.patch("clipql.sql.recognition.plan.SMALL_TABLE", 0),
         mock.patch("clipql.index.kinds.FEWEST_ROWS", 64),
         mock.patch("clipql.index.ivf.learn.FEWEST_ROWS", 64),
         mock.patch("clipql.index.ivf.build.FEWEST_ROWS", 64),
-        mock.patch("clipql.sql.vector_search.FEW", 5),
+        mock.patch("clipql.sql.search.vector_search.FEW", 5),
     ):
         yield
 

@@ -19,7 +19,7 @@ import pytest
 import clipql
 from clipql.errors import DatabaseLocked, QueryError, StorageError, UnknownTable, VectorError
 from clipql.reader import ReadOnlyDatabase
-from clipql.sql import vector_blocks
+from clipql.sql.search import vector_blocks
 from clipql.tables.rowfile import RowFiles
 
 CREATE = (

@@ -7,7 +7,7 @@ import pytest
 from clipql.errors import QueryError
 from clipql.serve import native_blocks as native
 from clipql.serve import unpacking
-from clipql.sql.native_types import check_type
+from clipql.sql.inserts.native_types import check_type
 from tests.serve.conftest import Running
 
 INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import clipql
-from clipql.sql.conditions import plain_mask
+from clipql.sql.search.conditions import plain_mask
 from tests.cases import examples
 
 ROWS = 1_500

@@ -13,7 +13,7 @@ from PIL import Image
 
 import clipql
 from clipql.errors import ModelMismatch, PictureError, QueryError, VectorError
-from clipql.sql.encode_calls import BATCH
+from clipql.sql.recognition.encode_calls import BATCH
 
 letters = fake_encoder.letters
 

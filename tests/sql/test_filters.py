@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import clipql
-from clipql.sql import filters
+from clipql.sql.search import filters
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_what_depends_on_more_than_the_columns_is_not_remembered(table: clipql.D
 
 
 def test_masks_are_not_kept_without_bound(table: clipql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipql.sql.filters.LARGEST", 3_000)
+    monkeypatch.setattr("clipql.sql.search.filters.LARGEST", 3_000)
     for w in range(20):
         ask(table, f"w = {w}")
         ask(table, f"w = {w}")  # as it is used: a byte a row

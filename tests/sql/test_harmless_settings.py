@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipql.sql.harmless import settings_allow
+from clipql.sql.search.harmless import settings_allow
 
 FILTERS = "{'system.tables': 'name != \\'a, max_threads = 1\\'', 'system.parts': '1'}"
 

@@ -11,8 +11,8 @@ from test_oracle import agree, parameters
 
 import clipql
 from clipql.errors import ClipqlError
-from clipql.sql.inline import inline
-from clipql.sql.views import finder
+from clipql.sql.recognition.inline import inline
+from clipql.sql.recognition.views import finder
 from clipql.syntax.lexer import split_statements, tokenize
 from clipql.syntax.reading import read
 from tests.cases import some

@@ -10,7 +10,7 @@ import pytest
 
 import clipql
 from clipql.errors import QueryError
-from clipql.sql import pairs
+from clipql.sql.joins import pairs
 from tests.cases import some
 
 ROWS, DIMENSION = 150, 4

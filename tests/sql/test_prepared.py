@@ -13,7 +13,7 @@ from repeated import BY, DIMENSION, QUERIES, anew, fill
 import clipql
 from clipql import Database
 from clipql.errors import VectorError
-from clipql.sql.prepared import Repeats
+from clipql.sql.planning.prepared import Repeats
 
 WAYS = {
     "parameter": f"SELECT id, s, {BY} AS d FROM t ORDER BY d LIMIT 7",

@@ -14,7 +14,7 @@ import clipql
 from clipql.errors import QueryError
 from clipql.index import cut, within
 from clipql.index.within import PairsWithin, Side
-from clipql.sql import range_pairs
+from clipql.sql.joins import range_pairs
 from clipql.storage.vectors import metrics
 from clipql.storage.vectors.metrics import Metric
 

@@ -15,7 +15,7 @@ import pytest
 import clipql
 from clipql.errors import QueryError
 from clipql.index import flat
-from clipql.sql import plan
+from clipql.sql.recognition import plan
 from clipql.storage.vectors import metrics, rowwise
 from clipql.storage.vectors.metrics import Metric
 from clipql.tables import computed

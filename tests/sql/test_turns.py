@@ -7,8 +7,8 @@ import threading
 import pytest
 from patience import LAST_NET_SECONDS, until
 
-from clipql.sql import turns
-from clipql.sql.turns import Turns
+from clipql.sql.planning import turns
+from clipql.sql.planning.turns import Turns
 
 
 def test_no_more_are_within_than_may_be_and_all_come_to_their_turn() -> None:

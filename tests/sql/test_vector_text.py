@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipql.sql.vector_text import numbers_of
+from clipql.sql.recognition.vector_text import numbers_of
 
 ODD = ["1e22", "1e23", "-1e-22", "1e-23", "9007199254740992", "9007199254740993", "9007199254740992.5", "0.1", "-0",
        "1e400", "-1e-400", "1e9999999999", ".5", "5.", "+7", " 1 ", "\t2\n", "1_000", "nan", "-inf", "00012", "1e+05",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipql.sql.affine import Affine, Parser
+from clipql.sql.recognition.affine import Affine, Parser
 from clipql.syntax.lexer import tokenize
 from clipql.syntax.reading import read
 

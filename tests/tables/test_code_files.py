@@ -10,7 +10,7 @@ import pytest
 import clipql
 from clipql.index.bounded import file as code_file
 from clipql.index.bounded import search
-from clipql.sql import vector_search
+from clipql.sql.search import vector_search
 from clipql.storage.catalog import Table
 from clipql.tables import code_files
 

@@ -9,7 +9,7 @@ import pytest
 
 import clipql
 from clipql.errors import ClipqlError
-from clipql.sql import native_vectors
+from clipql.sql.inserts import native_vectors
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_vectors_stay_with_their_rows_whichever_way_they_come(
     )
     for apart in (True, False):
         if not apart:
-            monkeypatch.setattr("clipql.sql.insert.taken_apart", lambda *given: None)
+            monkeypatch.setattr("clipql.sql.inserts.insert.taken_apart", lambda *given: None)
         assert load(db, COLUMNS, [whole, half]) == 750
         assert db.sql(f"SELECT {TOLD} FROM t ORDER BY id").arrow().to_pylist() == expected.to_pylist()
 
@@ -138,7 +138,7 @@ def test_what_is_not_plain_is_answered_as_before(
 
     assert (native_vectors.taken_apart([data], ("v",)) is not None) is apart
     found = outcome()
-    monkeypatch.setattr("clipql.sql.insert.taken_apart", lambda *given: None)
+    monkeypatch.setattr("clipql.sql.inserts.insert.taken_apart", lambda *given: None)
     assert found == outcome()
 
 

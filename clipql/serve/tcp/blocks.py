@@ -17,7 +17,7 @@ from clipql.errors import QueryError
 from clipql.serve.native_blocks import CUSTOM_SERIALIZATION
 from clipql.serve.tcp.wire import Source, broken, others
 from clipql.serve.unpacking import too_large
-from clipql.sql.native_types import (
+from clipql.sql.inserts.native_types import (
     BASIC,
     HAS_KEYS,
     JSON_TEXTS,

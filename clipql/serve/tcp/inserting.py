@@ -16,7 +16,7 @@ from clipql.serve.tcp import packets
 from clipql.serve.tcp.blocks import Block
 from clipql.serve.tcp.talk import Client, Lost, Talk
 from clipql.serve.tcp.wire import broken
-from clipql.sql.native_types import check_type
+from clipql.sql.inserts.native_types import check_type
 from clipql.syntax.inputs import input_of
 from clipql.syntax.reading import read
 from clipql.syntax.statements import Insert

@@ -1,0 +1,174 @@
+"""Values of expressions without columns: query vectors, radii, limits. Each is computed once a query.
+
+A literal and a parameter are read here; anything else (a function, a scalar subquery, arithmetic) is evaluated by
+ClickHouse, with the WITH clauses that are in force where it stands.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipql.brief import Brief
+from clipql.engine.embedded import Engine
+from clipql.engine.quoting import quote_name
+from clipql.errors import QueryError, VectorError
+from clipql.storage.vectors.metrics import Metric
+from clipql.syntax.reading import read
+
+_PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*(.+?)\s*\}\Z", re.DOTALL)
+_NARROW = {"Float32", "BFloat16", "UInt8", "Int8", "UInt16", "Int16", "Bool"}
+_COMPUTED = _NARROW | {"Float64", "UInt32", "Int32", "UInt64", "Int64"}
+
+
+@dataclass(frozen=True, repr=False)
+class QueryVector(Brief):
+    """float64 (d,) values, whether ClickHouse computes distances to it in Float32 rather than Float64, and whether they
+    are integers or BFloat16.
+    """
+
+    values: NDArray[np.float64]
+    narrow: bool
+    integral: bool = False
+
+    def narrow_for(self, metric: Metric) -> bool:
+        """Whether ClickHouse gives this distance as Float32: dotProduct with integers or BFloat16 is Float64."""
+        return self.narrow and not (self.integral and metric is Metric.DOT)
+
+
+class Constants:
+    """Evaluates the constants of one statement, with its parameters."""
+
+    def __init__(self, engine: Engine, params: Mapping[str, Any]) -> None:
+        self._engine, self._params = engine, params
+        self._known: dict[tuple[str, str], QueryVector | None] = {}
+
+    def vector(self, text: str, withs: tuple[str, ...], aliases: Mapping[str, str]) -> QueryVector | None:
+        """The vector an expression gives, or None where it is not one that can be known beforehand.
+
+        Raises VectorError for a vector with NaN or infinity.
+        """
+        prefix = with_clause(text, withs, aliases)
+        if (text, prefix) not in self._known:
+            self._known[text, prefix] = self._vector(text, prefix)
+        return self._known[text, prefix]
+
+    def _vector(self, text: str, prefix: str) -> QueryVector | None:
+        found = self._literal(text) or self._parameter(text) or self._evaluated(text, prefix)
+        if found is None:
+            return None
+        with np.errstate(over="ignore", invalid="ignore"):  # a sum is finite, where it is, in a third of the time
+            finite = math.isfinite(found.values.sum()) or bool(np.isfinite(found.values).all())
+        if not finite:
+            at = int(np.flatnonzero(~np.isfinite(found.values))[0])
+            raise VectorError(f"the query vector holds {found.values[at]} at position {at}; it must be finite")
+        return found
+
+    def _literal(self, text: str) -> QueryVector | None:
+        from clipql.sql.recognition.vector_text import numbers_of  # loads the compiler
+
+        if not text.strip("[ ]\n"):
+            return QueryVector(np.empty(0), True)
+        tokens = read(text).tokens if text.startswith("[") else []
+        if len(tokens) != 1 or tokens[0].kind != "vector":
+            return None
+        try:
+            inner = text.strip()[1:-1]
+            values = numbers_of(inner)
+        except ValueError:
+            return None
+        small = "." not in inner and all(re.fullmatch(r"-?\d{1,4}", n.strip()) for n in inner.split(","))
+        return QueryVector(values, small, small)
+
+    def _parameter(self, text: str) -> QueryVector | None:
+        match = _PARAMETER.fullmatch(text)
+        if not match or match[1] not in self._params:
+            return None
+        kind = match[2].replace(" ", "")
+        if kind not in ("Array(Float32)", "Array(Float64)"):
+            return None
+        value = self._params[match[1]]
+        try:
+            if isinstance(value, str):
+                from clipql.sql.recognition.vector_text import numbers_of  # loads the compiler
+
+                text = value.strip()
+                if text[:1] != "[" or text[-1:] != "]":
+                    return None
+                value = numbers_of(text[1:-1])
+            with np.errstate(over="ignore"):
+                values = np.asarray(value, np.float32 if kind == "Array(Float32)" else np.float64).astype(np.float64)
+        except (ValueError, TypeError, OverflowError):
+            return None
+        return QueryVector(values, kind == "Array(Float32)") if values.ndim == 1 else None
+
+    def _evaluated(self, text: str, prefix: str) -> QueryVector | None:
+        try:
+            # as the user's, so that limits and cancelling hold; what a user SETs to cut results short must not cut this
+            row = self._engine.arrow(
+                f"{prefix}SELECT ({text}) AS clipql_value, toTypeName(clipql_value) AS clipql_type "
+                "SETTINGS limit = 0, offset = 0",
+                params=self._params,
+                user=True,
+            )
+        except QueryError as error:
+            if error.code in (456, 457):  # a parameter without a value, or with one that cannot be parsed
+                raise
+            return None
+        kind = row.column(1)[0].as_py()
+        of = re.fullmatch(r"Array\((?:LowCardinality\()?(.+?)\)+", kind)
+        if of is None:
+            return None
+        if of[1] not in _COMPUTED:
+            if not re.match(r"Array\((Nothing|Array|Tuple|Map)\b", kind):
+                raise VectorError(
+                    f"the query vector {_short(text)} is {kind}; expected an array of Float32, Float64, BFloat16 or "
+                    f"integers of at most 64 bits: CAST({_short(text)}, 'Array(Float32)')"
+                )
+            return None
+        values = row.column(0)[0].as_py()
+        if of[1] == "BFloat16":  # the upper half of a Float32
+            values = [int.from_bytes(v, "little") << 16 for v in values]
+            values = np.array(values, np.uint32).view(np.float32)
+        return QueryVector(np.array(values, np.float64), of[1] in _NARROW, of[1] not in ("Float32", "Float64"))
+
+    def number(self, text: str, withs: tuple[str, ...] = (), aliases: Mapping[str, str] | None = None) -> float | None:
+        """The number an expression gives, or None where it cannot be known beforehand."""
+        if re.fullmatch(r"-?\d+(\.\d*)?([eE][-+]?\d+)?", text):
+            value = float(text)
+            return value if math.isfinite(value) else None
+        try:
+            prefix = with_clause(text, withs, aliases or {})
+            value = self._engine.scalar(f"{prefix}SELECT toFloat64({text})", params=self._params, user=True)
+        except QueryError as error:
+            if error.code in (456, 457):
+                raise
+            return None
+        return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 60 else flat[:57] + "…"
+
+
+def with_clause(text: str, withs: tuple[str, ...], aliases: Mapping[str, str]) -> str:
+    """The WITH clause, ending in a space, that gives an expression the names it uses; empty where it needs none."""
+    if not withs and not aliases:
+        return ""
+    needed: dict[str, str] = {}
+    todo = [t.name for t in read(text).tokens]
+    while todo:
+        name = todo.pop()
+        if name and name in aliases and name not in needed:
+            needed[name] = aliases[name]
+            todo += [t.name for t in read(aliases[name]).tokens]
+    defined = " ".join(withs)
+    parts = [*withs, *(f"({e}) AS {quote_name(n)}" for n, e in needed.items() if f" {n}" not in defined)]
+    return f"WITH {', '.join(parts)} " if parts else ""
