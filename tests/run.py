@@ -29,10 +29,11 @@ SECONDS = 3000  # for one file or folder: what takes longer hangs; a slow machin
 ROOM, PREFIX = 12 << 30, "clipql-tests-"
 TOGETHER = ("curate", "engine", "storage", "syntax", "edges")  # folders, in which no two files have one name
 ALONE = "test_readme.py"  # a file that takes long
+HALVED = "serve/browser"  # a folder that takes longer than all others; it is tested by two processes
 ON_RAY = ("test_cluster.py", "test_coordinator.py", "test_failures.py")  # they wait for its processes
 SLOW_FIRST = (
-    "tables", "serve/browser", "serve", "index", "cluster on Ray", "sql", "ingest", "readers", "small folders",
-    "serve/workers", "differential", "test_readme.py", "faults", "cluster", "encode", "files", "cli", "care",
+    "tables", "serve/browser 1", "serve/browser 2", "serve", "index", "cluster on Ray", "sql", "ingest", "readers",
+    "small folders", "serve/workers", "differential", "test_readme.py", "faults", "cluster", "encode", "files", "cli", "care",
 )  # fmt: skip
 
 
@@ -70,6 +71,9 @@ def units() -> list[Unit]:
             name = file.name if file.name == ALONE else "files"
         if file.name in ON_RAY:
             name = "cluster on Ray"
+        if folder == HALVED:
+            halves = [found.setdefault(f"{folder} {half}", []) for half in (1, 2)]
+            name = f"{folder} {1 if len(halves[0]) <= len(halves[1]) else 2}"
         found.setdefault(name, []).append(file)
     slow = {name: i for i, name in enumerate(SLOW_FIRST)}
     return [Unit(n, tuple(found[n])) for n in sorted(found, key=lambda n: (slow.get(n, len(slow)), n))]

@@ -7,6 +7,7 @@ their text; what is no row of numbers is refused by name, before anything runs.
 from __future__ import annotations
 
 import array
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -22,6 +23,8 @@ _NUMERIC = re.compile(
     r"(?:U?Int\d+|B?Float\d+|Decimal\d*\s*(?:\([^)]*\))?|Bool)[\s)]*)\}"
 )
 
+_LONG = 4_000  # letters of a statement that is not remembered
+
 
 def with_numbers(sql: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
     """The parameters, with those of numeric array types as lists of numbers or one-dimensional numpy arrays.
@@ -31,10 +34,16 @@ def with_numbers(sql: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
     if not params or "Array" not in sql:
         return params
     changed = {}
-    for name, kind, wrapped in _NUMERIC.findall(sql):
+    for name, kind, wrapped in _declared(sql) if len(sql) < _LONG else _NUMERIC.findall(sql):
         if name in params and name not in changed:
             changed[name] = _numbers(params[name], f"{{{name}:{kind.strip()}}}", "Nullable" in wrapped)
     return {**params, **changed} if changed else params
+
+
+@functools.lru_cache(512)
+def _declared(sql: str) -> list[tuple[str, str, str]]:
+    """The array parameters of a statement, as it most often comes again."""
+    return _NUMERIC.findall(sql)
 
 
 def _numbers(value: Any, what: str, nullable: bool) -> Any:

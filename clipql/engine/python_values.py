@@ -7,6 +7,7 @@ names, a dict; a value whose type is not told is as Arrow has it.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import ipaddress
 import json
 import re
@@ -115,6 +116,7 @@ def _maps(kind: pa.DataType) -> Convert | None:
     return dict if pa.types.is_map(kind) else None
 
 
+@functools.lru_cache(1024)
 def converter(kind: str) -> Convert | None:
     """What makes Python's value of Arrow's, for one of ClickHouse's types; None where they are the same."""
     name, inner = _parsed(kind)

@@ -6,6 +6,8 @@ the bytes are those that ClickHouse gives for such rows (tests compare them); wh
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -28,6 +30,7 @@ _IN_JSON = str.maketrans(
     | {"\u2028": "\\u2028", "\u2029": "\\u2029"}
 )
 _TO_ESCAPE, _RARE_IN_JSON = re.compile(r"[\0\x08\t\n\f\r'\\]"), re.compile(r"[\0-\x1f\u2028\u2029]")
+_ONE_BYTE = [bytes([n]) for n in range(128)]
 # exponents between which a number is written without one
 _SMALLEST, _LARGEST = -6, 21
 Cell = Callable[[Any], str]
@@ -39,9 +42,13 @@ def written(table: pa.Table, types: Sequence[str], format: str, seconds: float =
     types: ClickHouse's, of the columns in their order: numbers, Bool and String, also Nullable. seconds: that they took
     to find, for formats that say so.
     """
+    kinds = _kinds(tuple(types))
+    if kinds is None:
+        return None
+    if format == "Native":
+        return _native(table, types, kinds)
     write = _FORMATS.get(format)
-    kinds = [_NULLABLE.sub(r"\1", t) for t in types]
-    if write is None or any(k not in _PACKED and k != "String" for k in kinds):
+    if write is None:
         return None
     columns = [_values(c, k) for c, k in zip(table.columns, kinds, strict=True)]
     if any(c is None for c in columns):
@@ -51,6 +58,13 @@ def written(table: pa.Table, types: Sequence[str], format: str, seconds: float =
         counts = f'"rows_read": {table.num_rows},\n\t\t"bytes_read": {table.nbytes}'
         made += f'\t"statistics":\n\t{{\n\t\t"elapsed": {_number(seconds)},\n\t\t{counts}\n\t}}\n}}\n'.encode()
     return made
+
+
+@functools.lru_cache(512)
+def _kinds(types: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Types without Nullable; None where one of them is not written here."""
+    kinds = tuple(_NULLABLE.sub(r"\1", t) for t in types)
+    return kinds if all(k in _PACKED or k == "String" for k in kinds) else None
 
 
 def _values(column: pa.ChunkedArray, kind: str) -> list[Any] | None:
@@ -169,32 +183,55 @@ def _document(
     return f'{{\n\t"meta":\n\t[\n{meta}\n\t],\n\n\t"data":\n\t[\n{data}\n\t],\n\n\t"rows": {rows},\n\n'.encode()
 
 
-def _native(
-    names: Sequence[str], types: Sequence[str], kinds: Sequence[str], columns: Sequence[Any], rows: int
-) -> bytes:
+def _native(table: pa.Table, types: Sequence[str], kinds: Sequence[str]) -> bytes | None:
+    """None where a text is not as Arrow has most."""
+    rows = table.num_rows
     if not rows:
         return b""
-    parts = [varint(len(names)), varint(rows)]
-    for name, kind, type_, column in zip(names, kinds, types, columns, strict=True):
-        parts += [_said(name), _said(type_)]
-        values = column
+    parts: list[bytes | memoryview] = [varint(table.num_columns), varint(rows)]
+    for name, kind, type_, column in zip(table.column_names, kinds, types, table.columns, strict=True):
+        parts += [_said(name.encode()), _said(type_.encode())]
         if type_ != kind:
-            parts.append(bytes(v is None for v in column))
-            values = [("" if kind == "String" else 0) if v is None else v for v in column]
+            parts.append(bytes(column.is_null().to_pylist()))
         if kind == "String":
-            parts += [_said(v) for v in values]
+            texts = _texts(column)
+            if texts is None:
+                return None
+            parts += texts
+        elif column.null_count:
+            parts.append(struct.pack(f"<{rows}{_PACKED[kind]}", *(0 if v is None else v for v in column.to_pylist())))
         else:
-            parts.append(struct.pack(f"<{rows}{_PACKED[kind]}", *values))
+            parts.append(numpy_numbers(column).astype(f"<{_PACKED[kind]}", copy=False).tobytes())
     return b"".join(parts)
 
 
-def _said(text: str) -> bytes:
-    data = text.encode()
+def _texts(column: pa.ChunkedArray) -> list[bytes | memoryview] | None:
+    """Texts as Native has them, as their bytes are; a NULL is an empty one."""
+    if not pa.types.is_string(column.type) and not pa.types.is_binary(column.type):
+        return None
+    parts: list[bytes | memoryview] = []
+    for chunk in column.chunks:
+        _, edges, data = chunk.buffers()
+        first, there = chunk.offset, chunk.is_valid().to_pylist() if chunk.null_count else None
+        if edges is None:
+            return None
+        ends = np.frombuffer(edges, np.int32)[first : first + len(chunk) + 1].tolist()
+        whole = memoryview(data) if data is not None else memoryview(b"")
+        for i, (begin, end) in enumerate(itertools.pairwise(ends)):
+            if there is not None and not there[i]:
+                begin = end
+            parts += [varint(end - begin), whole[begin:end]]
+    return parts
+
+
+def _said(data: bytes) -> bytes:
     return varint(len(data)) + data
 
 
 def varint(number: int) -> bytes:
     """A number as ClickHouse's formats have it: seven bits a byte, the lowest first."""
+    if number < 128:
+        return _ONE_BYTE[number]
     found = bytearray()
     while number > 127:
         found.append(number & 127 | 128)
@@ -212,5 +249,4 @@ _FORMATS: dict[str, Callable[..., bytes]] = {
     **dict.fromkeys(("JSONEachRow", "JSONLines", "NDJSON"), _objects),
     "JSON": partial(_document, keys=True),
     "JSONCompact": partial(_document, keys=False),
-    "Native": _native,
 }

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from clipql.errors import VectorIndexError
 from clipql.index.base import Candidates, Cost, WithoutBounds, nearest
-from clipql.storage.vectors import kernels
+from clipql.storage.vectors import chosen, kernels
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
 
@@ -141,15 +141,14 @@ def weighted(term: Term, block: NDArray[Any], out: NDArray[Any] | None = None) -
 
 def exact(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
     """The key of these rows, recomputed in float64 from the stored vectors; the same for a row whatever the others."""
+    if len(rows) < FEW:
+        return exact_here(terms, rows)
     total = np.zeros(len(rows))
 
     def some(first: int, last: int) -> None:
         total[first:last] = exact_here(terms, rows[first:last])
 
-    if len(rows) < FEW:
-        some(0, len(rows))
-    else:
-        each_core(len(rows), some)
+    each_core(len(rows), some)
     return total
 
 
@@ -165,8 +164,7 @@ def exact_here(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]
 
 def as_float32(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distances rounded to Float32, but for those that it does not hold, which stay apart from each other."""
-    rounded, size = distances.astype(np.float32).astype(np.float64), np.abs(distances)
-    return np.where((size >= TINY_FLOAT) & (size <= kernels.LARGEST_FLOAT), rounded, distances)
+    return chosen.as_float32(distances, TINY_FLOAT, kernels.LARGEST_FLOAT)
 
 
 @dataclass

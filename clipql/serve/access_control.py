@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from clipql.serve.json_response import JsonResponse
 from clipql.serve.limits import Options
 
 COOKIE = "clipql_token"
@@ -84,7 +85,7 @@ class AccessControl:
         """Whether a site that the owner named asks for what such sites may ask for."""
         return origin.lower() in self._origins and request.url.path in SHARED
 
-    def _refused(self, request: Request, *, shared: bool) -> JSONResponse | None:
+    def _refused(self, request: Request, *, shared: bool) -> JsonResponse | None:
         hosts = request.headers.getlist("host")
         host = hosts[0] if hosts else ""
         if len(hosts) > 1 or "@" in host:
@@ -128,8 +129,8 @@ class AccessControl:
         return True
 
 
-def _refusal(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": message, "code": 0}, status)
+def _refusal(status: int, message: str) -> JsonResponse:
+    return JsonResponse({"error": message, "code": 0}, status)
 
 
 def authorised(token: str | None, request: Request, params: Any = None) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from clipql.engine.users import Acting
@@ -25,6 +25,7 @@ from clipql.serve.counts import Counted, counts
 from clipql.serve.error_position import without_prefix
 from clipql.serve.errors import error_headers, error_status, let_go
 from clipql.serve.facets import Facets
+from clipql.serve.json_response import JsonResponse
 from clipql.serve.map_points import MapAsked, MapPoints
 from clipql.serve.models_at_hand import models, takes_words
 from clipql.serve.packing import packed
@@ -66,13 +67,13 @@ class Api:
         """All routes."""
         guarded = self.guarded
         return [
+            Route("/api/search", guarded(self._search), methods=["POST"]),  # first, as most are for it
             Route("/healthz", self._health),
             Route("/api/status", guarded(self._status)),
             Route("/metrics", guarded(self._metrics)),
             Route("/api/openapi.json", guarded(self._openapi)),
             Route("/api/login", guarded(self._login, public=True), methods=["POST"]),
             Route("/api/tables", guarded(self._tables)),
-            Route("/api/search", guarded(self._search), methods=["POST"]),
             Route("/api/models", guarded(self._models)),
             Route("/api/count", guarded(self._count), methods=["POST"]),
             Route("/api/facets", guarded(self._facets), methods=["POST"]),
@@ -123,11 +124,7 @@ class Api:
                 seconds = time.perf_counter() - began
                 self._service.metrics.requests.labels("api", str(status)).inc()
                 self._service.metrics.took("api", seconds)
-                path = request.url.path
-                # a page of results asks for many of these
-                level = logging.DEBUG if path.startswith(("/api/thumbnail/", "/metrics")) else logging.INFO
-                fields = {"method": request.method, "path": path[:200], "status": status, "seconds": round(seconds, 6)}
-                LOG.log(level, "request", extra={"fields": fields})
+                _log(request, status, seconds)
 
         return handle
 
@@ -156,20 +153,20 @@ class Api:
             watch.cancel()
 
     async def _health(self, request: HttpRequest) -> Response:
-        return JSONResponse({"ok": True})
+        return JsonResponse({"ok": True})
 
     async def _status(self, request: HttpRequest) -> Response:
         options = self._service.options
         state = options.sandbox
         wall = {"files": state.landlock > 0, "network": state.sockets, "says": state.sentence}
         limits = dataclasses.asdict(options.limits)
-        return JSONResponse({"version": __version__, "write": options.write, "sandbox": wall, "limits": limits})
+        return JsonResponse({"version": __version__, "write": options.write, "sandbox": wall, "limits": limits})
 
     async def _metrics(self, request: HttpRequest) -> Response:
         return Response(self._service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _openapi(self, request: HttpRequest) -> Response:
-        return JSONResponse(openapi.document(self._service.options))
+        return JsonResponse(openapi.document(self._service.options))
 
     async def _login(self, request: HttpRequest) -> Response:
         given = search.parsed(await self._service.bodies.read(request, 10_000, request.state.held))
@@ -177,13 +174,13 @@ class Api:
         token = self._service.options.token
         if token is not None and not access_control.same(token, str(given.get("token", ""))):
             return _error(401, "this is not the token", 516)
-        response = JSONResponse({"ok": True})
+        response = JsonResponse({"ok": True})
         if token is not None:
             response.set_cookie(access_control.COOKIE, token, httponly=True, samesite="strict", path="/api")
         return response
 
     async def _tables(self, request: HttpRequest) -> Response:
-        return JSONResponse(await self.in_thread(request, self._describe_tables))
+        return JsonResponse(await self.in_thread(request, self._describe_tables))
 
     def _describe_tables(self) -> dict[str, Any]:
         service = self._service
@@ -242,7 +239,7 @@ class Api:
     async def _search_body(self, request: HttpRequest) -> tuple[Any, dict[str, bytes]]:
         limits = self._service.options.limits
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            return await self.json_of(request), {}
+            return await self.json_of(request, search.parsed_search), {}
         self._service.pool.check()
         length = content_length(request)
         if length is None or length > limits.body:
@@ -257,20 +254,20 @@ class Api:
             uploads = {n: await v.read() for n, v in form.items() if isinstance(v, UploadFile)}
         return await self._service.bodies.in_thread(lambda: search.parsed(query)), uploads
 
-    async def json_of(self, request: HttpRequest) -> Any:
+    async def json_of(self, request: HttpRequest, parse: Callable[[bytes], Any] = search.parsed) -> Any:
         """The request's JSON. Raises QueryError, Busy."""
         service = self._service
         service.pool.check()
         most = min(service.options.limits.json, service.options.limits.body)
         body = await service.bodies.read(request, most, request.state.held)
-        return search.parsed(body) if len(body) < SHORT else await service.bodies.in_thread(lambda: search.parsed(body))
+        return parse(body) if len(body) < SHORT else await service.bodies.in_thread(lambda: parse(body))
 
     async def _models(self, request: HttpRequest) -> Response:
-        return JSONResponse({"models": await self.in_thread(request, models)})
+        return JsonResponse({"models": await self.in_thread(request, models)})
 
     async def _count(self, request: HttpRequest) -> Response:
         asked = Counted.read(await self.json_of(request))
-        return JSONResponse(await self.in_thread(request, lambda: counts(self._service, asked)))
+        return JsonResponse(await self.in_thread(request, lambda: counts(self._service, asked)))
 
     async def _facets(self, request: HttpRequest) -> Response:
         given = await self.json_of(request)
@@ -278,7 +275,7 @@ class Api:
         asked = Counted.read(rest)
         column, part = (search.text(given, name) for name in VALUES)
         facets = self._of_columns
-        return JSONResponse(
+        return JsonResponse(
             await self.in_thread(
                 request, lambda: facets.within(asked, column, part or "") if column else facets.of(asked)
             )
@@ -293,7 +290,7 @@ class Api:
     def _reached_by_chance(self, given: Mapping[str, str | None]) -> Response:
         table = self._service.table(given["database"], given["table"] or "")
         column = self._service.column(table, given["column"])
-        return JSONResponse({"similarity": self._by_chance.similarity(table, column, given["model"])})
+        return JsonResponse({"similarity": self._by_chance.similarity(table, column, given["model"])})
 
     # rows and their pictures
 
@@ -312,7 +309,7 @@ class Api:
         if found is None:
             return _error(404, f"{table.full_name} has no row {path['id'][:20]}")
         shown = self.results.shown(table, roles, found)
-        return JSONResponse({k: shown[k] for k in ("id", "caption", "picture", "thumbnail", "values")})
+        return JsonResponse({k: shown[k] for k in ("id", "caption", "picture", "thumbnail", "values")})
 
     async def _thumbnail(self, request: HttpRequest) -> Response:
         size = request.query_params.get("size", "256")
@@ -391,10 +388,10 @@ class Api:
             answer = await self.in_thread(request, lambda: self._service.run(asked, acting), acting)
         except QueryError as error:
             raise without_prefix(error, _EXPLAIN) from error.__cause__
-        return JSONResponse({"plan": [str(v) for v in answer.output.arrow().column(0).to_pylist()]})
+        return JsonResponse({"plan": [str(v) for v in answer.output.arrow().column(0).to_pylist()]})
 
     async def _complete(self, request: HttpRequest) -> Response:
-        return JSONResponse(await self.in_thread(request, self._completions))
+        return JsonResponse(await self.in_thread(request, self._completions))
 
     def _completions(self) -> dict[str, list[str]]:
         from clipql.serve import allowed
@@ -406,7 +403,16 @@ class Api:
         return {"keywords": words, "functions": sorted(functions, key=str.lower)}
 
 
+def _log(request: HttpRequest, status: int, seconds: float) -> None:
+    path = request.scope["path"]
+    # a page of results asks for many of these
+    level = logging.DEBUG if path.startswith(("/api/thumbnail/", "/metrics")) else logging.INFO
+    if LOG.isEnabledFor(level):
+        fields = {"method": request.method, "path": path[:200], "status": status, "seconds": round(seconds, 6)}
+        LOG.log(level, "request", extra={"fields": fields})
+
+
 def _error(
     status: int, message: str, code: int = 0, headers: Mapping[str, str] | None = None, **more: Any
-) -> JSONResponse:
-    return JSONResponse({"error": message, "code": code, **more}, status, headers)
+) -> JsonResponse:
+    return JsonResponse({"error": message, "code": code, **more}, status, headers)

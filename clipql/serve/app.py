@@ -7,7 +7,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from clipql.database import Database
@@ -16,6 +16,7 @@ from clipql.serve.api import Api
 from clipql.serve.clickhouse import ClickHouse
 from clipql.serve.clip_retrieval import ClipRetrieval
 from clipql.serve.fellows import Fellows
+from clipql.serve.json_response import JsonResponse
 from clipql.serve.limits import Options
 from clipql.serve.service import Service
 from clipql.serve.statements import Statements
@@ -42,7 +43,7 @@ def make_app(database: Database, options: Options, fellows: Fellows) -> tuple[Ac
         return await clickhouse.handle(request)
 
     async def missing(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": f"there is no {request.url.path[:100]} here", "code": 0}, 404)
+        return JsonResponse({"error": f"there is no {request.url.path[:100]} here", "code": 0}, 404)
 
     app = Starlette(
         routes=[

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from clipql.errors import PictureError, QueryError
 from clipql.serve import search_request as search
 from clipql.serve.api import Api
 from clipql.serve.column_roles import ColumnRoles
+from clipql.serve.json_response import JsonResponse
 from clipql.serve.search_request import Search
 from clipql.serve.service import Service
 from clipql.serve.values import plain
@@ -64,7 +65,7 @@ class ClipRetrieval:
         ]
 
     async def _list(self, request: HttpRequest) -> Response:
-        return JSONResponse([self._name(t) for t in self._tables()])
+        return JsonResponse([self._name(t) for t in self._tables()])
 
     def _tables(self) -> list[Table]:
         return [t for t in self._service.registry.catalog.tables if t.database != INTERNAL and t.columns]
@@ -103,7 +104,7 @@ class ClipRetrieval:
             told = self._metadata_of(table, roles, record, at) if at < asked.shown else {}
             answer.append({**told, "id": int(record["id"]), "similarity": 1 - record["distance"]})
         headers = {"X-Clipql-Notes": "; ".join(asked.notes)} if asked.notes else {}
-        return JSONResponse(answer, headers=headers)
+        return JsonResponse(answer, headers=headers)
 
     def _read(self, given: Mapping[str, Any], table: Table, column: VectorColumn, roles: ColumnRoles) -> Asked:
         limit = self._service.options.limits.k
@@ -147,7 +148,7 @@ class ClipRetrieval:
         if not isinstance(ids, list) or len(ids) > most or not all(type(i) is int for i in ids):
             raise search.wrong(f"ids: expected a list of at most {most:,} whole numbers")
         if not ids:
-            return JSONResponse([])
+            return JsonResponse([])
         table = self._table(given.get("indice_name"))
         roles = self._service.roles[table]
         found = []
@@ -158,7 +159,7 @@ class ClipRetrieval:
                 raise QueryError(f"ids: {table.full_name} has no row {row}", code=36, name="BAD_ARGUMENTS")
             shown = self._metadata_of(table, roles, self._api.results.shown(table, roles, record), at)
             found.append({"id": row, "metadata": shown})
-        return JSONResponse(found)
+        return JsonResponse(found)
 
     def _metadata_of(self, table: Table, roles: ColumnRoles, record: Mapping[str, Any], at: int) -> dict[str, Any]:
         """A row's columns, with a small picture of its file as clip-retrieval gives one."""

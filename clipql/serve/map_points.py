@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from clipql.engine.arrow import numpy_numbers
 from clipql.engine.quoting import quote_name, quote_string
@@ -23,6 +23,7 @@ from clipql.serve import search_request as search
 from clipql.serve.column_roles import ColumnRoles, kind
 from clipql.serve.condition_errors import in_conditions
 from clipql.serve.facets import as_number, source_of
+from clipql.serve.json_response import JsonResponse
 from clipql.serve.limits import Limits
 from clipql.serve.maps import Maps
 from clipql.serve.models_at_hand import model_for
@@ -73,7 +74,7 @@ class MapPoints:
         projection, stage = self._maps.of(table, column)
         told = None if stage is None else {"name": stage.name, "done": stage.done, "total": stage.total}
         if projection is None or (told is not None and projection.method == all.better_than):
-            return JSONResponse({"stage": told}, 202, {"Retry-After": "1"})
+            return JsonResponse({"stage": told}, 202, {"Retry-After": "1"})
         if all.similarity:
             rows = projection.rows[self._shown(asked, table, projection)]
             values = self._similarities(asked, table, column, rows)
@@ -96,10 +97,10 @@ class MapPoints:
         """The places of a few rows, by the two directions in which these differ most. Raises QueryError."""
         rows = self._results.rows_there(table, [search.row_number(i) for i in ids])
         if not rows:
-            return JSONResponse({"points": []})
+            return JsonResponse({"points": []})
         places = projected(self._service.registry.store(table, column.name).take(np.array(rows, np.int64)))
         points = zip(rows, places.tolist(), strict=True)
-        return JSONResponse({"points": [{"id": str(r), "x": round(x, 4), "y": round(y, 4)} for r, (x, y) in points]})
+        return JsonResponse({"points": [{"id": str(r), "x": round(x, 4), "y": round(y, 4)} for r, (x, y) in points]})
 
     def _shown(self, asked: Search, table: Table, projection: Projection) -> NDArray[np.bool_]:
         """Which points are there and meet the conditions, bool (n,)."""

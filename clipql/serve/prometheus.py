@@ -70,6 +70,7 @@ class Metrics:
         )
         # looking a label's up takes longer than counting
         self._stages = dict[str, Any]()
+        self._searched = dict[tuple[str, str], Any]()
         self._kinds_of_work = [(what, self._work.labels(what)) for what in _WORK]
         self.bytes_sent = Counter("clipql_sent_bytes", "Bytes of results before compression", registry=own)
         by = ["function"]
@@ -107,9 +108,13 @@ class Metrics:
         """Note the vector searches of a statement."""
         for step in answer.steps:
             index = step.plan.chosen.entry.kind if step.plan.chosen.index and step.plan.chosen.entry else "none"
-            self._searches.labels(step.kind, index).inc()
+            searches = self._searched.get(key := (step.kind, index))
+            if searches is None:
+                searches = self._searched[key] = self._searches.labels(*key)
+            searches.inc()
             for what, counter in self._kinds_of_work:
-                counter.inc(getattr(step.cost, what))
+                if count := getattr(step.cost, what):
+                    counter.inc(count)
             for stage, seconds in step.cost.seconds.items():
                 self.took(f"index {stage}", seconds)
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from clipql.serve import search_request as search
 from clipql.serve.condition_errors import in_conditions
+from clipql.serve.json_response import JsonResponse
 from clipql.serve.limits import Limits
 from clipql.serve.models_at_hand import model_for
 from clipql.serve.search_request import Search, Term, wrong
@@ -82,7 +83,7 @@ def answer(service: Service, results: SearchResults, asked: Batch) -> Response:
     pages = [results.page(common, table, column.name, each.output.arrow(), roles.types) for each in answers]
     shown = [{"rows": [results.shown(table, roles, row) for row in rows], "more": more} for rows, more, _ in pages]
     seconds = {"encode": ready - began, "search": searched - ready, "total": time.perf_counter() - began}
-    return JSONResponse(
+    return JsonResponse(
         {
             "answers": shown,
             "sql": made.sql,

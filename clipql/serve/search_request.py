@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from clipql.engine.quoting import quote_name, quote_string
@@ -40,13 +41,16 @@ TERM_KEYS = words("weight text image upload id vector")
 
 @dataclass(frozen=True)
 class Term:
-    """One of: words, a picture's bytes, a row's number, a vector; with its weight. field: of an uploaded picture."""
+    """One of: words, a picture's bytes, a row's number, a vector (d,); with its weight.
+
+    field: of an uploaded picture.
+    """
 
     weight: float
     text: str | None = None
     picture: bytes | None = None
     row: int | None = None
-    vector: tuple[float, ...] | None = None
+    vector: NDArray[np.float32] | None = None
     field: str | None = None
 
 
@@ -148,6 +152,17 @@ def parsed(data: bytes | str) -> Any:
     return given
 
 
+def parsed_search(data: bytes) -> Any:
+    """The JSON of a search, as `parsed` reads it, in a fifth of the time. Raises QueryError.
+
+    Whole numbers of more than 64 bits become floats, which are as far beyond what any key of a search takes.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:  # which tells less of what is wrong, and knows no NaN
+        return parsed(data)
+
+
 def check_keys(given: Any, known: Collection[str], place: str = "") -> None:
     """Raise QueryError for what is no JSON object, or has keys that are not known."""
     if not isinstance(given, Mapping):
@@ -206,7 +221,7 @@ def flag(given: Mapping[str, Any], name: str, default: bool) -> bool:
     return default if value is None else value
 
 
-def _vector(value: Any) -> tuple[float, ...]:
+def _vector(value: Any) -> NDArray[np.float32]:
     if not isinstance(value, list) or not value or len(value) > MOST_NUMBERS:
         raise wrong(f"vector: expected a list of 1 to {MOST_NUMBERS:,} numbers")
     try:
@@ -217,7 +232,7 @@ def _vector(value: Any) -> tuple[float, ...]:
             raise OverflowError
     except OverflowError:
         raise wrong("vector: expected finite numbers, as Float32 holds them") from None
-    return tuple(numbers.tolist())
+    return numbers.astype(np.float32)
 
 
 def terms_of(given: Any, uploads: Mapping[str, bytes], place: str, *, least: int = 1) -> tuple[Term, ...]:
@@ -376,7 +391,7 @@ def expression(
             text = f"(SELECT {quote_name(column.name)} FROM {source} WHERE {ROW} = {term.row})"
         else:
             name = f"picture{len(params)}" if term.picture is not None else f"vector{len(params)}"
-            params[name] = list(term.vector or ())
+            params[name] = [] if term.vector is None else term.vector
             text = f"{{{name}:Array(Float32)}}"
         if len(terms) == 1 and term.weight == 1:
             return text, params

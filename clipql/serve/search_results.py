@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from clipql.engine.arrow import numpy_numbers
 from clipql.engine.python_values import python_columns
@@ -22,6 +22,7 @@ from clipql.errors import PictureError, QueryError
 from clipql.serve import search_request as search
 from clipql.serve.column_roles import ColumnRoles
 from clipql.serve.condition_errors import in_conditions
+from clipql.serve.json_response import JsonResponse
 from clipql.serve.models_at_hand import model_for
 from clipql.serve.picture_names import PictureNames
 from clipql.serve.search_request import Search
@@ -70,7 +71,7 @@ class SearchResults:
 
         Call it from the event loop, as whoever acts there. Raises ClipqlError.
         """
-        if not asked.terms or not all(t.vector for t in asked.terms) or asked.format != "JSON":
+        if not asked.terms or any(t.vector is None for t in asked.terms) or asked.format != "JSON":
             return False
         service = self._service
         table = service.table(asked.database, asked.table)
@@ -81,7 +82,8 @@ class SearchResults:
 
     def run_at_once(self, run: Request) -> Answer | None:
         """The answer to what is short work; None for anything else."""
-        return self._short.answer(run.sql, run.params, run.format, self._service.acting(), {}, write=False)
+        acting, as_table = self._service.acting(), run.format == "ArrowStream"
+        return self._short.answer(run.sql, run.params, run.format, acting, {}, write=False, as_table=as_table)
 
     def run(self, run: Request) -> Answer:
         """The answer to any statement."""
@@ -132,15 +134,17 @@ class SearchResults:
         page, more, duplicates = self.page(asked, table, ready.column.name, found, roles.types)
         if roles.file:  # a page of results is asked for its pictures next
             self.names.tell(table, version, roles.file, [(r[ROW], r[roles.file]) for r in page if roles.file in r])
-        params = dict(made.shown_params)
-        pictures = [v for t, v in zip(asked.terms, ready.vectors, strict=True) if t.picture is not None or t.vector]
-        for name, value in zip(params, pictures, strict=True):
-            params[name] = value.tolist()
+        given = [
+            np.ascontiguousarray(vector)
+            for term, vector in zip(asked.terms, ready.vectors, strict=True)
+            if term.picture is not None or term.vector is not None
+        ]
+        params = dict(zip(made.shown_params, given, strict=True))
         ended = time.perf_counter()
         seconds = {
             "encode": ready.encoded - ready.began, "search": searched - ready.encoded, "total": ended - ready.began
         }  # fmt: skip
-        return JSONResponse(
+        return JsonResponse(
             {
                 "rows": [self.shown(table, roles, row, duplicates) for row in page],
                 "table_id": table.id,
@@ -170,7 +174,7 @@ class SearchResults:
         """What a term stands for, float32 (d,). Raises ClipqlError."""
         service = self._service
         if term.vector is not None:
-            return np.asarray(term.vector, np.float32)
+            return term.vector
         if term.row is not None:
             store = service.registry.store(table, column)
             if term.row >= store.rows or not self.rows_there(table, [term.row]):
@@ -221,15 +225,16 @@ class SearchResults:
         distance = row.pop("distance", None) if "distance" not in roles.types else None
         score = row.pop(SCORE, None) if SCORE not in roles.types else None
         url = row.get(roles.url) if roles.url else None
-        good = isinstance(url, str) and url.lower().startswith(("http://", "https://"))
-        twin = (duplicates or {}).get(number)
+        good = isinstance(url, str) and url[:8].lower().startswith(("http://", "https://"))
+        twin = duplicates.get(number) if duplicates else None
+        values = {name: value if type(value) is str else plain(value) for name, value in row.items()}
         return {
             "id": str(number),
             "distance": plain(distance),
-            "caption": plain(row.get(roles.caption)) if roles.caption else None,
+            "caption": values.get(roles.caption) if roles.caption else None,
             "picture": url if good else None,
             "thumbnail": _thumbnail(table, number) if roles.file and row.get(roles.file, True) else None,
-            "values": {name: plain(value) for name, value in row.items()},
+            "values": values,
             "duplicate_of": None if twin is None else str(twin),
             **({} if score is None else {SCORE: plain(score)}),
         }

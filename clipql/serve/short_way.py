@@ -27,9 +27,19 @@ class ShortWay:
         self._long: Recent[Hashable, float] = Recent(256)
 
     def answer(
-        self, sql: str, params: Mapping[str, Any], format: str, acting: Acting, own: Mapping[str, str], *, write: bool
+        self,
+        sql: str,
+        params: Mapping[str, Any],
+        format: str,
+        acting: Acting,
+        own: Mapping[str, str],
+        *,
+        write: bool,
+        as_table: bool = False,
     ) -> Answer | None:
-        """The answer to a statement; None where it must go the long way. own: clipql's settings beside it.
+        """The answer to a statement; None where it must go the long way.
+
+        own: clipql's settings beside it. as_table: the output may hold an Arrow table instead of bytes.
 
         Call it from the event loop. Raises ClipqlError.
         """
@@ -51,7 +61,7 @@ class ShortWay:
                         return None
                     session = service.database.session()
                     session.settings.update(own)
-                    answer = session.at_once(checked.sql, params, format=format)
+                    answer = session.at_once(checked.sql, params, format=format, as_table=as_table)
             finally:
                 fellows.finish()
                 if time.perf_counter() - began > LONG or time.thread_time() - worked > WORK:

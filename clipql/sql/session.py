@@ -144,16 +144,13 @@ class Session:
             if found is None:
                 return None
             answer, steps = found
-            if as_table and answer.types is None:
-                output = Output(rows=answer.table.num_rows, table=answer.table)
-            else:
-                output = self._outputs.answered(answer, prepared.format, began)
+            output = self._outputs.answered(answer, prepared.format, began, as_table=as_table)
         return Answer(output, prepared.format, time.perf_counter() - began, steps)
 
-    def at_once(self, sql: str, params: Mapping[str, Any], *, format: str) -> Answer | None:
+    def at_once(self, sql: str, params: Mapping[str, Any], *, format: str, as_table: bool = False) -> Answer | None:
         """The answer to a statement that was planned before, where it is short work and has to wait for nobody.
 
-        None where it is not: then `execute` it. Raises ClipqlError.
+        None where it is not: then `execute` it, which says what as_table is. Raises ClipqlError.
         """
         given, repeats = {**self.params, **with_numbers(sql, params)}, self._planner.repeats
         asked = repeats.asked(sql, format, self.settings, given)
@@ -167,7 +164,7 @@ class Session:
             found = repeats.run(prepared, asked.literals, bound)
             if found is None:
                 return None
-            output = self._outputs.answered(found[0], prepared.format, began)
+            output = self._outputs.answered(found[0], prepared.format, began, as_table=as_table)
         return Answer(output, prepared.format, time.perf_counter() - began, found[1])
 
     def execute_many(self, sql: str, params: Sequence[Mapping[str, Any]]) -> list[Answer]:

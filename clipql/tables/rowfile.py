@@ -20,7 +20,7 @@ import shutil
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from clipql.engine.arrow import arrow_numbers, numpy_numbers
 from clipql.errors import ClipqlError, DatabaseDamaged
 from clipql.storage import files
 from clipql.storage.catalog import RowFile, Table
+from clipql.syntax.recent import Recent
 from clipql.tables import rowgather
 from clipql.tables.columnfile import ColumnReader
 from clipql.tables.registry import Registry
@@ -41,6 +42,7 @@ from clipql.tables.rowwriter import PLACES, ROWS, RowWriter, described, schema_o
 
 FEW = 256  # rows that are taken one by one
 KEPT_BATCHES = 4096  # open at once; they are mapped, not read
+KEPT_SHAPES = 256
 
 
 @dataclass(frozen=True)
@@ -90,41 +92,39 @@ class RowReader:
         self._checked = np.zeros(len(self._places), np.bool_)  # by batch: whether its hash was right
         if older:
             self._checked[: len(older._checked)] = older._checked
-        self._address = np.uint64(rowgather.mapped_address(self._data) if self._data else 0)
+        base = rowgather.mapped_address(self._data) if self._data else 0
+        self._where = rowgather.Batches(self._places["first"], self._places["start"], self._places["end"], base)
+        self._shapes = Recent[Hashable, pa.Schema](KEPT_SHAPES)
         self._plain = rowgather.columns_of(self.schema)
         self._column_at = {name: i for i, name in enumerate(self.schema.names)}
         self._kinds: Sequence[pa.DataType] = self.schema.types
         self._guard = threading.Lock()
 
-    def take(self, rows: Sequence[int], columns: Sequence[str]) -> dict[str, pa.Array]:
+    def take(self, rows: Sequence[int] | NDArray[np.integer], columns: Sequence[str]) -> dict[str, pa.Array]:
         """These columns of these rows, in this order, by name. In pieces only where a column has 2 GB of text."""
         wanted = dict.fromkeys(columns)
         plain = {name: self._plain[name] for name in wanted if name in self._plain}
         others = [name for name in wanted if name not in plain]
-        found = self._gathered(np.asarray(rows, np.uint64), plain) if plain else {}
+        asked = np.asarray(rows, np.uint64)
+        found = self._gathered(asked, plain) if plain else {}
         if others and len(rows) > FEW:
-            batches = np.searchsorted(self._places["first"], np.asarray(rows, np.uint64), side="right") - 1
-            found |= self._take_many(np.asarray(rows, np.int64), batches, others)
+            batches = np.searchsorted(self._places["first"], asked, side="right") - 1
+            found |= self._take_many(asked.astype(np.int64), batches, others)
         elif others:
-            found |= self._take_few(rows, others)
+            found |= self._take_few(asked.tolist(), others)
         return {name: found[name] for name in wanted}
 
     def _gathered(self, rows: NDArray[np.uint64], columns: Mapping[str, rowgather.Column]) -> dict[str, pa.Array]:
         """Columns of numbers and texts."""
-        if len(rows) <= FEW:
-            numbers = np.array([bisect_right(self._firsts, row) - 1 for row in rows.tolist()], np.int64)
-        else:
-            numbers = np.searchsorted(self._places["first"], rows, side="right") - 1
-        if len(numbers) and numbers.min() < 0:
-            raise self._lacks(int(rows[numbers.argmin()]))
-        new = np.unique(numbers[~self._checked[numbers]]).tolist() if not self._checked[numbers].all() else []
+        numbers, messages, sizes, state = self._where.of(rows, self._checked)
+        if state >= 0:
+            raise self._lacks(int(rows[state]))
+        new = np.unique(numbers[~self._checked[numbers]]).tolist() if state == rowgather.SOME_UNCHECKED else []
         if new or self._scattered:
             self._ask_disk(numbers.tolist() if self._scattered else new)
         for number in new:
             self._check(number)
-        places = self._places[numbers]
-        sizes = (places["end"] - places["start"]).astype(np.int64)
-        located, wrong = rowgather.locate(self._address + places["start"], sizes, rows)
+        located, wrong = rowgather.locate(messages, sizes, rows)
         if wrong < len(rows):
             raise self._lacks(int(rows[wrong]))
         try:
@@ -137,6 +137,13 @@ class RowReader:
             return {name: _in_turn([half[name] for half in halves]) for name in columns}
         if wrongs := [name for name, values in found.items() if values is None]:
             raise DatabaseDamaged(f"{self.folder}/{ROWS}: the column {wrongs[0]!r} is not what was written")
+        return found
+
+    def shape(self, key: Hashable, fields: Callable[[], Sequence[pa.Field]]) -> pa.Schema:
+        """The schema of some fields, made once for a key: to make one takes as long as to pick out ten rows."""
+        found = self._shapes.find(key)
+        if found is None:
+            self._shapes.keep(key, found := pa.schema(fields()))
         return found
 
     def _lacks(self, row: int) -> DatabaseDamaged:

@@ -107,6 +107,34 @@ def locate(messages: NDArray[np.uint64], sizes: Integers, rows: NDArray[np.uint6
     return found, int(wrong)
 
 
+class Batches:
+    """Where the batches of a file are: the number of each one's first row, ascending, its place and its end in bytes,
+    uint64 (m,). base: the address of the file in memory.
+    """
+
+    def __init__(
+        self, first: NDArray[np.uint64], start: NDArray[np.uint64], end: NDArray[np.uint64], base: int
+    ) -> None:
+        self._first, self._start = np.ascontiguousarray(first, np.uint64), np.ascontiguousarray(start, np.uint64)
+        self._end, self._base = np.ascontiguousarray(end, np.uint64), np.uint64(base)
+
+    def of(
+        self, rows: NDArray[np.uint64], checked: NDArray[np.bool_]
+    ) -> tuple[Integers, NDArray[np.uint64], Integers, int]:
+        """The batches of rows (n,): number, address and bytes (n,) each; and ALL_CHECKED, SOME_UNCHECKED, or the
+        position of a row that is before the first batch.
+
+        checked: bool (m,).
+        """
+        n = len(rows)
+        numbers, messages, sizes = np.empty(n, np.int64), np.empty(n, np.uint64), np.empty(n, np.int64)
+        found = _batches(self._first, self._start, self._end, self._base, rows, checked, numbers, messages, sizes)
+        return numbers, messages, sizes, int(found)
+
+
+ALL_CHECKED, SOME_UNCHECKED = -1, -2
+
+
 class TooLong(Exception):
     """Texts of more bytes than one array can count."""
 
@@ -187,6 +215,36 @@ def _buffer(body: np.uint64, size: int, listed: np.uint64, buffers: int, number:
     if at < 0 or bytes < 0 or at > size or bytes > size - at:
         return body, -1
     return body + uint64(at), bytes
+
+
+@kernel
+def _batches(
+    first: NDArray[np.uint64],
+    start: NDArray[np.uint64],
+    end: NDArray[np.uint64],
+    base: np.uint64,
+    rows: NDArray[np.uint64],
+    checked: NDArray[np.bool_],
+    numbers: Integers,
+    messages: NDArray[np.uint64],
+    sizes: Integers,
+) -> int:
+    state = ALL_CHECKED
+    for i in range(rows.size):
+        low, high = np.int64(0), np.int64(first.size)
+        while low < high:
+            middle = (low + high) >> 1
+            if first[middle] <= rows[i]:
+                low = middle + 1
+            else:
+                high = middle
+        if low == 0:
+            return i
+        at = low - 1
+        numbers[i], messages[i], sizes[i] = at, base + start[at], np.int64(end[at] - start[at])
+        if not checked[at]:
+            state = SOME_UNCHECKED
+    return state
 
 
 @kernel
@@ -339,7 +397,8 @@ def warm() -> None:
     """Compile the loops."""
     columns = {"_row": pa.array([0], pa.uint64()), "text": pa.array(["a"]), "truth": pa.array([True])}
     data = np.frombuffer(pa.RecordBatch.from_arrays(list(columns.values()), list(columns)).serialize(), np.uint8)
-    where = np.full(1, data.ctypes.data, np.uint64), np.full(1, len(data), np.int64), np.zeros(1, np.uint64)
-    located, _ = locate(*where)
+    rows, ends = np.zeros(1, np.uint64), np.full(1, len(data), np.uint64)
+    _, messages, sizes, _ = Batches(rows, rows, ends, data.ctypes.data).of(rows, np.ones(1, np.bool_))
+    located, _ = locate(messages, sizes, rows)
     for column in columns_of(pa.schema([(name, array.type) for name, array in columns.items()])).values():
         taken(column, located)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clipql.errors import DatabaseDamaged
 from clipql.storage import files
 from clipql.storage.catalog import VectorColumn
-from clipql.storage.vectors import kernels, metrics, segments
+from clipql.storage.vectors import chosen, kernels, metrics, segments
 from clipql.storage.vectors import store as stores
 from clipql.storage.vectors.store import ColumnStore
 
@@ -130,3 +130,14 @@ def test_every_float16_is_widened_to_the_same_number() -> None:
     np.testing.assert_array_equal(kernels.as_float32(every[:, ::2]), wanted[:, ::2])
     np.testing.assert_array_equal(kernels.rows_as_float32(every, np.array([7, 0, 7])), wanted[[7, 0, 7]])
     np.testing.assert_array_equal(kernels.rows_as_float32(wanted, np.array([7, 0])), wanted[[7, 0]])
+
+
+@given(st.lists(st.floats() | st.floats(width=32)))
+def test_distances_are_rounded_to_float32_where_that_holds_them(numbers: list[float]) -> None:
+    values, smallest = np.array(numbers), float(np.finfo(np.float32).tiny)
+    with np.errstate(over="ignore"):
+        held = (np.abs(values) >= smallest) & (np.abs(values) <= kernels.LARGEST_FLOAT)
+        expected = np.where(held, values.astype(np.float32).astype(np.float64), values)
+    found = chosen.as_float32(values, smallest, kernels.LARGEST_FLOAT)
+    np.testing.assert_array_equal(found, expected)
+    assert (np.signbit(found) == np.signbit(expected)).all()

@@ -84,6 +84,22 @@ def test_a_row_that_is_not_there_is_told_of(row: int, step: int) -> None:
     assert wrong == 1
 
 
+def test_batches_are_found_by_the_rows_that_they_begin_with() -> None:
+    random = np.random.default_rng(3)
+    first = np.unique(random.integers(5, 2**40, 300)).astype(np.uint64)
+    start = np.arange(len(first), dtype=np.uint64) * np.uint64(100)
+    batches, checked = rowgather.Batches(first, start, start + np.uint64(90), 7_000), random.random(len(first)) < 0.5
+    rows = np.concatenate([first, first + np.uint64(1), random.integers(first[0], 2**41, 300).astype(np.uint64)])
+    numbers, messages, sizes, state = batches.of(rows, checked)
+    expected = np.searchsorted(first, rows, side="right") - 1
+    np.testing.assert_array_equal(numbers, expected)
+    np.testing.assert_array_equal(messages, 7_000 + 100 * expected)
+    assert set(sizes.tolist()) == {90}
+    assert state == rowgather.SOME_UNCHECKED
+    assert batches.of(rows[checked[expected]], checked)[3] == rowgather.ALL_CHECKED
+    assert batches.of(np.array([first[0], first[0] - np.uint64(1)], np.uint64), checked)[3] == 1
+
+
 def test_no_message_has_the_loop_read_beyond_it() -> None:
     """Each message ends where a page begins that nobody may read: a look behind it would end the process."""
     whole = block()

@@ -93,6 +93,14 @@ class Curves:
             return self.image
         return self.text if (kind == "text") == (self.text_mean is not None) else []
 
+    def doubtful(self, recall: float) -> bool:
+        """Whether queries of some kind cannot be promised a recall."""
+        if self.text_mean is not None and self.text:
+            told = ("text", "image") if self.apart else ("either",)
+        else:
+            told = ("image", "foreign")
+        return any(self.doubt(kind, recall) for kind in told)
+
     def doubt(self, kind: str, recall: float) -> str:
         """Why a query of a kind cannot be promised a recall; empty if it can."""
         told = self._doubts.get((kind, recall))

@@ -164,7 +164,16 @@ class OpenedIndex:
 
     def doubt(self, query: NDArray[np.float32], knobs: Mapping[str, float]) -> str:
         """See `Index.doubt`."""
+        if self._certain(knobs):
+            return ""
         return self._doubted(self._curves.kind_of(np.ascontiguousarray(query, np.float32)), knobs)
+
+    def _certain(self, knobs: Mapping[str, float]) -> bool:
+        """Whether there is no doubt, whatever the query."""
+        if "nprobe" in knobs or "rescore" in knobs:
+            return True
+        recall = float(knobs.get("recall", DEFAULT_RECALL))
+        return recall < 1 and not self.spread_out() and not self._curves.doubtful(recall)
 
     def _doubted(self, kind: str, knobs: Mapping[str, float]) -> str:
         if "nprobe" in knobs or "rescore" in knobs:

@@ -82,7 +82,8 @@ class Execution:
             self._left_as_it_is(self._plan.why)
 
     def _step(self, kind: str, why: str, cost: Cost = NO_COST, found: int = 0) -> None:
-        absences = "; ".join(f"{c.name}: {c.absence}" for c in self._plan.columns if c.absent)
+        absent = [c for c in self._plan.columns if c.absent]
+        absences = "; ".join(f"{c.name}: {c.absence}" for c in absent) if absent else ""
         why = f"{why}; {absences}" if absences else why
         self._work.steps.append(Step(self._plan, kind, why, cost, self._filtered, found))
 

@@ -191,22 +191,25 @@ def _bounds(plan: Plan, registry: Registry | None) -> str:
     return f" of codes of {size} bytes, proven by bounds: rows that they do not rule out are compared{newer}"
 
 
+def _scan(plan: Plan, registry: Registry | None) -> str:
+    return f"none, an exact scan on all cores{_bounds(plan, registry)}"
+
+
 def _index(plan: Plan, registry: Registry | None) -> str:
     entry, index = plan.chosen.entry, plan.chosen.index
-    bounds = _bounds(plan, registry)
-    scan = f"none, an exact scan on all cores{bounds}"
     if entry is None or index is None:
-        why = f"; {plan.chosen.why}" if plan.chosen.why else ""
-        return f"{scan}{why}"
+        return _scan(plan, registry) + (f"; {plan.chosen.why}" if plan.chosen.why else "")
     doubtful = doubt(plan)
     if doubtful:
-        return f"{scan}; {entry.name} ({entry.kind}, {entry.metric}): {doubtful}"
-    if bounds and plan.kind == "range" and exact_range(plan.knobs):
-        return f"{scan}; those are closer than the bounds of {entry.name} ({entry.kind}, {entry.metric})"
+        return f"{_scan(plan, registry)}; {entry.name} ({entry.kind}, {entry.metric}): {doubtful}"
+    exact = plan.kind == "range" and exact_range(plan.knobs)
+    if exact and _bounds(plan, registry):
+        return (
+            f"{_scan(plan, registry)}; those are closer than the bounds of {entry.name} ({entry.kind}, {entry.metric})"
+        )
     knobs = ", ".join(f"{k} = {v:g}" for k, v in plan.knobs.items())
     tail = plan.select.table.rows - index.rows_covered
     newer = f"; {tail:,} newer rows are scanned" if tail else ""
-    exact = plan.kind == "range" and exact_range(plan.knobs)
     compared = "; exact: rows that its codes do not rule out are compared" if exact else ""
     others = f"; {len(entry.changed):,} rows with other vectors are compared" if entry.changed else ""
     return f"{entry.name} ({entry.kind}, {entry.metric}{', ' + knobs if knobs else ''}){compared}{newer}{others}"

@@ -30,8 +30,10 @@ class Outputs:
     def __init__(self, registry: Registry) -> None:
         self._registry, self._engine = registry, registry.engine
 
-    def answered(self, answer: Direct, format: str, began: float) -> Output:
-        """A result that the row file gave."""
+    def answered(self, answer: Direct, format: str, began: float, *, as_table: bool = False) -> Output:
+        """A result that the row file gave. as_table: as an Arrow table, where it is one."""
+        if answer.types is None and as_table:
+            return Output(rows=answer.table.num_rows, table=answer.table)
         if answer.types is None:
             return Output(arrow_stream(answer.table), rows=answer.table.num_rows)
         acting, seconds = self._engine.acting, time.perf_counter() - began

@@ -8,6 +8,7 @@ is read anew.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from clipql.sql.planning.batch_search import same_but, search_each, stacked
 from clipql.sql.planning.execution import Execution
 from clipql.sql.planning.turns import Turns
 from clipql.sql.planning.work import Direct, Step, Work
-from clipql.sql.recognition.constants import Constants, QueryVector
+from clipql.sql.recognition.constants import Constants, QueryVector, checked, of_parameter, parameter_named
 from clipql.sql.recognition.encode_calls import Encoded
 from clipql.sql.recognition.plan import LARGEST_K, Plan
 from clipql.sql.search.direct import Item, answer
@@ -196,7 +197,9 @@ class Repeats:
         vectors: list[QueryVector] = []
         for call, bound in zip(plan.select.calls, prepared.bound, strict=True):
             text = bound.text if bound.literal is None else literals[bound.literal]
-            vector = constants.vector(text, (), {})
+            named = parameter_named(text) if bound.literal is None else None
+            vector = of_parameter(given[named[0]], narrow=named[1]) if named and named[0] in given else None
+            vector = checked(vector) if vector else constants.vector(text, (), {})
             column = plan.select.table.column(call.column)
             if vector is None or column is None:
                 return None
@@ -233,13 +236,16 @@ def _replaced(value: T, **fields: Any) -> T:
 
 def _count(text: str | None, params: Mapping[str, Any]) -> int | None:
     """A number of rows that is written out, or that an integer parameter gives."""
-    if text == "0":
-        return 0
-    match = _COUNT.fullmatch(text or "")
-    if not match:
-        return None
-    value = params.get(match[1]) if match[1] else int(match[2])
+    named, number = _count_told(text or "")
+    value = params.get(named) if named else number
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+@functools.lru_cache(512)
+def _count_told(text: str) -> tuple[str, int | None]:
+    """The parameter that gives a number of rows, or the number."""
+    match = _COUNT.fullmatch(text)
+    return (match[1] or "", None if match[1] else int(match[2])) if match else ("", None)
 
 
 def prepare(

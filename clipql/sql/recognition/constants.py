@@ -6,6 +6,7 @@ ClickHouse, with the WITH clauses that are in force where it stands.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -42,6 +43,41 @@ class QueryVector(Brief):
         return self.narrow and not (self.integral and metric is Metric.DOT)
 
 
+@functools.lru_cache(512)
+def parameter_named(text: str) -> tuple[str, bool] | None:
+    """The name of the vector parameter that an expression is, and whether its numbers are Float32."""
+    match = _PARAMETER.fullmatch(text)
+    kind = match[2].replace(" ", "") if match else ""
+    return (match[1], kind == "Array(Float32)") if match and kind in ("Array(Float32)", "Array(Float64)") else None
+
+
+def of_parameter(value: Any, *, narrow: bool) -> QueryVector | None:
+    """The vector that the value of a parameter is; None where ClickHouse must read it."""
+    try:
+        if isinstance(value, str):
+            from clipql.sql.recognition.vector_text import numbers_of  # loads the compiler
+
+            text = value.strip()
+            if text[:1] != "[" or text[-1:] != "]":
+                return None
+            value = numbers_of(text[1:-1])
+        with np.errstate(over="ignore"):
+            values = np.asarray(value, np.float32 if narrow else np.float64).astype(np.float64)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return QueryVector(values, narrow) if values.ndim == 1 else None
+
+
+def checked(found: QueryVector) -> QueryVector:
+    """A query vector whose numbers are finite. Raises VectorError for any other."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a sum is finite, where it is, in a third of the time
+        finite = math.isfinite(found.values.sum()) or bool(np.isfinite(found.values).all())
+    if not finite:
+        at = int(np.flatnonzero(~np.isfinite(found.values))[0])
+        raise VectorError(f"the query vector holds {found.values[at]} at position {at}; it must be finite")
+    return found
+
+
 class Constants:
     """Evaluates the constants of one statement, with its parameters."""
 
@@ -61,14 +97,7 @@ class Constants:
 
     def _vector(self, text: str, prefix: str) -> QueryVector | None:
         found = self._literal(text) or self._parameter(text) or self._evaluated(text, prefix)
-        if found is None:
-            return None
-        with np.errstate(over="ignore", invalid="ignore"):  # a sum is finite, where it is, in a third of the time
-            finite = math.isfinite(found.values.sum()) or bool(np.isfinite(found.values).all())
-        if not finite:
-            at = int(np.flatnonzero(~np.isfinite(found.values))[0])
-            raise VectorError(f"the query vector holds {found.values[at]} at position {at}; it must be finite")
-        return found
+        return None if found is None else checked(found)
 
     def _literal(self, text: str) -> QueryVector | None:
         from clipql.sql.recognition.vector_text import numbers_of  # loads the compiler
@@ -87,26 +116,8 @@ class Constants:
         return QueryVector(values, small, small)
 
     def _parameter(self, text: str) -> QueryVector | None:
-        match = _PARAMETER.fullmatch(text)
-        if not match or match[1] not in self._params:
-            return None
-        kind = match[2].replace(" ", "")
-        if kind not in ("Array(Float32)", "Array(Float64)"):
-            return None
-        value = self._params[match[1]]
-        try:
-            if isinstance(value, str):
-                from clipql.sql.recognition.vector_text import numbers_of  # loads the compiler
-
-                text = value.strip()
-                if text[:1] != "[" or text[-1:] != "]":
-                    return None
-                value = numbers_of(text[1:-1])
-            with np.errstate(over="ignore"):
-                values = np.asarray(value, np.float32 if kind == "Array(Float32)" else np.float64).astype(np.float64)
-        except (ValueError, TypeError, OverflowError):
-            return None
-        return QueryVector(values, kind == "Array(Float32)") if values.ndim == 1 else None
+        named = parameter_named(text)
+        return of_parameter(self._params[named[0]], narrow=named[1]) if named and named[0] in self._params else None
 
     def _evaluated(self, text: str, prefix: str) -> QueryVector | None:
         try:

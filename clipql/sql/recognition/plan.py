@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from clipql.brief import Brief, short
@@ -84,7 +85,7 @@ class Plan:
         """The table and its vector columns that it is about, in words."""
         return f"{self.select.table.full_name}: {', '.join(c.name for c in self.columns)}"
 
-    @property
+    @cached_property
     def columns(self) -> tuple[VectorColumn, ...]:
         """The vector columns it searches."""
         table = self.select.table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from clipql.brief import Brief
 from clipql.engine.quoting import quote_name
@@ -50,7 +51,7 @@ class VectorSelect(Brief):
         """What to write before a column of this table."""
         return quote_name(self.qualifier) + "."
 
-    @property
+    @cached_property
     def ordered_alone(self) -> bool:
         """Whether ORDER BY has one item."""
         return len(self.scope.items("ORDER")) == 1

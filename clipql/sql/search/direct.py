@@ -25,6 +25,7 @@ from clipql.sql.recognition.recognise import VectorSelect
 from clipql.sql.search.harmless import MOST_ROWS
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import ROW, Registry
+from clipql.tables.rowfile import RowReader
 
 _CLAUSES = {"WITH", "SELECT", "FROM", "WHERE", "PREWHERE", "ORDER", "LIMIT", "OFFSET"}
 # what ClickHouse writes as it reads it from Arrow
@@ -96,22 +97,28 @@ def answer(
     if any(name not in reader.types for name in stored):
         return None
     try:
-        taken = reader.take(rows.tolist(), stored)
+        taken = reader.take(rows, stored)
     except DatabaseDamaged as error:
         indexes.rows.distrust(select.table, error)
         return None
-    columns, fields = [], []
+    columns = []
     for item in wanted:
         if item.column == ROW:
-            columns.append(arrow_numbers(rows.astype(np.uint64)))
-            fields.append(pa.field(item.name, pa.uint64(), nullable=False))
+            columns.append(arrow_numbers(rows.astype(np.uint64, copy=False)))
         elif item.column is not None:
             columns.append(taken[item.column])
-            fields.append(reader.schema.field(item.column).with_name(item.name))
         else:
             columns.append(_distance(registry, plan, item, rows, found.distances[offset : plan.k]))
-            fields.append(pa.field(item.name, columns[-1].type, nullable=False))
-    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+    kinds = [None if item.column not in (None, ROW) else c.type for item, c in zip(wanted, columns, strict=True)]
+    shape = reader.shape((wanted, *kinds), lambda: [_field(reader, i, k) for i, k in zip(wanted, kinds, strict=True)])
+    return pa.Table.from_arrays(columns, schema=shape)
+
+
+def _field(reader: RowReader, item: Item, kind: pa.DataType | None) -> pa.Field:
+    """kind: of what is not stored."""
+    if item.column is not None and item.column != ROW:
+        return reader.schema.field(item.column).with_name(item.name)
+    return pa.field(item.name, kind, nullable=False)
 
 
 def _distance(registry: Registry, plan: Plan, item: Item, rows: NDArray[Any], keys: NDArray[np.float64]) -> pa.Array:

@@ -39,6 +39,8 @@ def settled(k: int, by_index: Nearest, by_scan: Nearest, most: float) -> Candida
     """
     asked = STEPS[0]
     found = by_index(asked)
+    if len(found.rows) >= k:
+        return found
     exhausted, later = len(found.rows) < asked, [step for step in STEPS[1:] if step <= most]
     while len(found.rows) < k and not exhausted:
         if later:

@@ -127,8 +127,23 @@ def _cosine(s: float, r: float, n: float) -> float:
     return max(1.0 - s / (np.sqrt(r) * np.sqrt(n)), 0.0) if r > 0 and n > 0 else np.nan
 
 
+def as_float32(distances: Floats, smallest: float, largest: float) -> Floats:
+    """Distances (n,) rounded to float32, where their size is between these bounds; others, and NaN, as they are."""
+    out = np.empty(len(distances))
+    _rounded(np.ascontiguousarray(distances), smallest, largest, out)
+    return out
+
+
+@kernel
+def _rounded(distances: Floats, smallest: float, largest: float, out: Floats) -> None:
+    for i in range(distances.size):
+        size = abs(distances[i])
+        out[i] = np.float64(np.float32(distances[i])) if smallest <= size and size <= largest else distances[i]
+
+
 def warm() -> None:
-    """Compile both kernels, for arrays as they are mapped."""
+    """Compile the kernels, for arrays as they are mapped."""
+    as_float32(np.ones(1), 0.0, 1.0)
     for kind in (np.float16, np.float32):
         x = np.ones((2, 8), kind)
         x.setflags(write=False)
