@@ -33,7 +33,8 @@ HALVED = "serve/browser"  # a folder that takes longer than all others; it is te
 ON_RAY = ("test_cluster.py", "test_coordinator.py", "test_failures.py")  # they wait for its processes
 SLOW_FIRST = (
     "tables", "serve/browser 1", "serve/browser 2", "serve", "index", "cluster on Ray", "sql", "ingest", "readers",
-    "small folders", "serve/workers", "differential", "test_readme.py", "faults", "cluster", "encode", "files", "cli", "care",
+    "small folders", "serve/workers", "differential", "test_readme.py", "faults", "cluster", "encode", "files", "cli",
+    "care",
 )  # fmt: skip
 
 
