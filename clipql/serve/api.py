@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from clipql.engine.users import Acting
-from clipql.errors import ClipqlError, PictureError, QueryError
+from clipql.errors import ClipqlError, QueryError
 from clipql.serve import access_control, openapi, search_batch
 from clipql.serve import search_request as search
 from clipql.serve.chance import Chance
@@ -25,10 +25,11 @@ from clipql.serve.counts import Counted, counts
 from clipql.serve.error_position import without_prefix
 from clipql.serve.errors import error_headers, error_status, let_go
 from clipql.serve.facets import Facets
-from clipql.serve.json_response import JsonResponse
+from clipql.serve.json_response import JsonResponse, error_response
 from clipql.serve.map_points import MapAsked, MapPoints
 from clipql.serve.models_at_hand import models, takes_words
 from clipql.serve.packing import packed
+from clipql.serve.pictures import Pictures
 from clipql.serve.pool import Busy, gone
 from clipql.serve.prometheus import CONTENT_TYPE
 from clipql.serve.request_body import Held, content_length
@@ -37,7 +38,7 @@ from clipql.serve.search_request import Search
 from clipql.serve.search_results import SearchResults
 from clipql.serve.service import Request, Service
 from clipql.serve.statements import SHORT
-from clipql.serve.thumbnails import SIZES, Thumbnails
+from clipql.serve.thumbnails import Thumbnails
 from clipql.serve.unpacking import too_large
 from clipql.storage.catalog import Table
 from clipql.tables.registry import INTERNAL, ROW
@@ -61,7 +62,7 @@ class Api:
         self.results = SearchResults(service)
         self._by_chance, self._of_columns = Chance(service), Facets(service)
         self._points = MapPoints(service, self.results)
-        self._thumbnails = Thumbnails(opener, options.limits.pixels)
+        self.pictures = Pictures(service, self.results, Thumbnails(opener, options.limits.pixels), self.in_thread)
 
     def routes(self) -> list[Route]:
         """All routes."""
@@ -78,9 +79,9 @@ class Api:
             Route("/api/count", guarded(self._count), methods=["POST"]),
             Route("/api/facets", guarded(self._facets), methods=["POST"]),
             Route("/api/chance", guarded(self._chance), methods=["POST"]),
-            Route("/api/rows/{database}/{table}/{id}", guarded(self._row)),
-            Route("/api/thumbnail/{database}/{table}/{id}", guarded(self._thumbnail)),
-            Route("/api/picture/{database}/{table}/{id}", guarded(self._original)),
+            Route("/api/rows/{database}/{table}/{id}", guarded(self.pictures.row)),
+            Route("/api/thumbnail/{database}/{table}/{id}", guarded(self.pictures.thumbnail)),
+            Route("/api/picture/{database}/{table}/{id}", guarded(self.pictures.original)),
             Route("/api/map", guarded(self._map), methods=["POST"]),
             Route("/api/projection", guarded(self._projection), methods=["POST"]),
             Route("/api/explain", guarded(self._explain), methods=["POST"]),
@@ -102,23 +103,23 @@ class Api:
                 return response
             except PermissionError:
                 status = 401
-                return _error(401, "this server asks for a token: Authorization: Bearer …", 516)
+                return error_response(401, "this server asks for a token: Authorization: Bearer …", 516)
             except Busy as busy:
                 status = 429
-                return _error(429, str(busy), 202, {"Retry-After": "1"})
+                return error_response(429, str(busy), 202, {"Retry-After": "1"})
             except search.UnreadablePicture as error:
                 status = error_status(error)
-                return _error(status, str(error), field=error.field)
+                return error_response(status, str(error), field=error.field)
             except search.NoModel as error:
                 status = error_status(error)
-                return _error(status, str(error), model=error.model)
+                return error_response(status, str(error), model=error.model)
             except ClipqlError as error:
                 status = error_status(error)
                 let_go(error)
-                return _error(status, str(error), getattr(error, "code", 0), error_headers(error))
+                return error_response(status, str(error), getattr(error, "code", 0), error_headers(error))
             except ClientDisconnect:
                 status = 499
-                return _error(499, "the client has gone")
+                return error_response(499, "the client has gone")
             finally:
                 held.release()
                 seconds = time.perf_counter() - began
@@ -173,7 +174,7 @@ class Api:
         search.check_keys(given, {"token"})
         token = self._service.options.token
         if token is not None and not access_control.same(token, str(given.get("token", ""))):
-            return _error(401, "this is not the token", 516)
+            return error_response(401, "this is not the token", 516)
         response = JsonResponse({"ok": True})
         if token is not None:
             response.set_cookie(access_control.COOKIE, token, httponly=True, samesite="strict", path="/api")
@@ -292,69 +293,6 @@ class Api:
         column = self._service.column(table, given["column"])
         return JsonResponse({"similarity": self._by_chance.similarity(table, column, given["model"])})
 
-    # rows and their pictures
-
-    def small_picture(self, name: str, size: int) -> bytes:
-        """The picture in a file that a row names, as WebP of at most so many pixels a side. Raises PictureError."""
-        with self._thumbnails.open(name) as file:
-            return self._thumbnails.make(file, size)
-
-    async def _row(self, request: HttpRequest) -> Response:
-        return await self.in_thread(request, lambda: self._one_row(request.path_params))
-
-    def _one_row(self, path: Mapping[str, str]) -> Response:
-        table = self._service.table(path["database"], path["table"])
-        roles = self._service.roles[table]
-        found = self.results.read_row(table, roles.plain, search.row_number(path["id"]))
-        if found is None:
-            return _error(404, f"{table.full_name} has no row {path['id'][:20]}")
-        shown = self.results.shown(table, roles, found)
-        return JsonResponse({k: shown[k] for k in ("id", "caption", "picture", "thumbnail", "values")})
-
-    async def _thumbnail(self, request: HttpRequest) -> Response:
-        size = request.query_params.get("size", "256")
-        if not size.isascii() or not size.isdigit() or len(size) > 6 or not SIZES[0] <= int(size) <= SIZES[1]:
-            raise search.wrong(f"size: expected a whole number from {SIZES[0]} to {SIZES[1]}")
-        seen = request.headers.get("if-none-match", "")
-        return await self.in_thread(request, lambda: self._drawn(request.path_params, int(size), seen))
-
-    async def _original(self, request: HttpRequest) -> Response:
-        return await self.in_thread(request, lambda: self._whole(request.path_params))
-
-    def _whole(self, path: Mapping[str, str]) -> Response:
-        try:
-            with self._thumbnails.open(self._file_of(path)) as file:
-                data, media = self._thumbnails.original(file, self._service.options.limits.body)
-        except PictureError as error:
-            return _error(404, str(error))
-        # a picture is shown and no more, whatever else its bytes may be read as
-        headers = {"Content-Security-Policy": "sandbox; default-src 'none'", "Cache-Control": "private, max-age=3600"}
-        return Response(data, media_type=media, headers=headers)
-
-    def _file_of(self, path: Mapping[str, str]) -> str:
-        """The name of the file that a row of a path names. Raises PictureError."""
-        table = self._service.table(path["database"], path["table"])
-        roles = self._service.roles[table]
-        number = search.row_number(path["id"])
-        if roles.file and (name := self.results.names.find(table, roles.file, number)) is not None:
-            return name
-        row = self.results.read_row(table, (roles.file,), number) if roles.file else None
-        if row is None or roles.file is None:
-            raise PictureError("there is no such row with a picture's file")
-        return str(row[roles.file] or "")
-
-    def _drawn(self, path: Mapping[str, str], size: int, seen: str) -> Response:
-        try:
-            with self._thumbnails.open(self._file_of(path)) as file:
-                tag = f'"{self._thumbnails.tag(file, size)}"'
-                headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
-                if tag in seen:
-                    return Response(status_code=304, headers=headers)
-                data = self._thumbnails.make(file, size)
-        except PictureError as error:
-            return _error(404, str(error))
-        return Response(data, media_type="image/webp", headers=headers)
-
     async def _map(self, request: HttpRequest) -> Response:
         given = await self.json_of(request)
         search.check_keys(given, {"database", "table", "column", "ids"})
@@ -410,9 +348,3 @@ def _log(request: HttpRequest, status: int, seconds: float) -> None:
     if LOG.isEnabledFor(level):
         fields = {"method": request.method, "path": path[:200], "status": status, "seconds": round(seconds, 6)}
         LOG.log(level, "request", extra={"fields": fields})
-
-
-def _error(
-    status: int, message: str, code: int = 0, headers: Mapping[str, str] | None = None, **more: Any
-) -> JsonResponse:
-    return JsonResponse({"error": message, "code": code, **more}, status, headers)

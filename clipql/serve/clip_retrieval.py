@@ -166,7 +166,7 @@ class ClipRetrieval:
         told = {name: plain(value) for name, value in record["values"].items()}
         if roles.file and at < MOST_PICTURES and told.get(roles.file):
             with contextlib.suppress(PictureError):
-                picture = self._api.small_picture(str(told[roles.file]), PICTURE_SIZE)
+                picture = self._api.pictures.small(str(told[roles.file]), PICTURE_SIZE)
                 told["image"] = base64.b64encode(picture).decode()
         return told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -17,3 +18,10 @@ class JsonResponse(Response):
 
     def render(self, content: Any) -> bytes:
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def error_response(
+    status: int, message: str, code: int = 0, headers: Mapping[str, str] | None = None, **more: Any
+) -> JsonResponse:
+    """An error as the REST API tells it. code: ClickHouse's. more: what a program may need to know of it."""
+    return JsonResponse({"error": message, "code": code, **more}, status, headers)

@@ -22,6 +22,7 @@ from clipql.storage.vectors.metrics import Metric
 
 _COMPARED = 4096  # rows that are compared at once
 _MANY = 1024  # rows from which on a compiled loop that widens them is worth its loading
+_FEW = 64  # rows that Python looks at one by one
 _Piece = tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]
 
 
@@ -177,8 +178,11 @@ class ColumnStore:
         self, rows: NDArray[np.int64]
     ) -> Iterator[tuple[slice | NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]]:
         """For each segment with some of the rows: which of them, the segment, and where in it they are."""
-        if len(rows) and (rows.min() < 0 or rows.max() >= self._rows):
-            raise IndexError(f"row {int(rows.max()):,} of {self._rows:,}")
+        if len(rows):
+            # two numbers of a few take numpy as long as their distances
+            each = rows.tolist() if len(rows) < _FEW else (int(rows.min()), int(rows.max()))
+            if min(each) < 0 or max(each) >= self._rows:
+                raise IndexError(f"row {max(each):,} of {self._rows:,}")
         if len(self._arrays) == 1 and not self._on_disk and not self._firsts[0]:
             yield slice(None), self._arrays[0], rows
             return
