@@ -12,7 +12,7 @@ import numpy as np
 from bench import child, data
 from bench.results import Comparison, Line, at_least, at_most
 
-ROUNDS, EVALS, FEW = 5, 2_000, 100
+ROUNDS, EVALS, FEW = 5, 5_000, 100
 PROMPTS, WIDE = 1_000, 1_024  # given vectors, and what a layer gives
 BOUND = 0.1
 ONE = "SELECT avg(L2Distance(image_embedding, {q:Array(Float32)})) FROM laion"
