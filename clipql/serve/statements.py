@@ -133,9 +133,10 @@ class Statements:
         if call.submitted:
             database, began = call.request.database or "default", time.time() - seconds
             self._told.ended(Asked(call.query_id, call.asked.sql, database, began, seconds, call.code))
-        fields = {"query_id": call.query_id, "status": status, "seconds": round(seconds, 6)}
-        code = {"code": call.code} if call.code else {}
-        LOG.info("query", extra={"fields": {**fields, **code, "sql": call.asked.sql[:500]}})
+        if LOG.isEnabledFor(logging.INFO):
+            fields = {"query_id": call.query_id, "status": status, "seconds": round(seconds, 6)}
+            code = {"code": call.code} if call.code else {}
+            LOG.info("query", extra={"fields": {**fields, **code, "sql": call.asked.sql[:500]}})
 
     def at_once(self, call: Call) -> Answer | None:
         """The answer to what is short work; None for anything else. Raises ClipqlError."""

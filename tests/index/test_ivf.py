@@ -20,6 +20,7 @@ from clipql.index.base import Index
 from clipql.index.ivf import IvfIndex, build, open_index, opened, verify
 from clipql.index.ivf import place as place_module
 from clipql.index.ivf.depth import Depth
+from clipql.index.ivf.geometry import unit_rows
 from clipql.index.ivf.knobs import FOREIGN_LISTS, Curves, Point, Setting
 from clipql.storage.vectors.metrics import Metric, distances
 from tests.cases import crossed, some
@@ -293,6 +294,17 @@ def test_lists_that_a_query_tells_by_itself_are_widened_alike_for_a_query_of_any
         own = depth.setting("foreign", {}).nprobe
         assert own == FOREIGN_LISTS * 100
         assert own <= depth.widened(own, k, matching, "foreign", {}) < depth.widened(own, k, matching, "image", {})
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("captions", [True, False])
+def test_an_index_that_doubts_no_kind_of_query_doubts_no_query(captions: bool, apart: bool) -> None:
+    queries = unit_rows(np.random.default_rng(2).standard_normal((200, 4)).astype(np.float32))
+    image, text = [Point(Setting(4, 20), 0.9, 1.0)], [Point(Setting(4, 20), 0.8, 1.0)]
+    curves = Curves(image, text, queries[0], queries[1] if captions else None, 0.2, apart)
+    for recall in (0.7, 0.85, 0.95):
+        doubts = {curves.doubt(curves.kind_of(query), recall) for query in queries}
+        assert curves.doubtful(recall) == (doubts != {""}), recall
 
 
 def test_a_short_filter_is_refused(world: World, made: dict[Metric, IvfIndex]) -> None:
