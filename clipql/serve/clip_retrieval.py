@@ -102,7 +102,9 @@ class ClipRetrieval:
         answer = []
         for at, record in enumerate(records):
             told = self._metadata_of(table, roles, record, at) if at < asked.shown else {}
-            answer.append({**told, "id": int(record["id"]), "similarity": 1 - record["distance"]})
+            distance = record["distance"]  # None where there is none, as to a vector of zeros
+            similarity = None if distance is None else 1 - distance
+            answer.append({**told, "id": int(record["id"]), "similarity": similarity})
         headers = {"X-Clipql-Notes": "; ".join(asked.notes)} if asked.notes else {}
         return JsonResponse(answer, headers=headers)
 

@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from clipql.engine.python_values import python_columns
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.serve import search_request as search
 from clipql.serve.column_roles import ColumnRoles, column_roles, kind
@@ -72,7 +73,7 @@ class Facets:
     def _rows(self, sql: str, asked: Counted) -> list[tuple[Any, ...]]:
         with in_conditions(sql, asked.where):
             found = self._service.run(Request(sql), self._service.engine.acting).output.arrow()
-        return list(zip(*(column.to_pylist() for column in found.columns), strict=True))
+        return list(zip(*python_columns(found, {}), strict=True))
 
     def _valued(self, table: Table, roles: ColumnRoles) -> Valued:
         """What the columns of a table hold; found out once."""
@@ -142,7 +143,8 @@ def _numbers_rows(name: str, type: str, rows: int, values: int, least: Any, most
     """Whether a column only tells rows apart: it has a value for each, without gaps or under a name that says so."""
     if rows < 2 or least is None or values < NEARLY * rows:
         return False
-    return NUMBERING.search(name) is not None or ("Int" in type and most - least + 1 <= rows / NEARLY)
+    whole = isinstance(least, int) and isinstance(most, int)  # one of 128 bits and more comes as bytes
+    return NUMBERING.search(name) is not None or (whole and "Int" in type and most - least + 1 <= rows / NEARLY)
 
 
 def source_of(table: Table) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from clipql.engine.arrow import numpy_numbers
+from clipql.engine.python_values import python_values
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.projection.fitting import Projection
 from clipql.serve import search_request as search
@@ -157,7 +158,7 @@ class MapPoints:
         sql += f"ORDER BY rows DESC, value LIMIT {MOST_NAMES}"
         with in_conditions(sql, asked.where):
             found = self._service.run(Request(sql), self._service.engine.acting).output.arrow()
-        names = [str(plain(value)) for value in found.column(0).to_pylist()]
+        names = [str(plain(value)) for value in python_values(found.column(0))]
         listed = ", ".join(quote_string(name) for name in names) or "''"
         rows, codes = self._values(asked, table, projection, f"toUInt8(indexOf([{listed}], {text}))")
         counts = np.bincount(codes.astype(np.int64), minlength=len(names) + 1).tolist()

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.engine.arrow import numpy_numbers
+from clipql.engine.python_values import python_values
 from clipql.engine.quoting import quote_name
 from clipql.engine.users import Acting, EngineUser
 from clipql.errors import ClipqlError
@@ -179,7 +180,7 @@ class Maps:
         numbers = numpy_numbers(found.column(0)).astype(np.int64)
         at = np.searchsorted(rows, numbers)
         has = (at < len(rows)) & (rows[np.minimum(at, len(rows) - 1)] == numbers)
-        return [_text(value) for value in found.column(1).filter(has).to_pylist()], at[has]
+        return [_text(value) for value in python_values(found.column(1).filter(has))], at[has]
 
     def _take(self, read: _Read, made: Projection, tell: fitting.Tell) -> None:
         """Name its regions, and keep it."""

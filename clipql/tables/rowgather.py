@@ -115,8 +115,9 @@ class Batches:
     def __init__(
         self, first: NDArray[np.uint64], start: NDArray[np.uint64], end: NDArray[np.uint64], base: int
     ) -> None:
-        self._first, self._start = np.ascontiguousarray(first, np.uint64), np.ascontiguousarray(start, np.uint64)
-        self._end, self._base = np.ascontiguousarray(end, np.uint64), np.uint64(base)
+        # copies, as Numba compiles anew for an array that may not be written to, which a file of one batch has
+        self._first, self._start = np.array(first, np.uint64), np.array(start, np.uint64)
+        self._end, self._base = np.array(end, np.uint64), np.uint64(base)
 
     def of(
         self, rows: NDArray[np.uint64], checked: NDArray[np.bool_]

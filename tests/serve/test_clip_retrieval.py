@@ -130,3 +130,8 @@ def test_rows_that_are_alike_over_others_are_one() -> None:
     assert repeated(circle) == {1, 2, 4}
     assert repeated(circle[::-1]) == {2, 4, 5}
     assert repeated(circle[:0]) == set()
+
+
+def test_a_vector_of_zeros_is_like_nothing_by_a_number_that_can_be_told(shared: Running) -> None:
+    found = knn(shared, embedding_input=[0.0] * 16, num_result_ids=3).json
+    assert [row["similarity"] for row in found] == [None] * 3

@@ -63,3 +63,12 @@ def test_numbers_of_a_vector_come_back_to_the_last_bit(numbers: list[float]) -> 
 def test_what_is_not_finite_is_null() -> None:
     reply = JsonResponse([float("nan"), float("inf"), np.array([1, np.nan], np.float32)])
     assert json.loads(reply.body) == [None, None, [1.0, None]]
+
+
+@pytest.mark.parametrize("deep", [200, 300, 600])
+def test_lists_within_lists_are_written_however_deep_they_are(deep: int) -> None:
+    value: Any = 1
+    for _ in range(deep):
+        value = [value]
+    body = JsonResponse({"rows": [value, "ü"], "vector": np.ones(2, np.float32)}).body
+    assert json.loads(body) == {"rows": [value, "ü"], "vector": [1.0, 1.0]}

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from clipql.tables import rowgather
+from clipql.tables.rowwriter import PLACES
 
 ROWS = 40
 
@@ -98,6 +99,14 @@ def test_batches_are_found_by_the_rows_that_they_begin_with() -> None:
     assert state == rowgather.SOME_UNCHECKED
     assert batches.of(rows[checked[expected]], checked)[3] == rowgather.ALL_CHECKED
     assert batches.of(np.array([first[0], first[0] - np.uint64(1)], np.uint64), checked)[3] == 1
+
+
+def test_a_file_of_one_batch_has_nothing_compiled_anew() -> None:
+    rowgather.warm()
+    known = list(rowgather._batches.signatures)
+    places = np.frombuffer(np.zeros(1, PLACES).tobytes(), PLACES)  # as they are read, which nobody may write to
+    rowgather.Batches(places["first"], places["start"], places["end"], 0).of(np.zeros(1, np.uint64), np.ones(1, bool))
+    assert rowgather._batches.signatures == known
 
 
 def test_no_message_has_the_loop_read_beyond_it() -> None:

@@ -39,6 +39,7 @@ from clipql.tables.registry import Registry
 T = TypeVar("T")
 
 MOST = 256  # statements kept
+_LONGEST_COUNT = 200  # letters of a LIMIT that is read here
 _PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*([^{}]+?)\s*\}")
 _VECTOR_PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*Array\(Float(?:32|64)\)\s*\}")
 _COUNT = re.compile(r"\{\s*(\w+)\s*:\s*U?Int(?:8|16|32|64)\s*\}|(\d+)")
@@ -227,7 +228,7 @@ class Repeats:
 def _replaced(value: T, **fields: Any) -> T:
     """As `dataclasses.replace`, in a quarter of the time: that makes a value of so many fields anew, one by one.
 
-    value: one with nothing beside its fields, and without slots.
+    value: one without slots, of which nothing that was found `once` rests on the fields that are replaced.
     """
     found = object.__new__(type(value))
     found.__dict__.update(value.__dict__, **fields)
@@ -236,7 +237,7 @@ def _replaced(value: T, **fields: Any) -> T:
 
 def _count(text: str | None, params: Mapping[str, Any]) -> int | None:
     """A number of rows that is written out, or that an integer parameter gives."""
-    named, number = _count_told(text or "")
+    named, number = _count_told(text) if text and len(text) <= _LONGEST_COUNT else ("", None)
     value = params.get(named) if named else number
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 

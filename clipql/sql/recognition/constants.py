@@ -24,6 +24,7 @@ from clipql.storage.vectors.metrics import Metric
 from clipql.syntax.reading import read
 
 _PARAMETER = re.compile(r"\{\s*(\w+)\s*:\s*(.+?)\s*\}\Z", re.DOTALL)
+_LONGEST_NAMED = 200  # letters of an expression that is looked at as a parameter; what is longer is evaluated
 _NARROW = {"Float32", "BFloat16", "UInt8", "Int8", "UInt16", "Int16", "Bool"}
 _COMPUTED = _NARROW | {"Float64", "UInt32", "Int32", "UInt64", "Int64"}
 
@@ -43,9 +44,13 @@ class QueryVector(Brief):
         return self.narrow and not (self.integral and metric is Metric.DOT)
 
 
-@functools.lru_cache(512)
 def parameter_named(text: str) -> tuple[str, bool] | None:
     """The name of the vector parameter that an expression is, and whether its numbers are Float32."""
+    return _named(text) if len(text) <= _LONGEST_NAMED else None
+
+
+@functools.lru_cache(512)
+def _named(text: str) -> tuple[str, bool] | None:
     match = _PARAMETER.fullmatch(text)
     kind = match[2].replace(" ", "") if match else ""
     return (match[1], kind == "Array(Float32)") if match and kind in ("Array(Float32)", "Array(Float64)") else None

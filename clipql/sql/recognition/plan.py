@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from clipql.brief import Brief, short
@@ -25,6 +24,7 @@ from clipql.sql.recognition.recognise import VectorSelect
 from clipql.sql.recognition.settings import SearchOptions
 from clipql.storage.catalog import VectorColumn
 from clipql.storage.vectors.devices import CPU
+from clipql.syntax.once import once
 from clipql.syntax.reading import read
 from clipql.tables.computed import LENGTH
 from clipql.tables.indexes import Chosen, Indexes
@@ -85,7 +85,7 @@ class Plan:
         """The table and its vector columns that it is about, in words."""
         return f"{self.select.table.full_name}: {', '.join(c.name for c in self.columns)}"
 
-    @cached_property
+    @once
     def columns(self) -> tuple[VectorColumn, ...]:
         """The vector columns it searches."""
         table = self.select.table

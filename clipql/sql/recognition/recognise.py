@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from clipql.brief import Brief
 from clipql.engine.quoting import quote_name
@@ -22,6 +21,7 @@ from clipql.sql.recognition.calls import (
 )
 from clipql.sql.recognition.clauses import Condition, read_conditions, read_limit, read_order
 from clipql.storage.catalog import Table
+from clipql.syntax.once import once
 from clipql.syntax.scopes import Scope
 
 
@@ -51,7 +51,7 @@ class VectorSelect(Brief):
         """What to write before a column of this table."""
         return quote_name(self.qualifier) + "."
 
-    @cached_property
+    @once
     def ordered_alone(self) -> bool:
         """Whether ORDER BY has one item."""
         return len(self.scope.items("ORDER")) == 1
