@@ -184,7 +184,7 @@ def _document(
 
 
 def _native(table: pa.Table, types: Sequence[str], kinds: Sequence[str]) -> bytes | None:
-    """None where a text is not as Arrow has most."""
+    """None where a column of text is neither Arrow's string nor its binary."""
     rows = table.num_rows
     if not rows:
         return b""

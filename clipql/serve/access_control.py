@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 
-from clipql.serve.json_response import JsonResponse
+from clipql.serve.json_response import JsonResponse, error_response
 from clipql.serve.limits import Options
 
 COOKIE = "clipql_token"
@@ -89,22 +89,23 @@ class AccessControl:
         hosts = request.headers.getlist("host")
         host = hosts[0] if hosts else ""
         if len(hosts) > 1 or "@" in host:
-            return _refusal(400, "the header Host is there once, with a name or an address and a port")
+            return error_response(400, "the header Host is there once, with a name or an address and a port")
         if not self._known(host):
-            return _refusal(421, f"this server does not go by the name {host[:100]!r}: start it with --allow-host")
+            said = f"this server does not go by the name {host[:100]!r}: start it with --allow-host"
+            return error_response(421, said)
         if shared:
             return None
         origin = request.headers.get("origin")
         try:
             site = urlsplit(origin or "").netloc.lower()
         except ValueError:
-            return _refusal(400, "the header Origin is no address")
+            return error_response(400, "the header Origin is no address")
         if origin is not None and site != host.lower():
-            return _refusal(403, f"requests from the site {origin[:100]!r} are refused")
+            return error_response(403, f"requests from the site {origin[:100]!r} are refused")
         navigation = request.headers.get("sec-fetch-mode") == "navigate" and request.method == "GET"
         foreign = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         if foreign and not (navigation and "query" not in request.query_params):
-            return _refusal(403, "requests from other sites are refused")
+            return error_response(403, "requests from other sites are refused")
         return None
 
     def _known(self, host: str) -> bool:
@@ -127,10 +128,6 @@ class AccessControl:
         except ValueError:
             return False
         return True
-
-
-def _refusal(status: int, message: str) -> JsonResponse:
-    return JsonResponse({"error": message, "code": 0}, status)
 
 
 def authorised(token: str | None, request: Request, params: Any = None) -> bool:

@@ -16,7 +16,7 @@ from clipql.serve.api import Api
 from clipql.serve.clickhouse import ClickHouse
 from clipql.serve.clip_retrieval import ClipRetrieval
 from clipql.serve.fellows import Fellows
-from clipql.serve.json_response import JsonResponse
+from clipql.serve.json_response import error_response
 from clipql.serve.limits import Options
 from clipql.serve.service import Service
 from clipql.serve.statements import Statements
@@ -43,7 +43,7 @@ def make_app(database: Database, options: Options, fellows: Fellows) -> tuple[Ac
         return await clickhouse.handle(request)
 
     async def missing(request: Request, error: Exception) -> Response:
-        return JsonResponse({"error": f"there is no {request.url.path[:100]} here", "code": 0}, 404)
+        return error_response(404, f"there is no {request.url.path[:100]} here")
 
     app = Starlette(
         routes=[

@@ -14,7 +14,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from clipql.serve.json_response import JsonResponse
+from clipql.serve.json_response import error_response
 from clipql.serve.packing import packed
 from clipql.serve.web_modules import joined
 
@@ -52,7 +52,7 @@ class WebFiles:
         """The response with a file."""
         found = self._files.get(name)
         if found is None:
-            return JsonResponse({"error": f"there is no {request.url.path[:100]} here", "code": 0}, 404)
+            return error_response(404, f"there is no {request.url.path[:100]} here")
         headers = {"ETag": found.tag, "Cache-Control": "no-cache"}
         if found.tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
