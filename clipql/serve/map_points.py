@@ -158,8 +158,10 @@ class MapPoints:
         sql += f"ORDER BY rows DESC, value LIMIT {MOST_NAMES}"
         with in_conditions(sql, asked.where):
             found = self._service.run(Request(sql), self._service.engine.acting).output.arrow()
-        names = [str(plain(value)) for value in python_values(found.column(0))]
-        listed = ", ".join(quote_string(name) for name in names) or "''"
+        commonest = python_values(found.column(0))  # bytes where it is not UTF-8
+        names = [str(plain(value)) for value in commonest]
+        exact = (f"unhex('{v.hex()}')" if isinstance(v, bytes) else quote_string(v) for v in commonest)
+        listed = ", ".join(exact) or "''"
         rows, codes = self._values(asked, table, projection, f"toUInt8(indexOf([{listed}], {text}))")
         counts = np.bincount(codes.astype(np.int64), minlength=len(names) + 1).tolist()
         head = {"kind": "text", "names": names, "counts": counts[1:], "others": counts[0]}

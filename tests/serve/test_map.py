@@ -260,3 +260,12 @@ def test_two_regions_of_one_level_have_two_names_though_their_captions_are_alike
 def test_points_are_laid_out_by_a_process_that_can_be_stopped_and_may_fail() -> None:
     done = subprocess.run([sys.executable, "-c", LAYING_OUT], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("UMAP gave no map of 4 points: failed\n", "")
+
+
+def test_text_that_is_not_utf_8_colours_points_as_any_other(server: Running) -> None:
+    columns = "caption String, label String, v Array(Float32)"
+    server.sql(f"CREATE TABLE bytes_by_label ({columns}) ENGINE = MergeTree ORDER BY tuple()")
+    label = "multiIf(number % 3 = 0, unhex('ff61'), number % 3 = 1, unhex('fe61'), 'plain')"
+    server.sql(f"INSERT INTO bytes_by_label SELECT {label}, {label}, [number, 1] FROM numbers(90)")
+    found = ask(server, table="bytes_by_label", by="label", safe=False)
+    assert (sorted(found["names"]), found["counts"], found["others"]) == (["plain", "\ufffda", "\ufffda"], [30] * 3, 0)
