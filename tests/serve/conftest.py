@@ -136,13 +136,28 @@ def fill(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server that may write, without a token."""
+def writing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that may write, without a token, for all files of tests."""
     folder = tmp_path_factory.mktemp("writing")
     fill(folder)
     running = start(folder, "--write", "--pictures", str(folder / "pictures"), "--tcp-port", "0")
     yield running
     stop(running)
+
+
+def tables(server: Running) -> set[str]:
+    """What the default database has: tables, views and dictionaries."""
+    sql = "SELECT name FROM system.tables WHERE database = currentDatabase() FORMAT TSVRaw"
+    return set(server.sql(sql).text.splitlines())
+
+
+@pytest.fixture(scope="module")
+def server(writing: Running) -> Iterator[Running]:
+    """A server that may write, without a token; a file of tests meets no tables that another has left there."""
+    before = tables(writing)
+    yield writing
+    for name in tables(writing) - before:
+        assert writing.sql(f"DROP TABLE IF EXISTS `{name}`").status == 200, name
 
 
 @pytest.fixture(scope="session")
