@@ -12,9 +12,10 @@ import numpy as np
 from numba import uint64
 from numpy.typing import NDArray
 
+from clipql.index.ivf.bitplanes import code_dot, code_estimates
 from clipql.index.ivf.codes import Words, quantise_query
 from clipql.index.ivf.geometry import Floats, Number
-from clipql.storage.vectors.bits import PAGE, code_dot, code_estimates, first_bit, kernel, popcount, prefetch
+from clipql.storage.vectors.bits import PAGE, first_bit, kernel, popcount, prefetch
 
 Integers = NDArray[np.int64]
 # the first line of a range is fetched while so many before it are scanned, as its page may have to be looked up first

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from clipql.index.flat import each_core
 from clipql.index.ivf import bounds, kernels
+from clipql.index.ivf.bitplanes import code_dot
 from clipql.index.ivf.codescan import long_dot, quantised
 from clipql.index.ivf.geometry import Floats, Number
-from clipql.storage.vectors.bits import code_dot, half_to_float, kernel, prefetch
+from clipql.storage.vectors.bits import half_to_float, kernel, prefetch
 
 BOUNDS, SPAN = "bounds", "span"  # the files of what is kept of each row, and of Vᵀ
 SAMPLED = 64  # one list of so many is looked at first

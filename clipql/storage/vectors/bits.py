@@ -1,4 +1,4 @@
-"""A few instructions that Numba has no words for: popcounts over vectors of words, half floats, raw addresses.
+"""A few instructions that Numba has no words for: counts of ones, half floats, raw addresses.
 
 Everything here is plain LLVM IR, so it compiles to AVX-512, AVX2 or NEON as the host allows. Addresses are uint64;
 the caller keeps the memory alive and in bounds, nothing here checks.
@@ -25,8 +25,6 @@ from clipql.storage.vectors.compiled import compiled
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 PAGE = mmap.PAGESIZE
 _LIBERTIES = frozenset({"reassoc", "contract", "arcp", "nsz"})
-_WORDS = ir.VectorType(ir.IntType(64), 8)  # 512 bits
-_FLOATS = ir.VectorType(ir.FloatType(), 8)
 
 
 def kernel(function: _Function) -> _Function:
@@ -34,112 +32,11 @@ def kernel(function: _Function) -> _Function:
     return compiled(function, fastmath=set(_LIBERTIES), error_model="numpy")
 
 
-def _load(builder: Any, address: Any, kind: Any, align: int) -> Any:
-    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
-    value.align = align
-    return value
-
-
-@intrinsic
-def code_dot(typingctx: Any, code: Any, planes: Any, weights: Any) -> Any:
-    """Eight words of code against a 4-bit query.
-
-    The sum over words w of weight[w] * sum_k ±2^k popcount(code[w] & plane[k][w]).
-
-    Arguments are addresses: of 8 uint64 (code), of 4 x 8 uint64 (planes, the last one is the sign of two's
-    complement and counts -8), of 8 float32 (weights). Returns float32.
-    """
-    sig = types.float32(types.uint64, types.uint64, types.uint64)
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        popcount = cgutils.get_or_insert_function(b.module, ir.FunctionType(_WORDS, [_WORDS]), "llvm.ctpop.v8i64")
-        add_up = cgutils.get_or_insert_function(
-            b.module, ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS]), "llvm.vector.reduce.fadd.v8f32"
-        )
-        bits, total = _load(b, args[0], _WORDS, 8), None
-        for k in range(4):
-            plane = _load(b, b.add(args[1], ir.Constant(ir.IntType(64), 64 * k)), _WORDS, 8)
-            term = b.shl(b.call(popcount, [b.and_(bits, plane)]), ir.Constant(_WORDS, [k] * 8))
-            total = term if total is None else (b.sub(total, term) if k == 3 else b.add(total, term))
-        weighted = b.fmul(b.sitofp(total, _FLOATS), _load(b, args[2], _FLOATS, 4))
-        return b.call(add_up, [ir.Constant(ir.FloatType(), 0.0), weighted], fastmath=("reassoc", "contract", "nsz"))
-
-    return sig, codegen
-
-
 def widest_registers(builder: Any) -> None:
     """Let the function that is being written use registers of 512 bits, which LLVM would rather not on processors of
     Intel's: there a code would take two steps instead of one. It means nothing where there are no such registers.
     """
     set.add(builder.function.attributes, '"min-legal-vector-width"="512"')
-
-
-@intrinsic
-def code_estimates(
-    typingctx: Any,
-    code: Any,
-    planes: Any,
-    weights: Any,
-    scale: Any,
-    bias: Any,
-    spread: Any,
-    start: Any,
-    total: Any,
-    reach: Any,
-    floor: Any,
-    out: Any,
-) -> Any:
-    """What eight codes, which follow each other, say of their rows: start + scale * (`code_dot` - total) + bias
-    + reach * spread.
-
-    code, planes, weights: addresses as `code_dot` takes them. scale, bias, spread: addresses of eight float32 each.
-    start, total, reach, floor: float32. out: address of eight float32, written. Returns int64: bit i is set where the
-    i-th is more than floor.
-    """
-    number, address = types.float32, types.uint64
-    sig = types.int64(*[address] * 6, *[number] * 4, address)
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        widest_registers(b)
-        code, planes, weights, scale, bias, spread, start, total, reach, floor, out = args
-        word, lane = ir.IntType(64), ir.IntType(32)
-        popcount = cgutils.get_or_insert_function(b.module, ir.FunctionType(_WORDS, [_WORDS]), "llvm.ctpop.v8i64")
-
-        def at(address: Any, offset: int) -> Any:
-            return b.add(address, ir.Constant(word, offset))
-
-        def all_of(value: Any) -> Any:
-            first = b.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(lane, 0))
-            return b.shuffle_vector(first, first, ir.Constant(ir.VectorType(lane, 8), [0] * 8))
-
-        def picked(x: Any, y: Any, lanes: list[int]) -> Any:
-            return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(lane, 8), lanes))
-
-        levels = [_load(b, at(planes, 64 * k), _WORDS, 8) for k in range(4)]
-        weight, sums = _load(b, weights, _FLOATS, 4), []
-        for i in range(8):
-            bits, summed = _load(b, at(code, 64 * i), _WORDS, 8), None
-            for k in range(4):
-                term = b.shl(b.call(popcount, [b.and_(bits, levels[k])]), ir.Constant(_WORDS, [k] * 8))
-                summed = term if summed is None else (b.sub(summed, term) if k == 3 else b.add(summed, term))
-            sums.append(b.fmul(b.sitofp(summed, _FLOATS), weight))
-        # each step adds neighbours up and puts two vectors into one, until lane i holds the sum of the i-th
-        for low, high in (
-            ([0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
-            ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
-            ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
-        ):
-            pairs = zip(sums[::2], sums[1::2], strict=True)
-            sums = [b.fadd(picked(x, y, low), picked(x, y, high)) for x, y in pairs]
-        estimate = b.fmul(_load(b, scale, _FLOATS, 4), b.fsub(sums[0], all_of(total)))
-        estimate = b.fadd(b.fadd(estimate, all_of(start)), _load(b, bias, _FLOATS, 4))
-        estimate = b.fadd(estimate, b.fmul(_load(b, spread, _FLOATS, 4), all_of(reach)))
-        store = b.store(estimate, b.inttoptr(out, _FLOATS.as_pointer()))
-        store.align = 4
-        above = b.fcmp_ordered(">", estimate, all_of(floor))
-        return b.zext(b.bitcast(above, ir.IntType(8)), word)
-
-    return sig, codegen
 
 
 @intrinsic

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numba import uint64
 from numpy.typing import NDArray
 
-from clipql.storage.vectors.bits import as_bfloat16, bfloat16_to_float, code_estimates, first_bit, kernel
+from clipql.index.ivf.bitplanes import code_dot, code_estimates
+from clipql.storage.vectors.bits import first_bit, kernel
 
 EIGHT = 8
 
@@ -30,14 +37,17 @@ def _estimated(
 
 
 @kernel
-def _first(word: int) -> int:
-    return first_bit(word)
+def _dots(
+    codes: NDArray[np.uint64], planes: NDArray[np.uint64], weights: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    for i in range(out.size):
+        at = uint64(codes.ctypes.data) + uint64(64 * i)
+        out[i] = code_dot(at, uint64(planes.ctypes.data), uint64(weights.ctypes.data))
 
 
 @kernel
-def _widened(short: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
-    for i in range(short.size):
-        out[i] = bfloat16_to_float(short[i])
+def _first(word: int) -> int:
+    return first_bit(word)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -56,14 +66,15 @@ def test_eight_codes_say_what_their_bits_say(seed: int) -> None:
     above = _estimated(codes, planes, weights, each, np.array([start, total, reach, floor], np.float32), out)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-3)
     assert [i for i in range(EIGHT) if (above >> i) & 1] == np.flatnonzero(expected > floor).tolist()
+    _dots(codes, planes, weights, out)
+    np.testing.assert_allclose(out, dots, rtol=1e-4, atol=1e-3)
     assert _first(above) == np.flatnonzero(expected > floor)[0]
 
 
-def test_bfloat16_is_the_nearest_number_of_eight_bits() -> None:
-    numbers = np.random.default_rng(1).standard_normal(10_000, np.float32) * np.float32(10) ** np.arange(
-        -20, 20, 0.004, np.float32
-    )
-    out = np.empty_like(numbers)
-    _widened(as_bfloat16(numbers), out)
-    fraction, exponent = np.frexp(numbers.astype(np.float64))
-    np.testing.assert_array_equal(out, np.ldexp(np.round(fraction * 256) / 256, exponent))
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="instructions of x86")
+@pytest.mark.parametrize("features", ["", "+avx2"])
+def test_they_say_it_by_the_instructions_of_older_processors_too(features: str, tmp_path: Path) -> None:
+    given = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    again = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "what_their_bits_say"]
+    done = subprocess.run(again, env={**os.environ, **given}, capture_output=True, text=True)
+    assert "20 passed" in done.stdout, done.stdout + done.stderr
