@@ -1,7 +1,9 @@
 """One scan of codes, of rows or of lists: it keeps the largest of the scores that they stand for.
 
 It estimates a score and keeps it only if it beats the running threshold, which `_tighten` raises each time the
-buffer fills; so nothing is sorted but the survivors, and a filter costs a look-up only for codes that pass.
+buffer fills; so nothing is sorted but the survivors, and a filter costs a look-up only for codes that pass. Where much
+is wanted of what comes in no order, most of the time would go to what is kept and dropped again: `largest` begins with
+a threshold that a few of the codes tell.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from clipql.storage.vectors.bits import PAGE, first_bit, kernel, popcount, prefe
 Integers = NDArray[np.int64]
 # the first line of a range is fetched while so many before it are scanned, as its page may have to be looked up first
 FAR = 4
+LEAST = np.float32(-np.inf)
+SAMPLED = 16  # one code in so many tells how large the largest are
 
 
 class Coded(NamedTuple):
@@ -75,8 +79,10 @@ def scan(
     among: NDArray[np.bool_],
     wanted: int,
     sparse: bool,
+    floor: Number,
 ) -> tuple[Floats, Integers]:
-    """The largest `wanted` estimates in these ranges, in no order, and their positions; fewer if there are fewer.
+    """The largest `wanted` estimates above `floor` in these ranges, in no order, and their positions; fewer if there
+    are fewer.
 
     Codes of the next range are fetched meanwhile: a list is too short for the processor to foresee the next.
     """
@@ -86,7 +92,7 @@ def scan(
     c, p, f = uint64(codes.ctypes.data), uint64(asked.planes.ctypes.data), uint64(asked.weights.ctypes.data)
     s_address, step = uint64(scale.ctypes.data), uint64(8 * words)
     biased, filtered, spread = bias.size > 0, among.size > 0, coded.spread.size > 0
-    kept, floor = 0, np.float32(-np.inf)
+    kept, floor = 0, np.float32(floor)
     nothing, eight = np.zeros(8, np.float32), np.empty(8, np.float32)
     zeros, out = uint64(nothing.ctypes.data), uint64(eight.ctypes.data)
     b_address, w_address = uint64(bias.ctypes.data), uint64(coded.spread.ctypes.data)
@@ -153,6 +159,46 @@ def scan(
 
 
 @kernel
+def largest(
+    coded: Coded, ranges: Ranges, asked: Asked, rows: NDArray[np.uint32], wanted: int
+) -> tuple[Floats, Integers]:
+    """As `scan` without a filter or a floor, faster where much is wanted of ranges in no order."""
+    floor, all_rows = _likely_floor(coded, ranges, asked, wanted), np.empty(0, np.bool_)
+    value, at = scan(coded, ranges, asked, rows, all_rows, wanted, False, floor)
+    if value.size < wanted and floor > LEAST:
+        value, at = scan(coded, ranges, asked, rows, all_rows, wanted, False, LEAST)
+    return value, at
+
+
+@kernel
+def _likely_floor(coded: Coded, ranges: Ranges, asked: Asked, wanted: int) -> Number:
+    """What more than `wanted` of the estimates in these ranges exceed most likely, as one in SAMPLED tells; LEAST where
+    `wanted` is too large a part of them for that to save anything.
+    """
+    total = (ranges.last - ranges.first).sum()
+    expected = wanted / SAMPLED
+    kept = int(expected + 4 * np.sqrt(expected)) + 4
+    if total < 4 * kept * SAMPLED:
+        return LEAST
+    codes, biased, spread = coded.codes, coded.bias.size > 0, coded.spread.size > 0
+    value, seen, skip = np.empty(total // SAMPLED + 1, np.float32), 0, 0
+    for z in range(ranges.first.size):
+        i = ranges.first[z] + skip
+        while i < ranges.last[z]:
+            s = np.float32(ranges.base[z])
+            s += coded.scale[i] * (long_dot(codes, i, asked.planes, asked.weights) - np.float32(asked.total))
+            if biased:
+                s += coded.bias[i]
+            if spread:
+                s += coded.reach * coded.spread[i]
+            value[seen] = s
+            seen += 1
+            i += SAMPLED
+        skip = i - ranges.last[z]
+    return _tighten(value, np.zeros(seen, np.int64), seen, kept)[1]
+
+
+@kernel
 def long_dot(codes: Words, i: int, planes: Words, weights: Floats) -> Number:
     """`code_dot` for any number of words; the last few, short of eight, one by one."""
     words = codes.shape[1]
@@ -178,7 +224,7 @@ def long_dot(codes: Words, i: int, planes: Words, weights: Floats) -> Number:
 def _tighten(value: Floats, at: Integers, kept: int, wanted: int) -> tuple[int, np.float32]:
     """Keep exactly the `wanted` largest of value[:kept], in any order; returns their number and the least of them."""
     if kept <= wanted:
-        return kept, np.float32(-np.inf)
+        return kept, LEAST
     copy = value[:kept].copy()
     low, high, goal = 0, kept - 1, wanted - 1
     while low < high:  # Hoare's selection, largest first

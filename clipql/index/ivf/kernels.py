@@ -16,7 +16,7 @@ from numba import uint64
 from numpy.typing import NDArray
 
 from clipql.index.ivf.codes import Words
-from clipql.index.ivf.codescan import Coded, Ranges, ask, scan
+from clipql.index.ivf.codescan import LEAST, Coded, Ranges, ask, largest, scan
 from clipql.index.ivf.geometry import Floats, Number
 from clipql.index.ivf.rescore import Table, rescore_rows
 from clipql.storage.vectors.bits import PAGE, as_bfloat16, bfloat16_to_float, cycles, kernel, prefetch, will_need
@@ -123,7 +123,7 @@ def search(
     counts[4] = cycles()
     asked = ask(turned, ix.word_block, ix.word_weight, np.float32(slack) * np.sqrt(length))
     coded = Coded(ix.codes, ix.scale, ix.bias, np.empty(0, np.float32), np.float32(0))
-    value, at = scan(coded, Ranges(first, last, base), asked, ix.rows, among, rescore, sparse)
+    value, at = scan(coded, Ranges(first, last, base), asked, ix.rows, among, rescore, sparse, LEAST)
     order = np.argsort(-value)
     rows = np.empty(value.size, np.int64)
     for i in range(value.size):
@@ -228,7 +228,7 @@ def _rank_lists(ix: Arrays, v: Floats, deviation: Number, nprobe: int, ranked: i
     asked = ask(turned, ix.list_word_block, ix.list_word_weight, np.float32(0))
     ranges = Ranges(first, last, np.zeros(first.size, np.float32))
     coded = Coded(ix.list_codes, ix.list_scale, ix.list_bias, ix.list_spread, np.float32(deviation))
-    value, at = scan(coded, ranges, asked, ix.rows, np.empty(0, np.bool_), nprobe, False)
+    value, at = largest(coded, ranges, asked, ix.rows, nprobe)
     return at[np.argsort(-value)]
 
 
