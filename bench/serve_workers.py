@@ -33,8 +33,9 @@ CORES = (2, 8, 16, 64)
 CODE_BYTES, ROW_BYTES = 68, 1024  # that a search reads of a code of 512 bits, and of a row of 512 numbers of float16
 HOW = """\
 `clipql serve --workers N` on {cores} cores, which wrk has its share of; ten nearest of {rows:,} × 512 with url and
-caption, caption vectors, recall {got:.3f} ({asked} asked), {rounds} rounds in turns, least to most. Processors: of all
-of the server's processes, a request. One worker is one process that does all; N are N beside a writer."""
+caption, caption vectors, recall {got:.3f} ({asked} asked), {rounds} rounds in turns, least to most, each begun when no
+process has to load something first. Processors: of all of the server's processes, a request. One worker is one process
+that does all; N are N beside a writer."""
 MODEL = """\
 What the processes share: no lock; a board of numbers in memory, of which each writes its own row and reads all
 ({board_2:.1f} µs a request with 2 workers, {board_64:.0f} with 64); mapped files, whose pages are the kernel's and only
@@ -131,7 +132,7 @@ def measured(rows: int, place: Path, asked: float, seconds: float, rounds: int) 
         for workers in WORKERS:
             with served.serving(place, "--workers", str(workers)) as server:
                 for face in FACES:
-                    served.load(server, made[face], CLIENTS, 2)
+                    served.warm(server, made[face], CLIENTS)
                     loads[face, workers].append(served.load(server, made[face], CLIENTS, seconds))
                     if workers <= 2:
                         single[face, workers].append(served.load(server, made[face], 1, seconds / 2))
