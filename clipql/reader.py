@@ -23,7 +23,7 @@ from clipql.encode.service import Encoders
 from clipql.engine.on_demand import EngineOnDemand
 from clipql.errors import NotADatabase, QueryError, ReadOnly, StorageError
 from clipql.result import Result
-from clipql.storage import snapshot
+from clipql.storage import announced, snapshot
 from clipql.storage.snapshot import Snapshot
 from clipql.tables import opening, recover
 from clipql.tables.catch_up import catch_up
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 # seconds: that statements which run may hold up a refresh in the background, and all others with it; that it waits for
 # the end of a change that is under way
 PATIENCE, SETTLED_SECONDS = 0.05, 5.0
+# seconds that ClickHouse may stay at an earlier moment, whose files it keeps, where no statement needs it
+LONGEST_BEHIND = 30.0
+MOST_LET_GO = 4  # snapshots that are being removed while statements go on
 
 
 class ReadOnlyDatabase(Database):
@@ -72,7 +75,10 @@ class ReadOnlyDatabase(Database):
             else Following(self._behind_seconds, self._is_current, partial(self._refresh, PATIENCE, SETTLED_SECONDS))
         )
         self._taken = snapshot.take(moment or self.path, self.path)
+        self._unchanged = self._taken.state  # of the manifest, in which nothing later is acknowledged
         self._opened: Snapshot | None = None  # the one in which ClickHouse is open, where that is an earlier one
+        self._done_with: list[Snapshot] = []  # those that a later refresh lets go of
+        self._letting_go: list[threading.Thread] = []
         self.opened: Callable[[], None] | None = None  # called when ClickHouse has been opened anew
         self._untouched = False  # ClickHouse has what the snapshot had: no change was taken back in it
         try:
@@ -121,6 +127,12 @@ class ReadOnlyDatabase(Database):
         """The number of the commit that is seen, which is a greater one after each commit."""
         return self._registry.catalog.serial
 
+    def definitions(self) -> frozenset[tuple[str, int, int]]:
+        """Another value after each change of the definition of a table or a view."""
+        found = (self._taken.folder / "engine" / "metadata").glob("*/*.sql")
+        states = ((path, path.stat()) for path in found)
+        return frozenset((f"{p.parent.name}/{p.name}", s.st_mtime_ns, s.st_size) for p, s in states)
+
     @property
     def closed(self) -> bool:
         """Whether it answers no more."""
@@ -137,7 +149,12 @@ class ReadOnlyDatabase(Database):
         return self._refresh(patience)
 
     def _is_current(self) -> bool:
-        return snapshot.state(self.path) == self._taken.state
+        now = announced.state(self.path)
+        if now != self._unchanged:
+            if not self._taken.is_last():
+                return False
+            self._unchanged = now
+        return True
 
     def _refresh(self, patience: float | None = None, settled_seconds: float = snapshot.UNSETTLED_SECONDS) -> bool:
         noted = self._following.refreshed() if self._following else contextlib.nullcontext()
@@ -150,29 +167,29 @@ class ReadOnlyDatabase(Database):
                 # before statements are held up, as it reads what is new
                 recover.verify_vectors(later.folder, later.catalog, before.catalog)
                 with self._moment.writing(patience):
-                    done_with = self._move(before, later)
+                    self._move(before, later)
             except BaseException:
                 if self._taken is not later:
                     later.release()
                 raise
-            for each in done_with:  # the last names of large files, perhaps: statements go on meanwhile
-                each.release()
+            self._let_go()
         return True
 
-    def _move(self, before: Snapshot, later: Snapshot) -> list[Snapshot]:
-        """Go on to a later snapshot while no statement runs; those that are not needed any more are returned."""
+    def _move(self, before: Snapshot, later: Snapshot) -> None:
+        """Go on to a later snapshot while no statement runs."""
         opened, self._taken = self._opened, later
         try:
-            caught_up = self._catch_up(later)
             self._registry.move(later.folder, later.catalog)
             self._indexes.move()
-            caught_up = caught_up and self._prepared()
-            if caught_up:
+            unsettled = later.catalog.pending is not None
+            if self._engine.started and self._untouched and later.linked and not unsettled:
                 self._opened = opened or before  # in which ClickHouse goes on
+                self._engine.go_on(partial(self._caught_up, later))
             else:
                 self._engine.move(later.folder / "engine")
                 self._opened = None
-            if later.catalog.pending is not None:
+            self._done_with += [each for each in (before, opened) if each is not None and each is not self._opened]
+            if unsettled or self._engine.behind_seconds > LONGEST_BEHIND:
                 self._engine.start()
         except BaseException:
             self.close()  # half of it is of one moment and half of another
@@ -180,15 +197,30 @@ class ReadOnlyDatabase(Database):
                 if each is not None:
                     each.release()
             raise
-        return [each for each in (before, opened) if each is not None and each is not self._opened]
 
-    def _catch_up(self, later: Snapshot) -> bool:
-        """Whether ClickHouse, where it runs, could go on to a later snapshot without being opened anew."""
-        if not (self._engine.started and self._untouched and later.linked) or later.catalog.pending is not None:
-            return False
+    def _caught_up(self, later: Snapshot) -> Path | None:
+        """Have ClickHouse go on to a later snapshot; the folder that is to be opened, where it cannot."""
         with contextlib.suppress(QueryError, StorageError):
-            return catch_up(self._engine, later.folder / "engine")
-        return False
+            if catch_up(self._engine, later.folder / "engine") and self._prepared():
+                return None
+        if self._opened is not None:
+            self._done_with.append(self._opened)
+            self._opened = None
+        return later.folder / "engine"
+
+    def _let_go(self) -> None:
+        """Remove what is not needed any more, the last names of large files, perhaps: statements go on meanwhile."""
+        self._letting_go = [thread for thread in self._letting_go if thread.is_alive()]
+        while self._done_with:
+            release = self._done_with.pop().release
+            thread = threading.Thread(target=release, name="clipql-let-go")
+            try:
+                if len(self._letting_go) >= MOST_LET_GO:
+                    raise RuntimeError
+                thread.start()
+                self._letting_go.append(thread)
+            except RuntimeError:  # there are too many threads
+                release()
 
     def _prepared(self) -> bool:
         """Whether what was attached is what the manifest says; if not, opening says what is wrong."""
@@ -306,9 +338,11 @@ class ReadOnlyDatabase(Database):
             self._registry.close()
             self.encoders.close()
             self._engine.close()
-            self._taken.release()
-            if self._opened is not None:
-                self._opened.release()
+            for each in (self._taken, self._opened, *self._done_with):
+                if each is not None:
+                    each.release()
+            for thread in self._letting_go:
+                thread.join()
 
 
 def _reopened(

@@ -19,7 +19,7 @@ from clipql.storage.entries import Catalog, IndexEntry, Part, Pending, RowFile, 
 
 __all__ = [
     "FORMAT", "INTERNAL", "KINDS", "METRICS", "NAME",
-    "Catalog", "IndexEntry", "Part", "Pending", "RowFile", "Segment", "Table", "VectorColumn",
+    "Catalog", "IndexEntry", "Part", "Pending", "RowFile", "Segment", "Stamp", "Table", "VectorColumn",
     "content", "encoded", "load", "parsed", "prepare", "save",
 ]  # fmt: skip
 
@@ -60,15 +60,24 @@ def prepare(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def save(folder: Path, catalog: Catalog) -> None:
-    """Replace the manifest durably."""
-    files.replace(folder / NAME, encoded(catalog))
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """When a manifest was written, in nanoseconds, and how many changes had been acknowledged by then."""
+
+    announced: int
+    time: int
 
 
-def encoded(catalog: Catalog) -> bytes:
-    """The content of a manifest."""
+def save(folder: Path, catalog: Catalog, stamp: Stamp | None = None) -> None:
+    """Replace the manifest durably. stamp: what `announced` reads; its time becomes the file's."""
+    files.replace(folder / NAME, encoded(catalog, stamp), time_ns=stamp.time if stamp else None)
+
+
+def encoded(catalog: Catalog, stamp: Stamp | None = None) -> bytes:
+    """The content of a manifest, which begins with the stamp."""
     body = json.dumps(_plain(catalog), ensure_ascii=False, separators=(",", ":"))
-    document = {"clipql": "manifest", "format": _format(catalog), "hash": _hash(body), "catalog": body}
+    known = dataclasses.asdict(stamp) if stamp else {}
+    document = {"clipql": "manifest", **known, "format": _format(catalog), "hash": _hash(body), "catalog": body}
     return json.dumps(document, ensure_ascii=False).encode()
 
 

@@ -132,10 +132,15 @@ def make_folder(folder: Path) -> None:
         sync_folder(made.parent)
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a whole file durably and atomically: a reader sees the old content or the new, never a mixture."""
+def replace(path: Path, content: bytes, *, time_ns: int | None = None) -> None:
+    """Write a whole file durably and atomically: a reader sees the old content or the new, never a mixture.
+
+    time_ns: its time of modification, by default that of now.
+    """
     with new_file(path) as file:
         write_all(file, content)
+        if time_ns is not None:
+            os.utime(file.fileno(), ns=(time_ns, time_ns))
     sync_folder(path.parent)
 
 

@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clipql.errors import DatabaseDamaged, DatabaseLocked, DiskFull, NotADatabase, StorageError
-from clipql.storage import catalog, files, places, strays
+from clipql.errors import DatabaseDamaged, DatabaseLocked, DiskFull, StorageError
+from clipql.storage import announced, catalog, files, places, strays
+from clipql.storage.announced import State, state
 from clipql.storage.catalog import Catalog, Table
 from clipql.storage.places import Place
 
@@ -37,8 +38,6 @@ _MISSING_SECONDS = 1.0
 _TABLE = "format_version.txt"  # lies in the folder of a MergeTree table, beside its parts
 _OF_THE_PROCESS = ("status", "tmp", "shadow", "metadata_dropped")
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
-# what a manifest is known by without being read
-State = tuple[int, int, int]
 # what lies in ClickHouse's folder: each path, and what is there
 Names = list[tuple[str, str]]
 
@@ -59,13 +58,15 @@ class _CannotLink(Exception):
 class Snapshot:
     """A moment of the database `source` in the folder of `place`. catalog: without tables that are only being made.
 
-    state: that of the manifest then. lock: the handle of the shared lock, where there are no hard links.
+    state: that of the manifest then. acknowledged: how many changes had been, None where the manifest does not say.
+    lock: the handle of the shared lock, where there are no hard links.
     """
 
     source: Path
     place: Place
     catalog: Catalog
     state: State
+    acknowledged: int | None
     lock: int | None = None
     linked: bool = True
 
@@ -74,21 +75,17 @@ class Snapshot:
         """Where it is."""
         return self.place.folder
 
+    def is_last(self) -> bool:
+        """Whether no change was acknowledged since. Raises NotADatabase where the database is gone."""
+        now, number = announced.look(self.source)
+        return now == self.state or (number is not None and number == self.acknowledged)
+
     def release(self) -> None:
         """Remove it, unless a fork still has it."""
         if self.lock is not None:
             with contextlib.suppress(OSError):
                 os.close(self.lock)
         self.place.release()
-
-
-def state(source: Path) -> State:
-    """What changes with every commit, DELETE and definition. Raises NotADatabase."""
-    try:
-        found = os.stat(source / catalog.NAME)
-    except OSError as error:
-        raise NotADatabase(f"there is no database in {source}: a reader makes none") from error
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def take(
@@ -111,11 +108,11 @@ def take(
     try:
         with files.translated(place.folder, "linking a snapshot into"):
             try:
-                found, then = _linked(source, place.folder, settled_seconds)
+                found, then, number = _linked(source, place.folder, settled_seconds)
             except _CannotLink:
                 return _with_symbolic_links(source, place)
         strays.refuse(place.folder)
-        return Snapshot(source, place, found, then)
+        return Snapshot(source, place, found, then, number)
     except BaseException:
         place.release()
         raise
@@ -136,7 +133,7 @@ def _parent(source: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="clipql-"))
 
 
-def _linked(source: Path, place: Path, settled_seconds: float) -> tuple[Catalog, State]:
+def _linked(source: Path, place: Path, settled_seconds: float) -> tuple[Catalog, State, int | None]:
     began = time.monotonic()
     unsettled: State | None = None
     lacking: tuple[State, Path] | None = None
@@ -155,7 +152,7 @@ def _linked(source: Path, place: Path, settled_seconds: float) -> tuple[Catalog,
                 _link_moment(source, place, found, names)
                 shown = _shown(found)
                 (place / catalog.NAME).write_bytes(catalog.encoded(shown))
-                return shown, then
+                return shown, then, announced.number(content, then)
         except _Changed as changed:
             now = (then, changed.missing) if changed.missing is not None else None
             if now != lacking:
@@ -206,8 +203,16 @@ def _link_moment(source: Path, place: Path, found: Catalog, names: Names) -> Non
     engine.mkdir()
     for name in _OF_THE_PROCESS[1:]:
         (engine / name).mkdir()
-    for path, kind in names:
+    for path, kind in _needed(names):
         _carry(source / strays.ENGINE / path, engine / path, kind, _link)
+
+
+def _needed(names: Names) -> Iterator[tuple[str, str]]:
+    """Without the folders `store/…` in which no table is: hundreds are left of tables that are gone."""
+    for (path, kind), (after, _) in zip(names, [*names[1:], ("", "")], strict=True):
+        of_store = kind == "folder" and path.startswith("store/") and path.count("/") == 1
+        if not of_store or after.startswith(f"{path}/"):
+            yield path, kind
 
 
 def _link_codes(source: Path, place: Path, found: Catalog) -> None:
@@ -335,7 +340,7 @@ def _with_symbolic_links(source: Path, place: Place) -> Snapshot:
             "keep them: close it there, or read as a user who may write its folder"
         ) from error
     try:
-        then, found = state(source), catalog.load(source)
+        (then, number), found = announced.look(source), catalog.load(source)
         if found.pending is not None:
             raise StorageError(
                 f"{source} was not closed in order, and nothing can be finished where no hard links can be made: open "
@@ -365,4 +370,4 @@ def _with_symbolic_links(source: Path, place: Place) -> Snapshot:
         if lock is not None:
             os.close(lock)
         raise
-    return Snapshot(source, place, shown, then, lock, linked=False)
+    return Snapshot(source, place, shown, then, number, lock, linked=False)

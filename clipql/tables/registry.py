@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from clipql.engine.embedded import Engine
 from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ClipqlError, ReadOnly, UnknownTable
 from clipql.storage import catalog as manifest
+from clipql.storage.announced import Announcements
 from clipql.storage.catalog import Catalog, Table, VectorColumn
 from clipql.storage.vectors.store import ColumnStore
 from clipql.syntax.reading import read
@@ -68,6 +67,7 @@ class Registry:
     def __init__(self, folder: Path, engine: Engine, catalog: Catalog, *, reads_of: Path | None = None) -> None:
         """reads_of: the database of which the folder is a reader's snapshot."""
         self.folder, self.engine, self._catalog, self.reads_of = folder, engine, catalog, reads_of
+        self._announcements = Announcements(folder)
         self.settling = False  # a snapshot is brought to the last commit: the one change that a reader makes
         self.write_lock, self.gate = threading.RLock(), ReadWriteLock()
         self._stores: dict[str, ColumnStore] = {}
@@ -115,7 +115,7 @@ class Registry:
         if self.reads_of and not self.settling:
             raise ReadOnly("this", self.reads_of)
         catalog = dataclasses.replace(catalog, serial=self._catalog.serial + 1)
-        manifest.save(self.folder, catalog)
+        self._announcements.save(catalog)
         self._catalog = catalog
 
     def assume(self, catalog: Catalog) -> None:
@@ -123,15 +123,12 @@ class Registry:
         must know of it. What was announced stays announced, and the next write, or the next open, writes it.
         """
         self._catalog = dataclasses.replace(catalog, pending=self._catalog.pending, serial=self._catalog.serial)
+        self.announce()
 
     def announce(self) -> None:
-        """A statement may have changed rows or definitions that the manifest says nothing of: readers shall look.
-
-        They look at its time, which the system alone would count in steps of some milliseconds.
-        """
-        now = time.time_ns()
+        """A statement may have changed rows or definitions that the manifest says nothing of: readers shall look."""
         with contextlib.suppress(OSError):
-            os.utime(self.folder / manifest.NAME, ns=(now, now))
+            self._announcements.add()
 
     def answer(self) -> None:
         """Have the SQL functions behind vector columns read this database: one engine is open at a time."""
@@ -141,6 +138,7 @@ class Registry:
     def move(self, folder: Path, catalog: Catalog) -> None:
         """Go on with a later snapshot. No query may run."""
         self.folder, before, self._catalog = folder, self._catalog, catalog
+        self._announcements = Announcements(folder)
         for table in before.tables:
             if catalog.by_id(table.id) is None:
                 self.withdraw(table.id)

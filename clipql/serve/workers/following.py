@@ -36,6 +36,7 @@ class Follower:
         self._database, self._board, self._failed = database, board, failed
         self._seen = -1
         self.elsewhere = Elsewhere()
+        self._defined: frozenset[tuple[str, int, int]] | None = None
         self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="clipql-follow", daemon=True)
 
@@ -84,7 +85,12 @@ class Follower:
             self._ended.wait(pause)
 
     def _note(self) -> None:
+        """Look where tables are; ClickHouse is asked, and catches up for that, only where one was defined otherwise."""
+        defined = self._database.definitions()
+        if defined == self._defined:
+            return
         self.elsewhere = Elsewhere.of(self._database.registry.engine.arrow(_TABLES).to_pylist())
+        self._defined = defined
 
     def stop(self) -> None:
         """Follow no more."""
