@@ -20,6 +20,7 @@ from clipql.engine.python_values import NeedsTypes
 from clipql.errors import QueryError, UnknownTable, VectorError
 from clipql.result import Result, Stats
 from clipql.storage import catalog, files, places, strays
+from clipql.storage.announced import Announcements
 from clipql.storage.catalog import Catalog
 from clipql.syntax.lexer import split_statements
 from clipql.syntax.once import once
@@ -65,7 +66,7 @@ class Database:
             strays.refuse(self.path)
             places.sweep(self.path / strays.SCRATCH, places.READER)
             if not (self.path / catalog.NAME).exists():  # only who holds the lock may say that it is new
-                catalog.save(self.path, Catalog())
+                Announcements(self.path).save(Catalog())
             found = catalog.load(self.path)
             rows = engine or self.path / "engine"
             fresh = not rows.exists()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -14,8 +16,10 @@ from writing import Writer
 
 import clipql
 from clipql.errors import QueryError, StorageError
-from clipql.storage import snapshot
+from clipql.storage import announced, catalog, snapshot
+from clipql.storage.catalog import Pending, Stamp
 from clipql.storage.snapshot import Snapshot
+from clipql.tables.catch_up import catch_up
 from clipql.tables.following import REST, Following
 from tests.patience import LAST_NET_SECONDS, until
 
@@ -77,6 +81,92 @@ def test_a_statement_that_may_be_behind_by_nothing_sees_each_commit(folder: Path
         for rows in (6, 9, 12):
             writer.run(MORE)
             assert db.sql(COUNT).rows == [(rows,)]
+
+
+def test_a_change_that_has_only_begun_is_not_waited_for(folder: Path, writer: Writer) -> None:
+    """The manifest says it before the first row is there, and again after the last."""
+    with clipql.connect(folder, read_only=True, follow=True) as db:
+        assert db.sql(COUNT).rows == [(3,)]
+        table = catalog.load(folder).tables[0]
+        begun = catalog.load(folder).with_pending(Pending("insert", table, table))
+        found = announced.look(folder)[1]
+        assert found is not None
+        catalog.save(folder, begun, Stamp(found, time.time_ns()))
+        with mock.patch("clipql.reader.snapshot.take", side_effect=AssertionError("nothing was acknowledged")):
+            for _ in range(3):
+                assert db.sql(COUNT).rows == [(3,)]
+            assert db.refresh() is False
+        catalog.save(folder, begun.with_pending(None), Stamp(found, time.time_ns()))
+        writer.run(MORE)
+        assert db.sql(COUNT).rows == [(6,)]
+
+
+def test_clickhouse_is_caught_up_with_the_first_statement_that_needs_it(folder: Path, writer: Writer) -> None:
+    rows = "INSERT INTO t SELECT number, [number, 1] FROM numbers({}, {})"
+    writer.run(rows.format(3, 5_997), "ALTER TABLE t ADD INDEX near v TYPE ivf('L2Distance')")
+    writer.run("ALTER TABLE t MATERIALIZE INDEX near")
+    with clipql.connect(folder, read_only=True, follow=True) as db:
+        nearest = "SELECT id FROM t ORDER BY L2Distance(v, {q:Array(Float32)}) LIMIT 1"
+        assert db.sql("SELECT uniqExact(id) FROM t").rows == [(6_000,)]
+        assert db.sql(nearest, q=[7_500, 1]).rows == [(5_999,)]
+        with mock.patch("clipql.reader.catch_up", side_effect=catch_up) as caught:
+            for first in (6_000, 7_000, 8_000):
+                writer.run(rows.format(first, 1_000))
+                assert db.sql(nearest, q=[3_000, 1]).rows == [(3_000,)]  # of the index and the row file
+                assert db.commit == catalog.load(folder).serial
+            assert not caught.called
+            assert db.sql("SELECT uniqExact(id) FROM t").rows == [(9_000,)]
+            assert caught.call_count == 1
+        until(lambda: len(list(folder.glob("tmp/reader-*"))) == 2, "what nobody needs is removed")
+    assert list(folder.glob("tmp/*")) == []
+
+
+def test_statements_of_many_threads_wait_while_clickhouse_catches_up(folder: Path, writer: Writer) -> None:
+    with clipql.connect(folder, read_only=True) as db, ThreadPoolExecutor(8) as threads:
+        db.sql(COUNT)
+        for rows in (6, 9, 12):
+            writer.run(MORE)
+            db.refresh()
+            found = list(threads.map(lambda _: db.sql(f"{COUNT} SETTINGS vector_plan = 0").rows, range(32)))
+            assert found == [[(rows,)]] * 32
+
+
+def test_clickhouse_that_cannot_catch_up_is_opened_anew_and_forgets_nothing_that_was_set(
+    folder: Path, writer: Writer
+) -> None:
+    with clipql.connect(folder, read_only=True, follow=True) as db:
+        db.sql("SET max_block_size = 123")
+        for failing, rows in ((mock.Mock(return_value=False), 6), (mock.Mock(side_effect=QueryError("no")), 9)):
+            writer.run(MORE)
+            with mock.patch("clipql.reader.catch_up", failing):
+                assert db.sql("SELECT count(), getSetting('max_block_size') FROM t").rows == [(rows, 123)]
+            assert failing.called
+        writer.run(MORE)
+        assert db.sql(COUNT).rows == [(12,)]
+    assert list(folder.glob("tmp/*")) == []
+
+
+def test_clickhouse_is_not_left_behind_for_long(folder: Path, writer: Writer) -> None:
+    """It keeps the files of the moment that it is at."""
+    with clipql.connect(folder, read_only=True) as db, mock.patch("clipql.reader.LONGEST_BEHIND", 0.0):
+        db.sql(COUNT)
+        writer.run(MORE)
+        with mock.patch("clipql.reader.catch_up", side_effect=catch_up) as caught:
+            db.refresh()
+            assert caught.call_count == 1
+        assert db.sql(COUNT).rows == [(6,)]
+
+
+def test_a_fork_does_not_wait_for_a_thread_that_had_clickhouse_catch_up(folder: Path, writer: Writer) -> None:
+    with clipql.connect(folder, read_only=True, follow=True) as db:
+        writer.run(MORE)
+        with db._engine._alone():  # as a thread has it, which is not there in the fork
+            child = os.fork()
+            if not child:
+                moved = db.refresh()
+                os._exit(0 if moved and sum(len(b.rows) for b in db.vectors("t", "v")) == 6 else 1)
+            assert os.waitpid(child, 0)[1] == 0
+        assert db.sql(COUNT).rows == [(6,)]
 
 
 def test_a_reader_is_closed_and_forked_while_it_takes_a_commit(folder: Path, writer: Writer) -> None:
