@@ -198,21 +198,13 @@ def _link_moment(source: Path, place: Path, found: Catalog, names: Names) -> Non
             target = place / folder.relative_to(source)
             target.mkdir(parents=True, exist_ok=True)
             for name in dict.fromkeys([*needed, *(_listed(folder) if others else [])]):
-                _link(folder / name, target / name)
+                _link(f"{folder}/{name}", f"{target}/{name}")
     _link_codes(source, place, found)
     engine.mkdir()
     for name in _OF_THE_PROCESS[1:]:
         (engine / name).mkdir()
-    for path, kind in _needed(names):
+    for path, kind in names:
         _carry(source / strays.ENGINE / path, engine / path, kind, _link)
-
-
-def _needed(names: Names) -> Iterator[tuple[str, str]]:
-    """Without the folders `store/…` in which no table is: hundreds are left of tables that are gone."""
-    for (path, kind), (after, _) in zip(names, [*names[1:], ("", "")], strict=True):
-        of_store = kind == "folder" and path.startswith("store/") and path.count("/") == 1
-        if not of_store or after.startswith(f"{path}/"):
-            yield path, kind
 
 
 def _link_codes(source: Path, place: Path, found: Catalog) -> None:
@@ -227,7 +219,7 @@ def _link_codes(source: Path, place: Path, found: Catalog) -> None:
             target.mkdir(parents=True)
             with contextlib.suppress(_Changed):
                 for name in _listed(Path(folder.path)):
-                    _link(Path(folder.path) / name, target / name)
+                    _link(f"{folder.path}/{name}", f"{target}/{name}")
 
 
 def _folders(source: Path, table: Table) -> Iterator[tuple[Path, list[str], bool]]:
@@ -248,13 +240,14 @@ def _listed(folder: Path) -> list[str]:
         raise _Changed(folder) from error
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: str, target: str) -> None:
+    """Of text, as a snapshot links thousands and a Path takes longer than a link."""
     try:
         os.link(source, target)
     except FileExistsError:
         return  # of the last try, and files of a name never change
     except FileNotFoundError as error:
-        raise _Changed(source) from error
+        raise _Changed(Path(source)) from error
     except OSError as error:
         if error.errno in _CANNOT_LINK:
             raise _CannotLink from error
@@ -262,7 +255,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _walk(engine: Path, below: str = "") -> Iterator[tuple[str, str]]:
-    """What ClickHouse's folder holds, each with what it is: 'part', 'link', 'folder', or the state of a file."""
+    """What ClickHouse's folder holds, each with what it is: 'part', 'link', 'folder', or the state of a file.
+
+    Without the folders `store/…` in which nothing is: hundreds are left of tables that are gone.
+    """
     try:
         entries = list(os.scandir(engine / below))
     except FileNotFoundError as error:
@@ -279,6 +275,11 @@ def _walk(engine: Path, below: str = "") -> Iterator[tuple[str, str]]:
         elif not entry.is_dir(follow_symlinks=False):
             with contextlib.suppress(FileNotFoundError):
                 yield path, _state_of(entry.stat(follow_symlinks=False))
+        elif below == "store":
+            found = () if _is_bare(entry) else tuple(_walk(engine, path))
+            if found:
+                yield path, "folder"
+                yield from found
         elif not table or entry.name == "detached":
             yield path, "folder"
             yield from _walk(engine, path)
@@ -286,11 +287,19 @@ def _walk(engine: Path, below: str = "") -> Iterator[tuple[str, str]]:
             yield path, "part"
 
 
+def _is_bare(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder is known to have no folders in it without being listed; each of them has it as its `..`."""
+    try:
+        return entry.stat(follow_symlinks=False).st_nlink == 2
+    except FileNotFoundError:
+        return True
+
+
 def _state_of(found: os.stat_result) -> str:
     return f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
 
 
-def _carry(source: Path, target: Path, kind: str, link: Callable[[Path, Path], None]) -> None:
+def _carry(source: Path, target: Path, kind: str, link: Callable[[str, str], None]) -> None:
     """Bring one thing of ClickHouse's into a snapshot: files of parts are linked, others copied."""
     try:
         if kind == "link":
@@ -303,13 +312,14 @@ def _carry(source: Path, target: Path, kind: str, link: Callable[[Path, Path], N
             if _state_of(source.lstat()) != kind:
                 raise _Changed
         else:
-            for place, folders, names in os.walk(source):
-                made = target / os.path.relpath(place, source)
-                made.mkdir()
-                folders.sort()
+            linked = 0
+            for place, _, names in os.walk(source):
+                made = f"{target}{place[len(os.fspath(source)) :]}"
+                os.mkdir(made)
+                linked += len(names)
                 for name in names:
-                    link(Path(place, name), made / name)
-            if not any(target.iterdir()):
+                    link(f"{place}/{name}", f"{made}/{name}")
+            if not linked:
                 raise _Changed
     except FileNotFoundError as error:
         raise _Changed from error
@@ -325,8 +335,8 @@ def _check_room(source: Path, target: Path) -> None:
         )
 
 
-def _point(source: Path, target: Path) -> None:
-    target.symlink_to(source)
+def _point(source: str, target: str) -> None:
+    os.symlink(source, target)
 
 
 def _with_symbolic_links(source: Path, place: Place) -> Snapshot:
