@@ -222,8 +222,8 @@ def test_what_cannot_be_attached_is_opened_anew(folder: Path, writer: Writer) ->
 
 
 def test_folders_that_tables_have_left_are_in_no_snapshot(folder: Path, writer: Writer) -> None:
-    for number in range(5):
-        writer.run(f"CREATE TABLE gone (x Int32) ENGINE = MergeTree ORDER BY x", f"DROP TABLE gone{number} SYNC")
+    for _ in range(5):
+        writer.run("CREATE TABLE gone (x Int32) ENGINE = MergeTree ORDER BY x", "DROP TABLE gone SYNC")
     bare = [each for each in (folder / "engine" / "store").iterdir() if not any(each.iterdir())]
     assert bare
     # on some file systems the links of a folder say nothing
