@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
-import pytest
-from patience import LAST_NET_SECONDS, until
+from patience import LAST_NET_SECONDS
 
-from clipql.sql.planning import turns
 from clipql.sql.planning.turns import Turns
 
 
@@ -34,10 +33,10 @@ def test_no_more_are_within_than_may_be_and_all_come_to_their_turn() -> None:
         thread.join(LAST_NET_SECONDS)
     assert sorted(done) == list(range(8))
     assert max(most) <= 2
-    assert (taking._free, len(taking._waiting)) == (2, 0)
+    assert not any(turn.locked() for turn in taking._turns)
 
 
-def test_one_who_waits_is_woken_by_the_end_of_another_and_goes_before_those_who_come_once_patience_is_over() -> None:
+def test_one_who_waits_is_woken_by_the_end_of_another() -> None:
     taking, entered = Turns(1), threading.Event()
 
     def wait() -> None:
@@ -47,11 +46,50 @@ def test_one_who_waits_is_woken_by_the_end_of_another_and_goes_before_those_who_
     with taking:
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
-        until(lambda: taking._waiting, "the other waits")
-        taking._waiting[0].since -= turns.PATIENCE * 2
-    assert not taking._free or entered.is_set()  # it was handed over, and not put back for whoever comes first
-    with taking:
-        assert entered.is_set()
+        assert not entered.wait(0.05)
+    assert entered.wait(LAST_NET_SECONDS)
+    thread.join(LAST_NET_SECONDS)
+
+
+def test_a_turn_that_is_free_is_taken_by_whoever_comes() -> None:
+    """Not the one alone that a thread would wait for."""
+    taking, within, go_on = Turns(3), threading.Semaphore(0), threading.Event()
+
+    def stay() -> None:
+        with taking:
+            within.release()
+            go_on.wait(LAST_NET_SECONDS)
+
+    for _ in range(20):  # threads of all numbers
+        go_on.clear()
+        threads = [threading.Thread(target=stay, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            assert within.acquire(timeout=LAST_NET_SECONDS)
+        with taking:
+            go_on.set()
+        for thread in threads:
+            thread.join(LAST_NET_SECONDS)
+
+
+def test_a_fork_waits_for_no_thread_that_is_not_there() -> None:
+    taking, within, go_on = Turns(1), threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with taking:
+            within.set()
+            go_on.wait(LAST_NET_SECONDS)
+
+    thread = threading.Thread(target=stay, daemon=True)
+    thread.start()
+    assert within.wait(LAST_NET_SECONDS)
+    child = os.fork()
+    if not child:
+        with taking:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    go_on.set()
     thread.join(LAST_NET_SECONDS)
 
 
@@ -63,26 +101,5 @@ def test_an_error_within_gives_the_turn_back() -> None:
                 raise KeyError("x")
         except KeyError:
             continue
-    assert taking._free == 1
-
-
-def test_a_turn_left_by_one_who_always_came_back_is_found_by_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "AT_ONCE", 3600.0)
-    taking = Turns(1)
-    done: list[int] = []
-
-    def wait(number: int) -> None:
-        with taking:
-            done.append(number)
-
     with taking:
-        pass
-    with taking:
-        threads = [threading.Thread(target=wait, args=(i,), daemon=True) for i in range(3)]
-        for thread in threads:
-            thread.start()
-        until(lambda: len(taking._waiting) == 3, "all wait")
-    for thread in threads:
-        thread.join(LAST_NET_SECONDS)
-    assert sorted(done) == [0, 1, 2]
-    assert (taking._free, len(taking._waiting)) == (1, 0)
+        assert all(turn.locked() for turn in taking._turns)
