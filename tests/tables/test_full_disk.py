@@ -191,14 +191,14 @@ def test_a_disk_that_is_full_at_any_write_of_the_manifest_loses_nothing(
     monkeypatch.setattr(writer, "DIRECT_ROWS", 30)
     replace, room, n = files.replace, 0, 0
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: bytes, **more: Any) -> None:
         nonlocal room
         if path.name == catalog.NAME:
             room -= 1
             if room < 0:
                 with files.translated(path, "writing"):
                     raise OSError(errno.ENOSPC, "No space left on device")
-        replace(path, content)
+        replace(path, content, **more)
 
     def content(db: clipql.Database) -> list[Any]:
         names = [name for (name,) in db.sql("SHOW TABLES").rows]
