@@ -1,9 +1,8 @@
-"""One scan of codes, of rows or of lists: it keeps the largest of the scores that they stand for.
+"""One scan of the codes of rows: it keeps the largest of the scores that they stand for.
 
-It estimates a score and keeps it only if it beats the running threshold, which `_tighten` raises each time the
-buffer fills; so nothing is sorted but the survivors, and a filter costs a look-up only for codes that pass. Where much
-is wanted of what comes in no order, most of the time would go to what is kept and dropped again: `largest` begins with
-a threshold that a few of the codes tell.
+It estimates a score and keeps it only if it beats the running threshold, which `tighten` raises each time the
+buffer fills; so nothing is sorted but
+the survivors, and a filter costs a look-up only for codes that pass. Lists have codes, too: `ranking`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ Integers = NDArray[np.int64]
 # the first line of a range is fetched while so many before it are scanned, as its page may have to be looked up first
 FAR = 4
 LEAST = np.float32(-np.inf)
-SAMPLED = 16  # one code in so many tells how large the largest are
 
 
 class Coded(NamedTuple):
@@ -93,8 +91,8 @@ def scan(
     s_address, step = uint64(scale.ctypes.data), uint64(8 * words)
     biased, filtered, spread = bias.size > 0, among.size > 0, coded.spread.size > 0
     kept, floor = 0, np.float32(floor)
-    nothing, eight = np.zeros(8, np.float32), np.empty(8, np.float32)
-    zeros, out = uint64(nothing.ctypes.data), uint64(eight.ctypes.data)
+    eight = np.zeros(16, np.float32)  # the second eight stay zeros
+    out, zeros = uint64(eight.ctypes.data), uint64(eight.ctypes.data) + uint64(32)
     b_address, w_address = uint64(bias.ctypes.data), uint64(coded.spread.ctypes.data)
     many = words == 8 and not sparse
     for z in range(ranges.first.size):
@@ -133,7 +131,7 @@ def scan(
                         value[kept], at[kept] = eight[j], i + j
                         kept += 1
                         if kept == value.size:
-                            kept, floor = _tighten(value, at, kept, wanted)
+                            kept, floor = tighten(value, at, kept, wanted)
         for i in range(whole, ranges.last[z]):
             if sparse and not among[rows[i]]:
                 continue
@@ -153,49 +151,9 @@ def scan(
                 value[kept], at[kept] = s, i
                 kept += 1
                 if kept == value.size:
-                    kept, floor = _tighten(value, at, kept, wanted)
-    kept, floor = _tighten(value, at, kept, wanted)
+                    kept, floor = tighten(value, at, kept, wanted)
+    kept, floor = tighten(value, at, kept, wanted)
     return value[:kept], at[:kept]
-
-
-@kernel
-def largest(
-    coded: Coded, ranges: Ranges, asked: Asked, rows: NDArray[np.uint32], wanted: int
-) -> tuple[Floats, Integers]:
-    """As `scan` without a filter or a floor, faster where much is wanted of ranges in no order."""
-    floor, all_rows = _likely_floor(coded, ranges, asked, wanted), np.empty(0, np.bool_)
-    value, at = scan(coded, ranges, asked, rows, all_rows, wanted, False, floor)
-    if value.size < wanted and floor > LEAST:
-        value, at = scan(coded, ranges, asked, rows, all_rows, wanted, False, LEAST)
-    return value, at
-
-
-@kernel
-def _likely_floor(coded: Coded, ranges: Ranges, asked: Asked, wanted: int) -> Number:
-    """What more than `wanted` of the estimates in these ranges exceed most likely, as one in SAMPLED tells; LEAST where
-    `wanted` is too large a part of them for that to save anything.
-    """
-    total = (ranges.last - ranges.first).sum()
-    expected = wanted / SAMPLED
-    kept = int(expected + 4 * np.sqrt(expected)) + 4
-    if total < 4 * kept * SAMPLED:
-        return LEAST
-    codes, biased, spread = coded.codes, coded.bias.size > 0, coded.spread.size > 0
-    value, seen, skip = np.empty(total // SAMPLED + 1, np.float32), 0, 0
-    for z in range(ranges.first.size):
-        i = ranges.first[z] + skip
-        while i < ranges.last[z]:
-            s = np.float32(ranges.base[z])
-            s += coded.scale[i] * (long_dot(codes, i, asked.planes, asked.weights) - np.float32(asked.total))
-            if biased:
-                s += coded.bias[i]
-            if spread:
-                s += coded.reach * coded.spread[i]
-            value[seen] = s
-            seen += 1
-            i += SAMPLED
-        skip = i - ranges.last[z]
-    return _tighten(value, np.zeros(seen, np.int64), seen, kept)[1]
 
 
 @kernel
@@ -221,7 +179,7 @@ def long_dot(codes: Words, i: int, planes: Words, weights: Floats) -> Number:
 
 
 @kernel
-def _tighten(value: Floats, at: Integers, kept: int, wanted: int) -> tuple[int, np.float32]:
+def tighten(value: Floats, at: Integers, kept: int, wanted: int) -> tuple[int, np.float32]:
     """Keep exactly the `wanted` largest of value[:kept], in any order; returns their number and the least of them."""
     if kept <= wanted:
         return kept, LEAST

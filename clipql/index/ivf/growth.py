@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from clipql.errors import VectorIndexError
 from clipql.index.base import Vectors
 from clipql.index.folder import META, NewFolder, read
-from clipql.index.ivf import kernels
+from clipql.index.ivf.arrays import Arrays
 from clipql.index.ivf.balance import Relearnt, relearn, rows_of_parents, unlike
 from clipql.index.ivf.bounds import Bounds
 from clipql.index.ivf.build import lists_for
@@ -108,7 +108,7 @@ class _Growth:
 
     source: Path
     meta: dict[str, Any]
-    arrays: kernels.Arrays
+    arrays: Arrays
     prefix: str
     first: int
     fitting: Fitting

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.base import TIED
+from clipql.index.ivf.arrays import Arrays
 from clipql.index.ivf.geometry import Floats, Number
-from clipql.index.ivf.kernels import Arrays, search
+from clipql.index.ivf.kernels import search
 from clipql.index.ivf.rescore import DOT, SPARE, Table
 from clipql.storage.vectors.bits import kernel
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.folder import NewFolder
-from clipql.index.ivf import kernels
+from clipql.index.ivf.arrays import Arrays
 from clipql.index.ivf.bounds import longest
 from clipql.index.ivf.ranges import BOUNDS
 from clipql.index.ivf.train import Integers
@@ -24,7 +24,7 @@ OF_ROWS = {"code": "codes", "scale": "scale", "bias": "bias", "bound": BOUNDS, "
 
 
 def merge(
-    new: NewFolder, source: Path, arrays: kernels.Arrays, records: NDArray[Any], number: Integers, lists: int
+    new: NewFolder, source: Path, arrays: Arrays, records: NDArray[Any], number: Integers, lists: int
 ) -> tuple[Integers, float]:
     """Write the arrays of rows, in each list those that were there before those that come. records: sorted by list;
     rows that are in none come first. number: int64 (l,), what list each that there was is now, ascending, -1 for one

@@ -17,6 +17,7 @@ from clipql.engine import memory
 from clipql.errors import VectorIndexError
 from clipql.index.base import EXACT_RECALL, Route, Vectors
 from clipql.index.ivf import kernels, rescore, resident
+from clipql.index.ivf.arrays import Arrays, prepared
 from clipql.index.ivf.depth import Depth
 from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.knobs import DEFAULT_RECALL, Curves, careful, reached
@@ -42,15 +43,13 @@ class OpenedIndex:
 
     kind = "ivf"
 
-    def __init__(
-        self, meta: Mapping[str, Any], arrays: kernels.Arrays, vectors: Vectors, ranges: Ranges | None = None
-    ) -> None:
+    def __init__(self, meta: Mapping[str, Any], arrays: Arrays, vectors: Vectors, ranges: Ranges | None = None) -> None:
         self._blocks = stored_blocks(vectors, int(meta["rows"]))
         self._cold = kernels.IN_MEMORY
         if memory.on_disk(sum(b.nbytes for _, b in self._blocks) + sum(a.nbytes for a in arrays)):
             arrays, self._cold = resident.kept(arrays)
         self._bytes = sum(a.nbytes for a in arrays)
-        self._arrays, self._ranges = kernels.in_bfloat16(arrays), ranges
+        self._arrays, self._ranges = prepared(arrays), ranges
         self._placed = int(arrays.start[-1])
         self._apart = arrays.rows[self._placed :].astype(np.int64)
         self._space = space_of(meta, arrays.mean)
@@ -217,7 +216,7 @@ class OpenedIndex:
         return self._curves.kind_of_unit(v) if self.metric is Metric.COSINE else self._curves.kind_of(q)
 
 
-def ranked_lists(arrays: kernels.Arrays, v: Floats, nprobe: int) -> NDArray[np.int32]:
+def ranked_lists(arrays: Arrays, v: Floats, nprobe: int) -> NDArray[np.int32]:
     """The lists that a search of so many would look into for a query as the space turned it, int32, best first."""
     found: NDArray[np.int64] = kernels.rank(arrays, v, nprobe, REACH, ranked_for(len(arrays.list_scale), nprobe))
     return found.astype(np.int32)

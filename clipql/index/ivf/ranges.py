@@ -15,7 +15,8 @@ from numba import uint64
 from numpy.typing import NDArray
 
 from clipql.index.flat import each_core
-from clipql.index.ivf import bounds, kernels
+from clipql.index.ivf import bounds
+from clipql.index.ivf.arrays import Arrays
 from clipql.index.ivf.bitplanes import code_dot
 from clipql.index.ivf.codescan import long_dot, quantised
 from clipql.index.ivf.geometry import Floats, Number
@@ -53,7 +54,7 @@ class _Limit(NamedTuple):
 class Ranges:
     """The bounds of an opened index. kept: float16 (n, 2), |e| and |r'| of each row. span: float32 (k, d)."""
 
-    arrays: kernels.Arrays
+    arrays: Arrays
     kept: NDArray[np.float16]
     span: Floats
     longest: float
@@ -112,7 +113,7 @@ class Ranges:
 
 @kernel
 def _possible(
-    ix: kernels.Arrays,
+    ix: Arrays,
     kept: NDArray[np.uint16],
     v: Floats,
     lists: NDArray[np.int64],
@@ -164,7 +165,7 @@ def _possible(
 
 
 def opened(
-    arrays: kernels.Arrays, kept: NDArray[Any] | None, span: NDArray[Any] | None, longest: float | None
+    arrays: Arrays, kept: NDArray[Any] | None, span: NDArray[Any] | None, longest: float | None
 ) -> Ranges | None:
     """The bounds of an index; None for one that was built before there were any."""
     if kept is None or span is None or longest is None:

@@ -99,6 +99,8 @@ def rescore_rows(
     if cold and not directly:
         for i in range(n):
             will_need(where[i], uint64(v.size * (2 if is_half[i] else 4)))
+    for i in range(min(AHEAD, ready)):
+        _fetch(where[i], v.size * (2 if is_half[i] else 4))
     score, least, done = np.empty(n, np.float32), np.float32(-np.inf), 0
     best = np.full(k, -np.inf, np.float32)
     norm, shift = np.float32(0), np.float32(0)
@@ -112,8 +114,7 @@ def rescore_rows(
             ready = min(n, i + WAVE)
             _read(table, rows, i, ready, size, context, room, where)
         if i + AHEAD < ready:
-            for line in range(0, v.size * (2 if is_half[i + AHEAD] else 4), 64):
-                prefetch(where[i + AHEAD] + uint64(line))
+            _fetch(where[i + AHEAD], v.size * (2 if is_half[i + AHEAD] else 4))
         score[i] = _score(where[i], is_half[i], metric, v, unit, mean, shift)
         done += 1
         if k <= 256 and score[i] > least:
@@ -138,6 +139,13 @@ def rescore_rows(
         exact[i] = _distance(where[order[i]], is_half[order[i]], metric, query)
     edge[0] += np.float32(0) * np.float32(room[0])  # what is read into it is used up to here
     return rows[order], exact, done, edge
+
+
+@kernel
+def _fetch(address: np.uint64, size: int) -> None:
+    """Have a row fetched from memory."""
+    for line in range(0, size, 64):
+        prefetch(address + uint64(line))
 
 
 @kernel
@@ -216,15 +224,16 @@ def _distance(address: np.uint64, half: bool, metric: int, query: Floats) -> flo
     short = carray(pointer(address), query.size, np.uint16)
     full = carray(pointer(address), query.size, np.float32)
     dot, xx, qq, far = 0.0, 0.0, 0.0, 0.0
+    if metric == L2:
+        for j in range(query.size):
+            apart = (np.float64(half_to_float(short[j])) if half else np.float64(full[j])) - np.float64(query[j])
+            far += apart * apart
+        return far
     for j in range(query.size):
-        x = np.float64(half_to_float(short[j])) if half else np.float64(full[j])
-        q = np.float64(query[j])
+        x, q = np.float64(half_to_float(short[j])) if half else np.float64(full[j]), np.float64(query[j])
         dot += x * q
         xx += x * x
         qq += q * q
-        far += (x - q) * (x - q)
     if metric == DOT:
         return dot
-    if metric == COSINE:
-        return 1.0 - dot / (np.sqrt(xx) * np.sqrt(qq)) if xx > 0 and qq > 0 else np.nan
-    return far
+    return 1.0 - dot / (np.sqrt(xx) * np.sqrt(qq)) if xx > 0 and qq > 0 else np.nan

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from clipql.engine import memory
 from clipql.index.ivf import kernels
+from clipql.index.ivf.arrays import Arrays
 from clipql.storage.vectors.bits import ask_whole
 
-OF_LISTS = tuple(name for name in kernels.Arrays._fields if name not in ("codes", "scale", "bias", "rows"))
+OF_LISTS = tuple(name for name in Arrays._fields if name not in ("codes", "scale", "bias", "rows"))
 OF_ROWS = ("scale", "bias", "rows")
 SHARE = 0.5  # of the memory that is left, the most that is kept so; the rest is the page cache's, for codes
 
 
-def kept(arrays: kernels.Arrays) -> tuple[kernels.Arrays, int]:
+def kept(arrays: Arrays) -> tuple[Arrays, int]:
     """The arrays, those that every search reads in memory from now on: locked, or else, where they are of lists and so
     not large, copied. What they hold is asked of the disk, and not waited for. And where the index is then, as
     `kernels.search` takes it.
@@ -36,4 +37,4 @@ def kept(arrays: kernels.Arrays) -> tuple[kernels.Arrays, int]:
             cold = kernels.ON_DISK if name in OF_ROWS else cold
             continue
         room -= array.nbytes
-    return kernels.Arrays(**found), cold
+    return Arrays(**found), cold

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipql.index.base import Route
 from clipql.index.folder import META
-from clipql.index.ivf import kernels
+from clipql.index.ivf.arrays import Arrays, prepared
 from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.knobs import DEFAULT_RECALL, Curves
 from clipql.index.ivf.model import LEARNED, RANKING, identity_of, opened, space_of
@@ -44,9 +44,7 @@ class Router:
         }
         for array in nothing.values():
             array.setflags(write=False)  # as what is mapped, or the kernels are compiled once more
-        self._arrays = kernels.in_bfloat16(
-            kernels.Arrays(**{n: {**nothing, **found}[n] for n in kernels.Arrays._fields})
-        )
+        self._arrays = prepared(Arrays(**{n: {**nothing, **found}[n] for n in Arrays._fields}))
 
     @property
     def dimension(self) -> int:

@@ -24,6 +24,7 @@ from clipql.storage.vectors.compiled import compiled
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 PAGE = mmap.PAGESIZE
+LANES = 16  # float32 in a vector of 512 bits
 _LIBERTIES = frozenset({"reassoc", "contract", "arcp", "nsz"})
 
 
@@ -48,6 +49,23 @@ def first_bit(typingctx: Any, word: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64), ir.IntType(1)])
         count = cgutils.get_or_insert_function(b.module, kind, "llvm.cttz.i64")
         return b.call(count, [args[0], ir.Constant(ir.IntType(1), 1)])
+
+    return sig, codegen
+
+
+@intrinsic
+def above(typingctx: Any, address: Any, floor: Any) -> Any:
+    """Which of the LANES float32 at this address are more than a float32: int64, bit i for the i-th."""
+    sig = types.int64(types.uint64, types.float32)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        widest_registers(b)
+        some, number = ir.VectorType(ir.FloatType(), LANES), ir.IntType(32)
+        values = b.load(b.inttoptr(args[0], some.as_pointer()))
+        values.align = 4
+        first = b.insert_element(ir.Constant(some, ir.Undefined), args[1], ir.Constant(number, 0))
+        floors = b.shuffle_vector(first, first, ir.Constant(ir.VectorType(number, LANES), [0] * LANES))
+        return b.zext(b.bitcast(b.fcmp_ordered(">", values, floors), ir.IntType(LANES)), ir.IntType(64))
 
     return sig, codegen
 
