@@ -80,6 +80,7 @@ class Term:
     """`weight` times the distance of a column's vectors to a query vector, float64 (d,).
 
     rounded: the distance is a Float32 to who asks, so rows that this cannot tell apart tie. codes: those of the column.
+    single: the query in float32, where it is at hand.
     """
 
     store: ColumnStore
@@ -88,10 +89,13 @@ class Term:
     weight: float = 1.0
     rounded: bool = False
     codes: Codes | None = None
+    single: NDArray[np.float32] | None = None
 
     @property
     def narrow(self) -> NDArray[np.float32]:
         """The query in float32, as indexes take it."""
+        if self.single is not None:
+            return self.single
         with np.errstate(over="ignore"):
             return self.query.astype(np.float32)
 
@@ -154,6 +158,9 @@ def exact(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
 
 def exact_here(terms: Sequence[Term], rows: NDArray[Any]) -> NDArray[np.float64]:
     """The same in the calling thread."""
+    if len(terms) == 1 and terms[0].weight == 1.0:  # nearly always
+        found = terms[0].store.distances(terms[0].metric, rows, terms[0].query)
+        return as_float32(found) if terms[0].rounded else found
     total = np.zeros(len(rows))
     with np.errstate(over="ignore", invalid="ignore"):
         for term in terms:

@@ -35,7 +35,7 @@ from clipql.errors import ClipqlError, DatabaseDamaged
 from clipql.storage import files
 from clipql.storage.catalog import RowFile, Table
 from clipql.syntax.recent import Recent
-from clipql.tables import rowgather
+from clipql.tables import row_loops, rowgather
 from clipql.tables.columnfile import ColumnReader
 from clipql.tables.registry import Registry
 from clipql.tables.rowwriter import PLACES, ROWS, RowWriter, described, schema_of, stored_rows, types_of
@@ -119,7 +119,7 @@ class RowReader:
         numbers, messages, sizes, state = self._where.of(rows, self._checked)
         if state >= 0:
             raise self._lacks(int(rows[state]))
-        new = np.unique(numbers[~self._checked[numbers]]).tolist() if state == rowgather.SOME_UNCHECKED else []
+        new = np.unique(numbers[~self._checked[numbers]]).tolist() if state == row_loops.SOME_UNCHECKED else []
         if new or self._scattered:
             self._ask_disk(numbers.tolist() if self._scattered else new)
         for number in new:
@@ -128,7 +128,7 @@ class RowReader:
         if wrong < len(rows):
             raise self._lacks(int(rows[wrong]))
         try:
-            found = {name: rowgather.taken(column, located) for name, column in columns.items()}
+            found = dict(zip(columns, rowgather.taken(list(columns.values()), located), strict=True))
         except rowgather.TooLong:
             if len(rows) == 1:  # what one batch holds is never so long
                 raise self._lacks(int(rows[0])) from None

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from clipql.tables import rowgather
+from clipql.tables import row_loops, rowgather
 from clipql.tables.rowwriter import PLACES
 
 ROWS = 40
@@ -69,8 +69,7 @@ def test_rows_are_those_that_pyarrow_reads(step: int) -> None:
     assert wrong == len(rows)
     columns = rowgather.columns_of(whole.schema)
     assert set(whole.schema.names) - set(columns) == {"tags", "place", "kind"}
-    for name, column in columns.items():
-        found = rowgather.taken(column, located)
+    for name, found in zip(columns, rowgather.taken(list(columns.values()), located), strict=True):
         assert found is not None
         found.validate(full=True)
         assert found.to_pylist() == whole.column(name).take(at).to_pylist(), name
@@ -96,17 +95,17 @@ def test_batches_are_found_by_the_rows_that_they_begin_with() -> None:
     np.testing.assert_array_equal(numbers, expected)
     np.testing.assert_array_equal(messages, 7_000 + 100 * expected)
     assert set(sizes.tolist()) == {90}
-    assert state == rowgather.SOME_UNCHECKED
-    assert batches.of(rows[checked[expected]], checked)[3] == rowgather.ALL_CHECKED
+    assert state == row_loops.SOME_UNCHECKED
+    assert batches.of(rows[checked[expected]], checked)[3] == row_loops.ALL_CHECKED
     assert batches.of(np.array([first[0], first[0] - np.uint64(1)], np.uint64), checked)[3] == 1
 
 
 def test_a_file_of_one_batch_has_nothing_compiled_anew() -> None:
     rowgather.warm()
-    known = list(rowgather._batches.signatures)
+    known = list(row_loops.batches.signatures)
     places = np.frombuffer(np.zeros(1, PLACES).tobytes(), PLACES)  # as they are read, which nobody may write to
     rowgather.Batches(places["first"], places["start"], places["end"], 0).of(np.zeros(1, np.uint64), np.ones(1, bool))
-    assert rowgather._batches.signatures == known
+    assert row_loops.batches.signatures == known
 
 
 def test_no_message_has_the_loop_read_beyond_it() -> None:
@@ -134,7 +133,7 @@ def test_no_message_has_the_loop_read_beyond_it() -> None:
         if wrong < ROWS:
             refused += 1
             continue
-        found = [rowgather.taken(column, located) for column in columns.values()]
+        found = rowgather.taken(list(columns.values()), located)
         read += sum(array is not None for array in found)
         refused += sum(array is None for array in found)
     assert refused > 500

@@ -110,11 +110,12 @@ class Space:
         q = np.ascontiguousarray(query, np.float32)
         if q.shape != self.mean.shape:
             raise VectorError(f"the query has shape {q.shape}; the index holds vectors of {self.mean.size} numbers")
-        square = _square(q)
+        v = np.empty(q.size, np.float32)
+        square = _unit(q, v)
         if not _held(square) and not np.isfinite(q).all():
             raise VectorError("the query holds NaN or infinity")
         if self.metric is Metric.COSINE:
-            return unit_vector(q, square)
+            return v if _held(square) else unit_vector(q)
         with np.errstate(over="ignore"):
             if self.biased:
                 return np.asarray(q * np.float32(self.unit) - self.mean, np.float32)
@@ -172,7 +173,19 @@ def _square(x: Floats) -> np.float32:
         return np.float32(x.dot(x))
 
 
-def _held(square: np.float32) -> bool:
+@kernel
+def _unit(x: Floats, out: Floats) -> np.float32:
+    """The squared length of a vector, in float32, and the vector scaled to length 1 if that holds its square."""
+    square = np.float32(0)
+    for j in range(x.size):
+        square += x[j] * x[j]
+    length = np.sqrt(square)
+    for j in range(x.size):
+        out[j] = x[j] / length
+    return square
+
+
+def _held(square: Number) -> bool:
     """Whether float32 holds a squared length, and products of it, without loss; not so if it is no number."""
     return bool(SHORTEST_SQUARE <= square <= LONGEST_SQUARE)
 

@@ -76,11 +76,11 @@ class Curves:
 
     def kind_of_unit(self, query: Floats) -> str:
         """The same of a query of length 1, or of zeros."""
-        like_image = float(query @ self.image_mean)
+        like_image = float(query.dot(self.image_mean))
         if self.text_mean is not None and self.text:
             if not self.apart:
                 return "either"
-            return "text" if float(query @ self.text_mean) > like_image else "image"
+            return "text" if float(query.dot(self.text_mean)) > like_image else "image"
         return "image" if like_image >= self.familiar else "foreign"
 
     def kinds(self) -> Sequence[str]:

@@ -142,6 +142,25 @@ def rescore_rows(
 
 
 @kernel
+def hides_ties(
+    distances: NDArray[np.float64], k: int, larger_is_nearer: bool, edge: Floats, tied: float, alike: float
+) -> bool:
+    """Whether rows that were not compared may tie with the k-th of these: they could score as much, and either another
+    differs from it by no more than `tied`, or it is itself the least promising that was compared, but for `alike`.
+
+    edge: as `rescore_rows` tells it. tied, alike: relative.
+    """
+    kth_score, unseen, least_promising = edge[0], edge[1], edge[2]
+    if distances.size < k or not unseen >= kth_score:
+        return False
+    ordered = np.sort(-distances) if larger_is_nearer else np.sort(distances)
+    kth, same = ordered[k - 1], 0
+    for i in range(ordered.size):
+        same += abs(ordered[i] - kth) <= tied * abs(kth)
+    return same > 1 or least_promising <= unseen + np.float32(alike) * abs(unseen)
+
+
+@kernel
 def _fetch(address: np.uint64, size: int) -> None:
     """Have a row fetched from memory."""
     for line in range(0, size, 64):

@@ -195,13 +195,7 @@ class IvfIndex(OpenedIndex):
         """Whether rows that were not compared may tie with the k-th: they could score as much, and either there are
         others that do, or it is itself the least promising that was compared.
         """
-        kth_score, unseen, least_promising = edge.tolist()
-        if len(distances) < k or not unseen >= kth_score:
-            return False
-        ordered = np.sort(-distances if self.metric.larger_is_nearer else distances)
-        kth, limit = ordered[k - 1], 2 * TIED * abs(ordered[k - 1])  # of squares, under L2
-        tied = np.count_nonzero(np.abs(ordered - kth) <= limit) > 1
-        return bool(tied or least_promising <= unseen + ALIKE * abs(unseen))
+        return bool(rescore.hides_ties(distances, k, self.metric.larger_is_nearer, edge, 2 * TIED, ALIKE))  # of squares
 
     def _answer(
         self, rows: NDArray[np.int64], distances: NDArray[np.float64], k: int, cost: Cost, ties: bool

@@ -99,6 +99,7 @@ class Execution:
                 t.weight,
                 t.vector.narrow_for(t.call.metric),
                 codes.of(table, t.call.column, store) if codes else None,
+                t.vector.single,
             )
             for t, store in zip(plan.terms, stores, strict=True)
         ]

@@ -10,7 +10,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,13 @@ _COMPUTED = _NARROW | {"Float64", "UInt32", "Int32", "UInt64", "Int64"}
 @dataclass(frozen=True, repr=False)
 class QueryVector(Brief):
     """float64 (d,) values, whether ClickHouse computes distances to it in Float32 rather than Float64, and whether they
-    are integers or BFloat16.
+    are integers or BFloat16. single: the values in float32, where they are at hand.
     """
 
     values: NDArray[np.float64]
     narrow: bool
     integral: bool = False
+    single: NDArray[np.float32] | None = field(default=None, compare=False)
 
     def narrow_for(self, metric: Metric) -> bool:
         """Whether ClickHouse gives this distance as Float32: dotProduct with integers or BFloat16 is Float64."""
@@ -66,11 +67,16 @@ def of_parameter(value: Any, *, narrow: bool) -> QueryVector | None:
             if text[:1] != "[" or text[-1:] != "]":
                 return None
             value = numbers_of(text[1:-1])
-        with np.errstate(over="ignore"):
-            values = np.asarray(value, np.float32 if narrow else np.float64).astype(np.float64)
+        if isinstance(value, np.ndarray) and value.dtype == np.float32:  # nearly always
+            single = np.array(value)
+            values = single.astype(np.float64)
+        else:
+            with np.errstate(over="ignore"):
+                values = np.asarray(value, np.float32 if narrow else np.float64).astype(np.float64)
+            single = None
     except (ValueError, TypeError, OverflowError):
         return None
-    return QueryVector(values, narrow) if values.ndim == 1 else None
+    return QueryVector(values, narrow, single=single) if values.ndim == 1 else None
 
 
 def checked(found: QueryVector) -> QueryVector:

@@ -72,8 +72,11 @@ def doubt(plan: Plan) -> str:
     index = plan.chosen.index
     if index is None or len(plan.terms) != 1 or (plan.kind == "range" and exact_range(plan.knobs)):
         return ""
+    vector = plan.terms[0].vector
+    if vector.single is not None:
+        return index.doubt(vector.single, plan.knobs)
     with np.errstate(over="ignore"):
-        return index.doubt(plan.terms[0].vector.values.astype(np.float32), plan.knobs)
+        return index.doubt(vector.values.astype(np.float32), plan.knobs)
 
 
 def most_by_index(plan: Plan, index: Index, qualifying: int) -> int:

@@ -159,7 +159,10 @@ class ColumnStore:
 
         out = np.empty(len(rows))
         for places, array, wanted in self.pieces(np.asarray(rows, np.int64)):
-            out[places] = chosen.distances(metric, array, wanted, query)
+            found = chosen.distances(metric, array, wanted, query)
+            if isinstance(places, slice):  # which are all
+                return found
+            out[places] = found
         return out
 
     def distances_each(
