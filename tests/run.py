@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -80,18 +81,24 @@ def units() -> list[Unit]:
     return [Unit(n, tuple(found[n])) for n in sorted(found, key=lambda n: (slow.get(n, len(slow)), n))]
 
 
-def run(unit: Unit, folder: str) -> tuple[Unit, int, str, float]:
-    """One unit: it, pytest's exit status, its output, the seconds it took."""
+def run(unit: Unit, folder: str) -> tuple[Unit, int, str, float, float]:
+    """One unit: it, pytest's exit status, its output, the seconds it took, and those of processors."""
     began = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, unit.files)]
-    try:
-        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=SECONDS,
-                              env={**os.environ, "TMPDIR": folder})  # fmt: skip
-        status, output = done.returncode, done.stdout + done.stderr
-    except subprocess.TimeoutExpired as error:
-        shown = error.stdout or b""
-        status, output = 124, (shown.decode() if isinstance(shown, bytes) else shown) + f"\nstopped after {SECONDS} s"
-    return unit, status, output, time.monotonic() - began
+    environment = {**os.environ, "TMPDIR": folder}
+    with tempfile.TemporaryFile() as said:
+        started = subprocess.Popen(command, cwd=HERE.parent, stdout=said, stderr=subprocess.STDOUT, env=environment)
+        late = threading.Timer(SECONDS, started.kill)
+        late.start()
+        _, waited, used = os.wait4(started.pid, 0)  # which tells of its own processes, too
+        late.cancel()
+        status = started.returncode = os.waitstatus_to_exitcode(waited)
+        said.seek(0)
+        output = said.read().decode(errors="replace")
+    seconds = time.monotonic() - began
+    if seconds >= SECONDS:
+        status, output = 124, f"{output}\nstopped after {SECONDS} s"
+    return unit, status, output, seconds, used.ru_utime + used.ru_stime
 
 
 def main(arguments: list[str]) -> int:
@@ -102,16 +109,14 @@ def main(arguments: list[str]) -> int:
     began, broken, counts = time.monotonic(), [], {"passed": 0, "failed": 0, "skipped": 0}
     with place() as folder, ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 3) as pool:
         for done in as_completed([pool.submit(run, unit, folder) for unit in units()]):
-            unit, status, output, seconds = done.result()
+            unit, status, output, seconds, processors = done.result()
             for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", output.rstrip().rpartition("\n")[2]):
                 counts["failed" if what == "error" else what] += int(count)
             if status:
                 broken.append(unit.name)
                 print(output)
-            last = output.rstrip().rpartition("\n")[2]
-            print(
-                f"{unit.name:28} {seconds:5.0f} s  {last if status == 0 else f'FAILED (status {status})'}", flush=True
-            )
+            last = f"FAILED (status {status})" if status else output.rstrip().rpartition("\n")[2]
+            print(f"{unit.name:20} {seconds:5.0f} s, {processors:4.0f} of processors  {last}", flush=True)
     print(f"in {time.monotonic() - began:.0f} s" + (f"; broken: {', '.join(broken)}" if broken else ""))
     print(f"{counts['passed']} passed, {counts['failed'] + (1 if broken and not counts['failed'] else 0)} failed, "
           f"{counts['skipped']} skipped")  # fmt: skip
