@@ -34,7 +34,7 @@ from bench.index import K, queries_of, recall, true_of
 
 RECALL, CLIENTS = 0.95, 16
 WARM_SECONDS, MOST_WARM_SECONDS = 0.5, 60
-ASKED = [n / 100 for n in range(60, 100)]
+ASKED = [n / 200 for n in range(120, 200)]
 QUERY = (
     "SELECT url, caption, cosineDistance(image_embedding, {q:Array(Float32)}) AS d FROM laion "
     f"ORDER BY d LIMIT {K} SETTINGS recall = "

@@ -20,7 +20,7 @@ from bench.results import Comparison, Line, Plot, at_least, at_most, median
 
 ROUNDS, EACH = 5, 400
 THREADS = (1, 2, 4, 8)
-RECALL, ASKED = 0.95, [n / 100 for n in range(75, 96)]
+RECALL, ASKED = 0.95, [n / 200 for n in range(150, 191)]
 BY = "cosineDistance(image_embedding, {q:Array(Float32)})"
 QUERY = f"SELECT url, caption, {BY} AS d FROM laion ORDER BY d LIMIT {K} SETTINGS recall = "
 HOW = f"""\

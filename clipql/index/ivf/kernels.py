@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from clipql.index.ivf.arrays import Arrays, Integers
 from clipql.index.ivf.codescan import LEAST, Coded, Ranges, ask, scan
 from clipql.index.ivf.geometry import Floats, Number
+from clipql.index.ivf.packed import unpacked
 from clipql.index.ivf.ranking import multiply, rank_lists, scores
-from clipql.index.ivf.rescore import Table, rescore_rows
+from clipql.index.ivf.rescore import rescore_rows
 from clipql.storage.vectors.bits import PAGE, cycles, kernel, will_need
 
 # bytes between two ranges that are rather read with them than asked for apart
@@ -27,8 +28,7 @@ IN_MEMORY, ON_DISK, CODES_ON_DISK = 0, 1, 2
 
 @kernel
 def search(
-    ix: Arrays,
-    table: Table,
+    told: Integers,
     metric: int,
     query: Floats,
     v: Floats,
@@ -49,13 +49,14 @@ def search(
     the processor's counter before the first stage and after each (rank, scan, rescore); and the edge that
     `rescore_rows` tells.
 
-    query (d,) is as given, v (d,) as the space turned it. unit: what the space multiplies rows by. among: bool (rows,),
-    or empty for no filter. reach: how many deviations of a list's spread count for it. slack: how many deviations of a
-    code's error. ranked: with more lists than that, only those of the nearest parents are ranked. cold: where
-    what is read is, IN_MEMORY and so on; what is on disk is asked of it beforehand. routed: the lists to look into,
-    where they are ranked already. sparse: `among` lets so
-    few rows through that it is looked at before a row's code is. context: as `rescore_rows` takes it.
+    told: the index, as `packed.pack` tells it. query (d,) is as given, v (d,) as the space turned it. unit: what the
+    space multiplies rows by. among: bool (rows,), or empty for no filter. reach: how many deviations of a list's spread
+    count for it. slack: how many deviations of a code's error. ranked: with more lists than that, only those of the
+    nearest parents are ranked. cold: where what is read is, IN_MEMORY and so on; what is on disk is asked of it
+    beforehand. routed: the lists to look into, where they are ranked already. sparse: `among` lets so few rows through
+    that it is looked at before a row's code is. context: as `rescore_rows` takes it.
     """
+    ix, table = unpacked(told)
     turned, counts = np.empty(ix.turn.shape[0], np.float32), np.zeros(7, np.int64)
     counts[3] = cycles()
     multiply(ix.turn, v, turned)

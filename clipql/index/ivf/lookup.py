@@ -22,10 +22,11 @@ from clipql.index.ivf.codes import Words
 from clipql.index.ivf.geometry import Floats
 from clipql.storage.vectors.bits import LANES, kernel, widest_registers
 
-Tiles = NDArray[np.uint32]
+Tiles = NDArray[np.uint64]
 Tables = NDArray[np.uint8]
 WORDS = 8  # in a code
 PARTS = 2 * WORDS  # of four bytes
+TILE = WORDS * LANES  # words of sixteen codes
 _NEEDED = ("+avx512vbmi", "+avx512vnni", "+avx512bw")
 _BYTE, _SHORT, _INT, _WORD = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _BYTES, _SHORTS, _INTS = ir.VectorType(_BYTE, 64), ir.VectorType(_SHORT, 32), ir.VectorType(_INT, LANES)
@@ -38,13 +39,14 @@ def at_hand() -> bool:
 
 
 def tiled(codes: Words) -> Tiles:
-    """Codes (n, 8) side by side: uint32 (n / 16, 16, 16), four bytes of sixteen codes after each other; zeros fill the
-    last.
+    """Codes (n, 8) side by side: uint64 (n / 16, 128), in each row four bytes of sixteen codes, the next four of all,
+    and so on; zeros fill the last.
     """
     n = len(codes)
     padded = np.zeros((-(-n // LANES) * LANES, PARTS), np.uint32)
     padded[:n] = np.ascontiguousarray(codes).view(np.uint32)
-    return np.ascontiguousarray(padded.reshape(-1, LANES, PARTS).transpose(0, 2, 1))
+    tiles = np.ascontiguousarray(padded.reshape(-1, LANES, PARTS).transpose(0, 2, 1))
+    return tiles.reshape(-1, LANES * PARTS).view(np.uint64)
 
 
 @kernel
@@ -102,7 +104,7 @@ def tile_estimates(
 ) -> Any:
     """Write scale * (unit * sum of look-ups + offset) + bias + reach * spread of the lanes first to last - 1.
 
-    tile: address of 16 x 16 uint32. tables: address of what `tables_of` wrote. scale, bias, spread: addresses of
+    tile: address of TILE words. tables: address of what `tables_of` wrote. scale, bias, spread: addresses of
     sixteen float32 each, of which those of the lanes are read; bias and spread may be 0 for none. out: address of
     sixteen float32, of which those of the lanes are written. unit, offset, reach: float32.
     """
@@ -110,6 +112,8 @@ def tile_estimates(
     sig = types.void(address, address, address, address, address, number, number, number, count, count, address)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        if not at_hand():  # there is no such tile
+            return context.get_dummy_value()
         widest_registers(b)
         tile, tables, scale, bias, spread, unit, offset, reach, first, last, out = args
 

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index.base import TIED
-from clipql.index.ivf.arrays import Arrays
 from clipql.index.ivf.geometry import Floats, Number
 from clipql.index.ivf.kernels import search
-from clipql.index.ivf.rescore import DOT, SPARE, Table
+from clipql.index.ivf.rescore import DOT, SPARE
 from clipql.storage.vectors.bits import kernel
 
 Integers = NDArray[np.int64]
@@ -66,8 +65,7 @@ def room(n: int, k: int) -> Found:
 
 @kernel
 def search_each(
-    ix: Arrays,
-    table: Table,
+    told: Integers,
     metric: int,
     asked: Asked,
     unit: Number,
@@ -84,7 +82,7 @@ def search_each(
     not_routed = np.empty(0, np.int64)
     for z in range(asked.nprobe.size):
         rows, distances, counts, edge = search(
-            ix, table, metric, asked.query[z], asked.v[z], unit, among, k, asked.nprobe[z], asked.rescore[z], reach,
+            told, metric, asked.query[z], asked.v[z], unit, among, k, asked.nprobe[z], asked.rescore[z], reach,
             asked.slack[z], asked.ranked[z], cold, not_routed, sparse, context,
         )  # fmt: skip
         into.counts[z], into.edge[z], into.found[z] = counts, edge, rows.size

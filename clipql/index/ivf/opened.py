@@ -22,6 +22,7 @@ from clipql.index.ivf.depth import Depth
 from clipql.index.ivf.geometry import Floats
 from clipql.index.ivf.knobs import DEFAULT_RECALL, Curves, careful, reached
 from clipql.index.ivf.model import CODER, LEARNT_ROWS, OWN, identity_of, space_of
+from clipql.index.ivf.packed import pack
 from clipql.index.ivf.ranges import Ranges
 from clipql.index.ivf.stored import stored_blocks, table_of
 from clipql.storage.vectors import direct
@@ -70,6 +71,7 @@ class OpenedIndex:
         )
         self._files = direct.Files([b for _, b in self._blocks] if self._cold else [])
         self._table = table_of(self._blocks, self._files)
+        self._told = pack(self._arrays, self._table)
         self._routes: tuple[Route, ...] = ()
         self._ranked_for = 1
         self.model = identity_of(meta)

@@ -17,7 +17,7 @@ from clipql.index.ivf.bitplanes import code_estimates
 from clipql.index.ivf.codes import Words
 from clipql.index.ivf.codescan import LEAST, ask, long_dot, tighten
 from clipql.index.ivf.geometry import Floats, Number
-from clipql.index.ivf.lookup import PARTS, Tiles, tables_of, tile_estimates
+from clipql.index.ivf.lookup import TILE, Tiles, tables_of, tile_estimates
 from clipql.storage.vectors.bits import LANES, PAGE, above, bfloat16_to_float, first_bit, kernel, popcount, prefetch
 
 STEPS = 24  # at most, until little more is left than what is wanted
@@ -105,7 +105,7 @@ def largest(value: Floats, first: Integers, last: Integers, wanted: int) -> tupl
 
 @kernel
 def estimate(
-    codes: NDArray[Any],
+    codes: Words,
     scale: Floats,
     bias: Floats,
     spread: Floats,
@@ -119,7 +119,7 @@ def estimate(
 
     codes: (n, w) words, or `lookup.tiled`. scale, bias: (n,). spread: (n,), of which `reach` times as much is added.
     """
-    if codes.ndim == 3:
+    if codes.shape[1] == TILE:
         _by_tables(codes, scale, bias, spread, reach, coder, first, last, value)
     else:
         _by_planes(codes, scale, bias, spread, reach, coder, first, last, value)
@@ -139,7 +139,7 @@ def _by_tables(
 ) -> None:
     tables, unit, offset = tables_of(coder.turned, coder.word_block, coder.word_weight)
     s, b, w = uint64(scale.ctypes.data), uint64(bias.ctypes.data), uint64(spread.ctypes.data)
-    t, size, out = uint64(tiles.ctypes.data), uint64(4 * LANES * PARTS), uint64(value.ctypes.data)
+    t, size, out = uint64(tiles.ctypes.data), uint64(8 * TILE), uint64(value.ctypes.data)
     for z in range(first.size):
         ahead = uint64(first[min(z + 1, first.size - 1)] // LANES)
         for tile in range(first[z] // LANES, (last[z] + LANES - 1) // LANES):

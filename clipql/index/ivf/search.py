@@ -129,8 +129,7 @@ class IvfIndex(OpenedIndex):
         wanted, into = min(k, matching), many.room(len(some), k)
         with direct.context() if self._cold else _MAPPED as context:
             many.search_each(
-                self._arrays,
-                self._table,
+                self._told,
                 CODE[self.metric],
                 asked,
                 self._space.unit,
@@ -218,8 +217,7 @@ class IvfIndex(OpenedIndex):
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], Floats]:
         with direct.context() if self._cold else _MAPPED as context:
             found: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], Floats] = kernels.search(
-                self._arrays,
-                self._table,
+                self._told,
                 CODE[self.metric],
                 q,
                 v,
