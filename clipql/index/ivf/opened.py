@@ -72,6 +72,7 @@ class OpenedIndex:
         self._files = direct.Files([b for _, b in self._blocks] if self._cold else [])
         self._table = table_of(self._blocks, self._files)
         self._told = pack(self._arrays, self._table)
+        self._ways: dict[tuple[Any, ...], tuple[tuple[int, int, float] | None]] = {}
         self._routes: tuple[Route, ...] = ()
         self._ranked_for = 1
         self.model = identity_of(meta)

@@ -23,6 +23,7 @@ from clipql.storage.vectors import direct
 from clipql.storage.vectors.metrics import Metric
 
 SPARSE = 0.1  # share of rows that a filter leaves below which their codes are not read before it is asked
+KEPT_WAYS = 256  # what queries of one kind are searched by, with the same k, knobs and number of rows
 ALIKE = 1e-5  # relative: codes of equal vectors may differ by what a product of matrices rounds
 # measured at 512 numbers: 10 ns to read a code and 450 to rescore a row, 78 to compare it in a scan
 CODE_EFFORT, ROW_EFFORT = 0.13, 5.8
@@ -70,12 +71,14 @@ class IvfIndex(OpenedIndex):
             counts[2] += len(rest)
         if len(rows) < wanted:
             return self._exactly(q, k, among, begun, ties)
+        codes, lists, rescored = counts[:3].tolist()
+        seconds = _stages(counts, time.perf_counter() - begun)
         cost = Cost(
-            codes_scanned=int(counts[0]),
-            lists_probed=int(counts[1]),
+            codes_scanned=codes,
+            lists_probed=lists,
             lists_routed=len(self._routed(q, nprobe)),
-            rows_rescored=int(counts[2]),
-            seconds=_stages(counts, time.perf_counter() - begun),
+            rows_rescored=rescored,
+            seconds=seconds,
         )
         return self._answer(rows, distances, k, cost, ties)
 
@@ -86,13 +89,24 @@ class IvfIndex(OpenedIndex):
         what the space turned it into; None where all rows are to be compared.
         """
         kind = "" if _told(knobs) else self._kind(q, v)
+        asked = (kind, k, matching, *knobs.items())
+        known = self._ways.get(asked)
+        if known is None:
+            if len(self._ways) >= KEPT_WAYS:
+                self._ways.clear()
+            known = self._ways[asked] = self._way_of(kind, k, matching, knobs)
+        blank = self.metric is Metric.COSINE and not v[0] and not v.any()
+        return None if blank or not self._space.reaches(v) else known[0]
+
+    def _way_of(
+        self, kind: str, k: int, matching: int, knobs: Mapping[str, float]
+    ) -> tuple[tuple[int, int, float] | None]:
+        """The same for any query of a kind."""
         setting = self._depth.setting(kind, knobs)
         kept = compared(setting.rescore, k, knobs)
-        blank = self.metric is Metric.COSINE and not v.any()
-        if matching <= kept or blank or not self._space.reaches(v) or self._doubted(kind, knobs):
-            return None
-        slack = slack_of(setting)
-        return self._depth.widened(setting.nprobe, k, matching, kind, knobs), kept, slack
+        if matching <= kept or self._doubted(kind, knobs):
+            return (None,)
+        return ((self._depth.widened(setting.nprobe, k, matching, kind, knobs), kept, slack_of(setting)),)
 
     def search_each(
         self,

@@ -126,7 +126,7 @@ def _distance(registry: Registry, plan: Plan, item: Item, rows: NDArray[Any], ke
     vector = plan.vectors[item.call or 0]
     term = plan.terms[0]
     if term.call.same == call.same and abs(term.weight) == 1.0:  # the search has computed it
-        values = keys * term.weight
+        values = keys if term.weight == 1.0 else keys * term.weight
         return arrow_numbers(values.astype(np.float32) if vector.narrow_for(call.metric) else values)
     values = exact([Term(registry.store(plan.select.table, call.column), call.metric, vector.values)], rows)
     return arrow_numbers(values.astype(np.float32) if vector.narrow_for(call.metric) else values)
