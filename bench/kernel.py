@@ -58,19 +58,19 @@ def _sum(words: Any) -> int:
 def measure(part: str, place: str) -> dict[str, Any]:
     """In a child: seconds of reading, kernel and scan, in turns."""
     import clipql
-    from clipql.index import flat
+    from clipql.index import cores, flat
     from clipql.storage.vectors import kernels
     from clipql.storage.vectors.metrics import Metric
 
     query = np.load(Path(part) / "queries" / "text.npy")[0]
-    with clipql.connect(place) as db, ThreadPoolExecutor(flat.threads()) as pool:
+    with clipql.connect(place) as db, ThreadPoolExecutor(cores.threads()) as pool:
         db.ingest(part, table="laion")
         table = db.registry.find(None, "laion")
         assert table is not None
         store = db.registry.store(table, "image_embedding")
         [(_, vectors)] = store.blocks(0, store.rows)
         out = np.empty(len(vectors), np.float32)
-        edges = [len(vectors) * i // flat.threads() for i in range(flat.threads() + 1)]
+        edges = [len(vectors) * i // cores.threads() for i in range(cores.threads() + 1)]
         step = flat.BLOCK_BYTES // vectors.shape[1] // 2
 
         def on_all_cores(work: Callable[[int, int], Any]) -> None:
@@ -91,7 +91,7 @@ def measure(part: str, place: str) -> dict[str, Any]:
             SCAN: lambda: flat.Scan([term], store.rows).nearest(10),
         }
         seconds = _in_turns(calls)
-        size, threads = vectors.nbytes, flat.threads()
+        size, threads = vectors.nbytes, cores.threads()
     reads = [seconds.pop("sum by Numba"), seconds.pop("sum by numpy")]
     return {"bytes": size, "threads": threads, "seconds": {READ: min(reads, key=median), **seconds}}
 

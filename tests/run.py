@@ -89,6 +89,7 @@ def run(unit: Unit, folder: str) -> tuple[Unit, int, str, float, float]:
     with tempfile.TemporaryFile() as said:
         started = subprocess.Popen(command, cwd=HERE.parent, stdout=said, stderr=subprocess.STDOUT, env=environment)
         late = threading.Timer(SECONDS, started.kill)
+        late.daemon = True  # or a run that is broken off would wait for it
         late.start()
         _, waited, used = os.wait4(started.pid, 0)  # which tells of its own processes, too
         late.cancel()

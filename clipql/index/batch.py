@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.index import streamed
-from clipql.index.flat import WIDE, Scan, Term, each_core
+from clipql.index.cores import each_core
+from clipql.index.flat import WIDE, Scan, Term
 from clipql.index.largest import largest_of_rows
 from clipql.storage.vectors import kernels, rowwise
 from clipql.storage.vectors.device import Device, DeviceFull

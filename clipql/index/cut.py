@@ -15,7 +15,7 @@ import numpy as np
 from numba import float32
 from numpy.typing import NDArray
 
-from clipql.index.flat import each_core
+from clipql.index.cores import each_core
 from clipql.storage.vectors.bits import kernel
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.pairscan import WIDE

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from clipql.errors import VectorIndexError
 from clipql.index.base import Candidates, Cost, WithoutBounds, nearest
+from clipql.index.cores import each_core, threads, workers
 from clipql.storage.vectors import chosen, kernels
 from clipql.storage.vectors.metrics import Metric
 from clipql.storage.vectors.store import ColumnStore
@@ -39,30 +38,6 @@ ADDED = 1e-6
 WIDE = 1e15
 # float32 below which numbers lose digits, and the smallest there is
 TINY_FLOAT, SMALLEST_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).smallest_subnormal)
-
-_pool: ThreadPoolExecutor | None = None
-_pool_guard = threading.Lock()
-
-
-def threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _workers() -> ThreadPoolExecutor:
-    global _pool
-    with _pool_guard:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(threads(), thread_name_prefix="clipql-scan")
-        return _pool
-
-
-def each_core(n: int, work: Callable[[int, int], None]) -> None:
-    """Run work(first, last) over shares of range(n), one a core, and wait for all."""
-    edges = [n * i // threads() for i in range(threads() + 1)]
-    futures = [_workers().submit(work, a, b) for a, b in itertools.pairwise(edges) if b > a]
-    for future in futures:
-        future.result()
 
 
 class Codes(Protocol):
@@ -376,7 +351,7 @@ class Scan:
             work(self._first, self._rows)
             return
         edges = [self._first + span * i // n for i in range(n + 1)]
-        futures = [_workers().submit(work, a, b) for a, b in itertools.pairwise(edges)]
+        futures = [workers().submit(work, a, b) for a, b in itertools.pairwise(edges)]
         try:
             for future in futures:
                 future.result()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clipql.index.flat import each_core
+from clipql.index.cores import each_core
 from clipql.storage.vectors.bits import kernel
 
 Floats = NDArray[np.float32]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from clipql.index.base import Vectors
 from clipql.index.batch import ROUNDING, SMALL, SPARE, unit
-from clipql.index.flat import WIDE, each_core
+from clipql.index.cores import each_core
+from clipql.index.flat import WIDE
 from clipql.index.rows import ArrayRows
 from clipql.index.streamed import TIED
 from clipql.index.widened import widened

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from clipql.index import cut, streamed
 from clipql.index.base import Cost
-from clipql.index.flat import WIDE, each_core, threads
+from clipql.index.cores import each_core, threads
+from clipql.index.flat import WIDE
 from clipql.index.widened import widened
 from clipql.storage.vectors import pairscan, rowwise
 from clipql.storage.vectors.device import Device, DeviceFull

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.errors import ClipqlError
-from clipql.index.flat import each_core, threads
+from clipql.index.cores import each_core, threads
 from clipql.storage.vectors.device import Device, DeviceFull
 from clipql.storage.vectors.heads import Head
 from clipql.storage.vectors.metrics import Metric

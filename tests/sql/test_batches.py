@@ -11,7 +11,7 @@ import pytest
 import clipql
 from clipql.encode.models import BUNDLED
 from clipql.errors import ClipqlError, QueryError, VectorError
-from clipql.index.flat import threads
+from clipql.index.cores import threads
 from clipql.index.ivf import many
 from clipql.tables import index_entries
 

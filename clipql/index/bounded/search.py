@@ -25,7 +25,8 @@ from clipql.index.base import Candidates, Cost
 from clipql.index.bounded import kernels
 from clipql.index.bounded.coder import LONGEST, SHORTEST, SLACK
 from clipql.index.bounded.file import STRETCH, CodeFile
-from clipql.index.flat import Scan, Term, each_core, exact_here
+from clipql.index.cores import each_core
+from clipql.index.flat import Scan, Term, exact_here
 from clipql.storage.vectors.metrics import Metric
 
 FIRST = 1024  # rows that are looked at first, by each core: so that there is a k-th smallest soon

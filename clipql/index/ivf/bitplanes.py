@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from clipql.storage.vectors.bits import widest_registers
+from clipql.storage.vectors.bits import features, widest_registers
 
 PLANES = 4
 _WORD, _INT32 = ir.IntType(64), ir.IntType(32)
@@ -92,7 +92,7 @@ def _looked_up(b: Any, codes: list[Any], planes: Any) -> list[Any]:
 
 def _sums(context: Any, b: Any, codes: list[Any], planes: Any) -> list[Any]:
     """For codes at these addresses, eight float32 each: for each word, sum_k ±2^k popcount(code & plane[k])."""
-    has = set(context.codegen()._tm_features.split(","))
+    has = features()
     look_up = "+avx2" in has and "+avx512vpopcntdq" not in has
     return (_looked_up if look_up else _counted)(b, codes, planes)
 

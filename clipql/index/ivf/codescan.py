@@ -1,8 +1,8 @@
 """One scan of the codes of rows: it keeps the largest of the scores that they stand for.
 
 It estimates a score and keeps it only if it beats the running threshold, which `tighten` raises each time the
-buffer fills; so nothing is sorted but
-the survivors, and a filter costs a look-up only for codes that pass. Lists have codes, too: `ranking`.
+buffer fills; so nothing is sorted but the survivors, and a filter costs a look-up only for codes that pass. Lists have
+codes, too: `ranking`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,11 @@ LEAST = np.float32(-np.inf)
 
 
 class Coded(NamedTuple):
-    """Codes to scan, with what turns a bit count into a score: codes (n, w), scale (n,), bias (n,) or empty, and
-    spread (n,) or empty, of which `reach` times as much is added.
-    """
+    """Codes to scan, with what turns a bit count into a score: codes (n, w), scale (n,), and bias (n,) or empty."""
 
     codes: Words
     scale: Floats
     bias: Floats
-    spread: Floats
-    reach: Number
 
 
 class Ranges(NamedTuple):
@@ -77,10 +73,8 @@ def scan(
     among: NDArray[np.bool_],
     wanted: int,
     sparse: bool,
-    floor: Number,
 ) -> tuple[Floats, Integers]:
-    """The largest `wanted` estimates above `floor` in these ranges, in no order, and their positions; fewer if there
-    are fewer.
+    """The largest `wanted` estimates in these ranges, in no order, and their positions; fewer if there are fewer.
 
     Codes of the next range are fetched meanwhile: a list is too short for the processor to foresee the next.
     """
@@ -89,11 +83,11 @@ def scan(
     words, total = codes.shape[1], np.float32(asked.total)
     c, p, f = uint64(codes.ctypes.data), uint64(asked.planes.ctypes.data), uint64(asked.weights.ctypes.data)
     s_address, step = uint64(scale.ctypes.data), uint64(8 * words)
-    biased, filtered, spread = bias.size > 0, among.size > 0, coded.spread.size > 0
-    kept, floor = 0, np.float32(floor)
+    biased, filtered = bias.size > 0, among.size > 0
+    kept, floor = 0, LEAST
     eight = np.zeros(16, np.float32)  # the second eight stay zeros
     out, zeros = uint64(eight.ctypes.data), uint64(eight.ctypes.data) + uint64(32)
-    b_address, w_address = uint64(bias.ctypes.data), uint64(coded.spread.ctypes.data)
+    b_address = uint64(bias.ctypes.data)
     many = words == 8 and not sparse
     for z in range(ranges.first.size):
         first, start = ranges.first[z], np.float32(ranges.base[z])
@@ -117,10 +111,10 @@ def scan(
                     f,
                     s_address + at_4,
                     b_address + at_4 if biased else zeros,
-                    w_address + at_4 if spread else zeros,
+                    zeros,
                     start,
                     total,
-                    np.float32(coded.reach),
+                    np.float32(0),
                     floor,
                     out,
                 )
@@ -143,8 +137,6 @@ def scan(
             s = start + scale[i] * (s - total)
             if biased:
                 s += bias[i]
-            if spread:
-                s += coded.reach * coded.spread[i]
             if s > floor:
                 if filtered and not sparse and not among[rows[i]]:
                     continue

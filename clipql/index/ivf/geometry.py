@@ -168,11 +168,6 @@ def unit_rows(x: Floats) -> Floats:
     return out
 
 
-def _square(x: Floats) -> np.float32:
-    with np.errstate(over="ignore"):
-        return np.float32(x.dot(x))
-
-
 @kernel
 def _unit(x: Floats, out: Floats) -> np.float32:
     """The squared length of a vector, in float32, and the vector scaled to length 1 if that holds its square."""
@@ -190,12 +185,10 @@ def _held(square: Number) -> bool:
     return bool(SHORTEST_SQUARE <= square <= LONGEST_SQUARE)
 
 
-def unit_vector(x: Floats, square: np.float32 | None = None) -> Floats:
-    """One vector (d,) scaled to length 1, whatever its length; zeros stay. square: of its length, where it is known."""
-    square = _square(x) if square is None else square
-    if _held(square):
-        return np.asarray(x / np.sqrt(square), np.float32)
-    return np.asarray(unit_rows(x[None])[0], np.float32)
+def unit_vector(x: Floats) -> Floats:
+    """One vector (d,) scaled to length 1, whatever its length; zeros stay."""
+    out = np.empty(x.size, np.float32)
+    return out if _held(_unit(x, out)) else np.asarray(unit_rows(x[None])[0], np.float32)
 
 
 def _power(size: float) -> float:

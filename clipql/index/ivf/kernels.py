@@ -13,7 +13,7 @@ from numba import uint64
 from numpy.typing import NDArray
 
 from clipql.index.ivf.arrays import Arrays, Integers
-from clipql.index.ivf.codescan import LEAST, Coded, Ranges, ask, scan
+from clipql.index.ivf.codescan import Coded, Ranges, ask, scan
 from clipql.index.ivf.geometry import Floats, Number
 from clipql.index.ivf.packed import unpacked
 from clipql.index.ivf.ranking import multiply, rank_lists, scores
@@ -74,8 +74,8 @@ def search(
     counts[0], counts[1] = (last - first).sum(), probe.size
     counts[4] = cycles()
     asked = ask(turned, ix.word_block, ix.word_weight, np.float32(slack) * np.sqrt(length))
-    coded = Coded(ix.codes, ix.scale, ix.bias, np.empty(0, np.float32), np.float32(0))
-    value, at = scan(coded, Ranges(first, last, base), asked, ix.rows, among, rescore, sparse, LEAST)
+    coded = Coded(ix.codes, ix.scale, ix.bias)
+    value, at = scan(coded, Ranges(first, last, base), asked, ix.rows, among, rescore, sparse)
     order = np.argsort(-value)
     rows = np.empty(value.size, np.int64)
     for i in range(value.size):

@@ -14,13 +14,12 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from clipql.index.ivf.codes import Words
 from clipql.index.ivf.geometry import Floats
-from clipql.storage.vectors.bits import LANES, kernel, widest_registers
+from clipql.storage.vectors.bits import LANES, features, kernel, widest_registers
 
 Tiles = NDArray[np.uint64]
 Tables = NDArray[np.uint8]
@@ -35,7 +34,7 @@ _FLOATS, _MASK = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(
 
 def at_hand() -> bool:
     """Whether the processor that loops are compiled for has these look-ups."""
-    return set(_NEEDED) <= set(cpu_target.target_context.codegen()._tm_features.split(","))
+    return features().issuperset(_NEEDED)
 
 
 def tiled(codes: Words) -> Tiles:

@@ -47,10 +47,10 @@ class OpenedIndex:
     def __init__(self, meta: Mapping[str, Any], arrays: Arrays, vectors: Vectors, ranges: Ranges | None = None) -> None:
         self._blocks = stored_blocks(vectors, int(meta["rows"]))
         self._cold = kernels.IN_MEMORY
-        if memory.on_disk(sum(b.nbytes for _, b in self._blocks) + sum(a.nbytes for a in arrays)):
-            arrays, self._cold = resident.kept(arrays)
         self._bytes = sum(a.nbytes for a in arrays)
         self._arrays, self._ranges = prepared(arrays), ranges
+        if memory.on_disk(sum(b.nbytes for _, b in self._blocks) + self._bytes):
+            self._arrays, self._cold = resident.kept(self._arrays)
         self._placed = int(arrays.start[-1])
         self._apart = arrays.rows[self._placed :].astype(np.int64)
         self._space = space_of(meta, arrays.mean)

@@ -14,7 +14,7 @@ import numpy as np
 from numba import uint64
 from numpy.typing import NDArray
 
-from clipql.index.flat import each_core
+from clipql.index.cores import each_core
 from clipql.index.ivf import bounds
 from clipql.index.ivf.arrays import Arrays
 from clipql.index.ivf.bitplanes import code_dot

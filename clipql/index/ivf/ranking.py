@@ -17,7 +17,7 @@ from clipql.index.ivf.bitplanes import code_estimates
 from clipql.index.ivf.codes import Words
 from clipql.index.ivf.codescan import LEAST, ask, long_dot, tighten
 from clipql.index.ivf.geometry import Floats, Number
-from clipql.index.ivf.lookup import TILE, Tiles, tables_of, tile_estimates
+from clipql.index.ivf.lookup import TILE, tables_of, tile_estimates
 from clipql.storage.vectors.bits import LANES, PAGE, above, bfloat16_to_float, first_bit, kernel, popcount, prefetch
 
 STEPS = 24  # at most, until little more is left than what is wanted
@@ -25,7 +25,19 @@ SPREAD = 4  # deviations from the mean, below which no parent's score is looked 
 _MOST = np.float32(np.inf)
 
 
-class Coder(NamedTuple):
+class Lists(NamedTuple):
+    """Codes of lists, and what turns what they say into a score. codes: (l, w) words, or `lookup.tiled`. scale, bias,
+    spread: (l,), the last two perhaps empty. reach: so many times the spread is added.
+    """
+
+    codes: Words
+    scale: Floats
+    bias: Floats
+    spread: Floats
+    reach: Number
+
+
+class TurnedQuery(NamedTuple):
     """A query as codes of lists are compared with it. turned: float32 (64 b,). word_block, word_weight: (w,), as
     `codes.Coder` has them.
     """
@@ -44,11 +56,10 @@ def rank_lists(ix: Arrays, v: Floats, deviation: Number, nprobe: int, ranked: in
         first, last = np.zeros(1, np.int64), np.full(1, count, np.int64)
     else:
         first, last = _near_parents(ix, v, ranked)
-    coder = Coder(turned, ix.list_word_block, ix.list_word_weight)
+    lists = Lists(ix.list_codes, ix.list_scale, ix.list_bias, ix.list_spread, np.float32(deviation))
+    query = TurnedQuery(turned, ix.list_word_block, ix.list_word_weight)
     value = np.empty((last - first).sum(), np.float32)
-    estimate(
-        ix.list_codes, ix.list_scale, ix.list_bias, ix.list_spread, np.float32(deviation), coder, first, last, value
-    )
+    estimate(lists, query, first, last, value)
     value, at = largest(value, first, last, nprobe)
     return at[largest_first(value)]
 
@@ -104,40 +115,18 @@ def largest(value: Floats, first: Integers, last: Integers, wanted: int) -> tupl
 
 
 @kernel
-def estimate(
-    codes: Words,
-    scale: Floats,
-    bias: Floats,
-    spread: Floats,
-    reach: Number,
-    coder: Coder,
-    first: Integers,
-    last: Integers,
-    value: Floats,
-) -> None:
-    """Write what codes say of a query, for positions [first, last) of each range, one range after the other.
-
-    codes: (n, w) words, or `lookup.tiled`. scale, bias: (n,). spread: (n,), of which `reach` times as much is added.
-    """
-    if codes.shape[1] == TILE:
-        _by_tables(codes, scale, bias, spread, reach, coder, first, last, value)
+def estimate(lists: Lists, query: TurnedQuery, first: Integers, last: Integers, value: Floats) -> None:
+    """Write what codes say of a query, for positions [first, last) of each range, one range after the other."""
+    if lists.codes.shape[1] == TILE:
+        _by_tables(lists, query, first, last, value)
     else:
-        _by_planes(codes, scale, bias, spread, reach, coder, first, last, value)
+        _by_planes(lists, query, first, last, value)
 
 
 @kernel
-def _by_tables(
-    tiles: Tiles,
-    scale: Floats,
-    bias: Floats,
-    spread: Floats,
-    reach: Number,
-    coder: Coder,
-    first: Integers,
-    last: Integers,
-    value: Floats,
-) -> None:
-    tables, unit, offset = tables_of(coder.turned, coder.word_block, coder.word_weight)
+def _by_tables(lists: Lists, query: TurnedQuery, first: Integers, last: Integers, value: Floats) -> None:
+    tiles, scale, bias, spread = lists.codes, lists.scale, lists.bias, lists.spread
+    tables, unit, offset = tables_of(query.turned, query.word_block, query.word_weight)
     s, b, w = uint64(scale.ctypes.data), uint64(bias.ctypes.data), uint64(spread.ctypes.data)
     t, size, out = uint64(tiles.ctypes.data), uint64(8 * TILE), uint64(value.ctypes.data)
     for z in range(first.size):
@@ -156,7 +145,7 @@ def _by_tables(
                 w + four if spread.size > 0 else uint64(0),
                 unit,
                 offset,
-                np.float32(reach),
+                np.float32(lists.reach),
                 max(0, first[z] - position),
                 min(LANES, last[z] - position),
                 out + four - uint64(4 * first[z]),
@@ -165,18 +154,9 @@ def _by_tables(
 
 
 @kernel
-def _by_planes(
-    codes: Words,
-    scale: Floats,
-    bias: Floats,
-    spread: Floats,
-    reach: Number,
-    coder: Coder,
-    first: Integers,
-    last: Integers,
-    value: Floats,
-) -> None:
-    asked = ask(coder.turned, coder.word_block, coder.word_weight, np.float32(0))
+def _by_planes(lists: Lists, query: TurnedQuery, first: Integers, last: Integers, value: Floats) -> None:
+    codes, scale, bias, spread = lists.codes, lists.scale, lists.bias, lists.spread
+    asked = ask(query.turned, query.word_block, query.word_weight, np.float32(0))
     c, step = uint64(codes.ctypes.data), uint64(8 * codes.shape[1])
     p, f = uint64(asked.planes.ctypes.data), uint64(asked.weights.ctypes.data)
     nothing = np.zeros(8, np.float32)
@@ -200,7 +180,7 @@ def _by_planes(
                     w + four if spread.size > 0 else zeros,
                     np.float32(0),
                     total,
-                    np.float32(reach),
+                    np.float32(lists.reach),
                     _MOST,
                     out + uint64(4 * (at + i - first[z])),
                 )
@@ -210,7 +190,7 @@ def _by_planes(
                 if bias.size > 0:
                     x += bias[i]
                 if spread.size > 0:
-                    x += np.float32(reach) * spread[i]
+                    x += np.float32(lists.reach) * spread[i]
                 value[at + i - first[z]] = x
         at += last[z] - first[z]
 

@@ -208,7 +208,8 @@ class IvfIndex(OpenedIndex):
         """Whether rows that were not compared may tie with the k-th: they could score as much, and either there are
         others that do, or it is itself the least promising that was compared.
         """
-        return bool(rescore.hides_ties(distances, k, self.metric.larger_is_nearer, edge, 2 * TIED, ALIKE))  # of squares
+        tied = 2 * TIED  # of squares, under L2
+        return bool(rescore.hides_ties(distances, k, self.metric.larger_is_nearer, edge, tied, ALIKE))
 
     def _answer(
         self, rows: NDArray[np.int64], distances: NDArray[np.float64], k: int, cost: Cost, ties: bool

@@ -23,7 +23,8 @@ from clipql.engine.quoting import quote_name
 from clipql.index import kinds, of_few
 from clipql.index.base import Candidates, Cost, Index, SearchesMany
 from clipql.index.batch import nearest_each
-from clipql.index.flat import Scan, Term, each_core
+from clipql.index.cores import each_core
+from clipql.index.flat import Scan, Term
 from clipql.sql.joins.nearest_joins import PAIRS, NearestJoin, Side, from_clause
 from clipql.sql.recognition.settings import SearchOptions
 from clipql.storage.catalog import VectorColumn

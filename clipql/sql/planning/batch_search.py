@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from clipql.index.base import Candidates, Cost, Index, SearchesMany
 from clipql.index.batch import at_once, candidates_each
-from clipql.index.flat import Term, as_float32, each_core, exact
+from clipql.index.cores import each_core
+from clipql.index.flat import Term, as_float32, exact
 from clipql.sql.planning.execution import Execution
 from clipql.sql.planning.work import Step
 from clipql.sql.recognition.plan import Plan

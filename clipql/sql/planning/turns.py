@@ -13,6 +13,8 @@ import weakref
 from threading import Lock, local
 from types import TracebackType
 
+from clipql.index.cores import threads
+
 
 class Turns:
     """A context manager that so many threads are within at once; the others wait. No thread may enter it twice.
@@ -23,8 +25,7 @@ class Turns:
 
     def __init__(self, most: int | None = None) -> None:
         """most: as many as the process may use cores, where it is not given."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._most = most or cores
+        self._most = most or threads()
         self._threads, self._own = itertools.count(), _Own()
         self.renew()
         _all.add(self)

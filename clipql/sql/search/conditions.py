@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipql.engine.quoting import EscapedText
-from clipql.index.flat import each_core
+from clipql.index.cores import each_core
 from clipql.syntax.lexer import Token
 from clipql.syntax.reading import read
 from clipql.tables.columnfile import StoredColumn

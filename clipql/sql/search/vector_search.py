@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from clipql.index.base import Candidates, Cost, Index
 from clipql.index.bounded import search as bounded
-from clipql.index.flat import Scan, Term, exact, threads
+from clipql.index.cores import threads
+from clipql.index.flat import Scan, Term, exact
 from clipql.sql.recognition.plan import Plan, exact_range
 from clipql.sql.search.pages import settled, steps
 from clipql.storage.vectors.metrics import Metric

@@ -17,6 +17,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -31,6 +32,11 @@ _LIBERTIES = frozenset({"reassoc", "contract", "arcp", "nsz"})
 def kernel(function: _Function) -> _Function:
     """Compile a loop with Numba: without the GIL, cached, with NaN intact."""
     return compiled(function, fastmath=set(_LIBERTIES), error_model="numpy")
+
+
+def features() -> frozenset[str]:
+    """What the processor that loops are compiled for can do, as LLVM names it: '+avx2' and the like."""
+    return frozenset(cpu_target.target_context.codegen()._tm_features.split(","))
 
 
 def widest_registers(builder: Any) -> None:

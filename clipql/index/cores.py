@@ -1,0 +1,34 @@
+"""Work on every core: one pool of threads for all that is compared, whoever asks for it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+_pool: ThreadPoolExecutor | None = None
+_pool_guard = threading.Lock()
+
+
+def threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers() -> ThreadPoolExecutor:
+    """A thread for each of them, which all work shares."""
+    global _pool
+    with _pool_guard:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(threads(), thread_name_prefix="clipql-scan")
+        return _pool
+
+
+def each_core(n: int, work: Callable[[int, int], None]) -> None:
+    """Run work(first, last) over shares of range(n), one a core, and wait for all."""
+    edges = [n * i // threads() for i in range(threads() + 1)]
+    futures = [workers().submit(work, a, b) for a, b in itertools.pairwise(edges) if b > a]
+    for future in futures:
+        future.result()
