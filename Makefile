@@ -6,8 +6,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_BENCH := .venv/.ready-bench
 READY_BROWSER := .venv/.ready-browser
+READY_FIREFOX := .venv/.ready-firefox
 BROWSER_TESTS := tests/serve/browser
-READY_AXE := $(BROWSER_TESTS)/node_modules/.package-lock.json
+READY_NPM := $(BROWSER_TESTS)/node_modules/.package-lock.json
 DBT := .venv-dbt
 READY_DBT := $(DBT)/.ready
 CHROMIUM := chromium chromium-browser google-chrome
@@ -36,7 +37,7 @@ setup: $(READY) ## the virtual environment .venv, with what the lock names
 demo: $(READY) ## real image-caption vectors, taken in and asked in SQL
 	$(BIN)/clipql demo
 
-test: $(READY) $(READY_BROWSER) $(READY_AXE) $(READY_DBT) ## the tests; the page is tried in Chromium and judged by axe-core, the server by dbt; Chromium and npm are installed where apt-get can
+test: $(READY) $(READY_BROWSER) $(READY_FIREFOX) $(READY_NPM) $(READY_DBT) ## the tests; the page is tried in Chromium and Firefox and judged by axe-core, the server by dbt; the browsers and npm are installed where apt-get can
 	$(BIN)/python tests/run.py $(ARGS)
 
 bench: $(READY) $(READY_BENCH) ## side by side with peers; writes docs/benchmarks.md (ARGS="--only exact" for a part)
@@ -85,10 +86,17 @@ $(READY_BROWSER):
 	{ echo "no Chromium: install one of $(CHROMIUM)"; exit 1; }
 	@mkdir -p .venv && touch $@
 
-# npm is asked for the one version that the lock file has, checked by its hash
-$(READY_AXE): $(BROWSER_TESTS)/package-lock.json
+# the one test that uses Firefox is skipped, and says so, where there is none
+$(READY_FIREFOX): $(READY_BROWSER)
+	@command -v firefox-esr >/dev/null || command -v firefox >/dev/null || { echo "installing Firefox, in which the page is tested, too"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends firefox-esr >/dev/null; } || \
+	echo "no Firefox: its test is skipped; install firefox-esr"
+	@mkdir -p .venv && touch $@
+
+# npm is asked for the versions that the lock file has, checked by their hashes
+$(READY_NPM): $(BROWSER_TESTS)/package-lock.json
 	@command -v npm >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends npm >/dev/null; } || \
-	{ echo "no npm: install it, with which axe-core comes"; exit 1; }
+	{ echo "no npm: install it, with which axe-core and puppeteer-core come"; exit 1; }
 	npm ci --prefix $(BROWSER_TESTS) --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
