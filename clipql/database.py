@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clipql.encode.base import Picture, as_picture
 from clipql.encode.service import Encoders
+from clipql.engine import collector
 from clipql.engine.embedded import Engine
 from clipql.engine.python_values import NeedsTypes
 from clipql.errors import QueryError, UnknownTable, VectorError
@@ -130,8 +131,9 @@ class Database:
         as `sql` does.
         """
         self._check_open()
-        answers = self._session.execute_many(text, params)
-        return [self._result(answer, text, given) for answer, given in zip(answers, params, strict=True)]
+        with collector.held_back():
+            answers = self._session.execute_many(text, params)
+            return [self._result(answer, text, given) for answer, given in zip(answers, params, strict=True)]
 
     def execute(
         self,

@@ -139,11 +139,11 @@ class Session:
         given = repeats.values(prepared, params) if prepared else None
         if prepared is None or given is None:
             return None
-        with repeats.turns, self._registry.gate.reading():
-            found = repeats.run(prepared, asked.literals, given) if repeats.holds(prepared) else None
-            if found is None:
-                return None
-            answer, steps = found
+        found = repeats.answer(prepared, asked.literals, given)
+        if found is None:
+            return None
+        answer, steps = found
+        with self._registry.gate.reading():
             output = self._outputs.answered(answer, prepared.format, began, as_table=as_table)
         return Answer(output, prepared.format, time.perf_counter() - began, steps)
 
@@ -179,14 +179,15 @@ class Session:
         began, repeats = time.perf_counter(), self._planner.repeats
         asked = repeats.asked(sql, "ArrowStream", self.settings, rest[0]) if rest else None
         prepared = repeats.find(asked) if asked else None
-        if prepared is not None and not (asked and asked.literals):
-            with repeats.turns, self._registry.gate.reading():
+        plain = prepared is not None and not prepared.encoded and prepared.types is None
+        if prepared is not None and plain and prepared.of_one_kind(rest):
+            with self._registry.gate.reading():
                 found = repeats.run_many(prepared, rest) if repeats.holds(prepared) else None
             seconds = (time.perf_counter() - began) / max(1, len(rest))
             for at, one in enumerate(found or (), 1):
                 if one is not None:
-                    output = Output(rows=one[0].num_rows, table=one[0])
-                    answers[at] = Answer(output, "ArrowStream", seconds, (one[1],))
+                    output = Output(rows=one[0].table.num_rows, table=one[0].table)
+                    answers[at] = Answer(output, "ArrowStream", seconds, one[1])
         return [
             a if a is not None else self.execute(sql, given, as_table=True)
             for a, given in zip(answers, params, strict=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clipql.index.base import TIED
 from clipql.index.ivf.geometry import Floats, Number
 from clipql.index.ivf.kernels import search
-from clipql.index.ivf.rescore import DOT, SPARE
+from clipql.index.ivf.rescore import DOT, SPARE, hides_ties
 from clipql.storage.vectors.bits import kernel
 
 Integers = NDArray[np.int64]
@@ -38,16 +38,14 @@ class Asked(NamedTuple):
 class Found(NamedTuple):
     """What each found. rows: int64 (n, most), distances: float64 (n, most), nearest first, of which `size` (n,) count.
 
-    size: with those that tie with the k-th; -1 where there was no room. counts: int64 (n, 7), edge: float32 (n, 3),
-    found: int64 (n,), how many rows `kernels.search` gave.
+    size: with those that tie with the k-th; -1 for those that are to be searched for alone: there was no room, they
+    found fewer than k, or rows that were not compared may tie with the k-th. counts: int64 (n, 7).
     """
 
     rows: Integers
     distances: NDArray[np.float64]
     size: Integers
     counts: Integers
-    edge: Floats
-    found: Integers
 
 
 def room(n: int, k: int) -> Found:
@@ -58,8 +56,6 @@ def room(n: int, k: int) -> Found:
         np.empty((n, most)),
         np.full(n, -1, np.int64),
         np.zeros((n, 7), np.int64),
-        np.empty((n, 3), np.float32),
-        np.zeros(n, np.int64),
     )
 
 
@@ -75,18 +71,21 @@ def search_each(
     cold: int,
     sparse: bool,
     root: bool,
+    alike: float,
     context: np.uint64,
     into: Found,
 ) -> None:
-    """`kernels.search` for each of the queries. root: distances are roots of what it gives."""
+    """`kernels.search` for each of the queries. root: distances are roots of what it gives. alike: see `hides_ties`."""
     not_routed = np.empty(0, np.int64)
     for z in range(asked.nprobe.size):
         rows, distances, counts, edge = search(
             told, metric, asked.query[z], asked.v[z], unit, among, k, asked.nprobe[z], asked.rescore[z], reach,
             asked.slack[z], asked.ranked[z], cold, not_routed, sparse, context,
         )  # fmt: skip
-        into.counts[z], into.edge[z], into.found[z] = counts, edge, rows.size
-        if rows.size > into.rows.shape[1]:
+        into.counts[z] = counts
+        if rows.size > into.rows.shape[1] or rows.size < k:
+            continue
+        if counts[2] == asked.rescore[z] and hides_ties(distances, k, metric == DOT, edge, 2 * TIED, alike):
             continue
         for i in range(rows.size):
             distance = np.sqrt(distances[i]) if root else distances[i]

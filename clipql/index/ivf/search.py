@@ -153,22 +153,16 @@ class IvfIndex(OpenedIndex):
                 self._cold,
                 matching < SPARSE * self._rows,
                 self.metric is Metric.L2,
+                ALIKE,
                 context,
                 into,
             )
-        seconds = (time.perf_counter() - begun) / len(some)
-        rows, size = into.rows.astype(np.uint64), into.size.tolist()
-        for z, i in enumerate(some):
-            n, counts = int(into.found[z]), into.counts[z]
-            if size[z] < wanted or n < wanted:
-                continue
-            compared = into.distances[z, :n] ** 2 if self.metric is Metric.L2 else into.distances[z, :n]
-            if counts[2] == kept[z] and self._hides_ties(compared, wanted, into.edge[z]):
-                continue
-            codes, lists, rescored = counts[:3].tolist()
-            spent = _stages(counts, seconds)
-            cost = Cost(codes_scanned=codes, lists_probed=lists, rows_rescored=rescored, seconds=spent)
-            found[i] = Candidates(rows[z, : size[z]], into.distances[z, : size[z]], cost)
+        stages = _stages_each(into.counts, (time.perf_counter() - begun) / len(some))
+        rows, told = into.rows.astype(np.uint64), into.counts[:, :3].tolist()
+        for z, (i, size, (codes, lists, rescored)) in enumerate(zip(some, into.size.tolist(), told, strict=True)):
+            if size >= wanted:
+                cost = Cost(0, codes, lists, 0, rescored, 0, stages[z])
+                found[i] = Candidates(rows[z, :size], into.distances[z, :size], cost)
         return found
 
     def efforts(
@@ -273,3 +267,12 @@ def _stages(counts: NDArray[np.int64], seconds: float) -> dict[str, float]:
         return {"search": seconds}
     rank, scan, rescored = (seconds * part / sum(spent) for part in spent)
     return {"rank": rank, "scan": scan, "rescore": rescored}
+
+
+def _stages_each(counts: NDArray[np.int64], seconds: float) -> list[dict[str, float]]:
+    """The same of many probes (n, 7), which took so many seconds each."""
+    spent = np.maximum(0, np.diff(counts[:, 3:7], axis=1)).astype(np.float64)
+    if not spent.any():
+        return [{"search": seconds}] * len(counts)
+    spent *= seconds / np.maximum(1, spent.sum(1, keepdims=True))
+    return [{"rank": rank, "scan": scan, "rescore": rescored} for rank, scan, rescored in spent.tolist()]

@@ -1,24 +1,25 @@
 """One prepared statement for many query vectors: searched side by side on all cores, and fetched in one go.
 
 An index is searched for each; without one, all rows are compared with all vectors by products of matrices, on a device
-where one is asked for. What must
-stay true: each answer is that which the statement gives for its vector alone. What does not fit (rows that came after
-the index, a filter that leaves few) is left to be asked one by one.
+where one is asked for. What must stay true: each answer is that which the statement gives for its vector alone. What
+does not fit (rows that came after the index, a filter that leaves few) is left to be asked one by one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipql.index.base import Candidates, Cost, Index, SearchesMany
+from clipql.index.base import Candidates, Cost, Index
 from clipql.index.batch import at_once, candidates_each
-from clipql.index.cores import each_core
+from clipql.index.cores import in_pieces
 from clipql.index.flat import Term, as_float32, exact
 from clipql.sql.planning.execution import Execution
 from clipql.sql.planning.work import Step
@@ -31,8 +32,7 @@ from clipql.storage.vectors.device import Device
 from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
-# queries between two looks at whether somebody still waits for them
-AT_ONCE = 1_024
+AT_ONCE = 128  # queries that one core searches for, and whose rows it fetches, at a time
 # vectors that are sooner compared by products of matrices than one by one; the most rows that each may ask for
 WORTH, MOST_BY_PRODUCTS = 4, 1_000
 Found = tuple[pa.Table, Step]
@@ -58,10 +58,12 @@ def search_each(
     wanted: tuple[Item, ...],
     vectors: NDArray[np.float64],
     offset: int,
+    on_all_cores: bool,
 ) -> list[Found | None] | None:
     """The answer of a plan for each of the vectors (n, d); None for those that are to be asked alone, or for all.
 
     execution: of the plan, which says what rows may be in the answer. offset: rows left out before the first.
+    on_all_cores: whether an index is searched on all of them, or in this thread.
     """
     table, index = plan.select.table, plan.chosen.index
     if len(plan.terms) != 1 or len(plan.select.calls) != 1 or abs(plan.terms[0].weight) != 1:
@@ -75,59 +77,64 @@ def search_each(
     few = among is not None and filtered is not None and filtered <= vector_search.few(plan, store)
     if few or plan.page > qualifying // 2:
         return None
-    rounded = term.vector.narrow_for(term.call.metric)
-    terms = [Term(store, term.call.metric, vector, term.weight, rounded) for vector in vectors]
+    whole = Term(store, term.call.metric, vectors[0], term.weight, term.vector.narrow_for(term.call.metric))
+    answers = partial(_answers, registry, indexes, plan, wanted, filtered=filtered, offset=offset)
     if index is None:
-        found = _by_products(registry, plan, terms, among)
-    else:
-        found = _by_index(registry, plan, index, terms, among)
-    return None if found is None else _answers(registry, indexes, plan, wanted, found, filtered, offset)
+        found = _by_products(registry, plan, [dataclasses.replace(whole, query=v) for v in vectors], among)
+        return None if found is None else answers(found)
+
+    def some(first: int, last: int) -> list[Found | None]:
+        return answers(_by_index(plan, index, whole, vectors[first:last], among))
+
+    if not on_all_cores:
+        return some(0, len(vectors))
+    pieces = in_pieces(len(vectors), AT_ONCE, some, meanwhile=registry.engine.check_cancelled)
+    return list(itertools.chain.from_iterable(pieces))
 
 
 def _by_index(
-    registry: Registry, plan: Plan, index: Index, terms: Sequence[Term], among: NDArray[np.bool_] | None
+    plan: Plan, index: Index, term: Term, vectors: NDArray[np.float64], among: NDArray[np.bool_] | None
 ) -> list[Candidates | None]:
-    """The rows of each by the index; None where it is in doubt."""
-    found: list[Candidates | None] = [None] * len(terms)
-
-    def some(first: int, last: int) -> None:
-        if isinstance(index, SearchesMany):
-            found[first:last] = _many_by_index(plan, index, terms[first:last], among)
-            return
-        for at in range(first, last):
-            if not index.doubt(terms[at].narrow, plan.knobs):
-                one = vector_search.by_index(plan, index, [terms[at]], among, plan.k)
-                found[at] = one.first(plan.k) if len(one.rows) >= plan.k else None
-
-    for begin in range(0, len(terms), AT_ONCE):
-        registry.engine.check_cancelled()
-        end = min(len(terms), begin + AT_ONCE)
-        each_core(end - begin, lambda a, b, begin=begin: some(begin + a, begin + b))  # type: ignore[misc]
+    """The rows of each by the index; None where it is in doubt. Index and plan are of one step."""
+    search = getattr(index, "search_each", None)  # whether it is `SearchesMany`, in less time
+    if search is not None:
+        return _many_by_index(plan, search, term, vectors, among)
+    found: list[Candidates | None] = []
+    for each in (dataclasses.replace(term, query=vector) for vector in vectors):
+        one = None
+        if not index.doubt(each.narrow, plan.knobs):
+            one = vector_search.by_index(plan, index, [each], among, plan.k)
+        found.append(one.first(plan.k) if one is not None and len(one.rows) >= plan.k else None)
     return found
 
 
 def _many_by_index(
-    plan: Plan, index: SearchesMany, terms: Sequence[Term], among: NDArray[np.bool_] | None
+    plan: Plan,
+    search: Callable[..., list[Candidates | None]],
+    one: Term,
+    queries: NDArray[np.float64],
+    among: NDArray[np.bool_] | None,
 ) -> list[Candidates | None]:
-    """What `vector_search.by_index` gives for each, where the index has it at once. Index and plan are of one step."""
-    queries, one = np.stack([term.query for term in terms]), terms[0]
+    """What `vector_search.by_index` gives for each, where the index has it at once. search: its `search_each`."""
     with np.errstate(over="ignore"):
         narrow = queries.astype(np.float32)
-    by_index = index.search_each(narrow, steps(plan.k)[0], among=among, knobs=plan.knobs)
+    by_index = search(narrow, steps(plan.k)[0], among=among, knobs=plan.knobs)
     there = [i for i, each in enumerate(by_index) if each is not None and len(each.rows) >= plan.k]
-    found: list[Candidates | None] = [None] * len(terms)
+    found: list[Candidates | None] = [None] * len(queries)
     if not there:
         return found
     near = [each for i in there if (each := by_index[i]) is not None]
+    sizes = [len(each.rows) for each in near]
+    first = np.zeros(len(near) + 1, np.int64)
+    np.cumsum(sizes, out=first[1:])
     rows = np.concatenate([each.rows for each in near])
-    sizes = np.array([len(each.rows) for each in near])
-    first = np.concatenate([[0], np.cumsum(sizes)])
+    asked = queries if len(there) == len(queries) else queries[there]
     with np.errstate(over="ignore", invalid="ignore"):
-        values = one.store.distances_each(one.metric, rows.astype(np.int64), first, queries[there])
+        values = one.store.distances_each(one.metric, rows.astype(np.int64), first, asked)
         keys = 0.0 + one.weight * (as_float32(values) if one.rounded else values)
     order = np.lexsort((rows, keys, np.repeat(np.arange(len(near)), sizes)))
     rows, keys = rows[order], keys[order]
-    for i, each, at in zip(there, near, first[:-1].tolist(), strict=True):
+    for i, each, at in zip(there, near, first.tolist(), strict=False):
         found[i] = Candidates(rows[at : at + plan.k], keys[at : at + plan.k], each.cost)
     return found
 
@@ -179,34 +186,24 @@ def _answers(
     plan: Plan,
     wanted: tuple[Item, ...],
     found: Sequence[Candidates | None],
+    *,
     filtered: int | None,
     offset: int,
-) -> list[Found | None] | None:
-    """The rows of all that was found, fetched together, as a table for each."""
+) -> list[Found | None]:
+    """The rows of all that was found, fetched together, as a table for each; None where the row file has not all."""
     there = [one for one in found if one is not None]
+    answers: list[Found | None] = [None] * len(found)
     if not there:
-        return None
-    size = plan.k - offset
+        return answers
     rows = np.concatenate([one.rows[offset:] for one in there])
     keys = np.concatenate([one.distances[offset:] for one in there])
-    whole = dataclasses.replace(plan, k=len(rows))
-    table = answer(registry, indexes, whole, wanted, Candidates(rows, keys), 0, most=len(rows))
+    table = answer(registry, indexes, plan, wanted, Candidates(rows, keys), 0, most=len(rows), of_page=len(rows))
     if table is None:
-        return None
-    answers: list[Found | None] = []
-    at = 0
-    for one in found:
-        if one is None:
-            answers.append(None)
-            continue
-        answers.append((table.slice(at, size), Step(plan, "top-k", plan.why, one.cost, filtered, len(one.rows))))
-        at += size
+        return answers
+    at, size = 0, plan.k - offset
+    for i, one in enumerate(found):
+        if one is not None:
+            step = Step(plan, "top-k", plan.why, one.cost, filtered, len(one.rows))
+            answers[i] = table.slice(at, size), step
+            at += size
     return answers
-
-
-def same_but(name: str, given: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the sets of parameters differ in nothing but this one."""
-    first = {k: v for k, v in given[0].items() if k != name}
-    if any(not isinstance(v, (str, int, float, bool, type(None))) for v in first.values()):
-        return False
-    return all(one.keys() == given[0].keys() and all(one[k] == v for k, v in first.items()) for one in given)

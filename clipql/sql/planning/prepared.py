@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import pyarrow as pa
-
 from clipql.encode.service import TEXT, Encoders
 from clipql.engine.embedded import Engine
 from clipql.errors import QueryCancelled, QueryError, VectorError
 from clipql.index.base import Candidates
-from clipql.sql.planning.batch_search import same_but, search_each, stacked
+from clipql.sql.planning.batch_search import search_each, stacked
 from clipql.sql.planning.execution import Execution
-from clipql.sql.planning.turns import Turns
+from clipql.sql.planning.together import Together
 from clipql.sql.planning.work import Direct, Step, Work
 from clipql.sql.recognition.constants import Constants, QueryVector, checked, of_parameter, parameter_named
 from clipql.sql.recognition.encode_calls import Encoded
@@ -37,6 +35,8 @@ from clipql.tables.indexes import Indexes
 from clipql.tables.registry import Registry
 
 T = TypeVar("T")
+
+Found = tuple[Direct, tuple[Step, ...]]
 
 MOST = 256  # statements kept
 _LONGEST_COUNT = 200  # letters of a LIMIT that is read here
@@ -88,18 +88,45 @@ class Prepared:
     format: str
     types: tuple[str, ...] | None
 
+    @functools.cached_property
+    def vector(self) -> tuple[str, bool] | None:
+        """The parameter that is the one query vector, and whether it is of Float32; None where there are others."""
+        match = _VECTOR_PARAMETER.fullmatch(self.bound[0].text) if len(self.bound) == 1 else None
+        return None if match is None or self.bound[0].literal is not None else (match[1], "Float32" in match[0])
+
+    def kind(self, given: Mapping[str, Any]) -> Hashable:
+        """What sets of parameters have in common that differ in the query vector alone; None where that is not known.
+
+        given: with what words and pictures are encoded as, which then stands for them.
+        """
+        if self.vector is None:
+            return None
+        vector = self.vector[0]
+        if len(given) == 1 and vector in given:  # nearly always
+            return id(self), ()
+        apart = {argument for _, argument, _ in self.encoded.values()}
+        rest = [(n, v) for n, v in given.items() if n != vector and n not in apart]
+        if not all(isinstance(v, (str, int, float, bool, type(None))) for _, v in rest):
+            return None
+        return id(self), tuple((n, repr(v)) for n, v in rest)
+
+    def of_one_kind(self, given: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether sets of parameters differ in the query vector alone."""
+        kinds = {self.kind(each) for each in given}
+        return len(kinds) == 1 and None not in kinds
+
 
 class Repeats:
     """The prepared statements of a database, whoever asks them. Thread-safe.
 
-    memory: the masks of conditions, which are shared alike. turns: to be taken for what is run.
+    memory: the masks of conditions, which are shared alike.
     """
 
     def __init__(self, registry: Registry, indexes: Indexes, encoders: Encoders) -> None:
         self._registry, self._indexes, self._encoders = registry, indexes, encoders
         self.memory = FilterMemory(registry)
         self._engine: Engine = registry.engine
-        self.turns = Turns()
+        self._together: Together[Mapping[str, Any], Found | None] = Together()
         self._kept: Recent[Hashable, Prepared] = Recent(MOST)
 
     def asked(self, sql: str, format: str, settings: Mapping[str, str], params: Mapping[str, Any]) -> Asked | None:
@@ -152,10 +179,21 @@ class Repeats:
         given.update(prepared.constants)
         return given
 
-    def run(
-        self, prepared: Prepared, literals: Sequence[str], given: Mapping[str, Any]
-    ) -> tuple[Direct, tuple[Step, ...]] | None:
-        """The answer for these values; None where the statement must be read anew. Hold the gate, and a turn.
+    def answer(self, prepared: Prepared, literals: Sequence[str], given: Mapping[str, Any]) -> Found | None:
+        """As `run`, in turn with other threads, or together with what they ask."""
+
+        def alone(given: Mapping[str, Any]) -> Found | None:
+            with self._registry.gate.reading():
+                return self.run(prepared, literals, given) if self.holds(prepared) else None
+
+        def each(given: Sequence[Mapping[str, Any]]) -> Sequence[Found | None] | None:
+            with self._registry.gate.reading():
+                return self.run_many(prepared, given, on_all_cores=False) if self.holds(prepared) else None
+
+        return self._together.ask(prepared.kind(given), given, alone, each)
+
+    def run(self, prepared: Prepared, literals: Sequence[str], given: Mapping[str, Any]) -> Found | None:
+        """The answer for these values; None where the statement must be read anew. Hold the gate.
 
         Raises VectorError where a query vector has another length than its column, or is not finite.
         """
@@ -170,27 +208,31 @@ class Repeats:
         return None if work.answer is None else (work.answer, tuple(work.steps))
 
     def run_many(
-        self, prepared: Prepared, given: Sequence[Mapping[str, Any]]
-    ) -> list[tuple[pa.Table, Step] | None] | None:
-        """The answers for many sets of values, None for those that are to be asked alone; None where all are.
-
-        Hold the gate, and a turn.
+        self, prepared: Prepared, given: Sequence[Mapping[str, Any]], *, on_all_cores: bool = True
+    ) -> list[Found | None] | None:
+        """The answers for many sets of values of one kind, None for those that are to be asked alone; None where all
+        are. Hold the gate.
         """
-        match = _VECTOR_PARAMETER.fullmatch(prepared.bound[0].text)
-        if len(prepared.bound) != 1 or match is None or prepared.encoded or prepared.types is not None:
+        plan = self._plan(prepared, (), given[0]) if prepared.vector else None
+        if prepared.vector is None or plan is None:
             return None
-        plan = self._plan(prepared, (), given[0]) if same_but(match[1], given) else None
-        vectors = stacked([g[match[1]] for g in given], narrow="Float32" in match[0]) if plan else None
-        if plan is None or vectors is None or vectors.shape[1] != len(plan.vectors[0].values):
+        name, narrow = prepared.vector
+        vectors = stacked([g[name] for g in given], narrow=narrow)
+        if vectors is None or vectors.shape[1] != len(plan.vectors[0].values):
             return None
         execution = Execution(self._registry, self._indexes.rows, self.memory, plan, Work(prepared.sql, dict(given[0])))
         offset = _count(plan.select.offset or "0", given[0]) or 0
         try:
-            return search_each(self._registry, self._indexes, plan, execution, prepared.items, vectors, offset)
+            found = search_each(
+                self._registry, self._indexes, plan, execution, prepared.items, vectors, offset, on_all_cores
+            )
         except QueryCancelled:
             raise
         except QueryError:  # what is wrong, the statement itself will say
             return None
+        if found is None:
+            return None
+        return [None if one is None else (Direct(one[0], prepared.types), (one[1],)) for one in found]
 
     def _plan(self, prepared: Prepared, literals: Sequence[str], given: Mapping[str, Any]) -> Plan | None:
         """The plan with these values in their places."""

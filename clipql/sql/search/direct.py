@@ -83,14 +83,16 @@ def answer(
     found: Candidates,
     offset: int,
     most: int = MOST_ROWS,
+    of_page: int | None = None,
 ) -> pa.Table | None:
     """The answer, or None where the row file does not hold all of it. offset: rows left out before the first.
 
-    most: of so many rows at most.
+    most: of so many rows at most. of_page: the rows of the answer, where they are not the plan's k.
     """
     select = plan.select
     reader = indexes.rows.reader(select.table)
-    rows = found.rows[offset : plan.k]
+    last = of_page or plan.k
+    rows = found.rows[offset:last]
     if reader is None or len(rows) > most or (len(rows) and int(rows.max()) >= reader.rows):
         return None
     stored = [i.column for i in wanted if i.column not in (None, ROW)]
@@ -108,7 +110,7 @@ def answer(
         elif item.column is not None:
             columns.append(taken[item.column])
         else:
-            columns.append(_distance(registry, plan, item, rows, found.distances[offset : plan.k]))
+            columns.append(_distance(registry, plan, item, rows, found.distances[offset:last]))
     kinds = [None if item.column not in (None, ROW) else c.type for item, c in zip(wanted, columns, strict=True)]
     shape = reader.shape((wanted, *kinds), lambda: [_field(reader, i, k) for i, k in zip(wanted, kinds, strict=True)])
     return pa.Table.from_arrays(columns, schema=shape)
