@@ -86,6 +86,7 @@ class Api:
             Route("/api/projection", guarded(self._projection), methods=["POST"]),
             Route("/api/explain", guarded(self._explain), methods=["POST"]),
             Route("/api/complete", guarded(self._complete)),
+            Route("/api/progress/{query_id}", guarded(self._progress)),
         ]
 
     def guarded(self, handler: Body, *, public: bool = False) -> Body:
@@ -328,6 +329,13 @@ class Api:
             raise without_prefix(error, _EXPLAIN) from error.__cause__
         return JsonResponse({"plan": [str(v) for v in answer.output.arrow().column(0).to_pylist()]})
 
+    async def _progress(self, request: HttpRequest) -> Response:
+        """Answered at once, however many statements run."""
+        meter = self._service.meters.get(request.path_params["query_id"])
+        read = meter.now if meter else None
+        rows, total = (read.rows, read.total_rows) if read else (None, None)
+        return JsonResponse({"read_rows": rows, "total_rows": max(rows or 0, total) if total else None})
+
     async def _complete(self, request: HttpRequest) -> Response:
         return JsonResponse(await self.in_thread(request, self._completions))
 
@@ -343,8 +351,8 @@ class Api:
 
 def _log(request: HttpRequest, status: int, seconds: float) -> None:
     path = request.scope["path"]
-    # a page of results asks for many of these
-    level = logging.DEBUG if path.startswith(("/api/thumbnail/", "/metrics")) else logging.INFO
+    # a page of results, and one that waits for a statement, ask for many of these
+    level = logging.DEBUG if path.startswith(("/api/thumbnail/", "/api/progress/", "/metrics")) else logging.INFO
     if LOG.isEnabledFor(level):
         fields = {"method": request.method, "path": path[:200], "status": status, "seconds": round(seconds, 6)}
         LOG.log(level, "request", extra={"fields": fields})

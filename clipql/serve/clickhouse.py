@@ -18,7 +18,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from clipql.errors import ClipqlError, QueryError
-from clipql.serve import access_control, compression, early_head, external, replies
+from clipql.serve import access_control, asked_for, compression, early_head, external, replies
 from clipql.serve import clickhouse_request as reading
 from clipql.serve.allowed import words
 from clipql.serve.errors import error_code, error_headers, error_status, error_text, let_go
@@ -151,6 +151,7 @@ class ClickHouse:
             check = given.get("session_check") == "1"
             kept = self._statements.sessions.take(given["session_id"], given.get("session_timeout"), check=check)
         call.version = native_version(call.params)
+        call.tells_origins = asked_for.tells(request, "origins")
         self._statements.prepare(call, asking, kept)
         return await self._start(request, call)
 
@@ -212,7 +213,7 @@ class ClickHouse:
             counted.release()
             if meter is not None:
                 meter.close()
-        headers = {**self._headers(call), **self._capped(call)}
+        headers = {**self._headers(call), **self._capped(call), **asked_for.origins(call.origins)}
         compress = replies.encoding(request, call.params)
         if ended:
             answer = future.result()  # raises what went wrong, unless rows went before it
@@ -220,7 +221,7 @@ class ClickHouse:
             data = b"".join([*held, answer.output.data])
             return await self._answered(answer, data, headers, compress, call)
         headers |= {"X-ClickHouse-Exception-Tag": (tag := secrets.token_hex(8)), **replies.counted(None, call.params)}
-        if meter is not None:
+        if meter is not None and replies.wants_progress(call.params):
             headers["X-ClickHouse-Progress"] = meter.now.json()
         asked = own_settings.take_format(call.asked.sql)[1] or call.request.format
         headers |= replies.typed(asked)
@@ -292,12 +293,14 @@ class ClickHouse:
 
 
 def _metered(request: HttpRequest, call: Call) -> Meter | None:
-    """What tells the client of what its statement reads until the head of the reply is sent, where it asks for that."""
-    send = early_head.sender(request)
-    if send is None or not replies.wants_progress(call.params):
+    """What knows how much a statement has read, where its client wants that: it is told by lines of the head until the
+    reply's is sent, or to who asks.
+    """
+    send = early_head.sender(request) if replies.wants_progress(call.params) else None
+    if send is None and not asked_for.tells(request, "progress"):
         return None
     meter = Meter(
-        lambda counts: send("X-ClickHouse-Progress", counts.json()),
+        lambda counts: send("X-ClickHouse-Progress", counts.json()) if send else None,
         interval(call.params.get("http_headers_progress_interval_ms", "")),
     )
     call.request.progress = meter

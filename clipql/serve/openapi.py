@@ -12,6 +12,7 @@ from clipql.version import __version__
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "number"}
 _WHOLE = {"type": "integer"}
+_COUNT = {"type": ["integer", "null"]}
 _NAMES = {"type": "array", "items": _TEXT}
 _ROW = {
     "id": _TEXT,
@@ -238,4 +239,9 @@ def _rest(options: Options) -> dict[str, Any]:
             "The plan of a statement", _object({"sql": _TEXT, "database": _TEXT}, ["sql"]), _object({"plan": _NAMES})
         ),
         "/api/complete": _get("Words to complete SQL with", _object({"keywords": _NAMES, "functions": _NAMES})),
+        "/api/progress/{query_id}": _get(
+            "What a statement sent with the header `X-Clipql-Tell: progress` has read; null where it is not known",
+            _object({"read_rows": _COUNT, "total_rows": _COUNT}),
+            parameters=[{"name": "query_id", "in": "path", "required": True, "schema": _TEXT}],
+        ),
     }

@@ -25,6 +25,7 @@ from clipql.serve.foreign import detach, foreign
 from clipql.serve.guard import Checked, Guard
 from clipql.serve.limits import Options
 from clipql.serve.pool import Pool
+from clipql.serve.progress import Meter
 from clipql.serve.prometheus import Metrics
 from clipql.serve.request_body import Bodies
 from clipql.sql.planning.outputs import Progress, Sink
@@ -66,6 +67,7 @@ class Service:
         self.fellows, self.bodies = fellows, Bodies(options.limits, fellows)
         self.pool = Pool(options.limits, self.engine.cancel, fellows, moment)
         self.running = Running(fellows, self.pool.stop_soon)
+        self.meters: dict[str, Meter] = {}  # of the queries that run here and are metered, by their ids
         self.metrics = Metrics(self.registry, database.encoders, self._taken, fellows.metrics)
         self.everyone = self.new_user()
         self.roles, self.moment = Roles(self.registry), moment

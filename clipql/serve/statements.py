@@ -18,12 +18,13 @@ from typing import Any
 
 from clipql.engine.quoting import quote_name
 from clipql.engine.users import Acting, EngineUser
-from clipql.errors import QueryError
+from clipql.errors import ClipqlError, QueryError
 from clipql.serve import allowed, asked_functions, external, native_answers
 from clipql.serve import clickhouse_request as reading
 from clipql.serve.allowed import words
 from clipql.serve.guard import Checked
 from clipql.serve.pool import Pipe
+from clipql.serve.progress import Counts, Meter
 from clipql.serve.request_body import Held
 from clipql.serve.service import Request, Service
 from clipql.serve.sessions import Kept, Sessions
@@ -32,6 +33,7 @@ from clipql.serve.spelling import with_identifiers
 from clipql.serve.told import Asked, Told
 from clipql.serve.totals import Apart
 from clipql.sql.recognition import settings as own_settings
+from clipql.sql.recognition.column_origins import Origin
 from clipql.sql.session import Answer, Session
 from clipql.syntax.inputs import input_of
 from clipql.syntax.reading import read
@@ -54,7 +56,8 @@ class Call:
     version: of the client, for answers in Native; 0 for one that names none. apart: where the answer is blocks of
     Native, handed over one by one, the first of which has no rows and names the columns; there are those of totals and
     extremes then. describes: whether the answer
-    to an INSERT is the columns that it fills, and nothing is inserted.
+    to an INSERT is the columns that it fills, and nothing is inserted. tells_origins: whether its client asks where the
+    columns of the result come from, which is in `origins` by the time that it has a result.
     """
 
     query_id: str
@@ -70,6 +73,8 @@ class Call:
     version: int = 0
     apart: Apart | None = None
     describes: bool = False
+    tells_origins: bool = False
+    origins: tuple[Origin | None, ...] = ()
     binding: Mapping[str, Any] = field(default_factory=dict)
     submitted: bool = False
     writes: bool = False
@@ -94,7 +99,7 @@ class Statements:
         self._running, self._short = service.running, ShortWay(service)
         self._wordy = threading.Lock()
         self._texts: dict[str, tuple[str, float]] = {}
-        self._told = Told(service.options.write, lambda: [(id, *said) for id, said in self._texts.copy().items()])
+        self._told = Told(service.options.write, self._now)
 
     def prepare(self, call: Call, request: Request, kept: Kept | None = None) -> None:
         """Have a statement ready to be run: whose it is, its values, its settings. kept: its session, if it has one.
@@ -116,6 +121,14 @@ class Statements:
             self.leave(call)
             raise
 
+    def _now(self) -> list[tuple[str, str, float, Counts]]:
+        """The statements that run here, with what they have read as far as somebody has asked for that."""
+        meters = self.service.meters.copy()
+        return [
+            (id, sql, began, meters[id].now if id in meters else Counts())
+            for id, (sql, began) in self._texts.copy().items()
+        ]
+
     def leave(self, call: Call) -> None:
         """Nothing works for a call any more."""
         call.held.release()
@@ -124,6 +137,7 @@ class Statements:
             call.kept = None
         if self._running.remove(call.query_id, call.acting):
             self._texts.pop(call.query_id, None)
+            self.service.meters.pop(call.query_id, None)
 
     def finished(self, face: str, call: Call, status: int) -> None:
         """Count and log a statement. face: the protocol that it came by."""
@@ -142,6 +156,8 @@ class Statements:
         """The answer to what is short work; None for anything else. Raises ClipqlError."""
         if call.kept or call.alone or call.acting is None or call.asked.data is not None or call.tables:
             return None
+        if call.tells_origins:
+            return None
         sql = with_identifiers(call.asked.sql, call.binding)
         if call.version or len(sql) > SHORT:
             return None
@@ -154,6 +170,8 @@ class Statements:
         assert call.acting is not None
         self._running.add(call.query_id, call.acting)
         self._texts[call.query_id] = (call.asked.sql, time.time())
+        if isinstance(call.request.progress, Meter):
+            self.service.meters[call.query_id] = call.request.progress
         work, ended = partial(self._carried_out, call, pipe.put), partial(self.leave, call)
         pool = self.service.pool
         future = pool.aside(work, ended) if makes_room(call.asked.sql) else pool.submit(work, call.acting, ended)
@@ -197,6 +215,10 @@ class Statements:
                     "a temporary table needs a session: give session_id", code=372, name="SESSION_NOT_FOUND"
                 )
             session = call.kept.session if call.kept else None
+            if call.tells_origins and not call.tables:
+                with contextlib.suppress(ClipqlError):  # which is said when the statement is run
+                    own = session or service.database.session()
+                    call.origins = own.origins(checked.sql, call.binding)
             if call.describes:
                 return self._described(checked, call, session)
             if call.asked.data is not None and checked.writes:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from clipql.engine.quoting import quote_string
 from clipql.serve.allowed import words
+from clipql.serve.progress import Counts
 from clipql.sql.definitions.introspection import too_often
 from clipql.syntax.edits import Edit, edited
 from clipql.syntax.lexer import Token
@@ -42,7 +43,8 @@ _COLUMNS = {
     ),
     "processes": (
         "is_initial_query UInt8, user String, query_id String, initial_query_id String, elapsed Float64, "
-        "read_rows UInt64, read_bytes UInt64, memory_usage Int64, query String, current_database String"
+        "read_rows UInt64, read_bytes UInt64, total_rows_approx UInt64, memory_usage Int64, query String, "
+        "current_database String"
     ),
     "query_log": (
         "type String, event_date Date, event_time DateTime, query_start_time DateTime, query_duration_ms UInt64, "
@@ -71,9 +73,10 @@ class Asked:
 
 
 class Told:
-    """The tables. running: gives the id and the text of each query that runs, and since when (time.time)."""
+    """The tables. running: gives the id and the text of each query that runs, since when (time.time), and what it has
+    read."""
 
-    def __init__(self, write: bool, running: Callable[[], Iterable[tuple[str, str, float]]]) -> None:
+    def __init__(self, write: bool, running: Callable[[], Iterable[tuple[str, str, float, Counts]]]) -> None:
         self._write, self._running = write, running
         self._ended: deque[Asked] = deque(maxlen=MOST_QUERIES)
 
@@ -147,8 +150,9 @@ class Told:
     def _processes(self) -> list[str]:
         now = time.time()
         return [
-            f"(1, 'default', {_text(id)}, {_text(id)}, {now - began:.6f}, 0, 0, 0, {_text(sql)}, 'default')"
-            for id, sql, began in self._running()
+            f"(1, 'default', {_text(id)}, {_text(id)}, {now - began:.6f}, {read.rows}, {read.size}, {read.total_rows}, "
+            f"0, {_text(sql)}, 'default')"
+            for id, sql, began, read in self._running()
         ]
 
     def _query_log(self) -> list[str]:

@@ -37,8 +37,9 @@ from clipql.sql.planning.short import is_short
 from clipql.sql.planning.work import Step
 from clipql.sql.read_only import reads, refuse
 from clipql.sql.recognition import settings
+from clipql.sql.recognition.column_origins import ColumnOrigins, Origin
 from clipql.sql.recognition.stars import Stars
-from clipql.sql.recognition.views import check_view
+from clipql.sql.recognition.views import check_view, finder
 from clipql.sql.recognition.words import telling_where
 from clipql.sql.search.harmless import settings_allow
 from clipql.sql.temporary import note_temporary
@@ -206,6 +207,13 @@ class Session:
             return dataclasses.replace(planned, tables={**planned.tables, **listing})
 
         return within_limits(self._engine, sql, plan, self._safeguard.held, most_rows)
+
+    def origins(self, sql: str, params: Mapping[str, Any]) -> tuple[Origin | None, ...]:
+        """Where the columns of a SELECT's result come from. Raises ClipqlError where it cannot be read."""
+        given = {**self.params, **params}
+        text = settings.take_format(self._stars.spelled(respelled(with_names(sql, given), self._defined)))[0]
+        with self._registry.gate.reading():
+            return ColumnOrigins(self._stars, finder(self._registry, given)).of(text)
 
     def _defined(self) -> list[str]:
         """The functions that users made: whatever they are called, they mean what they say."""

@@ -534,6 +534,7 @@ def test_the_document_describes_every_route_that_there_is(server: Running) -> No
             assert reply.status not in (405, 500), (path, method, reply.text[:100])
     assert {"/api/status", "/api/tables", "/api/search", "/api/map", "/api/projection", "/api/explain", "/api/login",
             "/api/count", "/api/chance", "/api/models", "/api/facets", "/api/complete", "/healthz", "/metrics",
+            "/api/progress/{query_id}",
             "/api/picture/{database}/{table}/{id}", "/api/rows/{database}/{table}/{id}",
             "/api/thumbnail/{database}/{table}/{id}",
             "/", "/ping", "/replicas_status", "/api/openapi.json"} == set(document["paths"])  # fmt: skip

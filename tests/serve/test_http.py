@@ -282,6 +282,31 @@ def test_progress_comes_while_a_query_runs_and_an_error_after_it_is_told(server:
         assert come.readline() == b"HTTP/1.1 200 OK\r\n"
 
 
+def test_what_a_statement_has_read_is_told_to_who_asks_while_it_runs(server: Running) -> None:
+    asks = {"X-Clipql-Tell": "progress, origins"}
+    sql = f"{FOREVER} SETTINGS max_threads = 1"
+    thread = threading.Thread(target=lambda: server.ask("/", sql, headers=asks, query_id="a%2Fb"))
+    thread.start()
+
+    def told() -> dict[str, int | None]:
+        found: dict[str, int | None] = server.ask("/api/progress/a%252Fb").json
+        return found
+
+    until(lambda: told()["read_rows"], "rows are told")
+    first = told()
+    until(lambda: (told()["read_rows"] or 0) > (first["read_rows"] or 0), "more are told")
+    assert first["total_rows"] == 100_000_000_000
+    sql = "SELECT read_rows, total_rows_approx FROM system.processes WHERE query_id = 'a%2Fb' FORMAT JSONCompact"
+    read, total = server.sql(sql).json["data"][0]
+    assert (int(read) >= (first["read_rows"] or 0), int(total)) == (True, 100_000_000_000)
+    server.sql("KILL QUERY WHERE query_id = 'a%2Fb'")
+    thread.join(LAST_NET_SECONDS)
+    assert told() == {"read_rows": None, "total_rows": None}
+    replies = [server.ask("/", "SELECT nothing", headers=asks), server.ask("/", "SELECT 1", headers=asks)]
+    assert [reply.status for reply in replies] == [404, 200]  # an error keeps its status
+    assert "x-clickhouse-progress" not in replies[1].headers
+
+
 def test_totals_and_extremes_come_behind_the_rows_as_clickhouse_writes_them(server: Running, tmp_path: Path) -> None:
     grouped = "SELECT number % 2 AS k, count() FROM numbers(10) GROUP BY k WITH TOTALS ORDER BY k"
     statements = [

@@ -4,12 +4,15 @@
  */
 
 import { el } from './dom.js';
+import { now } from './state.js';
 import { catalog } from './tables.js';
 
 const MOST = 9;
 const SHORTEST = 2; // letters before the list opens by itself
+const [NAMED, OPEN, OTHER] = [-2, -1, 3]; // the ranks of columns, by their table; tables have 1, keywords 2, functions 4
 
-export function makeCompletion(area, editor, paint, highlight) {
+/** `others()`: the tables that the server has, also those that cannot be searched: {database, table, columns: [[name, type]]}. */
+export function makeCompletion(area, editor, paint, highlight, others) {
   const list = el('ul', { class: 'completion', id: 'completion', role: 'listbox', 'aria-label': 'Completions', hidden: true });
   editor.append(list);
   for (const [name, value] of Object.entries({ 'aria-autocomplete': 'list', 'aria-controls': 'completion' })) {
@@ -20,16 +23,26 @@ export function makeCompletion(area, editor, paint, highlight) {
 
   const wordBefore = () => /[A-Za-z_][\w]*$/.exec(area.value.slice(0, area.selectionStart))?.[0] ?? '';
 
+  /** The tables as they are now, those that the text names first, then the open one. */
+  function tables() {
+    const found = new Map();
+    for (const { database, name, columns } of catalog.tables) found.set(`${database}.${name}`, { database, name, columns: columns.map((one) => [one.name, one.type]) });
+    for (const { database, table, columns } of others()) found.set(`${database}.${table}`, { database, name: table, columns });
+    const end = area.selectionStart;
+    const text = `${area.value.slice(0, end - wordBefore().length)} ${area.value.slice(end)}`.toLowerCase();
+    const words = new Set(text.match(/[\p{L}\p{N}_]+/gu));
+    const isNamed = (name) => (/^\w+$/.test(name) ? words.has(name) : text.includes(name));
+    const isOpen = (table) => table.name === now.table && table.database === (now.database ?? 'default');
+    const rank = (table) => (isNamed(table.name.toLowerCase()) ? NAMED : isOpen(table) ? OPEN : OTHER);
+    return [...found.values()].map((table) => ({ ...table, rank: rank(table) })).sort((a, b) => a.rank - b.rank);
+  }
+
   function candidates() {
-    const { tables } = catalog; // as they are now
-    const text = area.value.toLowerCase();
+    const all = tables();
     const found = new Map();
     const add = (name, kind, rank) => found.has(name) || found.set(name, { name, kind, rank });
-    for (const table of tables) {
-      const named = text.includes(table.name.toLowerCase());
-      for (const column of table.columns) add(column.name, `${table.name} · ${column.type}`, named ? 0 : 3);
-    }
-    for (const table of tables) add(table.name, 'table', 1);
+    for (const table of all) for (const [name, type] of table.columns) add(name, `${table.name} · ${type}`, table.rank);
+    for (const table of all) add(table.name, 'table', 1);
     for (const name of highlight.words.keywords) add(name, 'keyword', 2);
     for (const name of highlight.words.functions) add(name, 'function', 4);
     return found.values();

@@ -6,8 +6,11 @@ import { copyButton, planOf, saveFile, shortly } from './dialogs.js';
 import { button, byId, count, el } from './dom.js';
 import { makeHighlighter } from './highlight.js';
 import { chartOf } from './sqlchart.js';
-import { makeSide, statementsOf } from './sqlside.js';
+import { watchProgress } from './sqlprogress.js';
+import { originsOf, tableBehind, waysToRows } from './sqlrows.js';
+import { makeSide } from './sqlside.js';
 import { resultTable } from './sqltable.js';
+import { placed, statementsOf } from './sqltext.js';
 import { change, now } from './state.js';
 import { quoted, sourceOf } from './tables.js';
 
@@ -15,7 +18,6 @@ import { quoted, sourceOf } from './tables.js';
 const SETTINGS = 'default_format=JSONCompact&output_format_json_quote_64bit_integers=1&output_format_json_quote_denormals=1';
 
 const FILES = { CSV: ['CSVWithNames', 'csv'], JSON: ['JSONEachRow', 'jsonl'], Parquet: ['Parquet', 'parquet'], Arrow: ['Arrow', 'arrow'] };
-const MOST_SHOWN = 1000; // rows of a result that become pictures or a map
 const session = `page-${crypto.getRandomValues(new Uint32Array(4)).join('-')}`; // several statements go on from each other
 
 let parts = null;
@@ -53,16 +55,19 @@ function build() {
     area.setRangeText(name, area.selectionStart, area.selectionEnd, 'end');
     area.dispatchEvent(new Event('input', { bubbles: true }));
   };
-  const beside = makeSide(insert, (sql) => {
+  const open = (sql, values = params) => {
+    params = values;
     area.value = sql;
     area.dispatchEvent(new Event('input', { bubbles: true }));
     area.focus();
-  });
+  };
+  const beside = makeSide(insert, open, () => ({ sql: area.value, params: Object.fromEntries(usedParams()) }));
+  const share = el('progress', { class: 'sql-share', max: 1, 'aria-label': 'Share of the rows that is read', hidden: true });
   byId('view-sql').replaceChildren(
     beside.side,
-    el('div', { class: 'sql' }, editor, given, el('div', { class: 'bar' }, run, plan, copyButton(() => area.value), el('kbd', { class: 'quiet' }, 'Ctrl + Enter'), el('span', { class: 'bar-gap' }), said), error, out),
+    el('div', { class: 'sql' }, editor, given, el('div', { class: 'bar' }, run, plan, copyButton(() => area.value), el('kbd', { class: 'quiet' }, 'Ctrl + Enter'), el('span', { class: 'bar-gap' }), said), share, error, out),
   );
-  parts = { area, paint, error, said, given, out, run, beside, highlight: makeHighlighter(area, paint) };
+  parts = { area, paint, error, said, share, given, out, run, beside, highlight: makeHighlighter(area, paint) };
   document.addEventListener('keydown', (event) => {
     const here = now.view === 'sql' && !document.querySelector('dialog[open]');
     if (here && event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
@@ -71,7 +76,7 @@ function build() {
     }
   });
   area.addEventListener('input', drawParams);
-  makeCompletion(area, editor, paint, parts.highlight);
+  makeCompletion(area, editor, paint, parts.highlight, beside.tables);
   // the words of the language come from the server, so that they are this engine's
   call('/api/complete').then(
     (words) => parts.highlight.learn(words),
@@ -101,8 +106,8 @@ export function drawSql(state, table) {
   if (entered && matchMedia('(hover: hover)').matches) parts.area.focus({ preventScroll: true });
   const offered = parts.area.value === parts.example; // by the page, before it knew the table or another was chosen
   const text = state.sql || (offered ? '' : parts.area.value) || (parts.example = example(table));
-  if (parts.area.value !== text) {
-    if (parts.area.value.trim() !== text.trim()) running?.abort(); // its answer is not one to this text
+  if (parts.area.value.trim() !== text.trim()) {
+    running?.abort(); // its answer is not one to this text
     parts.area.value = text;
     parts.highlight.draw();
     clear();
@@ -124,30 +129,23 @@ function clear() {
   parts.out.replaceChildren();
 }
 
-/** The letter of the editor that is at a byte, from 1, of the statement sent, which is what the server counts. */
-function placeOf(byte) {
-  const all = parts.area.value;
-  const before = new TextEncoder().encode(all.trim()).subarray(0, byte - 1);
-  return Math.min(all.length, all.length - all.trimStart().length + new TextDecoder().decode(before).length);
-}
-
-function fail(error, several = false) {
+/** Says what went wrong with a statement of the editor, {sql, at}, and its whole text; null: with what was made of a result. */
+function fail(error, statement = null, text = '', several = false) {
+  const { message, place } = statement ? placed(error, text, statement) : { message: error.message, place: null };
   parts.error.hidden = false;
-  parts.error.replaceChildren(el('pre', {}, error.message));
-  const place = /\bposition (\d+)/i.exec(error.message);
-  if (place && !several) {
-    const at = placeOf(Number(place[1]));
-    parts.error.append(
-      button('Go to the place', {
-        text: 'Go to the place',
-        class: 'link',
-        onclick: () => {
-          parts.area.focus();
-          parts.area.setSelectionRange(at, at + 1);
-        },
-      }),
-    );
-  }
+  parts.error.replaceChildren(el('pre', {}, message));
+  const go = (label, from, to) =>
+    button(label, {
+      text: label,
+      class: 'link',
+      onclick: () => {
+        parts.area.focus();
+        if (parts.area.value === text) parts.area.setSelectionRange(from, to);
+        else parts.said.textContent = 'The text has been changed since.';
+      },
+    });
+  if (place !== null) parts.error.append(go('Go to the place', place, place + 1));
+  else if (several) parts.error.append(go('Go to the statement', statement.at, statement.at + statement.sql.length));
 }
 
 /** One statement runs, or is explained, at a time: the one before is stopped, and what it still answers is not shown. */
@@ -162,6 +160,7 @@ function begin() {
 function end(mine) {
   if (running !== mine) return;
   running = null;
+  parts.share.hidden = true;
   parts.run.lastChild.textContent = 'Run';
 }
 
@@ -174,43 +173,49 @@ function sayNone() {
 }
 
 async function runIt() {
-  const sql = parts.area.value.trim();
-  const every = statementsOf(sql);
+  const text = parts.area.value;
+  const sql = text.trim();
+  const every = statementsOf(text);
   if (!every.length) return sayNone();
+  const several = every.length > 1;
+  if (!several) every[0] = { sql, at: text.indexOf(sql) }; // as it is
   // the step that led to this view is that of the first statement run in it, too: the way back shows something else
   change({ sql }, now.sql === sql || !now.sql ? 'replace' : 'push');
   const mine = begin();
   const began = performance.now();
   let at = 0;
-  const tell = () => {
+  const progress = watchProgress(mine.signal, (read) => {
     const seconds = Math.round((performance.now() - began) / 1000);
-    parts.said.textContent = `Running${every.length > 1 ? ` statement ${at + 1} of ${every.length}` : ''}…${seconds ? ` ${seconds} s` : ''}`;
-  };
-  const clock = setInterval(tell, 1000);
-  tell();
+    parts.said.textContent = `Running${several ? ` statement ${at + 1} of ${every.length}` : ''}…${seconds ? ` ${seconds} s` : ''}${read ? ` · ${read.text}` : ''}`;
+    parts.share.hidden = !read || read.share === null;
+    if (read?.share) parts.share.value = read.share;
+  });
   try {
     const extra = usedParams().map(([name, value]) => `&param_${encodeURIComponent(name)}=${encodeURIComponent(typeof value === 'string' ? value : JSON.stringify(value))}`);
     const database = now.database ? `&database=${encodeURIComponent(now.database)}` : '';
-    const together = every.length > 1 ? `&session_id=${session}` : '';
-    const ask = (body, settings) => send(`/?${settings}${database}${together}${extra.join('')}`, { method: 'POST', body, headers: { 'Content-Type': 'text/plain; charset=utf-8' }, signal: mine.signal });
-    let text = '';
-    // a single statement goes as it is, so that places in it are those of the editor
-    for (; at < every.length; at++) text = await (await ask(every.length > 1 ? every[at] : sql, SETTINGS)).text();
+    const together = several ? `&session_id=${session}` : '';
+    const ask = (body, settings, id = null) => send(`/?${settings}${database}${together}${extra.join('')}${id ? `&query_id=${id}` : ''}`, { method: 'POST', body, headers: { 'Content-Type': 'text/plain; charset=utf-8', 'X-Clipql-Tell': 'progress, origins' }, signal: mine.signal });
+    let result = '';
+    let origins = [];
+    for (; at < every.length; at++) {
+      const reply = await ask(every[at].sql, SETTINGS, progress.of(session));
+      [result, origins] = [await reply.text(), originsOf(reply)];
+    }
     parts.beside.ran(sql);
-    const last = every.at(-1);
-    show(text, performance.now() - began, last, (format) => ask(last, `default_format=${format}`));
+    const last = every.at(-1).sql;
+    show(result, performance.now() - began, last, origins, (format) => ask(last, `default_format=${format}`));
   } catch (error) {
     if (running !== mine) return;
-    parts.said.textContent = mine.signal.aborted ? 'Stopped.' : every.length > 1 ? `Statement ${at + 1} of ${every.length} failed; those before it have been run.` : '';
-    if (!mine.signal.aborted) fail(error, every.length > 1);
+    parts.said.textContent = mine.signal.aborted ? 'Stopped.' : several ? `Statement ${at + 1} of ${every.length} failed; those before it have been run.` : '';
+    if (!mine.signal.aborted) fail(error, every[at], text, several);
   } finally {
-    clearInterval(clock);
+    progress.end();
     end(mine);
   }
 }
 
-/** `again(format)` runs the statement once more for a file. */
-function show(text, milliseconds, sql, again) {
+/** `again(format)` runs the statement once more for a file; `origins`: what its columns come from. */
+function show(text, milliseconds, sql, origins, again) {
   const time = milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
   let answer = null;
   try {
@@ -222,7 +227,7 @@ function show(text, milliseconds, sql, again) {
     const { rows = answer.data.length, statistics } = answer;
     const read = statistics?.rows_read ? ` · ${count(statistics.rows_read)} read` : '';
     parts.said.textContent = `${count(rows)} ${rows === 1 ? 'row' : 'rows'} · ${time}${read}`;
-    parts.out.replaceChildren(toolsOf(answer, sql, again), resultTable(answer, currentTable, searchBy));
+    parts.out.replaceChildren(toolsOf(answer, origins, sql, again), resultTable(answer, origins, searchBy));
   } else {
     parts.said.textContent = `Done · ${time}`;
     parts.out.replaceChildren(...(text.trim() ? [el('pre', { class: 'plan raw', tabindex: 0 }, text)] : []));
@@ -230,34 +235,33 @@ function show(text, milliseconds, sql, again) {
 }
 
 /** What can be done with a result: a file, a chart, and its rows as pictures or on the map. */
-function toolsOf(answer, sql, again) {
+function toolsOf(answer, origins, sql, again) {
   const place = el('div', { class: 'sql-extra' });
   const save = async (format, ending) => {
     try {
       saveFile(await (await again(format)).blob(), `result.${ending}`);
     } catch (error) {
-      fail(error, true);
+      fail(error);
     }
   };
   const reads = /^\s*(\(|SELECT|WITH|FROM|SHOW|DESC|EXPLAIN)/i.test(sql);
   const files = reads ? Object.entries(FILES).map(([name, [format, ending]]) => button(`Download ${name}`, { icon: 'download', text: name, class: 'tool', title: `Run it again for a ${name} file`, onclick: () => save(format, ending) })) : [];
   const chart = () => place.replaceChildren(...(place.firstChild ? [] : [chartOf(answer) ?? el('p', { class: 'quiet' }, 'A chart needs two rows or more and a column of numbers.')]));
-  const ids = answer.data.map((row) => row[answer.meta.findIndex((column) => column.name === '_row')]).filter((id) => id !== undefined);
-  const shows = ids.length && currentTable && sql.includes(currentTable.name);
-  const rows = (view) => change({ view, words: '', weight: 1, terms: [], filters: [], where: `_row IN (${ids.slice(0, MOST_SHOWN).join(', ')})`, row: null });
-  const ways = shows ? [button('As pictures', { icon: 'grid', text: 'As pictures', class: 'tool', onclick: () => rows('pictures') }), button('On the map', { icon: 'map', text: 'On the map', class: 'tool', onclick: () => rows('map') })] : [];
-  return el('div', {}, el('div', { class: 'buttons' }, button('Chart', { icon: 'bars', text: 'Chart', class: 'tool', onclick: chart }), ...ways, ...files), place);
+  const ways = waysToRows(answer, origins, (text) => (parts.said.textContent = text));
+  return el('div', {}, el('div', { class: 'buttons' }, button('Chart', { icon: 'bars', text: 'Chart', class: 'tool', onclick: chart }), ...ways.buttons, ...files), ways.said, place);
 }
 
-/** A statement that searches the open table by a vector of a result. */
-function searchBy(vector) {
-  const column = currentTable?.vectors.find((one) => one.dimension === vector.length);
+/** A statement that searches by a vector of a result: in the column that it comes from, or else in the open table. */
+function searchBy(vector, origin) {
+  const own = tableBehind(origin)?.vectors.find((one) => one.column === origin.name);
+  const table = own ? tableBehind(origin) : currentTable;
+  const column = own ?? table?.vectors.find((one) => one.dimension === vector.length);
   if (!column) {
     parts.said.textContent = `No vector column of the table chosen has ${count(vector.length)} numbers.`;
     return;
   }
-  const plain = ['_row', currentTable.picture?.column, currentTable.caption].filter(Boolean).map(quoted);
-  const source = sourceOf({ database: currentTable.database, table: currentTable.name });
+  const plain = ['_row', table.picture?.column, table.caption].filter(Boolean).map(quoted);
+  const source = sourceOf({ database: table.database, table: table.name });
   const sql = `SELECT ${plain.join(', ')}, cosineDistance(${quoted(column.column)}, {vector:Array(Float32)}) AS distance\nFROM ${source}\nORDER BY distance\nLIMIT 20`;
   openInSql(sql, { vector });
   parts.area.value = sql;
@@ -266,7 +270,8 @@ function searchBy(vector) {
 }
 
 async function explainIt() {
-  const sql = parts.area.value.trim();
+  const text = parts.area.value;
+  const sql = text.trim();
   if (!statementsOf(sql).length) return sayNone();
   const mine = begin();
   try {
@@ -276,7 +281,7 @@ async function explainIt() {
   } catch (error) {
     if (running !== mine) return;
     if (mine.signal.aborted) parts.said.textContent = 'Stopped.';
-    else fail(error);
+    else fail(error, { sql, at: text.indexOf(sql) }, text);
   } finally {
     end(mine);
   }

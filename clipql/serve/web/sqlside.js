@@ -1,8 +1,10 @@
-/** Beside the SQL editor: the tables with their columns, and the statements that were run in this browser. */
+/** Beside the SQL editor: the tables with their columns, and the statements that were saved and run in this browser. */
 
 import { send } from './api.js';
 import { button, count, el } from './dom.js';
 import { watchKept } from './kept.js';
+import { makeSaved } from './sqlsaved.js';
+import { statementsOf } from './sqltext.js';
 import { quoted, tellChanged } from './tables.js';
 
 const KEPT = 'clipql:statements';
@@ -10,11 +12,12 @@ const MOST = 100;
 const COLUMNS =
   "SELECT c.database, c.table, c.name, c.type, t.total_rows FROM system.columns AS c JOIN system.tables AS t ON t.database = c.database AND t.name = c.table WHERE c.database NOT IN ('system', 'INFORMATION_SCHEMA', 'information_schema') ORDER BY c.database, c.table, c.position";
 
-/** `insert(text)` puts a name into the editor, `open(sql)` a statement in the place of what is there. */
-export function makeSide(insert, open) {
+/** `insert(text)` puts a name into the editor, `open(sql, params)` a statement in the place of what is there; `held()` gives what is there so. */
+export function makeSide(insert, open, held) {
   const tables = el('div', { class: 'sql-tree' });
   const past = el('ul', { class: 'sql-past' });
-  const side = el('aside', { class: 'sql-side', 'aria-label': 'Tables and earlier statements' }, el('details', { open: matchMedia('(min-width: 1000px)').matches }, el('summary', {}, 'Tables'), tables), el('details', {}, el('summary', {}, 'Earlier statements'), past));
+  const side = el('aside', { class: 'sql-side', 'aria-label': 'Tables and statements' }, el('details', { open: matchMedia('(min-width: 1000px)').matches }, el('summary', {}, 'Tables'), tables), el('details', {}, el('summary', {}, 'Saved statements'), makeSaved(held, open)), el('details', {}, el('summary', {}, 'Earlier statements'), past));
+  let known = []; // the tables, with their columns
   const none = () => el('li', {}, el('span', { class: 'quiet' }, 'None was run in this browser yet'));
   const of = (sql) => el('li', {}, button(sql, { text: sql.replace(/\s+/g, ' ').slice(0, 90), class: 'link', title: sql.slice(0, 600), onclick: () => open(sql) }));
   const drawPast = () => {
@@ -27,7 +30,9 @@ export function makeSide(insert, open) {
     try {
       const reply = await send('/?default_format=JSONCompact', { method: 'POST', body: COLUMNS, headers: { 'Content-Type': 'text/plain' } });
       const { data } = await reply.json();
-      if (mine === newest) tables.replaceChildren(...tree(data, insert));
+      if (mine !== newest) return;
+      known = tablesOf(data);
+      tables.replaceChildren(...tree(known, insert));
     } catch (error) {
       if (mine === newest) tables.replaceChildren(el('p', { class: 'quiet' }, error.message));
     }
@@ -37,25 +42,31 @@ export function makeSide(insert, open) {
   watchKept(KEPT, drawPast);
   return {
     side,
+    /** The tables as the server has them: {database, table, total, columns: [[name, type]]}. */
+    tables: () => known,
     /** After a statement: it is kept, and may have changed the tables. */
     ran(sql) {
       remember(sql);
       drawPast();
-      if (statementsOf(sql).every((one) => /^\s*(\(|SELECT|WITH|FROM|EXPLAIN|SHOW|DESC|EXISTS|USE|SET)\b/i.test(one))) return;
+      if (statementsOf(sql).every(({ sql: one }) => /^\s*(\(|SELECT|WITH|FROM|EXPLAIN|SHOW|DESC|EXISTS|USE|SET)\b/i.test(one))) return;
       drawTables();
       tellChanged();
     },
   };
 }
 
-function tree(rows, insert) {
+function tablesOf(rows) {
   const tables = new Map();
   for (const [database, table, name, type, total] of rows) {
     const key = `${database}.${table}`;
     if (!tables.has(key)) tables.set(key, { database, table, total, columns: [] });
     tables.get(key).columns.push([name, type]);
   }
-  return [...tables.values()].map(({ database, table, total, columns }) => {
+  return [...tables.values()];
+}
+
+function tree(tables, insert) {
+  return tables.map(({ database, table, total, columns }) => {
     const name = database === 'default' ? quoted(table) : `${quoted(database)}.${quoted(table)}`;
     const shown = database === 'default' ? table : `${database}.${table}`;
     return el(
@@ -82,17 +93,4 @@ function remember(sql) {
   } catch {
     // the browser keeps nothing for the page
   }
-}
-
-/** A text with semicolons as its statements; those in quotes, comments and heredocs separate nothing. */
-export function statementsOf(text) {
-  const token = /'(?:[^'\\]|\\.|'')*'?|"(?:[^"\\]|\\.)*"?|`(?:[^`\\]|\\.)*`?|--[^\n]*|\/\*[\s\S]*?(?:\*\/|$)|\$(\w*)\$[\s\S]*?(?:\$\1\$|$)|;/g;
-  const found = [];
-  let from = 0;
-  for (const match of text.matchAll(token)) {
-    if (match[0] !== ';') continue;
-    found.push(text.slice(from, match.index));
-    from = match.index + 1;
-  }
-  return [...found, text.slice(from)].map((one) => one.trim()).filter((one) => one.replace(/--[^\n]*|\/\*[\s\S]*?(?:\*\/|$)/g, '').trim());
 }

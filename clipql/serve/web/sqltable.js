@@ -1,6 +1,7 @@
 /** The result of a statement as a table; pictures are shown where a column holds their addresses. */
 
 import { button, count, el, picture, webAddress, webLink } from './dom.js';
+import { tableBehind } from './sqlrows.js';
 
 const AT_ONCE = 200; // rows; the rest on request, so that a long result does not stop the page
 const LONGEST_TEXT = 400;
@@ -10,10 +11,10 @@ const NUMBER = /^(Nullable\()?(U?Int|Float|Decimal|BFloat)/;
 const PICTURE_NAME = /url|image|picture|photo|thumb|src/i;
 const PICTURE_END = /\.(jpe?g|png|webp|gif|avif|svg)([?#]|$)/i;
 
-/** `searchBy(vector)` is what a folded vector offers. `answer` is ClickHouse's JSONCompact; `table` what the page knows of the table chosen, for its thumbnails. */
-export function resultTable(answer, table, searchBy = null) {
+/** `searchBy(vector, origin)` is what a folded vector offers. `answer` is ClickHouse's JSONCompact; `origins`: what its columns come from. */
+export function resultTable(answer, origins, searchBy) {
   const kinds = answer.meta.map((column, i) => kindOf(column, i, answer.data));
-  const thumbs = thumbnailsOf(answer.meta, table);
+  const thumbs = answer.meta.map((_, i) => thumbnailsOf(i, origins));
   const body = el('tbody');
   const head = el('tr', {}, answer.meta.map((column, i) => el('th', { scope: 'col', class: kinds[i] === 'number' ? 'number' : null, title: column.type }, button(column.name, { text: column.name, class: 'sort', title: `${column.type}; sort by it`, onclick: () => sort(i) }))));
   const place = el('div', { class: 'sql-table', tabindex: 0, role: 'region', 'aria-label': 'Result' }, el('table', {}, el('thead', {}, head), body));
@@ -23,7 +24,7 @@ export function resultTable(answer, table, searchBy = null) {
   const rest = button('Show more rows', { text: 'Show more rows', class: 'tool', onclick: more });
   function more() {
     const rows = data.slice(shown, shown + AT_ONCE);
-    body.append(...rows.map((row) => el('tr', {}, row.map((value, i) => cell(value, kinds[i], thumbs?.column === i ? thumbs.of(row) : null, searchBy)))));
+    body.append(...rows.map((row) => el('tr', {}, row.map((value, i) => cell(value, kinds[i], thumbs[i]?.(row), (vector) => searchBy(vector, origins[i]))))));
     shown += rows.length;
     if (shown >= answer.data.length) rest.remove();
     else {
@@ -66,21 +67,22 @@ function kindOf(column, i, data) {
   return 'text';
 }
 
-/** Where the result has a table's row numbers and the column of its picture files: the server's thumbnails of those rows. */
-function thumbnailsOf(meta, table) {
-  if (table?.picture?.kind !== 'file') return null;
-  const names = meta.map((column) => column.name);
-  const [id, column] = [names.indexOf('_row'), names.indexOf(table.picture.column)];
-  if (id < 0 || column < 0) return null;
-  const folder = `./api/thumbnail/${encodeURIComponent(table.database)}/${encodeURIComponent(table.name)}`;
-  return { column, of: (row) => `${folder}/${encodeURIComponent(row[id])}?size=128&of=${encodeURIComponent(table.table_id)}` };
+/** What gives the server's thumbnail for a column of picture files, where the result has the numbers of the same rows; null for any other column. */
+function thumbnailsOf(i, origins) {
+  const origin = origins[i];
+  const picture = tableBehind(origin)?.picture;
+  if (picture?.kind !== 'file' || picture.column !== origin.name) return null;
+  const id = origins.findIndex((one) => one?.name === '_row' && one.source === origin.source);
+  if (id < 0) return null;
+  const folder = `./api/thumbnail/${encodeURIComponent(origin.database)}/${encodeURIComponent(origin.table)}`;
+  return (row) => `${folder}/${encodeURIComponent(row[id])}?size=128&of=${encodeURIComponent(origin.table_id)}`;
 }
 
 function cell(value, kind, thumbnail, searchBy) {
   if (value === null) return el('td', {}, el('i', { class: 'quiet' }, 'NULL'));
   if (Array.isArray(value) && value.length > FOLDED && value.every((one) => typeof one === 'number')) {
-    const search = searchBy ? button('Search by this vector', { text: 'search by this', class: 'link', onclick: () => searchBy(value) }) : null;
-    return el('td', { title: value.slice(0, 8).join(', ') }, `[${count(value.length)} numbers]`, search ? [' · ', search] : null);
+    const search = button('Search by this vector', { text: 'search by this', class: 'link', onclick: () => searchBy(value) });
+    return el('td', { title: value.slice(0, 8).join(', ') }, `[${count(value.length)} numbers]`, ' · ', search);
   }
   const address = kind === 'picture' ? webAddress(value) : null;
   const source = thumbnail ?? address;

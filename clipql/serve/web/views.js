@@ -1,7 +1,7 @@
 /** Searches that somebody has given a name: kept by this browser, and no server knows of them. */
 
 import { openDialog } from './dialogs.js';
-import { button, el } from './dom.js';
+import { button, byId, el } from './dom.js';
 import { watchKept } from './kept.js';
 import { now, toHash } from './state.js';
 
@@ -26,6 +26,9 @@ function keep(views) {
     return false;
   }
 }
+
+/** The statement that the editor holds, which may not have been run yet. */
+const written = () => (now.view === 'sql' && byId('sql')?.value.trim()) || now.sql;
 
 /** The dialog of saved views: open one, name this one, take one away. */
 export function showViews() {
@@ -54,7 +57,7 @@ export function showViews() {
     event.preventDefault();
     const called = name.value.trim();
     if (!called) return;
-    const view = { name: called, hash: toHash({ ...now, row: null }) };
+    const view = { name: called, hash: toHash({ ...now, row: null, sql: written() }) };
     said.textContent = keep([...kept().filter((one) => one.name !== called), view]) ? `Saved as “${called}”.` : 'This browser keeps nothing for the page.';
     draw();
   });

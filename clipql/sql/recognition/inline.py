@@ -52,12 +52,15 @@ class Simple:
 
 @dataclass(frozen=True)
 class Finder:
-    """What the rule asks of the database."""
+    """What rules ask of the database. plain: the columns of any table. temporary: whether a session has made a table of
+    this name for itself."""
 
     table: FindTable
     view: FindView
     columns: Columns
     describe: Describe
+    plain: Callable[[str | None, str], tuple[str, ...]]
+    temporary: Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def _simple(named: _Named, scope: Scope, find: Finder, depth: int) -> Simple | N
         return _of_select(named.select, scope, find, depth)
     name = named.name or ""
     if named.database is None and name in scope.names:
-        text = _cte(scope, name)
+        text = cte(scope, name)
         return _of_select(text, scope, find, depth) if text else None
     table = find.table(named.database, name)
     if table:
@@ -167,7 +170,7 @@ def _simple(named: _Named, scope: Scope, find: Finder, depth: int) -> Simple | N
     return Simple(inner.table, {c: inner.columns[c] for c in columns}, inner.every, inner.conditions)
 
 
-def _cte(scope: Scope, name: str) -> str | None:
+def cte(scope: Scope, name: str) -> str | None:
     """The SELECT that a WITH in force gives a name to; None where several do."""
     found = []
     for text in scope.withs:

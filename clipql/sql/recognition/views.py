@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipql.engine.quoting import quote_string
+from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import UnsupportedStatement
 from clipql.sql.recognition.calls import FindTable, find_sources
 from clipql.sql.recognition.inline import Finder
@@ -40,7 +40,14 @@ def finder(registry: Registry, params: Mapping[str, Any]) -> Finder:
         found = engine.arrow(f"DESCRIBE TABLE ({text})", params=params, user=True)
         return [str(name) for name in found.column(0).to_pylist()]
 
-    return Finder(registry.find, view, columns, describe)
+    def plain(database: str | None, name: str) -> tuple[str, ...]:
+        where = named(database or registry.database, name)
+        return tuple(engine.arrow(f"SELECT name FROM system.columns WHERE {where}").column(0).to_pylist())
+
+    def temporary(name: str) -> bool:
+        return bool(engine.scalar(f"EXISTS TEMPORARY TABLE {quote_name(name)}", user=True))
+
+    return Finder(registry.find, view, columns, describe, plain, temporary)
 
 
 def check_view(sql: str, find: FindTable) -> None:
