@@ -31,6 +31,7 @@ from clipql.serve.models_at_hand import model_for
 from clipql.serve.packing import MAP
 from clipql.serve.search_request import Search
 from clipql.serve.search_results import SearchResults
+from clipql.serve.search_statement import mixed
 from clipql.serve.service import Request, Service
 from clipql.serve.values import plain, projected
 from clipql.storage.catalog import Table, VectorColumn
@@ -134,7 +135,7 @@ class MapPoints:
         encoders = self._service.database.encoders
         model = model_for(encoders, column, asked.model) if asked.encodes else None
         vectors = [self._results.vector(term, table, column.name, model) for term in asked.terms]
-        query = search.mixed(vectors, [term.weight for term in asked.terms])
+        query = mixed(vectors, [term.weight for term in asked.terms])
         store = self._service.registry.store(table, column.name)
         if len(query) != store.dimension:
             raise search.wrong(f"{column.name} holds {store.dimension} numbers; what is searched for has {len(query)}")

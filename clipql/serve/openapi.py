@@ -119,6 +119,12 @@ def _search(options: Options) -> dict[str, Any]:
             "description": "look for the words of the one term, a text, too, and rank by both; rows have hybrid_score",
         },
         "words": {"type": ["string", "null"], "description": "of hybrid: the column; by default that of the captions"},
+        "score": {
+            **_object({"column": _TEXT, "weight": _NUMBER}, ["column", "weight"]),
+            "type": ["object", "null"],
+            "description": "a column of numbers mixed into the order: least distance - weight * column first (without "
+            "terms, least -weight * column), rows without a number last",
+        },
         "terms": terms,
         "queries": {
             "type": "array",

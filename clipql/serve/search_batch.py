@@ -22,6 +22,7 @@ from clipql.serve.limits import Limits
 from clipql.serve.models_at_hand import model_for
 from clipql.serve.search_request import Search, Term, wrong
 from clipql.serve.search_results import SearchResults
+from clipql.serve.search_statement import mixed, statement
 from clipql.serve.service import Request, Service
 from clipql.sql.planning import explain
 
@@ -70,11 +71,11 @@ def answer(service: Service, results: SearchResults, asked: Batch) -> Response:
 
     def vector(terms: Sequence[Term]) -> NDArray[np.float32]:
         found = [encoded[t.text] if t.text is not None else results.vector(t, table, column.name, model) for t in terms]
-        return search.mixed(found, [t.weight for t in terms])
+        return mixed(found, [t.weight for t in terms])
 
     vectors = [vector(terms) for terms in asked.queries]
     ready = time.perf_counter()
-    made = search.statement(common, table, column, roles, vectors[0])
+    made = statement(common, table, column, roles, vectors[0])
     with in_conditions(made.sql, common.where):
         answers = service.run_many(Request(made.sql), [{"query": v} for v in vectors])
     searched = time.perf_counter()

@@ -26,6 +26,7 @@ from clipql.serve.json_response import JsonResponse
 from clipql.serve.models_at_hand import model_for
 from clipql.serve.picture_names import PictureNames
 from clipql.serve.search_request import Search
+from clipql.serve.search_statement import Statement, mixed, statement
 from clipql.serve.service import Request, Service
 from clipql.serve.short_way import ShortWay
 from clipql.serve.values import folded, plain
@@ -47,7 +48,7 @@ class Ready:
     column: VectorColumn
     roles: ColumnRoles
     vectors: tuple[NDArray[np.float32], ...]
-    made: search.Statement
+    made: Statement
     began: float
     encoded: float
 
@@ -99,12 +100,12 @@ class SearchResults:
         model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
         vectors = [self.vector(term, table, column.name, model) for term in asked.terms]
         encoded = time.perf_counter()
-        vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
+        vector = mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
         download = asked.format != "JSON"
         alike: list[int] = []
         if download and asked.fold is not None:
             alike = self._alike(asked, table, column, roles, vector)
-        made = search.statement(asked, table, column, roles, vector, download=download, without=alike)
+        made = statement(asked, table, column, roles, vector, download=download, without=alike)
         return Ready(table, column, roles, tuple(vectors), made, began, encoded)
 
     def holds(self, ready: Ready, asked: Search) -> bool:
@@ -165,7 +166,7 @@ class SearchResults:
         roles = service.roles[table]
         model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
         vectors = [self.vector(term, table, column.name, model) for term in asked.terms]
-        made = search.statement(asked, table, column, roles, search.mixed(vectors, [t.weight for t in asked.terms]))
+        made = statement(asked, table, column, roles, mixed(vectors, [t.weight for t in asked.terms]))
         answer = service.run(Request(made.sql, made.params, "ArrowStream"), service.engine.acting)
         page = self.page(asked, table, column.name, answer.output.arrow(), roles.types)[0]
         return [self.shown(table, roles, row) for row in page]
@@ -193,7 +194,7 @@ class SearchResults:
         self, asked: Search, table: Table, column: VectorColumn, roles: ColumnRoles, vector: NDArray[np.float32] | None
     ) -> list[int]:
         """The numbers of the rows of a search that are almost the same as one before them."""
-        made = search.statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
+        made = statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
         with in_conditions(made.sql, asked.where):
             answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
         duplicates = self.page(asked, table, column.name, answer.output.arrow(), roles.types)[2]

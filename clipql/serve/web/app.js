@@ -287,7 +287,7 @@ function draw(state, before, fromAddress = false) {
   drawControls(state);
   drawWords(state, fromAddress);
   drawChips(state);
-  const narrowed = state.filters.length || state.where.trim() || state.model || state.hybrid || state.recall !== null;
+  const narrowed = state.filters.length || state.where.trim() || state.model || state.hybrid || state.score || state.recall !== null;
   if (narrowed || !byId('pills').hidden) panel((part) => part.drawPills(now, currentTable()));
   if (state.row !== null || before.row !== null) details((part) => part.drawDetails(now));
   sqlSeen ||= state.view === 'sql';
@@ -315,7 +315,7 @@ async function loadTables() {
 }
 
 /** Another table: of the search what is not about the rows and columns of the one before. */
-const openTable = (table) => change({ ...namedIn(table), column: null, model: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', row: null });
+const openTable = (table) => change({ ...namedIn(table), column: null, model: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', score: null, row: null });
 
 /** The address names a table that is not among those that can be searched: says so, and shows nothing of another. */
 async function missTable(state) {

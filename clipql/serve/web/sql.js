@@ -244,7 +244,7 @@ function toolsOf(answer, sql, again) {
   const chart = () => place.replaceChildren(...(place.firstChild ? [] : [chartOf(answer) ?? el('p', { class: 'quiet' }, 'A chart needs two rows or more and a column of numbers.')]));
   const ids = answer.data.map((row) => row[answer.meta.findIndex((column) => column.name === '_row')]).filter((id) => id !== undefined);
   const shows = ids.length && currentTable && sql.includes(currentTable.name);
-  const rows = (view) => change({ view, words: '', weight: 1, terms: [], filters: [], where: `_row IN (${ids.slice(0, MOST_SHOWN).join(', ')})`, row: null });
+  const rows = (view) => change({ view, words: '', weight: 1, terms: [], filters: [], where: `_row IN (${ids.slice(0, MOST_SHOWN).join(', ')})`, score: null, row: null });
   const ways = shows ? [button('As pictures', { icon: 'grid', text: 'As pictures', class: 'tool', onclick: () => rows('pictures') }), button('On the map', { icon: 'map', text: 'On the map', class: 'tool', onclick: () => rows('map') })] : [];
   return el('div', {}, el('div', { class: 'buttons' }, button('Chart', { icon: 'bars', text: 'Chart', class: 'tool', onclick: chart }), ...ways, ...files), place);
 }
