@@ -195,6 +195,7 @@ class Api:
             "version": __version__,
             "model": model,
             "write": service.options.write,
+            "fetches": service.options.fetcher is not None,
             "most": {"search": service.options.limits.k, "file": service.options.limits.rows},
             "tables": [self._describe(t, service.roles[t]) for t in tables],
         }

@@ -48,8 +48,8 @@ def document(options: Options) -> dict[str, Any]:
             },
             "schemas": {
                 "Error": _object({"error": _TEXT, "code": _WHOLE}, ["error", "code"]),
-                "Term": _object({"text": _TEXT, "image": _TEXT, "upload": _TEXT, "id": _TEXT, "weight": _NUMBER,
-                                 "vector": {"type": "array", "items": _NUMBER}}),
+                "Term": _object({"text": _TEXT, "image": _TEXT, "upload": _TEXT, "url": _TEXT, "id": _TEXT,
+                                 "weight": _NUMBER, "vector": {"type": "array", "items": _NUMBER}}),
                 "Row": _object({**_ROW, "hybrid_score": _NUMBER}, list(_ROW)),
             },
         },

@@ -143,8 +143,9 @@ def of_encoder(model: str | None, *, pictures: bool) -> Plan:
     return Plan((Path("/"),) if pictures else _distinct([*base(), *of_models([model])]), _WRITTEN)
 
 
-def apply(plan: Plan, mode: str = "auto") -> State:
+def apply(plan: Plan, mode: str = "auto", *, network: bool = False) -> State:
     """Put the wall up around this thread and all that it starts; there is no way back. mode: auto, require or off.
+    network: whether it may make sockets and connect by them all the same.
 
     Raises ServerError under `require` where the kernel offers less than all, and where there are threads already, which
     would stay outside.
@@ -160,12 +161,14 @@ def apply(plan: Plan, mode: str = "auto") -> State:
             rights[path.resolve()] |= right
     landlock, sockets, why = 0, False, []
     try:
-        landlock = confinement.restrict_files(rights, [p for p in rights if p.parts[:2] == ("/", "proc")])
+        held = [p for p in rights if p.parts[:2] == ("/", "proc")]
+        landlock = confinement.restrict_files(rights, held, tcp=network)
     except Unavailable as error:
         why.append(str(error.strerror))
     try:
-        confinement.refuse_sockets()
-        sockets = True
+        if not network:
+            confinement.refuse_sockets()
+            sockets = True
     except Unavailable as error:
         why.append(str(error.strerror))
     state = State(landlock, sockets, "; ".join(why))

@@ -54,6 +54,8 @@ class Batch:
             search.terms_of(query if isinstance(query, list) else [query], uploads, f"queries: number {number}: ")
             for number, query in enumerate(queries, 1)
         ]
+        if any(t.url is not None for terms in each for t in terms):
+            raise wrong("url goes with one search: send the pictures themselves beside queries")
         return cls(replace(common, terms=each[0]), tuple(each))
 
 
@@ -64,7 +66,7 @@ def answer(service: Service, results: SearchResults, asked: Batch) -> Response:
     column = service.column(table, common.column)
     roles = service.roles[table]
     every = [term for terms in asked.queries for term in terms]
-    encodes = any(t.text is not None or t.picture is not None for t in every)
+    encodes = any(t.encodes for t in every)
     model = model_for(service.database.encoders, column, common.model) if encodes else None
     words = list(dict.fromkeys(t.text for t in every if t.text is not None))
     encoded = dict(zip(words, service.database.encoders.texts(words, model), strict=True)) if words else {}

@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
@@ -27,12 +28,13 @@ MOST_WEIGHT = 1e9  # of a score
 KEYS = words(
     "table database column model k offset where safe recall exact fold hybrid words score terms queries columns format"
 )
-TERM_KEYS = words("weight text image upload id vector")
+TERM_KEYS = words("weight text image upload url id vector")
+MOST_ADDRESSES, LONGEST_ADDRESS = 4, 4096  # of one search; letters
 
 
 @dataclass(frozen=True)
 class Term:
-    """One of: words, a picture's bytes, a row's number, a vector (d,); with its weight.
+    """One of: words, a picture's bytes, the address of one, a row's number, a vector (d,); with its weight.
 
     field: of an uploaded picture.
     """
@@ -40,9 +42,15 @@ class Term:
     weight: float
     text: str | None = None
     picture: bytes | None = None
+    url: str | None = None
     row: int | None = None
     vector: NDArray[np.float32] | None = None
     field: str | None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it needs a model."""
+        return self.row is None and self.vector is None
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Search:
     @property
     def encodes(self) -> bool:
         """Whether it needs a model."""
-        return any(t.text is not None or t.picture is not None for t in self.terms)
+        return any(t.encodes for t in self.terms)
 
     @classmethod
     def read(cls, given: Any, uploads: Mapping[str, bytes], limits: Limits) -> Search:
@@ -253,7 +261,10 @@ def terms_of(given: Any, uploads: Mapping[str, bytes], place: str, *, least: int
     if not isinstance(given, list) or not least <= len(given) <= MOST_TERMS:
         raise wrong(f"{place}terms: expected a list of at most {MOST_TERMS}" + (", not empty" if least else ""))
     try:
-        return tuple(_term(each, uploads) for each in given)
+        terms = tuple(_term(each, uploads) for each in given)
+        if sum(t.url is not None for t in terms) > MOST_ADDRESSES:
+            raise wrong(f"terms: at most {MOST_ADDRESSES} of them are addresses of pictures")
+        return terms
     except QueryError as error:
         raise wrong(f"{place}{error}") if place else error from None
 
@@ -262,9 +273,9 @@ def _term(given: Any, uploads: Mapping[str, bytes]) -> Term:
     check_keys(given, TERM_KEYS, "terms: ")
     weight = _number(given, "weight", 1.0, -100, 100)
     assert weight is not None
-    kinds = [k for k in ("text", "image", "upload", "id", "vector") if given.get(k) is not None]
+    kinds = [k for k in ("text", "image", "upload", "url", "id", "vector") if given.get(k) is not None]
     if len(kinds) != 1:
-        raise wrong("a term has one of text, image, upload, id and vector")
+        raise wrong("a term has one of text, image, upload, url, id and vector")
     value = given[kinds[0]]
     if kinds[0] == "vector":
         return Term(weight, vector=_vector(value))
@@ -272,6 +283,8 @@ def _term(given: Any, uploads: Mapping[str, bytes]) -> Term:
         raise wrong(f"{kinds[0]}: expected text")
     if kinds[0] == "text":
         return Term(weight, text=value)
+    if kinds[0] == "url":
+        return Term(weight, url=_web_address(value))
     if kinds[0] == "id":
         return Term(weight, row=row_number(value))
     if kinds[0] == "upload":
@@ -282,6 +295,17 @@ def _term(given: Any, uploads: Mapping[str, bytes]) -> Term:
         return Term(weight, picture=base64.b64decode(value.partition("base64,")[2] or value, validate=True))
     except (binascii.Error, ValueError):
         raise wrong("image: expected the bytes of a picture in base64") from None
+
+
+def _web_address(text: str) -> str:
+    try:
+        found = urlsplit(text)
+        good = found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
+    except ValueError:
+        good = False
+    if not good or "@" in found.netloc or not text.isprintable() or " " in text or len(text) > LONGEST_ADDRESS:
+        raise wrong("url: expected an address of the web, as https://…, without a name and a password in it")
+    return text
 
 
 def row_number(text: str) -> int:

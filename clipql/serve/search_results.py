@@ -24,6 +24,7 @@ from clipql.serve.column_roles import ColumnRoles
 from clipql.serve.condition_errors import in_conditions
 from clipql.serve.json_response import JsonResponse
 from clipql.serve.models_at_hand import model_for
+from clipql.serve.picture_addresses import OFF
 from clipql.serve.picture_names import PictureNames
 from clipql.serve.search_request import Search
 from clipql.serve.search_statement import Statement, mixed, statement
@@ -97,8 +98,7 @@ class SearchResults:
         table = service.table(asked.database, asked.table)
         column = service.column(table, asked.column)
         roles = service.roles[table]
-        model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
-        vectors = [self.vector(term, table, column.name, model) for term in asked.terms]
+        vectors = self.vectors(asked, table, column)
         encoded = time.perf_counter()
         vector = mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
         download = asked.format != "JSON"
@@ -138,7 +138,7 @@ class SearchResults:
         given = [
             np.ascontiguousarray(vector)
             for term, vector in zip(asked.terms, ready.vectors, strict=True)
-            if term.picture is not None or term.vector is not None
+            if term.text is None and term.row is None
         ]
         params = dict(zip(made.shown_params, given, strict=True))
         ended = time.perf_counter()
@@ -164,12 +164,19 @@ class SearchResults:
         table = service.table(asked.database, asked.table)
         column = service.column(table, asked.column)
         roles = service.roles[table]
-        model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
-        vectors = [self.vector(term, table, column.name, model) for term in asked.terms]
+        vectors = self.vectors(asked, table, column)
         made = statement(asked, table, column, roles, mixed(vectors, [t.weight for t in asked.terms]))
         answer = service.run(Request(made.sql, made.params, "ArrowStream"), service.engine.acting)
         page = self.page(asked, table, column.name, answer.output.arrow(), roles.types)[0]
         return [self.shown(table, roles, row) for row in page]
+
+    def vectors(self, asked: Search, table: Table, column: VectorColumn) -> list[NDArray[np.float32]]:
+        """What the terms of a search stand for, float32 (d,) each. Raises ClipqlError."""
+        service = self._service
+        if service.options.fetcher is None and any(t.url is not None for t in asked.terms):
+            raise search.wrong(f"url: {OFF}")
+        model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
+        return [self.vector(term, table, column.name, model) for term in asked.terms]
 
     def vector(self, term: search.Term, table: Table, column: str, model: str | None) -> NDArray[np.float32]:
         """What a term stands for, float32 (d,). Raises ClipqlError."""
@@ -185,8 +192,14 @@ class SearchResults:
         if term.text is not None:
             found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
             return found
+        picture = term.picture or b""
+        if term.url is not None:
+            fetcher = service.options.fetcher
+            if fetcher is None:
+                raise search.wrong(f"url: {OFF}")
+            picture = fetcher.fetch(term.url)
         try:
-            return encoders.picture(term.picture or b"", model)
+            return encoders.picture(picture, model)
         except PictureError as error:
             raise search.UnreadablePicture(str(error), term.field) from error
 

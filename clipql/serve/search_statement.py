@@ -152,7 +152,7 @@ def expression(
         elif term.row is not None:
             text = f"(SELECT {quote_name(column.name)} FROM {source} WHERE {ROW} = {term.row})"
         else:
-            name = f"picture{len(params)}" if term.picture is not None else f"vector{len(params)}"
+            name = f"vector{len(params)}" if term.vector is not None else f"picture{len(params)}"
             params[name] = [] if term.vector is None else term.vector
             text = f"{{{name}:Array(Float32)}}"
         if len(terms) == 1 and term.weight == 1:

@@ -4,7 +4,7 @@ import { ApiError, setHooks } from './api.js';
 import { drawBelow, takeDead, watchEnd } from './below.js';
 import { addTerm, drawChips, makeChips } from './chips.js';
 import { drawControls } from './controls.js';
-import { button, byId, drawIcons, notice } from './dom.js';
+import { button, byId, drawIcons, notice, webAddress } from './dom.js';
 import { isServerGone, serverIsBack, tellBusy, waitForServer } from './gone.js';
 import { clear, focusTile, holdPictures, makeGrid, releasePictures, revive, rowOf, show, showSkeletons } from './grid.js';
 import { fetchAll, later } from './later.js';
@@ -78,8 +78,10 @@ function explain(error) {
     leaveResults();
     const column = table?.picture?.kind === 'url' ? table.picture.column : null;
     const row = () => change({ words: '', terms: [], filters: [{ column, op: 'eq', value: error.message }], where: '' });
+    const by = () => change({ words: '', weight: 1, terms: [...now.terms, { kind: 'address', address: webAddress(error.message), weight: 1 }] });
     notice(
-      'That is an address, and this page fetches nothing from elsewhere. To search with its picture, save it and drop the file here.',
+      catalog.fetches ? 'That is an address.' : 'That is an address, and this page fetches nothing from elsewhere. To search with its picture, save it and drop the file here.',
+      catalog.fetches ? button('Search with the picture there', { text: 'Search with the picture there', class: 'link', onclick: by }) : '',
       column ? button('Look for the row with this address', { text: 'Look for the row with this address', class: 'link', onclick: row }) : '',
     );
   } else if (error instanceof MissingPicture) {

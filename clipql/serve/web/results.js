@@ -4,7 +4,7 @@
  */
 
 import { ApiError, call, send } from './api.js';
-import { webAddress } from './dom.js';
+import { isAddress } from './dom.js';
 import { whereOf } from './filters.js';
 import { now, parts } from './state.js';
 import { catalog } from './tables.js';
@@ -45,10 +45,11 @@ export async function requestBody(state, table, rest) {
   const terms = [];
   for (const part of parts(state)) {
     if (part.kind === 'text') {
-      if (!/\s/.test(part.text) && webAddress(part.text)) throw new AddressAsWords(part.text);
+      if (isAddress(part.text)) throw new AddressAsWords(part.text);
       terms.push({ text: part.text, weight: part.weight });
     }
     else if (part.kind === 'row') terms.push({ id: part.id, weight: part.weight });
+    else if (part.kind === 'address') terms.push({ url: part.address, weight: part.weight });
     else {
       const blob = await pictureFor(part.key);
       if (!blob) throw new MissingPicture(part.key);

@@ -14,7 +14,7 @@ export const DEFAULTS = Object.freeze({
   model: null, // the one that turns words into vectors; null: the column's own
   words: '',
   weight: 1,
-  terms: [], // {kind: 'text', text} | {kind: 'row', id} | {kind: 'picture', key}, each with a weight
+  terms: [], // {kind: 'text', text} | {kind: 'row', id} | {kind: 'picture', key} | {kind: 'address', address}, each with a weight
   filters: [], // {column, op, value}
   where: '',
   safe: 'safe', // safe | blur | all
@@ -98,8 +98,8 @@ export function openRow(id) {
 
 const VIEWS = ['pictures', 'map', 'sql'];
 const SAFE = ['safe', 'blur', 'all'];
-const KINDS = { with: 'text', like: 'row', picture: 'picture' };
-const NAMES = { text: ['with', 'text'], row: ['like', 'id'], picture: ['picture', 'key'] };
+const KINDS = { with: 'text', like: 'row', picture: 'picture', at: 'address' };
+const NAMES = { text: ['with', 'text'], row: ['like', 'id'], picture: ['picture', 'key'], address: ['at', 'address'] };
 export const OPERATIONS = ['ge', 'le', 'eq', 'has', 'not', 'is'];
 
 export function toHash(state) {
