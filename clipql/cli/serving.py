@@ -97,8 +97,11 @@ def _in_folder(arguments: argparse.Namespace, doors: Doors, options: Options, mo
         if options.fetch_from is not None:
             fetcher = picture_addresses.Helper(options.fetch_from, mode)
             held.callback(fetcher.close)
-        plan = sandbox.of_server(folder, own, known, model, write=write)
-        options = replace(options, opener=helper, layout=points, fetcher=fetcher, sandbox=sandbox.apply(plan, mode))
+        models = sandbox.models_to_choose(mode)
+        plan = sandbox.of_server(folder, own, known, model, write=write, choice=models or ())
+        options = replace(
+            options, models=models, opener=helper, layout=points, fetcher=fetcher, sandbox=sandbox.apply(plan, mode)
+        )
         from clipql.database import Database
         from clipql.serve import server
         from clipql.serve.logs import log_to_stderr

@@ -52,7 +52,8 @@ class Options:
     folder: what relative paths in rows are relative to. sandbox: what of the kernel protects the process. opener: who
     opens pictures, where the process itself may not. layout: who lays out maps; None for nobody. origins: sites whose
     pages may ask what clip-retrieval's front asks. fetch_from: whether pictures at addresses may be fetched, and if so,
-    hosts that may be in a private network; fetcher: who does it."""
+    hosts that may be in a private network; fetcher: who does it. models: of the cache, that the process may read; None
+    where nothing keeps it from looking."""
 
     token: str | None = None
     write: bool = False
@@ -66,6 +67,7 @@ class Options:
     origins: tuple[str, ...] = ()
     fetch_from: tuple[str, ...] | None = None
     fetcher: PictureAddresses | None = None
+    models: tuple[str, ...] | None = None
 
     def picture_folders(self, database: Path) -> Folders:
         """Where pictures of rows may lie: of a database that the network writes, only in folders that were named."""

@@ -103,16 +103,28 @@ def of_models(names: Iterable[str | None]) -> tuple[Path, ...]:
     return _distinct(found)
 
 
+def models_to_choose(mode: str) -> tuple[str, ...] | None:
+    """The models of the cache that a server may offer: found while it may still look; None where it always may."""
+    return None if mode == "off" else tuple(m.name for m in models.installed() if m.place == "cache")
+
+
 def of_server(
-    folder: Path, scratch: Scratch, known: Catalog, model: str | None, *, write: bool, also: tuple[Path, ...] = ()
+    folder: Path,
+    scratch: Scratch,
+    known: Catalog,
+    model: str | None,
+    *,
+    write: bool,
+    also: tuple[Path, ...] = (),
+    choice: tuple[str, ...] = (),
 ) -> Plan:
     """The plan of a server over a database folder, of what its manifest names, with its place for temporary files.
 
-    also: folders that it may write besides.
+    also: folders that it may write besides. choice: models that may be chosen.
     """
     columns = [c for t in known.tables for c in t.columns]
     linked = [Path(s.file) for c in columns for s in c.segments if s.linked and _is_linked_part(s)]
-    named = of_models({model, *(c.model for c in columns)})
+    named = of_models({model, *(c.model for c in columns), *choice})
     written = (folder,) if write else (folder / "lock", scratch.temporary, scratch.engine)
     return Plan(
         _distinct([*base(), *named, *linked, folder, scratch.folder]), (*_WRITTEN, *written, *also), (scratch.parent,)

@@ -368,6 +368,7 @@ function listen() {
     all[(all.indexOf(document.activeElement) + (event.key === 'ArrowRight' ? 1 : all.length - 1)) % all.length].click();
     byId('column').querySelector('[aria-checked=true]').focus();
   });
+  byId('model').addEventListener('change', (event) => change({ model: event.target.value || null }));
   byId('safe').addEventListener('change', (event) => change({ safe: event.target.value }));
   byId('filters').addEventListener('click', opens(panel, (part) => part.openFilters(currentTable())));
   byId('facets').addEventListener('click', opens(facets, (part) => part.openFacets()));

@@ -112,10 +112,10 @@ class Fleet:
         if options.fetch_from is not None:
             fetcher = picture_addresses.Helper(options.fetch_from, self.mode)
             held.callback(fetcher.close)
-        plan = sandbox.of_server(folder, own, known, self.model, write=write, also=(figures,))
-        options = replace(
-            options, opener=helper, layout=points, fetcher=fetcher, sandbox=sandbox.apply(plan, self.mode)
-        )
+        models = sandbox.models_to_choose(self.mode)
+        plan = sandbox.of_server(folder, own, known, self.model, write=write, also=(figures,), choice=models or ())
+        state = sandbox.apply(plan, self.mode)
+        options = replace(options, opener=helper, layout=points, fetcher=fetcher, models=models, sandbox=state)
         from clipql.database import Database
         from clipql.reader import ReadOnlyDatabase
         from clipql.serve import prometheus, server
