@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from clipql.cli.kernels_ahead import compile_ahead
 from clipql.connection import place
 from clipql.errors import NotADatabase, ServerError
-from clipql.serve import layout, listening, sandbox, scratch
+from clipql.serve import layout, listening, picture_addresses, sandbox, scratch
 from clipql.serve.limits import Limits, Options
 from clipql.serve.listening import Doors
 from clipql.serve.picture_files import Helper
@@ -93,8 +93,15 @@ def _in_folder(arguments: argparse.Namespace, doors: Doors, options: Options, mo
         points = layout.Helper(mode) if layout.is_there() else None
         if points is not None:
             held.callback(points.close)
-        plan = sandbox.of_server(folder, own, known, model, write=write)
-        options = replace(options, opener=helper, layout=points, sandbox=sandbox.apply(plan, mode))
+        fetcher = None
+        if options.fetch_from is not None:
+            fetcher = picture_addresses.Helper(options.fetch_from, mode)
+            held.callback(fetcher.close)
+        models = sandbox.models_to_choose(mode)
+        plan = sandbox.of_server(folder, own, known, model, write=write, choice=models or ())
+        options = replace(
+            options, models=models, opener=helper, layout=points, fetcher=fetcher, sandbox=sandbox.apply(plan, mode)
+        )
         from clipql.database import Database
         from clipql.serve import server
         from clipql.serve.logs import log_to_stderr
@@ -162,8 +169,20 @@ def run(arguments: argparse.Namespace) -> int:
         grace=arguments.grace,
     )
     pictures = tuple(p.absolute() for p in arguments.pictures) or None
+    if arguments.fetch_from and not arguments.fetch_pictures:
+        raise ServerError(
+            "--fetch-from names hosts of a private network: give --fetch-pictures too, which fetches at all"
+        )
+    if arguments.fetch_pictures and arguments.ray:
+        raise ServerError("--fetch-pictures: with --ray there are no searches by pictures through REST; leave it out")
     options = Options(
-        token, arguments.write, tuple(arguments.allow_host), pictures, limits, origins=tuple(arguments.allow_origin)
+        token,
+        arguments.write,
+        tuple(arguments.allow_host),
+        pictures,
+        limits,
+        origins=tuple(arguments.allow_origin),
+        fetch_from=tuple(h.lower() for h in arguments.fetch_from) if arguments.fetch_pictures else None,
     )
     if arguments.sandbox != "off" and not arguments.ray:
         compile_ahead()

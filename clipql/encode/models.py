@@ -100,12 +100,15 @@ def pull(model: str | None = None, *, precision: str | None = None, progress: Pr
     return read_folder(there, canonical(wanted), precision=None if safetensors else precision, safetensors=safetensors)
 
 
-def installed() -> list[Installed]:
-    """The models that are on this machine: the bundled one first, then the cache's CLIP models by name."""
+def installed(among: Sequence[str] | None = None) -> list[Installed]:
+    """The models that are on this machine: the bundled one first, then the cache's CLIP models by name.
+
+    among: names to look for in the cache, by a process that may not list it; None for all.
+    """
     found = []
     with contextlib.suppress(ModelError):  # an installation without its data
         found.append(Installed(BUNDLED, "bundled", _bundled(None)))
-    for repository in cached_repositories():
+    for repository in cached_repositories() if among is None else among:
         there = snapshot(repository)
         if there is None:
             continue

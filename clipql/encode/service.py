@@ -97,6 +97,7 @@ class Encoders:
     def __init__(self, default: str | None = None) -> None:
         self.default = default or os.environ.get("CLIPQL_MODEL") or None
         self.files = True
+        self.cached: Sequence[str] | None = None  # models of the cache that may be read; None for all
         self.engine: Engine | None = None
         self._encoders: dict[str, Encoder] = {}
         self._lock = threading.RLock()

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.datastructures import UploadFile
@@ -27,7 +27,7 @@ from clipql.serve.errors import error_headers, error_status, let_go
 from clipql.serve.facets import Facets
 from clipql.serve.json_response import JsonResponse, error_response
 from clipql.serve.map_points import MapAsked, MapPoints
-from clipql.serve.models_at_hand import models, takes_words
+from clipql.serve.models_at_hand import choice, models
 from clipql.serve.packing import packed
 from clipql.serve.pictures import Pictures
 from clipql.serve.pool import Busy, gone
@@ -40,7 +40,7 @@ from clipql.serve.service import Request, Service
 from clipql.serve.statements import SHORT
 from clipql.serve.thumbnails import Thumbnails
 from clipql.serve.unpacking import too_large
-from clipql.storage.catalog import Table
+from clipql.storage.catalog import Table, VectorColumn
 from clipql.tables.registry import INTERNAL, ROW
 from clipql.version import __version__
 
@@ -192,15 +192,17 @@ class Api:
         except ClipqlError:
             model = None
         tables = [t for t in service.registry.catalog.tables if t.database != INTERNAL]
+        at_hand = models(service.database.encoders)
         return {
             "version": __version__,
             "model": model,
             "write": service.options.write,
+            "fetches": service.options.fetcher is not None,
             "most": {"search": service.options.limits.k, "file": service.options.limits.rows},
-            "tables": [self._describe(t, service.roles[t]) for t in tables],
+            "tables": [self._describe(t, service.roles[t], at_hand) for t in tables],
         }
 
-    def _describe(self, table: Table, roles: ColumnRoles) -> dict[str, Any]:
+    def _describe(self, table: Table, roles: ColumnRoles, at_hand: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         picture = {"column": roles.url, "kind": "url"} if roles.url else None
         if picture is None and roles.file:
             picture = {"column": roles.file, "kind": "file"}
@@ -213,17 +215,23 @@ class Api:
             "picture": picture,
             "nsfw": roles.nsfw,
             "columns": [{"name": n, "type": t, "kind": kind(t)} for n, t in roles.types.items() if n != ROW],
-            "vectors": [
-                {
-                    "column": c.name,
-                    "dimension": c.dimension,
-                    "model": c.model,
-                    "words": takes_words(self._service.database.encoders, c),
-                    "of": "text" if "text" in c.name.lower() or "caption" in c.name.lower() else "image",
-                    "indexes": [i.kind for i in table.indexes if i.column == c.name],
-                }
-                for c in table.columns
-            ],
+            "vectors": [self._describe_vectors(table, c, at_hand) for c in table.columns],
+        }
+
+    def _describe_vectors(
+        self, table: Table, column: VectorColumn, at_hand: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        usual, others = choice(self._service.database.encoders, column, at_hand)
+        name = column.name.lower()
+        return {
+            "column": column.name,
+            "dimension": column.dimension,
+            "model": column.model,
+            "words": usual is not None,
+            "usual": usual,
+            "others": others,
+            "of": "text" if "text" in name or "caption" in name else "image",
+            "indexes": [i.kind for i in table.indexes if i.column == column.name],
         }
 
     # searching
@@ -265,7 +273,10 @@ class Api:
         return parse(body) if len(body) < SHORT else await service.bodies.in_thread(lambda: parse(body))
 
     async def _models(self, request: HttpRequest) -> Response:
-        return JsonResponse({"models": await self.in_thread(request, models)})
+        return JsonResponse({"models": await self.in_thread(request, self._models_at_hand)})
+
+    def _models_at_hand(self) -> list[Mapping[str, Any]]:
+        return models(self._service.database.encoders)
 
     async def _count(self, request: HttpRequest) -> Response:
         asked = Counted.read(await self.json_of(request))

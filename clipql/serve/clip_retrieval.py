@@ -194,7 +194,7 @@ def _term(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("image") is not None:
         return {"image": given["image"]}
     if given.get("image_url") is not None:
-        raise search.wrong("image_url: this server fetches no pictures; send the picture itself, as image")
+        return {"url": given["image_url"]}
     if given.get("embedding_input") is not None:
         return {"vector": given["embedding_input"]}
     raise search.wrong("expected one of text, image, image_url and embedding_input")

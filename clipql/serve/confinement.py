@@ -56,8 +56,9 @@ def landlock_abi() -> int:
         raise Unavailable(error.errno, why.get(error.errno or 0, str(error))) from error
 
 
-def restrict_files(rights: Mapping[Path, int], held: Iterable[Path] = ()) -> int:
-    """Leave this thread, and all that it starts, just these rights below these paths; TCP none. The ABI it was done by.
+def restrict_files(rights: Mapping[Path, int], held: Iterable[Path] = (), *, tcp: bool = False) -> int:
+    """Leave this thread, and all that it starts, just these rights below these paths, and no TCP without `tcp`. The
+    ABI it was done by.
 
     rights: paths that are not there are left out. held: those of them that stay open, so that a file that the kernel
     makes up (/proc) stays the one that was meant. Raises Unavailable.
@@ -65,7 +66,7 @@ def restrict_files(rights: Mapping[Path, int], held: Iterable[Path] = ()) -> int
     abi = landlock_abi()
     known = _FIRST | sum(right for since, right in _LATER.items() if since <= abi)
     size = 8 if abi < 4 else 16 if abi < 6 else 24
-    attributes = struct.pack("=QQQ", known, _CONNECT_AND_BIND, _SIGNALS_AND_ABSTRACT)[:size]
+    attributes = struct.pack("=QQQ", known, 0 if tcp else _CONNECT_AND_BIND, _SIGNALS_AND_ABSTRACT)[:size]
     ruleset = _syscall(_CREATE, attributes, size, 0)
     kept = set(held)
     try:

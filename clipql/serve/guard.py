@@ -29,6 +29,7 @@ from clipql.serve.allowed_settings import Settings
 from clipql.serve.canonical import Canonical, held_out, whole
 from clipql.serve.foreign import Foreign
 from clipql.serve.limits import Options
+from clipql.serve.models_at_hand import models
 from clipql.serve.spelling import check_bytes, check_name, check_size, check_table_name, cleaned, denied
 from clipql.serve.token_rules import TokenRules, check_create, check_table, killed
 from clipql.sql.recognition import settings as own_settings
@@ -341,14 +342,15 @@ class Guard:
             raise denied(f"{name[:60]}() is not called for the network")
 
     def _check_encoding(self, node: syntax_tree.Node) -> None:
-        """A model may be named where it is one that this database knows: a name can be a folder on the server."""
+        """A model may be named where it is one that this database or the cache knows: a name can be a folder here."""
         arguments = node.children[0].children if node.children else []
         if len(arguments) < 2:
             return
         known = {c.model for t in self._registry.catalog.tables for c in t.columns if c.model}
         known |= {m for m in (self._encoders.default, DEFAULT_MODEL) if m}
         given = arguments[1]
-        if len(arguments) > 2 or given.kind != "Literal" or given.name[1:-1] not in known:
+        named = given.name[1:-1] if len(arguments) == 2 and given.kind == "Literal" else None
+        if named not in known and named not in {m["name"] for m in models(self._encoders)}:
             raise denied(f"{node.name}: the model must be one of {', '.join(sorted(known)) or 'none'}")
 
     def _check_identifier(self, node: syntax_tree.Node) -> None:

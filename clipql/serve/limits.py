@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipql.serve.layout import Layout
+from clipql.serve.picture_addresses import PictureAddresses
 from clipql.serve.picture_files import Folders, PictureFiles
 from clipql.serve.sandbox import State
 
@@ -50,7 +51,9 @@ class Options:
     addresses and localhost. pictures: folders whose pictures it may show small; None for any that a row names.
     folder: what relative paths in rows are relative to. sandbox: what of the kernel protects the process. opener: who
     opens pictures, where the process itself may not. layout: who lays out maps; None for nobody. origins: sites whose
-    pages may ask what clip-retrieval's front asks."""
+    pages may ask what clip-retrieval's front asks. fetch_from: whether pictures at addresses may be fetched, and if so,
+    hosts that may be in a private network; fetcher: who does it. models: of the cache, that the process may read; None
+    where nothing keeps it from looking."""
 
     token: str | None = None
     write: bool = False
@@ -62,6 +65,9 @@ class Options:
     opener: PictureFiles | None = None
     layout: Layout | None = None
     origins: tuple[str, ...] = ()
+    fetch_from: tuple[str, ...] | None = None
+    fetcher: PictureAddresses | None = None
+    models: tuple[str, ...] | None = None
 
     def picture_folders(self, database: Path) -> Folders:
         """Where pictures of rows may lie: of a database that the network writes, only in folders that were named."""

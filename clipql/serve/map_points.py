@@ -27,10 +27,10 @@ from clipql.serve.facets import as_number, source_of
 from clipql.serve.json_response import JsonResponse
 from clipql.serve.limits import Limits
 from clipql.serve.maps import Maps
-from clipql.serve.models_at_hand import model_for
 from clipql.serve.packing import MAP
 from clipql.serve.search_request import Search
 from clipql.serve.search_results import SearchResults
+from clipql.serve.search_statement import mixed
 from clipql.serve.service import Request, Service
 from clipql.serve.values import plain, projected
 from clipql.storage.catalog import Table, VectorColumn
@@ -131,10 +131,8 @@ class MapPoints:
         """1 less the cosine distance to what is searched for, float32 (n,)."""
         if not asked.terms:
             raise search.wrong("by_similarity: there is nothing to be similar to: give terms")
-        encoders = self._service.database.encoders
-        model = model_for(encoders, column, asked.model) if asked.encodes else None
-        vectors = [self._results.vector(term, table, column.name, model) for term in asked.terms]
-        query = search.mixed(vectors, [term.weight for term in asked.terms])
+        vectors = self._results.vectors(asked, table, column)
+        query = mixed(vectors, [term.weight for term in asked.terms])
         store = self._service.registry.store(table, column.name)
         if len(query) != store.dimension:
             raise search.wrong(f"{column.name} holds {store.dimension} numbers; what is searched for has {len(query)}")

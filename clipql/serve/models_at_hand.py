@@ -6,25 +6,26 @@ not at hand is told with the name to get it by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clipql.encode.names import canonical
 from clipql.encode.service import Encoders
 from clipql.errors import ModelError
 from clipql.serve.search_request import NoModel, wrong
 from clipql.storage.catalog import VectorColumn
 
 
-def models() -> list[Mapping[str, Any]]:
+def models(encoders: Encoders) -> list[Mapping[str, Any]]:
     """Name and dimension of each model on this machine."""
     from clipql.encode.models import installed
 
-    return [{"name": found.name, "dimension": found.model.dimension} for found in installed()]
+    return [{"name": found.name, "dimension": found.model.dimension} for found in installed(encoders.cached)]
 
 
 def model_for(encoders: Encoders, column: VectorColumn, asked: str | None) -> str | None:
     """The name of the model whose vectors are looked for in a column; None for the usual one. Raises NoModel."""
-    if asked is not None and asked not in {m["name"] for m in models()}:
+    if asked is not None and asked not in {m["name"] for m in models(encoders)}:
         raise wrong(f"model: {asked[:80]!r} is none of those at hand, which /api/models lists")
     name = asked or encoders.default or column.model
     try:
@@ -39,10 +40,16 @@ def model_for(encoders: Encoders, column: VectorColumn, asked: str | None) -> st
     return name
 
 
-def takes_words(encoders: Encoders, column: VectorColumn) -> bool:
-    """Whether a column can be searched by words and pictures, with the model that is usual for it."""
+def choice(
+    encoders: Encoders, column: VectorColumn, at_hand: Sequence[Mapping[str, Any]]
+) -> tuple[str | None, list[str]]:
+    """The model by which a column is searched for words and pictures, None for none, and others that may do it, too.
+
+    at_hand: as `models` gives them.
+    """
     try:
-        model_for(encoders, column, None)
+        usual = encoders.encoder(model_for(encoders, column, None)).model
     except ModelError:
-        return False
-    return True
+        usual = None
+    fitting = [m["name"] for m in at_hand if m["dimension"] == column.dimension]
+    return usual, [name for name in fitting if usual is None or canonical(name) != canonical(usual)]

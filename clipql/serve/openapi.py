@@ -49,8 +49,8 @@ def document(options: Options) -> dict[str, Any]:
             },
             "schemas": {
                 "Error": _object({"error": _TEXT, "code": _WHOLE}, ["error", "code"]),
-                "Term": _object({"text": _TEXT, "image": _TEXT, "upload": _TEXT, "id": _TEXT, "weight": _NUMBER,
-                                 "vector": {"type": "array", "items": _NUMBER}}),
+                "Term": _object({"text": _TEXT, "image": _TEXT, "upload": _TEXT, "url": _TEXT, "id": _TEXT,
+                                 "weight": _NUMBER, "vector": {"type": "array", "items": _NUMBER}}),
                 "Row": _object({**_ROW, "hybrid_score": _NUMBER}, list(_ROW)),
             },
         },
@@ -120,6 +120,12 @@ def _search(options: Options) -> dict[str, Any]:
             "description": "look for the words of the one term, a text, too, and rank by both; rows have hybrid_score",
         },
         "words": {"type": ["string", "null"], "description": "of hybrid: the column; by default that of the captions"},
+        "score": {
+            **_object({"column": _TEXT, "weight": _NUMBER}, ["column", "weight"]),
+            "type": ["object", "null"],
+            "description": "a column of numbers mixed into the order: least distance - weight * column first (without "
+            "terms, least -weight * column), rows without a number last",
+        },
         "terms": terms,
         "queries": {
             "type": "array",

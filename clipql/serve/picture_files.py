@@ -27,6 +27,11 @@ _LONGEST = 1 << 16
 _NOT_THERE = "the file that the row names is not there, or not where this server may look"
 
 
+def begins_as_picture(data: bytes | bytearray) -> bool:
+    """Whether some bytes, sixteen or more, are how the file of a picture begins."""
+    return _BEGINNINGS.match(data) is not None
+
+
 class PictureFiles(Protocol):
     """Whoever opens them."""
 
@@ -114,7 +119,7 @@ def _opened(path: Path) -> int:
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise PictureError(_NOT_THERE)
-        if not _BEGINNINGS.match(os.pread(handle, 16, 0)):
+        if not begins_as_picture(os.pread(handle, 16, 0)):
             raise PictureError("the file is no picture that can be read")
     except BaseException:
         os.close(handle)

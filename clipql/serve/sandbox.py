@@ -103,16 +103,28 @@ def of_models(names: Iterable[str | None]) -> tuple[Path, ...]:
     return _distinct(found)
 
 
+def models_to_choose(mode: str) -> tuple[str, ...] | None:
+    """The models of the cache that a server may offer: found while it may still look; None where it always may."""
+    return None if mode == "off" else tuple(m.name for m in models.installed() if m.place == "cache")
+
+
 def of_server(
-    folder: Path, scratch: Scratch, known: Catalog, model: str | None, *, write: bool, also: tuple[Path, ...] = ()
+    folder: Path,
+    scratch: Scratch,
+    known: Catalog,
+    model: str | None,
+    *,
+    write: bool,
+    also: tuple[Path, ...] = (),
+    choice: tuple[str, ...] = (),
 ) -> Plan:
     """The plan of a server over a database folder, of what its manifest names, with its place for temporary files.
 
-    also: folders that it may write besides.
+    also: folders that it may write besides. choice: models that may be chosen.
     """
     columns = [c for t in known.tables for c in t.columns]
     linked = [Path(s.file) for c in columns for s in c.segments if s.linked and _is_linked_part(s)]
-    named = of_models({model, *(c.model for c in columns)})
+    named = of_models({model, *(c.model for c in columns), *choice})
     written = (folder,) if write else (folder / "lock", scratch.temporary, scratch.engine)
     return Plan(
         _distinct([*base(), *named, *linked, folder, scratch.folder]), (*_WRITTEN, *written, *also), (scratch.parent,)
@@ -143,8 +155,9 @@ def of_encoder(model: str | None, *, pictures: bool) -> Plan:
     return Plan((Path("/"),) if pictures else _distinct([*base(), *of_models([model])]), _WRITTEN)
 
 
-def apply(plan: Plan, mode: str = "auto") -> State:
+def apply(plan: Plan, mode: str = "auto", *, network: bool = False) -> State:
     """Put the wall up around this thread and all that it starts; there is no way back. mode: auto, require or off.
+    network: whether it may make sockets and connect by them all the same.
 
     Raises ServerError under `require` where the kernel offers less than all, and where there are threads already, which
     would stay outside.
@@ -160,12 +173,14 @@ def apply(plan: Plan, mode: str = "auto") -> State:
             rights[path.resolve()] |= right
     landlock, sockets, why = 0, False, []
     try:
-        landlock = confinement.restrict_files(rights, [p for p in rights if p.parts[:2] == ("/", "proc")])
+        held = [p for p in rights if p.parts[:2] == ("/", "proc")]
+        landlock = confinement.restrict_files(rights, held, tcp=network)
     except Unavailable as error:
         why.append(str(error.strerror))
     try:
-        confinement.refuse_sockets()
-        sockets = True
+        if not network:
+            confinement.refuse_sockets()
+            sockets = True
     except Unavailable as error:
         why.append(str(error.strerror))
     state = State(landlock, sockets, "; ".join(why))

@@ -22,6 +22,7 @@ from clipql.serve.limits import Limits
 from clipql.serve.models_at_hand import model_for
 from clipql.serve.search_request import Search, Term, wrong
 from clipql.serve.search_results import SearchResults
+from clipql.serve.search_statement import mixed, statement
 from clipql.serve.service import Request, Service
 from clipql.sql.planning import explain
 
@@ -53,6 +54,8 @@ class Batch:
             search.terms_of(query if isinstance(query, list) else [query], uploads, f"queries: number {number}: ")
             for number, query in enumerate(queries, 1)
         ]
+        if any(t.url is not None for terms in each for t in terms):
+            raise wrong("url goes with one search: send the pictures themselves beside queries")
         return cls(replace(common, terms=each[0]), tuple(each))
 
 
@@ -63,18 +66,18 @@ def answer(service: Service, results: SearchResults, asked: Batch) -> Response:
     column = service.column(table, common.column)
     roles = service.roles[table]
     every = [term for terms in asked.queries for term in terms]
-    encodes = any(t.text is not None or t.picture is not None for t in every)
+    encodes = any(t.encodes for t in every)
     model = model_for(service.database.encoders, column, common.model) if encodes else None
     words = list(dict.fromkeys(t.text for t in every if t.text is not None))
     encoded = dict(zip(words, service.database.encoders.texts(words, model), strict=True)) if words else {}
 
     def vector(terms: Sequence[Term]) -> NDArray[np.float32]:
         found = [encoded[t.text] if t.text is not None else results.vector(t, table, column.name, model) for t in terms]
-        return search.mixed(found, [t.weight for t in terms])
+        return mixed(found, [t.weight for t in terms])
 
     vectors = [vector(terms) for terms in asked.queries]
     ready = time.perf_counter()
-    made = search.statement(common, table, column, roles, vectors[0])
+    made = statement(common, table, column, roles, vectors[0])
     with in_conditions(made.sql, common.where):
         answers = service.run_many(Request(made.sql), [{"query": v} for v in vectors])
     searched = time.perf_counter()

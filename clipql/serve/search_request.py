@@ -1,7 +1,6 @@
-"""A search as the REST API asks for it, made into one statement: what it says is what is run.
+"""A search as the REST API asks for it, checked: `Search.read` takes its JSON; `search_statement` makes SQL of it.
 
-Nothing here runs anything: `Search.read` checks a request's JSON, `statement` makes SQL of it. What must stay true:
-names are quoted, values are parameters, and the condition is one condition; the guard sees the statement all the same.
+What must stay true: a key that is not known is refused by name, and a condition is one condition.
 """
 
 from __future__ import annotations
@@ -9,39 +8,33 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from clipql.engine.quoting import quote_name, quote_string
 from clipql.errors import ModelError, PictureError, QueryError
 from clipql.serve.allowed import words
-from clipql.serve.column_roles import ColumnRoles
 from clipql.serve.limits import Limits
-from clipql.sql.hybrid import Hybrid, words_column
-from clipql.sql.hybrid import statement as fused
 from clipql.sql.search_text import one_condition
-from clipql.storage.catalog import Table, VectorColumn
-from clipql.tables.registry import ROW
 
 FORMATS = {"CSV": "CSVWithNames", "Parquet": "Parquet", "Arrow": "Arrow", "JSON": "JSON"}
 MOST_TERMS, MOST_NUMBERS, MOST_FLOAT = 32, 65_536, float(np.finfo(np.float32).max)
+MOST_WEIGHT = 1e9  # of a score
 KEYS = words(
-    "table database column model k offset where safe recall exact fold hybrid words terms queries columns format"
+    "table database column model k offset where safe recall exact fold hybrid words score terms queries columns format"
 )
-MOST_LISTED = 1_000  # rows that a condition lists which come as listed: each that is found is looked for in the list
-_LISTED = re.compile(rf"{ROW} IN \(([0-9]{{1,19}}(?:, ?[0-9]{{1,19}}){{1,{MOST_LISTED - 1}}})\)")
-TERM_KEYS = words("weight text image upload id vector")
+TERM_KEYS = words("weight text image upload url id vector")
+MOST_ADDRESSES, LONGEST_ADDRESS = 4, 4096  # of one search; letters
 
 
 @dataclass(frozen=True)
 class Term:
-    """One of: words, a picture's bytes, a row's number, a vector (d,); with its weight.
+    """One of: words, a picture's bytes, the address of one, a row's number, a vector (d,); with its weight.
 
     field: of an uploaded picture.
     """
@@ -49,9 +42,23 @@ class Term:
     weight: float
     text: str | None = None
     picture: bytes | None = None
+    url: str | None = None
     row: int | None = None
     vector: NDArray[np.float32] | None = None
     field: str | None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it needs a model."""
+        return self.row is None and self.vector is None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A column of numbers mixed into the order, and what it weighs: the key is the distance less their product."""
+
+    column: str
+    weight: float
 
 
 class UnreadablePicture(PictureError):
@@ -87,6 +94,7 @@ class Search:
     fold: float | None
     hybrid: bool
     words: str | None
+    score: Score | None
     terms: tuple[Term, ...]
     columns: tuple[str, ...] | None
     format: str
@@ -94,7 +102,7 @@ class Search:
     @property
     def encodes(self) -> bool:
         """Whether it needs a model."""
-        return any(t.text is not None or t.picture is not None for t in self.terms)
+        return any(t.encodes for t in self.terms)
 
     @classmethod
     def read(cls, given: Any, uploads: Mapping[str, bytes], limits: Limits) -> Search:
@@ -119,6 +127,8 @@ class Search:
             raise wrong("hybrid: a search by words as well as by meaning has one term, a text, of weight 1")
         if hybrid and given.get("fold") is not None:
             raise wrong("hybrid: what is ranked by words, too, is not folded: leave one of hybrid and fold out")
+        if hybrid and given.get("score") is not None:
+            raise wrong("hybrid: what is ranked by words, too, has no one distance: leave one of hybrid and score out")
         return cls(
             table=table,
             database=text(given, "database"),
@@ -133,6 +143,7 @@ class Search:
             fold=_number(given, "fold", None, 0, 1),
             hybrid=hybrid,
             words=text(given, "words"),
+            score=_score(given.get("score")),
             terms=told,
             columns=tuple(columns) if columns is not None else None,
             format=format,
@@ -214,6 +225,16 @@ def _number(
     return float(value)
 
 
+def _score(given: Any) -> Score | None:
+    if given is None:
+        return None
+    check_keys(given, {"column", "weight"}, "score: ")
+    column, weight = text(given, "column"), _number(given, "weight", None, -MOST_WEIGHT, MOST_WEIGHT)
+    if column is None or weight is None:
+        raise wrong('score: expected a column of numbers and what it weighs: {"column": "aesthetic", "weight": 0.1}')
+    return Score(column, weight)
+
+
 def flag(given: Mapping[str, Any], name: str, default: bool) -> bool:
     value = given.get(name)
     if value is not None and not isinstance(value, bool):
@@ -240,7 +261,10 @@ def terms_of(given: Any, uploads: Mapping[str, bytes], place: str, *, least: int
     if not isinstance(given, list) or not least <= len(given) <= MOST_TERMS:
         raise wrong(f"{place}terms: expected a list of at most {MOST_TERMS}" + (", not empty" if least else ""))
     try:
-        return tuple(_term(each, uploads) for each in given)
+        terms = tuple(_term(each, uploads) for each in given)
+        if sum(t.url is not None for t in terms) > MOST_ADDRESSES:
+            raise wrong(f"terms: at most {MOST_ADDRESSES} of them are addresses of pictures")
+        return terms
     except QueryError as error:
         raise wrong(f"{place}{error}") if place else error from None
 
@@ -249,9 +273,9 @@ def _term(given: Any, uploads: Mapping[str, bytes]) -> Term:
     check_keys(given, TERM_KEYS, "terms: ")
     weight = _number(given, "weight", 1.0, -100, 100)
     assert weight is not None
-    kinds = [k for k in ("text", "image", "upload", "id", "vector") if given.get(k) is not None]
+    kinds = [k for k in ("text", "image", "upload", "url", "id", "vector") if given.get(k) is not None]
     if len(kinds) != 1:
-        raise wrong("a term has one of text, image, upload, id and vector")
+        raise wrong("a term has one of text, image, upload, url, id and vector")
     value = given[kinds[0]]
     if kinds[0] == "vector":
         return Term(weight, vector=_vector(value))
@@ -259,6 +283,8 @@ def _term(given: Any, uploads: Mapping[str, bytes]) -> Term:
         raise wrong(f"{kinds[0]}: expected text")
     if kinds[0] == "text":
         return Term(weight, text=value)
+    if kinds[0] == "url":
+        return Term(weight, url=_web_address(value))
     if kinds[0] == "id":
         return Term(weight, row=row_number(value))
     if kinds[0] == "upload":
@@ -271,132 +297,19 @@ def _term(given: Any, uploads: Mapping[str, bytes]) -> Term:
         raise wrong("image: expected the bytes of a picture in base64") from None
 
 
+def _web_address(text: str) -> str:
+    try:
+        found = urlsplit(text)
+        good = found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
+    except ValueError:
+        good = False
+    if not good or "@" in found.netloc or not text.isprintable() or " " in text or len(text) > LONGEST_ADDRESS:
+        raise wrong("url: expected an address of the web, as https://…, without a name and a password in it")
+    return text
+
+
 def row_number(text: str) -> int:
     """A row's number from its id. Raises QueryError."""
     if not text.isascii() or not text.isdigit() or len(text) > 19:
         raise wrong(f"id {text[:40]!r}: expected a row's number")
     return int(text)
-
-
-@dataclass(frozen=True)
-class Statement:
-    """sql runs with `params` as it stands; shown is the same with encode_text('…') in the place of their vectors."""
-
-    sql: str
-    shown: str
-    params: Mapping[str, Any]
-    shown_params: Mapping[str, Any]
-
-
-def mixed(vectors: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> NDArray[np.float32]:
-    """The weighted sum of unit vectors; a single one of weight 1 is itself."""
-    if len(vectors) == 1 and weights[0] == 1:
-        return vectors[0]
-    total = np.zeros(len(vectors[0]), np.float64)
-    for vector, weight in zip(vectors, weights, strict=True):
-        if len(vector) != len(total):
-            raise wrong(f"the terms' vectors have {len(total)} and {len(vector)} numbers")
-        length = float(np.linalg.norm(vector))
-        total += weight * (vector.astype(np.float64) / length if length else vector)
-    return total.astype(np.float32)
-
-
-def statement(
-    search: Search,
-    table: Table,
-    column: VectorColumn,
-    roles: ColumnRoles,
-    vector: NDArray[np.float32] | None,
-    *,
-    download: bool = False,
-    without: Sequence[int] = (),
-) -> Statement:
-    """The SQL of a search by a vector, or of a walk through the table where there is none.
-
-    download: for a file, without the row's number and a row more. without: numbers of rows that are left out.
-    """
-    listed = list(roles.plain if search.columns is None else search.columns)
-    for name in listed:
-        if name not in roles.types:
-            raise wrong(f"{table.full_name} has no column {name[:60]}; it has {', '.join(roles.types)}")
-    shown_query, shown_params = expression(search.terms, table, column, search.model)
-    source = f"{quote_name(table.database)}.{quote_name(table.name)}"
-    left_out = f"{ROW} NOT IN ({', '.join(map(str, without))})" if without else None
-    where = where_sql(search.where, roles.safe if search.safe else None, left_out)
-    settings = [f"recall = {search.recall}"] if search.recall is not None else []
-    settings += ["vector_index = 0"] if search.exact else []
-    tail = f" SETTINGS {', '.join(settings)}" if settings else ""
-    first = 0 if search.fold is not None else search.offset
-    count = search.k + (0 if download else 1) + (search.offset - first) - len(without)
-    offset = f" OFFSET {first}" if first else ""
-    row = [] if download else [ROW]
-
-    def made(query: str, *, plain: bool) -> str:
-        names = [quote_name(c) for c in listed] + ([] if plain else row)
-        # what is shown gives the rows shown; what is run, one more, which tells whether there are more
-        limit = f" LIMIT {search.k + search.offset - first if plain else count}{offset}"
-        if vector is not None and search.hybrid:
-            words = quote_string(search.terms[0].text or "") if plain else "{words:String}"
-            only = where.removeprefix(" WHERE ")
-            return _hybrid(search, table, column, roles, query, words, names, only) + limit + tail
-        if vector is None:
-            return f"SELECT {', '.join(names) or ROW} FROM {source}{where} ORDER BY {_walk(search)}{limit}{tail}"
-        distance = f"cosineDistance({quote_name(column.name)}, {query}) AS distance"
-        return f"SELECT {', '.join([*names, distance])} FROM {source}{where} ORDER BY distance{limit}{tail}"
-
-    params: dict[str, Any] = {} if vector is None else {"query": vector}
-    if search.hybrid:
-        params["words"] = search.terms[0].text
-    return Statement(made("{query:Array(Float32)}", plain=False), made(shown_query, plain=True), params, shown_params)
-
-
-def _walk(search: Search) -> str:
-    """What a walk through a table goes by: rows that a condition lists by number, not too many, come as listed."""
-    listed = next((found[1] for c in search.where if (found := _LISTED.fullmatch(c.strip()))), None)
-    return ROW if listed is None else f"indexOf([{listed}], {ROW})"
-
-
-def _hybrid(
-    search: Search,
-    table: Table,
-    column: VectorColumn,
-    roles: ColumnRoles,
-    query: str,
-    words: str,
-    names: Sequence[str],
-    where: str,
-) -> str:
-    """A search by meaning and by words, without its LIMIT. names: quoted columns; query, words: SQL."""
-    source = f"{quote_name(table.database)}.{quote_name(table.name)}"
-    worded = words_column([roles.caption] if roles.caption else [], roles.plain, search.words)
-    distance = f"cosineDistance({quote_name(column.name)}, {query})"
-    # pages within the same hundred are of one ranking
-    depth = -(-(search.offset + search.k + 1) // 100) * 100
-    way = Hybrid(source, names, distance, False, f"bm25({quote_name(worded)}, {words})", where, depth)
-    return fused(way)
-
-
-def expression(
-    terms: Sequence[Term], table: Table, column: VectorColumn, model: str | None = None
-) -> tuple[str, dict[str, Any]]:
-    """A search's terms as SQL, and the parameters that it names. model: the one that was asked for."""
-    by = f", {quote_string(model)}" if model else ""
-    parts: list[str] = []
-    params: dict[str, Any] = {}
-    source = f"{quote_name(table.database)}.{quote_name(table.name)}"
-    for term in terms:
-        if term.text is not None:
-            text = f"encode_text({quote_string(term.text)}{by})"
-        elif term.row is not None:
-            text = f"(SELECT {quote_name(column.name)} FROM {source} WHERE {ROW} = {term.row})"
-        else:
-            name = f"picture{len(params)}" if term.picture is not None else f"vector{len(params)}"
-            params[name] = [] if term.vector is None else term.vector
-            text = f"{{{name}:Array(Float32)}}"
-        if len(terms) == 1 and term.weight == 1:
-            return text, params
-        sign = "-" if term.weight < 0 else "+"
-        weight = abs(term.weight)
-        text = text if weight == 1 else f"arrayMap(x -> x * {weight:g}, {text})"
-        parts.append(f"{sign} {text}" if parts else (text if sign == "+" else f"arrayMap(x -> -x, {text})"))
-    return " ".join(parts), params

@@ -24,8 +24,10 @@ from clipql.serve.column_roles import ColumnRoles
 from clipql.serve.condition_errors import in_conditions
 from clipql.serve.json_response import JsonResponse
 from clipql.serve.models_at_hand import model_for
+from clipql.serve.picture_addresses import OFF
 from clipql.serve.picture_names import PictureNames
 from clipql.serve.search_request import Search
+from clipql.serve.search_statement import Statement, mixed, statement
 from clipql.serve.service import Request, Service
 from clipql.serve.short_way import ShortWay
 from clipql.serve.values import folded, plain
@@ -47,7 +49,7 @@ class Ready:
     column: VectorColumn
     roles: ColumnRoles
     vectors: tuple[NDArray[np.float32], ...]
-    made: search.Statement
+    made: Statement
     began: float
     encoded: float
 
@@ -96,15 +98,14 @@ class SearchResults:
         table = service.table(asked.database, asked.table)
         column = service.column(table, asked.column)
         roles = service.roles[table]
-        model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
-        vectors = [self.vector(term, table, column.name, model) for term in asked.terms]
+        vectors = self.vectors(asked, table, column)
         encoded = time.perf_counter()
-        vector = search.mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
+        vector = mixed(vectors, [t.weight for t in asked.terms]) if vectors else None
         download = asked.format != "JSON"
         alike: list[int] = []
         if download and asked.fold is not None:
             alike = self._alike(asked, table, column, roles, vector)
-        made = search.statement(asked, table, column, roles, vector, download=download, without=alike)
+        made = statement(asked, table, column, roles, vector, download=download, without=alike)
         return Ready(table, column, roles, tuple(vectors), made, began, encoded)
 
     def holds(self, ready: Ready, asked: Search) -> bool:
@@ -137,7 +138,7 @@ class SearchResults:
         given = [
             np.ascontiguousarray(vector)
             for term, vector in zip(asked.terms, ready.vectors, strict=True)
-            if term.picture is not None or term.vector is not None
+            if term.text is None and term.row is None
         ]
         params = dict(zip(made.shown_params, given, strict=True))
         ended = time.perf_counter()
@@ -163,12 +164,19 @@ class SearchResults:
         table = service.table(asked.database, asked.table)
         column = service.column(table, asked.column)
         roles = service.roles[table]
-        model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
-        vectors = [self.vector(term, table, column.name, model) for term in asked.terms]
-        made = search.statement(asked, table, column, roles, search.mixed(vectors, [t.weight for t in asked.terms]))
+        vectors = self.vectors(asked, table, column)
+        made = statement(asked, table, column, roles, mixed(vectors, [t.weight for t in asked.terms]))
         answer = service.run(Request(made.sql, made.params, "ArrowStream"), service.engine.acting)
         page = self.page(asked, table, column.name, answer.output.arrow(), roles.types)[0]
         return [self.shown(table, roles, row) for row in page]
+
+    def vectors(self, asked: Search, table: Table, column: VectorColumn) -> list[NDArray[np.float32]]:
+        """What the terms of a search stand for, float32 (d,) each. Raises ClipqlError."""
+        service = self._service
+        if service.options.fetcher is None and any(t.url is not None for t in asked.terms):
+            raise search.wrong(f"url: {OFF}")
+        model = model_for(service.database.encoders, column, asked.model) if asked.encodes else None
+        return [self.vector(term, table, column.name, model) for term in asked.terms]
 
     def vector(self, term: search.Term, table: Table, column: str, model: str | None) -> NDArray[np.float32]:
         """What a term stands for, float32 (d,). Raises ClipqlError."""
@@ -184,8 +192,14 @@ class SearchResults:
         if term.text is not None:
             found: NDArray[np.float32] = encoders.texts([term.text], model)[0]
             return found
+        picture = term.picture or b""
+        if term.url is not None:
+            fetcher = service.options.fetcher
+            if fetcher is None:
+                raise search.wrong(f"url: {OFF}")
+            picture = fetcher.fetch(term.url)
         try:
-            return encoders.picture(term.picture or b"", model)
+            return encoders.picture(picture, model)
         except PictureError as error:
             raise search.UnreadablePicture(str(error), term.field) from error
 
@@ -193,7 +207,7 @@ class SearchResults:
         self, asked: Search, table: Table, column: VectorColumn, roles: ColumnRoles, vector: NDArray[np.float32] | None
     ) -> list[int]:
         """The numbers of the rows of a search that are almost the same as one before them."""
-        made = search.statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
+        made = statement(dataclasses.replace(asked, columns=()), table, column, roles, vector)
         with in_conditions(made.sql, asked.where):
             answer = self._service.run(Request(made.sql, made.params, "ArrowStream"), self._service.engine.acting)
         duplicates = self.page(asked, table, column.name, answer.output.arrow(), roles.types)[2]

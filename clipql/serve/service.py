@@ -73,6 +73,7 @@ class Service:
         self.roles, self.moment = Roles(self.registry), moment
         self.ending: list[Callable[[], None]] = []  # what is done before the database is closed
         database.encoders.files = False
+        database.encoders.cached = options.models
 
     def _leave_out_foreign(self) -> None:
         """Refuse what lies in the database and does more than the network may: see `foreign.py`."""

@@ -283,7 +283,7 @@ def test_off_says_so_and_a_sandbox_that_is_asked_for_and_not_there_is_refused(
         "the kernel closes nothing to it (--sandbox off): only the check of each statement protects this machine"
     )
 
-    def missing(*arguments: object) -> int:
+    def missing(*arguments: object, **more: object) -> int:
         raise confinement.Unavailable(38, "this kernel has no Landlock")
 
     monkeypatch.setattr(sandbox, "_threads", lambda: 1)

@@ -12,7 +12,7 @@ import pytest
 
 import clipql
 from clipql.mcp.asking import Asking, of_folder
-from clipql.serve import search_request
+from clipql.serve import search_results
 from tests.parts import make_part
 
 DIMENSION = 16
@@ -37,13 +37,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_search_by_vectors_is_made_ready_once(folder: Path, more: dict[str, Any]) -> None:
     vectors = np.random.default_rng(4).standard_normal((4, DIMENSION)).astype(np.float32).tolist()
-    made = search_request.statement
+    made = search_results.statement
 
     async def ask(asking: Asking) -> list[tuple[int, list[str]]]:
         found = []
         for vector in vectors:  # the first ones are asked by nobody before
             body = {"table": "laion", "terms": [{"vector": vector}], "safe": False, **more}
-            with mock.patch.object(search_request, "statement", side_effect=made) as counted:
+            with mock.patch.object(search_results, "statement", side_effect=made) as counted:
                 rows = (await asking.json("/api/search", body))["rows"]
             found.append((counted.call_count, [row["id"] for row in rows]))
         await asking.close()

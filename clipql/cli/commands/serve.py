@@ -48,6 +48,18 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="show small pictures of files in this folder only (default: of any that a row names; with --write none)",
     )
+    made.add_argument(
+        "--fetch-pictures",
+        action="store_true",
+        help="fetch the picture at an address of the public web that is searched by (default: nothing is fetched)",
+    )
+    made.add_argument(
+        "--fetch-from",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="with --fetch-pictures: a host that may be asked though it is in a private network",
+    )
     for name, default, unit, what in _LIMITS:
         made.add_argument(
             f"--{name}", type=_positive, default=default, metavar=unit, help=f"{what} (default: {default})"

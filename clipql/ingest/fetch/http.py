@@ -33,9 +33,15 @@ def shown(url: str) -> str:
 
 
 class Http:
-    """A client with connections that are kept. headers: sent with every request, such as a token."""
+    """A client with connections that are kept. headers: sent with every request, such as a token. transport: what
+    connects in the place of the library's own; then nothing of the environment, as a proxy or a netrc, is used."""
 
-    def __init__(self, patience: Patience, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        patience: Patience,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
         own = {"User-Agent": f"clipql/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
         self._timeout = patience.timeout_seconds
         # an "Authorization" is dropped by the library when a redirect leads to another host
@@ -44,6 +50,8 @@ class Http:
             follow_redirects=True,
             timeout=httpx2.Timeout(self._timeout),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=32),
+            transport=transport,
+            trust_env=transport is None,
         )
         self._lock = threading.Lock()
         self._no_head: set[str] = set()

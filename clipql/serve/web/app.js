@@ -4,7 +4,7 @@ import { ApiError, setHooks } from './api.js';
 import { drawBelow, takeDead, watchEnd } from './below.js';
 import { addTerm, drawChips, makeChips } from './chips.js';
 import { drawControls } from './controls.js';
-import { button, byId, drawIcons, notice } from './dom.js';
+import { button, byId, drawIcons, notice, webAddress } from './dom.js';
 import { isServerGone, serverIsBack, tellBusy, waitForServer } from './gone.js';
 import { clear, focusTile, holdPictures, makeGrid, releasePictures, revive, rowOf, show, showSkeletons } from './grid.js';
 import { fetchAll, later } from './later.js';
@@ -78,8 +78,10 @@ function explain(error) {
     leaveResults();
     const column = table?.picture?.kind === 'url' ? table.picture.column : null;
     const row = () => change({ words: '', terms: [], filters: [{ column, op: 'eq', value: error.message }], where: '' });
+    const by = () => change({ words: '', weight: 1, terms: [...now.terms, { kind: 'address', address: webAddress(error.message), weight: 1 }] });
     notice(
-      'That is an address, and this page fetches nothing from elsewhere. To search with its picture, save it and drop the file here.',
+      catalog.fetches ? 'That is an address.' : 'That is an address, and this page fetches nothing from elsewhere. To search with its picture, save it and drop the file here.',
+      catalog.fetches ? button('Search with the picture there', { text: 'Search with the picture there', class: 'link', onclick: by }) : '',
       column ? button('Look for the row with this address', { text: 'Look for the row with this address', class: 'link', onclick: row }) : '',
     );
   } else if (error instanceof MissingPicture) {
@@ -287,7 +289,7 @@ function draw(state, before, fromAddress = false) {
   drawControls(state);
   drawWords(state, fromAddress);
   drawChips(state);
-  const narrowed = state.filters.length || state.where.trim() || state.model || state.hybrid || state.recall !== null;
+  const narrowed = state.filters.length || state.where.trim() || state.model || state.hybrid || state.score || state.recall !== null;
   if (narrowed || !byId('pills').hidden) panel((part) => part.drawPills(now, currentTable()));
   if (state.row !== null || before.row !== null) details((part) => part.drawDetails(now));
   sqlSeen ||= state.view === 'sql';
@@ -315,7 +317,7 @@ async function loadTables() {
 }
 
 /** Another table: of the search what is not about the rows and columns of the one before. */
-const openTable = (table) => change({ ...namedIn(table), column: null, model: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', row: null });
+const openTable = (table) => change({ ...namedIn(table), column: null, model: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', score: null, row: null });
 
 /** The address names a table that is not among those that can be searched: says so, and shows nothing of another. */
 async function missTable(state) {
@@ -366,6 +368,7 @@ function listen() {
     all[(all.indexOf(document.activeElement) + (event.key === 'ArrowRight' ? 1 : all.length - 1)) % all.length].click();
     byId('column').querySelector('[aria-checked=true]').focus();
   });
+  byId('model').addEventListener('change', (event) => change({ model: event.target.value || null }));
   byId('safe').addEventListener('change', (event) => change({ safe: event.target.value }));
   byId('filters').addEventListener('click', opens(panel, (part) => part.openFilters(currentTable())));
   byId('facets').addEventListener('click', opens(facets, (part) => part.openFacets()));

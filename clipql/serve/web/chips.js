@@ -4,7 +4,7 @@
  */
 
 import { call } from './api.js';
-import { announce, button, el, picture, pictureOf } from './dom.js';
+import { announce, button, el, picture, pictureOf, webAddress } from './dom.js';
 import { isVeiled } from './filters.js';
 import { change, now, spokenParts } from './state.js';
 import { addressFor } from './uploads.js';
@@ -32,7 +32,7 @@ export const addTerm = (term) => addTerms([term]);
 export function addTerms(added) {
   const terms = [...now.terms];
   for (const term of added) {
-    const same = terms.findIndex((one) => one.kind === term.kind && (one.id ?? one.key ?? one.text) === (term.id ?? term.key ?? term.text));
+    const same = terms.findIndex((one) => one.kind === term.kind && (one.id ?? one.key ?? one.address ?? one.text) === (term.id ?? term.key ?? term.address ?? term.text));
     if (same < 0) terms.push(term);
     else terms[same] = term;
   }
@@ -87,7 +87,7 @@ function chip(term, i, set) {
   );
 }
 
-const labelOf = (term) => ({ text: term.text, row: 'a picture of the results', picture: 'your picture' })[term.kind];
+const labelOf = (term) => ({ text: term.text, row: 'a picture of the results', picture: 'your picture', address: `the picture at ${term.address}` })[term.kind];
 
 function contentOf(term, name) {
   if (term.kind === 'text') {
@@ -95,6 +95,12 @@ function contentOf(term, name) {
     return name;
   }
   const thumb = picture(null, labelOf(term), { class: 'chip-picture', loading: 'eager' });
+  if (term.kind === 'address') {
+    thumb.title = term.address;
+    thumb.addEventListener('error', () => thumb.replaceWith(el('span', { class: 'chip-name', title: term.address }, term.address)));
+    thumb.src = webAddress(term.address) ?? '';
+    return thumb;
+  }
   if (term.kind === 'picture') {
     addressFor(term.key).then((address) => {
       if (address) thumb.src = address;

@@ -7,6 +7,13 @@ import { catalog, tableOf, takesWords } from './tables.js';
 
 let tablesListed = null; // to choose from
 
+/** The models that read words for a column, where there is more than one. */
+function drawModels(state, column) {
+  const names = column?.usual ? ['', ...new Set([...column.others, ...(state.model ? [state.model] : [])])] : [];
+  byId('model-label').hidden = names.length < 2;
+  byId('model').replaceChildren(...names.map((name) => el('option', { value: name, selected: name === (state.model ?? '') }, (name || column.usual).replace(/^.*\/(?=.*\/)|^\/.*\//, ''))));
+}
+
 export function drawControls(state) {
   const table = tableOf(state);
   const choose = byId('table');
@@ -34,6 +41,7 @@ export function drawControls(state) {
       }),
     ),
   );
+  drawModels(state, columns.find((one) => one.column === chosen));
   byId('safe-label').hidden = !table?.nsfw;
   byId('safe').value = state.safe;
   byId('fold').setAttribute('aria-pressed', String(state.fold !== null));

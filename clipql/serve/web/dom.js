@@ -98,6 +98,9 @@ export function webAddress(text) {
   }
 }
 
+/** Whether a text is one address of the web and nothing else. */
+export const isAddress = (text) => !/\s/.test(text.trim()) && webAddress(text) !== null;
+
 /** A link to elsewhere that tells the other side nothing; plain text where the address is not one of the web. */
 export function webLink(text, shown = text, properties = {}) {
   const address = webAddress(text);

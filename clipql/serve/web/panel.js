@@ -3,9 +3,9 @@
 import { openDialog } from './dialogs.js';
 import { button, byId, count, el, plural } from './dom.js';
 import { SHOWN_OPERATIONS, describe, knownColumns, mistakeIn, operationsOf } from './filters.js';
-import { rankedByWords } from './results.js';
+import { rankedByWords, scoreIn } from './results.js';
 import { countOf } from './rowset.js';
-import { change, now, parts } from './state.js';
+import { change, isWeight, now, parts } from './state.js';
 
 const LONGEST = 200; // characters of a condition in its pill
 
@@ -31,8 +31,14 @@ export function drawPills(state, table) {
     if (!used) pill.title = 'Not used: the search is not of one text alone';
     pills.push(pill);
   }
+  if (state.score) {
+    const pill = out('Order by similarity alone', scoreText(state.score), () => change({ score: null }));
+    pill.classList.toggle('wrong', !scoreIn(state, table));
+    if (!scoreIn(state, table)) pill.title = `Not used: ${rankedByWords(state) ? 'the words themselves rank, too' : `there is no column ${state.score.column} of numbers`}`;
+    pills.push(pill);
+  }
   if (state.recall !== null) pills.push(out('Find as many of the nearest as usual', state.recall === 'exact' ? 'all rows compared' : `at least ${count(100 * state.recall)} % of the nearest`, () => change({ recall: null })));
-  if (pills.length > 1) pills.push(button('Clear all', { text: 'Clear all', class: 'link', onclick: () => change({ filters: [], where: '', model: null, hybrid: false, recall: null }) }));
+  if (pills.length > 1) pills.push(button('Clear all', { text: 'Clear all', class: 'link', onclick: () => change({ filters: [], where: '', model: null, hybrid: false, score: null, recall: null }) }));
   byId('pills').replaceChildren(...pills);
   byId('pills').hidden = !pills.length;
 }
@@ -92,6 +98,7 @@ export function openFilters(table) {
       el('h3', {}, 'Any condition, in SQL'),
       el('label', { class: 'field tall' }, el('span', { class: 'mono' }, 'WHERE'), where),
       el('p', { class: 'filter-error', id: 'filter-error', role: 'alert' }),
+      scoreControl(table),
       table.caption ? [el('h3', {}, 'Words'), el('label', { class: 'field' }, hybrid, el('span', {}, 'look for the words themselves, too'))] : null,
       table.vectors.some((vector) => vector.indexes?.length) ? [el('h3', {}, 'How many of the nearest to find'), recall] : null,
     ],
@@ -103,6 +110,33 @@ export function openFilters(table) {
       },
     },
   );
+}
+
+const scoreText = ({ column, weight }) => `order: distance ${weight < 0 ? '+' : '−'} ${Math.abs(weight)} × ${column}`;
+
+/** A column of numbers that is mixed into the order, with its weight; null where the table has none. */
+function scoreControl(table) {
+  const numbers = table.columns.filter((one) => one.kind === 'number');
+  if (!numbers.length) return null;
+  const chosen = now.score?.column ?? '';
+  const column = el('select', { 'aria-label': 'Column mixed into the order' }, el('option', { value: '' }, 'similarity alone'), numbers.map(({ name }) => el('option', { value: name, selected: name === chosen }, name)));
+  const weight = el('input', { type: 'text', inputmode: 'decimal', 'aria-label': 'Its weight', value: now.score?.weight ?? 0.1, autocomplete: 'off', disabled: !column.value });
+  const apply = () => {
+    if (column.closest('.left')) return;
+    weight.disabled = !column.value;
+    const wrong = isWeight(weight.value) ? '' : 'a weight is a number, such as 0.1 or -2';
+    weight.setCustomValidity(wrong);
+    weight.title = wrong;
+    const score = column.value ? { column: column.value, weight: Number(weight.value) } : null;
+    if (!wrong && JSON.stringify(score) !== JSON.stringify(now.score)) change({ score }, 'replace');
+  };
+  column.addEventListener('change', apply);
+  weight.addEventListener('input', apply);
+  return [
+    el('h3', {}, 'Order'),
+    el('div', { class: 'filter-row score' }, column, el('span', { class: 'quiet' }, 'weight'), weight),
+    el('p', { class: 'quiet' }, 'Least distance − weight × column first; rows without a number last. Distances are from 0 to 2, so large numbers need a small weight.'),
+  ];
 }
 
 /** "width from … to …". Its read() gives the filters it stands for. */

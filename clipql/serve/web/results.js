@@ -4,7 +4,7 @@
  */
 
 import { ApiError, call, send } from './api.js';
-import { webAddress } from './dom.js';
+import { isAddress } from './dom.js';
 import { whereOf } from './filters.js';
 import { now, parts } from './state.js';
 import { catalog } from './tables.js';
@@ -25,9 +25,9 @@ let running = null;
 
 /** The parts of the state that decide which rows there are; where this stays the same nothing is searched again. */
 export function keyOf(state) {
-  const { database, table, column, model, words, weight, terms, filters, where, safe, fold, hybrid, recall } = state;
+  const { database, table, column, model, words, weight, terms, filters, where, safe, fold, hybrid, score, recall } = state;
   const hidden = safe === 'safe';
-  return JSON.stringify([database, table, column, model, words.trim(), weight, terms, filters, where.trim(), hidden, fold, hybrid, recall]);
+  return JSON.stringify([database, table, column, model, words.trim(), weight, terms, filters, where.trim(), hidden, fold, hybrid, score, recall]);
 }
 
 /** A picture of the query that this tab does not have: its link came from elsewhere. */
@@ -45,10 +45,11 @@ export async function requestBody(state, table, rest) {
   const terms = [];
   for (const part of parts(state)) {
     if (part.kind === 'text') {
-      if (!/\s/.test(part.text) && webAddress(part.text)) throw new AddressAsWords(part.text);
+      if (isAddress(part.text)) throw new AddressAsWords(part.text);
       terms.push({ text: part.text, weight: part.weight });
     }
     else if (part.kind === 'row') terms.push({ id: part.id, weight: part.weight });
+    else if (part.kind === 'address') terms.push({ url: part.address, weight: part.weight });
     else {
       const blob = await pictureFor(part.key);
       if (!blob) throw new MissingPicture(part.key);
@@ -66,6 +67,7 @@ export async function requestBody(state, table, rest) {
     recall: typeof state.recall === 'number' ? state.recall : null,
     exact: state.recall === 'exact',
     hybrid: wordsToo(state, terms),
+    score: scoreIn(state, table),
     fold: wordsToo(state, terms) ? null : state.fold,
     terms,
     ...rest,
@@ -193,8 +195,14 @@ function takeRest({ more, sql, params, plan, exact, ms }) {
   Object.assign(results, { more: Boolean(more), sql: sql ?? '', params: params ?? {}, plan: plan ?? [], exact: exact ?? true, ms: ms ?? null });
 }
 
-/** The similarity of a row to what is searched for; null where nothing is, or rows are ranked by their words, too. */
-export const similarityOf = (row) => (results.state && parts(results.state).length && !rankedByWords(results.state) && typeof row?.distance === 'number' ? 1 - row.distance : null);
+/** The similarity of a row to what is searched for; null where nothing is, or rows are ranked by something else, too. */
+export const similarityOf = (row) => (results.state && parts(results.state).length && !rankedByWords(results.state) && !scoreIn(results.state, results.table) && typeof row?.distance === 'number' ? 1 - row.distance : null);
+
+/** The column mixed into the order of a state, as far as the table has it and nothing else ranks; else null. */
+export function scoreIn(state, table) {
+  const column = table?.columns.find((one) => one.name === state.score?.column);
+  return column?.kind === 'number' && !rankedByWords(state) ? state.score : null;
+}
 
 /** Whether the words themselves are looked for, too: of one text, which is not weighed against anything. */
 export function rankedByWords(state) {

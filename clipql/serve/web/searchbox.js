@@ -4,8 +4,9 @@
  */
 
 import { addTerm, addTerms } from './chips.js';
-import { byId, webAddress } from './dom.js';
+import { byId, isAddress, webAddress } from './dom.js';
 import { change, now, spokenParts } from './state.js';
+import { catalog } from './tables.js';
 import { keepPicture } from './uploads.js';
 
 const QUIET_MS = 15; // after the last of keys that come together: too short to be felt
@@ -22,7 +23,8 @@ let emptied = 0; // how often the search was cleared: a picture that was given b
 export function makeSearchBox({ tell, toResults, again }) {
   [say, askAgain] = [tell, again];
   const words = byId('words');
-  words.addEventListener('input', () => {
+  words.addEventListener('input', (event) => {
+    if (/^insertFrom(Paste|Drop)/.test(event.inputType) && takeAddressTyped()) return;
     byId('clear').hidden = !words.value && !now.terms.length;
     clearTimeout(timer);
     const { startTime } = performance.mark('clipql:key');
@@ -77,8 +79,21 @@ function empty() {
   byId('words').focus();
 }
 
+/** An address in the box becomes a part of the search, where the server fetches pictures; true where it has. */
+function takeAddressTyped() {
+  const text = byId('words').value.trim();
+  if (!catalog.fetches || !isAddress(text)) return false;
+  clearTimeout(timer);
+  byId('words').value = '';
+  typing = false;
+  change({ words: '', weight: 1 }, 'replace');
+  addTerm({ kind: 'address', address: webAddress(text), weight: 1 });
+  return true;
+}
+
 /** Enter: what is typed is searched at once, and several phrases become chips that can be weighed. */
 function commit() {
+  if (takeAddressTyped()) return;
   if (byId('words').value === now.words) askAgain();
   take();
   typing = false;
@@ -133,7 +148,9 @@ function makeDrop() {
     if (id) addTerm({ kind: 'row', id, weight: 1 });
     else if (event.dataTransfer.files.length) takePictures(event.dataTransfer.files);
     else if (webAddress(event.dataTransfer.getData('text/uri-list'))) {
-      say('That is the address of a picture, and this page fetches nothing from elsewhere: save the picture and drop its file.');
+      const address = webAddress(event.dataTransfer.getData('text/uri-list'));
+      if (catalog.fetches) addTerm({ kind: 'address', address, weight: 1 });
+      else say('That is the address of a picture, and this page fetches nothing from elsewhere: save the picture and drop its file.');
     }
   });
 }

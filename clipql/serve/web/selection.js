@@ -124,7 +124,7 @@ function likeThese() {
 
 function showThese() {
   try {
-    change({ view: 'pictures', words: '', weight: 1, terms: [], filters: [], where: conditionOf([...picked.keys()]), row: null });
+    change({ view: 'pictures', words: '', weight: 1, terms: [], filters: [], where: conditionOf([...picked.keys()]), score: null, row: null });
   } catch (error) {
     openDialog('Show', [el('p', {}, error.message)]);
   }

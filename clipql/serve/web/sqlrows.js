@@ -33,7 +33,7 @@ export function waysToRows(answer, origins, tell) {
     const table = tableBehind(origin);
     if (!table) return tell(`The table ${origin.table} is not the one any more that the statement has read: run it again.`);
     try {
-      change({ view: name, ...namedIn(table), column: null, model: null, words: '', weight: 1, terms: [], filters: [], where: conditionOf(ids), fold: null, cut: null, row: null });
+      change({ view: name, ...namedIn(table), column: null, model: null, words: '', weight: 1, terms: [], filters: [], where: conditionOf(ids), fold: null, cut: null, score: null, row: null });
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       tell(error.message);

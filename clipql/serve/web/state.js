@@ -14,12 +14,13 @@ export const DEFAULTS = Object.freeze({
   model: null, // the one that turns words into vectors; null: the column's own
   words: '',
   weight: 1,
-  terms: [], // {kind: 'text', text} | {kind: 'row', id} | {kind: 'picture', key}, each with a weight
+  terms: [], // {kind: 'text', text} | {kind: 'row', id} | {kind: 'picture', key} | {kind: 'address', address}, each with a weight
   filters: [], // {column, op, value}
   where: '',
   safe: 'safe', // safe | blur | all
   fold: null, // the least cosine of pictures that are almost the same, which are shown once; null: each is shown
   hybrid: false, // whether one text is looked for as words, too
+  score: null, // {column, weight}: numbers mixed into the order; null: by similarity alone
   cut: null, // the least similarity that is shown; null: any
   recall: null, // null: the server's own choice; a number below 1; or 'exact'
   colour: null, // what the map's points are coloured by: a column, or how similar they are
@@ -97,8 +98,8 @@ export function openRow(id) {
 
 const VIEWS = ['pictures', 'map', 'sql'];
 const SAFE = ['safe', 'blur', 'all'];
-const KINDS = { with: 'text', like: 'row', picture: 'picture' };
-const NAMES = { text: ['with', 'text'], row: ['like', 'id'], picture: ['picture', 'key'] };
+const KINDS = { with: 'text', like: 'row', picture: 'picture', at: 'address' };
+const NAMES = { text: ['with', 'text'], row: ['like', 'id'], picture: ['picture', 'key'], address: ['at', 'address'] };
 export const OPERATIONS = ['ge', 'le', 'eq', 'has', 'not', 'is'];
 
 export function toHash(state) {
@@ -121,6 +122,7 @@ export function toHash(state) {
   put('safe', state.safe, 'safe');
   put('fold', state.fold, null);
   put('hybrid', state.hybrid ? 1 : '', '');
+  put('score', state.score && `${state.score.weight}~${state.score.column}`, null);
   put('cut', state.cut, null);
   put('recall', state.recall, null);
   put('colour', state.view === 'map' ? state.colour : null, null);
@@ -144,6 +146,7 @@ export function fromHash(hash) {
     else if (name === 'safe' && SAFE.includes(value)) state.safe = value;
     else if (name === 'fold') state.fold = foldOf(value);
     else if (name === 'hybrid') state.hybrid = value === '1';
+    else if (name === 'score') state.score = scoreOf(value);
     else if (name === 'cut') state.cut = cutOf(value);
     else if (name === 'recall') state.recall = value === 'exact' ? 'exact' : recallOf(value);
   }
@@ -176,6 +179,14 @@ function foldOf(text) {
   const least = Number(text);
   return text === '1' ? NEAR_DUPLICATE : least >= 0.5 && least < 1 ? least : null;
 }
+
+function scoreOf(text) {
+  const [weight, column] = splitOnce(text, '~');
+  return column && isWeight(weight) ? { column, weight: Number(weight) } : null;
+}
+
+/** Whether a text is what a column may weigh in the order. */
+export const isWeight = (text) => text.trim() !== '' && Math.abs(Number(text)) <= 1e9;
 
 function cutOf(text) {
   const cut = Number(text);

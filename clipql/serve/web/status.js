@@ -7,7 +7,7 @@
 import { call } from './api.js';
 import { announce, button, byId, count, plural } from './dom.js';
 import { whereOf } from './filters.js';
-import { distinct, goesOn, results, shownRows } from './results.js';
+import { distinct, goesOn, results, shownRows, similarityOf } from './results.js';
 import { change, now, parts } from './state.js';
 
 /** `outdated`: what is shown is not what was asked for, so no figure is true of it. `showHow()`: how it was searched. */
@@ -97,7 +97,7 @@ export function drawWeak(state, table, rows) {
   const line = byId('weak');
   const words = state && table ? onlyWords(state) : null;
   const chance = words === null ? null : chances.get(JSON.stringify(chanceOf(state, table)))?.similarity;
-  const best = rows.length && typeof rows[0].distance === 'number' ? 1 - rows[0].distance : null;
+  const best = similarityOf(rows[0]);
   const weak = typeof chance === 'number' && best !== null && best <= chance;
   line.hidden = !weak;
   line.textContent = weak ? `Weak matches: nothing here is nearer to “${words}” than random letters get by chance (similarity ${best.toFixed(3)}; chance reaches ${chance.toFixed(3)}).` : '';

@@ -2,8 +2,8 @@
 
 import { call } from './api.js';
 
-/** `most`: rows of one search and of a file, as the server allows. */
-export const catalog = { tables: [], model: null, most: { search: 1000, file: 1000 }, loaded: false };
+/** `most`: rows of one search and of a file, as the server allows; `fetches`: whether it fetches pictures at addresses. */
+export const catalog = { tables: [], model: null, fetches: false, most: { search: 1000, file: 1000 }, loaded: false };
 
 let newestCatalog = null;
 

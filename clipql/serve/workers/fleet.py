@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipql.errors import ClipqlError, ServerError
-from clipql.serve import layout, sandbox, scratch
+from clipql.serve import layout, picture_addresses, sandbox, scratch
 from clipql.serve.limits import Options
 from clipql.serve.listening import Doors
 from clipql.serve.logs import log_to_stderr
@@ -108,8 +108,14 @@ class Fleet:
         points = layout.Helper(self.mode) if number == WRITER and layout.is_there() else None
         if points is not None:
             held.callback(points.close)
-        plan = sandbox.of_server(folder, own, known, self.model, write=write, also=(figures,))
-        options = replace(options, opener=helper, layout=points, sandbox=sandbox.apply(plan, self.mode))
+        fetcher = None
+        if options.fetch_from is not None:
+            fetcher = picture_addresses.Helper(options.fetch_from, self.mode)
+            held.callback(fetcher.close)
+        models = sandbox.models_to_choose(self.mode)
+        plan = sandbox.of_server(folder, own, known, self.model, write=write, also=(figures,), choice=models or ())
+        state = sandbox.apply(plan, self.mode)
+        options = replace(options, opener=helper, layout=points, fetcher=fetcher, models=models, sandbox=state)
         from clipql.database import Database
         from clipql.reader import ReadOnlyDatabase
         from clipql.serve import prometheus, server
