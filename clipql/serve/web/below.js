@@ -1,9 +1,9 @@
 /**
- * What stands below the grid: whether more is to come, what is there where nothing is, and pictures that are gone; above it
- * what is to be known before one reads on.
+ * What stands below the grid: whether more is to come, and what is there where nothing is; above it how many pictures are
+ * gone, and what becomes of their places, which is to be known before one reads on.
  */
 
-import { button, byId, el, plural } from './dom.js';
+import { announce, button, byId, el, plural } from './dom.js';
 import { keepPlaces } from './grid.js';
 import { later } from './later.js';
 import { goesOn, results, shownRows } from './results.js';
@@ -31,8 +31,7 @@ export function drawBelow(table) {
   else if (results.state && !shownRows().length) children.push(inItsPlace((part) => part.nothingNear(results.rows[0], now.cut)));
   else if (catalog.loaded && !catalog.tables.length) children.push(inItsPlace((part) => part.emptyDatabase()));
   // in a line that is there already, so that nothing moves under the pointer
-  byId('gone').textContent = allDead ? 'None of these pictures loads: only their captions are shown.' : '';
-  if (dead > 0 && !allDead) children.push(deadNote());
+  tellGone();
   if (goesOn()) children.push(el('p', { class: 'loading' }, el('span', { class: 'spinner', 'aria-hidden': 'true' }), 'More pictures'));
   else if (shownRows().length > 20) children.push(el('p', { class: 'quiet end' }, 'That is all of them.'));
   place.replaceChildren(...children);
@@ -68,6 +67,20 @@ function inItsPlace(make) {
   return place;
 }
 
+let told = ''; // what stands above the grid of pictures that are gone
+
+function tellGone() {
+  const say = allDead ? 'all' : dead > 0 ? `${dead} ${places}` : '';
+  if (say === told) return;
+  told = say;
+  const place = byId('gone');
+  const held = place.contains(document.activeElement);
+  if (allDead) place.replaceChildren('None of these pictures loads: only their captions are shown.');
+  else place.replaceChildren(...(dead > 0 ? deadNote() : []));
+  if (held) place.querySelector('button')?.focus();
+  if (allDead) announce(place.textContent);
+}
+
 /** How many pictures are gone, and what becomes of their places. */
 function deadNote() {
   const ways = { below: 'Keep their places in view', none: 'Only those that load', all: 'Show their captions' };
@@ -77,10 +90,8 @@ function deadNote() {
     drawBelow(shownTable);
   };
   const others = Object.entries(ways).filter(([which]) => which !== places);
-  return el(
-    'p',
-    { class: 'quiet dead-note' },
+  return [
     `${plural(dead, 'picture')} that no longer load${dead === 1 ? 's' : ''}`,
-    others.map(([which, text]) => [' · ', button(text, { text, class: 'link', onclick: () => turn(which) })]),
-  );
+    ...others.flatMap(([which, text]) => [' · ', button(text, { text, class: 'link', onclick: () => turn(which) })]),
+  ];
 }

@@ -4,6 +4,7 @@
  */
 
 import { addTerm, whenKnown } from './chips.js';
+import { cover } from './cover.js';
 import { archiveLink } from './dead.js';
 import { copyButton } from './dialogs.js';
 import { announce, button, el, icon, originalOf, picture, pictureOf, webLink } from './dom.js';
@@ -51,7 +52,6 @@ function open() {
     button('The picture after', { icon: 'right', class: 'ghost details-step to-right', onclick: () => go(1) }),
     body,
   );
-  dialog.addEventListener('click', (event) => event.target === dialog && dialog.close());
   dialog.addEventListener('keydown', (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('.details-picture.long')) return;
     const keys = { ArrowLeft: () => go(-1), ArrowRight: () => go(1), m: () => like(shown), '+': () => add(1), '-': () => add(-0.5) };
@@ -66,8 +66,7 @@ function open() {
     if (now.row !== null) leave();
     if (now.view === 'pictures') focusTile(id);
   });
-  document.body.append(dialog);
-  dialog.showModal();
+  cover(dialog);
 }
 
 /** Closing is going back where the page itself had opened the row, so no closed row is left in the history. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -65,6 +66,23 @@ def painted(page: Page) -> None:
     two_frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
     none_come = "new Promise(done => setTimeout(done, 30_000))"  # a Chromium has been seen that drew a page no more
     page.evaluate(f"() => Promise.race([{two_frames}, {none_come}])")
+
+
+def restyled(page: Page, act: Callable[[], object]) -> int:
+    """How many elements the browser works out the style of while something is done, and until it is on the screen: the
+    work that makes tasks long where it grows with the page, as a number that no machine changes.
+    """
+    browser = page.context.browser
+    assert browser is not None
+    browser.start_tracing(page=page, categories=["devtools.timeline"])
+    try:
+        act()
+        painted(page)
+    finally:
+        events = json.loads(browser.stop_tracing())["traceEvents"]
+    known = [event["args"]["elementCount"] for event in events if "elementCount" in event.get("args", {})]
+    assert known, "the browser tells nothing of styles"
+    return sum(known)
 
 
 def answer(

@@ -99,7 +99,19 @@ def test_an_address_that_failed_is_not_asked_for_again(open_page: Callable[..., 
 
 def test_that_all_are_gone_is_said_before_the_captions(open_page: Callable[..., Page], served: Served) -> None:
     page = open_web(open_page, served, lambda url: True)
-    note = page.get_by_text("None of these pictures loads: only their captions are shown.")
+    note = page.locator("#gone")
+    expect(note).to_have_text("None of these pictures loads: only their captions are shown.")
     expect(note).to_be_visible()
     lines = "[...document.querySelectorAll('#gone, .tile')].map(one => one.getBoundingClientRect())"
     until(page, f"(([line, first]) => line.height > 0 && first.height > 0 && line.bottom <= first.top)({lines})")
+
+
+def test_only_those_that_load_is_offered_above_the_grid(open_page: Callable[..., Page], served: Served) -> None:
+    page = open_web(open_page, served, lambda url: "good" not in url)
+    only = page.get_by_role("button", name="Only those that load")
+    expect(only).to_be_visible()
+    assert page.evaluate("scrollY") == 0
+    expect(only).to_be_in_viewport()
+    only.click()
+    expect(page.locator("#gone button").first).to_be_focused()
+    expect(page.locator(".tile.dead:visible")).to_have_count(0)

@@ -100,3 +100,35 @@ def test_the_caption_and_the_address_are_copied(open_page: Callable[..., Page], 
         painted(page)
         meanwhile(page, lambda wanted=wanted: page.evaluate("navigator.clipboard.readText()") == wanted, name)
         assert beside.or_(dialog.get_by_role("button", name="Copied")).last.bounding_box() == place  # nothing moves
+
+
+def test_the_details_are_as_a_modal_dialog_for_keys_and_for_the_pointer(
+    open_page: Callable[..., Page], odd: Served
+) -> None:
+    page = open_page(f"{odd.address}#pictures?table=odd", viewport={"width": 1280, "height": 720})
+    settled(page)
+    opener = page.locator(".tile[data-id='1'] .open")
+    opener.focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_have_attribute("aria-modal", "true")
+    expect(dialog.get_by_role("heading")).to_have_text("1-panorama")
+    within = "document.activeElement.closest('dialog') !== null"
+    seen = set()
+    for key in ["Tab"] * 30 + ["Shift+Tab"] * 30:
+        page.keyboard.press(key)
+        assert page.evaluate(within), key
+        seen.add(page.evaluate("document.activeElement.outerHTML"))
+    assert len(seen) > 5
+    page.evaluate("document.getElementById('words').focus()")
+    assert page.evaluate(within)
+    page.mouse.click(640, 20)  # beside it: what lies behind is not clicked
+    expect(dialog).to_have_count(0)
+    expect(opener).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(dialog.get_by_role("heading")).to_have_text("1-panorama")
+    page.keyboard.press("ArrowRight")
+    expect(dialog.get_by_role("heading")).to_have_text("2-tower")
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    expect(page.locator(".tile[data-id='2'] .open")).to_be_focused()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from browser_steps import hover_action, ids, meanwhile, painted, search, settled, until
+from browser_steps import hover_action, ids, meanwhile, painted, restyled, search, settled, until
 from browser_support import Served, serve
 from playwright.sync_api import Page, expect
 
 import clipql
 
 ROWS, MOST_NODES = 1500, 9_000
+MOST_RESTYLED = 700  # of them, by what is done to one picture
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,36 @@ def test_keys_reach_rows_that_are_far_from_the_view(open_page: Callable[..., Pag
     expect(page.locator(".tile[data-id='4']")).to_be_in_viewport()
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog").get_by_role("heading")).to_have_text("row 4")
+
+
+def test_what_is_done_to_one_picture_takes_no_more_where_thousands_are_shown(
+    open_page: Callable[..., Page], many: Served
+) -> None:
+    page = open_page(f"{many.address}#pictures?table=many", alone=True)
+    settled(page)
+    to_the_end(page)
+    page.evaluate("window.scrollTo(0, 0)")
+    until(page, "document.querySelector('.tile[data-id=\"1\"] .caption')")
+    heading = page.get_by_role("dialog").get_by_role("heading")
+
+    def opened() -> None:
+        page.locator(".tile[data-id='1'] .open").click()
+        expect(heading).to_have_text("row 1")
+
+    def stepped() -> None:
+        page.keyboard.press("ArrowRight")
+        expect(heading).to_have_text("row 2")
+
+    def closed() -> None:
+        page.keyboard.press("Escape")
+        expect(heading).to_have_count(0)
+
+    def picked() -> None:
+        page.keyboard.press("x")
+        expect(page.locator(".tile.picked")).to_have_count(1)
+
+    taken = {act.__name__: restyled(page, act) for act in (opened, stepped, closed, picked)}
+    assert max(taken.values()) <= MOST_RESTYLED, taken
 
 
 def test_back_restores_the_place(page: Page) -> None:

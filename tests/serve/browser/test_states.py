@@ -58,7 +58,7 @@ def test_pictures_that_are_gone_leave_no_hole_and_none_is_told_where_it_was_show
     safe = [i for i in range(WEB) if i not in UNSAFE]
     assert ids(web_page) == [str(i) for i in safe if i not in GONE]
     gone = len([i for i in safe if i in GONE])
-    expect(web_page.locator(".dead-note")).to_contain_text(f"{gone} pictures that no longer load")
+    expect(web_page.locator("#gone")).to_contain_text(f"{gone} pictures that no longer load")
     web_page.get_by_role("button", name="Only those that load").click()
     expect(web_page.locator(".tile.dead:visible")).to_have_count(0)
     web_page.evaluate("window.scrollTo(0, 0)")
@@ -91,7 +91,7 @@ def test_where_no_picture_loads_the_captions_are_shown_and_no_page_after_page(
     assert all(tile.is_visible() for tile in page.locator(".tile.dead").all())
     page.get_by_role("button", name="Remove the WHERE").click()
     expect(page.locator(".tile.loaded").first).to_be_visible()
-    expect(page.locator(".dead-note")).to_contain_text("no longer load")
+    expect(page.locator("#gone")).to_contain_text("no longer load")
 
 
 def test_a_search_that_fails_says_why_and_offers_nothing_of_it(open_page: Callable[..., Page], served: Served) -> None:
