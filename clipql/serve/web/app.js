@@ -45,6 +45,7 @@ const gridLasso = later(() => import('./gridlasso.js'), (part) => part.makeGridL
 const trust = later(() => import('./trust.js'), (part) => part.makeTrust(drawStatus));
 const views = later(() => import('./views.js'));
 const models = later(() => import('./models.js'));
+const share = later(() => import('./share.js'));
 const brightness = later(() => import('./brightness.js'), (part) => part.drawTheme());
 let sqlSeen = false;
 
@@ -375,6 +376,7 @@ function listen() {
   byId('fold').addEventListener('click', () => change({ fold: now.fold === null ? NEAR_DUPLICATE : null }));
   byId('show-sql').addEventListener('click', showHow);
   byId('export').addEventListener('click', opens(dialogs, (part) => part.showExport()));
+  byId('share').addEventListener('click', opens(share, (part) => part.showShare()));
   byId('views').addEventListener('click', opens(views, (part) => part.showViews()));
   byId('help').addEventListener('click', showHelp);
   byId('skip').addEventListener('click', () => focusTile(null));

@@ -45,7 +45,7 @@ export function drawControls(state) {
   byId('safe-label').hidden = !table?.nsfw;
   byId('safe').value = state.safe;
   byId('fold').setAttribute('aria-pressed', String(state.fold !== null));
-  for (const id of ['filters', 'facets', 'fold', 'show-sql', 'export']) byId(id).hidden = !table;
+  for (const id of ['filters', 'facets', 'fold', 'show-sql', 'export', 'share']) byId(id).hidden = !table;
   byId('words').placeholder = !table || takesWords(state, table) ? 'Describe a picture' : 'No model for words here: search by a picture of the results';
 
   for (const view of ['pictures', 'map', 'sql']) {

@@ -13,7 +13,7 @@ import { change, now, parts } from './state.js';
 /** `outdated`: what is shown is not what was asked for, so no figure is true of it. `showHow()`: how it was searched. */
 export function drawFigures(outdated, showHow) {
   const place = byId('status');
-  for (const id of ['show-sql', 'export']) byId(id).disabled = !results.state || outdated;
+  for (const id of ['show-sql', 'export', 'share']) byId(id).disabled = !results.state || outdated;
   if (!results.state || outdated) {
     place.replaceChildren();
     drawWeak(null, null, []);
