@@ -4,7 +4,7 @@ import { ApiError, setHooks } from './api.js';
 import { drawBelow, takeDead, watchEnd } from './below.js';
 import { addTerm, drawChips, makeChips } from './chips.js';
 import { drawControls } from './controls.js';
-import { button, byId, drawIcons, notice, webAddress } from './dom.js';
+import { button, byId, drawIcons, notice } from './dom.js';
 import { isServerGone, serverIsBack, tellBusy, waitForServer } from './gone.js';
 import { clear, focusTile, holdPictures, makeGrid, releasePictures, revive, rowOf, show, showSkeletons } from './grid.js';
 import { fetchAll, later } from './later.js';
@@ -12,7 +12,7 @@ import { AddressAsWords, ChangedTable, MissingPicture, bringBack, forget, forget
 import { drawWords, makeSearchBox } from './searchbox.js';
 import { NEAR_DUPLICATE, change, now, openRow, parts, takeAddress, toHash, watch } from './state.js';
 import { askFigures, drawFigures, forgetFigures } from './status.js';
-import { catalog, isPlainTable, loadCatalog, namedIn, sourceOf, tableOf, watchChanges } from './tables.js';
+import { catalog, loadCatalog, namedIn, tableOf, watchChanges } from './tables.js';
 import { forgetPicture } from './uploads.js';
 
 const CALM_MS = 350;
@@ -45,6 +45,8 @@ const gridLasso = later(() => import('./gridlasso.js'), (part) => part.makeGridL
 const trust = later(() => import('./trust.js'), (part) => part.makeTrust(drawStatus));
 const views = later(() => import('./views.js'));
 const models = later(() => import('./models.js'));
+const ofNothing = later(() => import('./nothing.js'));
+const ofAddresses = later(() => import('./addresses.js'));
 const share = later(() => import('./share.js'));
 const brightness = later(() => import('./brightness.js'), (part) => part.drawTheme());
 let sqlSeen = false;
@@ -77,14 +79,8 @@ function explain(error) {
   const table = currentTable();
   if (error instanceof AddressAsWords) {
     leaveResults();
-    const column = table?.picture?.kind === 'url' ? table.picture.column : null;
-    const row = () => change({ words: '', terms: [], filters: [{ column, op: 'eq', value: error.message }], where: '' });
-    const by = () => change({ words: '', weight: 1, terms: [...now.terms, { kind: 'address', address: webAddress(error.message), weight: 1 }] });
-    notice(
-      catalog.fetches ? 'That is an address.' : 'That is an address, and this page fetches nothing from elsewhere. To search with its picture, save it and drop the file here.',
-      catalog.fetches ? button('Search with the picture there', { text: 'Search with the picture there', class: 'link', onclick: by }) : '',
-      column ? button('Look for the row with this address', { text: 'Look for the row with this address', class: 'link', onclick: row }) : '',
-    );
+    const state = now;
+    ofAddresses((part) => part.asWords(error.message, table)).then((said) => said && state === now && notice(...said));
   } else if (error instanceof MissingPicture) {
     leaveResults();
     notice('This search has a picture in it that was never uploaded here: pictures are not part of a link. Add it again, or leave it out.');
@@ -98,7 +94,7 @@ function explain(error) {
     // a search with it would fail for ever: it leaves the query, the address and this tab
     forgetPicture(error.field);
     change({ terms: now.terms.filter((term) => term.key !== error.field) }, 'replace');
-    tell('A picture that you gave cannot be read, and was left out of the search. PNG, JPEG and WebP can.', true);
+    tell('A picture that you gave cannot be read, and was left out. PNG, JPEG and WebP can.', true);
   } else if (error.model !== undefined) {
     const state = now;
     models((part) => part.withoutModel(error, state, table, again)).then((said) => said && state === now && notice(...said));
@@ -320,21 +316,11 @@ async function loadTables() {
 /** Another table: of the search what is not about the rows and columns of the one before. */
 const openTable = (table) => change({ ...namedIn(table), column: null, model: null, terms: now.terms.filter((term) => term.kind !== 'row'), filters: [], where: '', score: null, row: null });
 
-/** The address names a table that is not among those that can be searched: says so, and shows nothing of another. */
+/** The address names a table that cannot be searched: says so, and shows nothing of another. */
 async function missTable(state) {
   leaveResults();
-  const { database, table } = state;
-  const first = catalog.tables[0];
-  const ways = first ? [button(`Open ${first.name}`, { text: `Open ${first.name}`, class: 'link', onclick: () => openTable(first) })] : [];
-  const plain = await isPlainTable(state);
-  if (now.table !== table || now.database !== database || now.view === 'sql') return;
-  if (plain) {
-    const look = () => {
-      notice(null);
-      change({ view: 'sql', sql: `SELECT *\nFROM ${sourceOf(state)}\nLIMIT 20` });
-    };
-    notice(`The table ${table} has no vectors, so it can be read with SQL but not searched by meaning.`, button('Open it in SQL', { text: 'Open it in SQL', class: 'link', onclick: look }), ...ways);
-  } else notice(`There is no table ${table} here.`, ...ways);
+  const said = await ofNothing((part) => part.noTable(state, openTable));
+  if (said && now.table === state.table && now.database === state.database && now.view !== 'sql') notice(...said);
 }
 
 /** Nothing of the search before is shown, counted or exported any more. */
@@ -417,7 +403,7 @@ function start() {
     },
   });
   makeChips(byId('chips'), (id) => rowOf(id, currentTable()), currentTable);
-  makeSearchBox({ tell, toResults: () => focusTile(null), again });
+  makeSearchBox({ tell, toResults: () => focusTile(null), again, dropped: (address) => ofAddresses((part) => part.dropped(address, tell)) });
   listen();
   watch(draw);
   watchChanges(takeChanges);

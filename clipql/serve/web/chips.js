@@ -97,8 +97,8 @@ function contentOf(term, name) {
   const thumb = picture(null, labelOf(term), { class: 'chip-picture', loading: 'eager' });
   if (term.kind === 'address') {
     thumb.title = term.address;
-    thumb.addEventListener('error', () => thumb.replaceWith(el('span', { class: 'chip-name', title: term.address }, term.address)));
-    thumb.src = webAddress(term.address) ?? '';
+    thumb.addEventListener('error', () => thumb.replaceWith(el('span', { class: 'chip-name' }, term.address)));
+    if (webAddress(term.address)) thumb.src = term.address;
     return thumb;
   }
   if (term.kind === 'picture') {

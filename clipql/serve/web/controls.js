@@ -7,11 +7,11 @@ import { catalog, tableOf, takesWords } from './tables.js';
 
 let tablesListed = null; // to choose from
 
-/** The models that read words for a column, where there is more than one. */
+/** The models for a column, where there are several. */
 function drawModels(state, column) {
   const names = column?.usual ? ['', ...new Set([...column.others, ...(state.model ? [state.model] : [])])] : [];
   byId('model-label').hidden = names.length < 2;
-  byId('model').replaceChildren(...names.map((name) => el('option', { value: name, selected: name === (state.model ?? '') }, (name || column.usual).replace(/^.*\/(?=.*\/)|^\/.*\//, ''))));
+  byId('model').replaceChildren(...names.map((name) => el('option', { value: name, selected: name === (state.model ?? '') }, name || column.usual)));
 }
 
 export function drawControls(state) {

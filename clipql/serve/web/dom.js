@@ -25,7 +25,6 @@ const ICONS = {
   minus: 'M5 12h14',
   like: 'M4 12a8 8 0 0 1 13.7-5.600L20 8.500M20 4v4.500h-4.500M20 12a8 8 0 0 1-13.7 5.600L4 15.500M4 20v-4.500h4.5',
   out: 'M14 4h6v6M20 4l-9 9M18 14v5a1 1 0 0 1-1 1H5a1 1 0 0 1-1-1V7a1 1 0 0 1 1-1h5',
-  share: 'M7 9.500a2.500 2.500 0 1 0 0 5 2.500 2.500 0 0 0 0-5M17 4a2.500 2.500 0 1 0 0 5 2.500 2.500 0 0 0 0-5M17 15a2.500 2.500 0 1 0 0 5 2.500 2.500 0 0 0 0-5M9.200 10.900l5.600-3.200M9.200 13.100l5.600 3.200',
   left: 'M15 5l-7 7 7 7',
   right: 'M9 5l7 7-7 7',
   copy: 'M9 9h11v11H9zM5 15H4V4h11v1',
@@ -99,7 +98,6 @@ export function webAddress(text) {
   }
 }
 
-/** Whether a text is one address of the web and nothing else. */
 export const isAddress = (text) => !/\s/.test(text.trim()) && webAddress(text) !== null;
 
 /** A link to elsewhere that tells the other side nothing; plain text where the address is not one of the web. */

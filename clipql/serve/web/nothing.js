@@ -1,7 +1,9 @@
 /** What stands in the place of pictures where there are none: why, and the ways on. */
 
-import { button, el, icon } from './dom.js';
+import { call } from './api.js';
+import { button, el, icon, notice } from './dom.js';
 import { change, parts } from './state.js';
+import { catalog, sourceOf } from './tables.js';
 
 /** For a search without results. */
 export function nothingFound(state, table) {
@@ -29,4 +31,23 @@ export function emptyDatabase() {
     el('p', {}, 'This database has no table with picture or caption vectors. Make one from pictures, then take it in:'),
     el('pre', { class: 'statement' }, 'clipql embed images PICTURES parts/\nclipql ingest parts/ --table pictures'),
   );
+}
+
+/** Whether there is such a table without vectors, which only SQL can read. */
+async function isPlainTable(state) {
+  const text = await call('/?default_format=JSONCompact', { body: `EXISTS TABLE ${sourceOf(state)}` }).catch(() => null);
+  return Number(text?.data?.[0]?.[0]) === 1;
+}
+
+/** For an address of a table that is not among those that can be searched: the line and its ways on, for `notice`. */
+export async function noTable(state, openTable) {
+  const { table } = state;
+  const first = catalog.tables[0];
+  const ways = first ? [button(`Open ${first.name}`, { text: `Open ${first.name}`, class: 'link', onclick: () => openTable(first) })] : [];
+  if (!(await isPlainTable(state))) return [`There is no table ${table} here.`, ...ways];
+  const look = () => {
+    notice(null);
+    change({ view: 'sql', sql: `SELECT *\nFROM ${sourceOf(state)}\nLIMIT 20` });
+  };
+  return [`The table ${table} has no vectors, so it can be read with SQL but not searched by meaning.`, button('Open it in SQL', { text: 'Open it in SQL', class: 'link', onclick: look }), ...ways];
 }

@@ -119,7 +119,7 @@ function scoreControl(table) {
   const numbers = table.columns.filter((one) => one.kind === 'number');
   if (!numbers.length) return null;
   const chosen = now.score?.column ?? '';
-  const column = el('select', { 'aria-label': 'Column mixed into the order' }, el('option', { value: '' }, 'similarity alone'), numbers.map(({ name }) => el('option', { value: name, selected: name === chosen }, name)));
+  const column = el('select', { 'aria-label': 'Mixed into the order' }, el('option', { value: '' }, 'similarity alone'), numbers.map(({ name }) => el('option', { value: name, selected: name === chosen }, name)));
   const weight = el('input', { type: 'text', inputmode: 'decimal', 'aria-label': 'Its weight', value: now.score?.weight ?? 0.1, autocomplete: 'off', disabled: !column.value });
   const apply = () => {
     if (column.closest('.left')) return;

@@ -198,7 +198,7 @@ function takeRest({ more, sql, params, plan, exact, ms }) {
 /** The similarity of a row to what is searched for; null where nothing is, or rows are ranked by something else, too. */
 export const similarityOf = (row) => (results.state && parts(results.state).length && !rankedByWords(results.state) && !scoreIn(results.state, results.table) && typeof row?.distance === 'number' ? 1 - row.distance : null);
 
-/** The column mixed into the order of a state, as far as the table has it and nothing else ranks; else null. */
+/** The column mixed into the order, where the table has it and words do not rank; else null. */
 export function scoreIn(state, table) {
   const column = table?.columns.find((one) => one.name === state.score?.column);
   return column?.kind === 'number' && !rankedByWords(state) ? state.score : null;

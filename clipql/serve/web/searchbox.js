@@ -17,11 +17,12 @@ let lastKey = -TOGETHER_MS;
 let typing = false; // whether the newest step of the history is this run of typing
 let say = () => {};
 let askAgain = () => {};
+let takeDropped = () => {};
 let emptied = 0; // how often the search was cleared: a picture that was given before is not added after it
 
-/** `tell(text)` shows a notice; `toResults()` takes the focus into the grid; `again()`: what failed is searched for again. */
-export function makeSearchBox({ tell, toResults, again }) {
-  [say, askAgain] = [tell, again];
+/** `tell(text)` shows a notice; `toResults()` takes the focus into the grid; `again()`: what failed is searched for again; `dropped(address)`: one of the web came. */
+export function makeSearchBox({ tell, toResults, again, dropped }) {
+  [say, askAgain, takeDropped] = [tell, again, dropped];
   const words = byId('words');
   words.addEventListener('input', (event) => {
     if (/^insertFrom(Paste|Drop)/.test(event.inputType) && takeAddressTyped()) return;
@@ -79,15 +80,15 @@ function empty() {
   byId('words').focus();
 }
 
-/** An address in the box becomes a part of the search, where the server fetches pictures; true where it has. */
+/** An address in the box becomes a part of the search; true where the server fetches it. */
 function takeAddressTyped() {
-  const text = byId('words').value.trim();
-  if (!catalog.fetches || !isAddress(text)) return false;
+  const address = webAddress(byId('words').value);
+  if (!catalog.fetches || !isAddress(byId('words').value)) return false;
   clearTimeout(timer);
   byId('words').value = '';
   typing = false;
   change({ words: '', weight: 1 }, 'replace');
-  addTerm({ kind: 'address', address: webAddress(text), weight: 1 });
+  addTerm({ kind: 'address', address, weight: 1 });
   return true;
 }
 
@@ -148,9 +149,7 @@ function makeDrop() {
     if (id) addTerm({ kind: 'row', id, weight: 1 });
     else if (event.dataTransfer.files.length) takePictures(event.dataTransfer.files);
     else if (webAddress(event.dataTransfer.getData('text/uri-list'))) {
-      const address = webAddress(event.dataTransfer.getData('text/uri-list'));
-      if (catalog.fetches) addTerm({ kind: 'address', address, weight: 1 });
-      else say('That is the address of a picture, and this page fetches nothing from elsewhere: save the picture and drop its file.');
+      takeDropped(webAddress(event.dataTransfer.getData('text/uri-list')));
     }
   });
 }

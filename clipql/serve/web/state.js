@@ -185,7 +185,6 @@ function scoreOf(text) {
   return column && isWeight(weight) ? { column, weight: Number(weight) } : null;
 }
 
-/** Whether a text is what a column may weigh in the order. */
 export const isWeight = (text) => text.trim() !== '' && Math.abs(Number(text)) <= 1e9;
 
 function cutOf(text) {

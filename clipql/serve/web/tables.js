@@ -43,12 +43,6 @@ export const quoted = (name) => (/^[A-Za-z_]\w*$/.test(name) ? name : `\`${name.
 /** The table of a state as SQL names it. */
 export const sourceOf = ({ database, table }) => `${database && database !== 'default' ? `${quoted(database)}.` : ''}${quoted(table)}`;
 
-/** Whether there is such a table without vectors, which only SQL can read. */
-export async function isPlainTable(state) {
-  const text = await call('/?default_format=JSONCompact', { body: `EXISTS TABLE ${sourceOf(state)}` }).catch(() => null);
-  return Number(text?.data?.[0]?.[0]) === 1;
-}
-
 /** The column that a state searches in. */
 export const columnOf = (state, table) => table?.vectors.find((one) => one.column === state.column) ?? table?.vectors[0] ?? null;
 

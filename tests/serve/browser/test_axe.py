@@ -82,6 +82,7 @@ VIEWS: dict[str, Callable[[Page], Any]] = {
     "facets": dialog("Facets"),
     "the SQL of a search": dialog("Show SQL"),
     "export": dialog("Export"),
+    "share": dialog("Share and cite"),
     "saved searches": dialog("Saved searches"),
     "help": dialog("Help and keys"),
     "a search that fails": go("#pictures?table=emoji&where=nothing>1", "#notice"),

@@ -18,7 +18,7 @@ SCORE = {"column": "letters", "weight": 0.02}
 def choose(page: Page, column: str, weight: str) -> None:
     """Set the order in the panel of filters, and leave it."""
     page.get_by_role("button", name="Filters").click()
-    page.get_by_label("Column mixed into the order").select_option(column)
+    page.get_by_label("Mixed into the order").select_option(column)
     page.get_by_label("Its weight").fill(weight)
     page.get_by_role("dialog").get_by_role("button", name="Close").click()
     settled(page)
