@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pyarrow as pa
 
 Convert = Callable[[Any], Any]
@@ -65,18 +66,25 @@ def _open(kind: pa.DataType) -> bool:
     )
 
 
-def python_columns(table: pa.Table, types: Mapping[str, str]) -> list[list[Any]]:
-    """The columns of a result as lists of Python's values. types: ClickHouse's of its columns, as far as known."""
-    return [python_values(c, types.get(n, "")) for n, c in zip(table.column_names, table.columns, strict=True)]
+def python_columns(table: pa.Table, types: Mapping[str, str], *, short: bool = False) -> list[list[Any]]:
+    """The columns of a result as lists of Python's values. types: ClickHouse's of its columns, as far as known.
+
+    short: see `python_values`.
+    """
+    return [
+        python_values(c, types.get(n, ""), short=short) for n, c in zip(table.column_names, table.columns, strict=True)
+    ]
 
 
-def python_values(column: pa.ChunkedArray, kind: str = "") -> list[Any]:
-    """The values of one column, of a ClickHouse type."""
+def python_values(column: pa.ChunkedArray, kind: str = "", *, short: bool = False) -> list[Any]:
+    """The values of one column, of a ClickHouse type. short: those of Float32 as ClickHouse writes them, in the fewest
+    digits that tell them apart: 0.1, and not what is nearest to it in Float64, 0.10000000149011612.
+    """
     try:
         found: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
         found = _with_bytes(column)
-    convert = converter(kind) if kind else _maps(column.type)
+    convert = converter(kind, short) if kind else _maps(column.type)
     return found if convert is None else [None if v is None else convert(v) for v in found]
 
 
@@ -117,15 +125,18 @@ def _maps(kind: pa.DataType) -> Convert | None:
 
 
 @functools.lru_cache(1024)
-def converter(kind: str) -> Convert | None:
-    """What makes Python's value of Arrow's, for one of ClickHouse's types; None where they are the same."""
+def converter(kind: str, short: bool = False) -> Convert | None:
+    """What makes Python's value of Arrow's, for one of ClickHouse's types; None where they are the same.
+
+    short: see `python_values`.
+    """
     name, inner = _parsed(kind)
     if name in ("Nullable", "LowCardinality"):
-        return converter(inner[0])
+        return converter(inner[0], short)
     if name == "SimpleAggregateFunction":
-        return converter(inner[-1])
+        return converter(inner[-1], short)
     if name == "Array":
-        return _each(converter(inner[0]))
+        return _each(converter(inner[0], short))
     if name in ("Ring", "LineString"):
         return _each(converter("Point"))
     if name in ("Polygon", "MultiLineString"):
@@ -135,9 +146,9 @@ def converter(kind: str) -> Convert | None:
     if name == "Point":
         return converter("Tuple(Float64, Float64)")
     if name == "Map":
-        return _map(*(converter(i) for i in inner))
+        return _map(*(converter(i, short) for i in inner))
     if name == "Tuple":
-        return _tuple(inner)
+        return _tuple(inner, short)
     if name in ("Enum8", "Enum16"):
         names = {int(number): _unquoted(text) for text, number in _QUOTED.findall(kind)}
         return lambda v: names.get(v, v)
@@ -147,6 +158,9 @@ def converter(kind: str) -> Convert | None:
     if match := _WIDE.match(name):
         signed = not match[1]
         return lambda v: int.from_bytes(v, "little", signed=signed)
+    if short and name in ("Float32", "BFloat16"):
+        widened = _PLAIN.get(name) or (lambda v: v)
+        return lambda v: float(str(np.float32(widened(v))))
     return _PLAIN.get(name)
 
 
@@ -179,9 +193,9 @@ def _one(convert: Convert | None, value: Any) -> Any:
     return value if convert is None or value is None else convert(value)
 
 
-def _tuple(elements: Sequence[str]) -> Convert:
+def _tuple(elements: Sequence[str], short: bool) -> Convert:
     named = [_element(e) for e in elements]
-    converters = [converter(kind) for _, kind in named]
+    converters = [converter(kind, short) for _, kind in named]
 
     def made(value: Mapping[str, Any]) -> Any:
         values = [_one(c, v) for c, v in zip(converters, value.values(), strict=True)]

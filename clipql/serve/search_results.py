@@ -270,7 +270,7 @@ def _thumbnail(table: Table, row: int) -> str:
 
 def _records(found: pa.Table, types: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows by the names of their columns, with values as Python has them."""
-    columns = python_columns(found, types)
+    columns = python_columns(found, types, short=True)
     return [dict(zip(found.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 

@@ -123,6 +123,37 @@ def test_values_of_every_kind_are_as_people_write_them(server: Running) -> None:
     server.sql("DROP TABLE kinds")
 
 
+def test_numbers_of_float32_are_as_clickhouse_writes_them(server: Running) -> None:
+    kinds = {
+        "a": "Float32",
+        "b": "Nullable(Float32)",
+        "c": "Tuple(Float32, Float64)",
+        "d": "Map(String, Float32)",
+        "e": "Array(Nullable(Float32))",
+        "f": "Tuple(x Float32, y String)",
+        "g": "Float64",
+    }
+    columns = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+    made = f"CREATE TABLE short (id UInt32, {columns}, v Array(Float32)) ENGINE = MergeTree ORDER BY id"
+    numbers = ["0.1", "1.1", "-0.103", "1e-20", "16777217", "3.4e38", "0"]
+    rows = ", ".join(
+        f"({i}, {n}, {n if i % 2 else 'NULL'}, ({n}, {n}), map('k', {n}), [{n}, NULL], ({n}, 'x'), {n}, [1, {i}])"
+        for i, n in enumerate(numbers)
+    )
+    for statement in (made, f"INSERT INTO short VALUES {rows}"):
+        reply = server.sql(statement)
+        assert reply.status == 200, reply.text
+    names = ", ".join(kinds)
+    lines = server.sql(f"SELECT {names} FROM short ORDER BY id FORMAT JSONEachRow").text.splitlines()
+    expected = [json.loads(line) for line in lines]
+    assert expected[0]["a"] == 0.1
+    found = search(server, table="short", terms=[], k=20, safe=False)
+    got = [{name: row["values"][name] for name in kinds} for row in found["rows"]]  # type: ignore[attr-defined]
+    assert got == expected
+    assert server.ask("/api/rows/default/short/2").json["values"]["a"] == -0.103
+    server.sql("DROP TABLE short")
+
+
 def test_safe_mode_leaves_out_what_is_marked(server: Running) -> None:
     found = search(server, terms=[{"id": "0"}], k=100)
     assert ids(found) == nearest(FIRST[0].astype(np.float64), np.arange(0, ROWS, 3))[:100]
