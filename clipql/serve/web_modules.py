@@ -1,8 +1,9 @@
 """The modules of the page that its first results need, as one: fewer requests are fewer round trips on a slow line.
 
 Nothing is built beforehand. When the server starts, the modules are put one behind the other as they stand, without
-what they import from each other. What must stay true: no two of them give one name to different things; and each is to
-be had under its own name, too, as what the one module has of it, so that the parts that come later share its state.
+what they import from each other and without their comments. What must stay true: no two of them give one name to
+different things; and each is to be had under its own name, too, as what the one module has of it, so that the parts
+that come later share its state.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ _EXPORT = re.compile(r"^export (?=(?:async )?(?:function\*?|class|const|let) ([A
 _NAMED = re.compile(
     r"^(?:export )?(?:async )?(?:function\*?|class|const|let) ([A-Za-z_$][\w$]*|[\[{][^=]*)", re.MULTILINE
 )
+
+
+_COMMENT = re.compile(r"^[ \t]*(?:/\*\*?.*?\*/[ \t]*|//[^\n]*)\n", re.MULTILINE | re.DOTALL)
 
 
 def order(modules: Mapping[str, str], first: str) -> list[str]:
@@ -38,6 +42,18 @@ def names(text: str) -> set[str]:
     return {name for told in _NAMED.findall(text) for name in re.findall(r"[A-Za-z_$][\w$]*", told)}
 
 
+def without_comments(text: str) -> str:
+    """A module without the lines that are comments alone, which are a fifth of what would travel. A line within a text
+    of several lines stays.
+    """
+
+    def left(found: re.Match[str]) -> str:
+        within_text = text.count("`", 0, found.start()) % 2
+        return found[0] if within_text else ""
+
+    return _COMMENT.sub(left, text)
+
+
 def joined(modules: Mapping[str, str], first: str, called: str) -> dict[str, str]:
     """Texts by name: the one module under `called`, and its parts as what they are of it.
 
@@ -51,7 +67,7 @@ def joined(modules: Mapping[str, str], first: str, called: str) -> dict[str, str
                 raise ValueError(f"{declared[name]} and {part} both declare {name}, and are one module together")
             declared[name] = part
     exports = {part: _EXPORT.findall(modules[part]) for part in parts}
-    body = [f"// {part}\n{_EXPORT.sub('', _IMPORT.sub('', modules[part]))}" for part in parts]
+    body = [f"// {part}\n{_EXPORT.sub('', _IMPORT.sub('', without_comments(modules[part])))}" for part in parts]
     every = ", ".join(name for part in parts for name in exports[part])
     whole = "\n".join([*body, f"export {{ {every} }};\n"])
     shims = {part: f"export {{ {', '.join(exports[part])} }} from './{called}';\n" for part in parts}

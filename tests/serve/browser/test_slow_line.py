@@ -13,7 +13,7 @@ from patience import until
 from playwright.sync_api import Page, Route, expect
 
 import clipql.serve
-from clipql.serve.web_modules import joined, order
+from clipql.serve.web_modules import joined, order, without_comments
 
 WEB = Path(clipql.serve.__file__).parent / "web"
 MOST_BYTES, MOST_REQUESTS, MOST_REPLY_BYTES = 50_000, 8, 4_000
@@ -78,6 +78,11 @@ def test_what_is_loaded_before_the_first_results_is_packed_and_little(
         page.request.get(f"{served.address}static/app.js", headers={"If-None-Match": again.headers["etag"]}).status
         == 304
     )
+
+
+def test_comments_do_not_travel_and_nothing_else_is_left_out() -> None:
+    first, rest = "const a = 1; // one\n", "const b = `\n// text\n/* text */\n`;\n/* c */ f();\n"
+    assert without_comments(f"/** What it is.\n * More. */\n{first}  // alone\n{rest}") == first + rest
 
 
 def test_a_part_that_could_not_be_fetched_is_told_of_and_fetched_when_asked_for_again(
