@@ -298,7 +298,7 @@ def test_a_result_is_sorted_charted_saved_and_shown_as_pictures(open_page: Calla
 def test_tables_earlier_statements_and_vectors_lead_on(open_page: Callable[..., Page], served: Served) -> None:
     page = open_page(f"{served.address}#sql?table=emoji")
     write_sql(page, "SELECT ")
-    side = page.get_by_label("Tables and earlier statements")
+    side = page.get_by_label("Tables and statements")
     expect(side.get_by_text("None was run in this browser yet")).to_have_count(1)
     side.get_by_text("emoji", exact=True).click()
     side.get_by_role("button", name="Insert letters").click()
